@@ -1,0 +1,1 @@
+"""Command lines: absl mains of at most 80 lines, and the shell scripts that start them."""

@@ -1,0 +1,248 @@
+"""Command lines: one `--config` flag, and mistakes told in one line.
+
+`run(main)` is what every launcher ends with. Order of steps: parse the flags (the config file is
+executed, overrides `--config.key=value` are checked against it), call `main`, and turn every mistake
+the user can mend (a flag, the config file, `lm.config.UserError`, a full disk) into `error: ...` on
+stderr with exit status 2. Nothing here imports JAX, so a wrong command touches no device.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from lm.config import Config, UserError, flatten, from_mapping, nearest
+
+# The launcher that asks for the flag owns it, so that `--help` lists it.
+flags.disclaim_key_flags()
+
+# What a mistake in a config file raises when it is executed.
+CONFIG_FILE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+# The command line being parsed; the config flag reads it to find its overrides.
+_argv: list[str] = []
+
+
+def config_flag(
+    name: str = "config", flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder[ConfigDict]:
+    """Defines the required `--config=file.py[:arg]` with overrides `--config.key=value`."""
+    holder = config_flags.DEFINE_config_file(
+        name,
+        default=None,
+        help_string="Python file with get_config(arg), as file.py or file.py:arg; "
+        f"--{name}.key=value overrides a value",
+        flag_values=flag_values,
+        lock_config=True,
+        sys_argv=_argv,
+    )
+    flag_values[name].parser = _ConfigFile(name)
+    flags.mark_flag_as_required(name, flag_values)
+    return holder
+
+
+def load_config(config: ConfigDict) -> Config:
+    """The value of the config flag -> the validated configuration of a run."""
+    return from_mapping(config.to_dict())
+
+
+def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:
+    """Parses the command line, calls `main(argv)`, exits: 0, 2 for a mistake, 130 if interrupted.
+
+    Args:
+      positional: whether arguments that are no flags are allowed; `main` finds them in argv[1:].
+    """
+
+    def parser(argv: list[str]) -> list[str]:
+        rest = parse(argv, flags.FLAGS)
+        if len(rest) > 1 and not positional:
+            raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        return rest
+
+    try:
+        app.run(main, flags_parser=parser)
+    except UserError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"{error}; free some space and run the same command again")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise AssertionError("app.run returns only by SystemExit")
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
+    """Parses `argv` into `flag_values` and returns what is no flag, the program name first.
+
+    Raises:
+      UserError: any mistake on the command line or in the config file.
+      SystemExit: status 0, after `--help`.
+    """
+    _argv[:] = _last_config_wins(argv, "config")
+    try:
+        return flag_values(_argv)
+    except flags.UnrecognizedFlagError as error:
+        hint = _flag_hint(error.flagname, flag_values)
+        raise UserError(f"unknown flag --{error.flagname}; {hint}") from None
+    except flags.Error as error:
+        raise UserError(_plain(str(error))) from None
+    except SystemExit:  # absl's --help exits with 1 after printing what was asked for
+        raise SystemExit(0) from None
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _last_config_wins(argv: list[str], name: str) -> list[str]:
+    """Keeps the last `--config`, at the place of the first; absl would apply overrides to each."""
+    places, value = [], None
+    for i, arg in enumerate(argv):
+        if arg == "--":
+            break
+        if re.fullmatch(rf"--?{name}", arg) and i + 1 < len(argv):
+            places.append((i, i + 2))
+            value = argv[i + 1]
+        elif found := re.fullmatch(rf"--?{name}=(.*)", arg, flags=re.DOTALL):
+            places.append((i, i + 1))
+            value = found[1]
+    if len(places) < 2:
+        return list(argv)
+    dropped = {j for start, stop in places for j in range(start, stop)}
+    kept = [None if i in dropped else arg for i, arg in enumerate(argv)]
+    kept[places[0][0]] = f"--{name}={value}"
+    return [arg for arg in kept if arg is not None]
+
+
+def _flag_hint(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean --{close[0]}?" if close else "--help lists the flags"
+
+
+def _plain(message: str) -> str:
+    """absl's message, shorter where its words do not help."""
+    if found := re.match(r"flag --([\w.]+)=None: Flag --\1 must have a value", message):
+        return f"missing flag --{found[1]}; set --{found[1]}=..."
+    patterns = (
+        (r"flag --(\S+?)=(.*): invalid literal for int", "an integer"),
+        (r"flag --(\S+?)=(.*): could not convert string to float", "a number"),
+        (r"flag --(\S+?)=(.*): Non-boolean argument", "true or false"),
+    )
+    for pattern, wanted in patterns:
+        if found := re.match(pattern, message, flags=re.DOTALL):
+            return f"--{found[1]}={found[2]} is not {wanted}"
+    return message
+
+
+class _ConfigFile(flags.ArgumentParser[ConfigDict]):
+    """Executes a config file and checks the overrides on the command line against its keys."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def parse(self, argument: Any) -> ConfigDict:
+        path, _, arg = argument.partition(":")
+        value = _get_config(Path(path), arg)
+        if not isinstance(value, Mapping | ConfigDict):
+            kind = type(value).__name__
+            raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
+        config = ConfigDict(value)
+        for override in _overrides(self.name, _argv):
+            _check_key(config, override, f"--{self.name}")
+        return config.lock()
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
+def _get_config(path: Path, arg: str) -> Any:
+    try:
+        module = _execute(path)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"{path} defines no get_config(); write one that returns a ConfigDict")
+        if not arg:
+            return module.get_config()
+        try:
+            inspect.signature(module.get_config).bind(arg)
+        except TypeError:
+            raise UserError(f"{path} takes no argument: drop {f':{arg}'!r}") from None
+        return module.get_config(arg)
+    except CONFIG_FILE_ERRORS as error:
+        raise UserError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+
+
+def _execute(path: Path) -> ModuleType:
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        close = get_close_matches(str(path), siblings, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the current directory is {Path.cwd()}"
+        raise UserError(f"--config={path}: no such file; {hint}")
+    spec = importlib.util.spec_from_file_location("espalier_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """ "file:line" of the deepest line of the config file in the traceback."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _overrides(name: str, argv: list[str]) -> list[str]:
+    """Dotted keys of the overrides: `--config.a.b=1` and `--noconfig.a.c` give a.b and a.c."""
+    found = (re.match(rf"--?(?:no)?{name}\.([^=]+)", arg) for arg in argv[1:])
+    return [match[1] for match in found if match]
+
+
+def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, leaf: str) -> str:
+    """The nearest key of the group, else a key of the same name elsewhere, else the group's keys."""
+    elsewhere = [key for key in flatten(config.to_dict()) if key.split(".")[-1] == leaf]
+    if elsewhere and not get_close_matches(unknown, list(siblings), n=1):
+        return f"did you mean {elsewhere[0]!r}?"
+    return nearest(unknown, siblings)
+
+
+def _check_key(config: ConfigDict, override: str, flag: str) -> None:
+    node: Any = config
+    walked = flag
+    for key in override.split("."):
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"{walked} is a value, not a group of keys: {flag}.{override}")
+        if key not in node:
+            hint = _key_hint(config, key, node, override.split(".")[-1])
+            raise UserError(f"unknown key {walked}.{key}; {hint}")
+        node = node[key]
+        walked = f"{walked}.{key}"
