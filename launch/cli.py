@@ -1,9 +1,10 @@
 """Command lines: one `--config` flag, and mistakes told in one line.
 
 `run(main)` is what every launcher ends with. Order of steps: parse the flags (the config file is
-executed, overrides `--config.key=value` are checked against it), call `main`, and turn every mistake
-the user can mend (a flag, the config file, `lm.config.UserError`, a full disk) into `error: ...` on
-stderr with exit status 2. Nothing here imports JAX, so a wrong command touches no device.
+executed, overrides `--config.key=value` are checked against it), call `main`, and turn every
+mistake the user can mend (a flag, the config file, `lm.config.UserError`, a full disk) into
+`error: ...` on stderr with exit status 2. Nothing here imports JAX, so a wrong command touches no
+device.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class _ConfigFile(flags.ArgumentParser[ConfigDict]):
         if not isinstance(value, Mapping | ConfigDict):
             kind = type(value).__name__
             raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-        config = ConfigDict(value)
+        config = ConfigDict(value if isinstance(value, Mapping) else value.to_dict())
         for override in _overrides(self.name, _argv):
             _check_key(config, override, f"--{self.name}")
         return config.lock()
@@ -228,7 +229,7 @@ def _overrides(name: str, argv: list[str]) -> list[str]:
 
 
 def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, leaf: str) -> str:
-    """The nearest key of the group, else a key of the same name elsewhere, else the group's keys."""
+    """The nearest key of the group, else one of the same name elsewhere, else the group's keys."""
     elsewhere = [key for key in flatten(config.to_dict()) if key.split(".")[-1] == leaf]
     if elsewhere and not get_close_matches(unknown, list(siblings), n=1):
         return f"did you mean {elsewhere[0]!r}?"
