@@ -1,0 +1,191 @@
+"""From a configuration and devices to everything compiled code needs; devices may be a topology
+that is not attached.
+
+    config -> mesh -> model (forms resolved) -> abstract parameters -> schedule, tx -> abstract
+    state, shardings -> step
+
+Train, plan, evaluate, generate, interop and bench start here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from kernels import dispatch
+from lm import mesh as mesh_lib
+from lm import model as model_lib
+from lm import mup, optim, schedules, sharding
+from lm import params as params_lib
+from lm import step as step_lib
+from lm.config import Config, UserError
+from lm.data.batch import Batch
+from lm.loss import LossOptions
+from lm.model import LayerRecord, Model
+from lm.modules.context import Context, Numerics
+from lm.schedules import Schedule
+from lm.state import TrainState
+
+
+class Build(NamedTuple):
+    """`abstract_state` carries shapes, dtypes and shardings; `init(seed)`, `step`, `token_nll` are
+    jitted.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: Model
+    layers: list[LayerRecord]
+    infos: Any
+    schedule: Schedule
+    tx: optax.GradientTransformationExtraArgs
+    run_tokens: int
+    abstract_state: TrainState
+    batch_sharding: NamedSharding
+    init: Callable[[int], TrainState]
+    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    token_nll: Callable[[Any, Batch], jax.Array]
+
+    @property
+    def abstract_batch(self) -> Batch:
+        """Shapes and shardings of a batch, for ahead-of-time compilation."""
+        shape = (self.config.data.batch_size, self.config.data.context_length)
+        make = functools.partial(jax.ShapeDtypeStruct, shape, sharding=self.batch_sharding)
+        return Batch(
+            **{
+                f: make(dtype=jnp.float32 if f == "loss_weights" else jnp.int32)
+                for f in Batch._fields
+            }
+        )
+
+    @property
+    def abstract_token_bytes(self) -> jax.ShapeDtypeStruct:
+        size = self.config.data.tokenizer.vocab_size
+        return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding.replicated(self.mesh))
+
+    def put(self, batch: Batch) -> Batch:
+        """A host batch (this process's rows) as global arrays on the mesh."""
+        make = functools.partial(jax.make_array_from_process_local_data, self.batch_sharding)
+        return Batch(*(make(np.asarray(x)) for x in batch))
+
+    def put_replicated(self, x: Any) -> jax.Array:
+        return jax.device_put(x, sharding.replicated(self.mesh))
+
+
+def build(config: Config, devices: Sequence[jax.Device], decay_start: float | None = None) -> Build:
+    """`decay_start`: tokens at the trunk checkpoint of schedule.decay_from, None for a run of its
+    own.
+
+    Raises:
+      UserError: sizes that do not fit the mesh, unknown layers or options, a schedule that
+      contradicts itself.
+    """
+    mesh = mesh_lib.create(config.mesh, devices)
+    _check_batch(config, mesh)
+    multipliers = mup.create(config)
+    numerics = Numerics.create(config.model.precision)
+    rules = sharding.activations(mesh, config.mesh.replicate)
+    context = Context(numerics, multipliers, config.model.norm_eps, mesh, rules)
+    vocab_size = config.data.tokenizer.vocab_size
+    model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
+
+    def init_params(seed: jax.Array) -> Any:
+        dummy = model_lib.dummy_inputs(8)
+        return model.init(jax.random.key(seed), *dummy, method="init_all")["params"]
+
+    abstract_params, infos = params_lib.split(jax.eval_shape(init_params, 0))
+    per_step = config.tokens_per_step
+    schedule = schedules.create(
+        config.schedule,
+        run_tokens=config.run_tokens,
+        tokens_per_step=per_step,
+        decay_start=decay_start,
+    )
+    tx = optim.create(config.optimizer, multipliers, infos, schedule, per_step)
+
+    def init(seed: jax.Array) -> TrainState:
+        params, _ = params_lib.split(init_params(seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    abstract = jax.eval_shape(init, 0)
+    shardings = _state_shardings(abstract, infos, mesh, config.mesh.replicate)
+    batch_axes = rules.get("B", ())
+    loss = LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, batch_axes)
+    parts = step_lib.Parts(
+        model, tx, infos, schedule, multipliers, per_step, config.run.accumulation, mesh, loss
+    )
+    return Build(
+        config=config,
+        mesh=mesh,
+        model=model,
+        layers=layers,
+        infos=infos,
+        schedule=schedule,
+        tx=tx,
+        run_tokens=int(schedule_end(config, decay_start)),
+        abstract_state=jax.tree.map(_with_sharding, abstract, shardings),
+        batch_sharding=sharding.batch(mesh),
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
+        token_nll=jax.jit(functools.partial(step_lib.token_nll, parts)),
+    )
+
+
+def schedule_end(config: Config, decay_start: float | None) -> int:
+    """Tokens after which the run ends: its length, or the end of the decay that branches at
+    `decay_start`.
+    """
+    if decay_start is None:
+        return config.run_tokens
+    return schedules.branch_tokens(config.schedule, decay_start, config.tokens_per_step)
+
+
+def flops_per_token(built: Build) -> float:
+    """Model FLOPs of forward and backward per token at the training context length, never of
+    recomputed work.
+
+    Three times the forward's: two for every parameter that a matmul reads (the head once, a lookup
+    never), plus the ops' own (`dispatch.flops`: causal pairs only). Kaplan et al. 2020, sec. 2.1,
+    with attention counted.
+    """
+    config = built.config
+    counts = params_lib.count(built.infos)
+    matmul = counts.get("hidden", 0) + config.model.width * built.model.padded_vocab_size
+    forward = 2.0 * matmul
+    length = config.data.context_length
+    for repeat, period in built.model.periods:
+        for block in period.blocks:
+            dims = {**block.mixer.dims(), "B": 1, "T": length}
+            forward += (
+                repeat * dispatch.flops(block.mixer.op, dims, block.mixer.op_options()) / length
+            )
+    return 3.0 * forward
+
+
+def _check_batch(config: Config, mesh: Mesh) -> None:
+    ways = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
+    rows = config.data.batch_size // config.run.accumulation
+    if rows % ways:
+        raise UserError(
+            f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = {ways} devices; "
+            "change the batch size or the mesh"
+        )
+
+
+def _state_shardings(
+    abstract: TrainState, infos: Any, mesh: Mesh, replicate: tuple[str, ...]
+) -> TrainState:
+    params = sharding.params(infos, mesh, replicate)
+    opt_state = sharding.like_params(abstract.opt_state, params, mesh)
+    return TrainState(sharding.replicated(mesh), params, opt_state)
+
+
+def _with_sharding(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)

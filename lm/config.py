@@ -1,0 +1,497 @@
+"""The configuration of a run: frozen dataclasses, and the one conversion from plain nested
+mappings.
+
+Order of steps: a file in experiments/ gives nested values, flags override some of them,
+`from_mapping` turns the result into `Config` once, rejecting unknown keys, missing keys and wrong
+types with one line each, and `validate` checks what involves two fields. Nothing below reads the
+mapping again. No field has a default: a run states everything (experiments/base.py is the place
+that does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+class UserError(Exception):
+    """A mistake the user can mend, told in one line: what, the two values, what to set. Launchers
+    exit with 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A span of training with its unit, written "500 steps", "1e6 tokens" or "10 percent" (of the
+    whole run).
+    """
+
+    value: float
+    unit: Literal["steps", "tokens", "percent"]
+
+    @staticmethod
+    def parse(text: str, where: str) -> Duration:
+        parts = text.split()
+        units = ("steps", "tokens", "percent")
+        if len(parts) != 2 or parts[1] not in units:
+            raise UserError(
+                f"{where}={text!r} is not a duration; write a number and one of {', '.join(units)}"
+            )
+        try:
+            value = float(parts[0])
+        except ValueError:
+            raise UserError(f"{where}={text!r}: {parts[0]!r} is not a number") from None
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"{where}={text!r} must be a finite duration >= 0")
+        return Duration(value, typing.cast(Any, parts[1]))
+
+    def tokens(self, *, run_tokens: float, tokens_per_step: int) -> float:
+        """The span in tokens, given the length of the run and of a step."""
+        scale = {"tokens": 1.0, "steps": float(tokens_per_step), "percent": run_tokens / 100.0}
+        return self.value * scale[self.unit]
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and layers. `layers` maps a label to {"mixer", "mlp", **mixer options}; a bare mixer
+    name needs no label.
+
+    `pattern`: "a", "a,b" or a tuple of labels cycled over depth, or groups ((repeat, (label, ...)),
+    ...).
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    layers: Mapping[str, Mapping[str, Any]]
+    pattern: Any
+    tied_embeddings: bool
+    norm_eps: float
+    precision: Literal["float32", "bfloat16", "bfloat16_operands"]
+    remat: Literal["none", "full", "dots", "mixer"]
+    unroll: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MupConfig:
+    """Width parametrisation (lm/mup.py). `standard` ignores nothing: its multipliers must all be 1."""
+
+    parametrization: Literal["mup", "standard"]
+    base_width: int
+    init_std: float
+    embedding_multiplier: float
+    residual_multiplier: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """`bytes` and `bpe` (trained on the sources) need no path; `json` (tokenizers) and `tiktoken`
+    read `path`.
+    """
+
+    kind: Literal["bytes", "bpe", "json", "tiktoken"]
+    path: str
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Text: `stdlib`, a glob of .txt .md .py .jsonl[.gz] files, or Parquet.
+
+    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the documents,
+    chosen by the hash of their path or id, form the validation set of this source's name (0: none,
+    1: all).
+    """
+
+    path: str
+    text_key: str
+    weight: float
+    valid_fraction: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    tokenizer: TokenizerConfig
+    sources: Mapping[str, SourceConfig]
+    context_length: int
+    batch_size: int
+    packing: Literal["concat", "best_fit"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate as a function of tokens (lm/schedules). `a`, `b` are Power's; `decay_from` a
+    trunk checkpoint.
+    """
+
+    family: Literal["power", "wsd", "cosine"]
+    peak_learning_rate: float
+    a: float
+    b: float
+    warmup: Duration
+    decay: Duration
+    decay_shape: Literal["exponential", "linear", "sqrt", "cosine"]
+    final_ratio: float
+    decay_from: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW. A step whose loss or gradient is not finite, or whose gradient norm exceeds
+    `spike_ratio` times its running mean (0: never), changes nothing but the counters; `max_skipped`
+    of them in a row stop the run.
+    """
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    weight_decay_mode: Literal["coupled", "independent", "width_invariant"]
+    clip_norm: float
+    spike_ratio: float
+    max_skipped: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """`chunk_size` tokens of logits exist at a time; `z_loss` multiplies the squared log
+    normaliser.
+    """
+
+    z_loss: float
+    chunk_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one may be -1 (all the rest). `replicate`: letters allowed not to
+    divide.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
+    replicate: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """`length` in tokens or steps; `accumulation` microbatches to a step."""
+
+    length: Duration
+    accumulation: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every: Duration
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every: Duration
+    samples: tuple[str, ...]
+    sample_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: Duration
+    keep_last: int
+    keep_every: Duration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int
+    init_from: str
+    model: ModelConfig
+    mup: MupConfig
+    data: DataConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    mesh: MeshConfig
+    run: RunConfig
+    eval: EvalConfig
+    log: LogConfig
+    checkpoint: CheckpointConfig
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch_size * self.data.context_length
+
+    @property
+    def run_steps(self) -> int:
+        """Length of the run in optimizer steps, rounded up to whole steps."""
+        length = self.run.length
+        steps = length.value if length.unit == "steps" else length.value / self.tokens_per_step
+        return max(1, math.ceil(steps))
+
+    @property
+    def run_tokens(self) -> int:
+        return self.run_steps * self.tokens_per_step
+
+    def steps(self, duration: Duration) -> int:
+        """A duration in whole steps, at least 1 (0 stays 0: never)."""
+        tokens = duration.tokens(run_tokens=self.run_tokens, tokens_per_step=self.tokens_per_step)
+        return max(1, round(tokens / self.tokens_per_step)) if tokens > 0 else 0
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """A short hint for an unknown word: the nearest known one, else the list."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Config:
+    """Nested plain values -> validated Config.
+
+    Raises:
+      UserError: an unknown or missing key, a value of the wrong type, or two values that contradict
+      each other.
+    """
+    config = typing.cast(Config, convert(Config, mapping, "config"))
+    validate(config)
+    return config
+
+
+def to_mapping(value: Any) -> Any:
+    """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can hold."""
+    if isinstance(value, Duration):
+        return (
+            str(Duration(value.value, value.unit))
+            if value.value < 1e6
+            else f"{value.value!r} {value.unit}"
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_mapping(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_mapping(v) for v in value]
+    return value
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; used for differences between two configurations."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, flattened: key -> (old, new); None stands for an absent key."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass); UserError
+    names `where`.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return (
+            Duration.parse(_typed(str, value, where), where)
+            if kind is Duration
+            else _fields(kind, value, where)
+        )
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if origin is not None and issubclass(origin, Mapping):
+        item = typing.get_args(kind)[1]
+        pairs = _typed(Mapping, value, where).items()
+        return types.MappingProxyType({str(k): convert(item, v, f"{where}.{k}") for k, v in pairs})
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(
+            convert(item, v, f"{where}[{i}]")
+            for i, v in enumerate(_typed(list | tuple, value, where))
+        )
+    if kind is Any:
+        return _freeze(value)
+    return _typed(kind, value, where)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return types.MappingProxyType({str(k): _freeze(v) for k, v in value.items()})
+    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _fields(kind: Any, value: Any, where: str) -> Any:
+    value = _typed(Mapping, value, where)
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        if key not in hints:
+            raise UserError(f"unknown key {where}.{key}; {nearest(str(key), hints)}")
+    for key in hints:
+        if key not in value:
+            raise UserError(f"missing key {where}.{key}; experiments/base.py states every key")
+    return kind(**{key: convert(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        name = getattr(kind, "__name__", str(kind))
+        raise UserError(f"{where}={value!r} is a {type(value).__name__}; set a {name}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}={value!r} must be finite")
+    return value
+
+
+def validate(config: Config) -> None:
+    """Checks that involve ranges or several fields, before any device is touched."""
+    _positive(config)
+    m, d, o = config.model, config.data, config.optimizer
+    if m.num_heads % m.num_kv_heads:
+        raise UserError(
+            f"model.num_heads={m.num_heads} is not a multiple of model.num_kv_heads={m.num_kv_heads}; "
+            "set num_kv_heads to a divisor"
+        )
+    if d.batch_size % config.run.accumulation:
+        raise UserError(
+            f"data.batch_size={d.batch_size} is not a multiple of run.accumulation={config.run.accumulation}; "
+            "set accumulation to a divisor"
+        )
+    if config.run.length.unit == "percent" or config.run.length.value <= 0:
+        raise UserError(
+            f"run.length={config.run.length} must be a positive number of tokens or steps"
+        )
+    if config.init_from and config.schedule.decay_from:
+        raise UserError(
+            f"init_from={config.init_from!r} and schedule.decay_from={config.schedule.decay_from!r} exclude each "
+            "other; set one of them to ''"
+        )
+    for name, value in (("beta1", o.beta1), ("beta2", o.beta2)):
+        if not 0.0 <= value < 1.0:
+            raise UserError(f"optimizer.{name}={value} must lie in [0, 1)")
+    _validate_parametrization(config)
+    _validate_schedule(config)
+    _validate_sources(d)
+    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.sequence]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise UserError(f"mesh sizes {sizes} must be positive, at most one of them -1")
+
+
+def _positive(config: Config) -> None:
+    must = {
+        "model": (
+            "width",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "ffn_dim",
+            "norm_eps",
+        ),
+        "mup": ("base_width", "init_std", "embedding_multiplier", "residual_multiplier"),
+        "data": ("context_length", "batch_size"),
+        "schedule": ("peak_learning_rate",),
+        "optimizer": ("eps", "clip_norm", "max_skipped"),
+        "loss": ("chunk_size",),
+        "run": ("accumulation",),
+        "eval": ("max_tokens",),
+        "checkpoint": ("keep_last",),
+        "log": ("sample_tokens",),
+    }
+    for section, names in must.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            if value <= 0:
+                raise UserError(f"{section}.{name}={value} must be positive")
+    for where, value in (
+        ("seed", config.seed),
+        ("loss.z_loss", config.loss.z_loss),
+        ("optimizer.weight_decay", config.optimizer.weight_decay),
+        ("optimizer.spike_ratio", config.optimizer.spike_ratio),
+    ):
+        if value < 0:
+            raise UserError(f"{where}={value} must be >= 0")
+
+
+def _validate_parametrization(config: Config) -> None:
+    mup = config.mup
+    if mup.parametrization == "standard":
+        for name in ("embedding_multiplier", "residual_multiplier"):
+            if getattr(mup, name) != 1.0:
+                raise UserError(
+                    f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set it to 1.0"
+                )
+
+
+def _validate_schedule(config: Config) -> None:
+    s = config.schedule
+    if s.family == "power" and not (s.a > 0 and s.b < 0):
+        raise UserError(
+            f"schedule.a={s.a}, schedule.b={s.b}: Power needs a > 0 and b < 0 (published: 4, -0.51)"
+        )
+    if not 0.0 <= s.final_ratio <= 1.0:
+        raise UserError(f"schedule.final_ratio={s.final_ratio} must lie in [0, 1]")
+    tokens = {
+        name: d.tokens(run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step)
+        for name, d in (("warmup", s.warmup), ("decay", s.decay))
+    }
+    if s.decay_from:
+        if s.decay.value <= 0 or (s.decay.unit == "percent" and s.decay.value >= 100):
+            raise UserError(
+                f"schedule.decay={s.decay} with schedule.decay_from; set a decay > 0 (percent < 100)"
+            )
+    elif tokens["warmup"] + tokens["decay"] > config.run_tokens:
+        raise UserError(
+            f"schedule.warmup={s.warmup} and schedule.decay={s.decay} take {sum(tokens.values()):.0f} tokens, "
+            f"run.length has {config.run_tokens}; shorten them or lengthen the run"
+        )
+
+
+def _validate_sources(data: DataConfig) -> None:
+    if not any(source.weight > 0 for source in data.sources.values()):
+        raise UserError(
+            "data.sources has no source with weight > 0; set the weight of at least one"
+        )
+    for name, source in data.sources.items():
+        if source.weight < 0:
+            raise UserError(f"data.sources.{name}.weight={source.weight} must be >= 0")
+        if not 0.0 <= source.valid_fraction <= 1.0:
+            raise UserError(
+                f"data.sources.{name}.valid_fraction={source.valid_fraction} must lie in [0, 1]"
+            )
+        if source.valid_fraction == 1.0 and source.weight > 0:
+            raise UserError(
+                f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is left to train on; "
+                "set weight to 0 or valid_fraction below 1"
+            )
+    if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
+        raise UserError(f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path")
+    if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
+        raise UserError(
+            f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path to ''"
+        )
+    if data.tokenizer.vocab_size < 257:
+        raise UserError(
+            f"data.tokenizer.vocab_size={data.tokenizer.vocab_size} must be >= 257 (bytes and end of text)"
+        )

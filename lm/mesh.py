@@ -1,0 +1,48 @@
+"""The device mesh: four axes, data, fsdp, tensor, sequence, always AxisType.Auto and always given
+explicitly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from lm.config import MeshConfig, UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH_AXES = ("data", "fsdp")  # the axes over which the batch is split
+
+
+def create(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """Devices in their given order along `AXES`; the one axis of size -1 takes what is left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or an axis no op supports yet.
+    """
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise UserError(
+            f"mesh {given} needs {fixed} devices or a multiple, found {len(devices)}; set mesh.data=-1"
+        )
+    if sizes[AXES.index("sequence")] > 1:
+        raise UserError(
+            f"mesh.sequence={sizes[3]}: no op shards the time axis yet; set mesh.sequence=1"
+        )
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def target(mesh: Mesh) -> str:
+    """Platform the mesh's devices belong to: cpu, gpu or tpu (they may be absent ones, from a
+    topology).
+    """
+    platform = mesh.devices.flat[0].platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)

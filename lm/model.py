@@ -1,0 +1,340 @@
+"""The language model: embedding, groups of scanned layers, final norm; and how a pattern becomes
+groups.
+
+    x = multiplier * table[tokens]
+    for group in groups: scan over its repeats: for label in labels: x = block_label(x)
+    hidden = RMSNorm(x) * logits multiplier;   logits = hidden head^T  (never formed here: lm/loss.py, lm/generate.py)
+
+A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
+group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
+name with its defaults. Mixers are found by listing lm/mixers; their options are their Flax fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import typing
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+
+from kernels import dispatch
+from lm import mixers as mixer_folder
+from lm.config import ModelConfig, UserError, convert, nearest
+from lm.modules.block import Block
+from lm.modules.context import Context
+from lm.modules.embed import Embed, Head
+from lm.modules.mlp import SwiGLU
+from lm.modules.norm import RMSNorm
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "mixer": jax.checkpoint_policies.save_only_these_names("mixer"),
+}
+
+
+class Group(NamedTuple):
+    """`repeat` times the layers `labels`, in order; one scan."""
+
+    repeat: int
+    labels: tuple[str, ...]
+
+
+class LayerRecord(NamedTuple):
+    """What run.json says of one layer: its index, label, mixer, the op's form and why that form."""
+
+    layer: int
+    label: str
+    mixer: str
+    form: str
+    reason: str
+
+
+class ModelState(NamedTuple):
+    """Decode state: per group a tuple over labels of mixer states with leading L; `positions` int32
+    [B], the next.
+    """
+
+    groups: tuple[Any, ...]
+    positions: jax.Array
+
+
+class Period(nn.Module):
+    """The layers of one repeat of a group."""
+
+    blocks: tuple[Block, ...]
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, states: Any
+    ) -> tuple[jax.Array, Any]:
+        """x [B, T, D]; `states` a tuple over blocks, or None in training."""
+        out = []
+        for i, block in enumerate(self.blocks):
+            x, state = block(x, segment_ids, positions, None if states is None else states[i])
+            out.append(state)
+        return x, None if states is None else tuple(out)
+
+    def step(self, x: jax.Array, positions: jax.Array, states: Any) -> tuple[jax.Array, Any]:
+        out = []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state = block.step(x, positions, state)
+            out.append(state)
+        return x, tuple(out)
+
+
+class Model(nn.Module):
+    """`periods`: (repeat, Period) per group. Build one with `create`."""
+
+    context: Context
+    config: ModelConfig
+    padded_vocab_size: int
+    periods: tuple[tuple[int, Period], ...]
+
+    def setup(self) -> None:
+        self.embed = Embed(self.context, self.padded_vocab_size, self.config.width)
+        self.groups = [period.clone(parent=None) for _, period in self.periods]
+        self.final_norm = RMSNorm(self.context)
+        if not self.config.tied_embeddings:
+            self.output = Head(self.context, self.padded_vocab_size, self.config.width)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        state: ModelState | None = None,
+    ) -> tuple[jax.Array, ModelState | None]:
+        """tokens, segment_ids, positions int32 [B, T] -> hidden [B, T, D], ready for the head; and
+        the state if given.
+
+        With a state this is a prefill that continues it: rows are left-aligned, padding (segment 0)
+        at the right.
+        """
+        x = self.embed(tokens)
+        states = [None] * len(self.groups) if state is None else state.groups
+
+        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
+            return period(x, segment_ids, positions, group_state)
+
+        x, states = self._through(layer, x, states)
+        hidden = self.final_norm(x) * self.context.multipliers.logits
+        if state is None:
+            return hidden, None
+        return hidden, ModelState(states, _next_positions(state.positions, segment_ids, positions))
+
+    def step(self, tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
+        """tokens int32 [B], the next of each row -> hidden [B, D] and the state after them."""
+        x = self.embed(tokens)
+
+        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
+            return period.step(x, state.positions, group_state)
+
+        x, states = self._through(layer, x, state.groups)
+        return self.final_norm(x) * self.context.multipliers.logits, ModelState(
+            states, state.positions + 1
+        )
+
+    def head(self) -> jax.Array:
+        """The output matrix [vocab, D]."""
+        return self.embed.table if self.config.tied_embeddings else self.output()
+
+    def init_all(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> None:
+        """Touches every parameter; what `init` traces."""
+        self(tokens, segment_ids, positions)
+        self.head()
+
+    def init_state(self, batch: int, max_len: int) -> ModelState:
+        """Empty decode state for `batch` rows of at most `max_len` tokens; needs no parameters."""
+        groups = []
+        for repeat, period in self.periods:
+            states = tuple(block.mixer.init_state(batch, max_len) for block in period.blocks)
+            stack = lambda leaf, n=repeat: jnp.broadcast_to(leaf, (n, *leaf.shape))  # noqa: E731
+            groups.append(jax.tree.map(stack, states))
+        return ModelState(tuple(groups), jnp.zeros((batch,), jnp.int32))
+
+    def _through(self, layer: Any, x: jax.Array, states: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+        out = []
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            layer = nn.remat(layer, policy=policy, prevent_cse=self.config.unroll)
+        for (repeat, _), group, state in zip(self.periods, self.groups, states, strict=True):
+            scan = nn.scan(
+                layer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                length=repeat,
+                unroll=repeat if self.config.unroll else 1,
+                metadata_params={meta.PARTITION_NAME: "L"},
+            )
+            x, state = scan(group, x, state)
+            out.append(state)
+        return x, tuple(out)
+
+
+def create(
+    config: ModelConfig, vocab_size: int, context: Context, target: str
+) -> tuple[Model, list[LayerRecord]]:
+    """The model for a target platform, its ops' forms resolved once; and the record of every layer.
+
+    Raises:
+      UserError: an unknown label, mixer or option, a pattern that does not fit the depth, a form
+      that cannot run.
+    """
+    blocks: dict[str, tuple[Block, LayerRecord]] = {}
+    groups = parse_pattern(config.pattern, config.num_layers)
+    for label in dict.fromkeys(label for group in groups for label in group.labels):
+        blocks[label] = _block(label, config, context, target)
+    periods = tuple(
+        (g.repeat, Period(tuple(blocks[label][0] for label in g.labels))) for g in groups
+    )
+    order = [label for g in groups for _ in range(g.repeat) for label in g.labels]
+    records = [blocks[label][1]._replace(layer=i) for i, label in enumerate(order)]
+    return Model(context, config, padded_vocab_size(vocab_size), periods), records
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The next multiple of 128 (a TPU lane), so that matmuls and vocabulary shards stay aligned."""
+    return -(-vocab_size // 128) * 128
+
+
+def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
+    """ "a,b" over 5 layers -> ((2, (a, b)), (1, (a,))); explicit groups are checked against the
+    depth.
+    """
+    labels = (
+        tuple(part.strip() for part in pattern.split(",")) if isinstance(pattern, str) else pattern
+    )
+    if not isinstance(labels, tuple) or not labels or "" in labels:
+        raise UserError(
+            f"model.pattern={pattern!r}: write labels such as 'a,b', or groups ((repeat, labels), ...)"
+        )
+    if all(isinstance(label, str) for label in labels):
+        repeat, rest = divmod(num_layers, len(labels))
+        groups = (Group(repeat, labels), Group(1, labels[:rest]))
+        return tuple(group for group in groups if group.repeat and group.labels)
+    for group in labels:
+        fits = (
+            isinstance(group, tuple)
+            and len(group) == 2
+            and isinstance(group[0], int)
+            and group[0] > 0
+        )
+        if not fits or not isinstance(group[1], str | tuple) or not group[1]:
+            raise UserError(f"model.pattern: group {group!r} must be (repeat >= 1, labels)")
+    groups = tuple(
+        Group(n, tuple(p.strip() for p in s.split(",")) if isinstance(s, str) else s)
+        for n, s in labels
+    )
+    depth = sum(group.repeat * len(group.labels) for group in groups)
+    if depth != num_layers:
+        raise UserError(
+            f"model.pattern has {depth} layers, model.num_layers={num_layers}; make them equal"
+        )
+    return groups
+
+
+def mixer_names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(mixer_folder.__path__)))
+
+
+def mixer_class(name: str) -> type[Any]:
+    """The Flax module of lm/mixers/<name>.py: the file's name in camel case.
+
+    Raises:
+      UserError: no such file.
+    """
+    if name not in mixer_names():
+        raise UserError(f"unknown mixer {name!r}; {nearest(name, mixer_names())}")
+    module = importlib.import_module(f"{mixer_folder.__name__}.{name}")
+    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+
+
+def check(config: ModelConfig) -> None:
+    """Everything about layers that needs no device: pattern, labels, options and their types.
+
+    Raises:
+      UserError: one line on the first mistake.
+    """
+    for group in parse_pattern(config.pattern, config.num_layers):
+        for label in group.labels:
+            _layer(label, config)
+
+
+def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[str, Any]]:
+    """A label's mixer name, its class, its mlp, and the options of the mixer with the model's head
+    sizes filled in.
+    """
+    if label not in config.layers and label not in mixer_names():
+        raise UserError(
+            f"model.pattern names {label!r}; {nearest(label, [*config.layers, *mixer_names()])}"
+        )
+    options = dict(config.layers.get(label, {}))
+    name = options.pop("mixer", label)
+    mlp = options.pop("mlp", "swiglu")
+    if mlp not in ("swiglu", "none"):
+        raise UserError(f"model.layers.{label}.mlp={mlp!r} is not one of swiglu, none")
+    cls = mixer_class(name)
+    shared = {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(cls)
+        if f.name not in ("parent", "name", "context", "width")
+    }
+    hints = typing.get_type_hints(cls)
+    for key, value in options.items():
+        where = f"model.layers.{label}.{key}"
+        if key not in fields:
+            raise UserError(f"unknown option {where}; {nearest(key, fields)}")
+        options[key] = convert(hints[key], value, where)
+    options = shared | options
+    if options["num_heads"] % options["num_kv_heads"]:
+        raise UserError(
+            f"model.layers.{label}: num_heads={options['num_heads']} is not a multiple of "
+            f"num_kv_heads={options['num_kv_heads']}"
+        )
+    return name, cls, mlp, options
+
+
+def _block(
+    label: str, config: ModelConfig, context: Context, target: str
+) -> tuple[Block, LayerRecord]:
+    name, cls, mlp, options = _layer(label, config)
+    mixer = cls(context, config.width, **options)
+    try:
+        resolved = dispatch.resolve(
+            mixer.op,
+            mixer.form,
+            target=target,
+            dims=mixer.dims(),
+            dtype=context.numerics.compute_dtype,
+            options=mixer.op_options(),
+        )
+    except ValueError as error:
+        raise UserError(f"model.layers.{label}: {error}") from None
+    mlp_module = None if mlp == "none" else SwiGLU(context, config.width, config.ffn_dim)
+    record = LayerRecord(0, label, name, resolved.form, resolved.reason)
+    return Block(context, mixer.clone(form=resolved.form), mlp_module), record
+
+
+def _next_positions(before: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+    length = jnp.sum(segment_ids != 0, axis=1)
+    last = jnp.take_along_axis(positions, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(length > 0, last + 1, before)
+
+
+@functools.cache
+def dummy_inputs(context_length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, segment ids and positions of one row, for tracing `init`."""
+    zeros = jnp.zeros((1, context_length), jnp.int32)
+    return zeros, zeros + 1, zeros

@@ -1,0 +1,47 @@
+"""One layer: pre-norm, sequence mixer, residual; pre-norm, feed-forward, residual.
+
+Both branches carry muP's residual multiplier. The three methods are one mathematics: `__call__` on
+a span of time (training, or prefill when a state comes in), `step` on one token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from lm.modules.context import Context
+from lm.modules.norm import RMSNorm
+
+
+class Block(nn.Module):
+    """`mixer` and `mlp` are unbound modules (mlp None: the mixer alone)."""
+
+    context: Context
+    mixer: Any
+    mlp: nn.Module | None
+
+    def setup(self) -> None:
+        self.mixer_norm = RMSNorm(self.context)
+        if self.mlp is not None:
+            self.mlp_norm = RMSNorm(self.context)
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any]:
+        """x [B, T, D]; `state` None in training. Returns the layer's output and the mixer's state."""
+        mixed, state = self.mixer(self.mixer_norm(x), segment_ids, positions, state)
+        return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
+
+    def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, D], one token a row."""
+        mixed, state = self.mixer.step(self.mixer_norm(x), positions, state)
+        return self._feed_forward(x + self._scaled(mixed)), state
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        return x if self.mlp is None else x + self._scaled(self.mlp(self.mlp_norm(x)))
+
+    def _scaled(self, branch: jax.Array) -> jax.Array:
+        return branch * self.context.multipliers.residual

@@ -1,0 +1,27 @@
+"""SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202, eq. 6): (silu(x W_gate) * x W_up) W_down, no
+biases.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+
+from lm.modules.context import Context
+from lm.modules.linear import Linear
+
+
+class SwiGLU(nn.Module):
+    """x [..., D] -> [..., D] through F."""
+
+    context: Context
+    width: int
+    ffn_dim: int
+
+    def setup(self) -> None:
+        self.gate = Linear(self.context, "D F", (self.width, self.ffn_dim), 1)
+        self.up = Linear(self.context, "D F", (self.width, self.ffn_dim), 1)
+        self.down = Linear(self.context, "F D", (self.ffn_dim, self.width), 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nn.silu(self.gate(x)) * self.up(x))

@@ -1,0 +1,128 @@
+"""What a parameter is: letters, role and decay, declared where it is created.
+
+`declare` wraps an initializer so that the variable arrives boxed in `Declared`, our own Flax axis
+metadata (letters are not mesh axes, which is why `nn.with_partitioning` does not serve). `split`
+unboxes a freshly initialised tree once, into arrays and a static tree of `ParamInfo`; sharding, muP
+groups, the decay mask and the parameter table all read that tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import struct
+from flax.core import meta
+
+Role = Literal["input", "hidden", "output", "vector"]
+
+
+class ParamInfo(NamedTuple):
+    """`letters` name the dimensions (the glossary's, space separated), `shape` their sizes."""
+
+    letters: str
+    shape: tuple[int, ...]
+    role: Role
+    decay: bool
+
+
+class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
+    """A parameter value with its declaration. `nn.scan` adds the letter L through `add_axis`."""
+
+    value: Any
+    letters: str = struct.field(pytree_node=False)
+    role: Role = struct.field(pytree_node=False)
+    decay: bool = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Declared:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Declared:
+        names = self.letters.split()
+        names.insert(index, params[meta.PARTITION_NAME])
+        return self.replace(letters=" ".join(names))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Declared:
+        names = self.letters.split()
+        removed = names.pop(index)
+        assert removed == params[meta.PARTITION_NAME], (removed, params)
+        return self.replace(letters=" ".join(names))
+
+
+def declare(
+    init: Callable[..., Any], letters: str, role: Role, decay: bool
+) -> Callable[..., Declared]:
+    """An initializer for `self.param` whose value carries `letters` ("D F"), `role` and whether it
+    decays.
+    """
+
+    def boxed(key: jax.Array, shape: tuple[int, ...], *args: Any) -> Declared:
+        assert len(letters.split()) == len(shape), (
+            f"{letters=} must name the {len(shape)} dimensions of {shape=}"
+        )
+        return Declared(init(key, shape, *args), letters, role, decay)
+
+    return boxed
+
+
+def split(boxed: Any) -> tuple[Any, Any]:
+    """A tree of `Declared` -> (tree of arrays, tree of ParamInfo). Also works on shapes from
+    `jax.eval_shape`.
+    """
+
+    def info(leaf: Declared) -> ParamInfo:
+        return ParamInfo(leaf.letters, tuple(leaf.value.shape), leaf.role, leaf.decay)
+
+    is_declared = lambda leaf: isinstance(leaf, Declared)  # noqa: E731
+    values = jax.tree.map(lambda leaf: leaf.unbox(), boxed, is_leaf=is_declared)
+    return values, jax.tree.map(info, boxed, is_leaf=is_declared)
+
+
+def is_info(leaf: Any) -> bool:
+    """`is_leaf` for trees of ParamInfo (a NamedTuple is a tree node to JAX)."""
+    return isinstance(leaf, ParamInfo)
+
+
+def names(tree: Any) -> Any:
+    """A tree of the same structure holding each leaf's path, "layers_0/mixer/q"."""
+
+    def path(keys: tuple[Any, ...], _: Any) -> str:
+        return "/".join(
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys
+        )
+
+    return jax.tree_util.tree_map_with_path(path, tree, is_leaf=is_info)
+
+
+def count(infos: Any) -> dict[str, int]:
+    """Number of parameters by role, and "total"."""
+    counts: dict[str, int] = {}
+    for info in jax.tree.leaves(infos, is_leaf=is_info):
+        counts[info.role] = counts.get(info.role, 0) + int(np.prod(info.shape))
+    return {**counts, "total": sum(counts.values())}
+
+
+def table(infos: Any) -> str:
+    """Plain text, one parameter a line: name, letters, shape, role, decay, size; the run folder's
+    params.txt.
+    """
+    leaves = jax.tree.leaves(infos, is_leaf=is_info)
+    rows = [("name", "letters", "shape", "role", "decay", "size")]
+    for name, info in zip(jax.tree.leaves(names(infos)), leaves, strict=True):
+        shape = "x".join(map(str, info.shape))
+        size = f"{int(np.prod(info.shape)):,}"
+        rows.append((name, info.letters, shape, info.role, "yes" if info.decay else "no", size))
+    rows += [("total", "", "", role, "", f"{n:,}") for role, n in count(infos).items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    return (
+        "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+        + "\n"
+    )

@@ -1,0 +1,145 @@
+"""One optimizer step, and the forward pass that evaluation uses.
+
+    for each microbatch: gradient of the *sum* of weighted token losses, added up in float32
+    divide once by the sum of all token weights
+    guard, clip, AdamW, schedule (lm/optim.py) -> parameters
+
+so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
+i, i + A, i + 2A, ...: every device keeps working on its own rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lm import loss as loss_lib
+from lm import optim
+from lm.data.batch import Batch
+from lm.model import Model
+from lm.mup import Multipliers
+from lm.schedules import Schedule
+from lm.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a step is made of; all static. `infos` is the tree of ParamInfo."""
+
+    model: Model
+    tx: optax.GradientTransformationExtraArgs
+    infos: Any
+    schedule: Schedule
+    multipliers: Multipliers
+    tokens_per_step: int
+    accumulation: int
+    mesh: Mesh
+    loss: loss_lib.LossOptions
+
+
+class Sums(NamedTuple):
+    """Over tokens: objective and weights; and of what is text (no end of text): nats and UTF-8
+    bytes. float32 [].
+    """
+
+    objective: jax.Array
+    nll: jax.Array
+    text_nll: jax.Array
+    text_bytes: jax.Array
+
+
+def token_nll(parts: Parts, params: Any, batch: Batch) -> jax.Array:
+    """Negative log-likelihood of every target, float32 [B, T]; padding included, weigh it."""
+    return _objective(parts, params, batch)[1]
+
+
+def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """`step(state, batch, token_bytes int32 [vocab]) -> state, metrics`; pure, to be jitted with
+    `state` donated.
+    """
+
+    def step(state: TrainState, batch: Batch, token_bytes: jax.Array) -> tuple[TrainState, Metrics]:
+        weight = jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
+        grads, sums = _gradient(parts, state.params, batch, token_bytes)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        loss = sums.objective / weight
+        updates, opt_state = parts.tx.update(
+            grads, state.opt_state, state.params, step=state.step, loss=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics = _metrics(parts, state, sums, weight, (grads, updates, params, opt_state.guard))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    variables = {"params": params}
+    hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
+    head = parts.model.apply(variables, method="head")
+    return loss_lib.objective(
+        hidden, head, batch.targets, batch.loss_weights, parts.mesh, parts.loss
+    )
+
+
+def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:
+    def sums(params: Any, part: Batch) -> tuple[jax.Array, Sums]:
+        objective, nll = _objective(parts, params, part)
+        size = token_bytes[part.targets] * part.loss_weights
+        text = part.loss_weights * (size > 0)
+        return objective, Sums(
+            objective, jnp.sum(nll * part.loss_weights), jnp.sum(nll * text), jnp.sum(size)
+        )
+
+    grad = jax.grad(sums, has_aux=True)
+    if parts.accumulation == 1:
+        return grad(params, batch)
+
+    def body(carry: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, grad(params, part)), None
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(
+            x.shape[0] // parts.accumulation, parts.accumulation, *x.shape[1:]
+        ).swapaxes(0, 1)
+
+    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4)
+    return jax.lax.scan(body, zero, jax.tree.map(split, batch))[0]
+
+
+def _metrics(
+    parts: Parts, state: TrainState, sums: Sums, weight: jax.Array, after: tuple[Any, ...]
+) -> Metrics:
+    grads, updates, params, guard = after
+    bits = sums.text_nll / jnp.log(2.0)
+    metrics = {
+        "train/loss": sums.objective / weight,
+        "train/nll": sums.nll / weight,
+        "train/bpb": bits / jnp.maximum(sums.text_bytes, 1.0),
+        "optim/grad_norm": optax.tree.norm(grads),
+        "optim/skipped_total": guard.skipped_total,
+        "optim/skipped_in_row": guard.skipped_in_row,
+    }
+    rates = optim.learning_rates(
+        parts.schedule,
+        parts.multipliers,
+        parts.infos,
+        step=state.step,
+        tokens_per_step=parts.tokens_per_step,
+    )
+    groups = {
+        "lr": rates,
+        "update_norm": optim.group_norms(updates, parts.infos),
+        "param_norm": optim.group_norms(params, parts.infos),
+    }
+    return metrics | {
+        f"{group}/{role}": x for group, values in groups.items() for role, x in values.items()
+    }
