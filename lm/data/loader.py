@@ -1,0 +1,255 @@
+"""Loader: the batch of a step, a pure function of (config, step).
+
+    store -> packing plan of an epoch -> rows, shuffled per epoch, for ever -> mixture -> this rank's rows -> batch
+
+All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R data-parallel ranks reads
+rows r B/R .. (r+1) B/R of the same global batch for every R. One background thread prefetches: tokenising was done before.
+Validation rows come in file order, without shuffling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import grain.transforms
+import numpy as np
+
+from lm.config import DataConfig, UserError, difference
+from lm.data import packing
+from lm.data.batch import Batch, stack
+from lm.data.mixture import Mixture
+from lm.data.packing import Packer, Plan
+from lm.data.prepare import Prepared
+from lm.data.store import Store
+
+_PREFETCHED_BATCHES = 4
+_INDIVISIBLE = "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; set a multiple"
+
+
+class Windows(grain.MapDataset):
+    """Rows of one source. Index i is row i mod num_rows of epoch i // num_rows, which has a plan of its own."""
+
+    def __init__(self, store: Store, packer: Packer, context_length: int, source_id: int):
+        super().__init__()
+        self._store = store
+        self._packer = packer
+        self._context_length = context_length
+        self._source_id = source_id
+
+    def __len__(self) -> int:
+        return self._packer.num_rows
+
+    def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        epoch, row = divmod(index, self._packer.num_rows)
+        return window(
+            self._store, self._packer.plan(epoch), row, self._context_length, self._source_id
+        )
+
+
+def window(store: Store, plan: Plan, row: int, context_length: int, source_id: int) -> Batch:
+    """One row of a plan as arrays `[T]`; places after its last piece are padding, all zero."""
+    pieces = slice(plan.row_ptr[row], plan.row_ptr[row + 1])
+    length = plan.length[pieces]
+    begins = np.cumsum(length) - length
+    total = int(length.sum())
+    positions = np.arange(total) - np.repeat(begins, length)
+    index = np.repeat(store.offsets[plan.doc[pieces]] + plan.start[pieces], length) + positions
+    segment_ids = np.repeat(np.arange(1, len(length) + 1), length)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        out = np.zeros(context_length, np.int32)
+        out[:total] = values
+        return out
+
+    return Batch(
+        tokens=pad(store.tokens[index]),
+        targets=pad(store.tokens[index + 1]),
+        segment_ids=pad(segment_ids),
+        positions=pad(positions),
+        source_ids=np.full(context_length, source_id, np.int32),
+        loss_weights=(np.arange(context_length) < total).astype(np.float32),
+    )
+
+
+class Loader:
+    """An endless iterator of batches; `state` before step t is {"next_step": t}."""
+
+    def __init__(self, dataset: grain.MapDataset, identity: Mapping[str, Any]):
+        self.identity = dict(identity)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
+        self._iterator = dataset.to_iter_dataset(options).__iter__()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def state(self) -> dict[str, int]:
+        return {"next_step": self._iterator.get_state()["next_index"]}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self._iterator.set_state({"next_index": int(state["next_step"])})
+
+    def close(self) -> None:
+        """Stops the prefetching thread."""
+        self._iterator.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def create(
+    prepared: Prepared,
+    config: DataConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Loader:
+    """The training stream of data-parallel rank `rank`; `batch_size` is global.
+
+    Raises:
+      UserError: the batch does not divide among the ranks.
+    """
+    if batch_size % num_ranks:
+        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
+    streams, shares = [], []
+    for source_id, (name, source) in enumerate(config.sources.items()):
+        if source.weight == 0:
+            continue
+        store = prepared.stores[name]["train"]
+        key = (seed, zlib.crc32(name.encode()))
+        packer = Packer(store.lengths, config.context_length, config.packing, key)
+        rows = Windows(store, packer, config.context_length, source_id)
+        # A hashed seed per source: shuffle(seed=s) of epoch e + 1 would repeat shuffle(seed=s + 1) of epoch e.
+        shuffle_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        streams.append(rows.seed(shuffle_seed).shuffle().repeat())
+        shares.append(
+            source.weight / packer.fill
+        )  # rows of a source with more padding must come more often
+    local = batch_size // num_ranks
+    selection = _RankRows(Mixture(shares), batch_size, rank * local, local)
+    dataset = grain.MapDataset.select_from_datasets(streams, selection)
+    return Loader(
+        dataset.batch(local, batch_fn=stack), identity(prepared, config, seed, batch_size)
+    )
+
+
+class _RankRows(grain.transforms.DatasetSelectionMap):
+    """Row i of a rank -> (stream, row of the stream), through the row of the global batch."""
+
+    def __init__(self, mixture: Mixture, batch_size: int, first: int, local: int):
+        self._mixture, self._batch_size, self._first, self._local = (
+            mixture,
+            batch_size,
+            first,
+            local,
+        )
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._batch_size
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, row = divmod(index, self._local)
+        return self._mixture[step * self._batch_size + self._first + row]
+
+
+def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int) -> dict[str, Any]:
+    """Everything the training stream depends on, apart from the step; kept with a checkpoint."""
+    trained = {name: source for name, source in config.sources.items() if source.weight > 0}
+    return {
+        "seed": seed,
+        "batch_size": batch_size,
+        "context_length": config.context_length,
+        "packing": config.packing,
+        "tokenizer_sha256": prepared.tokenizer.sha256,
+        "sources": {
+            name: {
+                "weight": source.weight,
+                "tokens_sha256": prepared.stores[name]["train"].meta["tokens_sha256"],
+            }
+            for name, source in trained.items()
+        },
+    }
+
+
+def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses to continue a stream of batches with a different one."""
+    for key, (old, new) in difference(saved, current).items():
+        raise UserError(
+            f"data of the checkpoint and of this run differ: {key} was {old}, is {new}; restore it or start a new workdir"
+        )
+
+
+def validation_batches(
+    prepared: Prepared,
+    config: DataConfig,
+    batch_size: int,
+    max_tokens: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> dict[str, ValidationBatches]:
+    """Held-out batches of every source with valid_fraction > 0, at most `max_tokens` (or one row) of each."""
+    if batch_size % num_ranks:
+        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
+    sets = {}
+    for source_id, (name, source) in enumerate(config.sources.items()):
+        if source.valid_fraction == 0:
+            continue
+        store = prepared.stores[name]["valid"]
+        plan = packing.concat(store.lengths, config.context_length, np.arange(store.num_documents))
+        num_rows = len(plan.row_ptr) - 1
+        num_chosen = min(num_rows, max(1, max_tokens // config.context_length))
+        local = batch_size // num_ranks
+        sets[name] = ValidationBatches(
+            store=store,
+            plan=plan,
+            rows=np.arange(num_chosen) * num_rows // num_chosen,
+            context_length=config.context_length,
+            source_id=source_id,
+            batch_size=batch_size,
+            first=rank * local,
+            local=local,
+        )
+    return sets
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationBatches(Sequence[Batch]):
+    """Chosen rows of a plan as batches, made when read; rows missing from the last batch are padding."""
+
+    store: Store
+    plan: Plan
+    rows: np.ndarray  # in file order; where not all may be read, spread evenly
+    context_length: int
+    source_id: int
+    batch_size: int
+    first: int
+    local: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin = index * self.batch_size + self.first
+        return stack([self._row(i) for i in range(begin, begin + self.local)])
+
+    def _row(self, i: int) -> Batch:
+        if i < len(self.rows):
+            return window(self.store, self.plan, self.rows[i], self.context_length, self.source_id)
+        zeros = np.zeros(self.context_length, np.int32)
+        source_ids = np.full(self.context_length, self.source_id, np.int32)
+        return Batch(zeros, zeros, zeros, zeros, source_ids, zeros.astype(np.float32))

@@ -1,0 +1,144 @@
+"""Packing: which pieces of which documents make up each row of `context_length` (input, target) pairs.
+
+A document of n tokens and its end of text is x[0..n]; its pairs are (x[i], x[i+1]) for i < n, made before packing. So no
+target belongs to another document, none is lost at the edge of a row, and the end of text is a target but never an input.
+An epoch holds every pair exactly once.
+
+- concat: documents, shuffled per epoch, end to end, cut every `context_length` pairs; only the last row is padded.
+- best_fit: documents longer than a row are cut into whole rows and a rest; rests and short documents go, longest first,
+  into the row with the least space that holds them (Ding et al., arXiv 2404.10830). No document that fits is cut.
+
+A plan is a pure function of (lengths, context_length, packing, seed, epoch). Row order is left to the loader.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+_CACHED_EPOCHS = 2  # prefetching looks one epoch ahead of the one being read
+
+
+class Plan(NamedTuple):
+    """Row r holds pieces row_ptr[r]..row_ptr[r+1]: `length` pairs of document `doc` from pair `start` on."""
+
+    row_ptr: np.ndarray
+    doc: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+
+class Packer:
+    """Plans of one source, made when their epoch is first read."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        context_length: int,
+        packing: Literal["concat", "best_fit"],
+        seed: tuple[int, ...],
+    ):
+        self._lengths = np.asarray(lengths, np.int64)
+        self._context_length = context_length
+        self._seed = seed
+        self._bins = None
+        if packing == "best_fit":
+            rests = np.sort(self._lengths % context_length)[::-1]
+            self._bins = best_fit_bins(rests[rests > 0], context_length)
+            num_bins = int(self._bins.max(initial=-1)) + 1
+            self.num_rows = int(np.sum(self._lengths // context_length)) + num_bins
+        else:
+            self.num_rows = -(-int(self._lengths.sum()) // context_length)
+        self._plans: dict[int, Plan] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def fill(self) -> float:
+        """Share of a row's places that hold a pair, on average; the same in every epoch."""
+        return float(self._lengths.sum()) / (self.num_rows * self._context_length)
+
+    def plan(self, epoch: int) -> Plan:
+        with self._lock:
+            if epoch not in self._plans:
+                order = np.random.default_rng((*self._seed, epoch)).permutation(len(self._lengths))
+                while len(self._plans) >= _CACHED_EPOCHS:
+                    del self._plans[next(iter(self._plans))]
+                if self._bins is None:
+                    self._plans[epoch] = concat(self._lengths, self._context_length, order)
+                else:
+                    self._plans[epoch] = best_fit(
+                        self._lengths, self._context_length, order, self._bins
+                    )
+            return self._plans[epoch]
+
+
+def concat(lengths: np.ndarray, context_length: int, order: np.ndarray) -> Plan:
+    """Documents end to end in `order`, cut every `context_length` pairs.
+
+    >>> plan = concat(np.array([7, 3, 9]), 5, np.arange(3))
+    >>> [list(map(int, field)) for field in plan]
+    [[0, 1, 3, 4, 5], [0, 0, 1, 2, 2], [0, 5, 0, 0, 5], [5, 2, 3, 5, 4]]
+    """
+    ends = np.cumsum(lengths[order])
+    total = int(ends[-1]) if len(ends) else 0
+    begins = ends - lengths[order]
+    row_begins = np.arange(0, total, context_length)
+    cuts = np.union1d(begins, row_begins)
+    place = np.searchsorted(ends, cuts, side="right")
+    row_ptr = np.append(np.searchsorted(cuts, row_begins), len(cuts))
+    return Plan(row_ptr, order[place], cuts - begins[place], np.diff(cuts, append=total))
+
+
+def best_fit(lengths: np.ndarray, context_length: int, order: np.ndarray, bins: np.ndarray) -> Plan:
+    """Whole rows of long documents, then rests by `bins`; `order` says which of equal lengths comes first."""
+    whole = lengths // context_length
+    row_docs = np.repeat(np.arange(len(lengths)), whole)
+    row_starts = (
+        np.arange(len(row_docs)) - np.repeat(np.cumsum(whole) - whole, whole)
+    ) * context_length
+    ranked = order[np.argsort(-(lengths[order] % context_length), kind="stable")]
+    ranked = ranked[lengths[ranked] % context_length > 0]
+    by_bin = np.argsort(bins, kind="stable")
+    rests = ranked[by_bin]
+    num_bins = int(bins.max(initial=-1)) + 1
+    first = np.searchsorted(bins[by_bin], np.arange(num_bins + 1))
+    return Plan(
+        row_ptr=np.concatenate([np.arange(len(row_docs)), len(row_docs) + first]),
+        doc=np.concatenate([row_docs, rests]),
+        start=np.concatenate([row_starts, whole[rests] * context_length]),
+        length=np.concatenate(
+            [np.full(len(row_docs), context_length), lengths[rests] % context_length]
+        ),
+    )
+
+
+def best_fit_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each length (sorted, longest first): the fullest one that still holds it, else a new one.
+
+    >>> best_fit_bins(np.array([6, 5, 4, 3, 2]), 10).tolist()
+    [0, 1, 0, 1, 1]
+    """
+    bins = np.empty(len(lengths), np.int64)
+    num_bins = 0
+    spaces: list[int] = []  # distinct free spaces, ascending; at most `capacity` of them
+    open_bins: dict[int, list[int]] = {}  # free space -> bins with it
+    for i, length in enumerate(lengths.tolist()):
+        at = bisect.bisect_left(spaces, length)
+        if at < len(spaces):
+            space = spaces[at]
+            bins[i] = open_bins[space].pop()
+            if not open_bins[space]:
+                del open_bins[space], spaces[at]
+        else:
+            space, bins[i] = capacity, num_bins
+            num_bins += 1
+        left = space - length
+        if left and left not in open_bins:
+            bisect.insort(spaces, left)
+            open_bins[left] = []
+        if left:
+            open_bins[left].append(int(bins[i]))
+    return bins

@@ -1,0 +1,260 @@
+"""Tokenizers: text <-> ids with exact bytes per id, kept in one file of any kind.
+
+    bytes      id = byte, 256 = end of text
+    tokenizers byte-level BPE of the `tokenizers` package, trained here or read from a tokenizer.json
+    tiktoken   byte-level BPE from a file of ranks, split by GPT-2's pattern
+
+All are lossless: the bytes of a document's ids add up to its UTF-8 bytes, which preparation checks document by document. So a
+Unicode normal form (NFC, ...) in a tokenizer.json is taken out: it changes nothing on normalised text and loses bytes elsewhere.
+Encoding takes text literally: "<|endoftext|>" inside a document is encoded by its letters and never as the special id.
+
+File: JSON {"kind", "payload"}; the tokenizer's sha256 is that of the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers as hf
+
+from lm.config import TokenizerConfig, UserError
+
+END_OF_TEXT = "<|endoftext|>"
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+_NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Codec(Protocol):
+    """What a kind of tokenizer must do; `Tokenizer` adds what all of them share."""
+
+    vocab_size: int
+    end_of_text: int
+    token_bytes: np.ndarray
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+
+
+class Tokenizer:
+    """Text <-> ids. `token_bytes[id]` is the number of UTF-8 bytes an id stands for, 0 for end of text."""
+
+    def __init__(self, kind: str, payload: str):
+        self.kind = kind
+        self._content = json.dumps({"kind": kind, "payload": payload}) + "\n"
+        self._codec = _CODECS[kind](payload)
+        self.sha256 = hashlib.sha256(self._content.encode()).hexdigest()
+        self.vocab_size = self._codec.vocab_size
+        self.end_of_text = self._codec.end_of_text
+        self.token_bytes = self._codec.token_bytes
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without end of text."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of several texts, on all cores."""
+        return self._codec.encode_batch(texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; an end of text gives nothing, and bytes that are not UTF-8 become U+FFFD."""
+        end = self.end_of_text
+        return self._codec.decode_bytes([int(i) for i in ids if int(i) != end]).decode(
+            "utf-8", errors="replace"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the one file that `load` reads, atomically."""
+        temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
+        try:
+            Path(temporary).write_text(self._content, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote, of whatever kind."""
+    content = _read(path)
+    try:
+        saved = json.loads(content)
+        return Tokenizer(saved["kind"], saved["payload"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a saved tokenizer ({error!r}); delete it and prepare again"
+        ) from error
+
+
+def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
+    """The tokenizer of a config; only `bpe` reads `texts`, to be trained on them.
+
+    Raises:
+      UserError: the file is missing, malformed, not byte-level, or has more ids than `vocab_size`.
+    """
+    if config.kind == "bpe":
+        tokenizer = Tokenizer("tokenizers", _train(texts, config.vocab_size))
+    elif config.kind == "bytes":
+        tokenizer = Tokenizer("bytes", "")
+    else:
+        kind = {"json": "tokenizers", "tiktoken": "tiktoken"}[config.kind]
+        path = os.path.expanduser(config.path)
+        content = _read(path)
+        try:
+            tokenizer = Tokenizer(kind, _lossless(content) if kind == "tokenizers" else content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer: {error}"
+            ) from error
+    check_vocab_size(tokenizer, config)
+    return tokenizer
+
+
+def check_vocab_size(tokenizer: Tokenizer, config: TokenizerConfig) -> None:
+    """The model's vocabulary must hold every id; a smaller tokenizer (a tiny corpus) is fine."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"data.tokenizer.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size} ids; "
+            f"set data.tokenizer.vocab_size to at least {tokenizer.vocab_size}"
+        )
+
+
+class _Bytes:
+    vocab_size = 257
+    end_of_text = 256
+
+    def __init__(self, payload: str):
+        del payload  # the alphabet is the same in every file
+        self.token_bytes = np.array([1] * 256 + [0], np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
+
+
+class _HuggingFace:
+    def __init__(self, payload: str):
+        self._tokenizer = hf.Tokenizer.from_buffer(payload.encode())  # ValueError, unlike from_str
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        end = next((name for name in _END_NAMES if name in ids), None)
+        if end is None:
+            raise ValueError(f"it has no end-of-text token (one of {', '.join(_END_NAMES)})")
+        if missing := set(_alphabet()) - ids.keys():
+            raise ValueError(
+                f"it is not byte-level: {len(missing)} of the 256 byte tokens are missing"
+            )
+        added = {
+            i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()
+        }
+        self.vocab_size = max(ids.values()) + 1
+        self.end_of_text = ids[end]
+        self._pieces: list[bytes] = [b""] * self.vocab_size
+        alphabet = _alphabet()
+        for token, i in ids.items():
+            literal = i in added or not all(letter in alphabet for letter in token)
+            self._pieces[i] = (
+                token.encode() if literal else bytes(alphabet[letter] for letter in token)
+            )
+        self._pieces[self.end_of_text] = b""
+        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(item.ids, np.int32) for item in encoded]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self._pieces[i] for i in ids if i < self.vocab_size)
+
+
+class _Tiktoken:
+    def __init__(self, payload: str):
+        try:
+            tiktoken = importlib.import_module("tiktoken")
+        except ImportError as error:
+            raise UserError(
+                "a .tiktoken tokenizer needs tiktoken; pip install 'espalier[data]'"
+            ) from error
+        ranks = {}
+        for number, line in enumerate(payload.splitlines(), start=1):
+            fields = line.split()
+            if len(fields) != 2:
+                raise ValueError(f"line {number} is not 'base64 rank'")
+            ranks[base64.b64decode(fields[0], validate=True)] = int(fields[1])
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError(f"its {len(ranks)} ranks are not 0..{len(ranks) - 1}")
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(f"it is not byte-level: {len(missing)} of the 256 bytes are missing")
+        self.end_of_text = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self._pieces = sorted(ranks, key=ranks.__getitem__) + [b""]
+        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
+        self._encoding = tiktoken.Encoding(
+            "espalier",
+            pat_str=_GPT2_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: len(ranks)},
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return [np.array(ids, np.int32) for ids in encoded]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self._pieces[i] for i in ids if i < self.vocab_size)
+
+
+_CODECS: dict[str, Any] = {"bytes": _Bytes, "tokenizers": _HuggingFace, "tiktoken": _Tiktoken}
+
+
+def _train(texts: Iterable[str], vocab_size: int) -> str:
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()
+
+
+def _lossless(content: str) -> str:
+    """A tokenizer.json as it encodes corpus text: whole documents, no padding, no Unicode normal form."""
+    settings = json.loads(content)
+    settings |= {"truncation": None, "padding": None, "post_processor": None}
+    if (settings.get("normalizer") or {}).get("type") in _NORMAL_FORMS:
+        settings["normalizer"] = None
+    return json.dumps(settings)
+
+
+@functools.cache
+def _alphabet() -> dict[str, int]:
+    """Letter -> byte of byte-level BPE: printable Latin-1 stands for itself, the rest for U+0100 onwards."""
+    plain = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    rest = [byte for byte in range(256) if byte not in set(plain)]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"cannot read the tokenizer {path}: {reason}") from error
