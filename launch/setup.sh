@@ -1,0 +1,91 @@
+# Sourced by launch/quickstart and launch/test, from the root of the repository.
+#
+#   run COMMAND...   prints a command, then runs it
+#   setup EXTRAS     .venv with the project and the named extras ("" or "data,dev"), pinned by
+#                    constraints.txt; nothing to do when neither the pins nor the place changed
+#
+# ESPALIER_PYTHON names the Python that .venv is made with; otherwise .python-version decides.
+
+NEEDED=3.12
+
+run() {
+  printf '+' >&2
+  printf ' %q' "$@" >&2
+  printf '\n' >&2
+  "$@"
+}
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# "3.12.1" if $1 runs at all, else nothing: a shim may stand for a version that is not installed.
+version_of() {
+  "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
+}
+
+is_new_enough() {
+  "$1" -c "import sys; sys.exit(sys.version_info[:2] < tuple(map(int, '$NEEDED'.split('.'))))" \
+    2>/dev/null
+}
+
+# Prints the first Python that is new enough.
+find_python() {
+  local wanted candidate version found="" prefix
+  if [ -n "${ESPALIER_PYTHON:-}" ]; then
+    set -- "$ESPALIER_PYTHON"
+  else
+    wanted="$(head -n 1 .python-version)"
+    prefix="$(pyenv prefix "$wanted" 2>/dev/null)" || prefix=""
+    set -- ${prefix:+"$prefix/bin/python"} "python$wanted" python3.12 python3.13 python3 python
+  fi
+  for candidate in "$@"; do
+    version="$(version_of "$candidate")" || continue
+    if is_new_enough "$candidate"; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+    found="$found${found:+, }$candidate is $version"
+  done
+  fail "Python >= $NEEDED is needed; found: ${found:-none}; install one or set ESPALIER_PYTHON to it"
+}
+
+make_venv() {
+  local python
+  if [ -x .venv/bin/python ]; then
+    is_new_enough .venv/bin/python ||
+      fail "Python >= $NEEDED is needed; .venv is $(version_of .venv/bin/python); remove .venv"
+  else
+    python="$(find_python)" || exit $?
+    run "$python" -m venv .venv
+  fi
+  if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    run .venv/bin/python -m ensurepip
+  fi
+}
+
+setup() {
+  local extras="$1" target stamp state
+  make_venv
+  target=".${extras:+[$extras]}"
+  stamp=".venv/.installed-${extras:-base}"
+  state="$PWD $(cat pyproject.toml constraints.txt | cksum)"
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
+    run .venv/bin/python -m pip install --quiet -c constraints.txt -e "$target"
+    printf '%s\n' "$state" >"$stamp"
+  fi
+  echo "For a GPU: .venv/bin/python -m pip install -c constraints.txt -e '.[gpu]'  (TPU: '.[tpu]')"
+  quieten_libtpu
+}
+
+# Where no TPU is attached, libtpu (the aot extra) is only a compiler: it need not look for one.
+quieten_libtpu() {
+  if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then
+    return
+  fi
+  export TPU_SKIP_MDS_QUERY="${TPU_SKIP_MDS_QUERY:-1}"
+  export TPU_WORKER_HOSTNAMES="${TPU_WORKER_HOSTNAMES:-localhost}"
+  export TPU_ACCELERATOR_TYPE="${TPU_ACCELERATOR_TYPE:-v5litepod-4}"
+  export ALLOW_MULTIPLE_LIBTPU_LOAD="${ALLOW_MULTIPLE_LIBTPU_LOAD:-1}"
+}
