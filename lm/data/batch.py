@@ -1,11 +1,13 @@
 """Batch: what a training or evaluation step receives, all arrays `[B, T]`.
 
-`segment_ids` number the documents of a row from 1; 0 is padding and stands only at the tail. `positions` count from 0
-inside a segment. `loss_weights` are 1 on real targets and 0 on padding.
+`segment_ids` number the documents of a row from 1; 0 is padding and stands only at the tail.
+`positions` count from 0 inside a segment. `loss_weights` are 1 on real targets and 0 on padding.
 
-Bits per byte of a document leaves out its end of text, which has no bytes, and its first token, which nothing predicts:
+Bits per byte of a document leaves out its end of text, which has no bytes, and its first token,
+which nothing predicts:
 
-    bpb = sum(nll * weights) / (ln 2 * sum(num_bytes)),    num_bytes = bytes of the target, weights = loss_weights [num_bytes > 0]
+    bpb = sum(nll * weights) / (ln 2 * sum(num_bytes))
+    num_bytes = bytes of the target, weights = loss_weights where num_bytes > 0
 """
 
 from collections.abc import Sequence
@@ -24,11 +26,12 @@ class Batch(NamedTuple):
 
 
 def byte_weights(batch: Batch, token_bytes: Any) -> tuple[Any, Any]:
-    """(weights, num_bytes) of each target; numpy or jax arrays, whichever `batch` and `token_bytes` hold.
+    """(weights, num_bytes) of each target, numpy or jax arrays like those given.
 
     >>> one = np.ones((1, 2), np.int32)
     >>> batch = Batch(one, np.array([[7, 9]]), one, one, one, np.ones((1, 2), np.float32))
-    >>> weights, num_bytes = byte_weights(batch, np.array([1, 1, 1, 1, 1, 1, 1, 4, 1, 0]))  # 9 is end of text
+    >>> token_bytes = np.array([1, 1, 1, 1, 1, 1, 1, 4, 1, 0])  # 9 is end of text
+    >>> weights, num_bytes = byte_weights(batch, token_bytes)
     >>> weights.tolist(), num_bytes.tolist()
     ([[1.0, 0.0]], [[4.0, 0.0]])
     """

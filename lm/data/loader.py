@@ -1,10 +1,11 @@
 """Loader: the batch of a step, a pure function of (config, step).
 
-    store -> packing plan of an epoch -> rows, shuffled per epoch, for ever -> mixture -> this rank's rows -> batch
+    store -> plan of an epoch -> rows, shuffled per epoch -> mixture -> rows of a rank -> batch
 
-All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R data-parallel ranks reads
-rows r B/R .. (r+1) B/R of the same global batch for every R. One background thread prefetches: tokenising was done before.
-Validation rows come in file order, without shuffling.
+All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R
+data-parallel ranks reads rows r B/R .. (r+1) B/R of the same global batch for every R. One
+background thread prefetches: tokenising was done before. Validation rows come in file order,
+without shuffling.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from lm.data.prepare import Prepared
 from lm.data.store import Store
 
 _PREFETCHED_BATCHES = 4
-_INDIVISIBLE = "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; set a multiple"
+_INDIVISIBLE = (
+    "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; "
+    "set data.batch_size to a multiple"
+)
 
 
 class Windows(grain.MapDataset):
-    """Rows of one source. Index i is row i mod num_rows of epoch i // num_rows, which has a plan of its own."""
+    """Rows of one source. Index i is row i % num_rows of the plan of epoch i // num_rows."""
 
     def __init__(self, store: Store, packer: Packer, context_length: int, source_id: int):
         super().__init__()
@@ -131,7 +135,7 @@ def create(
         key = (seed, zlib.crc32(name.encode()))
         packer = Packer(store.lengths, config.context_length, config.packing, key)
         rows = Windows(store, packer, config.context_length, source_id)
-        # A hashed seed per source: shuffle(seed=s) of epoch e + 1 would repeat shuffle(seed=s + 1) of epoch e.
+        # Hashed: shuffle(seed=s) of epoch e + 1 would repeat shuffle(seed=s + 1) of epoch e.
         shuffle_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         streams.append(rows.seed(shuffle_seed).shuffle().repeat())
         shares.append(
@@ -187,7 +191,8 @@ def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     """Refuses to continue a stream of batches with a different one."""
     for key, (old, new) in difference(saved, current).items():
         raise UserError(
-            f"data of the checkpoint and of this run differ: {key} was {old}, is {new}; restore it or start a new workdir"
+            f"data of the checkpoint and of this run differ: {key} was {old}, is {new}; "
+            "restore the old value or start a new workdir"
         )
 
 
@@ -200,7 +205,7 @@ def validation_batches(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> dict[str, ValidationBatches]:
-    """Held-out batches of every source with valid_fraction > 0, at most `max_tokens` (or one row) of each."""
+    """Held-out batches of every source that has any; of each `max_tokens` or one row at most."""
     if batch_size % num_ranks:
         raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
     sets = {}
@@ -227,7 +232,7 @@ def validation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class ValidationBatches(Sequence[Batch]):
-    """Chosen rows of a plan as batches, made when read; rows missing from the last batch are padding."""
+    """Rows of a plan as batches, made when read; the last batch is filled up with padding."""
 
     store: Store
     plan: Plan

@@ -1,9 +1,10 @@
 """Mixture: which source gives row i of the training stream, and which of its rows.
 
-Sources are weighted by shares of training tokens. A period of `PERIOD` rows holds round(PERIOD * share) rows of each; row m
-of n of a source belongs at the time (m + 1/2) / n of the period, and sorting by these times interleaves the sources evenly:
-over every prefix each count stays within one or two rows of its share. Position i is then a table look-up: no state, no
-drift. (Grain's own mix truncates weights to integers with the smallest at 100, which can miss a share by a percent.)
+Sources are weighted by shares of training tokens. A period of `PERIOD` rows holds round(PERIOD *
+share) rows of each; row m of n of a source belongs at the time (m + 1/2) / n of the period, and
+sorting by these times interleaves the sources evenly: over every prefix each count stays within one
+or two rows of its share. Position i is then a table look-up: no state, no drift. (Grain's own mix
+truncates weights to integers with the smallest at 100, which can miss a share by a percent.)
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Mixture:
 
 
 def period_counts(shares: Sequence[float]) -> np.ndarray:
-    """Rows of each source in a period, by largest remainders; a source with any weight has at least one.
+    """Rows of each source in a period, by largest remainders, and at least one.
 
     >>> period_counts([0.7, 0.3]).tolist(), period_counts([1.0]).tolist()
     ([5734, 2458], [1])

@@ -1,14 +1,17 @@
-"""Packing: which pieces of which documents make up each row of `context_length` (input, target) pairs.
+"""Packing: the pieces of documents that make up each row of `context_length` training pairs.
 
-A document of n tokens and its end of text is x[0..n]; its pairs are (x[i], x[i+1]) for i < n, made before packing. So no
-target belongs to another document, none is lost at the edge of a row, and the end of text is a target but never an input.
-An epoch holds every pair exactly once.
+A document of n tokens and its end of text is x[0..n]; its pairs are (x[i], x[i+1]) for i < n, made
+before packing. So no target belongs to another document, none is lost at the edge of a row, and the
+end of text is a target but never an input. An epoch holds every pair exactly once.
 
-- concat: documents, shuffled per epoch, end to end, cut every `context_length` pairs; only the last row is padded.
-- best_fit: documents longer than a row are cut into whole rows and a rest; rests and short documents go, longest first,
-  into the row with the least space that holds them (Ding et al., arXiv 2404.10830). No document that fits is cut.
+- concat: documents, shuffled per epoch, end to end, cut every `context_length` pairs; only the last
+  row is padded.
+- best_fit: documents longer than a row are cut into whole rows and a rest; rests and short
+  documents go, longest first, into the row with the least space that holds them (Ding et al., arXiv
+  2404.10830). No document that fits is cut.
 
-A plan is a pure function of (lengths, context_length, packing, seed, epoch). Row order is left to the loader.
+A plan is a pure function of (lengths, context_length, packing, seed, epoch). Row order is left to
+the loader.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _CACHED_EPOCHS = 2  # prefetching looks one epoch ahead of the one being read
 
 
 class Plan(NamedTuple):
-    """Row r holds pieces row_ptr[r]..row_ptr[r+1]: `length` pairs of document `doc` from pair `start` on."""
+    """Row r holds pieces row_ptr[r]..row_ptr[r+1]: `length` pairs of `doc` from `start` on."""
 
     row_ptr: np.ndarray
     doc: np.ndarray
@@ -93,7 +96,7 @@ def concat(lengths: np.ndarray, context_length: int, order: np.ndarray) -> Plan:
 
 
 def best_fit(lengths: np.ndarray, context_length: int, order: np.ndarray, bins: np.ndarray) -> Plan:
-    """Whole rows of long documents, then rests by `bins`; `order` says which of equal lengths comes first."""
+    """Whole rows of long documents, then rests by `bins`; of equal rests, `order` decides."""
     whole = lengths // context_length
     row_docs = np.repeat(np.arange(len(lengths)), whole)
     row_starts = (
@@ -116,7 +119,7 @@ def best_fit(lengths: np.ndarray, context_length: int, order: np.ndarray, bins: 
 
 
 def best_fit_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The bin of each length (sorted, longest first): the fullest one that still holds it, else a new one.
+    """The bin of each length (longest first): the fullest that still holds it, else a new one.
 
     >>> best_fit_bins(np.array([6, 5, 4, 3, 2]), 10).tolist()
     [0, 1, 0, 1, 1]

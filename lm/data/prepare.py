@@ -1,11 +1,11 @@
 """Prepare: sources -> tokenizer -> stores below a data folder, made once and found again.
 
-    <data_dir>/tokenizer-<hash>/tokenizer.json          the tokenizer, if it was trained; hash of kind, size and training files
-    <data_dir>/<source>-<hash>/tokenizer.json           the tokenizer of these tokens
-    <data_dir>/<source>-<hash>/{train,valid}/...        see store.py; hash of the file list, the split and the tokenizer
+    <data_dir>/tokenizer-<hash>/tokenizer.json    if trained: hash of its size and training files
+    <data_dir>/<source>-<hash>/tokenizer.json     the tokenizer of these tokens
+    <data_dir>/<source>-<hash>/{train,valid}/...  hash of files, split and tokenizer; see store.py
 
-Each folder is written under a temporary name and renamed when complete, holding a lock file, so that of two processes
-the second waits and reuses, and one that dies leaves nothing that counts.
+Each folder is written under a temporary name and renamed when complete, holding a lock file, so
+that of two processes the second waits and reuses, and one that dies leaves nothing that counts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Prepared:
     stores: Mapping[str, Mapping[str, Store]]
 
 
-def data_dir(flag: str = "") -> Path:
+def resolve_data_dir(flag: str = "") -> Path:
     """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = flag or os.environ.get("ESPALIER_DATA") or os.path.join(cache, "espalier")
@@ -63,10 +63,10 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     verify: bool = False,
 ) -> Prepared:
-    """Prepares what is missing and opens everything; `tokenizer` replaces the config's (a trained run's own).
+    """Prepares what is missing, opens everything; `tokenizer` (a run's own) replaces the config's.
 
     Raises:
-      UserError: a source, the tokenizer or prepared data cannot be used; nothing half-written is left.
+      UserError: a source, the tokenizer or a store cannot be used; nothing half-written is left.
     """
     corpora = {name: sources.create(name, source) for name, source in config.sources.items()}
     with _bar(progress) as bar:
@@ -149,8 +149,11 @@ def _write_splits(
     corpus: Corpus, tokenizer: Tokenizer, folder: Path, advance: Callable[[int], object]
 ) -> None:
     skipped: collections.Counter[str] = collections.Counter()
-    writers = {split: Writer(folder / split, tokenizer) for split in SPLITS}
-    try:
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(contextlib.closing(Writer(folder / split, tokenizer)))
+            for split in SPLITS
+        }
         for batch in _batches(sources.documents(corpus, skipped, advance)):
             encoded = tokenizer.encode_batch([text for _, text in batch])
             for (key, text), ids in zip(batch, encoded, strict=True):
@@ -159,18 +162,15 @@ def _write_splits(
                 split = SPLITS[sources.is_valid(key, corpus.config.valid_fraction)]
                 writers[split].append(ids, num_bytes)
         for writer in writers.values():
-            writer.close(corpus.description, skipped)
-    finally:
-        for writer in writers.values():
-            writer.abort()
+            writer.finish(corpus.description, skipped)
 
 
 def _check_lossless(key: str, ids: np.ndarray, num_bytes: int, tokenizer: Tokenizer) -> None:
     found = int(tokenizer.token_bytes[ids].sum())
     if found != num_bytes or np.any(ids == tokenizer.end_of_text):
         raise UserError(
-            f"document {key!r} has {num_bytes} bytes and its tokens {found}: the tokenizer is not lossless; "
-            "use a byte-level one without normalizer, prefix space or end of text in its merges"
+            f"document {key!r} has {num_bytes} bytes and its tokens {found}: a lossy tokenizer; "
+            "use a byte-level one without normalizer or prefix space"
         )
 
 
@@ -208,7 +208,8 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror}; free space or set --data_dir (or ESPALIER_DATA) elsewhere"
+            f"cannot write {folder}: {error.strerror}; "
+            "free some space or set --data_dir (or ESPALIER_DATA) to another folder"
         ) from error
 
 
@@ -226,7 +227,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _bar(progress: bool) -> Progress:
-    return Progress(console=Console(stderr=True), transient=True, disable=not progress)
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
 
 
 def _hash(identity: Any) -> str:

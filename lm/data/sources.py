@@ -1,13 +1,15 @@
 """Sources of text: which files, which documents in them, and which of those are held out.
 
-- `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of code).
-- a glob (`~` and `**` allowed) of .txt .md .py .txt.gz (one document each), .jsonl .jsonl.gz (one per line, the text
-  under `text_key`) and .parquet (one per row, column `text_key`).
+- `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of
+  code).
+- a glob (`~` and `**` allowed) of .txt .md .py .txt.gz (one document each), .jsonl .jsonl.gz (one
+  per line, the text under `text_key`) and .parquet (one per row, column `text_key`).
 
-A document's key is its path below the root (the glob's part without wildcards), with a line or row number where a file
-holds many, or its `id` field where it has one. It is held out for validation iff sha256(key), read as a fraction in
-[0, 1), is below `valid_fraction`: stable when other documents come and go. Files are visited in sorted order. What is
-not UTF-8 or is empty is skipped and counted.
+A document's key is its path below the root (the glob's part without wildcards), with a line or row
+number where a file holds many, or its `id` field where it has one. It is held out for validation
+iff sha256(key), read as a fraction in [0, 1), is below `valid_fraction`: stable when other
+documents come and go. Files are visited in sorted order. What is not UTF-8 or is empty is skipped
+and counted.
 """
 
 from __future__ import annotations
@@ -114,10 +116,13 @@ def documents(
     skipped: collections.Counter[str],
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> Iterator[Document]:
-    """Documents in order. `skipped` counts what was left out; `advance` hears the size of each file when it is done."""
+    """Documents in order. `skipped` counts what is left out; `advance` is told bytes read."""
     for file in corpus.files:
         try:
-            for key, data in _records(file, corpus):
+            position = 0
+            for key, data, next_position in _records(file, corpus):
+                advance(next_position - position)
+                position = next_position
                 text = _text(data)
                 if text:
                     yield Document(key, text)
@@ -127,7 +132,7 @@ def documents(
             raise UserError(
                 f"cannot read {file.path} of data.sources.{corpus.name}: {error}"
             ) from error
-        advance(file.size)
+        advance(file.size - position)
 
 
 def _stdlib_paths(root: Path) -> list[Path]:
@@ -139,7 +144,7 @@ def _stdlib_paths(root: Path) -> list[Path]:
 
 
 def _root(pattern: str) -> Path:
-    """The folder above the first wildcard, so that keys do not change when a tree is moved as a whole."""
+    """The folder above the first wildcard: keys stay the same when a tree is moved as a whole."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return Path(*parts[:fixed])
@@ -153,18 +158,20 @@ def _stat(path: Path, root: Path) -> File:
     return File(path, path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
 
 
-def _records(file: File, corpus: Corpus) -> Iterator[tuple[str, bytes | str]]:
+def _records(file: File, corpus: Corpus) -> Iterator[tuple[str, bytes | str, int]]:
+    """Key, text and the place in the file where the reader stands."""
     if file.name.endswith(PARQUET):
         yield from _parquet_rows(file, corpus)
         return
-    opener = gzip.open if file.name.endswith(".gz") else open
-    with opener(file.path, "rb") as stream:
+    with open(file.path, "rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
         if file.name.endswith(PLAIN):
-            yield file.name, stream.read()
+            yield file.name, stream.read(), file.size
             return
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield _json_record(line, f"{file.name}:{number}", f"{file.path}:{number}", corpus)
+                key, place = f"{file.name}:{number}", f"{file.path}:{number}"
+                yield *_json_record(line, key, place, corpus), raw.tell()
 
 
 def _json_record(line: bytes, key: str, place: str, corpus: Corpus) -> tuple[str, str]:
@@ -177,21 +184,22 @@ def _json_record(line: bytes, key: str, place: str, corpus: Corpus) -> tuple[str
         ) from error
     if not isinstance(record, dict):
         raise UserError(
-            f"{place} of data.sources.{name} is a {type(record).__name__}; each line must be an object"
+            f"{place} of data.sources.{name} is a {type(record).__name__}; a line must be an object"
         )
     if text_key not in record:
         raise UserError(
-            f"{place} has no key data.sources.{name}.text_key={text_key!r}; {nearest(text_key, record)}"
+            f"{place} has no key {text_key!r} (data.sources.{name}.text_key); "
+            f"{nearest(text_key, record)}"
         )
     if not isinstance(record[text_key], str):
         kind = type(record[text_key]).__name__
         raise UserError(
-            f"{place}: data.sources.{name}.text_key={text_key!r} holds a {kind}; it must hold a string"
+            f"{place}: {text_key!r} (data.sources.{name}.text_key) is a {kind}; it must be a string"
         )
     return _identity(record.get("id"), key), record[text_key]
 
 
-def _parquet_rows(file: File, corpus: Corpus) -> Iterator[tuple[str, str]]:
+def _parquet_rows(file: File, corpus: Corpus) -> Iterator[tuple[str, str, int]]:
     text_key, name = corpus.config.text_key, corpus.name
     try:
         arrow = importlib.import_module("pyarrow")
@@ -214,11 +222,12 @@ def _parquet_rows(file: File, corpus: Corpus) -> Iterator[tuple[str, str]]:
                     f"{file.path}: column text_key={text_key!r} holds {kind}; it must hold strings"
                 )
             columns = [text_key] + (["id"] if "id" in schema.names and text_key != "id" else [])
-            number = 0
+            number, num_rows = 0, table.metadata.num_rows
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _identity(row.get("id"), f"{file.name}:{number}"), row[text_key] or ""
+                    key = _identity(row.get("id"), f"{file.name}:{number}")
+                    yield key, row[text_key] or "", file.size * number // num_rows
     except arrow.ArrowException as error:
         message = str(error).splitlines()[0]
         raise UserError(

@@ -1,10 +1,11 @@
 """Store: one split of one source as token ids on disk.
 
-    tokens.bin   documents one after another, each followed by its end of text; uint16 up to 65,535 ids, else uint32
+    tokens.bin   documents, each followed by its end of text; uint16 up to 65,535 ids, else uint32
     docs.idx     int64 offsets into tokens.bin, one more than there are documents
     meta.json    counts, sha256 of both files and of the tokenizer, dtype, source, bytes of every id
 
-Opening checks sizes, offsets and the tokenizer; `verify` also reads everything and compares the hashes.
+Opening checks sizes, offsets and the tokenizer; `verify` also reads everything and compares the
+hashes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _META_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, its last id the end of text."""
+    """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, end of text last."""
 
     folder: Path
     tokens: np.ndarray
@@ -48,17 +49,17 @@ class Store:
 
 
 class Writer:
-    """Appends encoded documents to a new split; `close` writes what completes it."""
+    """Appends encoded documents to a new split; `finish` writes what completes it."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer):
         self._folder = folder
         self._tokenizer = tokenizer
-        self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65535 else np.uint32)
+        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
         self._hash = hashlib.sha256()
         self._lengths: list[int] = []
         self._bytes = 0
         folder.mkdir(parents=True)
-        self._stream: IO[bytes] = open(folder / "tokens.bin", "wb")  # noqa: SIM115 - closed by close and abort
+        self._stream: IO[bytes] = (folder / "tokens.bin").open("wb")
 
     def append(self, ids: np.ndarray, num_bytes: int) -> None:
         """Adds a document of `num_bytes` UTF-8 bytes; `ids` come without end of text."""
@@ -68,7 +69,7 @@ class Writer:
         self._lengths.append(len(ids) + 1)
         self._bytes += num_bytes
 
-    def close(self, source: Mapping[str, Any], skipped: collections.Counter[str]) -> None:
+    def finish(self, source: Mapping[str, Any], skipped: collections.Counter[str]) -> None:
         self._stream.close()
         offsets = np.concatenate([[0], np.cumsum(self._lengths)]).astype("<i8").tobytes()
         (self._folder / "docs.idx").write_bytes(offsets)
@@ -87,8 +88,7 @@ class Writer:
         }
         (self._folder / "meta.json").write_text(json.dumps(meta) + "\n")
 
-    def abort(self) -> None:
-        """Releases the file after an error; the caller removes the folder."""
+    def close(self) -> None:
         self._stream.close()
 
 
@@ -160,5 +160,6 @@ def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 def _damaged(path: Path, what: str, found: Any, expected: Any) -> UserError:
     return UserError(
-        f"{path}: {what} is {found}, expected {expected}; delete {path.parents[1]} and prepare again"
+        f"{path}: {what} is {found}, expected {expected}; "
+        f"delete {path.parents[1]} and prepare again"
     )

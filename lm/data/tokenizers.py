@@ -1,12 +1,13 @@
 """Tokenizers: text <-> ids with exact bytes per id, kept in one file of any kind.
 
     bytes      id = byte, 256 = end of text
-    tokenizers byte-level BPE of the `tokenizers` package, trained here or read from a tokenizer.json
+    tokenizers byte-level BPE of the `tokenizers` package, trained here or from a tokenizer.json
     tiktoken   byte-level BPE from a file of ranks, split by GPT-2's pattern
 
-All are lossless: the bytes of a document's ids add up to its UTF-8 bytes, which preparation checks document by document. So a
-Unicode normal form (NFC, ...) in a tokenizer.json is taken out: it changes nothing on normalised text and loses bytes elsewhere.
-Encoding takes text literally: "<|endoftext|>" inside a document is encoded by its letters and never as the special id.
+All are lossless: the bytes of a document's ids add up to its UTF-8 bytes, which preparation checks
+document by document. So a Unicode normal form (NFC, ...) in a tokenizer.json is taken out: it
+changes nothing on normalised text and loses bytes elsewhere. Encoding takes text literally:
+"<|endoftext|>" inside a document is encoded by its letters and never as the special id.
 
 File: JSON {"kind", "payload"}; the tokenizer's sha256 is that of the file.
 """
@@ -46,7 +47,7 @@ class Codec(Protocol):
 
 
 class Tokenizer:
-    """Text <-> ids. `token_bytes[id]` is the number of UTF-8 bytes an id stands for, 0 for end of text."""
+    """Text <-> ids. `token_bytes[id]`: UTF-8 bytes an id stands for, 0 for end of text."""
 
     def __init__(self, kind: str, payload: str):
         self.kind = kind
@@ -84,7 +85,7 @@ class Tokenizer:
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote, of whatever kind."""
-    content = _read(path)
+    content = _read(path, "delete its folder and prepare again")
     try:
         saved = json.loads(content)
         return Tokenizer(saved["kind"], saved["payload"])
@@ -107,7 +108,7 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
     else:
         kind = {"json": "tokenizers", "tiktoken": "tiktoken"}[config.kind]
         path = os.path.expanduser(config.path)
-        content = _read(path)
+        content = _read(path, "set data.tokenizer.path")
         try:
             tokenizer = Tokenizer(kind, _lossless(content) if kind == "tokenizers" else content)
         except (ValueError, KeyError, TypeError) as error:
@@ -122,8 +123,8 @@ def check_vocab_size(tokenizer: Tokenizer, config: TokenizerConfig) -> None:
     """The model's vocabulary must hold every id; a smaller tokenizer (a tiny corpus) is fine."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"data.tokenizer.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size} ids; "
-            f"set data.tokenizer.vocab_size to at least {tokenizer.vocab_size}"
+            f"data.tokenizer.vocab_size={config.vocab_size} is below the tokenizer's "
+            f"{tokenizer.vocab_size} ids; set it to at least {tokenizer.vocab_size}"
         )
 
 
@@ -197,7 +198,7 @@ class _Tiktoken:
             raise ValueError(f"it is not byte-level: {len(missing)} of the 256 bytes are missing")
         self.end_of_text = len(ranks)
         self.vocab_size = len(ranks) + 1
-        self._pieces = sorted(ranks, key=ranks.__getitem__) + [b""]
+        self._pieces = [*sorted(ranks, key=ranks.__getitem__), b""]
         self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
         self._encoding = tiktoken.Encoding(
             "espalier",
@@ -232,7 +233,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def _lossless(content: str) -> str:
-    """A tokenizer.json as it encodes corpus text: whole documents, no padding, no Unicode normal form."""
+    """A tokenizer.json for corpus text: whole documents, no padding, no Unicode normal form."""
     settings = json.loads(content)
     settings |= {"truncation": None, "padding": None, "post_processor": None}
     if (settings.get("normalizer") or {}).get("type") in _NORMAL_FORMS:
@@ -242,7 +243,7 @@ def _lossless(content: str) -> str:
 
 @functools.cache
 def _alphabet() -> dict[str, int]:
-    """Letter -> byte of byte-level BPE: printable Latin-1 stands for itself, the rest for U+0100 onwards."""
+    """Letter -> byte of byte-level BPE: printable Latin-1 is itself, the rest U+0100 onwards."""
     plain = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -252,9 +253,9 @@ def _alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def _read(path: str | os.PathLike[str], advice: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(f"cannot read the tokenizer {path}: {reason}") from error
+        raise UserError(f"cannot read the tokenizer {path}: {reason}; {advice}") from error
