@@ -10,6 +10,7 @@ Train, plan, evaluate, generate, interop and bench start here.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,10 +98,10 @@ def build(config: Config, devices: Sequence[jax.Device], decay_start: float | No
     model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
 
     def init_params(seed: jax.Array) -> Any:
-        dummy = model_lib.dummy_inputs(8)
+        dummy = model_lib.dummy_inputs(_batch_ways(mesh), 8)
         return model.init(jax.random.key(seed), *dummy, method="init_all")["params"]
 
-    abstract_params, infos = params_lib.split(jax.eval_shape(init_params, 0))
+    _, infos = params_lib.split(jax.eval_shape(init_params, 0))
     per_step = config.tokens_per_step
     schedule = schedules.create(
         config.schedule,
@@ -160,7 +161,7 @@ def flops_per_token(built: Build) -> float:
     matmul = counts.get("hidden", 0) + config.model.width * built.model.padded_vocab_size
     forward = 2.0 * matmul
     length = config.data.context_length
-    for repeat, period in built.model.periods:
+    for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
         for block in period.blocks:
             dims = {**block.mixer.dims(), "B": 1, "T": length}
             forward += (
@@ -170,13 +171,18 @@ def flops_per_token(built: Build) -> float:
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
-    ways = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
+    ways = _batch_ways(mesh)
     rows = config.data.batch_size // config.run.accumulation
     if rows % ways:
         raise UserError(
-            f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = {ways} devices; "
-            "change the batch size or the mesh"
+            f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = "
+            f"{ways} devices; change the batch size or the mesh"
         )
+
+
+def _batch_ways(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
 
 
 def _state_shardings(

@@ -2,7 +2,8 @@
 
 Per token, with logits l = W h and lse = log sum exp l:
 
-    nll = lse - l[target];   objective = sum over tokens of weight * (nll + z * lse^2)      (z-loss: PaLM, sec. 5)
+    nll = lse - l[target]
+    objective = sum over tokens of weight * (nll + z * lse^2)      (z-loss: PaLM, sec. 5)
 
 The gradient is formed while the chunk's logits are at hand: dl = weight * (softmax(l) (1 + 2 z lse)
 - onehot(target)), dh = dl W, dW += dl^T h; the backward pass only multiplies by the scalar
@@ -13,6 +14,7 @@ because a sum is linear in its terms.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,37 +57,7 @@ def objective(
     float32 [B, T]. The sum is over the whole batch, undivided; only it carries a gradient (to
     hidden and head).
     """
-    if not options.batch_axes:
-        return _local(hidden, head, targets, weights, options)
-    axes = options.batch_axes
-
-    def shard(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total, nll = _local(*args, options)
-        return jax.lax.psum(total, axes), nll
-
-    rows = P(axes)
-    mapped = jax.shard_map(
-        shard, mesh=mesh, in_specs=(rows, P(), rows, rows), out_specs=(P(), rows)
-    )
-    return mapped(hidden, head, targets, weights)
-
-
-def _local(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, options: LossOptions
-) -> tuple[jax.Array, jax.Array]:
-    """One shard: flattens to tokens, pads to whole chunks with weight 0."""
-    b, t, d = hidden.shape
-    size = min(options.chunk_size, b * t)
-    pad = -(b * t) % size
-    chunks = (
-        lambda x: jnp.pad(
-            x.reshape(b * t, *x.shape[2:]), ((0, pad),) + ((0, 0),) * (x.ndim - 2)
-        ).reshape(  # noqa: E731
-            -1, size, *x.shape[2:]
-        )
-    )
-    total, nll = _sum(options, chunks(hidden), head, chunks(targets), chunks(weights))
-    return total, nll.reshape(-1)[: b * t].reshape(b, t)
+    return _sum(mesh, options, hidden, head, targets, weights)
 
 
 class _Chunk(NamedTuple):
@@ -118,56 +90,123 @@ def _weighted(options: LossOptions, chunk: _Chunk, weight: jax.Array) -> jax.Arr
     return jnp.sum(weight * (chunk.nll + options.z_loss * chunk.lse**2))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(
+def _forward(
     options: LossOptions, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """hidden [N, C, D], head [vocab, D], targets, weights [N, C] -> sum [], nll [N, C]."""
+    """One shard: sum [], nll [b, T]."""
 
     def body(total: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h, target, weight = x
         chunk = _chunk(options, h, head, target)
         return total + _weighted(options, chunk, weight), chunk.nll
 
-    return jax.lax.scan(body, jnp.float32(0), (hidden, targets, weights))
+    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets, weights))
+    total, nll = jax.lax.scan(body, jnp.float32(0), chunks)
+    return total, _join(nll, targets.shape)
 
 
-def _sum_fwd(
+def _forward_and_gradient(
     options: LossOptions, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One shard: sum [], nll [b, T], and the sum's gradient: d_hidden [b, T, D], d_head float32
+    [vocab, D].
+    """
     low = head.astype(options.operand_dtype)
 
     def body(carry: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         total, d_head = carry
         h, target, weight = x
-        chunk = _chunk(options, h, head, target)
+        chunk = _chunk(options, h, low, target)
         factor = weight * (1.0 + 2.0 * options.z_loss * chunk.lse) / chunk.norm
         onehot = target[:, None] == jnp.arange(head.shape[0])
         d_logits = chunk.exp * factor[:, None] - jnp.where(onehot, weight[:, None], 0.0)
-        d_logits = d_logits.astype(options.operand_dtype)
+        d_logits = d_logits.astype(low.dtype)
         d_h = jnp.einsum("cv,vd->cd", d_logits, low, preferred_element_type=jnp.float32)
         d_head += jnp.einsum(
             "cv,cd->vd", d_logits, h.astype(low.dtype), preferred_element_type=jnp.float32
         )
-        return (total + _weighted(options, chunk, weight), d_head), (
-            chunk.nll,
-            d_h.astype(hidden.dtype),
-        )
+        total += _weighted(options, chunk, weight)
+        return (total, d_head), (chunk.nll, d_h.astype(h.dtype))
 
     zero = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
-    (total, d_head), (nll, d_hidden) = jax.lax.scan(body, zero, (hidden, targets, weights))
+    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets, weights))
+    (total, d_head), (nll, d_hidden) = jax.lax.scan(body, zero, chunks)
+    return total, _join(nll, targets.shape), _join(d_hidden, hidden.shape), d_head
+
+
+def _split(x: jax.Array, chunk_size: int) -> jax.Array:
+    """[b, T, ...] -> [N, C, ...]: flattened to tokens, padded with zeros to whole chunks."""
+    tokens = x.reshape(-1, *x.shape[2:])
+    size = min(chunk_size, len(tokens))
+    pad = [(0, -len(tokens) % size)] + [(0, 0)] * (tokens.ndim - 1)
+    return jnp.pad(tokens, pad).reshape(-1, size, *tokens.shape[1:])
+
+
+def _join(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_split`."""
+    return chunks.reshape(-1, *shape[2:])[: shape[0] * shape[1]].reshape(shape)
+
+
+# The derivative rule encloses shard_map: each shard's gradient is formed in its forward pass and
+# reduced there, so nothing is differentiated through a collective.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(
+    mesh: Mesh,
+    options: LossOptions,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    function = functools.partial(_forward, options)
+    return _over_shards(function, "+r", mesh, options.batch_axes)(hidden, head, targets, weights)
+
+
+def _sum_fwd(
+    mesh: Mesh,
+    options: LossOptions,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    function = functools.partial(_forward_and_gradient, options)
+    mapped = _over_shards(function, "+rr+", mesh, options.batch_axes)
+    total, nll, d_hidden, d_head = mapped(hidden, head, targets, weights)
     return (total, nll), (d_hidden, d_head.astype(head.dtype))
 
 
-def _sum_bwd(options: LossOptions, residuals: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
-    d_hidden, d_head = residuals
+def _sum_bwd(
+    mesh: Mesh, options: LossOptions, residuals: Any, cotangents: Any
+) -> tuple[jax.Array, jax.Array, None, None]:
     scale = cotangents[0]
-    return (
-        (d_hidden * scale).astype(d_hidden.dtype),
-        (d_head * scale).astype(d_head.dtype),
-        None,
-        None,
-    )
+    d_hidden, d_head = ((scale * x).astype(x.dtype) for x in residuals)
+    return d_hidden, d_head, None, None
 
 
 _sum.defvjp(_sum_fwd, _sum_bwd)
+
+
+def _over_shards(
+    function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, axes: tuple[str, ...]
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """`function(hidden, head, targets, weights)` over the shards of the batch; of its outputs, "r"
+    are rows and "+" are summed. Axes that do not split the batch stay with the compiler, so that a
+    head whose vocabulary is sharded gives sharded logits.
+    """
+    if not axes:
+        return function
+
+    def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
+        results = zip(outputs, function(*args), strict=True)
+        return tuple(jax.lax.psum(x, axes) if kind == "+" else x for kind, x in results)
+
+    rows = P(axes)
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(rows, P(), rows, rows),
+        out_specs=tuple(P() if kind == "+" else rows for kind in outputs),
+        axis_names=set(axes),
+        check_vma=False,
+    )

@@ -30,7 +30,8 @@ def create(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     if math.prod(sizes) != len(devices):
         given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise UserError(
-            f"mesh {given} needs {fixed} devices or a multiple, found {len(devices)}; set mesh.data=-1"
+            f"mesh {given} needs {fixed} devices or a multiple, found {len(devices)}; "
+            "set mesh.data=-1"
         )
     if sizes[AXES.index("sequence")] > 1:
         raise UserError(

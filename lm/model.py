@@ -3,7 +3,8 @@ groups.
 
     x = multiplier * table[tokens]
     for group in groups: scan over its repeats: for label in labels: x = block_label(x)
-    hidden = RMSNorm(x) * logits multiplier;   logits = hidden head^T  (never formed here: lm/loss.py, lm/generate.py)
+    hidden = RMSNorm(x) * logits multiplier
+    logits = hidden head^T    (formed in lm/loss.py and lm/generate.py only)
 
 A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
 group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
@@ -13,7 +14,6 @@ name with its defaults. Mixers are found by listing lm/mixers; their options are
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import pkgutil
 import typing
@@ -90,16 +90,16 @@ class Period(nn.Module):
 
 
 class Model(nn.Module):
-    """`periods`: (repeat, Period) per group. Build one with `create`."""
+    """Group i is `repeats[i]` times the layers of `groups[i]`. Build one with `create`."""
 
     context: Context
     config: ModelConfig
     padded_vocab_size: int
-    periods: tuple[tuple[int, Period], ...]
+    repeats: tuple[int, ...]
+    groups: tuple[Period, ...]
 
     def setup(self) -> None:
         self.embed = Embed(self.context, self.padded_vocab_size, self.config.width)
-        self.groups = [period.clone(parent=None) for _, period in self.periods]
         self.final_norm = RMSNorm(self.context)
         if not self.config.tied_embeddings:
             self.output = Head(self.context, self.padded_vocab_size, self.config.width)
@@ -153,9 +153,9 @@ class Model(nn.Module):
     def init_state(self, batch: int, max_len: int) -> ModelState:
         """Empty decode state for `batch` rows of at most `max_len` tokens; needs no parameters."""
         groups = []
-        for repeat, period in self.periods:
+        for repeat, period in zip(self.repeats, self.groups, strict=True):
             states = tuple(block.mixer.init_state(batch, max_len) for block in period.blocks)
-            stack = lambda leaf, n=repeat: jnp.broadcast_to(leaf, (n, *leaf.shape))  # noqa: E731
+            stack = lambda leaf, n=repeat: jnp.broadcast_to(leaf, (n, *leaf.shape))
             groups.append(jax.tree.map(stack, states))
         return ModelState(tuple(groups), jnp.zeros((batch,), jnp.int32))
 
@@ -164,7 +164,7 @@ class Model(nn.Module):
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
             layer = nn.remat(layer, policy=policy, prevent_cse=self.config.unroll)
-        for (repeat, _), group, state in zip(self.periods, self.groups, states, strict=True):
+        for repeat, group, state in zip(self.repeats, self.groups, states, strict=True):
             scan = nn.scan(
                 layer,
                 variable_axes={"params": 0, "intermediates": 0},
@@ -187,16 +187,17 @@ def create(
       UserError: an unknown label, mixer or option, a pattern that does not fit the depth, a form
       that cannot run.
     """
-    blocks: dict[str, tuple[Block, LayerRecord]] = {}
     groups = parse_pattern(config.pattern, config.num_layers)
-    for label in dict.fromkeys(label for group in groups for label in group.labels):
-        blocks[label] = _block(label, config, context, target)
-    periods = tuple(
-        (g.repeat, Period(tuple(blocks[label][0] for label in g.labels))) for g in groups
-    )
-    order = [label for g in groups for _ in range(g.repeat) for label in g.labels]
-    records = [blocks[label][1]._replace(layer=i) for i, label in enumerate(order)]
-    return Model(context, config, padded_vocab_size(vocab_size), periods), records
+    periods, records = [], []
+    for group in groups:
+        # A block per place, not per label: Flax shares the parameters of one module used twice.
+        made = [_block(label, config, context, target) for label in group.labels]
+        periods.append(Period(tuple(block for block, _ in made)))
+        records += [record for _, record in made] * group.repeat
+    records = [record._replace(layer=i) for i, record in enumerate(records)]
+    repeats = tuple(group.repeat for group in groups)
+    size = padded_vocab_size(vocab_size)
+    return Model(context, config, size, repeats, tuple(periods)), records
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -213,7 +214,8 @@ def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
     )
     if not isinstance(labels, tuple) or not labels or "" in labels:
         raise UserError(
-            f"model.pattern={pattern!r}: write labels such as 'a,b', or groups ((repeat, labels), ...)"
+            f"model.pattern={pattern!r}: write labels such as 'a,b', "
+            "or groups ((repeat, labels), ...)"
         )
     if all(isinstance(label, str) for label in labels):
         repeat, rest = divmod(num_layers, len(labels))
@@ -333,8 +335,7 @@ def _next_positions(before: jax.Array, segment_ids: jax.Array, positions: jax.Ar
     return jnp.where(length > 0, last + 1, before)
 
 
-@functools.cache
-def dummy_inputs(context_length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, segment ids and positions of one row, for tracing `init`."""
-    zeros = jnp.zeros((1, context_length), jnp.int32)
+def dummy_inputs(rows: int, time: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, segment ids and positions [rows, time], for tracing `init`."""
+    zeros = jnp.zeros((rows, time), jnp.int32)
     return zeros, zeros + 1, zeros

@@ -78,7 +78,7 @@ def split(boxed: Any) -> tuple[Any, Any]:
     def info(leaf: Declared) -> ParamInfo:
         return ParamInfo(leaf.letters, tuple(leaf.value.shape), leaf.role, leaf.decay)
 
-    is_declared = lambda leaf: isinstance(leaf, Declared)  # noqa: E731
+    is_declared = lambda leaf: isinstance(leaf, Declared)
     values = jax.tree.map(lambda leaf: leaf.unbox(), boxed, is_leaf=is_declared)
     return values, jax.tree.map(info, boxed, is_leaf=is_declared)
 

@@ -79,8 +79,9 @@ def _spec(info: ParamInfo, mesh: Mesh, replicate: tuple[str, ...]) -> P:
         ways = math.prod(mesh.shape[a] for a in axes)
         if size % ways and letter not in replicate:
             raise UserError(
-                f"a parameter with letters {info.letters!r} has {letter}={size}, not divisible by {ways} "
-                f"({'*'.join(axes)}); change the size or the mesh, or add {letter!r} to mesh.replicate"
+                f"a parameter with letters {info.letters!r} has {letter}={size}, not divisible by "
+                f"{ways} ({'*'.join(axes)}); change the size or the mesh, "
+                f"or add {letter!r} to mesh.replicate"
             )
         axes = () if size % ways else axes
         taken |= set(axes)

@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from lm import loss as loss_lib
-from lm import optim
+from lm import optim, schedules
 from lm.data.batch import Batch
 from lm.model import Model
 from lm.mup import Multipliers
@@ -128,13 +128,8 @@ def _metrics(
         "optim/skipped_total": guard.skipped_total,
         "optim/skipped_in_row": guard.skipped_in_row,
     }
-    rates = optim.learning_rates(
-        parts.schedule,
-        parts.multipliers,
-        parts.infos,
-        step=state.step,
-        tokens_per_step=parts.tokens_per_step,
-    )
+    tokens = schedules.tokens_seen(state.step, parts.tokens_per_step)
+    rates = optim.learning_rates(parts.schedule, parts.multipliers, parts.infos, tokens)
     groups = {
         "lr": rates,
         "update_norm": optim.group_norms(updates, parts.infos),

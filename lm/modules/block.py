@@ -31,7 +31,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
     ) -> tuple[jax.Array, Any]:
-        """x [B, T, D]; `state` None in training. Returns the layer's output and the mixer's state."""
+        """x [B, T, D]; `state` None in training. Returns the layer's output and mixer's state."""
         mixed, state = self.mixer(self.mixer_norm(x), segment_ids, positions, state)
         return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
 

@@ -4,7 +4,7 @@ Precision policies (parameters are always float32):
 
     float32             activations and matmul operands float32
     bfloat16            activations and matmul operands bfloat16, sums float32
-    bfloat16_operands   activations float32, matmul operands (both directions) bfloat16, sums float32
+    bfloat16_operands   activations and sums float32, matmul operands (both directions) bfloat16
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""The chunked loss against a plain log-softmax in float32: values, gradients, and the buffers it
+compiles to.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from lm import loss
+from lm.loss import LossOptions
+
+B, T, D, VOCAB, PADDED = 2, 37, 16, 90, 128
+
+
+def mesh() -> Mesh:
+    grid = np.array(jax.devices()[:1]).reshape(1)
+    return Mesh(grid, ("data",), axis_types=(AxisType.Auto,))
+
+
+def options(**changes: Any) -> LossOptions:
+    plain = LossOptions(
+        z_loss=0.0, chunk_size=16, vocab_size=VOCAB, operand_dtype=jnp.float32, batch_axes=()
+    )
+    return plain._replace(**changes)
+
+
+def problem(seed: int = 0) -> tuple[jax.Array, ...]:
+    """hidden, head, targets, weights; some weights are 0, some are not 1."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    hidden = jax.random.normal(keys[0], (B, T, D))
+    head = jax.random.normal(keys[1], (PADDED, D))
+    targets = jax.random.randint(keys[2], (B, T), 0, VOCAB)
+    weights = jnp.round(2 * jax.random.uniform(keys[3], (B, T)), 1)
+    return hidden, head, targets, weights
+
+
+def plain(hidden: Any, head: Any, targets: Any, weights: Any, z_loss: float = 0.0) -> Any:
+    """The definition, with every logit at once."""
+    logits = jnp.einsum("btd,vd->btv", hidden, head[:VOCAB])
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    z = jax.nn.logsumexp(logits, axis=-1) ** 2
+    return jnp.sum(weights * (nll + z_loss * z)), nll
+
+
+def chunked(opts: LossOptions, scale: float = 1.0) -> Any:
+    def value(hidden: Any, head: Any, targets: Any, weights: Any) -> Any:
+        total, nll = loss.objective(hidden, head, targets, weights, mesh(), opts)
+        return scale * total, nll
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("chunk_size", [16, B * T, 1000])  # 16 does not divide the 74 tokens
+def test_value_and_gradients(z_loss: float, chunk_size: int) -> None:
+    inputs = problem()
+    got = chunked(options(z_loss=z_loss, chunk_size=chunk_size))(*inputs)
+    expected = jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(*inputs, z_loss)
+    (total, nll), (d_hidden, d_head) = got
+    np.testing.assert_allclose(total, expected[0][0], rtol=1e-6)
+    np.testing.assert_allclose(nll, expected[0][1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_hidden, expected[1][0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_head, expected[1][1], rtol=1e-4, atol=1e-5)
+    assert not np.any(d_head[VOCAB:]), "a padded id got a gradient"
+
+
+def test_forward_alone_gives_the_same_values() -> None:
+    inputs = problem()
+    opts = options(z_loss=1e-2)
+    (total, nll), _ = chunked(opts)(*inputs)
+    forward = jax.jit(lambda *args: loss.objective(*args, mesh(), opts))
+    np.testing.assert_array_equal(forward(*inputs)[1], nll)
+    np.testing.assert_allclose(forward(*inputs)[0], total, rtol=1e-6)
+
+
+def test_the_cotangent_scales_the_gradient() -> None:
+    inputs = problem()
+    once, thrice = (chunked(options(), scale)(*inputs)[1] for scale in (1.0, 3.0))
+    for a, b in zip(once, thrice, strict=True):
+        np.testing.assert_allclose(3.0 * a, b, rtol=1e-6)
+
+
+def test_tokens_of_weight_zero_change_nothing() -> None:
+    hidden, head, targets, weights = problem()
+    weights = weights.at[:, ::2].set(0.0)
+    moved = hidden.at[:, ::2].add(100.0)
+    (a, _), (d_a, head_a) = chunked(options())(hidden, head, targets, weights)
+    (b, _), (d_b, head_b) = chunked(options())(moved, head, targets, weights)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(head_a, head_b, rtol=1e-5, atol=1e-6)
+    assert not np.any(d_a[:, ::2])
+    assert not np.any(d_b[:, ::2])
+
+
+def test_bfloat16_operands_round_once() -> None:
+    """Rounded inputs through the float32 definition give the value; gradients differ by the rounding
+    of d logits, 2^-9.
+    """
+    hidden, head, targets, weights = problem()
+    (total, _), (d_hidden, d_head) = chunked(options(operand_dtype=jnp.bfloat16))(
+        hidden, head, targets, weights
+    )
+    rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head)]
+    (expected, _), grads = jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(
+        *rounded, targets, weights
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert d_hidden.dtype == d_head.dtype == jnp.float32
+    for got, grad in zip((d_hidden, d_head), grads, strict=True):
+        error = np.linalg.norm(got - grad) / np.linalg.norm(grad)
+        assert 0 < error < 4e-3
+
+
+def test_bfloat16_hidden_states_keep_their_dtype() -> None:
+    hidden, head, targets, weights = problem()
+    low = options(operand_dtype=jnp.bfloat16)
+    (total, nll), (d_hidden, d_head) = chunked(low)(
+        hidden.astype(jnp.bfloat16), head, targets, weights
+    )
+    assert (total.dtype, nll.dtype, d_head.dtype) == (jnp.float32,) * 3
+    assert d_hidden.dtype == jnp.bfloat16
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden, head, targets, weights = problem()
+    (total, nll), grads = chunked(options(z_loss=1e-4))(1e4 * hidden, head, targets, weights)
+    assert np.isfinite(total)
+    assert all(np.all(np.isfinite(x)) for x in (nll, *grads))
+
+
+def test_no_buffer_holds_every_logit() -> None:
+    compiled = chunked(options(chunk_size=8)).lower(*problem()).compile()
+    sizes = {
+        int(np.prod([int(n) for n in shape.split(",")]))
+        for shape in re.findall(r"(?:f32|bf16|pred|s32)\[([\d,]+)\]", compiled.as_text())
+    }
+    assert 8 * PADDED in sizes, "the search sees a chunk's logits"
+    assert max(sizes) < B * T * VOCAB
