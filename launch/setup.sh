@@ -72,6 +72,7 @@ setup() {
   stamp=".venv/.installed-${extras:-base}"
   state="$PWD $(cat pyproject.toml constraints.txt | cksum)"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
+    echo "Installing; this takes a minute or two the first time."
     run .venv/bin/python -m pip install --quiet -c constraints.txt -e "$target"
     printf '%s\n' "$state" >"$stamp"
   fi
