@@ -1,0 +1,42 @@
+"""Tile sizes of the forms: frozen, validated when they are made.
+
+The defaults of `Attention` were measured on XLA:CPU (the README of each op holds the numbers).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One tile is `block_q` queries by `block_kv` keys; sums along keys go in runs of `run`."""
+
+    block_q: int = 256
+    block_kv: int = 256
+    run: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_kv", "run"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.block_kv % self.run:
+            raise ValueError(
+                f"block_kv={self.block_kv} must be a multiple of run={self.run}; "
+                f"set block_kv={round_up(self.block_kv, self.run)}"
+            )
+
+    def fit(self, num_queries: int, num_keys: int) -> "Attention":
+        """The same tiles, no larger than the arrays rounded up to whole runs."""
+        block_q = min(self.block_q, round_up(num_queries, self.run))
+        block_kv = min(self.block_kv, round_up(num_keys, self.run))
+        return Attention(block_q, block_kv, self.run)
+
+
+def attention(num_queries: int, num_keys: int) -> Attention:
+    """Default tiles for this many queries and keys."""
+    size = 128 if num_keys <= 1024 else 256
+    return Attention(size, size).fit(num_queries, num_keys)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below `size`."""
+    return -(-size // multiple) * multiple

@@ -1,0 +1,243 @@
+"""The public surface of `kernels`: ops by name, forms by name, one call for all of them.
+
+    names()                                     every op, found by listing the folders
+    get(name)                                   its `Op`
+    resolve(name, form, target=..., ...)        form "auto" -> a concrete form, with the reason
+    apply(name, inputs, form=..., ...)          output and state of T tokens
+    init_state(name, ...), step(name, ...)      one token at a time
+    flops(name, dims, options)                  forward FLOPs, for MFU and planning
+
+Arrays carry the letters of `letters.LEGEND`: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V].
+`segment_ids` int32 [B, T] marks packed documents (0 = padding, whose outputs are zeros). Any T >= 1
+is fine: a form pads to its own tiles, queries and keys each to theirs.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, DTypeLike, Int
+
+from kernels import shard
+from kernels.contract import Dims, InputSpec, Op, Options
+from kernels.letters import Inputs
+from kernels.shard import Rules
+
+
+class Resolved(NamedTuple):
+    """A form that can run, and why it was taken."""
+
+    form: str
+    reason: str
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every op, found by listing the folders that hold a reference."""
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py")))
+
+
+def get(name: str) -> Op:
+    """The op of that name; imported on first use."""
+    _check_known("op", name, names())
+    return import_module(f"kernels.{name}").OP
+
+
+def resolve(
+    name: str,
+    form: str,
+    *,
+    target: str,
+    dims: Dims,
+    dtype: DTypeLike,
+    options: Options | None = None,
+) -> Resolved:
+    """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reason."""
+    op = get(name)
+    _check_known("target", target, tuple(op.prefer))
+    bound = _bind_options(op, options, dims)
+    if form != "auto":
+        _check_known("form", form, (*op.forms, "auto"))
+        reason = op.unsupported(form, dims, dtype, bound, target)
+        if reason is not None:
+            raise ValueError(f"{name} cannot run as {form} on {target}: {reason}")
+        return Resolved(form, "named by the user")
+    refused: list[str] = []
+    for candidate, why in op.prefer[target]:
+        reason = op.unsupported(candidate, dims, dtype, bound, target)
+        if reason is None:
+            return Resolved(candidate, "; ".join([why, *refused]))
+        refused.append(f"not {candidate}: {reason}")
+    raise ValueError(f"{name} has no form for {target}: {'; '.join(refused)}")
+
+
+def apply(
+    name: str,
+    inputs: Inputs,
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    state: Any = None,
+    form: str,
+    options: Options | None = None,
+    blocks: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+) -> tuple[Array, Any]:
+    """Output [B, T, H, V] and state of T tokens, by a concrete form.
+
+    `state` None is one whole sequence, as in training; the returned state then has capacity T. A
+    given state is continued: its rows may have different lengths, padding in `segment_ids` is not
+    written to it, and without `segment_ids` all tokens continue the row's last document.
+
+    With a mesh of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
+    """
+    op = get(name)
+    _check_known("form", form, tuple(op.forms))
+    dims = _dims(op, inputs, "T")
+    bound = _bind_options(op, options, dims)
+    inputs = _complete(op, inputs, bound, dims)
+    target = jax.default_backend()
+    reason = op.unsupported(form, dims, inputs[op.inputs[0].name].dtype, bound, target)
+    if reason is not None:
+        raise ValueError(f"{name} cannot run as {form}: {reason}")
+    _check_state(op, state, dims)
+
+    def call(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if form == "reference":
+            local = _dims(op, inputs, "T")
+            if state is None:
+                dtype = inputs[op.inputs[0].name].dtype
+                state = op.init_state(local, dtype, local["B"], local["T"])
+            return op.form(form)(inputs, segment_ids, state, options=bound)
+        return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
+
+    if mesh is None or mesh.size == 1:
+        return call(inputs, segment_ids, state)
+    return _sharded(op, call, mesh, rules or {}, dims)(inputs, segment_ids, state)
+
+
+def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
+    """The state before the first token; `max_len` bounds a state of linear growth."""
+    return get(name).init_state(dims, dtype, batch, max_len)
+
+
+def step(
+    name: str, inputs: Inputs, state: Any, *, options: Options | None = None
+) -> tuple[Any, Array]:
+    """One token: inputs without T (q [B, H, K], ...); continues the row's current document."""
+    op = get(name)
+    dims = _dims(op, inputs, "")
+    bound = _bind_options(op, options, dims)
+    return op.step(state, _complete(op, inputs, bound, dims), options=bound)
+
+
+def flops(name: str, dims: Dims, options: Options | None = None) -> float:
+    """FLOPs of the forward mathematics on [B, T] tokens, each row one document.
+
+    Multiply and add count two; only matrix products count; of causal attention only the pairs that
+    are seen count, not the masked half. The backward pass costs `Op.backward_flops` times as much;
+    what a form recomputes does not count.
+    """
+    op = get(name)
+    return op.flops(dims, _bind_options(op, options, dims))
+
+
+def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(f"unknown {what} {name!r}; nearest is {near[0]!r} of {', '.join(known)}")
+
+
+def _bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
+    """All options of the op; `scale` is K^-1/2 unless given."""
+    for name in options or {}:
+        _check_known(f"option of {op.name}", name, tuple(op.options))
+    bound = {**op.options, **(options or {})}
+    if "scale" in bound and bound["scale"] is None:
+        bound["scale"] = 1.0 / math.sqrt(dims["K"])
+    return bound
+
+
+def _letters(spec: InputSpec, time: str) -> list[str]:
+    return [letter for letter in spec.letters.split() if letter != "T" or time]
+
+
+def _dims(op: Op, inputs: Mapping[str, Array], time: str) -> dict[str, int]:
+    """Sizes of all letters, or ValueError where two inputs disagree."""
+    _check_inputs(op, inputs)
+    dims: dict[str, int] = {}
+    for spec in op.inputs:
+        if spec.name not in inputs:
+            continue
+        letters, shape = _letters(spec, time), inputs[spec.name].shape
+        if len(letters) != len(shape):
+            raise ValueError(
+                f"{spec.name} has shape {shape}; {op.name} wants [{' '.join(letters)}]"
+            )
+        for letter, size in zip(letters, shape, strict=True):
+            if dims.setdefault(letter, size) != size:
+                raise ValueError(f"{spec.name} has {letter}={size}, another input {dims[letter]}")
+    if "G" in dims and dims["H"] % dims["G"]:
+        raise ValueError(f"H={dims['H']} must be a multiple of G={dims['G']}")
+    return dims
+
+
+def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
+    for name in inputs:
+        _check_known(f"input of {op.name}", name, tuple(spec.name for spec in op.inputs))
+
+
+def _complete(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:
+    """Exactly the inputs that the options ask for, constants filled in."""
+    complete: Inputs = {}
+    for spec in op.inputs:
+        if spec.is_needed(options):
+            if spec.name in inputs:
+                complete[spec.name] = inputs[spec.name]
+            elif spec.fill is not None:
+                complete[spec.name] = spec.fill(dims)
+            else:
+                raise ValueError(f"{op.name} with these options needs the input {spec.name!r}")
+        elif spec.name in inputs:
+            wanted = "=".join(str(part) for part in spec.when or ())
+            raise ValueError(f"{op.name} takes the input {spec.name!r} only with {wanted}")
+    return complete
+
+
+def _check_state(op: Op, state: Any, dims: Dims) -> None:
+    if state is None:
+        return
+    for (name, letters), array in zip(op.state.fields, state, strict=True):
+        sizes = dict(zip(letters.split(), array.shape, strict=True))
+        for letter, size in sizes.items():
+            if letter in dims and dims[letter] != size:
+                raise ValueError(f"state.{name} has {letter}={size}, the inputs {dims[letter]}")
+        if sizes.get("S", dims["T"]) < dims["T"]:
+            raise ValueError(f"state has room for S={sizes['S']} tokens, the call has {dims['T']}")
+
+
+def _sharded(op: Op, call: Any, mesh: Mesh, rules: Rules, dims: Dims) -> Any:
+    """`call` under shard_map, with specs from the letters of inputs, state and output."""
+    shard.check(dims, rules, mesh, "K V" + (" T" if op.sequence == "none" else ""))
+    state_specs = tuple(shard.spec(letters, rules) for _, letters in op.state.fields)
+    letters = {spec.name: spec.letters for spec in op.inputs}
+
+    def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        specs = {name: shard.spec(letters[name], rules) for name in inputs}
+        empty = jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1))
+        tree = jax.tree.unflatten(jax.tree.structure(empty), state_specs)
+        in_specs = (
+            specs,
+            None if segment_ids is None else shard.spec("B T", rules),
+            None if state is None else tree,
+        )
+        out_specs = (shard.spec(op.out, rules), tree)
+        return shard.wrap(call, mesh, in_specs, out_specs)(inputs, segment_ids, state)
+
+    return run

@@ -1,0 +1,31 @@
+"""The letters of every shape in `kernels`: annotations, logical axes and einsum strings share them.
+
+In einsum strings the letters are lower case.
+"""
+
+from jaxtyping import Array, Float, Int
+
+LEGEND = {
+    "B": "batch: sequences per batch",
+    "T": "time: positions of the inputs and outputs of this call",
+    "S": "source: key positions when they differ from T (a cache)",
+    "D": "model width",
+    "H": "query heads",
+    "G": "key/value heads; H is a multiple of G, query head h reads head h // (H // G)",
+    "K": "width of a query or key head",
+    "V": "width of a value head",
+    "F": "feed-forward width",
+    "E": "experts",
+    "L": "layers",
+    "R": "low rank",
+    "C": "chunk length",
+    "N": "number of chunks",
+}
+
+type Inputs = dict[str, Array]
+type Queries = Float[Array, "B T H K"]
+type Keys = Float[Array, "B S G K"]
+type Values = Float[Array, "B S G V"]
+type Outputs = Float[Array, "B T H V"]
+type Segments = Int[Array, "B T"]
+type Positions = Int[Array, "B T"]

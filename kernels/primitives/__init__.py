@@ -1,0 +1,1 @@
+"""Pieces of mathematics that several ops share, each with its plain form."""

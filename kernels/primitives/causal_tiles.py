@@ -1,0 +1,160 @@
+"""Causal attention cut into tiles, and the list of tiles that hold at least one visible pair.
+
+Queries `[B, T, H, K]` become `[I, B G, rows, K]`: I blocks, and in each the block's queries of all
+heads that read one key head, so a tile is one batched matrix product for any grouping. Keys become
+`[J, B G, block_kv, K]`.
+
+Tiles (i, j) are listed with i rising and, for one i, j falling: nearest keys first. A backward pass
+walks the list from its end. What the shapes alone decide (causality, window) is decided here at
+trace time; what depends on documents or on a cache is decided on the device by sorting the needed
+tiles to the front and counting them. A tile outside the list is never computed.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels import segments
+from kernels.blocks import Attention, round_up
+from kernels.primitives.kv_cache import Placed
+
+
+class Tiles(NamedTuple):
+    """Per-block slots and segments, the list of tiles, and how many of the list are needed."""
+
+    q_slot: Int[Array, "I N rows"]
+    kv_slot: Int[Array, "J 1 block_kv"]
+    q_segment: Int[Array, "I N rows"] | None
+    kv_segment: Int[Array, "J N block_kv"] | None
+    pairs: Int[Array, "P 2"]
+    count: Int[Array, ""]
+
+
+def _pad(x: Array, axis: int, multiple: int, value: int = 0) -> Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, round_up(x.shape[axis], multiple) - x.shape[axis])
+    return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
+
+
+def split_queries(
+    x: Float[Array, "B T H K"], groups: int, block: int
+) -> Float[Array, "I N rows K"]:
+    """Blocks of queries; the rows of a block are (head of the group, query)."""
+    x = _pad(x, 1, block)
+    batch, time, heads, width = x.shape
+    x = x.reshape(batch, time // block, block, groups, heads // groups, width)
+    x = x.transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(time // block, batch * groups, heads // groups * block, width)
+
+
+def merge_queries(
+    x: Float[Array, "I N rows V"], batch: int, time: int, block: int
+) -> Float[Array, "B T H V"]:
+    """The inverse of `split_queries`, without the padding."""
+    number, _, rows, width = x.shape
+    x = x.reshape(number, batch, -1, rows // block, block, width)
+    x = x.transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(batch, number * block, -1, width)[:, :time]
+
+
+def split_keys(x: Float[Array, "B S G K"], block: int) -> Float[Array, "J N block K"]:
+    """Blocks of keys or values."""
+    return split_queries(x, x.shape[2], block)
+
+
+def merge_keys(x: Float[Array, "J N block K"], batch: int, time: int) -> Float[Array, "B S G K"]:
+    """The inverse of `split_keys`, without the padding."""
+    return merge_queries(x, batch, time, x.shape[2])
+
+
+def _rows(x: Int[Array, "B T"], heads: int, groups: int, block: int) -> Int[Array, "I N rows"]:
+    wide = jnp.broadcast_to(x[..., None, None], (*x.shape, heads, 1))
+    return split_queries(wide, groups, block)[..., 0]
+
+
+def _order(num_q: int, num_kv: int) -> np.ndarray:
+    return np.array([(i, j) for i in range(num_q) for j in reversed(range(num_kv))], np.int32)
+
+
+def _static_need(num: tuple[int, int], blocks: Attention, strict: bool, window: int) -> np.ndarray:
+    first_q = np.arange(num[0])[:, None] * blocks.block_q
+    first_kv = np.arange(num[1])[None, :] * blocks.block_kv
+    need = first_q + blocks.block_q - 1 - first_kv >= int(strict)
+    if window:
+        need &= first_q - (first_kv + blocks.block_kv - 1) < window
+    return need
+
+
+def _span(x: Int[Array, "I N rows"], valid: Bool[Array, "I N rows"]) -> tuple[Array, Array]:
+    low = jnp.min(jnp.where(valid, x, np.iinfo(np.int32).max), axis=-1)
+    high = jnp.max(jnp.where(valid, x, -1), axis=-1)
+    return low, high
+
+
+def _dynamic_need(tiles: Tiles, strict: bool, window: int) -> Bool[Array, "I J"]:
+    """Whether any row of the batch can see a pair of the tile, from the spans of both blocks."""
+    assert tiles.q_segment is not None
+    assert tiles.kv_segment is not None
+    q_valid, kv_valid = tiles.q_segment > 0, tiles.kv_segment > 0
+    q_low, q_high = _span(tiles.q_segment, q_valid)
+    kv_low, kv_high = _span(tiles.kv_segment, kv_valid)
+    need = (q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None])
+    first, last = _span(jnp.broadcast_to(tiles.q_slot, q_valid.shape), q_valid)
+    need &= last[:, None] - tiles.kv_slot[None, :, :, 0] >= int(strict)
+    if window:
+        need &= first[:, None] - tiles.kv_slot[None, :, :, -1] < window
+    return jnp.any(need, axis=-1)
+
+
+def plan(
+    where: Placed,
+    shape: tuple[int, int],
+    blocks: Attention,
+    *,
+    strict: bool,
+    window: int = 0,
+) -> Tiles:
+    """Tiles of T queries in H heads, `shape` = (T, H), on the keys they may see."""
+    time, heads = shape
+    source, groups = where.k.shape[1:3]
+    num = -(-time // blocks.block_q), -(-source // blocks.block_kv)
+    kv_slot = jnp.arange(num[1] * blocks.block_kv, dtype=jnp.int32).reshape(num[1], 1, -1)
+    order = _order(*num)
+    if where.q_slot is None:
+        order = order[_static_need(num, blocks, strict, window)[order[:, 0], order[:, 1]]]
+        index = jnp.arange(num[0] * blocks.block_q, dtype=jnp.int32)[None]
+        q_slot = _rows(index, heads // groups, 1, blocks.block_q)
+    else:
+        q_slot = _rows(where.q_slot, heads, groups, blocks.block_q)
+    pairs, count = jnp.asarray(order), jnp.int32(len(order))
+    if where.q_segment is None or where.kv_segment is None:
+        return Tiles(q_slot, kv_slot, None, None, pairs, count)
+    tiles = Tiles(
+        q_slot,
+        kv_slot,
+        _rows(where.q_segment, heads, groups, blocks.block_q),
+        _rows(where.kv_segment, groups, groups, blocks.block_kv),
+        pairs,
+        count,
+    )
+    needed = _dynamic_need(tiles, strict, window)[order[:, 0], order[:, 1]]
+    chosen = jnp.argsort(~needed, stable=True)
+    return tiles._replace(pairs=pairs[chosen], count=jnp.sum(needed, dtype=jnp.int32))
+
+
+def mask(
+    tiles: Tiles, i: Int[Array, ""], j: Int[Array, ""], *, strict: bool, window: int = 0
+) -> Bool[Array, "N rows block_kv"]:
+    """Visible pairs of tile (i, j)."""
+    q_segment = None if tiles.q_segment is None else tiles.q_segment[i][..., :, None]
+    kv_segment = None if tiles.kv_segment is None else tiles.kv_segment[j][..., None, :]
+    return segments.visible(
+        tiles.q_slot[i][..., :, None],
+        tiles.kv_slot[j][..., None, :],
+        q_segment,
+        kv_segment,
+        strict=strict,
+        window=window,
+    )

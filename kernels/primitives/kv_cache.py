@@ -1,0 +1,107 @@
+"""The state of attention: keys and values of the tokens so far, rows aligned to the left.
+
+    slot(b, t) = length_b + #{non-padding tokens of row b up to t} - 1
+
+Empty slots carry segment 0, so no query sees them. A capacity that is exceeded drops the tokens
+that do not fit: `length` then passes S, which the caller can check.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from kernels import segments
+
+
+class CacheState(NamedTuple):
+    """Keys, values and document of every slot, and the number of tokens seen by each row."""
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G V"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, " B"]
+
+
+FIELDS = (("k", "B S G K"), ("v", "B S G V"), ("segment_ids", "B S"), ("length", "B"))
+
+
+def create(dims: dict[str, int], dtype: DTypeLike, batch: int, max_len: int) -> CacheState:
+    """An empty cache of `max_len` slots."""
+    return CacheState(
+        jnp.zeros((batch, max_len, dims["G"], dims["K"]), dtype),
+        jnp.zeros((batch, max_len, dims["G"], dims["V"]), dtype),
+        jnp.zeros((batch, max_len), jnp.int32),
+        jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def current_segment(state: CacheState) -> Int[Array, " B"]:
+    """The document that the next token of each row continues; 1 in an empty row."""
+    last = jnp.maximum(state.length - 1, 0)[:, None]
+    return jnp.maximum(jnp.take_along_axis(state.segment_ids, last, axis=1)[:, 0], 1)
+
+
+def append(
+    state: CacheState,
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G V"],
+    segment_ids: Int[Array, "B T"],
+) -> tuple[CacheState, Int[Array, "B T"]]:
+    """Write the tokens that are no padding; returns the new cache and the slot of every token."""
+    slot = segments.slots(segment_ids, state.length)
+    capacity = state.segment_ids.shape[1]
+    row = jnp.arange(slot.shape[0], dtype=jnp.int32)[:, None]
+    # Padding is sent past the end, where mode="drop" forgets it.
+    target = jnp.where(segment_ids != 0, slot, capacity)
+    written = CacheState(
+        state.k.at[row, target].set(k.astype(state.k.dtype), mode="drop"),
+        state.v.at[row, target].set(v.astype(state.v.dtype), mode="drop"),
+        state.segment_ids.at[row, target].set(segment_ids, mode="drop"),
+        state.length + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
+    )
+    return written, slot
+
+
+def from_sequence(
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G V"],
+    segment_ids: Int[Array, "B T"] | None,
+) -> CacheState:
+    """The cache after one whole sequence, with capacity S = T."""
+    batch, time = k.shape[:2]
+    if segment_ids is None:
+        ones = jnp.ones((batch, time), jnp.int32)
+        return CacheState(k, v, ones, jnp.full((batch,), time, jnp.int32))
+    dims = {"G": k.shape[2], "K": k.shape[3], "V": v.shape[3]}
+    return append(create(dims, k.dtype, batch, time), k, v, segment_ids)[0]
+
+
+class Placed(NamedTuple):
+    """New tokens among all the keys they may see.
+
+    Slots and segments are None where index and one document say it all.
+    """
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G V"]
+    q_slot: Int[Array, "B T"] | None
+    q_segment: Int[Array, "B T"] | None
+    kv_segment: Int[Array, "B S"] | None
+    state: CacheState
+
+
+def place(
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G V"],
+    segment_ids: Int[Array, "B T"] | None,
+    state: CacheState | None,
+) -> Placed:
+    """Keys and values that T new tokens attend to, with and without a carried cache."""
+    if state is None:
+        return Placed(k, v, None, segment_ids, segment_ids, from_sequence(k, v, segment_ids))
+    batch, time = k.shape[:2]
+    if segment_ids is None:
+        segment_ids = jnp.broadcast_to(current_segment(state)[:, None], (batch, time))
+    state, slot = append(state, k, v, segment_ids)
+    return Placed(state.k, state.v, slot, segment_ids, state.segment_ids, state)

@@ -1,0 +1,64 @@
+"""Sticks in log space: stable softplus, and sums along keys as small triangular products.
+
+    softplus(z) = log(1 + e^z)           log(1 - sigmoid(z)) = -softplus(z)
+    suffix(x)_j = sum_{l > j} x_l        prefix(x)_j = sum_{l <= j} x_l
+
+A sum over n keys is done in runs of r: inside a run by one product with an [r, r] triangle of
+ones, across runs by one with an [n/r, n/r] triangle. The plain forms are `jax.nn.softplus` and
+`jnp.cumsum`.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+# Above this softplus(z) = z in float32, and e^z stays far from overflow.
+LINEAR = 60.0
+
+
+def softplus_and_exp(
+    z: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """softplus(z) and u = e^min(z, 60), from which sigmoid(z) = u / (1 + u)."""
+    u = jnp.exp(jnp.minimum(z, LINEAR))
+    # Where u is small, 1 + u rounds the digits of u away: four terms of the series keep them.
+    series = u * (1.0 - u * (0.5 - u * (1.0 / 3.0 - 0.25 * u)))
+    logarithm = jnp.where(u < 0.015625, series, jnp.log(1.0 + u))
+    return jnp.maximum(z, logarithm), u
+
+
+def _run_sums(x: Float[Array, "*rows S"], triangle: np.ndarray) -> Float[Array, "*rows S"]:
+    size = triangle.shape[0]
+    runs = x.reshape(-1, size)
+    sums = lax.dot(runs, jnp.asarray(triangle, x.dtype), precision=lax.Precision.HIGHEST)
+    return sums.reshape(x.shape)
+
+
+def suffix_sum(
+    x: Float[Array, "*rows S"], run: int
+) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
+    """Sum of what follows each key, and the sum of all keys; S is a multiple of `run`."""
+    after = np.tril(np.ones((run, run)), -1)
+    sums = _run_sums(x, after).reshape(*x.shape[:-1], -1, run)
+    totals = sums[..., 0] + x.reshape(sums.shape)[..., 0]
+    if sums.shape[-2] == 1:
+        return sums[..., 0, :], totals[..., 0]
+    number = totals.shape[-1]
+    later = _run_sums(totals, np.tril(np.ones((number, number)), -1))
+    sums = sums + later[..., None]
+    return sums.reshape(x.shape), later[..., 0] + totals[..., 0]
+
+
+def prefix_sum(
+    x: Float[Array, "*rows S"], run: int
+) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
+    """Sum up to and including each key, and the sum of all keys; S is a multiple of `run`."""
+    sums = _run_sums(x, np.triu(np.ones((run, run)))).reshape(*x.shape[:-1], -1, run)
+    totals = sums[..., -1]
+    if sums.shape[-2] == 1:
+        return sums[..., 0, :], totals[..., 0]
+    number = totals.shape[-1]
+    earlier = _run_sums(totals, np.triu(np.ones((number, number)), 1))
+    sums = sums + earlier[..., None]
+    return sums.reshape(x.shape), earlier[..., -1] + totals[..., -1]

@@ -1,0 +1,69 @@
+"""Packed documents: what `segment_ids` mean, defined once for every op.
+
+`segment_ids` is int32 `[B, T]`: 0 is padding, documents count up from 1. A slot is an index along
+the row (of the batch, or of the cache). Token i sees key j when j is not in the future and both
+belong to the same document:
+
+    visible(i, j) = [0 <= i - j < window] and segment_i = segment_j != 0
+
+A strict op excludes the token itself (0 < i - j).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def visible(
+    q_slot: Int[Array, "*q"],
+    kv_slot: Int[Array, "*kv"],
+    q_segment: Int[Array, "*q"] | None = None,
+    kv_segment: Int[Array, "*kv"] | None = None,
+    *,
+    strict: bool = False,
+    window: int = 0,
+) -> Bool[Array, "*qkv"]:
+    """The mask over broadcast slots; `window` counts the token itself, 0 means no window."""
+    distance = q_slot - kv_slot
+    mask = distance >= int(strict)
+    if window:
+        mask &= distance < window
+    if q_segment is not None and kv_segment is not None:
+        mask &= (q_segment == kv_segment) & (kv_segment != 0)
+    return mask
+
+
+def positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of every token inside its document, from 0; 0 on padding."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    start = jnp.where(resets(segment_ids), index, 0)
+    count = index - jnp.maximum.accumulate(start, axis=1)
+    return jnp.where(segment_ids != 0, count, 0)
+
+
+def resets(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True where a document (or a run of padding) starts."""
+    first = jnp.ones_like(segment_ids[:, :1], dtype=bool)
+    return jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
+
+
+def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:
+    """Slot of every token when the tokens that are no padding are appended after `length`."""
+    return length[:, None] + jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1
+
+
+def count_pairs(time: int, *, strict: bool = False, window: int = 0) -> int:
+    """How many (query, key) pairs one document of `time` tokens has."""
+    seen = min(window, time) if window else time
+    triangle = seen * (seen + 1) // 2 + (time - seen) * seen
+    return triangle - time if strict else triangle
+
+
+def blank_padding(
+    out: Array,
+    segment_ids: Int[Array, "B T"] | None,
+) -> Array:
+    """Outputs `[B, T, ...]` with zeros on padding."""
+    if segment_ids is None:
+        return out
+    keep = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (out.ndim - 2))
+    return jnp.where(keep, out, jnp.zeros((), out.dtype))

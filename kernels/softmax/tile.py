@@ -1,0 +1,47 @@
+"""One tile of softmax attention: rows of queries against one block of keys. All is float32.
+
+s = scale q k - slope (i - j),  s = c tanh(s / c),  masked to a large negative number
+ds = A (dO V^T - delta) (1 - (s / c)^2)        A = exp(s - lse), delta = dO . O
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from kernels.primitives.online_softmax import MASKED
+
+
+class Logits(NamedTuple):
+    """Masked logits, and the slope of the soft cap (None without one)."""
+
+    logits: Float[Array, "*rows S"]
+    slope: Float[Array, "*rows S"] | None
+
+
+def score(
+    q: Float[Array, "*batch rows K"],
+    k_t: Float[Array, "*batch K S"],
+    seen: Bool[Array, "*batch rows S"],
+    bias: Float[Array, "*batch rows S"] | None,
+    cap: float,
+) -> Logits:
+    """Logits of one tile; q is scaled already."""
+    logits, slope = q @ k_t, None
+    if bias is not None:
+        logits = logits - bias
+    if cap:
+        bent = jnp.tanh(logits / cap)
+        logits, slope = cap * bent, 1.0 - bent * bent
+    return Logits(jnp.where(seen, logits, MASKED), slope)
+
+
+def logit_cotangent(
+    tile: Logits,
+    weights: Float[Array, "*rows S"],
+    d_weights: Float[Array, "*rows S"],
+    delta: Float[Array, "*rows"],
+) -> Float[Array, "*rows S"]:
+    """Cotangent of scale q k."""
+    d_logits = weights * (d_weights - delta[..., None])
+    return d_logits if tile.slope is None else d_logits * tile.slope

@@ -1,0 +1,63 @@
+"""Stick-breaking attention: keys take shares of a stick, the nearest first. No positions needed."""
+
+from jaxtyping import DTypeLike
+
+from kernels import segments
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.primitives import kv_cache
+from kernels.stickbreaking import decode, reference
+from kernels.stickbreaking.cases import CASES, PROPERTIES, TOLERANCES
+
+
+def _unsupported(
+    form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
+) -> str | None:
+    del form, dims, dtype, target
+    if options["remainder"] not in ("none", "value", "bias"):
+        return f"remainder={options['remainder']!r} must be one of none, value, bias"
+    return None
+
+
+def _flops(dims: Dims, options: Options) -> float:
+    pairs = segments.count_pairs(dims["T"], strict=not options["attend_current"])
+    return 2.0 * dims["B"] * dims["H"] * pairs * (dims["K"] + dims["V"])
+
+
+def _bytes(dims: Dims, options: Options, itemsize: int) -> float:
+    del options
+    queries = dims["H"] * (dims["K"] + dims["V"])
+    keys = dims["G"] * (dims["K"] + dims["V"])
+    return float(dims["B"] * dims["T"] * (queries + keys) * itemsize)
+
+
+OP = Op(
+    name="stickbreaking",
+    inputs=(
+        InputSpec("q", "B T H K"),
+        InputSpec("k", "B T G K"),
+        InputSpec("v", "B T G V"),
+        InputSpec("remainder_bias", "H V", when=("remainder", "bias")),
+    ),
+    out="B T H V",
+    options={"scale": None, "attend_current": False, "remainder": "none"},
+    forms={
+        "reference": "kernels.stickbreaking.reference",
+        "chunked": "kernels.stickbreaking.chunked",
+    },
+    unsupported=_unsupported,
+    prefer={
+        "cpu": (("chunked", "the tiled form for any backend"),),
+        "gpu": (("chunked", "the tiled form for any backend; no GPU kernel yet"),),
+        "tpu": (("chunked", "the tiled form for any backend; no TPU kernel yet"),),
+    },
+    state=StateSpec(kv_cache.FIELDS, "linear"),
+    init_state=kv_cache.create,
+    step=decode.step,
+    sequence="none",
+    flops=_flops,
+    bytes=_bytes,
+    cases=CASES,
+    tolerances=TOLERANCES,
+    properties=PROPERTIES,
+    reference_vjp=reference.backward,
+)

@@ -1,0 +1,143 @@
+"""Stick-breaking attention tile by tile in plain XLA, for any backend, with its own backward.
+
+Forward, for every block of queries, keys from the nearest block to the farthest, carrying `left`
+(the softplus summed so far). Backward, from the farthest to the nearest, carrying `flow`. `left` is
+kept for every tile, never won back by subtracting from the total: where the total is large that
+would cancel the digits that matter. Saved: inputs, log rem, and `left`: T S / block_kv floats per
+head; no array has T x T elements.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels import blocks as tile_sizes
+from kernels import segments
+from kernels.blocks import Attention
+from kernels.contract import Options
+from kernels.letters import Inputs
+from kernels.primitives import causal_tiles, kv_cache
+from kernels.primitives.causal_tiles import Tiles
+from kernels.primitives.kv_cache import CacheState
+from kernels.stickbreaking import tile
+
+
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    strict: bool
+    run: int
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs: blocked inputs, tiles, and `left` of every tile."""
+
+    q: Float[Array, "I N rows K"]
+    k: Float[Array, "J N block K"]
+    v: Float[Array, "J N block V"]
+    tiles: Tiles
+    left: Float[Array, "P N rows"]
+
+
+def apply(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"] | None,
+    state: CacheState | None,
+    *,
+    options: Options,
+    blocks: Attention | None = None,
+) -> tuple[Float[Array, "B T H V"], CacheState]:
+    """Output and state of T more tokens."""
+    q = inputs["q"]
+    placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
+    batch, time, heads, _ = q.shape
+    source, groups = placed.k.shape[1:3]
+    blocks = (blocks or tile_sizes.attention(time, source)).fit(time, source)
+    static = Static(not options["attend_current"], blocks.run)
+    scaled = q.astype(jnp.float32) * options["scale"]
+    out, log_rem = attend(
+        static,
+        causal_tiles.split_queries(scaled, groups, blocks.block_q),
+        causal_tiles.split_keys(placed.k.astype(jnp.float32), blocks.block_kv),
+        causal_tiles.split_keys(placed.v.astype(jnp.float32), blocks.block_kv),
+        causal_tiles.plan(placed, (time, heads), blocks, strict=static.strict),
+    )
+    out = causal_tiles.merge_queries(out, batch, time, blocks.block_q)
+    if options["remainder"] != "none":
+        log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, blocks.block_q)
+        out = out + jnp.exp(log_rem) * _rest(inputs, options)
+    return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
+
+
+def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
+    """What takes the unbroken rest of the stick."""
+    if options["remainder"] == "bias":
+        return inputs["remainder_bias"].astype(jnp.float32)
+    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
+    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(
+    static: Static,
+    q: Float[Array, "I N rows K"],
+    k: Float[Array, "J N block K"],
+    v: Float[Array, "J N block V"],
+    tiles: Tiles,
+) -> tuple[Float[Array, "I N rows V"], Float[Array, "I N rows"]]:
+    """Output before the remainder, and log rem, of blocked queries."""
+    return _forward(static, q, k, v, tiles)[0]
+
+
+def _forward(
+    static: Static, q: Array, k: Array, v: Array, tiles: Tiles
+) -> tuple[tuple[Array, Array], Residuals]:
+    k_t = jnp.swapaxes(k, -1, -2)
+
+    def visit(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        out, left, lefts = carry
+        i, j = tiles.pairs[step]
+        seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
+        here = left[i]
+        weights, _, total = tile.weigh(q[i], k_t[j], seen, here, static.run)
+        out = out.at[i].add(weights @ v[j])
+        return out, left.at[i].set(here + total), lefts.at[step].set(here)
+
+    out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
+    left = jnp.zeros(q.shape[:-1], jnp.float32)
+    lefts = jnp.zeros((tiles.pairs.shape[0], *left.shape[1:]), jnp.float32)
+    out, left, lefts = lax.fori_loop(0, tiles.count, visit, (out, left, lefts))
+    return (out, -left), Residuals(q, k, v, tiles, lefts)
+
+
+def _backward(
+    static: Static, saved: Residuals, cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, Array, None]:
+    q, k, v, tiles, lefts = saved
+    d_out, d_log_rem = cotangents
+    # Transposed once here, every product of the loop is a plain row-major one.
+    k_t, v_t, q_t, d_out_t = (jnp.swapaxes(x, -1, -2) for x in (k, v, q, d_out))
+
+    def visit(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        d_q, d_k_t, d_v_t, flow = carry
+        step = tiles.count - 1 - back
+        i, j = tiles.pairs[step]
+        seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
+        weighed = tile.weigh(q[i], k_t[j], seen, lefts[step], static.run)
+        d_z, here = tile.logit_cotangent(weighed, d_out[i] @ v_t[j], flow[i], static.run)
+        d_q = d_q.at[i].add(d_z @ k[j])
+        d_k_t = d_k_t.at[j].add(q_t[i] @ d_z)
+        d_v_t = d_v_t.at[j].add(d_out_t[i] @ weighed.weights)
+        return d_q, d_k_t, d_v_t, flow.at[i].set(here)
+
+    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t), d_log_rem)
+    d_q, d_k_t, d_v_t, _ = lax.fori_loop(0, tiles.count, visit, start)
+    return d_q, jnp.swapaxes(d_k_t, -1, -2), jnp.swapaxes(d_v_t, -1, -2), None
+
+
+attend.defvjp(_forward, _backward)

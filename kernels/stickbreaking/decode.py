@@ -1,0 +1,41 @@
+"""Stick-breaking attention, one token at a time: one pass over the cache, O(S) per token."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kernels import segments
+from kernels.contract import Options
+from kernels.letters import Inputs
+from kernels.primitives import kv_cache
+from kernels.primitives.kv_cache import CacheState
+
+
+def step(
+    state: CacheState, inputs: Inputs, *, options: Options
+) -> tuple[CacheState, Float[Array, "B H V"]]:
+    """Write the token's key and value, then let its query break the stick over the cache."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    segment = kv_cache.current_segment(state)[:, None]
+    state, slot = kv_cache.append(state, k[:, None], v[:, None], segment)
+    source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
+    strict = not options["attend_current"]
+    seen = segments.visible(slot, source, segment, state.segment_ids, strict=strict)[:, None, None]
+    batch, heads, width = q.shape
+    groups = k.shape[1]
+    grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)
+    keys, values = state.k.astype(jnp.float32), state.v.astype(jnp.float32)
+    z = jnp.einsum("bgrk,bsgk->bgrs", grouped * options["scale"], keys)
+    broken = jnp.where(seen, jax.nn.softplus(z), 0.0)
+    through = lax.cumsum(broken, axis=3, reverse=True)
+    # Shifted, not `through - broken`: where one key takes all, that would cancel.
+    nearer = jnp.pad(through[..., 1:], [(0, 0)] * 3 + [(0, 1)])
+    weights = jnp.where(seen, jnp.exp(jax.nn.log_sigmoid(z) - nearer), 0.0)
+    out = jnp.einsum("bgrs,bsgv->bgrv", weights, values).reshape(batch, heads, -1)
+    remainder = jnp.exp(-through[..., 0]).reshape(batch, heads, 1)
+    if options["remainder"] == "value":
+        out = out + remainder * jnp.repeat(v.astype(jnp.float32), heads // groups, axis=1)
+    if options["remainder"] == "bias":
+        out = out + remainder * inputs["remainder_bias"].astype(jnp.float32)
+    return state, out.astype(q.dtype)
