@@ -77,14 +77,20 @@ setup() {
     printf '%s\n' "$state" >"$stamp"
   fi
   echo "For a GPU: .venv/bin/python -m pip install -c constraints.txt -e '.[gpu]'  (TPU: '.[tpu]')"
-  quieten_libtpu
+  if ls .venv/.installed-*aot* >/dev/null 2>&1; then
+    quieten_absent_devices
+  fi
 }
 
-# Where no TPU is attached, libtpu (the aot extra) is only a compiler: it need not look for one.
-quieten_libtpu() {
-  if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then
-    return
-  fi
+# The aot extra installs compilers of devices that are absent here: JAX need not look for those.
+quieten_absent_devices() {
+  local device
+  for device in /dev/accel0 /dev/vfio/0 /dev/nvidia0 /dev/dxg; do
+    if [ -e "$device" ]; then
+      return
+    fi
+  done
+  export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
   export TPU_SKIP_MDS_QUERY="${TPU_SKIP_MDS_QUERY:-1}"
   export TPU_WORKER_HOSTNAMES="${TPU_WORKER_HOSTNAMES:-localhost}"
   export TPU_ACCELERATOR_TYPE="${TPU_ACCELERATOR_TYPE:-v5litepod-4}"
