@@ -1,0 +1,159 @@
+"""The numbers of a run: metrics.jsonl and TensorBoard, and the peak rates that MFU divides by.
+
+One JSON object a line, each written with one call, so that a killed run leaves at most one partial
+line, the last:
+
+    {"step": 20, "tokens": 81920, "train/loss": 5.25, ..., "time/tokens_per_second": 10400.0}
+
+Everything but the entries under time/ is a function of the configuration alone. JSON has no word
+for a number that is not finite: it is written as null and named in "non_finite" ({"train/loss":
+"nan"}); `read` puts it back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from tensorboardX import SummaryWriter
+
+from lm.config import UserError
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+NON_FINITE = "non_finite"
+
+# Dense peak FLOP/s of one JAX device: (first words of its device_kind, bfloat16, float32 as XLA
+# multiplies it by default: TF32 on NVIDIA, one bfloat16 pass on TPU). The first match counts.
+# NVIDIA: the A100, H100 and H200 Tensor Core GPU datasheets, halved where they count sparsity.
+# TPU: "System architecture" pages of the Cloud TPU documentation, per chip.
+_PEAKS: tuple[tuple[str, float, float], ...] = (
+    ("NVIDIA H200 NVL", 835.5e12, 417.7e12),
+    ("NVIDIA H200", 989.4e12, 494.7e12),
+    ("NVIDIA GH200", 989.4e12, 494.7e12),
+    ("NVIDIA H100 NVL", 835.5e12, 417.7e12),
+    ("NVIDIA H100 PCIe", 756.5e12, 378.0e12),
+    ("NVIDIA H100", 989.4e12, 494.7e12),
+    ("NVIDIA A100", 312.0e12, 156.0e12),
+    ("TPU v4", 275.0e12, 275.0e12),
+    ("TPU v5 lite", 197.0e12, 197.0e12),
+    ("TPU v5e", 197.0e12, 197.0e12),
+    ("TPU v5", 459.0e12, 459.0e12),
+    ("TPU v6", 918.0e12, 918.0e12),
+)
+
+
+def peak_flops(device_kind: str, precision: str) -> float | None:
+    """Peak FLOP/s of one device under a precision policy of the model; None if not known.
+
+    >>> peak_flops("TPU v5 lite", "bfloat16")
+    197000000000000.0
+    >>> peak_flops("cpu", "float32") is None
+    True
+    """
+    for prefix, bfloat16, float32 in _PEAKS:
+        if device_kind.startswith(prefix):
+            return float32 if precision == "float32" else bfloat16
+    return None
+
+
+class Writer:
+    """Appends records to metrics.jsonl and TensorBoard's event files; a context manager.
+
+    Args:
+      is_active: False writes nothing at all, for every process but the first.
+    """
+
+    def __init__(self, workdir: Path, *, is_active: bool = True) -> None:
+        self._file: BinaryIO | None = None
+        self._events: SummaryWriter | None = None
+        if not is_active:
+            return
+        before = read(workdir)
+        # Events after the record that this run goes on from belong to a run that was cut short.
+        purge_step = before[-1]["step"] + 1 if before else 0
+        path = workdir / FILE
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; choose a workdir to write in") from None
+        self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=purge_step)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one record: "step", "tokens" and scalars. It is on its way to disk on return."""
+        if self._file is None or self._events is None:
+            return
+        values = {key: _scalar(value) for key, value in record.items()}
+        self._file.write(_line(values))
+        step = int(values["step"])
+        for key, value in values.items():
+            if key != "step":
+                self._events.add_scalar(key, value, step)
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """The records of a run, oldest first; [] before the first. A partial last line is left out.
+
+    Raises:
+      UserError: a line before the last is damaged.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    *lines, partial = path.read_bytes().split(b"\n")
+    del partial  # empty after a whole line
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records.append(record | {k: float(v) for k, v in record.pop(NON_FINITE, {}).items()})
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{path}:{number} is damaged: remove that line") from None
+    return records
+
+
+def truncate(workdir: Path, step: int) -> None:
+    """Drops the records after `step` and a partial last line, before a run goes on from `step`."""
+    path = workdir / FILE
+    if not path.exists():
+        return
+    kept = b"".join(_line(record) for record in read(workdir) if record["step"] <= step)
+    if kept == path.read_bytes():
+        return
+    temporary = path.with_name(f".{FILE}.tmp")
+    try:
+        temporary.write_bytes(kept)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _scalar(value: Any) -> int | float:
+    """A Python number from a Python, numpy or JAX scalar."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    bad = {k: str(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    if bad:
+        record = {**record, **dict.fromkeys(bad), NON_FINITE: bad}
+    return json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,158 @@
+"""metrics.jsonl survives kills, resumes and numbers that are not finite; TensorBoard agrees."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from lm import metrics
+from lm.config import UserError
+
+EVENT = vars(event_pb2)["Event"]  # made at import, unknown to type checkers
+
+
+def write(workdir: Path, steps: range) -> None:
+    with metrics.Writer(workdir) as writer:
+        for step in steps:
+            writer.write({"step": step, "tokens": 10 * step, "train/loss": 1.0 / step})
+
+
+def events(workdir: Path) -> list[Any]:
+    """Decodes TensorBoard's record files: length, checksum, message, checksum."""
+    found = []
+    for path in sorted((workdir / metrics.TENSORBOARD).iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            found.append(EVENT.FromString(data[at + 12 : at + 12 + size]))
+            at += 12 + size + 4
+    return found
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    assert metrics.read(tmp_path) == [
+        {"step": step, "tokens": 10 * step, "train/loss": 1.0 / step} for step in (1, 2, 3)
+    ]
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    assert (2, "train/loss", 0.5) in scalars
+    assert {tag for _, tag, _ in scalars} == {"tokens", "train/loss"}
+
+
+def test_each_record_is_on_disk_before_the_writer_closes(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write({"step": 1, "tokens": 10})
+        assert metrics.read(tmp_path) == [{"step": 1, "tokens": 10}]
+
+
+def test_numpy_scalars_become_numbers(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write({"step": np.int64(1), "tokens": 10, "train/loss": np.float32(0.5)})
+    assert metrics.read(tmp_path) == [{"step": 1, "tokens": 10, "train/loss": 0.5}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path, value: float) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write({"step": 1, "tokens": 10, "train/loss": value, "train/nll": 2.0})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    line = json.loads((tmp_path / metrics.FILE).read_text(), parse_constant=refuse)
+    assert line["train/loss"] is None
+    assert list(line["non_finite"]) == ["train/loss"]
+    (record,) = metrics.read(tmp_path)
+    np.testing.assert_equal(record["train/loss"], value)
+    assert "non_finite" not in record
+
+
+def test_a_partial_last_line_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    path = tmp_path / metrics.FILE
+    path.write_bytes(path.read_bytes()[:-7])
+    assert [record["step"] for record in metrics.read(tmp_path)] == [1, 2]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    path = tmp_path / metrics.FILE
+    path.write_bytes(path.read_bytes().replace(b'{"step": 2', b'{"st'))
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is damaged"):
+        metrics.read(tmp_path)
+
+
+def test_resume_leaves_what_an_uninterrupted_run_would(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        folder.mkdir()
+    write(whole, range(1, 9))
+    write(resumed, range(1, 7))
+    path = resumed / metrics.FILE
+    path.write_bytes(path.read_bytes()[:-5])  # killed while writing step 6
+    metrics.truncate(resumed, 4)
+    write(resumed, range(5, 9))
+    assert path.read_bytes() == (whole / metrics.FILE).read_bytes()
+    assert {p.name for p in resumed.iterdir()} == {metrics.FILE, metrics.TENSORBOARD}
+    # TensorBoard hides what an event named START at a step follows.
+    starts = [e.step for e in events(resumed) if e.HasField("session_log")]
+    assert starts[-1] == 5
+
+
+def test_truncate_keeps_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        for step in (1, 2):
+            writer.write({"step": step, "tokens": step, "train/loss": math.inf})
+    metrics.truncate(tmp_path, 1)
+    assert metrics.read(tmp_path) == [{"step": 1, "tokens": 1, "train/loss": math.inf}]
+
+
+def test_truncate_without_a_file_or_need_changes_nothing(tmp_path: Path) -> None:
+    metrics.truncate(tmp_path, 5)
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path, range(1, 3))
+    before = (tmp_path / metrics.FILE).stat().st_mtime_ns
+    metrics.truncate(tmp_path, 2)
+    assert (tmp_path / metrics.FILE).stat().st_mtime_ns == before
+
+
+def test_an_inactive_writer_leaves_no_trace(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path / "absent", is_active=False) as writer:
+        writer.write({"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="workdir"):
+        metrics.Writer(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
+        ("NVIDIA H100 80GB HBM3", "float32", 494.7e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.5e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16_operands", 312e12),
+        ("TPU v4", "bfloat16", 275e12),
+        ("TPU v5 lite", "bfloat16", 197e12),
+        ("TPU v5p", "bfloat16", 459e12),
+        ("TPU v6 lite", "float32", 918e12),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", None),
+    ],
+)
+def test_peaks(kind: str, precision: str, peak: float | None) -> None:
+    assert metrics.peak_flops(kind, precision) == peak
