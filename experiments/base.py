@@ -2,70 +2,77 @@
 
 from ml_collections import ConfigDict
 
+MODEL = {
+    "width": 256,
+    "num_layers": 6,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_dim": 64,
+    "ffn_dim": 704,
+    "layers": {},  # label -> {"mixer": ..., "mlp": "swiglu" | "none", **options of the mixer}
+    "pattern": "stickbreaking",  # "a", "a,b" or ((repeat, labels), ...)
+    "tied_embeddings": True,
+    "norm_eps": 1e-5,
+    "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
+    "remat": "none",  # none | full | dots | mixer
+    "unroll": False,
+}
+
+# Granite's multipliers (arXiv 2408.13359, table 4); the width they are stated for is 256.
+MUP = {
+    "parametrization": "mup",  # mup | standard
+    "base_width": 256,
+    "init_std": 0.1,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+}
+
+DATA = {
+    "tokenizer": {"kind": "bpe", "path": "", "vocab_size": 4096},
+    "sources": {
+        "stdlib": {"path": "stdlib", "text_key": "text", "weight": 1.0, "valid_fraction": 0.05},
+    },
+    "context_length": 512,
+    "batch_size": 8,
+    "packing": "concat",  # concat | best_fit
+}
+
+# Durations are "N steps", "N tokens" or "N percent" of the run.
+SCHEDULE = {
+    "family": "power",  # power | wsd | cosine
+    "peak_learning_rate": 0.02,
+    "a": 4.0,
+    "b": -0.51,
+    "warmup": "100000 tokens",
+    "decay": "20 percent",
+    "decay_shape": "exponential",  # exponential | linear | sqrt | cosine
+    "final_ratio": 0.0,
+    "decay_from": "",  # a trunk checkpoint from which only the decay is run
+}
+
+OPTIMIZER = {
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-10,
+    "weight_decay": 0.1,
+    "weight_decay_mode": "coupled",  # coupled | independent | width_invariant
+    "clip_norm": 1.0,
+    "spike_ratio": 20.0,  # a gradient norm this many times its mean is skipped; 0: no limit
+    "max_skipped": 10,  # skipped steps in a row that stop the run
+}
+
 
 def get_config() -> ConfigDict:
-    """A small Power-schedule, muP run on the standard library; override anything."""
+    """A small run on the standard library; change anything."""
     return ConfigDict(
         {
             "seed": 0,
-            "init_from": "",  # a checkpoint whose weights start this run (optimizer state and data start afresh)
-            "model": {
-                "width": 256,
-                "num_layers": 6,
-                "num_heads": 4,
-                "num_kv_heads": 4,
-                "head_dim": 64,
-                "ffn_dim": 704,
-                "layers": {},  # label -> {"mixer": ..., "mlp": "swiglu" | "none", **options of the mixer}
-                "pattern": "stickbreaking",
-                "tied_embeddings": True,
-                "norm_eps": 1e-5,
-                "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
-                "remat": "none",  # none | full | dots | mixer
-                "unroll": False,
-            },
-            "mup": {
-                "parametrization": "mup",
-                "base_width": 256,
-                "init_std": 0.1,
-                "embedding_multiplier": 12.0,
-                "residual_multiplier": 0.22,
-            },
-            "data": {
-                "tokenizer": {"kind": "bpe", "path": "", "vocab_size": 4096},
-                "sources": {
-                    "stdlib": {
-                        "path": "stdlib",
-                        "text_key": "text",
-                        "weight": 1.0,
-                        "valid_fraction": 0.05,
-                    }
-                },
-                "context_length": 512,
-                "batch_size": 8,
-                "packing": "concat",  # concat | best_fit
-            },
-            "schedule": {
-                "family": "power",  # power | wsd | cosine
-                "peak_learning_rate": 0.02,
-                "a": 4.0,
-                "b": -0.51,
-                "warmup": "100000 tokens",
-                "decay": "20 percent",
-                "decay_shape": "exponential",  # exponential | linear | sqrt | cosine
-                "final_ratio": 0.0,
-                "decay_from": "",  # a trunk checkpoint to branch a decay from
-            },
-            "optimizer": {
-                "beta1": 0.9,
-                "beta2": 0.95,
-                "eps": 1e-10,
-                "weight_decay": 0.1,
-                "weight_decay_mode": "coupled",  # coupled | independent | width_invariant
-                "clip_norm": 1.0,
-                "spike_ratio": 20.0,  # 0: no limit
-                "max_skipped": 10,
-            },
+            "init_from": "",  # a checkpoint of which only the weights are taken
+            "model": MODEL,
+            "mup": MUP,
+            "data": DATA,
+            "schedule": SCHEDULE,
+            "optimizer": OPTIMIZER,
             "loss": {"z_loss": 0.0, "chunk_size": 1024},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "replicate": ()},
             "run": {"length": "1000000 tokens", "accumulation": 1},

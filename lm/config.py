@@ -1,62 +1,30 @@
-"""The configuration of a run: frozen dataclasses, and the one conversion from plain nested
-mappings.
+"""The configuration of a run: frozen dataclasses, and the checks that involve more than one field.
 
 Order of steps: a file in experiments/ gives nested values, flags override some of them,
-`from_mapping` turns the result into `Config` once, rejecting unknown keys, missing keys and wrong
-types with one line each, and `validate` checks what involves two fields. Nothing below reads the
-mapping again. No field has a default: a run states everything (experiments/base.py is the place
-that does).
+`from_mapping` turns the result into `Config` once. Nothing below reads the mapping again. No field
+has a default: experiments/base.py states every key.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lm.mapping import Duration, UserError, convert, difference, flatten, nearest, to_mapping
 
-class UserError(Exception):
-    """A mistake the user can mend, told in one line: what, the two values, what to set. Launchers
-    exit with 2.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
-class Duration:
-    """A span of training with its unit, written "500 steps", "1e6 tokens" or "10 percent" (of the
-    whole run).
-    """
-
-    value: float
-    unit: Literal["steps", "tokens", "percent"]
-
-    @staticmethod
-    def parse(text: str, where: str) -> Duration:
-        parts = text.split()
-        units = ("steps", "tokens", "percent")
-        if len(parts) != 2 or parts[1] not in units:
-            raise UserError(
-                f"{where}={text!r} is not a duration; write a number and one of {', '.join(units)}"
-            )
-        try:
-            value = float(parts[0])
-        except ValueError:
-            raise UserError(f"{where}={text!r}: {parts[0]!r} is not a number") from None
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"{where}={text!r} must be a finite duration >= 0")
-        return Duration(value, typing.cast(Any, parts[1]))
-
-    def tokens(self, *, run_tokens: float, tokens_per_step: int) -> float:
-        """The span in tokens, given the length of the run and of a step."""
-        scale = {"tokens": 1.0, "steps": float(tokens_per_step), "percent": run_tokens / 100.0}
-        return self.value * scale[self.unit]
-
-    def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+__all__ = [
+    "Config",
+    "Duration",
+    "UserError",
+    "convert",
+    "difference",
+    "flatten",
+    "nearest",
+    "to_mapping",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +53,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MupConfig:
-    """Width parametrisation (lm/mup.py). `standard` ignores nothing: its multipliers must all be 1."""
+    """Width parametrization (lm/mup.py). Under `standard` the two multipliers must be 1."""
 
     parametrization: Literal["mup", "standard"]
     base_width: int
@@ -251,13 +219,6 @@ class Config:
         return max(1, round(tokens / self.tokens_per_step)) if tokens > 0 else 0
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A short hint for an unknown word: the nearest known one, else the list."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
 def from_mapping(mapping: Mapping[str, Any]) -> Config:
     """Nested plain values -> validated Config.
 
@@ -270,112 +231,20 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
     return config
 
 
-def to_mapping(value: Any) -> Any:
-    """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can hold."""
-    if isinstance(value, Duration):
-        return (
-            str(Duration(value.value, value.unit))
-            if value.value < 1e6
-            else f"{value.value!r} {value.unit}"
-        )
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_mapping(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_mapping(v) for v in value]
-    return value
-
-
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; used for differences between two configurations."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, flattened: key -> (old, new); None stands for an absent key."""
-    a, b = flatten(old), flatten(new)
-    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
-
-
-def convert(kind: Any, value: Any, where: str) -> Any:
-    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass); UserError
-    names `where`.
-    """
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return (
-            Duration.parse(_typed(str, value, where), where)
-            if kind is Duration
-            else _fields(kind, value, where)
-        )
-    if origin is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, choices))}")
-        return value
-    if origin is not None and issubclass(origin, Mapping):
-        item = typing.get_args(kind)[1]
-        pairs = _typed(Mapping, value, where).items()
-        return types.MappingProxyType({str(k): convert(item, v, f"{where}.{k}") for k, v in pairs})
-    if origin is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(
-            convert(item, v, f"{where}[{i}]")
-            for i, v in enumerate(_typed(list | tuple, value, where))
-        )
-    if kind is Any:
-        return _freeze(value)
-    return _typed(kind, value, where)
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return types.MappingProxyType({str(k): _freeze(v) for k, v in value.items()})
-    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _fields(kind: Any, value: Any, where: str) -> Any:
-    value = _typed(Mapping, value, where)
-    hints = typing.get_type_hints(kind)
-    for key in value:
-        if key not in hints:
-            raise UserError(f"unknown key {where}.{key}; {nearest(str(key), hints)}")
-    for key in hints:
-        if key not in value:
-            raise UserError(f"missing key {where}.{key}; experiments/base.py states every key")
-    return kind(**{key: convert(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"{where}={value!r} is a {type(value).__name__}; set a {name}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{where}={value!r} must be finite")
-    return value
-
-
 def validate(config: Config) -> None:
     """Checks that involve ranges or several fields, before any device is touched."""
     _positive(config)
     m, d, o = config.model, config.data, config.optimizer
     if m.num_heads % m.num_kv_heads:
         raise UserError(
-            f"model.num_heads={m.num_heads} is not a multiple of model.num_kv_heads={m.num_kv_heads}; "
+            f"model.num_heads={m.num_heads} is not a multiple of "
+            f"model.num_kv_heads={m.num_kv_heads}; "
             "set num_kv_heads to a divisor"
         )
     if d.batch_size % config.run.accumulation:
         raise UserError(
-            f"data.batch_size={d.batch_size} is not a multiple of run.accumulation={config.run.accumulation}; "
+            f"data.batch_size={d.batch_size} is not a multiple of "
+            f"run.accumulation={config.run.accumulation}; "
             "set accumulation to a divisor"
         )
     if config.run.length.unit == "percent" or config.run.length.value <= 0:
@@ -384,7 +253,8 @@ def validate(config: Config) -> None:
         )
     if config.init_from and config.schedule.decay_from:
         raise UserError(
-            f"init_from={config.init_from!r} and schedule.decay_from={config.schedule.decay_from!r} exclude each "
+            f"init_from={config.init_from!r} and "
+            f"schedule.decay_from={config.schedule.decay_from!r} exclude each "
             "other; set one of them to ''"
         )
     for name, value in (("beta1", o.beta1), ("beta2", o.beta2)):
@@ -440,7 +310,8 @@ def _validate_parametrization(config: Config) -> None:
         for name in ("embedding_multiplier", "residual_multiplier"):
             if getattr(mup, name) != 1.0:
                 raise UserError(
-                    f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set it to 1.0"
+                    f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set it "
+                    "to 1.0"
                 )
 
 
@@ -459,11 +330,13 @@ def _validate_schedule(config: Config) -> None:
     if s.decay_from:
         if s.decay.value <= 0 or (s.decay.unit == "percent" and s.decay.value >= 100):
             raise UserError(
-                f"schedule.decay={s.decay} with schedule.decay_from; set a decay > 0 (percent < 100)"
+                f"schedule.decay={s.decay} with schedule.decay_from; set a decay > 0 (percent < "
+                "100)"
             )
-    elif tokens["warmup"] + tokens["decay"] > config.run_tokens:
+    elif s.family != "cosine" and tokens["warmup"] + tokens["decay"] > config.run_tokens:
         raise UserError(
-            f"schedule.warmup={s.warmup} and schedule.decay={s.decay} take {sum(tokens.values()):.0f} tokens, "
+            f"schedule.warmup={s.warmup} and schedule.decay={s.decay} take "
+            f"{sum(tokens.values()):.0f} tokens, "
             f"run.length has {config.run_tokens}; shorten them or lengthen the run"
         )
 
@@ -482,16 +355,19 @@ def _validate_sources(data: DataConfig) -> None:
             )
         if source.valid_fraction == 1.0 and source.weight > 0:
             raise UserError(
-                f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is left to train on; "
+                f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is "
+                "left to train on; "
                 "set weight to 0 or valid_fraction below 1"
             )
     if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
         raise UserError(f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path")
     if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
         raise UserError(
-            f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path to ''"
+            f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path "
+            "to ''"
         )
     if data.tokenizer.vocab_size < 257:
         raise UserError(
-            f"data.tokenizer.vocab_size={data.tokenizer.vocab_size} must be >= 257 (bytes and end of text)"
+            f"data.tokenizer.vocab_size={data.tokenizer.vocab_size} must be >= 257 (bytes and end "
+            "of text)"
         )

@@ -230,9 +230,10 @@ def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
         )
         if not fits or not isinstance(group[1], str | tuple) or not group[1]:
             raise UserError(f"model.pattern: group {group!r} must be (repeat >= 1, labels)")
+    pairs: Any = labels
     groups = tuple(
         Group(n, tuple(p.strip() for p in s.split(",")) if isinstance(s, str) else s)
-        for n, s in labels
+        for n, s in pairs
     )
     depth = sum(group.repeat * len(group.labels) for group in groups)
     if depth != num_layers:

@@ -41,8 +41,9 @@ KERNEL_RANKS = (
     {""},
 )
 LM_RANKS = (
+    {"mapping"},
     {"config"},
-    {"mesh", "params", "schedules", "laws", "data", "metrics"},
+    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress"},
     {"mup"},
     {"sharding", "optim"},
     {"modules"},
@@ -56,7 +57,7 @@ LM_RANKS = (
     {"evals"},
     {"evaluate"},
     {"interop"},
-    {"plan", "report"},
+    {"plan", "report", "record"},
     {"train"},
     {"studies"},
     {""},

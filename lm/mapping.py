@@ -1,0 +1,158 @@
+"""Plain nested values and typed frozen dataclasses: the one conversion between them, in both
+directions.
+
+`convert` walks annotations (scalars, Literal, tuple, Mapping, nested dataclasses, Duration) and
+rejects unknown keys, missing keys and wrong types with one line each. No field has a default:
+whoever writes the values states everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+class UserError(Exception):
+    """A mistake the user can mend, told in one line: what, the two values, what to set. Launchers
+    exit with 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A span of training with its unit, written "500 steps", "1e6 tokens" or "10 percent" (of the
+    whole run).
+    """
+
+    value: float
+    unit: Literal["steps", "tokens", "percent"]
+
+    @staticmethod
+    def parse(text: str, where: str) -> Duration:
+        parts = text.split()
+        units = ("steps", "tokens", "percent")
+        if len(parts) != 2 or parts[1] not in units:
+            raise UserError(
+                f"{where}={text!r} is not a duration; write a number and one of {', '.join(units)}"
+            )
+        try:
+            value = float(parts[0])
+        except ValueError:
+            raise UserError(f"{where}={text!r}: {parts[0]!r} is not a number") from None
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"{where}={text!r} must be a finite duration >= 0")
+        return Duration(value, typing.cast(Any, parts[1]))
+
+    def tokens(self, *, run_tokens: float, tokens_per_step: int) -> float:
+        """The span in tokens, given the length of the run and of a step."""
+        scale = {"tokens": 1.0, "steps": float(tokens_per_step), "percent": run_tokens / 100.0}
+        return self.value * scale[self.unit]
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """A short hint for an unknown word: the nearest known one, else the list."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def to_mapping(value: Any) -> Any:
+    """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can hold."""
+    if isinstance(value, Duration):
+        return (
+            str(Duration(value.value, value.unit))
+            if value.value < 1e6
+            else f"{value.value!r} {value.unit}"
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_mapping(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_mapping(v) for v in value]
+    return value
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; used for differences between two configurations."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, flattened: key -> (old, new); None stands for an absent key."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass); UserError
+    names `where`.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return (
+            Duration.parse(_typed(str, value, where), where)
+            if kind is Duration
+            else _fields(kind, value, where)
+        )
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if origin is not None and issubclass(origin, Mapping):
+        item = typing.get_args(kind)[1]
+        pairs = _typed(Mapping, value, where).items()
+        return types.MappingProxyType({str(k): convert(item, v, f"{where}.{k}") for k, v in pairs})
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(
+            convert(item, v, f"{where}[{i}]")
+            for i, v in enumerate(_typed(list | tuple, value, where))
+        )
+    if kind is Any:
+        return _freeze(value)
+    return _typed(kind, value, where)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return types.MappingProxyType({str(k): _freeze(v) for k, v in value.items()})
+    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _fields(kind: Any, value: Any, where: str) -> Any:
+    value = _typed(Mapping, value, where)
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        if key not in hints:
+            raise UserError(f"unknown key {where}.{key}; {nearest(str(key), hints)}")
+    for key in hints:
+        if key not in value:
+            raise UserError(f"missing key {where}.{key}; experiments/base.py states every key")
+    return kind(**{key: convert(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        name = getattr(kind, "__name__", str(kind))
+        raise UserError(f"{where}={value!r} is a {type(value).__name__}; set a {name}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}={value!r} must be finite")
+    return value

@@ -1,0 +1,76 @@
+"""The live line of a training run: step, loss, bits per byte, tokens per second, time left.
+
+On a terminal a rich progress bar; elsewhere (a log file, CI) one plain line for every twentieth of
+the run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINES = 20  # plain lines a run prints where there is no terminal
+
+
+class TrainingBar:
+    """A context manager; `update` takes the metrics of a finished step."""
+
+    def __init__(self, *, start: int, end: int, tokens_per_step: int) -> None:
+        self._start, self._end, self._tokens_per_step = start, end, tokens_per_step
+        self._began = time.monotonic()
+        self._last = (self._began, start)
+        self._rate = 0.0
+        self._console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=end, completed=start, note="compiling")
+
+    def __enter__(self) -> TrainingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """`values` as in metrics.jsonl; evaluations are shown when they come."""
+        now = time.monotonic()
+        if self._last[1] > self._start and step > self._last[1]:
+            rate = (step - self._last[1]) * self._tokens_per_step / (now - self._last[0])
+            # A running mean over about twenty steps, so that one slow step does not make the
+            # estimate jump.
+            self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
+        self._last = (now, step)
+        note = f"loss {values['train/loss']:.3f}  {values['train/bpb']:.3f} bits/byte"
+        if self._rate:
+            left = (self._end - step) * self._tokens_per_step / self._rate
+            note += f"  {self._rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
+        self._bar.update(self._task, completed=step, note=note)
+        evaluations = [
+            f"{key} {value:.4f}" for key, value in values.items() if key.startswith("eval/")
+        ]
+        if evaluations:
+            self._console.print(f"step {step}: {', '.join(evaluations)}", highlight=False)
+        elif not self._console.is_terminal and self._crosses_line(step):
+            print(f"step {step}/{self._end}  {note}", file=sys.stderr, flush=True)
+
+    def _crosses_line(self, step: int) -> bool:
+        span = max(1, (self._end - self._start) // LINES)
+        return step == self._start + 1 or (step - self._start) % span == 0

@@ -1,0 +1,171 @@
+"""The run folder: its lock, and what is written once at the start of every launch.
+
+    config.json    the configuration
+    run.json       versions, commit, devices, forms of the layers, parameters, FLOPs per token
+    params.txt     the parameter table
+    tokenizer.json
+
+A folder belongs to one live process. A second launch in the same folder resumes; its configuration
+may differ only in `FREE` keys, which change how long a run is or what it tells, never what a step
+computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import build as build_lib
+from lm import params as params_lib
+from lm.build import Build
+from lm.checkpoint import TOKENIZER
+from lm.config import Config, UserError, difference, to_mapping
+from lm.data.tokenizers import Tokenizer
+
+FREE = ("run.length", "eval.", "log.", "checkpoint.")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "tokenizers",
+    "ml-collections",
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+      UserError: another live process holds it, or it cannot be created.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "a+")  # noqa: SIM115 (held open for as long as the lock)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: {error.strerror}; choose a folder that can be written"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UserError(
+                f"--workdir={workdir} is in use by {owner}; stop it or choose another workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def check_unchanged(workdir: Path, config: Config) -> None:
+    """A folder that already holds a run only takes the same run.
+
+    Raises:
+      UserError: keys other than `FREE` differ, with the differences.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is not JSON; restore it or choose another workdir") from None
+    changed = {
+        k: v for k, v in difference(old, to_mapping(config)).items() if not k.startswith(FREE)
+    }
+    if changed:
+        shown = "; ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"--workdir={workdir} holds a run with another config ({shown}{more}); choose a new "
+            "workdir"
+        )
+
+
+def write(
+    workdir: Path,
+    built: Build,
+    tokenizer: Tokenizer,
+    data: dict[str, Any],
+    decay_start: float | None,
+) -> None:
+    """Writes the four files, each atomically. `data`: what the loader reads, for run.json."""
+    description = describe(built, tokenizer, data) | {"decay_start": decay_start}
+    replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
+    replace(workdir / "params.txt", params_lib.table(built.infos))
+    replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
+    tokenizer.save(workdir / TOKENIZER)
+
+
+def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[str, Any]:
+    """The contents of run.json."""
+    devices = list(built.mesh.devices.flat)
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+        "devices": [str(device) for device in devices],
+        "device_kind": devices[0].device_kind,
+        "processes": jax.process_count(),
+        "mesh": dict(built.mesh.shape),
+        "layers": [record._asdict() for record in built.layers],
+        "parameters": params_lib.count(built.infos),
+        "flops_per_token": build_lib.flops_per_token(built),
+        "tokens_per_step": built.config.tokens_per_step,
+        "run_tokens": built.run_tokens,
+        "schedule_phases": built.schedule.phases._asdict(),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "sha256": tokenizer.sha256,
+        },
+        "data": data,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _commit() -> str:
+    """The checkout's commit, "-dirty" with changes; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
