@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
 
 
 def _table(prepared: Prepared) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column in ("source", "split", "documents", "tokens", "bytes", "bytes/token", "folder"):
         is_text = column in ("source", "split", "folder")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)

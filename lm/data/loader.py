@@ -11,7 +11,6 @@ without shuffling.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ _INDIVISIBLE = (
 
 
 class Windows(grain.MapDataset):
-    """Rows of one source. Index i is row i % num_rows of the plan of epoch i // num_rows."""
+    """Rows of one source. Index i is the row read as number i % num_rows in epoch i // num_rows."""
 
     def __init__(self, store: Store, packer: Packer, context_length: int, source_id: int):
         super().__init__()
@@ -49,10 +48,9 @@ class Windows(grain.MapDataset):
         return self._packer.num_rows
 
     def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch, row = divmod(index, self._packer.num_rows)
-        return window(
-            self._store, self._packer.plan(epoch), row, self._context_length, self._source_id
-        )
+        epoch, i = divmod(index, self._packer.num_rows)
+        plan, order = self._packer.epoch(epoch)
+        return window(self._store, plan, order[i], self._context_length, self._source_id)
 
 
 def window(store: Store, plan: Plan, row: int, context_length: int, source_id: int) -> Batch:
@@ -135,9 +133,7 @@ def create(
         key = (seed, zlib.crc32(name.encode()))
         packer = Packer(store.lengths, config.context_length, config.packing, key)
         rows = Windows(store, packer, config.context_length, source_id)
-        # Hashed: shuffle(seed=s) of epoch e + 1 would repeat shuffle(seed=s + 1) of epoch e.
-        shuffle_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        streams.append(rows.seed(shuffle_seed).shuffle().repeat())
+        streams.append(rows.repeat())
         shares.append(
             source.weight / packer.fill
         )  # rows of a source with more padding must come more often
@@ -161,7 +157,7 @@ class _RankRows(grain.transforms.DatasetSelectionMap):
         )
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size
+        return 1 << 48  # rows without end; sys.maxsize overflows inside batch
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         step, row = divmod(index, self._local)
@@ -176,6 +172,7 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int)
         "batch_size": batch_size,
         "context_length": config.context_length,
         "packing": config.packing,
+        "packing_version": packing.VERSION,
         "tokenizer_sha256": prepared.tokenizer.sha256,
         "sources": {
             name: {

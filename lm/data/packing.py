@@ -10,8 +10,8 @@ end of text is a target but never an input. An epoch holds every pair exactly on
   documents go, longest first, into the row with the least space that holds them (Ding et al., arXiv
   2404.10830). No document that fits is cut.
 
-A plan is a pure function of (lengths, context_length, packing, seed, epoch). Row order is left to
-the loader.
+A plan is a pure function of (lengths, context_length, packing, seed, epoch); so is the
+order of its rows. (Grain's shuffle takes milliseconds per row where there are few rows.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+VERSION = 1  # of the order of rows: raise it when the same seed gives other batches
 _CACHED_EPOCHS = 2  # prefetching looks one epoch ahead of the one being read
 
 
@@ -55,7 +56,7 @@ class Packer:
             self.num_rows = int(np.sum(self._lengths // context_length)) + num_bins
         else:
             self.num_rows = -(-int(self._lengths.sum()) // context_length)
-        self._plans: dict[int, Plan] = {}
+        self._epochs: dict[int, tuple[Plan, np.ndarray]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -63,19 +64,23 @@ class Packer:
         """Share of a row's places that hold a pair, on average; the same in every epoch."""
         return float(self._lengths.sum()) / (self.num_rows * self._context_length)
 
-    def plan(self, epoch: int) -> Plan:
+    def epoch(self, epoch: int) -> tuple[Plan, np.ndarray]:
+        """The plan of an epoch and the order in which its rows are read."""
         with self._lock:
-            if epoch not in self._plans:
-                order = np.random.default_rng((*self._seed, epoch)).permutation(len(self._lengths))
-                while len(self._plans) >= _CACHED_EPOCHS:
-                    del self._plans[next(iter(self._plans))]
-                if self._bins is None:
-                    self._plans[epoch] = concat(self._lengths, self._context_length, order)
-                else:
-                    self._plans[epoch] = best_fit(
-                        self._lengths, self._context_length, order, self._bins
-                    )
-            return self._plans[epoch]
+            if epoch not in self._epochs:
+                while len(self._epochs) >= _CACHED_EPOCHS:
+                    del self._epochs[next(iter(self._epochs))]
+                self._epochs[epoch] = self._create(epoch)
+            return self._epochs[epoch]
+
+    def _create(self, epoch: int) -> tuple[Plan, np.ndarray]:
+        rng = np.random.default_rng((*self._seed, epoch))  # hashed: seeds and epochs do not overlap
+        order = rng.permutation(len(self._lengths))
+        if self._bins is None:
+            plan = concat(self._lengths, self._context_length, order)
+        else:
+            plan = best_fit(self._lengths, self._context_length, order, self._bins)
+        return plan, rng.permutation(self.num_rows)
 
 
 def concat(lengths: np.ndarray, context_length: int, order: np.ndarray) -> Plan:

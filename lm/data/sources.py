@@ -106,7 +106,7 @@ def is_valid(key: str, valid_fraction: float) -> bool:
     """Whether the document with this key is held out.
 
     >>> [is_valid(f"{i}.py", 0.5) for i in range(6)]
-    [False, False, True, False, True, True]
+    [True, True, False, False, True, False]
     """
     return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2.0**64 < valid_fraction
 

@@ -32,6 +32,7 @@ from lm.config import TokenizerConfig, UserError
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}  # those that occur in text
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
@@ -151,10 +152,11 @@ class _HuggingFace:
         end = next((name for name in _END_NAMES if name in ids), None)
         if end is None:
             raise ValueError(f"it has no end-of-text token (one of {', '.join(_END_NAMES)})")
-        if missing := set(_alphabet()) - ids.keys():
-            raise ValueError(
-                f"it is not byte-level: {len(missing)} of the 256 byte tokens are missing"
-            )
+        missing = {
+            letter for letter, byte in _alphabet().items() if byte in _UTF8_BYTES
+        } - ids.keys()
+        if missing:
+            raise ValueError(f"it is not byte-level: {len(missing)} single bytes are missing")
         added = {
             i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()
         }
@@ -194,8 +196,9 @@ class _Tiktoken:
             ranks[base64.b64decode(fields[0], validate=True)] = int(fields[1])
         if sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError(f"its {len(ranks)} ranks are not 0..{len(ranks) - 1}")
-        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-            raise ValueError(f"it is not byte-level: {len(missing)} of the 256 bytes are missing")
+        missing = [byte for byte in _UTF8_BYTES if bytes([byte]) not in ranks]
+        if missing:
+            raise ValueError(f"it is not byte-level: {len(missing)} single bytes are missing")
         self.end_of_text = len(ranks)
         self.vocab_size = len(ranks) + 1
         self._pieces = [*sorted(ranks, key=ranks.__getitem__), b""]

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.config import DataConfig, SourceConfig, UserError
+from lm.data import loader
+from lm.data.batch import Batch
+from lm.data.packing import concat
+from lm.data.prepare import Prepared, prepare
+from lm.data.store import Store
+
+MakeConfig = Callable[..., DataConfig]
+MakeSource = Callable[..., SourceConfig]
+Pair = tuple[int, int, int, int]  # source, place of the input, input, target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def prepared(config: DataConfig, folder: Path) -> Prepared:
+    return prepare(config, folder, progress=False)
+
+
+def take(
+    prepared: Prepared, config: DataConfig, steps: int, begin: int = 0, **changes: int
+) -> list[Batch]:
+    options = {"seed": 0, "batch_size": config.batch_size} | changes
+    with loader.create(prepared, config, **options) as batches:
+        batches.set_state({"next_step": begin})
+        return list(itertools.islice(batches, steps))
+
+
+def equal(a: Iterable[Batch], b: Iterable[Batch]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(np.array_equal(x, y) for one, two in pairs for x, y in zip(one, two, strict=True))
+
+
+def pairs_of(batches: Iterable[Batch]) -> Counter[tuple[int, int]]:
+    """Multiset of the real (input, target) pairs."""
+    found: Counter[tuple[int, int]] = Counter()
+    for batch in batches:
+        real = batch.loss_weights > 0
+        found.update(zip(batch.tokens[real].tolist(), batch.targets[real].tolist(), strict=True))
+    return found
+
+
+def pairs_in(store: Store) -> Counter[tuple[int, int]]:
+    """The same from the files: every neighbours inside a document."""
+    found: Counter[tuple[int, int]] = Counter()
+    for a, b in itertools.pairwise(store.offsets.tolist()):
+        found.update(itertools.pairwise(store.tokens[a:b].tolist()))
+    return found
+
+
+def steps_per_epoch(prepared: Prepared, config: DataConfig) -> int:
+    rows = -(-int(prepared.stores["text"]["train"].lengths.sum()) // config.context_length)
+    assert rows % config.batch_size == 0, rows
+    return rows // config.batch_size
+
+
+def test_golden_example() -> None:
+    """Documents of 7, 3 and 9 pairs in rows of 5: spec of positions that restart in every row."""
+    tokens = np.array([*range(10, 18), *range(20, 24), *range(30, 40)], np.uint16)
+    offsets = np.array([0, 8, 12, 22])
+    store = Store(Path(), tokens, offsets, {})
+    plan = concat(store.lengths, 5, np.arange(3))
+    rows = [loader.window(store, plan, row, 5, 3) for row in range(4)]
+
+    def show(field: str) -> str:
+        return "|".join("".join(map(str, getattr(row, field))) for row in rows)
+
+    assert show("segment_ids") == "11111|11222|11111|11110"
+    assert show("positions") == "01234|01012|01234|01230"
+    assert show("source_ids") == "33333|33333|33333|33333"
+    weights = "".join(str(int(w)) for row in rows for w in row.loss_weights)
+    assert weights == "1" * 19 + "0"
+    assert [row.tokens.tolist() for row in rows] == [
+        [10, 11, 12, 13, 14], [15, 16, 20, 21, 22], [30, 31, 32, 33, 34], [35, 36, 37, 38, 0],
+    ]  # fmt: skip
+    assert [row.targets.tolist() for row in rows] == [
+        [11, 12, 13, 14, 15], [16, 17, 21, 22, 23], [31, 32, 33, 34, 35], [36, 37, 38, 39, 0],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_structure(config: DataConfig, prepared: Prepared, packing: str) -> None:
+    config = dataclasses.replace(config, packing=packing)  # pyright: ignore[reportArgumentType]
+    end = prepared.tokenizer.end_of_text
+    for batch in take(prepared, config, 40):
+        assert [field.dtype for field in batch] == [np.int32] * 5 + [np.float32]
+        assert all(field.shape == (4, 16) for field in batch)
+        assert not np.any((batch.tokens == end) & (batch.loss_weights > 0))
+        np.testing.assert_array_equal(batch.loss_weights, batch.segment_ids > 0)
+        for row in range(4):
+            segments, positions = batch.segment_ids[row], batch.positions[row]
+            real = segments[segments > 0]
+            assert np.all(segments[len(real) :] == 0)  # padding only at the tail
+            assert np.all(np.isin(np.diff(real), (0, 1)))
+            assert real[0] == 1
+            for segment in range(1, real[-1] + 1):
+                inside = segments == segment
+                np.testing.assert_array_equal(positions[inside], np.arange(inside.sum()))
+                tokens, targets = batch.tokens[row][inside], batch.targets[row][inside]
+                np.testing.assert_array_equal(tokens[1:], targets[:-1])  # one document
+                assert not np.any(targets[:-1] == end)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("context_length", [7, 16, 64])
+def test_an_epoch_is_every_pair_once(
+    config: DataConfig, prepared: Prepared, packing: str, context_length: int
+) -> None:
+    config = dataclasses.replace(config, packing=packing, context_length=context_length)  # pyright: ignore[reportArgumentType]
+    store = prepared.stores["text"]["train"]
+    rows = loader.Packer(store.lengths, context_length, config.packing, (0,)).num_rows
+    for epoch in range(2):
+        batches = take(prepared, config, rows, begin=epoch * rows, batch_size=1)
+        assert pairs_of(batches) == pairs_in(store)
+        assert sum(batch.loss_weights.sum() for batch in batches) == store.lengths.sum()
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_epochs_and_seeds_differ(config: DataConfig, prepared: Prepared, packing: str) -> None:
+    config = dataclasses.replace(config, packing=packing)  # pyright: ignore[reportArgumentType]
+    store = prepared.stores["text"]["train"]
+    rows = loader.Packer(store.lengths, 16, config.packing, (0,)).num_rows
+    streams = {
+        (seed, epoch): take(prepared, config, rows, rows * epoch, seed=seed, batch_size=1)
+        for seed, epoch in itertools.product((0, 1), (0, 1))
+    }
+    for a, b in itertools.combinations(
+        streams.values(), 2
+    ):  # also seed 0 epoch 1 and seed 1 epoch 0
+        assert not equal(a, b)
+        same = sum(np.array_equal(x.tokens, y.tokens) for x, y in zip(a, b, strict=True))
+        assert same < rows / 4
+
+
+def test_resume_is_exact(config: DataConfig, prepared: Prepared) -> None:
+    store = prepared.stores["text"]["train"]
+    rows = loader.Packer(store.lengths, 16, "concat", (0,)).num_rows
+    epoch = -(-rows // 4)
+    whole = take(prepared, config, 2 * epoch + 5)
+    for k in (0, 1, epoch // 2, epoch - 1, epoch, epoch + 1, 2 * epoch):
+        with loader.create(prepared, config, seed=0, batch_size=4) as batches:
+            for _ in range(k):
+                next(batches)
+            state = batches.state()
+            assert state == {"next_step": k}  # nothing of what was prefetched
+        with loader.create(prepared, config, seed=0, batch_size=4) as batches:
+            next(batches)
+            batches.set_state(state)
+            assert equal(itertools.islice(batches, 5), whole[k : k + 5])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from lm.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data import loader
+from lm.data.prepare import prepare
+source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3)
+tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=512)
+config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
+                    packing="concat")
+batches = loader.create(prepare(config, Path(sys.argv[2])), config, seed=0, batch_size=4)
+batches.set_state({"next_step": 37})
+for _ in range(25):
+    print(next(batches).tokens.tolist())
+"""
+
+
+def test_resume_in_a_new_process(config: DataConfig, prepared: Prepared, folder: Path) -> None:
+    """It also ends without closing the loader, and without a warning."""
+    command = [sys.executable, "-W", "error", "-c", CHILD, config.sources["text"].path, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    expected = [str(batch.tokens.tolist()) for batch in take(prepared, config, 25, begin=37)]
+    assert result.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_together_read_the_global_batch(
+    config: DataConfig, prepared: Prepared, num_ranks: int
+) -> None:
+    whole = take(prepared, config, 10, begin=3)
+    parts = [
+        take(prepared, config, 10, begin=3, rank=r, num_ranks=num_ranks) for r in range(num_ranks)
+    ]
+    joined = [
+        Batch(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
+        for batches in zip(*parts, strict=True)
+    ]
+    assert equal(joined, whole)
+    with pytest.raises(UserError, match="4 rows is not a multiple of the 3 data-parallel ranks"):
+        take(prepared, config, 1, num_ranks=3)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, make_config: MakeConfig, make_source: MakeSource) -> DataConfig:
+    """Three sources whose bytes tell them apart, of different sizes and document lengths."""
+    rng = np.random.default_rng(0)
+    sources = {}
+    for name, letter, count, weight in (
+        ("a", "a", 7, 0.7),
+        ("b", "b", 90, 0.3),
+        ("c", "c", 5, 0.0),
+    ):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / f"{name}/{i}.txt").write_text(letter * int(rng.integers(5, 60)))
+        path = tmp_path / f"{name}/*.txt"
+        sources[name] = make_source(path, weight=weight, valid_fraction=0.0)
+    sources["c"] = dataclasses.replace(sources["c"], valid_fraction=1.0)
+    return make_config(sources)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> None:
+    """Shares of tokens, not rows: best fit pads the sources differently. Weight 0: left out."""
+    mixed = dataclasses.replace(mixed, packing=packing)  # pyright: ignore[reportArgumentType]
+    prepared = prepare(mixed, folder, progress=False)
+    counts = np.zeros(3)
+    for batch in take(prepared, mixed, 500, batch_size=16):
+        counts += np.bincount(batch.source_ids.ravel(), batch.loss_weights.ravel(), minlength=3)
+        real = (batch.loss_weights > 0) & (batch.tokens < 256)
+        np.testing.assert_array_equal(batch.tokens[real] - ord("a"), batch.source_ids[real])
+    np.testing.assert_allclose(counts / counts.sum(), [0.7, 0.3, 0.0], atol=1e-3)
+    assert list(loader.validation_batches(prepared, mixed, 4, 1000)) == ["c"]
+
+
+def test_a_corpus_below_one_row_repeats(
+    tmp_path: Path, folder: Path, make_config: MakeConfig, make_source: MakeSource
+) -> None:
+    (tmp_path / "one.txt").write_text("abc")
+    config = make_config({"text": make_source(tmp_path / "one.txt", valid_fraction=0.0)})
+    prepared = prepare(config, folder, progress=False)
+    for batch in take(prepared, config, 3):
+        assert batch.tokens[:, :3].tolist() == [[97, 98, 99]] * 4
+        assert batch.targets[:, :3].tolist() == [[98, 99, 256]] * 4
+        assert batch.loss_weights.sum() == 12
+
+
+def test_validation_is_every_held_out_pair_in_order(config: DataConfig, prepared: Prepared) -> None:
+    store = prepared.stores["text"]["valid"]
+    sets = loader.validation_batches(prepared, config, 4, 10**9)
+    assert list(sets) == ["text"]
+    batches = sets["text"]
+    assert pairs_of(batches) == pairs_in(store)
+    flat = np.concatenate([batch.tokens[batch.loss_weights > 0] for batch in batches])
+    np.testing.assert_array_equal(flat, store.tokens[store.tokens != 256])
+    rows = -(-int(store.lengths.sum()) // 16)
+    assert rows % 4, "the last batch should need padding rows here"
+    assert len(batches) == len(list(batches)) == -(-rows // 4)
+    assert all(field.shape == (4, 16) for batch in batches for field in batch)
+    assert batches[len(batches) - 1].loss_weights[-1].sum() == 0
+    assert equal(batches, loader.validation_batches(prepared, config, 4, 10**9)["text"])
+
+
+def test_validation_limit_and_ranks(config: DataConfig, prepared: Prepared) -> None:
+    some = loader.validation_batches(prepared, config, 4, 100)["text"]
+    assert len(some) == 2  # six rows of 16
+    assert sum(batch.loss_weights.sum() for batch in some) <= 100
+    least = loader.validation_batches(prepared, config, 4, 1)["text"]
+    assert least[0].loss_weights.sum() == 16
+    with pytest.raises(IndexError):
+        least[1]
+    halves = [
+        loader.validation_batches(prepared, config, 4, 100, rank=r, num_ranks=2)["text"]
+        for r in range(2)
+    ]
+    for i, batch in enumerate(some):
+        joined = np.concatenate([halves[0][i].tokens, halves[1][i].tokens])
+        np.testing.assert_array_equal(joined, batch.tokens)
+    with pytest.raises(UserError, match="data-parallel ranks"):
+        loader.validation_batches(prepared, config, 4, 100, num_ranks=3)
+
+
+def test_identity(config: DataConfig, prepared: Prepared, mixed: DataConfig, folder: Path) -> None:
+    def identity(config: DataConfig, prepared: Prepared, **changes: int) -> dict[str, object]:
+        options = {"seed": 0, "batch_size": 4} | changes
+        with loader.create(prepared, config, **options) as batches:
+            return batches.identity
+
+    first = identity(config, prepared)
+    loader.check_identity(first, identity(config, prepared))
+    loader.check_identity(first, identity(config, prepared, rank=1, num_ranks=2))
+    cases = {
+        "batch_size was 4, is 8": identity(config, prepared, batch_size=8),
+        "seed was 0, is 1": identity(config, prepared, seed=1),
+        "context_length was 16, is 32": identity(
+            dataclasses.replace(config, context_length=32), prepared
+        ),
+        "packing was concat, is best_fit": identity(
+            dataclasses.replace(config, packing="best_fit"), prepared
+        ),
+        "sources.a.tokens_sha256 was None": identity(mixed, prepare(mixed, folder, progress=False)),
+    }
+    for words, changed in cases.items():
+        with pytest.raises(UserError, match=words) as caught:
+            loader.check_identity(first, changed)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("packing", "golden"), [("concat", "ca12a1ac7417e7c5"), ("best_fit", "98be81bebe679f23")]
+)
+def test_stream_does_not_change_between_versions(
+    config: DataConfig, prepared: Prepared, packing: str, golden: str
+) -> None:
+    """A run must resume under a newer version; a change must raise packing.VERSION."""
+    config = dataclasses.replace(config, packing=packing)  # pyright: ignore[reportArgumentType]
+    digest = hashlib.sha256()
+    for batch in take(prepared, config, 100):
+        for field in batch:
+            digest.update(field.tobytes())
+    assert digest.hexdigest()[:16] == golden

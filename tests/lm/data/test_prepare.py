@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
+from lm.data import sources, tokenizers
+from lm.data.prepare import Prepared, prepare, resolve_data_dir
+from lm.data.store import Writer
+
+MakeConfig = Callable[..., DataConfig]
+MakeSource = Callable[..., SourceConfig]
+BPE = TokenizerConfig(kind="bpe", path="", vocab_size=300)
+
+CHILD = """
+import sys
+from pathlib import Path
+from lm.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data.prepare import prepare
+source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3)
+tokenizer = TokenizerConfig(kind=sys.argv[3], path="", vocab_size=300)
+config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
+                    packing="concat")
+prepared = prepare(config, Path(sys.argv[2]), progress=False)
+print(prepared.stores["text"]["train"].meta["tokens_sha256"])
+"""
+
+
+def child(corpus: Path, data_dir: Path, kind: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        CHILD,
+        str(corpus / "*.txt"),
+        str(data_dir),
+        kind,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def texts(prepared: Prepared, split: str) -> list[str]:
+    store = prepared.stores["text"][split]
+    spans = zip(store.offsets[:-1], store.offsets[1:], strict=True)
+    return [prepared.tokenizer.decode(store.tokens[a:b]) for a, b in spans]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_splits_and_ledger(config: DataConfig, corpus: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "bpe":
+        config = dataclasses.replace(config, tokenizer=BPE)
+    prepared = prepare(config, tmp_path / "data", progress=False, verify=True)
+    contents = {path.name: path.read_text("utf-8") for path in sorted(corpus.iterdir())}
+    held_out = {name for name in contents if sources.is_valid(name, 0.3)}
+    assert 0 < len(held_out) < len(contents)
+    assert texts(prepared, "valid") == [contents[n] for n in contents if n in held_out]
+    assert texts(prepared, "train") == [contents[n] for n in contents if n not in held_out]
+    assert any("<|endoftext|>" in text for text in texts(prepared, "train"))
+    end = prepared.tokenizer.end_of_text
+    for store in prepared.stores["text"].values():
+        np.testing.assert_array_equal(np.flatnonzero(store.tokens == end), store.offsets[1:] - 1)
+        assert prepared.tokenizer.token_bytes[store.tokens].sum() == store.meta["bytes"]
+        assert store.meta["tokenizer_sha256"] == prepared.tokenizer.sha256
+    assert sum(s.meta["bytes"] for s in prepared.stores["text"].values()) == sum(
+        len(text.encode()) for text in contents.values()
+    )
+    assert tokenizers.load(prepared.tokenizer_path).sha256 == prepared.tokenizer.sha256
+
+
+def test_second_time_reads_nothing(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, tokenizer=BPE)
+    first = prepare(config, tmp_path / "data", progress=False)
+    monkeypatch.setattr(sources, "documents", None)
+    second = prepare(config, tmp_path / "data", progress=False)
+    assert second.tokenizer.sha256 == first.tokenizer.sha256
+    assert second.stores["text"]["train"].folder == first.stores["text"]["train"].folder
+
+
+def test_what_changes_content_changes_the_folder(
+    config: DataConfig, corpus: Path, tmp_path: Path, make_source: MakeSource
+) -> None:
+    def folder(config: DataConfig) -> Path:
+        prepared = prepare(config, tmp_path / "data", progress=False)
+        return prepared.stores["text"]["train"].folder
+
+    def with_source(**changes: object) -> DataConfig:
+        return dataclasses.replace(
+            config, sources={"text": make_source(corpus / "*.txt", **changes)}
+        )
+
+    first = folder(config)
+    assert folder(with_source(weight=0.5)) == first
+    assert folder(dataclasses.replace(config, context_length=32, batch_size=8)) == first
+    assert folder(with_source(valid_fraction=0.4)) != first
+    assert folder(dataclasses.replace(config, tokenizer=BPE)) != first
+    (corpus / "000.txt").write_text("changed")
+    assert folder(config) != first
+
+
+def test_bpe_is_trained_on_weighted_training_documents_only(
+    tmp_path: Path, make_config: MakeConfig, make_source: MakeSource
+) -> None:
+    for name, text in {"seen": "seen " * 50, "held": "held " * 50, "other": "other " * 50}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}/a.txt").write_text(text)
+    config = make_config(
+        {
+            "seen": make_source(tmp_path / "seen/*.txt", valid_fraction=0.0),
+            "held": make_source(tmp_path / "held/*.txt", valid_fraction=1.0, weight=0.0),
+        },
+        tokenizer=BPE,
+    )
+    prepared = prepare(config, tmp_path / "data", progress=False)
+    assert len(prepared.tokenizer.encode(" seen")) == 1
+    assert len(prepared.tokenizer.encode(" held")) == 5
+    assert prepared.stores["held"]["valid"].num_documents == 1
+    other = make_config({"other": make_source(tmp_path / "other/*.txt", valid_fraction=0.0)})
+    given = prepare(other, tmp_path / "data", progress=False, tokenizer=prepared.tokenizer)
+    assert given.tokenizer is prepared.tokenizer
+    assert given.stores["other"]["train"].meta["tokenizer_sha256"] == prepared.tokenizer.sha256
+
+
+def test_empty_splits_are_refused(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig, make_source: MakeSource
+) -> None:
+    cases = {
+        1e-9: "valid_fraction=1e-09 selects none of 20 documents; raise it",
+        1 - 1e-9: "leaves none of 20 documents to train on; lower it or set weight to 0",
+    }
+    for fraction, words in cases.items():
+        config = make_config({"text": make_source(corpus / "*.txt", valid_fraction=fraction)})
+        with pytest.raises(UserError, match=words):
+            prepare(config, tmp_path / "data", progress=False)
+    (tmp_path / "none.txt").write_text("")
+    config = make_config({"text": make_source(tmp_path / "none.txt")})
+    with pytest.raises(
+        UserError, match=r"data.sources.text holds no text \(skipped: {'empty': 1}\)"
+    ):
+        prepare(config, tmp_path / "data", progress=False)
+
+
+def test_a_lossy_tokenizer_is_refused(config: DataConfig, tmp_path: Path) -> None:
+    import tokenizers as hf
+
+    lossy = hf.Tokenizer(hf.models.BPE())
+    lossy.normalizer = hf.normalizers.Replace("quick", "")
+    lossy.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>"]
+    lossy.train_from_iterator(
+        [], hf.trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special)
+    )
+    lossy.save(str(tmp_path / "lossy.json"))
+    tokenizer = TokenizerConfig(kind="json", path=str(tmp_path / "lossy.json"), vocab_size=300)
+    with pytest.raises(
+        UserError, match=r"document '001.txt' has 9 bytes and its tokens 4: a lossy"
+    ):
+        prepare(dataclasses.replace(config, tokenizer=tokenizer), tmp_path / "data", progress=False)
+    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    append, calls = Writer.append, iter(range(100))
+
+    def fail(self: Writer, ids: np.ndarray, num_bytes: int) -> None:
+        if next(calls) == 5:
+            raise OSError(code, os.strerror(code))
+        append(self, ids, num_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "append", fail)
+        with pytest.raises(
+            UserError, match=rf"cannot write .*{os.strerror(code)}; free some space"
+        ):
+            prepare(config, tmp_path / "data", progress=False)
+    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
+    assert prepare(config, tmp_path / "data", progress=False).stores["text"]["train"].num_documents
+
+
+def test_an_interrupted_preparation_leaves_nothing(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, tmp_path / "data", progress=False)
+    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
+
+
+def test_leftovers_of_a_killed_process_are_removed(config: DataConfig, tmp_path: Path) -> None:
+    first = prepare(config, tmp_path / "data", progress=False).stores["text"]["train"].folder.parent
+    shutil.rmtree(first)
+    leftover = first.with_name(f".{first.name}.tmp-1")
+    (leftover / "train").mkdir(parents=True)
+    prepare(config, tmp_path / "data", progress=False)
+    assert first.is_dir()
+    assert not leftover.exists()
+
+
+def test_data_dir_that_is_a_file(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(UserError, match=r"set --data_dir \(or ESPALIER_DATA\)"):
+        prepare(config, tmp_path / "data", progress=False)
+
+
+def test_two_processes_at_once(corpus: Path, tmp_path: Path) -> None:
+    processes = [child(corpus, tmp_path / "data", "bpe") for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+    kinds = sorted(path.name.split("-")[0] for path in (tmp_path / "data").iterdir())
+    assert kinds == [".text", ".tokenizer", "text", "tokenizer"]  # the dotted ones are locks
+
+
+def test_the_second_process_waits_and_reuses(
+    config: DataConfig, corpus: Path, tmp_path: Path
+) -> None:
+    made = prepare(config, tmp_path / "made", progress=False).stores["text"]["train"].folder.parent
+    waiting = tmp_path / "data"
+    waiting.mkdir()
+    with open(waiting / f".{made.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = child(corpus, waiting, "bytes")
+        assert process.stderr is not None
+        assert "another process is preparing text-" in process.stderr.readline()
+        shutil.copytree(made, waiting / made.name)
+        (waiting / made.name / "marker").touch()
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert output
+    assert (waiting / made.name / "marker").exists()
+
+
+def test_data_dir_flag_environment_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ESPALIER_DATA", raising=False)
+    assert resolve_data_dir() == Path("/home/someone/.cache/espalier")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert resolve_data_dir() == tmp_path / "espalier"
+    monkeypatch.setenv("ESPALIER_DATA", "~/data")
+    assert resolve_data_dir() == Path("/home/someone/data")
+    assert resolve_data_dir("/flag") == Path("/flag")

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers as hf
+
+from lm.config import TokenizerConfig, UserError
+from lm.data import tokenizers
+from lm.data.tokenizers import Tokenizer
+
+TEXTS = [
+    "def f(x):\n    return x + 1\n" * 20,
+    "été naïve 日本語 🎉 \x00\x1f\x7f\t\r\n    tabs\t\t",
+    "a<|endoftext|>b <|endoftext|><|endoftext|>",
+    "e\u0301 is not é",
+    " leading and trailing  ",
+    "</s> [EOS] <|end_of_text|>",
+]
+
+
+def config(kind: str, path: object = "", vocab_size: int = 400) -> TokenizerConfig:
+    return TokenizerConfig(kind=kind, path=str(path), vocab_size=vocab_size)  # pyright: ignore[reportArgumentType]
+
+
+def bpe(vocab_size: int = 300) -> Tokenizer:
+    return tokenizers.create(config("bpe", vocab_size=vocab_size), TEXTS)
+
+
+def write_json(folder: Path, **changes: object) -> Path:
+    """A tokenizer.json of this tiny corpus, with settings changed."""
+    bpe().save(folder / "saved.json")
+    settings = json.loads(json.loads((folder / "saved.json").read_text())["payload"]) | changes
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def write_ranks(folder: Path) -> Path:
+    pieces = [bytes([i]) for i in range(256)] + [b"re", b"de", b"def", b"  ", b"return", b"<|"]
+    lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate(pieces)]
+    path = folder / "x.tiktoken"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def make(kind: str, folder: Path) -> Tokenizer:
+    if kind == "bpe":
+        return bpe()
+    path: object = ""
+    if kind == "json":
+        path = write_json(folder, normalizer={"type": "NFC"})
+    if kind == "tiktoken":
+        pytest.importorskip("tiktoken")
+        path = write_ranks(folder)
+    return tokenizers.create(config(kind, path))
+
+
+KINDS = ["bytes", "bpe", "json", "tiktoken"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_ledger_and_injection(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    letters = [chr(i) for i in range(0x3000) if unicodedata.category(chr(i)) != "Cs"]
+    noise = "".join(random.Random(0).choices(letters, k=2000))
+    for text in [*TEXTS, noise]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+        assert tokenizer.end_of_text not in ids
+        assert 0 <= min(ids) <= max(ids) < tokenizer.vocab_size
+    assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
+    assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
+    assert tokenizer.token_bytes.dtype == np.int32
+    batch = tokenizer.encode_batch(TEXTS)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in TEXTS]
+    end = [tokenizer.end_of_text]
+    assert tokenizer.decode([*end, *tokenizer.encode("ab"), *end]) == "ab"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    path = tmp_path / "home.json"
+    tokenizer.save(path)
+    again = tokenizers.load(path)
+    assert again.sha256 == tokenizer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert again.end_of_text == tokenizer.end_of_text
+    assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    np.testing.assert_array_equal(again.token_bytes, tokenizer.token_bytes)
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_known_ids(tmp_path: Path) -> None:
+    assert make("bytes", tmp_path).encode("aé") == [97, 0xC3, 0xA9]
+    assert make("bytes", tmp_path).end_of_text == 256
+    ranks = make("tiktoken", tmp_path)
+    assert ranks.encode("def  x") == [258, 32, 32, 120]  # GPT-2's pattern splits the two spaces
+    assert ranks.vocab_size == 263
+    assert ranks.end_of_text == 262
+
+
+def test_bpe_is_deterministic_and_may_be_smaller() -> None:
+    assert bpe().sha256 == bpe().sha256
+    assert bpe().vocab_size == 300
+    assert bpe(290).vocab_size == 290
+    assert 257 <= bpe(5000).vocab_size < 5000
+    no_text = tokenizers.create(config("bpe"), [])
+    assert no_text.vocab_size == 257
+    assert no_text.decode(no_text.encode(TEXTS[1])) == TEXTS[1]
+
+
+def test_vocab_size_must_hold_the_tokenizer(tmp_path: Path) -> None:
+    path = write_json(tmp_path)
+    message = "vocab_size=280 is below the tokenizer's 300 ids; set it to at least 300"
+    with pytest.raises(UserError, match=message):
+        tokenizers.create(config("json", path, vocab_size=280))
+    assert tokenizers.create(config("json", path, vocab_size=300)).vocab_size == 300
+
+
+def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    path = write_json(tmp_path, truncation=truncation, post_processor=template)
+    assert (
+        hf.Tokenizer.from_file(str(path)).encode("abcdef").ids[0] == 0
+    )  # the file alone does both
+    tokenizer = tokenizers.create(config("json", path))
+    assert tokenizer.decode(tokenizer.encode(TEXTS[0])) == TEXTS[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"added_tokens": [], "model": None}, "no json tokenizer"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}},
+            "byte-level",
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []},
+            "no end-of",
+        ),
+    ],
+)
+def test_bad_json(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        tokenizers.create(config("json", write_json(tmp_path, **changes)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("IQ== 0\nIg==\n", "line 2 is not 'base64 rank'"),
+        ("IQ== 0\n@@@@ 1\n", "no tiktoken tokenizer"),
+        ("IQ== 0\nIg== 7\n", "its 2 ranks are not 0..1"),
+        ("IQ== 0\n", "242 single bytes are missing"),
+    ],
+)
+def test_bad_ranks(tmp_path: Path, content: str, words: str) -> None:
+    pytest.importorskip("tiktoken")
+    (tmp_path / "x.tiktoken").write_text(content)
+    with pytest.raises(UserError, match=words):
+        tokenizers.create(config("tiktoken", tmp_path / "x.tiktoken"))
+
+
+def test_missing_and_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"No such file.*set data.tokenizer.path"):
+        tokenizers.create(config("json", tmp_path / "none.json"))
+    for content in (
+        '{"kind": "bytes"',
+        '{"kind": "bytes"}',
+        '{"kind": "new", "payload": ""}',
+        "[]",
+    ):
+        (tmp_path / "t.json").write_text(content)
+        with pytest.raises(UserError, match="is not a saved tokenizer"):
+            tokenizers.load(tmp_path / "t.json")
+    path = write_ranks(tmp_path)
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(UserError, match=r"pip install 'espalier\[data\]'"):
+        tokenizers.create(config("tiktoken", path))
+
+
+@pytest.fixture
+def shared() -> Path:
+    folder = os.environ.get("ESPALIER_SHARED_DATA")
+    if not folder:
+        pytest.skip("ESPALIER_SHARED_DATA names no folder with published tokenizers")
+    return Path(folder, "tokenizers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "vocab_size", "ids"),
+    [
+        ("tiktoken", "gpt2.tiktoken", 50257, [15496, 995]),
+        ("json", "gpt-neox-olmo.json", 50280, [12092, 1533]),
+        ("json", "mixed_bpe32768.json", 32768, None),
+    ],
+)
+def test_published(
+    shared: Path, kind: str, name: str, vocab_size: int, ids: list[int] | None
+) -> None:
+    tokenizer = tokenizers.create(config(kind, shared / name, vocab_size=60000))
+    assert tokenizer.vocab_size == vocab_size
+    if ids is not None:
+        assert tokenizer.encode("Hello world") == ids
+    for text in TEXTS:
+        encoded = tokenizer.encode(text)
+        assert tokenizer.decode(encoded) == text
+        assert tokenizer.token_bytes[encoded].sum() == len(text.encode())
+        assert tokenizer.end_of_text not in encoded
