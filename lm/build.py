@@ -80,7 +80,7 @@ class Build(NamedTuple):
         return jax.device_put(x, sharding.replicated(self.mesh))
 
 
-def build(config: Config, devices: Sequence[jax.Device], decay_start: float | None = None) -> Build:
+def build(config: Config, devices: Sequence[Any], decay_start: float | None = None) -> Build:
     """`decay_start`: tokens at the trunk checkpoint of schedule.decay_from, None for a run of its
     own.
 
@@ -190,7 +190,8 @@ def _state_shardings(
 ) -> TrainState:
     params = sharding.params(infos, mesh, replicate)
     opt_state = sharding.like_params(abstract.opt_state, params, mesh)
-    return TrainState(sharding.replicated(mesh), params, opt_state)
+    step: Any = sharding.replicated(mesh)
+    return TrainState(step, params, opt_state)
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> jax.ShapeDtypeStruct:

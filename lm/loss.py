@@ -159,7 +159,9 @@ def _sum(
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     function = functools.partial(_forward, options)
-    return _over_shards(function, "+r", mesh, options.batch_axes)(hidden, head, targets, weights)
+    mapped = _over_shards(function, "+r", mesh, options.batch_axes)
+    total, nll = mapped(hidden, head, targets, weights)
+    return total, nll
 
 
 def _sum_fwd(

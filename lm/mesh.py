@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")  # the axes over which the batch is split
 
 
-def create(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     """Devices in their given order along `AXES`; the one axis of size -1 takes what is left.
 
     Raises:
@@ -45,5 +45,5 @@ def target(mesh: Mesh) -> str:
     """Platform the mesh's devices belong to: cpu, gpu or tpu (they may be absent ones, from a
     topology).
     """
-    platform = mesh.devices.flat[0].platform
+    platform = str(mesh.devices.flat[0].platform)
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)

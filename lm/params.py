@@ -54,9 +54,7 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
         return self.replace(letters=" ".join(names))
 
 
-def declare(
-    init: Callable[..., Any], letters: str, role: Role, decay: bool
-) -> Callable[..., Declared]:
+def declare(init: Callable[..., Any], letters: str, role: Role, decay: bool) -> Callable[..., Any]:
     """An initializer for `self.param` whose value carries `letters` ("D F"), `role` and whether it
     decays.
     """

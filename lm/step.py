@@ -11,6 +11,7 @@ i, i + A, i + 2A, ...: every device keeps working on its own rows.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,11 +72,11 @@ def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[Train
         grads, sums = _gradient(parts, state.params, batch, token_bytes)
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss = sums.objective / weight
-        updates, opt_state = parts.tx.update(
-            grads, state.opt_state, state.params, step=state.step, loss=loss
-        )
+        extra = {"step": state.step, "loss": loss}
+        updates, opt_state = parts.tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        metrics = _metrics(parts, state, sums, weight, (grads, updates, params, opt_state.guard))
+        guard = typing.cast(optim.OptState, opt_state).guard
+        metrics = _metrics(parts, state, sums, weight, (grads, updates, params, guard))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
@@ -84,7 +85,7 @@ def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[Train
 def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     variables = {"params": params}
     hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
-    head = parts.model.apply(variables, method="head")
+    head = typing.cast(jax.Array, parts.model.apply(variables, method="head"))
     return loss_lib.objective(
         hidden, head, batch.targets, batch.loss_weights, parts.mesh, parts.loss
     )

@@ -42,6 +42,6 @@ class Stickbreaking(HeadMixer):
 
     def op_inputs(self, x: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
         inputs = super().op_inputs(x, positions)
-        return (
-            inputs | {"remainder_bias": self.remainder_bias} if self.remainder == "bias" else inputs
-        )
+        if self.remainder == "bias":
+            inputs |= {"remainder_bias": self.remainder_bias}
+        return inputs

@@ -38,11 +38,10 @@ class Numerics:
         """`x` times the parameter `w`: operands in `operand_dtype`, sums float32, result in
         `compute_dtype`.
         """
-        if self.operand_dtype == self.compute_dtype:
-            operands = x.astype(self.operand_dtype), w.astype(self.operand_dtype)
-            product = jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
-            return product.astype(self.compute_dtype)
-        return _rounded_einsum(equation, self.operand_dtype, x, w).astype(self.compute_dtype)
+        if self.operand_dtype == jnp.float32:
+            return jnp.einsum(equation, x, w)
+        product: jax.Array = _rounded_einsum(equation, self.operand_dtype, x, w)
+        return product.astype(self.compute_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
