@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike
 
 type Options = Mapping[str, Any]
@@ -44,21 +46,41 @@ class StateSpec:
     growth: Literal["constant", "linear"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One problem of the contract suite and of the benches.
 
     `documents` is none, packed (several per row) or padded (packed, with padding at the end).
-    `gain` multiplies queries, to reach extreme logits.
+    `carried` adds a state whose rows have different lengths, with rubbish in the empty slots.
+    `gain` multiplies the first input, to reach extreme logits. Tags: fast, slow, bench.
     """
 
-    name: str
     dims: Dims
     options: Options = field(default_factory=dict[str, Any])
     documents: Literal["none", "packed", "padded"] = "none"
+    carried: bool = False
     dtype: str = "float32"
     gain: float = 1.0
-    tags: tuple[str, ...] = ("slow",)
+    tag: Literal["fast", "slow", "bench"] = "slow"
+
+    @property
+    def name(self) -> str:
+        """What a test is called: T257-H4G2-K17V9-padded-carried-window=50."""
+        dims = self.dims
+        parts = [f"T{dims['T']}", f"H{dims['H']}G{dims['G']}", f"K{dims['K']}V{dims['V']}"]
+        parts += [self.documents] if self.documents != "none" else []
+        parts += ["carried"] if self.carried else []
+        parts += [f"gain{self.gain:g}"] if self.gain != 1.0 else []
+        parts += [f"{name}={value}" for name, value in self.options.items()]
+        return "-".join([*parts, self.dtype])
+
+
+class Problem(NamedTuple):
+    """Arrays of a case."""
+
+    inputs: dict[str, Array]
+    segment_ids: Array | None
+    state: Any
 
 
 class Tolerance(NamedTuple):
@@ -68,7 +90,14 @@ class Tolerance(NamedTuple):
     reason: str
 
 
-type Property = Callable[[Callable[..., Any]], None]
+class Property(NamedTuple):
+    """A fact about the op: `check(run)` gives what it computes and what that must be.
+
+    `run(inputs, options)` is the output of one form.
+    """
+
+    name: str
+    check: Callable[[Callable[[dict[str, Array], Options], Array]], tuple[Array, Array]]
 
 
 class Cache(Protocol):
@@ -111,3 +140,50 @@ class Op:
     def form(self, name: str) -> Form:
         """The function of a form; its module is imported on first use."""
         return import_module(self.forms[name]).apply
+
+
+def sample(op: Op, case: Case, seed: int = 0) -> Problem:
+    """Random arrays for a case, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    dims = case.dims
+    inputs: dict[str, Array] = {}
+    for spec in op.inputs:
+        if spec.is_needed({**op.options, **case.options}) and spec.fill is None:
+            shape = [dims[letter] for letter in spec.letters.split()]
+            value = _DRAW[spec.kind](random.standard_normal(shape))
+            gain = case.gain if spec is op.inputs[0] else 1.0
+            inputs[spec.name] = jnp.asarray(gain * value, case.dtype)
+    first = 3 if case.carried else 1
+    segment_ids = None
+    if case.documents != "none":
+        ids = first + np.sort(random.integers(0, 3, (dims["B"], dims["T"])), axis=1)
+        if case.documents == "padded":
+            real = random.integers(0, dims["T"] + 1, (dims["B"], 1))
+            ids = np.where(np.arange(dims["T"]) < real, ids, 0)
+        segment_ids = jnp.asarray(ids, jnp.int32)
+    return Problem(inputs, segment_ids, _sample_state(op, case, random) if case.carried else None)
+
+
+_DRAW: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "normal": lambda x: x,
+    "unit": lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True),
+    "gate": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "log_decay": lambda x: -np.log1p(np.exp(x)),
+}
+
+
+def _sample_state(op: Op, case: Case, random: np.random.Generator) -> Any:
+    """A state in the middle of a row: every number is random, rows end at different slots."""
+    batch, time = case.dims["B"], case.dims["T"]
+    capacity = time + 40
+    empty = op.init_state(case.dims, case.dtype, batch, capacity)
+    length = random.integers(0, 41, batch)
+    slot = np.arange(capacity)
+    ids = np.where(slot < length[:, None], 1 + (slot > 9) + (slot > 20), 0)
+    known = {"length": length, "segment_ids": ids}
+    values = [
+        known[name] if name in known else random.standard_normal(like.shape)
+        for (name, _), like in zip(op.state.fields, empty, strict=True)
+    ]
+    arrays = [jnp.asarray(x, like.dtype) for x, like in zip(values, empty, strict=True)]
+    return type(empty)(*arrays)

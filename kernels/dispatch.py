@@ -61,7 +61,7 @@ def resolve(
     """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reason."""
     op = get(name)
     _check_known("target", target, tuple(op.prefer))
-    bound = _bind_options(op, options, dims)
+    bound = bind_options(op, options, dims)
     if form != "auto":
         _check_known("form", form, (*op.forms, "auto"))
         reason = op.unsupported(form, dims, dtype, bound, target)
@@ -100,8 +100,8 @@ def apply(
     op = get(name)
     _check_known("form", form, tuple(op.forms))
     dims = _dims(op, inputs, "T")
-    bound = _bind_options(op, options, dims)
-    inputs = _complete(op, inputs, bound, dims)
+    bound = bind_options(op, options, dims)
+    inputs = complete_inputs(op, inputs, bound, dims)
     target = jax.default_backend()
     reason = op.unsupported(form, dims, inputs[op.inputs[0].name].dtype, bound, target)
     if reason is not None:
@@ -133,8 +133,8 @@ def step(
     """One token: inputs without T (q [B, H, K], ...); continues the row's current document."""
     op = get(name)
     dims = _dims(op, inputs, "")
-    bound = _bind_options(op, options, dims)
-    return op.step(state, _complete(op, inputs, bound, dims), options=bound)
+    bound = bind_options(op, options, dims)
+    return op.step(state, complete_inputs(op, inputs, bound, dims), options=bound)
 
 
 def flops(name: str, dims: Dims, options: Options | None = None) -> float:
@@ -145,7 +145,7 @@ def flops(name: str, dims: Dims, options: Options | None = None) -> float:
     what a form recomputes does not count.
     """
     op = get(name)
-    return op.flops(dims, _bind_options(op, options, dims))
+    return op.flops(dims, bind_options(op, options, dims))
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {name!r}; nearest is {near[0]!r} of {', '.join(known)}")
 
 
-def _bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
+def bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
     """All options of the op; `scale` is K^-1/2 unless given."""
     for name in options or {}:
         _check_known(f"option of {op.name}", name, tuple(op.options))
@@ -193,7 +193,7 @@ def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
         _check_known(f"input of {op.name}", name, tuple(spec.name for spec in op.inputs))
 
 
-def _complete(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:
+def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:
     """Exactly the inputs that the options ask for, constants filled in."""
     complete: Inputs = {}
     for spec in op.inputs:

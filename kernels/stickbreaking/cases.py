@@ -1,5 +1,114 @@
-from kernels.contract import Case, Tolerance
+"""Problems, tolerances and properties of stick-breaking attention.
 
-CASES: tuple[Case, ...] = ()
-PROPERTIES = ()
-TOLERANCES = {("chunked", "float32"): Tolerance(1e-5, "x")}
+The fast cases are chosen so that every two settings of T, groups, widths, documents, carried state
+and options meet somewhere; the product of all of them is slow.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kernels.contract import Case, Options, Property, Tolerance
+from kernels.letters import Inputs
+
+type Run = Callable[[Inputs, Options], Array]
+
+
+def _dims(time: int, groups: int, key: int, value: int, batch: int = 2) -> dict[str, int]:
+    return {"B": batch, "T": time, "H": 4, "G": groups, "K": key, "V": value}
+
+
+_BIAS = {"remainder": "bias"}
+_VALUE = {"remainder": "value"}
+_CURRENT = {"attend_current": True}
+_OPTIONS: tuple[dict[str, Any], ...] = ({}, _CURRENT, _BIAS, _VALUE, _VALUE | _CURRENT)
+
+FAST = (
+    Case(_dims(257, 2, 17, 17), {}, "none", tag="fast"),
+    Case(_dims(257, 1, 16, 9), _BIAS | _CURRENT, "padded", tag="fast"),
+    Case(_dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"),
+    Case(_dims(65, 2, 7, 16), _CURRENT | {"scale": 0.5}, "packed", tag="fast"),
+    Case(_dims(63, 1, 16, 16), _BIAS, "none", carried=True, tag="fast"),
+    Case(_dims(1, 4, 16, 16), _VALUE | _CURRENT, "none", carried=True, tag="fast"),
+    Case(_dims(65, 4, 16, 16), _VALUE, "packed", dtype="bfloat16", tag="fast"),
+    Case(_dims(64, 1, 16, 16), _BIAS, "padded", gain=300.0, tag="fast"),
+)
+
+SLOW = tuple(
+    Case(_dims(time, groups, 17, value), options, documents, carried)
+    for time, groups, value, options, documents, carried in product(
+        (1, 63, 64, 65, 257),
+        (4, 2, 1),
+        (17, 9),
+        _OPTIONS,
+        ("none", "packed", "padded"),
+        (False, True),
+    )
+)
+
+BENCH = (
+    Case({"B": 1, "T": 2048, "H": 8, "G": 8, "K": 64, "V": 64}, tag="bench"),
+    Case({"B": 4, "T": 512, "H": 4, "G": 4, "K": 64, "V": 64}, tag="bench"),
+)
+
+CASES = FAST + SLOW + BENCH
+
+_ROUNDING = "the same float32 sums in another order"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
+
+TOLERANCES = {
+    ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
+    ("reference", "bfloat16"): Tolerance(5e-3, _OUTPUT),
+    ("chunked", "float32"): Tolerance(1e-5, _ROUNDING),
+    ("chunked", "bfloat16"): Tolerance(5e-3, _OUTPUT),
+}
+
+
+def _inputs(time: int, width: int = 8) -> Inputs:
+    wave = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
+    return {"q": 2.0 * wave, "k": wave[..., ::-1], "v": wave}
+
+
+def _identity(time: int) -> Array:
+    return jnp.eye(time)[None, :, None]
+
+
+def _stick_is_used_up(run: Run) -> tuple[Array, Array]:
+    """Weights and remainder sum to one: with all values one, so is the output."""
+    inputs = _inputs(70) | {"v": jnp.ones((1, 70, 1, 8))}
+    return run(inputs, _VALUE), inputs["v"]
+
+
+def _zero_logits_halve(run: Run) -> tuple[Array, Array]:
+    """beta = 1/2 everywhere: the key n steps back takes 2^-n."""
+    inputs = _inputs(70)
+    distance = jnp.arange(70)[:, None] - jnp.arange(70)
+    halves = jnp.where(distance > 0, 2.0 ** -distance.astype(jnp.float32), 0.0)
+    run_inputs = {"q": jnp.zeros_like(inputs["q"]), "k": inputs["k"], "v": _identity(70)}
+    return run(run_inputs, {}), halves[None, :, None]
+
+
+def _eager_keys_copy(run: Run) -> tuple[Array, Array]:
+    """beta = 1: the nearest key takes the whole stick."""
+    inputs = _inputs(70)
+    ones = jnp.ones_like(inputs["q"])
+    previous = jnp.pad(inputs["v"][:, :-1], [(0, 0), (1, 0), (0, 0), (0, 0)])
+    return run({"q": 1e3 * ones, "k": ones, "v": inputs["v"]}, {}), previous
+
+
+def _shy_keys_leave_all(run: Run) -> tuple[Array, Array]:
+    """beta = 0: nothing is taken, and the remainder is the whole stick."""
+    inputs = _inputs(70)
+    ones = jnp.ones_like(inputs["q"])
+    return run({"q": -1e3 * ones, "k": ones, "v": inputs["v"]}, _VALUE), inputs["v"]
+
+
+PROPERTIES = (
+    Property("weights_and_remainder_sum_to_one", _stick_is_used_up),
+    Property("zero_logits_halve_the_stick", _zero_logits_halve),
+    Property("certain_keys_copy_the_previous_value", _eager_keys_copy),
+    Property("rejected_keys_leave_the_stick_whole", _shy_keys_leave_all),
+)

@@ -1,0 +1,127 @@
+"""What the contract tests share: one compiled program per (op, form, case), with its gradients."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import contract, dispatch
+from kernels.contract import Case
+
+
+class Answer(NamedTuple):
+    """Output, state, and cotangents of the inputs and of the initial state's float arrays."""
+
+    out: jax.Array
+    state: Any
+    grads: Any
+
+
+def cases(tag: str, *, reference: bool = False) -> Iterator[tuple[str, str, Case]]:
+    """(op, form, case) for every case with this tag."""
+    for name in dispatch.names():
+        op = dispatch.get(name)
+        for form in op.forms:
+            for case in op.cases:
+                if case.tag == tag and (reference or form != "reference"):
+                    yield name, form, case
+
+
+def identify(value: Any) -> str:
+    """The part of a test's name."""
+    return value.name if isinstance(value, Case) else str(value)
+
+
+def refusal(name: str, form: str, case: Case) -> str | None:
+    """Why this form refuses the case, as it declares."""
+    op = dispatch.get(name)
+    options = {**op.options, **case.options}
+    return op.unsupported(form, case.dims, jnp.dtype(case.dtype), options, "cpu")
+
+
+@cache
+def program(name: str, form: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    """(problem, d_out, d_state) -> Answer, compiled once per shape."""
+
+    def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
+        def forward(inputs: Any, floats: Any) -> tuple[jax.Array, Any]:
+            state = merge(floats, problem.state)
+            out, state = dispatch.apply(
+                name,
+                inputs,
+                segment_ids=problem.segment_ids,
+                state=state,
+                form=form,
+                options=dict(options),
+            )
+            return (out, split(state)), state
+
+        primals = problem.inputs, split(problem.state)
+        (out, _), pull, state = jax.vjp(forward, *primals, has_aux=True)
+        return Answer(out, state, pull((d_out, d_state)))
+
+    return jax.jit(run)
+
+
+def split(state: Any) -> list[jax.Array]:
+    """The float arrays of a state."""
+    leaves = jax.tree.leaves(state)
+    return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def merge(floats: list[jax.Array], state: Any) -> Any:
+    """The state with other float arrays."""
+    if state is None:
+        return None
+    others = iter(floats)
+    return jax.tree.map(
+        lambda x: next(others) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )
+
+
+def answer(
+    name: str, form: str, case: Case, problem: contract.Problem, d_out: jax.Array | None = None
+) -> Answer:
+    """One run; random cotangents for the final state, and for the output unless given."""
+    random = np.random.default_rng(1)
+    dims = case.dims
+    shape = [dims[letter] for letter in dispatch.get(name).out.split()]
+    drawn = jnp.asarray(random.standard_normal(shape), case.dtype)
+    op = dispatch.get(name)
+    capacity = dims["T"] if problem.state is None else problem.state[2].shape[1]
+    like = op.init_state(dims, case.dtype, dims["B"], capacity)
+    d_state = [jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in split(like)]
+    if d_out is not None:
+        drawn, d_state = d_out, [jnp.zeros_like(x) for x in d_state]
+    return program(name, form, tuple(case.options.items()))(problem, drawn, d_state)
+
+
+@cache
+def expected(name: str, case: Case) -> Answer:
+    """The reference's answer to the sampled case."""
+    return answer(name, "reference", case, contract.sample(dispatch.get(name), case))
+
+
+def error(got: jax.Array, want: jax.Array) -> float:
+    """Relative root mean square error."""
+    got, want = (np.asarray(x, np.float64) for x in (got, want))
+    scale = np.sqrt(np.mean(np.square(want)))
+    return float(np.sqrt(np.mean(np.square(got - want))) / (scale if scale > 0 else 1.0))
+
+
+def assert_close(got: Any, want: Any, tolerance: float, what: str) -> None:
+    """Every array of two trees within the relative error; integers equal; nothing infinite."""
+    assert jax.tree.structure(got) == jax.tree.structure(want), what
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        where = f"{what}{jax.tree_util.keystr(path)}"
+        assert x.shape == y.shape, where
+        assert x.dtype == y.dtype, where
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            assert bool(jnp.all(jnp.isfinite(x))), f"{where} is not finite"
+            found = error(x, y)
+            assert found <= tolerance, f"{where}: relative error {found:.2e} above {tolerance:g}"
+        else:
+            assert bool(jnp.all(x == y)), where
