@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
     data_dir = resolve_data_dir(_DATA_DIR.value)
     prepared = prepare(config.data, data_dir, verify=_VERIFY.value)
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(_table(prepared))
     for name, splits in prepared.stores.items():
         for reason, count in splits["train"].meta["skipped"].items():

@@ -227,7 +227,7 @@ def validation_batches(
     return sets
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ValidationBatches(Sequence[Batch]):
     """Rows of a plan as batches, made when read; the last batch is filled up with padding."""
 

@@ -29,7 +29,7 @@ _META_KEYS = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Store:
     """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, end of text last."""
 
