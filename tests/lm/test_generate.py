@@ -85,7 +85,7 @@ def test_greedy_is_the_argmax_of_whole_forwards() -> None:
 
 
 def test_stops_at_end_of_text() -> None:
-    """The row of end of text in the tied table is made the second prompt's last hidden direction."""
+    """In the tied table, end of text is made a longer copy of a token that would be picked."""
     expected = run()
     row, place = next((r, i) for r, t in enumerate(expected) for i in range(3, len(t)))
     token = expected[row][place]

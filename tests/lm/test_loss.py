@@ -98,8 +98,8 @@ def test_tokens_of_weight_zero_change_nothing() -> None:
 
 
 def test_bfloat16_operands_round_once() -> None:
-    """Rounded inputs through the float32 definition give the value; gradients differ by the rounding
-    of d logits, 2^-9.
+    """Rounded inputs through the float32 definition give the value; gradients differ by the
+    rounding of d logits, 2^-9.
     """
     hidden, head, targets, weights = problem()
     (total, _), (d_hidden, d_head) = chunked(options(operand_dtype=jnp.bfloat16))(
