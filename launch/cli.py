@@ -66,6 +66,16 @@ def config_flag(
     return holder
 
 
+def read_config_file(argument: str) -> ConfigDict:
+    """Executes "file.py" or "file.py:arg" and returns what its get_config gives."""
+    path, _, arg = argument.partition(":")
+    value = _get_config(Path(path), arg)
+    if not isinstance(value, Mapping | ConfigDict):
+        kind = type(value).__name__
+        raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
+    return ConfigDict(value if isinstance(value, Mapping) else value.to_dict())
+
+
 def load_config(config: ConfigDict) -> Config:
     """The value of the config flag -> the validated configuration of a run."""
     return from_mapping(config.to_dict())
@@ -80,6 +90,8 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
 
     def parser(argv: list[str]) -> list[str]:
         rest = parse(argv, flags.FLAGS)
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = -1  # warnings; absl's own default would log every checkpoint
         if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         return rest
@@ -169,12 +181,7 @@ class _ConfigFile(flags.ArgumentParser[ConfigDict]):
         self.name = name
 
     def parse(self, argument: Any) -> ConfigDict:
-        path, _, arg = argument.partition(":")
-        value = _get_config(Path(path), arg)
-        if not isinstance(value, Mapping | ConfigDict):
-            kind = type(value).__name__
-            raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-        config = ConfigDict(value if isinstance(value, Mapping) else value.to_dict())
+        config = read_config_file(argument)
         for override in _overrides(self.name, _argv):
             _check_key(config, override, f"--{self.name}")
         return config.lock()

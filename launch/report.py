@@ -1,0 +1,33 @@
+"""One page about one run or several: `python -m launch.report WORKDIR... [--out=report.html]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from lm import report
+from lm.config import UserError, to_mapping
+
+_OUT = flags.DEFINE_string("out", "", "file to write; default report.html in the first WORKDIR")
+_DEFAULTS = flags.DEFINE_string(
+    "defaults",
+    str(Path(__file__).resolve().parent.parent / "experiments" / "base.py"),
+    "configuration file that a single run is compared with",
+)
+
+
+def main(argv: list[str]) -> None:
+    workdirs = [Path(argument).expanduser() for argument in argv[1:]]
+    if not workdirs:
+        raise UserError("which runs? name their folders: python -m launch.report WORKDIR...")
+    out = Path(_OUT.value).expanduser() if _OUT.value else workdirs[0] / "report.html"
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: no such folder {out.parent}")
+    defaults = to_mapping(cli.load_config(cli.read_config_file(_DEFAULTS.value)))
+    print(report.write(workdirs, out, defaults))
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)

@@ -1,0 +1,113 @@
+"""A run folder as its report reads it. Every piece may be absent: a run may have just begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm import metrics
+from lm.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """`name` tells runs of one report apart; `facts` is run.json."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    records: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+    def series(self, key: str, over: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
+        """Two float arrays: `over` and `key`, of the records that hold the key."""
+        pairs = [(r[over], r[key]) for r in self.records if key in r]
+        x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
+        return x, y
+
+    def keys(self, pattern: str) -> list[str]:
+        """Keys of the records like "prefix/*" or "prefix/*/suffix", in order of appearance."""
+        prefix, _, suffix = pattern.partition("*")
+        seen = dict.fromkeys(key for record in self.records for key in record)
+        return [k for k in seen if k.startswith(prefix) and k.endswith(suffix)]
+
+    def last(self, key: str) -> float | None:
+        return next((r[key] for r in reversed(self.records) if key in r), None)
+
+    def validation(self) -> dict[str, float]:
+        """Bits per byte of each validation set at its last evaluation."""
+        keys = self.keys("eval/*/bpb")
+        return {key.split("/")[1]: float(self.series(key)[1][-1]) for key in keys}
+
+    def training_seconds(self) -> float | None:
+        """Time in steps; the records without a time (the first after a start) are left out."""
+        steps, seconds = self.series("time/step_seconds", over="step")
+        if len(steps) == 0:
+            return None
+        logged = np.array([record["step"] for record in self.records], dtype=float)
+        at = np.searchsorted(logged, steps)
+        before = np.where(at > 0, logged[at - 1], steps - 1)
+        return float(((steps - before) * seconds).sum())
+
+    def skipped(self) -> list[tuple[int, int]]:
+        """(step, number) where the count of skipped steps rose."""
+        steps, totals = self.series("optim/skipped_total", over="step")
+        rises = np.diff(totals, prepend=0.0)
+        return [(int(s), int(n)) for s, n in zip(steps, rises, strict=True) if n > 0]
+
+    def overrides(self) -> set[str]:
+        """Keys of the configuration that the command line set."""
+        flags = [str(word) for word in self.facts.get("command", [])]
+        return {f.split("=")[0].removeprefix("--config.") for f in flags if f[:9] == "--config."}
+
+
+def load(workdirs: Sequence[Path]) -> list[Run]:
+    """Reads run folders; of equal names, the parent folder is shown too.
+
+    Raises:
+      UserError: a folder is missing, holds no run, or holds a damaged file.
+    """
+    names = [path.resolve().name for path in workdirs]
+    runs = []
+    for path, name in zip(workdirs, names, strict=True):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such run folder")
+        if not any((path / f).exists() for f in ("config.json", "run.json", metrics.FILE)):
+            raise UserError(
+                f"{path} holds no run: neither config.json, run.json nor {metrics.FILE}"
+            )
+        if names.count(name) > 1:
+            name = f"{path.resolve().parent.name}/{name}"
+        config, facts = _object(path / "config.json"), _object(path / "run.json")
+        runs.append(Run(name, path, config, facts, metrics.read(path), _lines(path)))
+    return runs
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it or restore it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object; restore it")
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    file = path / "samples.jsonl"
+    if not file.exists():
+        return []
+    *lines, partial = file.read_text(encoding="utf-8").split("\n")
+    del partial  # empty after a whole line
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); remove it") from None

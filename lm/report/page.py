@@ -1,0 +1,281 @@
+"""The report's HTML: headline figures, curves, samples, what the run was."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from lm.config import flatten
+from lm.report import figures
+from lm.report.folder import Run
+from lm.report.style import CSS
+
+SAMPLES_SHOWN = 12
+
+
+def render(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> str:
+    """One self-contained page. `defaults`: the configuration that differences are shown against."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    sections = [
+        _head(runs, title),
+        _cards(runs[0]) if len(runs) == 1 else _comparison(runs),
+        _section("Curves", _figures(runs)),
+        _section("Samples", "".join(_samples(run, len(runs) > 1) for run in runs)),
+        _section("Configuration", _configuration(runs, defaults)),
+        *(_record(run, len(runs) > 1) for run in runs),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)} · Espalier</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(sections)}\n<footer>Espalier run report</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def amount(value: float, unit: str = "") -> str:
+    """1234567 -> "1.23 M"; numbers below a thousand keep their digits."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:#.3g}".rstrip(".") + f" {letter}{unit}"
+    return f"{value:.4g}{' ' if unit else ''}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> "1 min 15 s"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n" if body else ""
+
+
+def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
+    """Cells are HTML; the first of a row is its heading, marked if it starts with "!"."""
+    cells = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = [f"<thead><tr>{cells}</tr></thead>" if head else "", "<tbody>"]
+    for first, *rest in rows:
+        mark = ' class="changed"' if first.startswith("!") else ""
+        data = "".join(f"<td>{cell}</td>" for cell in rest)
+        lines.append(f"<tr{mark}><th>{first.removeprefix('!')}</th>{data}</tr>")
+    return f'<div class="box"><table class="{kind}">{"".join(lines)}</tbody></table></div>'
+
+
+def _head(runs: Sequence[Run], title: str) -> str:
+    if len(runs) > 1:
+        return f"<header><h1>{_text(title)}</h1></header>\n<p></p>\n"
+    facts, line = runs[0].facts, []
+    if facts.get("layers"):
+        mixers = dict.fromkeys(layer["mixer"] for layer in facts["layers"])
+        line.append(f"{len(facts['layers'])} layers of {' and '.join(mixers)}")
+    if facts.get("device_kind"):
+        line.append(f"on {len(facts.get('devices', [0]))} × {facts['device_kind']}")
+    if facts.get("started"):
+        line.append(f"started {str(facts['started'])[:16].replace('T', ' ')}")
+    soft = f'<div class="soft">{_text(" · ".join(line))}</div>'
+    return f"<header><h1>{_text(title)}</h1>{soft}</header>\n"
+
+
+def _card(name: str, value: str, note: str = "", kind: str = "") -> str:
+    return (
+        f'<div class="card {kind}"><div class="name">{_text(name)}</div>'
+        f'<div class="value">{_text(value)}</div><div class="note">{_text(note)}</div></div>\n'
+    )
+
+
+def _cards(run: Run) -> str:
+    cards = []
+    for i, (name, bits) in enumerate(run.validation().items()):
+        at = int(run.series(f"eval/{name}/bpb", over="step")[0][-1])
+        kind = "first" if i == 0 else ""
+        cards.append(
+            _card(f"Validation, {name}", f"{bits:.4f}", f"bits per byte at step {at:,}", kind)
+        )
+    if not cards and (bits := run.last("train/bpb")) is not None:
+        cards.append(
+            _card("Training", f"{bits:.4f}", "bits per byte, last step; no evaluation yet")
+        )
+    if run.records:
+        last, planned = run.records[-1], run.facts.get("run_tokens")
+        note = f"{last['step']:,} steps" + (f", planned {amount(planned)}" if planned else "")
+        cards.append(_card("Tokens", amount(last["tokens"]), note))
+    if run.facts.get("parameters"):
+        flops = run.facts.get("flops_per_token")
+        note = f"{amount(flops, 'FLOP')} per token" if flops else ""
+        cards.append(_card("Parameters", amount(run.facts["parameters"]["total"]), note))
+    if (rate := _median(run, "time/tokens_per_second")) is not None:
+        cards.append(_card("Throughput", amount(rate), "tokens per second, median"))
+    if (seconds := run.training_seconds()) is not None:
+        cards.append(_card("Training time", duration(seconds), "compilation, evaluation left out"))
+    if (mfu := _median(run, "time/mfu")) is not None:
+        cards.append(_card("MFU", f"{mfu:.1%}", "of the devices' peak, median"))
+    if skipped := run.skipped():
+        total = sum(count for _, count in skipped)
+        places = ", ".join(str(step) for step, _ in skipped[:6]) + ("…" if len(skipped) > 6 else "")
+        cards.append(_card("Skipped steps", str(total), f"at {places}", "warn"))
+    none = "" if run.records else '<p class="soft">No records yet.</p>\n'
+    return f'{none}<div class="cards">{"".join(cards)}</div>\n'
+
+
+def _median(run: Run, key: str) -> float | None:
+    values = run.series(key)[1]
+    return float(np.median(values)) if len(values) else None
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    """One row a run; of each validation set the lowest figure stands out."""
+    sets = list(dict.fromkeys(name for run in runs for name in run.validation()))
+    lowest = {n: min(r.validation().get(n, np.inf) for r in runs) for n in sets}
+    rows = []
+    for i, run in enumerate(runs):
+        color = figures.PALETTE[i % len(figures.PALETTE)]
+        row = [f'<span class="swatch" style="background:{color}"></span>{_text(run.name)}']
+        for name in sets:
+            bits = run.validation().get(name)
+            best = ' class="best"' if bits == lowest[name] else ""
+            row.append("–" if bits is None else f"<span{best}>{bits:.4f}</span>")
+        tokens = run.last("tokens")
+        total = run.facts.get("parameters", {}).get("total")
+        rate, seconds = _median(run, "time/tokens_per_second"), run.training_seconds()
+        skipped = run.last("optim/skipped_total")
+        row += ["–" if tokens is None else amount(tokens), "–" if total is None else amount(total)]
+        row += [
+            "–" if rate is None else amount(rate),
+            "–" if seconds is None else duration(seconds),
+        ]
+        row += ["–" if skipped is None else f"{skipped:.0f}"]
+        row += [_text(run.facts.get("device_kind", "–"))]
+        rows.append(row)
+    head = ["run", *(f"bits per byte, {_text(name)}" for name in sets), "tokens", "parameters"]
+    return _table(rows, [*head, "tokens/s", "training time", "skipped", "device"])
+
+
+def _figures(runs: Sequence[Run]) -> str:
+    pictures = figures.draw(runs)
+    parts = []
+    for picture in pictures:
+        wide = ' class="wide"' if picture.is_wide else ""
+        note = f'<span class="soft small">{_text(picture.note)}</span>'
+        caption = f"<figcaption><h3>{_text(picture.title)}</h3>{note}</figcaption>"
+        parts.append(f"<figure{wide}>{caption}{picture.svg}</figure>\n")
+    return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
+
+
+def _samples(run: Run, named: bool) -> str:
+    """The samples of the last step that has any."""
+    if not run.samples:
+        return ""
+    step = run.samples[-1]["step"]
+    shown = [sample for sample in run.samples if sample["step"] == step][:SAMPLES_SHOWN]
+    parts = []
+    for sample in shown:
+        label = f"{sample['kind']} · step {step}" + (f" · {run.name}" if named else "")
+        text = f"<b>{_text(sample['prompt'])}</b>{_text(sample['text'])}"
+        header = f"<header>{_text(label)}</header>"
+        parts.append(f'<div class="box sample">{header}<pre>{text}</pre></div>\n')
+    return f'<div class="samples">{"".join(parts)}</div>\n'
+
+
+def _configuration(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> str:
+    """Differences first: between the runs, from the defaults, or what the command line set."""
+    columns = {run.name: flatten(run.config) for run in runs if run.config}
+    if not columns:
+        return ""
+    told, reason = set[str](), ""
+    if len(runs) > 1:
+        values = list(columns.values())
+        told = {k for c in values for k in c if any(c.get(k) != other.get(k) for other in values)}
+        reason = "Keys that differ between the runs."
+    elif defaults is not None:
+        base = flatten(defaults)
+        columns = {"default": base, **columns}
+        own = columns[runs[0].name]
+        told = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}
+        reason = "Keys that differ from the defaults."
+    else:
+        told = {key for key in runs[0].overrides() if key in columns[runs[0].name]}
+        reason = "Keys that the command line set."
+    names = list(dict.fromkeys(key for column in columns.values() for key in column))
+    rows = [[key, *(_value(c, key) for c in columns.values())] for key in names]
+    head = ["key", *(_text(name) for name in columns)] if len(columns) > 1 else []
+    marked = [["!" + key, *rest] for key, *rest in rows if key in told]
+    every = [[("!" if key in told else "") + key, *rest] for key, *rest in rows]
+    first = (
+        f'<p class="soft small">{reason if marked else "No " + reason[0].lower() + reason[1:]}</p>'
+    )
+    first += _table(marked, head, "config") if marked else ""
+    full = _table(every, head, "config")
+    return f"{first}<details><summary>All {len(every)} keys</summary>{full}</details>"
+
+
+def _value(column: Mapping[str, Any], key: str) -> str:
+    if key not in column:
+        return "–"
+    value = column[key]
+    return _text(value if isinstance(value, str) and value else json.dumps(value))
+
+
+def _record(run: Run, named: bool) -> str:
+    """What run.json says: layers and their forms, parameters by group, versions, devices."""
+    facts = run.facts
+    if not facts:
+        return ""
+    of = f", {run.name}" if named else ""
+    layers = _section(f"Layers{of}", _layers(facts["layers"])) if facts.get("layers") else ""
+    parameters = ""
+    if facts.get("parameters"):
+        parameters = _section(f"Parameters{of}", _parameters(facts["parameters"]))
+    skipped_keys = ("layers", "parameters")
+    rows = [
+        [_text(key.replace("_", " ")), f"<code>{_fact(value)}</code>"]
+        for key, value in facts.items()
+        if key not in skipped_keys
+    ]
+    body = layers + parameters + _section(f"Record{of}", _table(rows))
+    if not named:
+        return body
+    return f"<details><summary>What {_text(run.name)} was</summary>{body}</details>\n"
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    """Neighbors that agree share a row."""
+    keys = [key for key in layers[0] if key != "layer"]
+    rows = []
+    for values, group in groupby(layers, key=lambda layer: [layer.get(key) for key in keys]):
+        numbers = [layer["layer"] for layer in group]
+        span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} – {numbers[-1]}"
+        rows.append([span, *(_text(value) for value in values)])
+    return _table(rows, ["layer", *map(_text, keys)])
+
+
+def _parameters(counts: dict[str, int]) -> str:
+    total = counts["total"]
+    rows = []
+    for role, count in counts.items():
+        share = 100 * count / max(total, 1)
+        bar = (
+            f'<div class="bar"><i style="width:{share:.1f}%"></i></div>' if role != "total" else ""
+        )
+        rows.append([_text(role), f"{count:,}", f"{share:.1f} %", bar])
+    return _table(rows)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return "<br>".join(f"{_text(key)} {_fact(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return _text(" ".join(map(str, value)))
+    return _text(value)
