@@ -189,7 +189,7 @@ def _axes(axes: Axes, curve: Curve) -> None:
     axes.margins(x=0.01)
     shown = [v for line in axes.lines for v in np.asarray(line.get_ydata(), dtype=float)]
     finite = [v for v in shown if np.isfinite(v)]
-    if curve.log and finite and min(finite) > 0:
+    if curve.log and finite and 0 < min(finite) < 0.99 * max(finite):
         axes.set_yscale("log")
         if max(finite) < 30 * min(finite):  # under two decades, plain numbers read better
             axes.yaxis.set_major_locator(AutoLocator())
