@@ -52,7 +52,8 @@ class TrainingBar:
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """`values` as in metrics.jsonl; evaluations are shown when they come."""
         now = time.monotonic()
-        if self._last[1] > self._start and step > self._last[1]:
+        evaluations = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("eval/")]
+        if self._last[1] > self._start and step > self._last[1] and not evaluations:
             rate = (step - self._last[1]) * self._tokens_per_step / (now - self._last[0])
             # A running mean over about twenty steps, so that one slow step does not make the
             # estimate jump.
@@ -63,9 +64,6 @@ class TrainingBar:
             left = (self._end - step) * self._tokens_per_step / self._rate
             note += f"  {self._rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
         self._bar.update(self._task, completed=step, note=note)
-        evaluations = [
-            f"{key} {value:.4f}" for key, value in values.items() if key.startswith("eval/")
-        ]
         if evaluations:
             self._console.print(f"step {step}: {', '.join(evaluations)}", highlight=False)
         elif not self._console.is_terminal and self._crosses_line(step):

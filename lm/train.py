@@ -16,7 +16,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from lm.config import Config, Duration, UserError
 from lm.data import loader as loader_lib
 from lm.data import prepare as prepare_lib
 from lm.data import tokenizers
+from lm.data.batch import Batch
 from lm.data.loader import Loader
 from lm.data.tokenizers import Tokenizer
 from lm.progress import TrainingBar
@@ -93,7 +94,6 @@ def run(config: Config, options: Options) -> Outcome:
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
         record.write(workdir, built, prepared.tokenizer, loader.identity, decay_start)
         metrics.truncate(workdir, step)
-        writer = stack.enter_context(metrics.Writer(workdir))
         stop = stack.enter_context(_stop_signals())
         bar = stack.enter_context(
             TrainingBar(start=step, end=end, tokens_per_step=config.tokens_per_step)
@@ -105,22 +105,11 @@ def run(config: Config, options: Options) -> Outcome:
         clock = _Clock(built, config)
         profiler = stack.enter_context(_Profiler(workdir, options.profile_steps, first=step + 5))
 
-        def evaluation() -> Record:
-            found: Record = {}
-            for name, batches in sets.items():
-                scored = evaluate.evaluate(
-                    built.token_nll,
-                    built.put,
-                    state.params,
-                    batches,
-                    prepared.tokenizer.token_bytes,
-                    stop,
-                )
-                found |= {f"eval/{name}/loss": scored.loss, f"eval/{name}/bpb": scored.bpb}
-            return found
+        def evaluation() -> Record | None:
+            return _evaluate(built, state.params, sets, prepared.tokenizer, stop)
 
         def finish(pending: tuple[int, Any] | None, extra: Record) -> None:
-            """Fetches a step's metrics and writes its record."""
+            """Fetches a step's metrics, which may wait for the device, and writes its record."""
             if pending is None:
                 return
             at, arrays = pending
@@ -128,45 +117,37 @@ def run(config: Config, options: Options) -> Outcome:
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
             if extra or at == end or _due(at, config, config.log.every):
-                writer.write(
-                    {"step": at, "tokens": at * config.tokens_per_step}
-                    | values
-                    | extra
-                    | clock.lap(at)
-                )
-            if in_row >= config.optimizer.max_skipped:
-                raise UserError(
-                    f"stopped at step {at}: {in_row:.0f} steps in a row were skipped (loss not "
-                    "finite, or a gradient "
-                    f"norm over optimizer.spike_ratio={config.optimizer.spike_ratio:g} times its "
-                    "mean; last loss "
-                    f"{values['train/loss']:g}); lower schedule.peak_learning_rate or raise "
-                    "optimizer.max_skipped"
-                )
+                counts = {"step": at, "tokens": at * config.tokens_per_step}
+                writer.write(counts | values | clock.lap(at) | extra)
+            _stop_if_stuck(config, at, in_row, values["train/loss"])
 
         def save() -> None:
             meta = Meta(step, step * config.tokens_per_step, decay_start, {})
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
+        def due(every: Duration) -> bool:
+            return step == end or _due(step, config, every)
+
+        if step and due(config.eval.every):
+            _mend_record(workdir, step, evaluation)
+        writer = stack.enter_context(metrics.Writer(workdir))
         pending: tuple[int, Any] | None = None
         while step < end and not stop():
             batch = built.put(next(loader))
             profiler.at(step)
             state, arrays = built.step(state, batch, token_bytes)
             finish(pending, {})
-            step += 1
-            pending = (step, arrays)
-            extra: Record = {}
-            if step == end or _due(step, config, config.eval.every):
-                extra = evaluation()
-                clock.pause()
-            if stop():
-                extra = {}  # an evaluation cut short is not recorded
-            if extra or step == end or _due(step, config, config.checkpoint.every):
-                finish(pending, extra)
+            step, pending = step + 1, (step + 1, arrays)
+            if due(config.eval.every):
+                jax.block_until_ready(arrays)
+                timing = clock.lap(step)
+                finish(pending, timing | (evaluation() or {}))
                 pending = None
-                if step == end or _due(step, config, config.checkpoint.every):
-                    save()
+                clock.pause()
+            if due(config.checkpoint.every):
+                finish(pending, {})
+                pending = None
+                save()
         finish(pending, {})
         save()
         saver.wait()
@@ -255,6 +236,46 @@ def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:
             lines.append({"step": loaded.step, "kind": kind, "prompt": prompt, "text": text})
     record.replace(workdir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def _evaluate(
+    built: Build,
+    params: Any,
+    sets: Mapping[str, Sequence[Batch]],
+    tokenizer: Tokenizer,
+    stop: Callable[[], bool],
+) -> Record | None:
+    """Loss and bits per byte of every validation set; None if a stop was asked for meanwhile."""
+    found: Record = {}
+    for name, batches in sets.items():
+        scored = evaluate.evaluate(
+            built.token_nll, built.put, params, batches, tokenizer.token_bytes, stop
+        )
+        if not scored.is_complete:
+            return None
+        found |= {f"eval/{name}/loss": scored.loss, f"eval/{name}/bpb": scored.bpb}
+    return found
+
+
+def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | None]) -> None:
+    """A signal may have cut the evaluation at `step` short: its record is then written anew."""
+    last = [line for line in metrics.read(workdir) if line["step"] == step]
+    if last and not any(key.startswith("eval/") for key in last[-1]):
+        found = evaluation()
+        if found:
+            metrics.truncate(workdir, step - 1)
+            with metrics.Writer(workdir) as writer:
+                writer.write(last[-1] | found)
+
+
+def _stop_if_stuck(config: Config, step: int, in_row: float, loss: float) -> None:
+    limit = config.optimizer.max_skipped
+    if in_row >= limit:
+        raise UserError(
+            f"stopped at step {step}: optimizer.max_skipped={limit} steps in a row were skipped, "
+            f"their loss not finite or their gradient norm over {config.optimizer.spike_ratio:g} "
+            f"times its mean (last loss {loss:g}); lower schedule.peak_learning_rate"
+        )
 
 
 def _last_evaluation(workdir: Path) -> dict[str, float]:

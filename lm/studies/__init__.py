@@ -1,0 +1,1 @@
+"""Experiments about the framework itself, built on train.run."""
