@@ -26,6 +26,7 @@ from flax.core import meta
 
 from kernels import dispatch
 from lm import mixers as mixer_folder
+from lm import sharding
 from lm.config import ModelConfig, UserError, convert, nearest
 from lm.modules.block import Block
 from lm.modules.context import Context
@@ -325,6 +326,7 @@ def _block(
         )
     except ValueError as error:
         raise UserError(f"model.layers.{label}: {error}") from None
+    sharding.check_heads(mixer.dims(), context.mesh, context.rules, f"model.layers.{label}")
     mlp_module = None if mlp == "none" else SwiGLU(context, config.width, config.ffn_dim)
     record = LayerRecord(0, label, name, resolved.form, resolved.reason)
     return Block(context, mixer.clone(form=resolved.form), mlp_module), record

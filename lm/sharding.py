@@ -7,6 +7,7 @@ mesh.replicate. Optimizer state follows the parameter it belongs to.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,26 @@ def activations(mesh: Mesh, replicate: tuple[str, ...]) -> dict[str, tuple[str, 
         letter: _live(axes, mesh) for letter, axes in ACTIVATIONS.items() if letter not in replicate
     }
     return {letter: axes for letter, axes in table.items() if axes}
+
+
+def check_heads(
+    dims: Mapping[str, int], mesh: Mesh, rules: Mapping[str, tuple[str, ...]], where: str
+) -> None:
+    """Heads of a layer must divide over the devices that share them, H and G alike.
+
+    Raises:
+      UserError: they do not.
+    """
+    if "G" in dims and rules.get("H") != rules.get("G"):
+        raise UserError("mesh.replicate names one of 'H' and 'G'; name both or neither")
+    for letter, size in dims.items():
+        axes = rules.get(letter, ())
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        if size % ways:
+            raise UserError(
+                f"{where}: {letter}={size} heads are not divisible by {ways} ({'*'.join(axes)}); "
+                "change the number or the mesh, or add 'H' and 'G' to mesh.replicate"
+            )
 
 
 def batch(mesh: Mesh) -> NamedSharding:

@@ -331,7 +331,7 @@ def test_precision_policies(precision: str, activations: Any, operands: set[str]
 
 
 def _feed_forward_products(jaxpr: Any) -> Iterator[tuple[str, str]]:
-    """Operand dtypes of each dot_general that has a side or a result of the feed-forward's shape."""
+    """Operand dtypes of each dot_general with a side or a result of the feed-forward's shape."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             avals = [x.aval for x in (*eqn.invars, *eqn.outvars)]
