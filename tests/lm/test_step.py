@@ -1,0 +1,208 @@
+"""One step: every token counts the same whatever the microbatch, metrics are what they say, and
+nothing of the size of all logits exists.
+"""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import optim
+from lm.build import Build
+from lm.data.batch import Batch
+from lm.state import TrainState
+from tests.lm import tiny
+
+TOKEN_BYTES = np.arange(tiny.VOCAB, dtype=np.int32) % 5  # a fifth of the ids have no bytes
+CHANGES = {"loss.z_loss": 1e-2, "optimizer.eps": 1e-3}
+
+
+@functools.cache
+def built(accumulation: int) -> Build:
+    return tiny.create(CHANGES | {"run.accumulation": accumulation})
+
+
+@functools.cache
+def compiled(accumulation: int) -> Any:
+    one = built(accumulation)
+    return tiny.compiled(one.step, tiny.state(one), tiny.batch(), TOKEN_BYTES)
+
+
+def step(accumulation: int, batch: Batch) -> tuple[TrainState, dict[str, float]]:
+    state, metrics = compiled(accumulation)(tiny.state(built(accumulation)), batch, TOKEN_BYTES)
+    return state, {k: float(v) for k, v in metrics.items()}
+
+
+@functools.cache
+def token_nll() -> Any:
+    one = built(1)
+    return tiny.compiled(one.token_nll, tiny.params(one), tiny.batch())
+
+
+def test_microbatches_of_unequal_weight_add_up_to_the_whole() -> None:
+    """Two microbatches, one of a tenth of the other's weight: averaged losses would show."""
+    batch = tiny.batch()
+    unequal = batch.loss_weights * np.array([[1.0], [0.1], [1.0], [0.1]], np.float32)
+    batch = batch._replace(loss_weights=unequal)
+    (whole, metrics), (parts, others) = (step(accumulation, batch) for accumulation in (1, 2))
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
+        assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    before = tiny.params(built(1))
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (whole.params, parts.params, before)), strict=True
+    ):
+        change = np.linalg.norm(a - start)
+        assert change > 0
+        assert np.linalg.norm(a - b) < 1e-4 * change
+
+
+def test_metrics_are_sums_over_tokens() -> None:
+    batch = tiny.batch()
+    state, metrics = step(1, batch)
+    nll = np.asarray(token_nll()(tiny.params(built(1)), batch), np.float64)
+    weights = batch.loss_weights.astype(np.float64)
+    num_bytes = TOKEN_BYTES[batch.targets]
+    assert metrics["train/nll"] == pytest.approx(np.sum(nll * weights) / weights.sum(), rel=1e-5)
+    bits = np.sum(nll * weights * (num_bytes > 0)) / np.log(2)
+    assert metrics["train/bpb"] == pytest.approx(bits / np.sum(weights * num_bytes), rel=1e-5)
+    assert metrics["train/loss"] > metrics["train/nll"], "z-loss counts in the objective alone"
+    assert int(state.step) == 1
+    rates = {role: metrics[f"lr/{role}"] for role in ("input", "hidden", "vector")}
+    assert rates == {role: pytest.approx(0.02) for role in rates}
+    norms = optim.group_norms(state.params, built(1).infos)
+    for role, norm in norms.items():
+        assert metrics[f"param_norm/{role}"] == pytest.approx(float(norm), rel=1e-5)
+        assert metrics[f"update_norm/{role}"] > 0
+    assert metrics["optim/grad_norm"] > 0
+
+
+def test_gradient_norm_is_that_of_the_mean_loss() -> None:
+    """Against autodiff of a plain log-softmax of the same model."""
+    batch, one = tiny.batch(), built(1)
+
+    def mean_loss(params: Any) -> Any:
+        variables = {"params": params}
+        hidden, _ = one.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
+        logits = jnp.einsum("btd,vd->btv", hidden, params["embed"]["table"][: tiny.VOCAB])
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        nll = lse - jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+        weights = batch.loss_weights
+        return jnp.sum(weights * (nll + 1e-2 * lse**2)) / jnp.sum(weights)
+
+    loss, grads = tiny.jit(jax.value_and_grad(mean_loss))(tiny.params(one))
+    _, metrics = step(1, batch)
+    assert metrics["train/loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["optim/grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+
+
+def test_padding_and_masked_targets_do_not_count() -> None:
+    batch = tiny.batch()
+    dead = batch.loss_weights == 0
+    other = batch._replace(targets=np.where(dead, 7, batch.targets))
+    assert np.any(other.targets != batch.targets)
+    a, b = (step(1, x) for x in (batch, other))
+    assert a[1] == b[1]
+    for x, y in zip(jax.tree.leaves(a[0].params), jax.tree.leaves(b[0].params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_batch_without_weight_changes_no_step_size_to_nan() -> None:
+    batch = tiny.batch()
+    state, metrics = step(1, batch._replace(loss_weights=np.zeros_like(batch.loss_weights)))
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+
+
+def test_a_bad_step_counts_and_changes_no_parameter() -> None:
+    one = built(1)
+    state = tiny.state(one)
+    state.params["final_norm"]["scale"] = state.params["final_norm"]["scale"].at[0].set(jnp.nan)
+    before = jax.device_get(state.params)
+    after, metrics = compiled(1)(state, tiny.batch(), TOKEN_BYTES)
+    assert float(metrics["optim/skipped_total"]) == float(metrics["optim/skipped_in_row"]) == 1
+    assert int(after.step) == 1
+    for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_two_steps_are_bit_equal_when_repeated() -> None:
+    runs = [step(2, tiny.batch()) for _ in range(2)]
+    assert runs[0][1] == runs[1][1]
+    for x, y in zip(*(jax.tree.leaves(state) for state, _ in runs), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_no_buffer_holds_every_logit(accumulation: int) -> None:
+    """A loss chunk is 40 of the 96 tokens of a batch."""
+    text = compiled(accumulation).as_text()
+    found = re.findall(r"\b(?:f32|bf16|pred|s32|u32)\[([\d,]+)\]", text)
+    sizes = {int(np.prod([int(n) for n in shape.split(",")])) for shape in found}
+    assert 40 * 384 in sizes, "the search sees a chunk's logits"
+    assert max(sizes) < 4 * 24 * tiny.VOCAB
+
+
+def coordinate_growth(parametrization: str, widths: tuple[int, ...]) -> dict[str, float]:
+    """Slope of log RMS change of hidden states and logits against log width, after four steps."""
+    one = {"mup.embedding_multiplier": 1.0, "mup.residual_multiplier": 1.0}
+    found: dict[str, list[float]] = {"hidden": [], "logits": []}
+    for width in widths:
+        changes = {
+            "model.width": width,
+            "model.num_layers": 2,
+            "model.num_heads": width // 16,
+            "model.num_kv_heads": width // 16,
+            "model.head_dim": 16,
+            "model.ffn_dim": 2 * width,
+            "model.pattern": "softmax",
+            "model.tied_embeddings": False,
+            "mup.base_width": 64,
+            "mup.parametrization": parametrization,
+            "schedule.family": "wsd",
+            "schedule.decay": "0 steps",
+            "schedule.peak_learning_rate": 0.01,
+            "optimizer.weight_decay": 0.0,
+        }
+        built = tiny.create(changes | one)
+        before, after = _logits_around_training(built)
+        for name in found:
+            found[name].append(float(np.sqrt(np.mean((after[name] - before[name]) ** 2))))
+    return {
+        name: float(np.polyfit(np.log(widths), np.log(values), 1)[0])
+        for name, values in found.items()
+    }
+
+
+def _logits_around_training(built: Build) -> Any:
+    batch = tiny.batch()
+
+    @tiny.jit
+    def look(params: Any) -> Any:
+        variables = {"params": params}
+        hidden, _ = built.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
+        # The multiplier of the logits sits on the hidden states.
+        scale = built.model.context.multipliers.logits
+        return {"hidden": hidden / scale, "logits": hidden @ params["output"]["table"].T}
+
+    state = built.init(0)
+    run = tiny.compiled(built.step, state, batch, TOKEN_BYTES)
+    before = jax.device_get(look(state.params))
+    for _ in range(4):
+        state, _ = run(state, batch, TOKEN_BYTES)
+    return before, jax.device_get(look(state.params))
+
+
+@pytest.mark.slow
+def test_coordinate_check() -> None:
+    """Changes after four steps do not grow with width under muP, and do under standard."""
+    widths = (64, 128, 256, 512)
+    mup = coordinate_growth("mup", widths)
+    standard = coordinate_growth("standard", widths)
+    assert max(abs(slope) for slope in mup.values()) < 0.1, mup
+    assert max(standard.values()) > 0.3, standard
