@@ -9,13 +9,14 @@ device.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ CONFIG_FILE_ERRORS = (
     ValueError,
 )
 
-# The command line being parsed; the config flag reads it to find its overrides.
+# The command line while it is parsed; the config flag reads it to find its overrides.
 _argv: list[str] = []
 
 
@@ -87,17 +88,19 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     Args:
       positional: whether arguments that are no flags are allowed; `main` finds them in argv[1:].
     """
+    with mistakes_in_one_line():
+        app.run(
+            main,
+            flags_parser=lambda argv: parse(argv, flags.FLAGS, are_positional_allowed=positional),
+        )
+    raise AssertionError("app.run returns only by SystemExit")
 
-    def parser(argv: list[str]) -> list[str]:
-        rest = parse(argv, flags.FLAGS)
-        if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = -1  # warnings; absl's own default would log every checkpoint
-        if len(rest) > 1 and not positional:
-            raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-        return rest
 
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Ends the process with one line on stderr for what the user can mend; other errors pass."""
     try:
-        app.run(main, flags_parser=parser)
+        yield
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -107,10 +110,11 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    raise AssertionError("app.run returns only by SystemExit")
 
 
-def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
+def parse(
+    argv: list[str], flag_values: flags.FlagValues, *, are_positional_allowed: bool = False
+) -> list[str]:
     """Parses `argv` into `flag_values` and returns what is no flag, the program name first.
 
     Raises:
@@ -119,14 +123,22 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     """
     _argv[:] = _last_config_wins(argv, "config")
     try:
-        return flag_values(_argv)
+        rest = flag_values(_argv)
     except flags.UnrecognizedFlagError as error:
+        group = error.flagname.split(".")[0]  # overrides become flags when the file is read
+        if group in flag_values and group != error.flagname:
+            raise UserError(f"missing flag --{group}; set --{group}=...") from None
         hint = _flag_hint(error.flagname, flag_values)
         raise UserError(f"unknown flag --{error.flagname}; {hint}") from None
     except flags.Error as error:
         raise UserError(_plain(str(error))) from None
     except SystemExit:  # absl's --help exits with 1 after printing what was asked for
         raise SystemExit(0) from None
+    finally:
+        _argv.clear()
+    if len(rest) > 1 and not are_positional_allowed:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return rest
 
 
 def _fail(message: object) -> NoReturn:
@@ -166,7 +178,7 @@ def _plain(message: str) -> str:
     patterns = (
         (r"flag --(\S+?)=(.*): invalid literal for int", "an integer"),
         (r"flag --(\S+?)=(.*): could not convert string to float", "a number"),
-        (r"flag --(\S+?)=(.*): Non-boolean argument", "true or false"),
+        (r"flag --(\S+?)=(.*): .*Non-boolean argument", "true or false"),
     )
     for pattern, wanted in patterns:
         if found := re.match(pattern, message, flags=re.DOTALL):

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     if not workdirs:
         raise UserError("which runs? name their folders: python -m launch.report WORKDIR...")
     out = Path(_OUT.value).expanduser() if _OUT.value else workdirs[0] / "report.html"
-    if not out.parent.is_dir():
+    if _OUT.value and not out.parent.is_dir():
         raise UserError(f"--out={out}: no such folder {out.parent}")
     defaults = to_mapping(cli.load_config(cli.read_config_file(_DEFAULTS.value)))
     print(report.write(workdirs, out, defaults))

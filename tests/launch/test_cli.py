@@ -1,0 +1,300 @@
+"""Every mistake on a command line or in a config file: one line that says what to set, status 2."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from launch import cli
+from lm.config import Config, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG, WORKDIR = "--config=experiments/base.py", "--workdir=run"
+
+
+def load(arguments: list[str]) -> Config:
+    """What a launcher does before it touches a device, with flags of its own."""
+    values = flags.FlagValues()
+    config = cli.config_flag(flag_values=values)
+    flags.DEFINE_string("workdir", None, "", required=True, flag_values=values)
+    flags.DEFINE_integer("profile_steps", 0, "", lower_bound=0, flag_values=values)
+    cli.parse(["train", *arguments], values)
+    return cli.load_config(config.value)
+
+
+def line_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
+        load(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# Whole command lines, and a part of what is told.
+COMMANDS = [
+    ([], "missing flag --config; set --config=..."),
+    ([CONFIG], "missing flag --workdir; set --workdir=..."),
+    ([WORKDIR], "missing flag --config"),
+    ([CONFIG, "--workdri=run"], "unknown flag --workdri; did you mean --workdir?"),
+    ([CONFIG, WORKDIR, "--zzz"], "unknown flag --zzz; --help lists the flags"),
+    ([WORKDIR, "--config.seed=1"], "missing flag --config; set --config=..."),
+    ([CONFIG, WORKDIR, "word"], "unexpected argument 'word'"),
+    ([CONFIG, "--workdir"], "Missing value for flag --workdir"),
+    ([CONFIG, WORKDIR, "--profile_steps=-1"], "non-negative"),
+    ([CONFIG, WORKDIR, "--profile_steps=few"], "--profile_steps=few is not an integer"),
+    ([CONFIG, WORKDIR, "--flagfile=absent"], "absent"),
+    ([WORKDIR, "--config=experiments/bas.py"], "did you mean experiments/base.py?"),
+    ([WORKDIR, "--config=absent/x.py"], "no such file; the current directory is"),
+    ([WORKDIR, "--config=experiments"], "no such file"),
+    ([WORKDIR, "--config="], "no such file"),
+    ([WORKDIR, "--config=pyproject.toml"], "its name must end in .py"),
+    ([WORKDIR, "--config=experiments/base.py:x"], "takes no argument: drop ':x'"),
+    ([WORKDIR, "--config.seed=1", CONFIG], "--config.seed=1 in argv before a value for --config"),
+    ([CONFIG, WORKDIR, "--config.seed"], "Missing value for flag --config.seed"),
+    (
+        [CONFIG, WORKDIR, "--config.mesh.data=1", "--config.mesh={}"],
+        "--config.mesh is provided after --config.mesh.data",
+    ),
+]
+
+# Overrides of experiments/base.py, each written --config.<...>.
+OVERRIDES = [
+    (["model.widht=3"], "unknown key --config.model.widht; did you mean 'width'?"),
+    (["modle.width=3"], "unknown key --config.modle; did you mean 'model'?"),
+    (["width=3"], "did you mean 'model.width'?"),
+    (["model.batch_size=3"], "did you mean 'data.batch_size'?"),
+    (["model.zzz=3"], "known: ffn_dim, head_dim"),
+    (["seed.x=3"], "--config.seed is a value, not a group of keys"),
+    (["data.sources.books.weight=1"], "unknown key --config.data.sources.books"),
+    (["seed=word"], "--config.seed=word is not an integer"),
+    (["model.width=3.5"], "--config.model.width=3.5 is not an integer"),
+    (["optimizer.beta1=word"], "--config.optimizer.beta1=word is not a number"),
+    (["model.unroll=maybe"], "--config.model.unroll=maybe is not true or false"),
+    (["data.sources=[]"], "is not a dict"),
+    (["data.sources={}"], "no source with weight > 0"),
+    (["model={}"], "missing key config.model.width"),
+    (["model.layers={'a': 1}"], "config.model.layers.a=1 is a int"),
+    (["model.precision=fp8"], "is not one of float32, bfloat16, bfloat16_operands"),
+    (["model.remat=some"], "is not one of none, full, dots, mixer"),
+    (["data.packing=tight"], "is not one of concat, best_fit"),
+    (["schedule.family=step"], "is not one of power, wsd, cosine"),
+    (["schedule.decay_shape=square"], "is not one of exponential"),
+    (["optimizer.eps=nan"], "config.optimizer.eps=nan must be finite"),
+    (["schedule.peak_learning_rate=inf"], "must be finite"),
+    (["loss.z_loss=-1"], "loss.z_loss=-1.0 must be >= 0"),
+    (["seed=-1"], "seed=-1 must be >= 0"),
+    (["model.width=0"], "model.width=0 must be positive"),
+    (["loss.chunk_size=-8"], "loss.chunk_size=-8 must be positive"),
+    (["optimizer.clip_norm=0"], "optimizer.clip_norm=0.0 must be positive"),
+    (["model.num_kv_heads=3"], "model.num_heads=4 is not a multiple of model.num_kv_heads=3"),
+    (["run.accumulation=3"], "is not a multiple of run.accumulation=3"),
+    (["run.length=10 percent"], "must be a positive number of tokens or steps"),
+    (["run.length=0 steps"], "must be a positive number of tokens or steps"),
+    (["run.length=10"], "is not a duration; write a number and one of steps, tokens, percent"),
+    (["run.length=ten steps"], "'ten' is not a number"),
+    (["eval.every=-1 steps"], "must be a finite duration >= 0"),
+    (["log.every=nan steps"], "must be a finite duration >= 0"),
+    (["optimizer.beta2=1"], "optimizer.beta2=1.0 must lie in [0, 1)"),
+    (["init_from=a", "schedule.decay_from=b"], "exclude each other"),
+    (["mup.parametrization=standard"], "set it to 1.0"),
+    (["schedule.b=0.5"], "Power needs a > 0 and b < 0"),
+    (["schedule.final_ratio=2"], "schedule.final_ratio=2.0 must lie in [0, 1]"),
+    (["schedule.warmup=95 percent"], "shorten them or lengthen the run"),
+    (["mesh.fsdp=-1"], "at most one of them -1"),
+    (["mesh.tensor=0"], "must be positive"),
+    (["data.tokenizer.kind=json"], "needs data.tokenizer.path"),
+    (["data.tokenizer.path=x.json"], "reads no file; set path to ''"),
+    (["data.tokenizer.vocab_size=100"], "must be >= 257"),
+    (["data.sources.stdlib.weight=-1"], "no source with weight > 0"),
+    (["data.sources.stdlib.valid_fraction=1.5"], "must lie in [0, 1]"),
+    (["data.sources.stdlib.valid_fraction=1"], "nothing is left to train on"),
+]
+
+# Config files, whole; `base` stands for the values of experiments/base.py.
+HEAD = "from experiments.base import get_config as base\n"
+FILES = [
+    ("def get_config(:\n", "config.py:1: SyntaxError"),
+    ("x = 1\n\ndef get_config():\n    return absent\n", "config.py:4: NameError: name 'absent'"),
+    ("import absent_module\n", "config.py:1: ModuleNotFoundError"),
+    ("def get_config():\n    raise ValueError('one\\ntwo')\n", "config.py:2: ValueError: one two"),
+    ("def get_config():\n    pass\n", "get_config() returned a NoneType; return a ConfigDict"),
+    ("x = 1\n", "defines no get_config()"),
+    ("get_config = 1\n", "defines no get_config()"),
+    ("def get_config(a, b):\n    pass\n", "config.py: TypeError"),
+    (HEAD + "def get_config():\n    c = base()\n    c.modle = 1\n    return c\n", "config.modle"),
+    (
+        HEAD + "def get_config():\n    c = base()\n    del c.seed\n    return c\n",
+        "missing key config",
+    ),
+    (
+        HEAD + "def get_config():\n    return base().to_dict() | {'seed': True}\n",
+        "seed=True is a bool",
+    ),
+    (
+        HEAD + "def get_config():\n    return base().to_dict() | {'seed': '1'}\n",
+        "seed='1' is a str",
+    ),
+    (
+        HEAD + "def get_config():\n    return base().to_dict() | {'run': None}\n",
+        "run=None is a None",
+    ),
+    (HEAD + "def get_config():\n    base().seed = 'x'\n", "config.py:3: TypeError"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), COMMANDS, ids=str)
+def test_commands(
+    arguments: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert told in line_of(arguments, capsys)
+
+
+@pytest.mark.parametrize(("overrides", "told"), OVERRIDES, ids=str)
+def test_overrides(
+    overrides: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    line = line_of([CONFIG, WORKDIR, *(f"--config.{o}" for o in overrides)], capsys)
+    assert told in line
+
+
+@pytest.mark.parametrize(("text", "told"), FILES, ids=range(len(FILES)))
+def test_config_files(
+    text: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.py").write_text(text)
+    assert told in line_of([f"--config={tmp_path}/config.py", WORKDIR], capsys)
+
+
+def test_good_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert load([CONFIG, WORKDIR]).seed == 0
+    changed = ["--config.model.width=96", "--config.seed", "7", "--config.model.unroll"]
+    config = load([CONFIG, WORKDIR, *changed, "--config.mesh.replicate=('H',)"])
+    assert (config.model.width, config.seed, config.model.unroll) == (96, 7, True)
+    assert config.mesh.replicate == ("H",)
+    assert (
+        load([CONFIG, WORKDIR, "--noconfig.model.tied_embeddings"]).model.tied_embeddings is False
+    )
+
+
+@pytest.mark.parametrize("pattern", ["softmax", "softmax,stickbreaking"])
+def test_config_takes_an_argument(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load([f"--config=experiments/quickstart.py:{pattern}", WORKDIR])
+    assert config.model.pattern == pattern
+
+
+def test_the_last_config_and_override_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """launch/quickstart names a config; a later one replaces it whole, before any override."""
+    monkeypatch.chdir(ROOT)
+    text = f"{HEAD}def get_config():\n    c = base()\n    c.seed = 5\n    return c\n"
+    (tmp_path / "config.py").write_text(text)
+    other = f"{tmp_path}/config.py"
+    assert load([CONFIG, WORKDIR, f"--config={other}"]).seed == 5
+    assert load([CONFIG, WORKDIR, "--config", other]).seed == 5
+    config = load([CONFIG, "--config.model.width=32", WORKDIR, f"--config={other}"])
+    assert (config.seed, config.model.width) == (5, 32)
+    assert load([CONFIG, WORKDIR, "--config.seed=1", "--config.seed=2"]).seed == 2
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+    assert stop.value.code == 2
+    assert "runs/x/metrics.jsonl'; free some space" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(PermissionError), cli.mistakes_in_one_line():
+        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(ZeroDivisionError), cli.mistakes_in_one_line():
+        _ = 1 / 0
+
+
+def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), cli.mistakes_in_one_line():
+        raise UserError("first\n  second")
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+LAUNCHER = """
+import sys
+from absl import flags
+from launch import cli
+CONFIG = cli.config_flag()
+flags.DEFINE_enum("what", "print", ["print", "interrupt", "mistake"], "what to do")
+
+def main(argv):
+    config = cli.load_config(CONFIG.value)
+    assert "jax" not in sys.modules, "JAX is imported before the config is known to be right"
+    if flags.FLAGS.what == "interrupt":
+        raise KeyboardInterrupt
+    if flags.FLAGS.what == "mistake":
+        from lm.config import UserError
+        raise UserError("a mistake")
+    print(config.model.width)
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        ([CONFIG, "--config.model.width=64"], 0, "64\n", ""),
+        ([CONFIG, "--what=interrupt"], 130, "", "interrupted\n"),
+        ([CONFIG, "--what=mistake"], 2, "", "error: a mistake\n"),
+        ([CONFIG, "--waht=mistake"], 2, "", "error: unknown flag --waht; did you mean --what?\n"),
+        (["--config.model.width=64"], 2, "", "error: missing flag --config; set --config=...\n"),
+    ],
+)
+def test_processes(tmp_path: Path, arguments: list[str], status: int, out: str, err: str) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    command = [sys.executable, "-W", "error", str(tmp_path / "launcher.py"), *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def test_help(tmp_path: Path) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / "launcher.py"), "--help"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--config" in done.stdout
+    assert "--what" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "error: absent: no such run folder\n"),
+        ([], "error: which runs? name their folders: python -m launch.report WORKDIR...\n"),
+    ],
+)
+def test_report_without_a_run(tmp_path: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "launch.report", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, message)
