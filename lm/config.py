@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -347,6 +348,10 @@ def _validate_sources(data: DataConfig) -> None:
             "data.sources has no source with weight > 0; set the weight of at least one"
         )
     for name, source in data.sources.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(
+                f"data.sources.{name}: a name takes letters, digits, _ and -; rename it"
+            )
         if source.weight < 0:
             raise UserError(f"data.sources.{name}.weight={source.weight} must be >= 0")
         if not 0.0 <= source.valid_fraction <= 1.0:

@@ -65,6 +65,7 @@ COMMANDS = [
     ),
 ]
 
+SOURCE = {"path": "x", "text_key": "text", "weight": 1, "valid_fraction": 0}
 # Overrides of experiments/base.py, each written --config.<...>.
 OVERRIDES = [
     (["model.widht=3"], "unknown key --config.model.widht; did you mean 'width'?"),
@@ -79,6 +80,7 @@ OVERRIDES = [
     (["optimizer.beta1=word"], "--config.optimizer.beta1=word is not a number"),
     (["model.unroll=maybe"], "--config.model.unroll=maybe is not true or false"),
     (["data.sources=[]"], "is not a dict"),
+    ([f"data.sources={{'a/b': {SOURCE}}}"], "data.sources.a/b: a name takes letters"),
     (["data.sources={}"], "no source with weight > 0"),
     (["model={}"], "missing key config.model.width"),
     (["model.layers={'a': 1}"], "config.model.layers.a=1 is a int"),
