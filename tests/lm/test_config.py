@@ -1,0 +1,162 @@
+"""Plain values to a configuration and back; every mistake in one line that says what to set."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from experiments import base, quickstart
+from lm import config as config_lib
+from lm.config import Duration, UserError, convert, from_mapping, to_mapping
+
+
+def values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The base configuration with dotted keys set; a value DELETE removes the key."""
+    mapping = base.get_config().to_dict()
+    for key, value in (changes or {}).items():
+        *groups, leaf = key.split(".")
+        node = mapping
+        for group in groups:
+            node = node[group]
+        if value is DELETE:
+            del node[leaf]
+        else:
+            node[leaf] = value
+    return mapping
+
+
+DELETE = object()
+SOURCE = {"path": "*.txt", "text_key": "text", "weight": 1.0, "valid_fraction": 0.1}
+
+
+def test_experiments_convert() -> None:
+    for mapping in (values(), quickstart.get_config("softmax,stickbreaking").to_dict()):
+        assert from_mapping(mapping).tokens_per_step == 8 * 512
+
+
+def test_json_and_back() -> None:
+    changes = {
+        "model.layers": {"a": {"mixer": "softmax", "window": 5}},
+        "model.pattern": ((2, ("a",)), (4, "stickbreaking")),
+        "run.length": "1234567890 tokens",
+        "schedule.decay": "12.5 percent",
+    }
+    config = from_mapping(values(changes))
+    again = from_mapping(json.loads(json.dumps(to_mapping(config))))
+    assert again == config
+    assert again.run_tokens == -(-1234567890 // 4096) * 4096
+    assert again.model.layers["a"]["window"] == 5
+
+
+def test_the_result_is_frozen() -> None:
+    mapping = values({"model.layers": {"a": {"mixer": "softmax"}}})
+    config = from_mapping(mapping)
+    mapping["model"]["layers"]["a"]["mixer"] = "other"
+    assert config.model.layers["a"]["mixer"] == "softmax"
+    with pytest.raises(TypeError):
+        config.model.layers["b"] = {}  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(AttributeError):
+        config.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("3 steps", 300.0), ("1e6 tokens", 1e6), ("10 percent", 500.0), ("0 steps", 0.0)],
+)
+def test_durations(text: str, tokens: float) -> None:
+    duration = Duration.parse(text, "here")
+    assert duration.tokens(run_tokens=5000, tokens_per_step=100) == tokens
+    assert Duration.parse(str(duration), "here") == duration
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "3 epochs", "x steps", "-1 steps", "nan steps", "inf tokens"]
+)
+def test_bad_durations(text: str) -> None:
+    with pytest.raises(UserError, match="here="):
+        Duration.parse(text, "here")
+
+
+def test_durations_in_steps_round_and_zero_is_never() -> None:
+    config = from_mapping(values({"run.length": "10 steps", "schedule.warmup": "0 steps"}))
+    assert config.run_tokens == 10 * 4096
+    steps = {d: config.steps(Duration.parse(d, "")) for d in ("1 tokens", "25 percent", "0 steps")}
+    assert steps == {"1 tokens": 1, "25 percent": 2, "0 steps": 0}
+
+
+def test_differences_are_flat() -> None:
+    old, new = values(), values({"model.width": 128, "data.sources.more": SOURCE})
+    found = config_lib.difference(old, new)
+    assert found["model.width"] == (256, 128)
+    assert found["data.sources.more.weight"] == (None, 1.0)
+    assert len(found) == 1 + len(SOURCE)
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"model.widht": 3}, "unknown key config.model.widht; did you mean 'width'?"),
+    ({"zzz": 3}, "unknown key config.zzz; known: checkpoint, data"),
+    ({"model.width": DELETE}, "missing key config.model.width"),
+    ({"model.width": 2.5}, "config.model.width=2.5 is a float; set a int"),
+    ({"model.width": True}, "config.model.width=True is a bool; set a int"),
+    ({"model.width": "64"}, "config.model.width='64' is a str; set a int"),
+    ({"model.width": 0}, "model.width=0 must be positive"),
+    ({"model": 3}, "config.model=3 is a int"),
+    ({"model.tied_embeddings": 1}, "is a int; set a bool"),
+    ({"model.precision": "fp16"}, "'fp16' is not one of float32, bfloat16, bfloat16_operands"),
+    ({"model.remat": "some"}, "not one of none, full, dots, mixer"),
+    ({"model.num_kv_heads": 3}, "num_heads=4 is not a multiple of model.num_kv_heads=3"),
+    ({"model.layers": {"a": 3}}, "config.model.layers.a=3 is a int"),
+    ({"seed": -1}, "seed=-1 must be >= 0"),
+    ({"loss.z_loss": -0.1}, "loss.z_loss=-0.1 must be >= 0"),
+    ({"loss.z_loss": float("nan")}, "config.loss.z_loss=nan must be finite"),
+    ({"optimizer.beta2": 1.0}, "optimizer.beta2=1.0 must lie in [0, 1)"),
+    ({"optimizer.clip_norm": 0.0}, "optimizer.clip_norm=0.0 must be positive"),
+    ({"run.accumulation": 3}, "data.batch_size=8 is not a multiple of run.accumulation=3"),
+    ({"run.length": "50 percent"}, "run.length=50 percent must be a positive number of"),
+    ({"run.length": 100}, "config.run.length=100 is a int; set a str"),
+    ({"eval.every": "3"}, "config.eval.every='3' is not a duration"),
+    ({"init_from": "a", "schedule.decay_from": "b"}, "exclude each other"),
+    ({"schedule.b": 0.5}, "Power needs a > 0 and b < 0"),
+    ({"schedule.final_ratio": 2.0}, "schedule.final_ratio=2.0 must lie in [0, 1]"),
+    ({"schedule.decay": "95 percent"}, "shorten them or lengthen the run"),
+    ({"schedule.decay_from": "x", "schedule.decay": "0 steps"}, "set a decay > 0"),
+    ({"mup.parametrization": "standard"}, "mup.embedding_multiplier=12.0 with"),
+    ({"mesh.data": -1, "mesh.fsdp": -1}, "at most one of them -1"),
+    ({"mesh.tensor": 0}, "must be positive, at most one of them -1"),
+    ({"mesh.replicate": "H"}, "config.mesh.replicate='H' is a str"),
+    ({"mesh.replicate": [3]}, "config.mesh.replicate[0]=3 is a int; set a str"),
+    ({"data.sources": {}}, "no source with weight > 0"),
+    ({"data.sources.s": SOURCE | {"weight": -1.0}}, "data.sources.s.weight=-1.0 must be >= 0"),
+    ({"data.sources.s": SOURCE | {"valid_fraction": 1.5}}, "must lie in [0, 1]"),
+    ({"data.sources.s": SOURCE | {"valid_fraction": 1.0}}, "nothing is left to train on"),
+    ({"data.sources.s": {"path": "x"}}, "missing key config.data.sources.s.text_key"),
+    ({"data.tokenizer.kind": "json"}, "data.tokenizer.kind='json' needs data.tokenizer.path"),
+    ({"data.tokenizer.path": "x"}, "reads no file; set path to ''"),
+    ({"data.tokenizer.vocab_size": 100}, "vocab_size=100 must be >= 257"),
+    ({"log.samples": "def "}, "config.log.samples='def ' is a str"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=lambda x: str(x)[:30])
+def test_mistakes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_mapping(values(changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 220
+
+
+def test_an_integer_serves_as_a_float_and_nothing_else_converts() -> None:
+    assert from_mapping(values({"loss.z_loss": 0})).loss.z_loss == 0.0
+    assert isinstance(from_mapping(values({"loss.z_loss": 0})).loss.z_loss, float)
+    assert convert(tuple[str, ...], ["a"], "x") == ("a",)
+    with pytest.raises(UserError, match="x='1' is a str; set a float"):
+        convert(float, "1", "x")
+
+
+def test_values_are_not_changed_by_conversion() -> None:
+    mapping = values()
+    before = copy.deepcopy(mapping)
+    from_mapping(mapping)
+    assert mapping == before
