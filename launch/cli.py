@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lm.config import Config, UserError, flatten, from_mapping, nearest
@@ -88,11 +88,15 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     Args:
       positional: whether arguments that are no flags are allowed; `main` finds them in argv[1:].
     """
+
+    def parser(argv: list[str]) -> list[str]:
+        rest = parse(argv, flags.FLAGS, are_positional_allowed=positional)
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's INFO lines
+        return rest
+
     with mistakes_in_one_line():
-        app.run(
-            main,
-            flags_parser=lambda argv: parse(argv, flags.FLAGS, are_positional_allowed=positional),
-        )
+        app.run(main, flags_parser=parser)
     raise AssertionError("app.run returns only by SystemExit")
 
 

@@ -237,7 +237,7 @@ def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> No
 
 LAUNCHER = """
 import sys
-from absl import flags
+from absl import flags, logging
 from launch import cli
 CONFIG = cli.config_flag()
 flags.DEFINE_enum("what", "print", ["print", "interrupt", "mistake"], "what to do")
@@ -245,6 +245,7 @@ flags.DEFINE_enum("what", "print", ["print", "interrupt", "mistake"], "what to d
 def main(argv):
     config = cli.load_config(CONFIG.value)
     assert "jax" not in sys.modules, "JAX is imported before the config is known to be right"
+    logging.info("noise of a library")
     if flags.FLAGS.what == "interrupt":
         raise KeyboardInterrupt
     if flags.FLAGS.what == "mistake":
