@@ -35,46 +35,44 @@ class Numerics:
         return Numerics(*table[precision])
 
     def einsum(self, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-        """`x` times the parameter `w`: operands in `operand_dtype`, sums float32, result in
-        `compute_dtype`.
+        """`x` times the parameter `w`: operands in `operand_dtype`, sums in float32, the result in
+        `compute_dtype`. Every letter of the equation stands in two of (x, w, result).
         """
-        if self.operand_dtype == jnp.float32:
-            return jnp.einsum(equation, x, w)
-        product: jax.Array = _rounded_einsum(equation, self.operand_dtype, x, w)
-        return product.astype(self.compute_dtype)
+        return _matmul(equation, self, x, w).astype(self.compute_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rounded_einsum(equation: str, dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Autodiff would multiply the float32 cotangent unrounded; rounding it too is what makes both
-    directions cheap.
+def _matmul(equation: str, numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The rule below is autodiff's, with the cotangent rounded to `operand_dtype` like the other
+    operands (else one of two would stay float32), and with w's gradient in w's own layout: the
+    transposed product that autodiff writes costs XLA:CPU a copy of every activation.
     """
-    return jnp.einsum(
-        equation, x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32
-    )
+    return _product(equation, numerics, x, w)
 
 
-def _rounded_fwd(equation: str, dtype: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
-    x_low, w_low = x.astype(dtype), w.astype(dtype)
-    out = jnp.einsum(equation, x_low, w_low, preferred_element_type=jnp.float32)
-    return out, (x_low, w_low, jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype))
+def _product(equation: str, numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
+    operands = x.astype(numerics.operand_dtype), w.astype(numerics.operand_dtype)
+    return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
 
 
-def _rounded_bwd(
-    equation: str, dtype: Any, residuals: Any, cotangent: jax.Array
+def _matmul_fwd(
+    equation: str, numerics: Numerics, x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(equation, numerics, x, w), (x, w)
+
+
+def _matmul_bwd(
+    equation: str, numerics: Numerics, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # Every equation used is a plain matmul: each letter stands in two of (x, w, out), so the
-    # transposes are einsums too.
-    x, w, x_like, w_like = residuals
+    x, w = residuals
     letters, out = equation.split("->")
-    lx, lw = letters.split(",")
-    low = cotangent.astype(dtype)
-    dx = jnp.einsum(f"{out},{lw}->{lx}", low, w, preferred_element_type=jnp.float32)
-    dw = jnp.einsum(f"{lx},{out}->{lw}", x, low, preferred_element_type=jnp.float32)
-    return dx.astype(x_like.dtype), dw.astype(w_like.dtype)
+    of_x, of_w = letters.split(",")
+    dx = _product(f"{out},{of_w}->{of_x}", numerics, cotangent, w)
+    dw = _product(f"{of_x},{out}->{of_w}", numerics, x, cotangent)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-_rounded_einsum.defvjp(_rounded_fwd, _rounded_bwd)
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 @dataclasses.dataclass(frozen=True)
