@@ -1,6 +1,7 @@
 # Sourced by launch/quickstart and launch/test, from the root of the repository.
 #
 #   run COMMAND...   prints a command, then runs it
+#   become COMMAND   prints a command, then runs it in place of the script, to receive its signals
 #   setup EXTRAS     .venv with the project and the named extras ("" or "data,dev"), pinned by
 #                    constraints.txt; nothing to do when neither the pins nor the place changed
 #
@@ -8,11 +9,20 @@
 
 NEEDED=3.12
 
-run() {
+show() {
   printf '+' >&2
   printf ' %q' "$@" >&2
   printf '\n' >&2
+}
+
+run() {
+  show "$@"
   "$@"
+}
+
+become() {
+  show "$@"
+  exec "$@"
 }
 
 fail() {
