@@ -124,7 +124,9 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
-        "commit": _commit(),
+        "commit": commit(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)),
         "devices": [str(device) for device in devices],
         "device_kind": devices[0].device_kind,
         "processes": jax.process_count(),
@@ -156,16 +158,29 @@ def replace(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, "-dirty" with changes; "unknown" outside a checkout."""
+    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return (head or "unknown") + ("-dirty" if head and changes else "")
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(*arguments: str) -> str:
+    """What git prints about this checkout; "" outside one."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,80 @@
+"""The numbers of README.md, from the committed files in results/ and from nothing else.
+
+    python -m launch.numbers                              rewrites the marked blocks of README.md
+    python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
+
+A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")
+
+
+def main(argv: list[str]) -> None:
+    if _WORKDIR.value:
+        from lm import record
+
+        values = summary(Path(_WORKDIR.value).expanduser())
+        record.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    """What results/quickstart.json says of a run."""
+    from lm.report import folder
+
+    run = folder.load([workdir])[0]
+    rates = run.series("time/tokens_per_second")[1]
+    numbers = {f"validation bits per byte, {k}": f"{v:.3f}" for k, v in run.validation().items()}
+    numbers["tokens trained on"] = f"{run.last('tokens'):,.0f}"
+    numbers["parameters"] = f"{run.facts['parameters']['total']:,}"
+    numbers["tokens per second, median"] = f"{sorted(rates)[len(rates) // 2]:,.0f}"
+    numbers["minutes in training steps"] = f"{(run.training_seconds() or 0) / 60:.1f}"
+    kept = {key: run.facts[key] for key in ("commit", "cpu", "cores", "device_kind", "versions")}
+    command = " ".join(["python -m launch.train", *run.facts["command"][1:]])
+    return {"command": command, "date": run.facts["started"]} | kept | {"numbers": numbers}
+
+
+def filled(text: str) -> str:
+    """`text` with every block written anew from its file."""
+    return BLOCK.sub(lambda m: m[1] + render(json.loads((ROOT / m[2]).read_text())) + m[3], text)
+
+
+def render(values: dict[str, Any]) -> str:
+    """A result file as Markdown: where and how first, then one row a number."""
+    where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
+    where += f" ({values['cores']} cores), {values['date'][:10]}"
+    rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
+    head = (
+        "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"
+    )
+    return f"{where}\n\n{head}" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
+    goal = result["goal"]
+    wanted = "" if goal is None else f"{goal['relation']} {goal['bound']:g}"
+    missed = "" if goal is None or goal["met"] else " (missed)"
+    return result["name"], f"{result['value']:.3g}", wanted + missed
+
+
+def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in values["numbers"].items()]
+
+
+if __name__ == "__main__":
+    cli.run(main)
