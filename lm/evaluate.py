@@ -45,10 +45,11 @@ class Score:
         ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Score(*(a + b for a, b in zip(ours, theirs, strict=True)))
 
-    def to_mapping(self) -> dict[str, float | int]:
+    def to_mapping(self) -> dict[str, float | int | None]:
+        """Plain values; None, not nan, where nothing was counted: JSON has no nan."""
         return {
-            "loss": self.loss,
-            "bpb": self.bpb,
+            "loss": self.loss if self.num_tokens else None,
+            "bpb": self.bpb if self.num_bytes else None,
             "tokens": round(self.num_tokens),
             "bytes": round(self.num_bytes),
         }
@@ -74,10 +75,11 @@ class Report:
         return self.total.bpb
 
     def to_mapping(self, source_names: Sequence[str]) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; buckets without tokens are left out."""
         positions = [
             {"first": first, "last": last} | score.to_mapping()
             for (first, last), score in zip(self.position_ranges, self.by_position, strict=True)
+            if score.num_tokens
         ]
         sources = {source_names[i]: score.to_mapping() for i, score in self.by_source.items()}
         return self.total.to_mapping() | {"by_position": positions, "by_source": sources}
@@ -146,14 +148,27 @@ def _group(values: np.ndarray, keys: np.ndarray, scores: list[Score]) -> None:
 
 def tables(found: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]:
     """What a person reads of `Report.to_mapping` of several sets: scores, and loss by position."""
-    scores = Table("set", "loss", "bits per byte", "tokens", "bytes", box=None, title="scores")
+    scores = _table("set", "loss", "bits per byte", "tokens", "bytes")
+    losses: dict[tuple[int, int], dict[str, str]] = {}
     for name, x in found.items():
         counts = f"{x['tokens']:,}", f"{x['bytes']:,}"
-        scores.add_row(name, f"{x['loss']:.4f}", f"{x['bpb']:.4f}", *counts)
-    places = Table("position", *found, box=None, title="loss by position in the document")
-    longest = max((x["by_position"] for x in found.values()), key=len, default=[])
-    for i, place in enumerate(longest):
-        cells = [x["by_position"][i : i + 1] for x in found.values()]
-        losses = [f"{cell[0]['loss']:.3f}" if cell else "" for cell in cells]
-        places.add_row(f"{place['first']:,}-{place['last']:,}", *losses)
-    return scores, places
+        scores.add_row(name, _shown(x["loss"]), _shown(x["bpb"]), *counts)
+        for place in x["by_position"]:
+            row = losses.setdefault((place["first"], place["last"]), {})
+            row[name] = _shown(place["loss"])
+    positions = _table("loss at position", *found)
+    for (first, last), row in sorted(losses.items()):
+        place = f"{first:,}-{last:,}" if last > first else f"{first}"
+        positions.add_row(place, *(row.get(name, "") for name in found))
+    return scores, positions
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None, padding=(0, 2, 0, 0))
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

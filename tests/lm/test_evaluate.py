@@ -44,7 +44,8 @@ class Device:
         assert params == "params"
         number = self.calls.count("nll")
         self.calls.append("nll")
-        values = 10.0 * number + np.arange(6, dtype=np.float32)[None]
+        places = np.arange(batch.targets.size, dtype=np.float32)[None]
+        values = 10.0 * number + places
         return np.where(batch.loss_weights > 0, values, np.inf)
 
 
@@ -83,7 +84,7 @@ def test_by_source() -> None:
 def test_many_small_terms_do_not_drift() -> None:
     """0.1 added 200,000 times: float32 sums are off in the third digit."""
     many = batch([0] * 1000, [0] * 1000, [0] * 1000, [1] * 1000)
-    nll = np.full((1, 1000), 0.1, np.float32)
+    nll: Any = np.full((1, 1000), 0.1, np.float32)
     got = evaluate.evaluate(lambda p, b: nll, lambda b: b, None, [many] * 200, TOKEN_BYTES)
     assert got.loss == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
@@ -142,3 +143,12 @@ def test_mapping_is_json_and_tables_show_it() -> None:
     text = console.export_text()
     assert "8-15" in text
     assert f"{short['bpb']:.4f}" in text
+
+
+def test_what_was_not_counted_is_null() -> None:
+    """A bucket of end of text alone has no bits per byte; one without tokens is not there."""
+    mapping = score([batch([0, END, 0], [0, 1, 3], [0] * 3, [1, 1, 0])]).to_mapping(["code"])
+    assert [place["last"] for place in mapping["by_position"]] == [0, 1]
+    assert mapping["by_position"][1]["bpb"] is None
+    json.dumps(mapping, allow_nan=False)
+    evaluate.tables({"code": mapping})

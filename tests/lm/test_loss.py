@@ -81,7 +81,8 @@ def test_forward_alone_gives_the_same_values() -> None:
     inputs = problem()
     opts = options(z_loss=1e-2)
     (total, nll), _ = chunked(opts)(*inputs)
-    forward = tiny.jit(lambda *args: loss.objective(*args, mesh(), opts))(*inputs)
+    total_and_nll = lambda h, w, t, weights: loss.objective(h, w, t, weights, mesh(), opts)
+    forward = tiny.jit(total_and_nll)(*inputs)
     np.testing.assert_allclose(forward[1], nll, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(forward[0], total, rtol=1e-6)
 

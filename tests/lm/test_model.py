@@ -324,7 +324,8 @@ def test_precision_policies(precision: str, activations: Any, operands: set[str]
         return jnp.sum(hidden.astype(jnp.float32))
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(tiny.params(built))
-    assert {x.dtype for x in jaxpr.out_avals} == {jnp.dtype("float32")}
+    outputs: Any = jaxpr.out_avals
+    assert {x.dtype for x in outputs} == {jnp.dtype("float32")}
     products = list(_feed_forward_products(jaxpr.jaxpr))
     assert len(products) == 9, "gate, up and down: forward, and both gradients"
     assert {name for pair in products for name in pair} == operands

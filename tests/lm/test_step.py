@@ -148,47 +148,40 @@ def test_no_buffer_holds_every_logit(accumulation: int) -> None:
     assert max(sizes) < 4 * 24 * tiny.VOCAB
 
 
-def coordinate_growth(parametrization: str, widths: tuple[int, ...]) -> dict[str, float]:
-    """Slope of log RMS change of hidden states and logits against log width, after four steps."""
-    one = {"mup.embedding_multiplier": 1.0, "mup.residual_multiplier": 1.0}
+def coordinate_growth(parametrization: str) -> dict[str, float]:
+    """Slope of log RMS change after four steps against log width: of the final hidden states, and
+    of the targets' logits (the others' change is mostly noise of the initial head, which falls with
+    width).
+    """
+    widths = (64, 128, 256)
     found: dict[str, list[float]] = {"hidden": [], "logits": []}
     for width in widths:
-        changes = {
-            "model.width": width,
-            "model.num_layers": 2,
-            "model.num_heads": width // 16,
-            "model.num_kv_heads": width // 16,
-            "model.head_dim": 16,
-            "model.ffn_dim": 2 * width,
-            "model.pattern": "softmax",
-            "model.tied_embeddings": False,
-            "mup.base_width": 64,
-            "mup.parametrization": parametrization,
-            "schedule.family": "wsd",
-            "schedule.decay": "0 steps",
-            "schedule.peak_learning_rate": 0.01,
-            "optimizer.weight_decay": 0.0,
-        }
-        built = tiny.create(changes | one)
-        before, after = _logits_around_training(built)
-        for name in found:
-            found[name].append(float(np.sqrt(np.mean((after[name] - before[name]) ** 2))))
-    return {
-        name: float(np.polyfit(np.log(widths), np.log(values), 1)[0])
-        for name, values in found.items()
-    }
+        sizes = {"width": width, "num_layers": 2, "num_heads": width // 16, "head_dim": 16}
+        sizes |= {"num_kv_heads": width // 16, "ffn_dim": 2 * width, "tied_embeddings": False}
+        changes: dict[str, Any] = {f"model.{key}": value for key, value in sizes.items()}
+        changes |= {"mup.base_width": 64, "mup.parametrization": parametrization}
+        changes |= {"mup.embedding_multiplier": 1.0, "mup.residual_multiplier": 1.0}
+        changes |= {"schedule.family": "wsd", "schedule.peak_learning_rate": 0.01}
+        changes |= {"model.pattern": "softmax", "optimizer.weight_decay": 0.0}
+        before, after = looks_around_four_steps(tiny.create(changes))
+        for name, values in found.items():
+            values.append(float(np.sqrt(np.mean((after[name] - before[name]) ** 2))))
+    slope = lambda values: float(np.polyfit(np.log(widths), np.log(values), 1)[0])
+    return {name: slope(values) for name, values in found.items()}
 
 
-def _logits_around_training(built: Build) -> Any:
+def looks_around_four_steps(built: Build) -> tuple[Any, Any]:
     batch = tiny.batch()
 
     @tiny.jit
     def look(params: Any) -> Any:
         variables = {"params": params}
         hidden, _ = built.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
+        logits = jnp.einsum("btd,btd->bt", hidden, params["output"]["table"][batch.targets])
+        weighted = batch.loss_weights > 0
         # The multiplier of the logits sits on the hidden states.
-        scale = built.model.context.multipliers.logits
-        return {"hidden": hidden / scale, "logits": hidden @ params["output"]["table"].T}
+        hidden = hidden / built.model.context.multipliers.logits
+        return {"hidden": hidden[weighted], "logits": logits[weighted]}
 
     state = built.init(0)
     run = tiny.compiled(built.step, state, batch, TOKEN_BYTES)
@@ -200,9 +193,7 @@ def _logits_around_training(built: Build) -> Any:
 
 @pytest.mark.slow
 def test_coordinate_check() -> None:
-    """Changes after four steps do not grow with width under muP, and do under standard."""
-    widths = (64, 128, 256, 512)
-    mup = coordinate_growth("mup", widths)
-    standard = coordinate_growth("standard", widths)
+    """Changes do not grow with width under muP, and logits do under the standard one."""
+    mup, standard = coordinate_growth("mup"), coordinate_growth("standard")
     assert max(abs(slope) for slope in mup.values()) < 0.1, mup
-    assert max(standard.values()) > 0.3, standard
+    assert standard["logits"] > 0.3, standard

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.base import get_config
@@ -19,7 +20,7 @@ VOCAB = 300
 
 def config(changes: dict[str, Any] | None = None) -> Config:
     """Width 32, one layer; `changes` maps dotted keys to values."""
-    values = get_config()
+    values: Any = get_config()
     sizes = {"width": 32, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     values.model.update(sizes | {"ffn_dim": 48})
     values.mup.base_width = 32
@@ -51,11 +52,13 @@ def batch(seed: int = 0, rows: int = 4, time: int = 24) -> Batch:
     segment_ids = 1 + np.cumsum(rng.random((rows, time)) < 0.15, axis=1)
     segment_ids[np.arange(time) >= time - np.arange(rows)[:, None]] = 0
     tokens = rng.integers(0, VOCAB, (rows, time + 1))
-    positions = np.asarray(segments.positions(segment_ids.astype(np.int32)))
+    positions = np.asarray(segments.positions(jnp.asarray(segment_ids, jnp.int32)))
     weights = np.where(rng.random((rows, time)) < 0.2, 0.0, rng.random((rows, time)))
-    ints = [x.astype(np.int32) for x in (tokens[:, :-1], tokens[:, 1:], segment_ids, positions)]
+    inputs, targets = tokens[:, :-1].astype(np.int32), tokens[:, 1:].astype(np.int32)
     weights = np.where(segment_ids > 0, weights, 0.0).astype(np.float32)
-    return Batch(*ints, np.zeros((rows, time), np.int32), weights)
+    segment_ids = segment_ids.astype(np.int32)
+    source_ids = np.zeros((rows, time), np.int32)
+    return Batch(inputs, targets, segment_ids, positions, source_ids, weights)
 
 
 def params(built: Build, seed: int = 0) -> Any:
