@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
@@ -144,15 +145,30 @@ def plan(
     return tiles._replace(pairs=pairs[chosen], count=jnp.sum(needed, dtype=jnp.int32))
 
 
+def block(x: Array, i: Int[Array, ""]) -> Array:
+    """Block i of the first axis, for an index that is known to be inside."""
+    return lax.dynamic_index_in_dim(x, i, 0, keepdims=False, allow_negative_indices=False)
+
+
+def put(x: Array, i: Int[Array, ""], value: Array) -> Array:
+    """x with another block i, written so that XLA updates a loop's carry in place."""
+    return lax.dynamic_update_index_in_dim(x, value, i, 0, allow_negative_indices=False)
+
+
+def add(x: Array, i: Int[Array, ""], value: Array) -> Array:
+    """x with `value` added to block i; `x.at[i].add` would become a scatter."""
+    return put(x, i, block(x, i) + value)
+
+
 def mask(
     tiles: Tiles, i: Int[Array, ""], j: Int[Array, ""], *, strict: bool, window: int = 0
 ) -> Bool[Array, "N rows block_kv"]:
     """Visible pairs of tile (i, j)."""
-    q_segment = None if tiles.q_segment is None else tiles.q_segment[i][..., :, None]
-    kv_segment = None if tiles.kv_segment is None else tiles.kv_segment[j][..., None, :]
+    q_segment = None if tiles.q_segment is None else block(tiles.q_segment, i)[..., :, None]
+    kv_segment = None if tiles.kv_segment is None else block(tiles.kv_segment, j)[..., None, :]
     return segments.visible(
-        tiles.q_slot[i][..., :, None],
-        tiles.kv_slot[j][..., None, :],
+        block(tiles.q_slot, i)[..., :, None],
+        block(tiles.kv_slot, j)[..., None, :],
         q_segment,
         kv_segment,
         strict=strict,

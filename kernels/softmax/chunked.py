@@ -19,7 +19,7 @@ from kernels.blocks import Attention
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import causal_tiles, kv_cache, online_softmax
-from kernels.primitives.causal_tiles import Tiles
+from kernels.primitives.causal_tiles import Tiles, add, block, put
 from kernels.primitives.kv_cache import CacheState
 from kernels.primitives.online_softmax import MASKED, Running
 from kernels.softmax import tile
@@ -90,15 +90,15 @@ def attend(
 
 
 def _score(
-    static: Static, q: Array, k_t: Array, slopes: Array | None, tiles: Tiles, at: Array
+    static: Static, q: Array, k_t: Array, slopes: Array | None, tiles: Tiles, step: Array
 ) -> tile.Logits:
-    i, j = at
+    i, j = block(tiles.pairs, step)
     seen = causal_tiles.mask(tiles, i, j, strict=False, window=static.window)
     bias = None
     if slopes is not None:
-        distance = tiles.q_slot[i][..., :, None] - tiles.kv_slot[j][..., None, :]
+        distance = block(tiles.q_slot, i)[..., :, None] - block(tiles.kv_slot, j)[..., None, :]
         bias = slopes[..., None] * distance
-    return tile.score(q[i], k_t[j], seen, bias, static.cap)
+    return tile.score(block(q, i), block(k_t, j), seen, bias, static.cap)
 
 
 def _forward(
@@ -107,10 +107,10 @@ def _forward(
     k_t = jnp.swapaxes(k, -1, -2)
 
     def visit(step: Array, running: Running) -> Running:
-        i, j = tiles.pairs[step]
-        logits = _score(static, q, k_t, slopes, tiles, tiles.pairs[step]).logits
-        block = online_softmax.update(Running(*(x[i] for x in running)), logits, v[j])
-        return Running(*(x.at[i].set(new) for x, new in zip(running, block, strict=True)))
+        i, j = block(tiles.pairs, step)
+        logits = _score(static, q, k_t, slopes, tiles, step).logits
+        fresh = online_softmax.update(Running(*(block(x, i) for x in running)), logits, block(v, j))
+        return Running(*(put(x, i, new) for x, new in zip(running, fresh, strict=True)))
 
     rows = q.shape[:-1]
     start = Running(
@@ -130,13 +130,14 @@ def _backward(
 
     def visit(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         d_q, d_k_t, d_v_t = carry
-        i, j = tiles.pairs[step]
-        scored = _score(static, q, k_t, slopes, tiles, tiles.pairs[step])
-        weights = jnp.exp(scored.logits - lse[i][..., None])
-        d_logits = tile.logit_cotangent(scored, weights, d_out[i] @ v_t[j], delta[i])
-        d_q = d_q.at[i].add(d_logits @ k[j])
-        d_k_t = d_k_t.at[j].add(q_t[i] @ d_logits)
-        return d_q, d_k_t, d_v_t.at[j].add(d_out_t[i] @ weights)
+        i, j = block(tiles.pairs, step)
+        scored = _score(static, q, k_t, slopes, tiles, step)
+        weights = jnp.exp(scored.logits - block(lse, i)[..., None])
+        d_weights = block(d_out, i) @ block(v_t, j)
+        d_logits = tile.logit_cotangent(scored, weights, d_weights, block(delta, i))
+        d_q = add(d_q, i, d_logits @ block(k, j))
+        d_k_t = add(d_k_t, j, block(q_t, i) @ d_logits)
+        return d_q, d_k_t, add(d_v_t, j, block(d_out_t, i) @ weights)
 
     start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t))
     d_q, d_k_t, d_v_t = lax.fori_loop(0, tiles.count, visit, start)

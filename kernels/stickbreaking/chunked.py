@@ -21,7 +21,7 @@ from kernels.blocks import Attention
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import causal_tiles, kv_cache
-from kernels.primitives.causal_tiles import Tiles
+from kernels.primitives.causal_tiles import Tiles, add, block, put
 from kernels.primitives.kv_cache import CacheState
 from kernels.stickbreaking import tile
 
@@ -100,12 +100,12 @@ def _forward(
 
     def visit(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, left, lefts = carry
-        i, j = tiles.pairs[step]
+        i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
-        here = left[i]
-        weights, _, total = tile.weigh(q[i], k_t[j], seen, here, static.run)
-        out = out.at[i].add(weights @ v[j])
-        return out, left.at[i].set(here + total), lefts.at[step].set(here)
+        here = block(left, i)
+        weights, _, total = tile.weigh(block(q, i), block(k_t, j), seen, here, static.run)
+        out = add(out, i, weights @ block(v, j))
+        return out, put(left, i, here + total), put(lefts, step, here)
 
     out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
     left = jnp.zeros(q.shape[:-1], jnp.float32)
@@ -125,14 +125,15 @@ def _backward(
     def visit(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         d_q, d_k_t, d_v_t, flow = carry
         step = tiles.count - 1 - back
-        i, j = tiles.pairs[step]
+        i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
-        weighed = tile.weigh(q[i], k_t[j], seen, lefts[step], static.run)
-        d_z, here = tile.logit_cotangent(weighed, d_out[i] @ v_t[j], flow[i], static.run)
-        d_q = d_q.at[i].add(d_z @ k[j])
-        d_k_t = d_k_t.at[j].add(q_t[i] @ d_z)
-        d_v_t = d_v_t.at[j].add(d_out_t[i] @ weighed.weights)
-        return d_q, d_k_t, d_v_t, flow.at[i].set(here)
+        weighed = tile.weigh(block(q, i), block(k_t, j), seen, block(lefts, step), static.run)
+        d_weights = block(d_out, i) @ block(v_t, j)
+        d_z, here = tile.logit_cotangent(weighed, d_weights, block(flow, i), static.run)
+        d_q = add(d_q, i, d_z @ block(k, j))
+        d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
+        d_v_t = add(d_v_t, j, block(d_out_t, i) @ weighed.weights)
+        return d_q, d_k_t, d_v_t, put(flow, i, here)
 
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
     start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t), d_log_rem)

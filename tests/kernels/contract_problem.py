@@ -42,9 +42,13 @@ def refusal(name: str, form: str, case: Case) -> str | None:
     return op.unsupported(form, case.dims, jnp.dtype(case.dtype), options, "cpu")
 
 
+# Compiling takes nearly all of the time of these tests; this halves it.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
 @cache
-def program(name: str, form: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    """(problem, d_out, d_state) -> Answer, compiled once per shape."""
+def program(name: str, form: str, options: tuple[tuple[str, Any], ...], tag: str) -> Any:
+    """(problem, d_out, d_state) -> Answer, compiled once per shape; with all passes if slow."""
 
     def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
         def forward(inputs: Any, floats: Any) -> tuple[jax.Array, Any]:
@@ -63,7 +67,7 @@ def program(name: str, form: str, options: tuple[tuple[str, Any], ...]) -> Any:
         (out, _), pull, state = jax.vjp(forward, *primals, has_aux=True)
         return Answer(out, state, pull((d_out, d_state)))
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=None if tag == "slow" else QUICK)
 
 
 def split(state: Any) -> list[jax.Array]:
@@ -96,7 +100,7 @@ def answer(
     d_state = [jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in split(like)]
     if d_out is not None:
         drawn, d_state = d_out, [jnp.zeros_like(x) for x in d_state]
-    return program(name, form, tuple(case.options.items()))(problem, drawn, d_state)
+    return program(name, form, tuple(case.options.items()), case.tag)(problem, drawn, d_state)
 
 
 @cache

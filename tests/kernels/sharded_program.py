@@ -1,0 +1,71 @@
+"""Run by test_shard in its own process: ops over 8 devices give what one device gives."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+
+from kernels import contract, dispatch, shard
+from kernels.contract import Case
+from tests.kernels.contract_problem import error
+
+RULES = {"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}
+DIMS = {"B": 4, "T": 40, "H": 4, "G": 2, "K": 8, "V": 8}
+OPTIONS = {
+    "softmax": ({"alibi": True, "window": 17}, False),
+    "stickbreaking": ({"remainder": "bias"}, True),
+}
+
+
+def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
+    """Output, state and gradients, sharded and not; collectives only where declared."""
+    options, has_shared_input = OPTIONS.get(name, ({}, False))
+    op = dispatch.get(name)
+    case = Case(DIMS, options, "none" if carried else "packed", carried)
+    problem = contract.sample(op, case)
+
+    def run(problem: contract.Problem, mesh: Mesh | None) -> tuple[jax.Array, object]:
+        def loss(inputs: dict[str, jax.Array]) -> tuple[jax.Array, object]:
+            out, state = dispatch.apply(
+                name,
+                inputs,
+                segment_ids=problem.segment_ids,
+                state=problem.state,
+                form=form,
+                options=options,
+                mesh=mesh,
+                rules=RULES,
+            )
+            return jnp.sum(jnp.sin(out)), (out, state)
+
+        return jax.grad(loss, has_aux=True)(problem.inputs)
+
+    layout = {
+        spec.name: jax.NamedSharding(mesh, shard.spec(spec.letters, RULES))
+        for spec in op.inputs
+        if spec.name in problem.inputs
+    }
+    placed = {key: jax.device_put(x, layout[key]) for key, x in problem.inputs.items()}
+    many = jax.jit(lambda p: run(p, mesh)).lower(problem._replace(inputs=placed)).compile()
+    got = many(problem._replace(inputs=placed))
+    want = jax.jit(lambda p: run(p, None))(problem)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        found = error(x, y)
+        assert found <= op.tolerances[form, "float32"].value, f"{name} {form} {found}"
+    if not has_shared_input and not carried:
+        assert "all-reduce(" not in many.as_text(), f"{name} {form} sums over devices"
+
+
+def main(everything: bool) -> None:
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    assert mesh.size == 8
+    for name in dispatch.names():
+        for form in dispatch.get(name).forms if everything else ("chunked",):
+            for carried in (False, True) if everything else (name == "softmax",):
+                check(name, form, mesh, carried)
+                print(name, form)
+
+
+if __name__ == "__main__":
+    main(everything=sys.argv[1:] == ["everything"])

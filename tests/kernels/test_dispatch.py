@@ -1,0 +1,86 @@
+"""The public surface: names, resolution of forms, and errors that say what to do."""
+
+import jax.numpy as jnp
+import pytest
+
+from kernels import blocks, dispatch
+
+DIMS = {"B": 2, "T": 8, "H": 4, "G": 2, "K": 8, "V": 8}
+
+
+def inputs(**shapes: tuple[int, ...]):
+    usual = {"q": (2, 8, 4, 8), "k": (2, 8, 2, 8), "v": (2, 8, 2, 8)}
+    return {name: jnp.ones(shape) for name, shape in (usual | shapes).items()}
+
+
+def test_names_are_folders():
+    assert {"softmax", "stickbreaking"} <= set(dispatch.names())
+    assert all(dispatch.get(name).name == name for name in dispatch.names())
+
+
+@pytest.mark.parametrize("name", dispatch.names())
+@pytest.mark.parametrize("target", ["cpu", "gpu", "tpu"])
+def test_auto_resolves_with_a_reason(name: str, target: str):
+    found = dispatch.resolve(name, "auto", target=target, dims=DIMS, dtype=jnp.float32)
+    assert found.form in dispatch.get(name).forms
+    assert found.reason
+
+
+def test_auto_says_what_it_passed_over():
+    options = {"logits_soft_cap": 30.0}
+    found = dispatch.resolve(
+        "softmax", "auto", target="gpu", dims=DIMS, dtype=jnp.bfloat16, options=options
+    )
+    assert found.form == "chunked"
+    assert "not jax_nn" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "options", "message"),
+    [
+        ("sofmax", "auto", {}, "unknown op 'sofmax'; nearest is 'softmax'"),
+        ("softmax", "chunky", {}, "nearest is 'chunked'"),
+        ("softmax", "chunked", {"windw": 3}, "nearest is 'window'"),
+        ("softmax", "jax_nn", {"logits_soft_cap": 3.0}, "has no logits_soft_cap=3.0"),
+        ("softmax", "chunked", {"window": -1}, "must not be negative"),
+        ("stickbreaking", "auto", {"remainder": "rest"}, "must be one of none, value, bias"),
+    ],
+)
+def test_errors_name_the_cause(name: str, form: str, options: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        dispatch.resolve(name, form, target="cpu", dims=DIMS, dtype=jnp.float32, options=options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        (inputs(k=(2, 7, 2, 8)), {}, "k has T=7, another input 8"),
+        (inputs(k=(2, 8, 3, 8), v=(2, 8, 3, 8)), {}, "H=4 must be a multiple of G=3"),
+        (inputs(q=(2, 8, 32)), {}, "wants"),
+        (inputs(), {"remainder": "bias"}, "needs the input 'remainder_bias'"),
+        (inputs(remainder_bias=(4, 8)), {}, "only with remainder=bias"),
+        (inputs(bias=(4, 8)), {}, "unknown input"),
+    ],
+)
+def test_inputs_are_checked(arrays: dict[str, object], options: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        dispatch.apply("stickbreaking", arrays, form="chunked", options=options)
+
+
+def test_state_too_small_is_an_error():
+    state = dispatch.init_state("softmax", dims=DIMS, dtype=jnp.float32, batch=2, max_len=7)
+    with pytest.raises(ValueError, match="room for S=7 tokens, the call has 8"):
+        dispatch.apply("softmax", inputs(), state=state, form="chunked")
+
+
+def test_blocks_are_validated():
+    with pytest.raises(ValueError, match="block_kv=48 must be a multiple of run=32"):
+        blocks.Attention(64, 48)
+    assert blocks.Attention(256, 256).fit(70, 300) == blocks.Attention(96, 256)
+
+
+def test_a_window_costs_less():
+    full, near = (dispatch.flops("softmax", DIMS, {"window": w}) for w in (0, 2))
+    assert full == 2.0 * 2 * 4 * 36 * 16
+    assert near == 2.0 * 2 * 4 * 15 * 16

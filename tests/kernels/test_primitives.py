@@ -1,0 +1,122 @@
+"""Each primitive against its plain form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import segments
+from kernels.blocks import Attention
+from kernels.primitives import causal_tiles, kv_cache, log_space, online_softmax, rope
+from tests.kernels.contract_problem import error
+
+IDS = jnp.array([[1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 3, 3, 3, 3]], jnp.int32)
+
+
+def test_softplus_and_its_exponential():
+    z = jnp.concatenate([jnp.linspace(-100.0, 100.0, 4001), jnp.array([-1e30, 1e4, 1e30])])
+    softplus, u = log_space.softplus_and_exp(z)
+    exact = np.logaddexp(0.0, np.asarray(z, np.float64))
+    np.testing.assert_allclose(softplus, exact, rtol=5e-6, atol=2e-38)
+    sigmoid = 1.0 / (1.0 + np.exp(-np.clip(np.asarray(z, np.float64), -700.0, 700.0)))
+    np.testing.assert_allclose(u / (1.0 + u), sigmoid, rtol=1e-5, atol=2e-38)
+
+
+@pytest.mark.parametrize(("size", "run"), [(32, 32), (96, 32), (64, 8)])
+def test_sums_along_keys(size: int, run: int):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, size)), jnp.float32)
+    after, total = log_space.suffix_sum(x, run)
+    np.testing.assert_allclose(after, jnp.cumsum(x[..., ::-1], -1)[..., ::-1] - x, atol=1e-5)
+    np.testing.assert_allclose(total, jnp.sum(x, -1), atol=1e-5)
+    upto, total = log_space.prefix_sum(x, run)
+    np.testing.assert_allclose(upto, jnp.cumsum(x, -1), atol=1e-5)
+    np.testing.assert_allclose(total, jnp.sum(x, -1), atol=1e-5)
+
+
+def test_online_softmax_is_softmax():
+    random = np.random.default_rng(0)
+    logits = jnp.asarray(5.0 * random.standard_normal((4, 24)), jnp.float32)
+    v = jnp.asarray(random.standard_normal((24, 3)), jnp.float32)
+    masked = jnp.full((4,), online_softmax.MASKED)
+    running = online_softmax.Running(masked, jnp.zeros(4), jnp.zeros((4, 3)))
+    for start in (0, 8, 16):
+        part = slice(start, start + 8)
+        running = online_softmax.update(running, logits[:, part], v[part])
+    out, lse = online_softmax.finish(running)
+    np.testing.assert_allclose(out, jax.nn.softmax(logits) @ v, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lse, jax.nn.logsumexp(logits, axis=-1), rtol=1e-6)
+
+
+def test_rope_sees_only_distance():
+    q, k = (jnp.asarray(np.random.default_rng(s).standard_normal(8), jnp.float32) for s in (0, 1))
+
+    def product(i: int, j: int) -> float:
+        pair = jnp.stack([q, k])[None, :, None]
+        turned = rope.rotate(pair, jnp.array([[i, j]], jnp.int32))
+        return float(turned[0, 0, 0] @ turned[0, 1, 0])
+
+    assert product(0, 0) == pytest.approx(float(q @ k), rel=1e-5)
+    assert product(9, 4) == pytest.approx(product(105, 100), rel=1e-4)
+    assert product(9, 4) != pytest.approx(product(9, 5), rel=1e-2)
+
+
+def test_rope_pairs_halves():
+    turned = rope.rotate(jnp.array([[[[1.0, 0.0, 0.0, 0.0]]]]), jnp.array([[1]], jnp.int32))
+    np.testing.assert_allclose(turned[0, 0, 0], [np.cos(1), 0, np.sin(1), 0], atol=1e-6)
+    with pytest.raises(ValueError, match="even head width, got K=3"):
+        rope.rotate(jnp.ones((1, 1, 1, 3)), jnp.zeros((1, 1), jnp.int32))
+
+
+def test_segments():
+    np.testing.assert_array_equal(
+        segments.positions(IDS), [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 0, 1, 2, 3]]
+    )
+    assert segments.resets(IDS)[0].tolist() == [True, False, True, False, False, True, False]
+    index = jnp.arange(7)
+    for strict, window in ((False, 0), (True, 0), (False, 3), (True, 3)):
+        seen = segments.visible(index[:, None], index, strict=strict, window=window)
+        assert int(jnp.sum(seen)) == segments.count_pairs(7, strict=strict, window=window)
+    ids = IDS[0]
+    seen = segments.visible(index[:, None], index, ids[:, None], ids[None])
+    np.testing.assert_array_equal(jnp.sum(seen, 1), [1, 2, 1, 2, 3, 0, 0])
+
+
+def test_cache_appends_what_is_no_padding():
+    state = kv_cache.create({"G": 1, "K": 1, "V": 1}, jnp.float32, 2, 9)
+    x = jnp.arange(14.0).reshape(2, 7, 1, 1)
+    state, slot = kv_cache.append(state, x, -x, IDS)
+    assert state.length.tolist() == [5, 7]
+    assert kv_cache.current_segment(state).tolist() == [2, 3]
+    state, slot = kv_cache.append(state, x[:, :1], -x[:, :1], jnp.full((2, 1), 7, jnp.int32))
+    assert slot.tolist() == [[5], [7]]
+    np.testing.assert_array_equal(state.k[0, :, 0, 0], [0, 1, 2, 3, 4, 0, 0, 0, 0])
+    np.testing.assert_array_equal(state.v[1, :, 0, 0], [-7, -8, -9, -10, -11, -12, -13, -7, 0])
+    assert state.segment_ids[0].tolist() == [1, 1, 2, 2, 2, 7, 0, 0, 0]
+
+
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiles_cover_what_is_visible_and_no_more(window: int, strict: bool, packed: bool):
+    """A tile is listed if it holds a visible pair; without documents, only then."""
+    time, blocks = 160, Attention(32, 32)
+    x = jnp.zeros((1, time, 1, 4))
+    ids = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), jnp.array([70, 60, 30]), axis=1)
+    placed = kv_cache.place(x, x, ids if packed else None, None)
+    tiles = causal_tiles.plan(placed, (time, 2), blocks, strict=strict, window=window)
+    listed = {tuple(pair) for pair in np.asarray(tiles.pairs)[: int(tiles.count)].tolist()}
+    index = jnp.arange(time)
+    pair = (ids[0][:, None], ids[0][None]) if packed else ()
+    seen = segments.visible(index[:, None], index, *pair, strict=strict, window=window)
+    needed = np.asarray(seen).reshape(5, 32, 5, 32).any(axis=(1, 3))
+    assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}
+    order = np.asarray(tiles.pairs)[: int(tiles.count)]
+    assert order.tolist() == sorted(order.tolist(), key=lambda pair: (pair[0], -pair[1]))
+
+
+def test_splitting_and_merging_are_inverse():
+    x = jnp.arange(2.0 * 70 * 4 * 3).reshape(2, 70, 4, 3)
+    blocks = causal_tiles.split_queries(x, 2, 32)
+    assert blocks.shape == (3, 4, 64, 3)
+    assert error(causal_tiles.merge_queries(blocks, 2, 70, 32), x) == 0.0
+    assert error(causal_tiles.merge_keys(causal_tiles.split_keys(x, 32), 2, 70), x) == 0.0

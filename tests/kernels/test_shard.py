@@ -1,0 +1,65 @@
+"""Ops on a mesh: equal to one device, and every misfit is an error that names both values."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from kernels import dispatch, shard
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_program(*arguments: str) -> set[tuple[str, ...]]:
+    """(op, form) of what passed, in a process of its own: JAX fixes its devices when it starts."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.kernels.sharded_program", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {tuple(line.split()) for line in done.stdout.splitlines()}
+
+
+def test_sharded_equals_unsharded():
+    assert run_program() == {(name, "chunked") for name in dispatch.names()}
+
+
+@pytest.mark.slow
+def test_sharded_equals_unsharded_in_every_form():
+    forms = {(name, form) for name in dispatch.names() for form in dispatch.get(name).forms}
+    assert run_program("everything") == forms
+
+
+def test_letters_become_specs():
+    rules = {"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}
+    spec = PartitionSpec(("data", "fsdp"), None, ("tensor",), None)
+    assert shard.spec("B T H K", rules) == spec
+
+
+@pytest.mark.parametrize(
+    ("dims", "rules", "message"),
+    [
+        ({"B": 3, "H": 4, "G": 4}, {"B": ("data",)}, "B=3 must be a multiple of 2"),
+        ({"B": 4, "T": 8, "H": 4, "G": 4}, {"T": ("data",)}, "cannot split T"),
+        ({"B": 4, "H": 4, "G": 4}, {"B": ("row",)}, "'row'"),
+        ({"B": 4, "H": 4, "G": 2}, {"H": ("data",)}, "set both alike"),
+    ],
+)
+def test_misfits_are_errors(dims: dict[str, int], rules: shard.Rules, message: str):
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    with pytest.raises(ValueError, match=message):
+        shard.check(dims, rules, mesh, "T")
+
+
+def test_mesh_of_one_device_needs_no_rules():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    inputs = {name: jnp.ones((1, 3, 1, 4)) for name in "qkv"}
+    out, _ = dispatch.apply("softmax", inputs, form="reference", mesh=mesh)
+    assert bool(jnp.all(out == 1.0))
