@@ -9,10 +9,13 @@ damaged: it is named, moved aside, and the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -78,6 +81,7 @@ class Checkpointer:
     def __init__(self, workdir: Path, config: Config) -> None:
         self._folder = (workdir / FOLDER).absolute()
         self._config = to_mapping(config)
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         keep_every = config.steps(config.checkpoint.keep_every)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep_last,
@@ -85,7 +89,14 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options, item_names=ITEMS)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=self._options, item_names=ITEMS
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._folder}: {error.strerror}; mend it or choose another workdir"
+            ) from None
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -98,12 +109,13 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, loader: Mapping[str, Any], meta: Meta) -> None:
-        """Starts saving; returns when the arrays are copied to the host. Raises what an earlier
-        save failed with.
+        """Starts saving; returns when the arrays are copied to the host.
+
+        Raises:
+          UserError: this save or the one before could not be written.
         """
         if self.latest == meta.step:
             return
-        self._manager.check_for_errors()
         meta = meta._replace(digest=digest(state))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -111,35 +123,55 @@ class Checkpointer:
             config=ocp.args.JsonSave(self._config),
             meta=ocp.args.JsonSave(meta._asdict()),
         )
-        self._manager.save(meta.step, args=args)
+        with self._failures_in_one_line():
+            self._manager.check_for_errors()
+            self._manager.save(meta.step, args=args)
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Returns when everything is on disk; raises as `save` does."""
+        with self._failures_in_one_line():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failures_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            known = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else None
+            raise UserError(
+                f"cannot save a checkpoint in {self._folder}: {known or _reason(error)}; "
+                "mend that (free some space?) and run the same command again"
+            ) from None
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """The newest checkpoint that is whole, damaged newer ones moved aside; None if there is
+        none at all.
 
         Raises:
-          UserError: checkpoints exist and every one is damaged.
+          UserError: checkpoints exist and every one is damaged; they stay where they are.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return _read(self._folder / str(step), abstract)
+                restored = _read(self._folder / str(step), abstract)
             except DAMAGE as error:
-                aside = self._move_aside(step)
-                reason = " ".join(str(error).split())[:160]
-                log.warning(
-                    "checkpoint %s is damaged (%s); moved to %s",
-                    self._folder / str(step),
-                    reason,
-                    aside,
-                )
-        if steps:
+                damaged[step] = _reason(error)
+            else:
+                for other, reason in damaged.items():
+                    aside = self._move_aside(other)
+                    log.warning(
+                        "checkpoint %s is damaged (%s); moved to %s, going on from %d",
+                        *(self._folder / str(other), reason, aside, step),
+                    )
+                return restored
+        if damaged:
+            step, reason = next(iter(damaged.items()))
             raise UserError(
-                f"every checkpoint of {self._folder} is damaged; restore a copy or choose a new "
-                "workdir"
+                f"every checkpoint of {self._folder} is damaged (the newest, {step}: {reason}); "
+                "restore a copy or choose a new workdir"
             )
         return None
 
@@ -154,8 +186,7 @@ class Checkpointer:
 
 
 def digest(state: Any) -> dict[str, int]:
-    """One 32-bit sum per array: bits weighted by odd position, so that flips and swaps both "
-    "show."""
+    """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show."""
     sums = jax.device_get(_digest(state))
     names = jax.tree.leaves(params_lib.names(state))
     return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
@@ -180,13 +211,18 @@ def locate(path: Path) -> Path:
     if (path / "meta").is_dir():
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.is_dir() else []
-    if not steps:
+    found = steps(folder.parent)
+    if not found:
         raise UserError(
             f"{path} is neither a run with checkpoints nor a checkpoint; give WORKDIR or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    return folder / str(max(steps))
+    return folder / str(max(found))
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a workdir, damaged ones too."""
+    return sorted(int(p.name) for p in (workdir / FOLDER).glob("*") if p.name.isdigit())
 
 
 def read_meta(path: Path) -> Meta:
@@ -194,9 +230,7 @@ def read_meta(path: Path) -> Meta:
     try:
         return _meta(_json(path, "meta"))
     except DAMAGE as error:
-        raise UserError(
-            f"checkpoint {path} is damaged: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise _damaged(path, error) from None
 
 
 def read_config(path: Path) -> Config:
@@ -204,9 +238,7 @@ def read_config(path: Path) -> Config:
     try:
         return from_mapping(_json(path, "config"))
     except DAMAGE as error:
-        raise UserError(
-            f"checkpoint {path} is damaged: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise _damaged(path, error) from None
 
 
 def restore(path: Path, abstract: TrainState) -> Restored:
@@ -219,9 +251,7 @@ def restore(path: Path, abstract: TrainState) -> Restored:
     try:
         return _read(path, abstract)
     except DAMAGE as error:
-        raise UserError(
-            f"checkpoint {path} is damaged: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise _damaged(path, error) from None
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
@@ -229,7 +259,7 @@ def restore_params(path: Path, abstract: TrainState) -> Any:
     return restore(path, abstract).state.params
 
 
-def load(workdir: str | Path) -> Loaded:
+def load(workdir: str | os.PathLike[str]) -> Loaded:
     """`lm.load(workdir)`: the newest checkpoint of a run (or the checkpoint given) on this
     machine's devices.
     """
@@ -247,14 +277,32 @@ def load(workdir: str | Path) -> Loaded:
 def _read(path: Path, abstract: TrainState) -> Restored:
     with ocp.StandardCheckpointer() as reader:
         state = reader.restore(path / "state", abstract)
-    meta = _meta(_json(path, "meta"))
+    meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
     found = digest(state)
     for name, value in found.items():
         if meta.digest.get(name) != value:
             raise ValueError(
                 f"the digest of {name} is {value}, recorded was {meta.digest.get(name)}"
             )
-    return Restored(state, _json(path, "loader"), _json(path, "config"), meta)
+    if not int(state.step) == meta.step == loader["next_step"]:
+        raise ValueError(
+            f"state, meta and loader are at steps {int(state.step)}, {meta.step} and "
+            f"{loader['next_step']}"
+        )
+    return Restored(state, loader, _json(path, "config"), meta)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs a failed save with pages of tracebacks, and raises it too: that we tell."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"checkpoint {path} is damaged: {_reason(error)}")
 
 
 def _json(path: Path, item: str) -> dict[str, Any]:
@@ -271,9 +319,7 @@ def _check_shapes(path: Path, abstract: TrainState) -> None:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(path / "state").item_metadata.tree
     except DAMAGE as error:
-        raise UserError(
-            f"checkpoint {path} is damaged: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise _damaged(path, error) from None
     stored_shapes = {
         name.split("/", 1)[-1]: shape for name, shape in _shapes(stored["params"]).items()
     }

@@ -103,6 +103,21 @@ def check_unchanged(workdir: Path, config: Config) -> None:
         )
 
 
+def read_decay_start(workdir: Path) -> float:
+    """Tokens at which the decay of a run with schedule.decay_from branched.
+
+    Raises:
+      UserError: run.json does not tell.
+    """
+    path = workdir / "run.json"
+    try:
+        return float(json.loads(path.read_text())["decay_start"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is damaged or missing; restore it or choose another workdir"
+        ) from None
+
+
 def write(
     workdir: Path,
     built: Build,
@@ -179,7 +194,11 @@ def _git(*arguments: str) -> str:
     here = Path(__file__).parent
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", *arguments],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -77,10 +77,12 @@ def run(config: Config, options: Options) -> Outcome:
     with contextlib.ExitStack() as stack:
         stack.enter_context(record.locked(workdir))
         record.check_unchanged(workdir, config)
-        origin = _origin(config)
+        origin = _origin(config, workdir)
         decay_start = _decay_start(config, workdir, origin)
+        is_new = not (workdir / "run.json").exists()
+        tokenizer = _tokenizer(config, workdir, origin)
         prepared = prepare_lib.prepare(
-            config.data, options.data_dir, tokenizer=_tokenizer(workdir, origin)
+            config.data, options.data_dir, tokenizer=tokenizer, verify=is_new
         )
         _one_process()
         built = build_lib.build(config, jax.devices(), decay_start)
@@ -92,6 +94,7 @@ def run(config: Config, options: Options) -> Outcome:
         saver = stack.enter_context(Checkpointer(workdir, config))
         state = _restore_or_init(config, built, saver, loader, origin)
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
+        _check_not_past(step, end, workdir)
         record.write(workdir, built, prepared.tokenizer, loader.identity, decay_start)
         metrics.truncate(workdir, step)
         stop = stack.enter_context(_stop_signals())
@@ -103,7 +106,7 @@ def run(config: Config, options: Options) -> Outcome:
             prepared, config.data, config.data.batch_size, config.eval.max_tokens
         )
         clock = _Clock(built, config)
-        profiler = stack.enter_context(_Profiler(workdir, options.profile_steps, first=step + 5))
+        profiler = stack.enter_context(_Profiler(workdir, options.profile_steps, step, end))
 
         def evaluation() -> Record | None:
             return _evaluate(built, state.params, sets, prepared.tokenizer, stop)
@@ -116,7 +119,7 @@ def run(config: Config, options: Options) -> Outcome:
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
-            if extra or at == end or _due(at, config, config.log.every):
+            if at == end or any(_due(at, config, e) for e in (config.log.every, config.eval.every)):
                 counts = {"step": at, "tokens": at * config.tokens_per_step}
                 writer.write(counts | values | clock.lap(at) | extra)
             _stop_if_stuck(config, at, in_row, values["train/loss"])
@@ -151,7 +154,7 @@ def run(config: Config, options: Options) -> Outcome:
         finish(pending, {})
         save()
         saver.wait()
-        finished = step >= end
+        finished = step >= end and not stop()
         loaded = checkpoint.Loaded(
             built.model, state.params, prepared.tokenizer, config, step, built
         )
@@ -160,29 +163,53 @@ def run(config: Config, options: Options) -> Outcome:
     return Outcome(step, finished, _last_evaluation(workdir), samples, page)
 
 
-def _origin(config: Config) -> Path | None:
-    """The checkpoint folder the configuration names, if any."""
+def _origin(config: Config, workdir: Path) -> Path | None:
+    """The checkpoint folder the configuration names, if it is still to be read: a run that has
+    checkpoints of its own no longer needs it.
+    """
     named = config.schedule.decay_from or config.init_from
-    return checkpoint.locate(Path(named)) if named else None
+    return checkpoint.locate(Path(named)) if named and not checkpoint.steps(workdir) else None
 
 
 def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | None:
     """Tokens at which the decay branched; a resumed run reads its own record, never again the
     trunk.
     """
-    if not config.schedule.decay_from or origin is None:
+    if not config.schedule.decay_from:
         return None
-    if (workdir / "run.json").exists():
-        return json.loads((workdir / "run.json").read_text())["decay_start"]
-    return float(checkpoint.read_meta(origin).tokens)
+    if origin is not None:
+        return float(checkpoint.read_meta(origin).tokens)
+    return record.read_decay_start(workdir)
 
 
-def _tokenizer(workdir: Path, origin: Path | None) -> Tokenizer | None:
-    """The tokenizer this run, or the one it starts from, already uses."""
-    folders = [workdir] if origin is None else [workdir, origin.parent.parent]
-    paths = [folder / checkpoint.TOKENIZER for folder in folders]
-    found = [path for path in paths if path.exists()]
-    return tokenizers.load(found[0]) if found else None
+def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer | None:
+    """The tokenizer this run, or the one it starts from, already uses.
+
+    Raises:
+      UserError: the run it starts from used another than the configuration gives.
+    """
+    if (workdir / checkpoint.TOKENIZER).exists():
+        return tokenizers.load(workdir / checkpoint.TOKENIZER)
+    if origin is None:
+        return None
+    path = origin.parent.parent / checkpoint.TOKENIZER
+    used, asked = tokenizers.load(path), config.data.tokenizer
+    # A trained one is known by its file alone; every other kind the configuration gives whole.
+    known = used.kind if asked.kind == "bpe" else tokenizers.create(asked).sha256
+    if known != ("tokenizers" if asked.kind == "bpe" else used.sha256):
+        raise UserError(
+            f"{path} is another tokenizer (kind {used.kind}, sha256 {used.sha256[:12]}) than "
+            f"data.tokenizer.kind={asked.kind!r} gives; set data.tokenizer to the one it came from"
+        )
+    return used
+
+
+def _check_not_past(step: int, end: int, workdir: Path) -> None:
+    if step > end:
+        raise UserError(
+            f"run.length ends at step {end} and --workdir={workdir} is at step {step} already; "
+            "lengthen the run or choose another workdir"
+        )
 
 
 def _restore_or_init(
@@ -339,8 +366,9 @@ class _Clock:
 class _Profiler:
     """Traces steps [first, first + count) for TensorBoard's profile plugin or Perfetto."""
 
-    def __init__(self, workdir: Path, count: int, first: int) -> None:
+    def __init__(self, workdir: Path, count: int, step: int, end: int) -> None:
         self._folder = str(workdir / "profile")
+        first = max(step, min(step + 5, end - count))  # compilation and the first steps left out
         self._first, self._last = (first, first + count) if count else (math.inf, math.inf)
         self._is_on = False
 
