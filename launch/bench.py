@@ -1,0 +1,71 @@
+"""Measures speed, memory and compile time against the goals of the project.
+
+    python -m launch.bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
+
+train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: both
+ops and jax.nn, forward and backward. memory: largest arrays. compile: 24 layers against 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from launch import cli
+from lm.config import ModelConfig, UserError, nearest
+
+CASES = ("train_step", "matmul_fraction", "ops", "memory", "compile")
+PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
+BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
+
+_CASES = flags.DEFINE_list("cases", list(CASES), f"of {', '.join(CASES)}")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write; its folder is made")
+_PAIRS = flags.DEFINE_integer("pairs", 40, "samples of each side", lower_bound=1)
+_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of the model's steps")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    for name in _CASES.value:
+        if name not in CASES:
+            raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
+    out = Path(_OUT.value).expanduser() if _OUT.value else None
+    if out is not None:
+        _make_folder(out)
+
+    import jax  # after the flags are known to be right
+
+    from launch.benchmarks import machine, problem, timing
+    from lm import record
+
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
+    base = cli.read_config_file(str(BASE)).to_dict()
+    options = problem.Options(base=base, pairs=_PAIRS.value, precision=_PRECISION.value)
+    head = machine.describe("launch.bench")
+    head |= {"pairs": options.pairs, "precision": options.precision}
+    console = Console(highlight=False, markup=False)
+    results: list[Any] = []
+    for name in _CASES.value:
+        found = importlib.import_module(f"launch.benchmarks.{name}").run(options)
+        console.print(timing.table(found))
+        results += found
+        if out is not None:
+            found = [result.to_mapping() for result in results]
+            record.replace(out, json.dumps(head | {"results": found}, indent=1) + "\n")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}; choose another file") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""What `launch.bench` measures; one module a case, each with `run(options) -> list[Result]`."""

@@ -1,0 +1,125 @@
+"""Interleaved timing, and what a case reports.
+
+Sides are run in turn, A B, B A, A B, ..., so that a slow minute of the machine hits all of them.
+A side's time is its lower quartile: what disturbs a run only ever makes it longer. Everything is
+compiled and run once before the first sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from rich.table import Table
+
+Samples = dict[str, list[float]]
+
+
+class Goal(NamedTuple):
+    """What `Result.value` should be."""
+
+    relation: Literal["<", "<=", ">="]
+    bound: float
+
+    def is_met(self, value: float) -> bool:
+        compare = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}[self.relation]
+        return bool(compare(value, self.bound))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One number: `value` from lower quartiles (or counted), `by_medians` the same from medians.
+
+    `samples`: seconds of every run of every side, in order. `facts`: what else belongs to it.
+    """
+
+    name: str
+    value: float
+    by_medians: float | None = None
+    goal: Goal | None = None
+    samples: Samples = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        goal = None
+        if self.goal is not None:
+            goal = self.goal._asdict() | {"met": self.goal.is_met(self.value)}
+        return dataclasses.asdict(self) | {
+            "goal": goal,
+            "lower_quartiles": {side: quartile(x) for side, x in self.samples.items()},
+            "medians": {side: float(np.median(x)) for side, x in self.samples.items()},
+        }
+
+
+def quartile(samples: list[float]) -> float:
+    return float(np.quantile(samples, 0.25))
+
+
+def interleave(sides: Mapping[str, Callable[[], object]], pairs: int) -> Samples:
+    """Seconds of `pairs` runs of every side; a side returns when its work is done."""
+    samples: Samples = {name: [] for name in sides}
+    for function in sides.values():
+        function()
+    for i in range(pairs):
+        for name in list(sides)[:: 1 if i % 2 == 0 else -1]:
+            start = time.perf_counter()
+            sides[name]()
+            samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def call(function: Callable[..., Any], *args: Any) -> Callable[[], object]:
+    """A side: compiled for `args` and waited for; results stay on the device."""
+    compiled = jax.jit(function).lower(*args).compile()
+    return lambda: jax.block_until_ready(compiled(*args))
+
+
+def thread(compiled: Callable[..., Any], state: Any, *rest: Any) -> Callable[[], object]:
+    """A side: `state, out = compiled(state, *rest)`, each run on the state of the one before."""
+    held = [state]
+
+    def run() -> None:
+        held[0], out = compiled(held[0], *rest)
+        jax.block_until_ready((held, out))
+
+    return run
+
+
+def ratio(
+    name: str, samples: Samples, over: tuple[str, str], goal: Goal | None = None, **facts: Any
+) -> Result:
+    """Time of one side over that of another."""
+    first, second = (samples[side] for side in over)
+    return Result(
+        name=name,
+        value=quartile(first) / quartile(second),
+        by_medians=float(np.median(first) / np.median(second)),
+        goal=goal,
+        samples={side: samples[side] for side in over},
+        facts=facts,
+    )
+
+
+def table(results: list[Result]) -> Table:
+    """A line for each result, and below it the times of its sides."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("result", "value", "by medians", "goal", "met"):
+        is_name = column == "result"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name)
+    for result in results:
+        goal, met = "", ""
+        if result.goal is not None:
+            goal = f"{result.goal.relation} {result.goal.bound:g}"
+            met = "yes" if result.goal.is_met(result.value) else "no"
+        medians = "" if result.by_medians is None else f"{result.by_medians:.3f}"
+        table.add_row(result.name, f"{result.value:.3f}", medians, goal, met)
+        for side, samples in result.samples.items():
+            table.add_row(
+                f"  {side}, ms", f"{quartile(samples) * 1e3:.1f}", "", "", "", style="dim"
+            )
+    return table

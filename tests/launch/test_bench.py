@@ -1,0 +1,204 @@
+"""launch.bench: every case runs on a tiny model, the step by hand is our step, and the file says
+what was run where. Nothing here is timed.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.base import get_config
+from kernels.contract import Case
+from launch.benchmarks import bare, compile, matmul_fraction, memory, ops, problem, timing
+from launch.benchmarks import train_step as train_step_case
+from launch.benchmarks.problem import Options, Sizes
+from launch.benchmarks.timing import Goal, Result
+from tests.lm import tiny
+
+ROOT = Path(__file__).parents[2]
+SMALL = Sizes(
+    num_layers=2,
+    width=32,
+    ffn_dim=48,
+    vocab_size=384,
+    batch_size=2,
+    context_length=24,
+    depths=(1, 2),
+    squares=(16,),
+)
+SHORT = Case({"B": 1, "T": 64, "H": 2, "G": 2, "K": 16, "V": 16})
+
+
+def options(precision: str = "float32") -> Options:
+    base = get_config().to_dict()
+    return Options(
+        base=base,
+        pairs=2,
+        precision=precision,
+        sizes=SMALL,
+        cases=(SHORT,),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+
+@pytest.fixture
+def one_mixer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "MIXERS", ("stickbreaking",))
+
+
+def check_times(result: Result, sides: set[str], number: int = 2) -> None:
+    assert set(result.samples) == sides
+    for samples in result.samples.values():
+        assert len(samples) == number
+        assert min(samples) > 0
+    assert result.value > 0
+    assert result.by_medians is not None
+
+
+@pytest.mark.parametrize(
+    ("mixer", "precision"),
+    [("stickbreaking", "float32"), ("softmax", "float32"), ("softmax", "bfloat16")],
+)
+def test_step_by_hand_is_our_step(mixer: str, precision: str) -> None:
+    """Two steps, the second from moments that are not zero; loss and parameters agree."""
+    built = problem.built(options(precision), mixer)
+    batch, token_bytes = problem.batch(SMALL), problem.token_bytes(SMALL)
+    ours = tiny.state(built)
+    by_hand = jax.device_put(bare.init(built, ours.params))
+    step = tiny.compiled(built.step, ours, batch, token_bytes)
+    bare_step = tiny.compiled(jax.jit(bare.create(built)), by_hand, batch)
+    start = by_hand.params
+    for _ in range(2):
+        ours, metrics = step(ours, batch, token_bytes)
+        by_hand, loss = bare_step(by_hand, batch)
+        tolerance = 1e-6 if precision == "float32" else 1e-3
+        assert float(loss) == pytest.approx(float(metrics["train/loss"]), rel=tolerance)
+    params = bare.init(built, ours.params).params
+    for a, b, before in zip(*map(jax.tree.leaves, (params, by_hand.params, start)), strict=True):
+        moved = np.linalg.norm(a - before)
+        assert moved > 0
+        assert np.linalg.norm(a - b) < (1e-3 if precision == "float32" else 0.1) * moved
+
+
+def test_train_step(one_mixer: None) -> None:
+    (result,) = train_step_case.run(options())
+    check_times(result, {"ours", "bare"})
+    assert result.facts["form"] == "chunked"
+
+
+def test_matmul_fraction(one_mixer: None) -> None:
+    (result,) = matmul_fraction.run(options())
+    check_times(result, {"step", "matmul 16", "matmuls of a layer"})
+    flops = result.facts["flops"]
+    assert flops["matmul 16"] == 2 * 16**3
+    weights = 4 * 32 * 32 + 3 * 32 * 48
+    assert flops["matmuls of a layer"] == 6 * 48 * weights
+    assert flops["step"] > 6 * 48 * (2 * weights + 32 * 384), "attention counts too"
+
+
+def test_ops() -> None:
+    results = ops.run(options())
+    assert [r.name.split("/")[-1] for r in results] == [
+        "stickbreaking over softmax",
+        "stickbreaking over jax.nn",
+        "softmax over jax.nn",
+    ]
+    for result in results:
+        check_times(result, set(result.name.split("/")[-1].split(" over ")))
+        assert result.goal is None, "goals hold for long sequences"
+
+
+def test_memory(one_mixer: None) -> None:
+    step, *others = memory.run(options())
+    assert step.name == "memory/step/stickbreaking"
+    assert {r.name for r in others} == {"memory/op/softmax", "memory/op/stickbreaking"}
+    assert step.facts["temporary_bytes"] > 0
+    assert step.facts["unit"] == "B T vocab"
+    # Of a sequence of one tile all weights are there at once.
+    assert all(r.value >= 1 for r in others)
+
+
+def test_compile(one_mixer: None) -> None:
+    (result,) = compile.run(dataclasses.replace(options(), pairs=1))
+    check_times(result, {"1 layers", "2 layers"}, number=1)
+    assert result.name == "compile/stickbreaking"
+
+
+def test_order_alternates_after_one_warm_run() -> None:
+    seen: list[str] = []
+    sides = {name: lambda name=name: seen.append(name) for name in "AB"}
+    samples = timing.interleave(sides, 3)
+    assert "".join(seen) == "AB" + "AB" + "BA" + "AB"
+    assert [len(x) for x in samples.values()] == [3, 3]
+
+
+def test_ratio_of_lower_quartiles() -> None:
+    samples = {"a": [4.0, 2.0, 100.0, 2.0, 4.0], "b": [1.0, 1.0, 2.0, 50.0, 2.0], "c": [7.0]}
+    result = timing.ratio("x", samples, ("a", "b"), Goal("<=", 1.9))
+    assert (result.value, result.by_medians) == (2.0, 2.0)
+    found = result.to_mapping()
+    assert found["goal"] == {"relation": "<=", "bound": 1.9, "met": False}
+    assert found["samples"] == {"a": samples["a"], "b": samples["b"]}
+    assert found["lower_quartiles"] == {"a": 2.0, "b": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("relation", "met"), [("<", [True, False, False]), ("<=", [True, True, False])]
+)
+def test_goals(relation: Any, met: list[bool]) -> None:
+    assert [Goal(relation, 1.0).is_met(x) for x in (0.5, 1.0, 1.5)] == met
+    assert Goal(">=", 0.5).is_met(0.5)
+
+
+def bench(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "launch.bench", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, with the cases that compile little made tiny."""
+    script = (
+        "from launch import bench, cli; from launch.benchmarks import ops, problem, timing\n"
+        "from kernels.contract import Case\n"
+        f"case = Case({SHORT.dims!r})\n"
+        "ops.run = lambda o: ops._compare(case, o.pairs)\n"
+        "cli.run(bench.main)\n"
+    )
+    out = tmp_path / "new folder" / "cpu.json"
+    command = [sys.executable, "-c", script, "--cases=ops", "--pairs=3", f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stickbreaking over jax.nn" in done.stdout
+    found = json.loads(out.read_text())
+    assert found["command"].startswith("python -m launch.bench --cases=ops --pairs=3")
+    assert set(found["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
+    assert isinstance(found["dirty"], bool)
+    for key in ("commit", "date", "device", "cpu"):
+        assert found[key]
+    assert (found["pairs"], found["precision"]) == (3, "float32")
+    assert len(found["results"]) == 3
+    for result in found["results"]:
+        assert all(len(x) == 3 for x in result["samples"].values())
+        assert len(result["lower_quartiles"]) == len(result["medians"]) == 2
+    assert [p.name for p in out.parent.iterdir()] == ["cpu.json"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--cases=memory,train_stop", "error: --cases: no case 'train_stop'; "),
+        ("--pairs=0", "error: "),
+        ("--precision=float16", "error: "),
+    ],
+)
+def test_mistakes(flag: str, message: str) -> None:
+    done = bench(flag)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
