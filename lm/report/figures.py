@@ -189,9 +189,10 @@ def _axes(axes: Axes, curve: Curve) -> None:
     axes.margins(x=0.01)
     shown = [v for line in axes.lines for v in np.asarray(line.get_ydata(), dtype=float)]
     finite = [v for v in shown if np.isfinite(v)]
-    if curve.log and finite and 0 < min(finite) < 0.99 * max(finite):
-        axes.set_yscale("log")
-        if max(finite) < 30 * min(finite):  # under two decades, plain numbers read better
+    positive = [v for v in finite if v > 0]  # a first step of learning rate 0 updates nothing
+    if curve.log and positive and min(positive) < 0.99 * max(positive):
+        axes.set_yscale("log", nonpositive="mask")
+        if max(positive) < 30 * min(positive):  # under two decades, plain numbers read better
             axes.yaxis.set_major_locator(AutoLocator())
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_locator(NullLocator())

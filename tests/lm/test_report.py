@@ -47,7 +47,7 @@ def record(step: int, evaluated: bool = False) -> dict[str, Any]:
         "optim/skipped_total": float(step >= 7),
         "lr/hidden": 0.01,
         "lr/input": 0.02,
-        "update_norm/hidden": 0.1,
+        "update_norm/hidden": 0.1 * (1 - 1 / step),  # nothing at first: no learning rate yet
         "param_norm/hidden": 10.0,
         "time/step_seconds": 0.5,
         "time/tokens_per_second": 8192.0,
