@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
     q_segment: Int[Array, "I N rows"] | None
     kv_segment: Int[Array, "J N block_kv"] | None
     pairs: Int[Array, "P 2"]
-    count: Int[Array, ""]
+    needed: Int[Array, ""]
 
 
 def _pad(x: Array, axis: int, multiple: int, value: int = 0) -> Array:
@@ -129,20 +129,20 @@ def plan(
         q_slot = _rows(index, heads // groups, 1, blocks.block_q)
     else:
         q_slot = _rows(where.q_slot, heads, groups, blocks.block_q)
-    pairs, count = jnp.asarray(order), jnp.int32(len(order))
+    pairs, number = jnp.asarray(order), jnp.int32(len(order))
     if where.q_segment is None or where.kv_segment is None:
-        return Tiles(q_slot, kv_slot, None, None, pairs, count)
+        return Tiles(q_slot, kv_slot, None, None, pairs, number)
     tiles = Tiles(
         q_slot,
         kv_slot,
         _rows(where.q_segment, heads, groups, blocks.block_q),
         _rows(where.kv_segment, groups, groups, blocks.block_kv),
         pairs,
-        count,
+        number,
     )
     needed = _dynamic_need(tiles, strict, window)[order[:, 0], order[:, 1]]
     chosen = jnp.argsort(~needed, stable=True)
-    return tiles._replace(pairs=pairs[chosen], count=jnp.sum(needed, dtype=jnp.int32))
+    return tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
 
 
 def block(x: Array, i: Int[Array, ""]) -> Array:

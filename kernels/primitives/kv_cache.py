@@ -6,6 +6,7 @@ Empty slots carry segment 0, so no query sees them. A capacity that is exceeded 
 that do not fit: `length` then passes S, which the caller can check.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class CacheState(NamedTuple):
 FIELDS = (("k", "B S G K"), ("v", "B S G V"), ("segment_ids", "B S"), ("length", "B"))
 
 
-def create(dims: dict[str, int], dtype: DTypeLike, batch: int, max_len: int) -> CacheState:
+def create(dims: Mapping[str, int], dtype: DTypeLike, batch: int, max_len: int) -> CacheState:
     """An empty cache of `max_len` slots."""
     return CacheState(
         jnp.zeros((batch, max_len, dims["G"], dims["K"]), dtype),

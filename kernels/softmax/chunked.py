@@ -5,7 +5,6 @@ key blocks is kept running; the backward pass recomputes each tile from lse. Sav
 and lse; no array has T x T elements.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -76,8 +75,7 @@ def apply(
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
+def _attend(
     static: Static,
     q: Float[Array, "I N rows K"],
     k: Float[Array, "J N block K"],
@@ -116,7 +114,7 @@ def _forward(
     start = Running(
         jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, v.shape[-1]), jnp.float32)
     )
-    out, lse = online_softmax.finish(lax.fori_loop(0, tiles.count, visit, start))
+    out, lse = online_softmax.finish(lax.fori_loop(0, tiles.needed, visit, start))
     return out, Residuals(q, k, v, slopes, tiles, out, lse)
 
 
@@ -140,8 +138,9 @@ def _backward(
         return d_q, d_k_t, add(d_v_t, j, block(d_out_t, i) @ weights)
 
     start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t))
-    d_q, d_k_t, d_v_t = lax.fori_loop(0, tiles.count, visit, start)
+    d_q, d_k_t, d_v_t = lax.fori_loop(0, tiles.needed, visit, start)
     return d_q, jnp.swapaxes(d_k_t, -1, -2), jnp.swapaxes(d_v_t, -1, -2), None, None
 
 
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
 attend.defvjp(_forward, _backward)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels import segments
-from kernels.contract import Options
+from kernels.contract import Dims, Options
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
 from kernels.primitives.kv_cache import CacheState
@@ -50,7 +50,7 @@ def apply(
     return segments.blank_padding(out, placed.q_segment), placed.state
 
 
-def unsupported(dims: dict[str, int], options: Options) -> str | None:
+def unsupported(dims: Dims, options: Options) -> str | None:
     """Why this problem cannot run here, or None."""
     if options["logits_soft_cap"]:
         return f"jax.nn.dot_product_attention has no logits_soft_cap={options['logits_soft_cap']}"

@@ -7,7 +7,6 @@ would cancel the digits that matter. Saved: inputs, log rem, and `left`: T S / b
 head; no array has T x T elements.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -81,8 +80,7 @@ def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
     return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
+def _attend(
     static: Static,
     q: Float[Array, "I N rows K"],
     k: Float[Array, "J N block K"],
@@ -110,7 +108,7 @@ def _forward(
     out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
     left = jnp.zeros(q.shape[:-1], jnp.float32)
     lefts = jnp.zeros((tiles.pairs.shape[0], *left.shape[1:]), jnp.float32)
-    out, left, lefts = lax.fori_loop(0, tiles.count, visit, (out, left, lefts))
+    out, left, lefts = lax.fori_loop(0, tiles.needed, visit, (out, left, lefts))
     return (out, -left), Residuals(q, k, v, tiles, lefts)
 
 
@@ -124,7 +122,7 @@ def _backward(
 
     def visit(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         d_q, d_k_t, d_v_t, flow = carry
-        step = tiles.count - 1 - back
+        step = tiles.needed - 1 - back
         i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
         weighed = tile.weigh(block(q, i), block(k_t, j), seen, block(lefts, step), static.run)
@@ -137,8 +135,9 @@ def _backward(
 
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
     start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t), d_log_rem)
-    d_q, d_k_t, d_v_t, _ = lax.fori_loop(0, tiles.count, visit, start)
+    d_q, d_k_t, d_v_t, _ = lax.fori_loop(0, tiles.needed, visit, start)
     return d_q, jnp.swapaxes(d_k_t, -1, -2), jnp.swapaxes(d_v_t, -1, -2), None
 
 
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
 attend.defvjp(_forward, _backward)

@@ -104,13 +104,13 @@ def test_tiles_cover_what_is_visible_and_no_more(window: int, strict: bool, pack
     ids = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), jnp.array([70, 60, 30]), axis=1)
     placed = kv_cache.place(x, x, ids if packed else None, None)
     tiles = causal_tiles.plan(placed, (time, 2), blocks, strict=strict, window=window)
-    listed = {tuple(pair) for pair in np.asarray(tiles.pairs)[: int(tiles.count)].tolist()}
+    listed = {tuple(pair) for pair in np.asarray(tiles.pairs)[: int(tiles.needed)].tolist()}
     index = jnp.arange(time)
     pair = (ids[0][:, None], ids[0][None]) if packed else ()
     seen = segments.visible(index[:, None], index, *pair, strict=strict, window=window)
     needed = np.asarray(seen).reshape(5, 32, 5, 32).any(axis=(1, 3))
     assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}
-    order = np.asarray(tiles.pairs)[: int(tiles.count)]
+    order = np.asarray(tiles.pairs)[: int(tiles.needed)]
     assert order.tolist() == sorted(order.tolist(), key=lambda pair: (pair[0], -pair[1]))
 
 
