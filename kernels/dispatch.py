@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 from jax.sharding import Mesh
@@ -27,7 +27,7 @@ from jaxtyping import Array, DTypeLike, Int
 from kernels import shard
 from kernels.contract import Dims, InputSpec, Op, Options
 from kernels.letters import Inputs
-from kernels.shard import Rules
+from kernels.shard import Placement, Rules
 
 
 class Resolved(NamedTuple):
@@ -86,8 +86,7 @@ def apply(
     form: str,
     options: Options | None = None,
     blocks: Any = None,
-    mesh: Mesh | None = None,
-    rules: Rules | None = None,
+    **placement: Unpack[Placement],
 ) -> tuple[Array, Any]:
     """Output [B, T, H, V] and state of T tokens, by a concrete form.
 
@@ -95,7 +94,7 @@ def apply(
     given state is continued: its rows may have different lengths, padding in `segment_ids` is not
     written to it, and without `segment_ids` all tokens continue the row's last document.
 
-    With a mesh of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
+    With `mesh` of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
     """
     op = get(name)
     _check_known("form", form, tuple(op.forms))
@@ -117,9 +116,10 @@ def apply(
             return op.form(form)(inputs, segment_ids, state, options=bound)
         return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
 
+    mesh, rules = _unpack(**placement)
     if mesh is None or mesh.size == 1:
         return call(inputs, segment_ids, state)
-    return _sharded(op, call, mesh, rules or {}, dims)(inputs, segment_ids, state)
+    return _sharded(op, call, mesh, rules, dims)(inputs, segment_ids, state)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
@@ -220,6 +220,11 @@ def _check_state(op: Op, state: Any, dims: Dims) -> None:
                 raise ValueError(f"state.{name} has {letter}={size}, the inputs {dims[letter]}")
         if sizes.get("S", dims["T"]) < dims["T"]:
             raise ValueError(f"state has room for S={sizes['S']} tokens, the call has {dims['T']}")
+
+
+def _unpack(*, mesh: Mesh | None = None, rules: Rules | None = None) -> tuple[Any, Rules]:
+    """Mesh and rules; a call, so that any other keyword of `apply` is Python's own error."""
+    return mesh, rules or {}
 
 
 def _sharded(op: Op, call: Any, mesh: Mesh, rules: Rules, dims: Dims) -> Any:

@@ -8,7 +8,7 @@ declaration implies; one outside would have to spell those sums out per op.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -16,6 +16,13 @@ from jax.sharding import Mesh, PartitionSpec
 from kernels.contract import Dims
 
 type Rules = Mapping[str, tuple[str, ...]]
+
+
+class Placement(TypedDict, total=False):
+    """Where a call runs: a mesh, and the rules that split it. Without them, on one device."""
+
+    mesh: Mesh | None
+    rules: Rules | None
 
 
 def spec(letters: str, rules: Rules) -> PartitionSpec:

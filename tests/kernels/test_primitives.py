@@ -10,7 +10,7 @@ from kernels.blocks import Attention
 from kernels.primitives import causal_tiles, kv_cache, log_space, online_softmax, rope
 from tests.kernels.contract_problem import error
 
-IDS = jnp.array([[1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 3, 3, 3, 3]], jnp.int32)
+IDS = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 3, 3, 3, 3]], np.int32)
 
 
 def test_softplus_and_its_exponential():
