@@ -320,17 +320,13 @@ def _check_shapes(path: Path, abstract: TrainState) -> None:
             stored = reader.metadata(path / "state").item_metadata.tree
     except DAMAGE as error:
         raise _damaged(path, error) from None
-    stored_shapes = {
-        name.split("/", 1)[-1]: shape for name, shape in _shapes(stored["params"]).items()
-    }
-    wanted = _shapes(abstract.params)
+    stored_shapes, wanted = _shapes(stored["params"]), _shapes(abstract.params)
     for name in sorted(stored_shapes.keys() | wanted.keys()):
         a, b = stored_shapes.get(name), wanted.get(name)
         if a != b:
             raise UserError(
                 f"checkpoint {path} has {name} {a or 'not at all'}, this config's model has "
-                f"{b or 'it not'}; "
-                "set config.model to the checkpoint's"
+                f"{b or 'it not'}; set config.model to the checkpoint's"
             )
 
 
