@@ -43,14 +43,15 @@ log = logging.getLogger(__name__)
 
 
 class Meta(NamedTuple):
-    """`tokens` seen at `step`; `decay_start` in tokens if a decay branched from a trunk; `digest`
-    per array.
+    """`tokens` seen at `step`; `decay_start` in tokens if a decay branched from a trunk;
+    `digest` per array; `shapes` per parameter.
     """
 
     step: int
     tokens: int
     decay_start: float | None
     digest: dict[str, int]
+    shapes: dict[str, list[int]]
 
 
 class Restored(NamedTuple):
@@ -116,7 +117,7 @@ class Checkpointer:
         """
         if self.latest == meta.step:
             return
-        meta = meta._replace(digest=digest(state))
+        meta = meta._replace(digest=digest(state), shapes=_shapes(state.params))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             loader=ocp.args.JsonSave(dict(loader)),
@@ -314,15 +315,10 @@ def _meta(value: dict[str, Any]) -> Meta:
 
 
 def _check_shapes(path: Path, abstract: TrainState) -> None:
-    """Tells a different model from a damaged file, before anything is read."""
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            stored = reader.metadata(path / "state").item_metadata.tree
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
-    stored_shapes, wanted = _shapes(stored["params"]), _shapes(abstract.params)
-    for name in sorted(stored_shapes.keys() | wanted.keys()):
-        a, b = stored_shapes.get(name), wanted.get(name)
+    """Tells a different model from a damaged file, before any array is read."""
+    stored, wanted = read_meta(path).shapes, _shapes(abstract.params)
+    for name in sorted(stored.keys() | wanted.keys()):
+        a, b = stored.get(name), wanted.get(name)
         if a != b:
             raise UserError(
                 f"checkpoint {path} has {name} {a or 'not at all'}, this config's model has "
@@ -330,6 +326,6 @@ def _check_shapes(path: Path, abstract: TrainState) -> None:
             )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[str, list[int]]:
     names = jax.tree.leaves(params_lib.names(tree))
-    return {n: tuple(leaf.shape) for n, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
+    return {n: list(leaf.shape) for n, leaf in zip(names, jax.tree.leaves(tree), strict=True)}

@@ -54,7 +54,8 @@ class Duration:
         return self.value * scale[self.unit]
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        short = f"{self.value:g}"
+        return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
@@ -67,11 +68,7 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 def to_mapping(value: Any) -> Any:
     """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can hold."""
     if isinstance(value, Duration):
-        return (
-            str(Duration(value.value, value.unit))
-            if value.value < 1e6
-            else f"{value.value!r} {value.unit}"
-        )
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

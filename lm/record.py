@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import socket
@@ -103,15 +105,15 @@ def check_unchanged(workdir: Path, config: Config) -> None:
         )
 
 
-def read_decay_start(workdir: Path) -> float:
-    """Tokens at which the decay of a run with schedule.decay_from branched.
+def recorded(workdir: Path, *keys: str) -> Any:
+    """An entry of the run.json of an earlier launch, recorded("tokenizer", "sha256") say.
 
     Raises:
-      UserError: run.json does not tell.
+      UserError: it is not there.
     """
     path = workdir / "run.json"
     try:
-        return float(json.loads(path.read_text())["decay_start"])
+        return functools.reduce(operator.getitem, keys, json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{path} is damaged or missing; restore it or choose another workdir"

@@ -125,7 +125,7 @@ def run(config: Config, options: Options) -> Outcome:
             _stop_if_stuck(config, at, in_row, values["train/loss"])
 
         def save() -> None:
-            meta = Meta(step, step * config.tokens_per_step, decay_start, {})
+            meta = Meta(step, step * config.tokens_per_step, decay_start, {}, {})
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
         def due(every: Duration) -> bool:
@@ -179,17 +179,24 @@ def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | 
         return None
     if origin is not None:
         return float(checkpoint.read_meta(origin).tokens)
-    return record.read_decay_start(workdir)
+    return record.recorded(workdir, "decay_start")
 
 
 def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer | None:
     """The tokenizer this run, or the one it starts from, already uses.
 
     Raises:
-      UserError: the run it starts from used another than the configuration gives.
+      UserError: it is not the one recorded, or not the one that the configuration gives.
     """
-    if (workdir / checkpoint.TOKENIZER).exists():
-        return tokenizers.load(workdir / checkpoint.TOKENIZER)
+    own = workdir / checkpoint.TOKENIZER
+    if own.exists():
+        used, known = tokenizers.load(own), record.recorded(workdir, "tokenizer", "sha256")
+        if used.sha256 != known:
+            raise UserError(
+                f"{own} has sha256 {used.sha256[:12]}, recorded was {known[:12]}; restore it or "
+                "choose another workdir"
+            )
+        return used
     if origin is None:
         return None
     path = origin.parent.parent / checkpoint.TOKENIZER
