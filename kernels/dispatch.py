@@ -101,7 +101,9 @@ def apply(
     dims = _dims(op, inputs, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
-    target = jax.default_backend()
+    mesh, rules = _unpack(**placement)
+    # A mesh may be of devices that are not attached.
+    target = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     reason = op.unsupported(form, dims, inputs[op.inputs[0].name].dtype, bound, target)
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
@@ -116,7 +118,6 @@ def apply(
             return op.form(form)(inputs, segment_ids, state, options=bound)
         return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
 
-    mesh, rules = _unpack(**placement)
     if mesh is None or mesh.size == 1:
         return call(inputs, segment_ids, state)
     return _sharded(op, call, mesh, rules, dims)(inputs, segment_ids, state)

@@ -23,7 +23,7 @@ PACKAGES = ("kernels", "lm", "launch", "experiments", "tests")
 OP_RANKS = (
     {"reference"},
     {"tile"},
-    {"chunked", "pallas_tpu", "triton_gpu", "decode"},
+    {"chunked", "jax_nn", "pallas_tpu", "triton_gpu", "decode"},
     {"sequence"},
     {"cases"},
     {"__init__"},
