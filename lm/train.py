@@ -249,8 +249,12 @@ def _padded_bytes(tokenizer: Tokenizer, built: Build) -> np.ndarray:
 
 
 def _due(step: int, config: Config, every: Duration) -> bool:
-    period = config.steps(every)
-    return period > 0 and step % period == 0
+    """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that the
+    last quarter of a run ends with the run.
+    """
+    tokens = every.tokens(run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step)
+    period = max(1.0, tokens / config.tokens_per_step)
+    return tokens > 0 and int(step / period + 1e-9) > int((step - 1) / period + 1e-9)
 
 
 def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:
