@@ -1,0 +1,193 @@
+"""Whole training runs of a tiny model, for the tests of training, checkpoints and resume.
+
+Runs that differ only in what compiled code does not see share one build. A `Lab` keeps finished
+runs; a test that changes a run works on a copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm import build as build_lib
+from lm import checkpoint, metrics, report, schedules, train
+from lm.build import Build, build
+from lm.checkpoint import Meta
+from lm.config import Config, to_mapping
+from lm.train import Options, Outcome
+from tests.lm import tiny
+
+STEPS = 12
+DECAY_START = 9
+CHANGES: dict[str, Any] = {
+    "model.num_layers": 2,
+    "model.pattern": "softmax",
+    "data.tokenizer.vocab_size": 257,
+    "data.context_length": 32,
+    "schedule.warmup": "256 tokens",
+    "schedule.decay": "3 steps",
+    "run.length": f"{STEPS} steps",
+    "eval.every": "6 steps",
+    "eval.max_tokens": 256,
+    "checkpoint.every": "3 steps",
+    "checkpoint.keep_last": 20,
+    "log.samples": (),
+    "log.sample_tokens": 4,
+}
+WORDS = ("the", "quick", "fox", "jumps", "over", "été", "naïve", "def", "f(x):", "return x + 1")
+
+# Called before `step` or `token_nll` with the number of calls so far and the arguments; what it
+# returns, if anything, takes the place of the arguments.
+Hook = Callable[[int, Any], Any]
+
+
+def write_corpus(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    for i in range(20):
+        (folder / f"{i:02}.txt").write_text(" ".join(rng.choices(WORDS, k=120)), encoding="utf-8")
+    return folder
+
+
+def sources(corpus: Path) -> dict[str, Any]:
+    """One source that is trained on and validated on, and one for validation only."""
+    plain = {"text_key": "text", "weight": 1.0, "valid_fraction": 0.3}
+    return {
+        "text": plain | {"path": str(corpus / "*.txt")},
+        "held": plain | {"path": str(corpus / "0*.txt"), "weight": 0.0, "valid_fraction": 1.0},
+    }
+
+
+@dataclasses.dataclass
+class Lab:
+    """`root` holds corpus/, data/ and a folder for each run."""
+
+    root: Path
+    builds: dict[str, Build] = dataclasses.field(default_factory=dict)
+    steps: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        write_corpus(self.root / "corpus")
+
+    def config(self, changes: dict[str, Any] | None = None) -> Config:
+        found = {"data.sources": sources(self.root / "corpus")}
+        return tiny.config(CHANGES | found | (changes or {}))
+
+    def run(self, workdir: Path, changes: dict[str, Any] | None = None, **options: Any) -> Outcome:
+        """`train.run` with the options `step` and `nll`, hooks of those functions of the build,
+        and `is_page_written` (report.html takes a second).
+        """
+        hooks = {name: options.pop(name, None) for name in ("step", "nll")}
+        is_page_written = options.pop("is_page_written", False)
+        given = {"workdir": workdir, "data_dir": self.root / "data"} | options
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build_lib, "build", functools.partial(self._build, hooks))
+            if not is_page_written:
+                patch.setattr(report, "write", lambda workdirs, out: out)
+            return train.run(self.config(changes), Options(**given))
+
+    def _build(
+        self, hooks: dict[str, Hook | None], config: Config, devices: Any, decay_start: Any = None
+    ) -> Build:
+        """One device; compiled fast, and once for all configurations that compile to the same."""
+        mapping = to_mapping(config)
+        for unseen in ("eval", "log", "checkpoint", "seed", "init_from", "run"):
+            mapping.pop(unseen)
+        mapping["optimizer"].pop("max_skipped")
+        schedule = schedules.create(
+            config.schedule,
+            run_tokens=config.run_tokens,
+            tokens_per_step=config.tokens_per_step,
+            decay_start=decay_start,
+        )
+        for unseen in ("warmup", "decay", "decay_from"):
+            mapping["schedule"].pop(unseen)
+        key = json.dumps(mapping)
+        if key not in self.builds:
+            built = build(config, devices[:1], decay_start)
+            self.builds[key] = built._replace(
+                init=compiled_once(built.init), token_nll=compiled_once(built.token_nll)
+            )
+        built = self.builds[key]
+        key += str(schedule.phases)
+        if key not in self.steps:
+            fresh = build(config, devices[:1], decay_start)
+            self.steps[key] = compiled_once(fresh.step)
+        return built._replace(
+            config=config,
+            schedule=schedule,
+            run_tokens=int(build_lib.schedule_end(config, decay_start)),
+            step=hooked(self.steps[key], hooks["step"]),
+            token_nll=hooked(built.token_nll, hooks["nll"]),
+        )
+
+    @property
+    def whole(self) -> Path:
+        """The finished, uninterrupted run; never to be changed."""
+        return self._kept("whole", {})
+
+    @property
+    def longer(self) -> Path:
+        """The same, planned for twice the length."""
+        return self._kept("longer", {"run.length": f"{2 * STEPS} steps"})
+
+    def _kept(self, name: str, changes: dict[str, Any]) -> Path:
+        if not (self.root / name).exists():
+            assert self.run(self.root / name, changes).finished
+        return self.root / name
+
+
+def compiled_once(jitted: Any) -> Any:
+    """The jitted function compiled fast for the first arguments, which all later ones match."""
+    found: list[Any] = []
+
+    def call(*args: Any) -> Any:
+        if not found:
+            found.append(tiny.compiled(jitted, *args))
+        return found[0](*args)
+
+    return call
+
+
+def hooked(function: Any, hook: Hook | None) -> Any:
+    calls = iter(range(1_000_000))
+    return function if hook is None else lambda *a: function(*(hook(next(calls), a) or a))
+
+
+def copy(workdir: Path, to: Path, last: int | None = None) -> Path:
+    """A copy of a run, as it was when checkpoint `last` was the newest."""
+    shutil.copytree(workdir, to)
+    if last is not None:
+        for step in checkpoint.steps(to):
+            if step > last:
+                shutil.rmtree(to / checkpoint.FOLDER / str(step))
+    return to
+
+
+def meta(workdir: Path, step: int | None = None) -> Meta:
+    """Of the newest checkpoint; its digest covers every bit of every array."""
+    path = checkpoint.locate(workdir)
+    return checkpoint.read_meta(path if step is None else path.parent / str(step))
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without timings."""
+    lines = metrics.read(workdir)
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    assert meta(a) == meta(b)
+    assert records(a) == records(b)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
