@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -36,10 +39,18 @@ FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")
 TOKENIZER = "tokenizer.json"
 
-# What Orbax, tensorstore and json raise on files that are missing, cut short or garbled.
-DAMAGE = (OSError, ValueError, KeyError, TypeError)
+# What Orbax, tensorstore and json raise on files that are missing, cut short or garbled, and on a
+# full disk; Orbax also raises plain Exception, which `_Telling` knows.
+FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError)
+ORBAX = f"{os.sep}orbax{os.sep}"
+LOGGERS = ("absl", "asyncio")  # where Orbax logs a failure, in pages of tracebacks, and raises it
+SETTLE_SECONDS = 0.1  # in which reads end that were under way when one of them failed
 
 log = logging.getLogger(__name__)
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not whole, and what shows it."""
 
 
 class Meta(NamedTuple):
@@ -81,8 +92,8 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, config: Config) -> None:
         self._folder = (workdir / FOLDER).absolute()
+        self._stack = contextlib.ExitStack()
         self._config = to_mapping(config)
-        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         keep_every = config.steps(config.checkpoint.keep_every)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep_last,
@@ -91,6 +102,8 @@ class Checkpointer:
             enable_async_checkpointing=True,
         )
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
             self._manager = ocp.CheckpointManager(
                 self._folder, options=self._options, item_names=ITEMS
             )
@@ -100,10 +113,17 @@ class Checkpointer:
             ) from None
 
     def __enter__(self) -> Checkpointer:
+        self._stack.enter_context(_quiet())
+        self._stack.callback(self._manager.close)
         return self
 
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._manager.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def latest(self) -> int | None:
@@ -124,28 +144,26 @@ class Checkpointer:
             config=ocp.args.JsonSave(self._config),
             meta=ocp.args.JsonSave(meta._asdict()),
         )
-        with self._failures_in_one_line():
+        with _Telling(self._unsaved):
             self._manager.check_for_errors()
             self._manager.save(meta.step, args=args)
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises as `save` does."""
-        with self._failures_in_one_line():
+        with _Telling(self._unsaved):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    @contextlib.contextmanager
-    def _failures_in_one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
-            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            known = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in str(error) else None
-            raise UserError(
-                f"cannot save a checkpoint in {self._folder}: {known or _reason(error)}; "
-                "mend that (free some space?) and run the same command again"
-            ) from None
+    def _unsaved(self, reason: str) -> UserError:
+        self._remove_unfinished()
+        return UserError(
+            f"cannot save a checkpoint in {self._folder}: {reason}; mend that (free some space?) "
+            "and run the same command again"
+        )
+
+    def _remove_unfinished(self) -> None:
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
         """The newest checkpoint that is whole, damaged newer ones moved aside; None if there is
@@ -154,24 +172,20 @@ class Checkpointer:
         Raises:
           UserError: checkpoints exist and every one is damaged; they stay where they are.
         """
-        damaged: dict[int, str] = {}
+        damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = _read(self._folder / str(step), abstract)
-            except DAMAGE as error:
-                damaged[step] = _reason(error)
+            except DamagedError as error:
+                damaged[step] = error
             else:
-                for other, reason in damaged.items():
+                for other, error in damaged.items():
                     aside = self._move_aside(other)
-                    log.warning(
-                        "checkpoint %s is damaged (%s); moved to %s, going on from %d",
-                        *(self._folder / str(other), reason, aside, step),
-                    )
+                    log.warning("%s; moved to %s, going on from step %d", error, aside, step)
                 return restored
         if damaged:
-            step, reason = next(iter(damaged.items()))
             raise UserError(
-                f"every checkpoint of {self._folder} is damaged (the newest, {step}: {reason}); "
+                f"every checkpoint is damaged, the newest: {next(iter(damaged.values()))}; "
                 "restore a copy or choose a new workdir"
             )
         return None
@@ -228,18 +242,14 @@ def steps(workdir: Path) -> list[int]:
 
 def read_meta(path: Path) -> Meta:
     """Meta of a checkpoint folder."""
-    try:
+    with _telling_damage(path):
         return _meta(_json(path, "meta"))
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
 
 
 def read_config(path: Path) -> Config:
     """The configuration of the run that wrote a checkpoint folder."""
-    try:
+    with _telling_damage(path):
         return from_mapping(_json(path, "config"))
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
 
 
 def restore(path: Path, abstract: TrainState) -> Restored:
@@ -249,10 +259,8 @@ def restore(path: Path, abstract: TrainState) -> Restored:
       UserError: damaged, or of a model with other parameters.
     """
     _check_shapes(path, abstract)
-    try:
+    with _quiet():
         return _read(path, abstract)
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
@@ -276,34 +284,75 @@ def load(workdir: str | os.PathLike[str]) -> Loaded:
 
 
 def _read(path: Path, abstract: TrainState) -> Restored:
-    with ocp.StandardCheckpointer() as reader:
-        state = reader.restore(path / "state", abstract)
-    meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
-    found = digest(state)
-    for name, value in found.items():
-        if meta.digest.get(name) != value:
-            raise ValueError(
-                f"the digest of {name} is {value}, recorded was {meta.digest.get(name)}"
-            )
-    if not int(state.step) == meta.step == loader["next_step"]:
-        raise ValueError(
-            f"state, meta and loader are at steps {int(state.step)}, {meta.step} and "
-            f"{loader['next_step']}"
-        )
-    return Restored(state, loader, _json(path, "config"), meta)
+    with _telling_damage(path):
+        with ocp.StandardCheckpointer() as reader:
+            state = reader.restore(path / "state", abstract)
+        meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
+        for name, value in digest(state).items():
+            if meta.digest[name] != value:
+                raise ValueError(f"digest of {name} is {value}, recorded {meta.digest[name]}")
+        steps = (int(state.step), meta.step, loader["next_step"])
+        if len(set(steps)) > 1:
+            raise ValueError(f"state, meta and loader are at steps {steps}")
+        return Restored(state, loader, _json(path, "config"), meta)
+
+
+def _telling_damage(path: Path) -> _Telling:
+    return _Telling(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
+
+
+class _Telling:
+    """A context manager: failures of reading or writing leave it as `told(reason)`, in one line."""
+
+    def __init__(self, told: Callable[[str], UserError]) -> None:
+        self._told = told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and (kind is Exception or isinstance(error, FAILURES)):
+            cause = error.__cause__ or error
+            text, full = str(cause), os.strerror(errno.ENOSPC)
+            cause.__traceback__ = error.__traceback__ = None
+            time.sleep(SETTLE_SECONDS)
+            gc.collect()  # what was abandoned complains now, while `_quiet` listens
+            # tensorstore tells of a full disk among much else.
+            raise self._told(full if full in text else " ".join(text.split())[:160]) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """When one read or write of many fails, Orbax abandons the others and closes their event loop.
+    Each complains where nobody can catch it; the failure itself is raised.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        is_abandoned = code is not None and ORBAX in code.co_filename
+        if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_is_not_of_orbax)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(_is_not_of_orbax)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs a failed save with pages of tracebacks, and raises it too: that we tell."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"checkpoint {path} is damaged: {_reason(error)}")
+    """Also of asyncio, which logs the exceptions of tasks that Orbax abandoned."""
+    return ORBAX not in record.pathname + record.getMessage()
 
 
 def _json(path: Path, item: str) -> dict[str, Any]:

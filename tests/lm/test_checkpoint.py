@@ -1,0 +1,291 @@
+"""Checkpoints: exact on any mesh, and damage of any kind is noticed, named and survived."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import lm
+from lm import checkpoint, evaluate
+from lm.checkpoint import Checkpointer, DamagedError, Meta
+from lm.config import UserError
+from lm.data import loader, prepare
+from lm.state import TrainState
+from tests.lm import tiny
+from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, files, meta, records
+
+IDENTITY = {"identity": {"seed": 0}}
+
+
+def stored(folder: Path, step: int = STEPS) -> Path:
+    return folder / checkpoint.FOLDER / str(step)
+
+
+def largest(folder: Path) -> Path:
+    """The file that holds the arrays."""
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    """Changes one byte in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a truncated array file": lambda path: truncate(largest(path / "state")),
+    "a flipped bit": lambda path: flip(largest(path / "state")),
+    "no meta": lambda path: shutil.rmtree(path / "meta"),
+    "no state": lambda path: shutil.rmtree(path / "state"),
+    "an empty file": lambda path: (path / "meta" / "metadata").write_text(""),
+    "an empty object": lambda path: (path / "loader" / "metadata").write_text("{}"),
+    "an empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    lab: Lab, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    workdir = copy(lab.whole, tmp_path / "run")
+    DAMAGES[damage](stored(workdir))
+    with caplog.at_level(logging.WARNING):
+        assert lab.run(workdir).finished
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "lm.checkpoint"]
+    assert line.startswith(f"checkpoint {stored(workdir)} is damaged: ")
+    assert line.endswith(f"moved to {workdir}/damaged/{STEPS}, going on from step {DECAY_START}")
+    assert "\n" not in line
+    assert (workdir / "damaged" / str(STEPS)).is_dir()
+    assert_equal_runs(workdir, lab.whole)
+
+
+def test_all_checkpoints_damaged(lab: Lab, tmp_path: Path) -> None:
+    """One line, and nothing is lost: the next launch says the same, it does not start anew."""
+    workdir = copy(lab.whole, tmp_path / "run")
+    for step in checkpoint.steps(workdir):
+        flip(largest(stored(workdir, step) / "state"))
+    before = files(workdir)
+    for _ in range(2):
+        with pytest.raises(UserError, match="every checkpoint is damaged, the newest") as caught:
+            lab.run(workdir)
+        assert "\n" not in str(caught.value)
+    assert files(workdir) == before
+
+
+FILE_DAMAGES: tuple[Callable[[Path], Any], ...] = (
+    flip,
+    truncate,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.unlink(),
+)
+
+
+@pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_damage_to_any_file_is_noticed_or_harmless(
+    lab: Lab, tmp_path: Path, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of a checkpoint flipped, cut short, emptied and removed (the fast tier takes one
+    in `share`): never another error, never another state.
+    """
+    monkeypatch.setattr(checkpoint, "SETTLE_SECONDS", 0.01)
+    path = stored(copy(lab.whole, tmp_path / "run"))
+    abstract = next(iter(lab.builds.values())).abstract_state
+    whole = meta(lab.whole).digest
+    noticed = 0
+    paths = sorted(p for p in path.rglob("*") if p.stat().st_size and p.is_file())
+    for file, damage in itertools.islice(itertools.product(paths, FILE_DAMAGES), 0, None, share):
+        data = file.read_bytes()
+        damage(file)
+        try:
+            is_same = checkpoint.digest(checkpoint.restore(path, abstract).state) == whole
+        except DamagedError:
+            is_same, noticed = True, noticed + 1
+        assert is_same, file
+        file.write_bytes(data)
+    assert noticed >= 12 // share
+
+
+def created(changes: dict[str, Any] | None = None, devices: int = 1) -> tuple[Any, TrainState]:
+    built = tiny.create(changes, devices)
+    return built, tiny.state(built)._replace(step=jax.device_put(np.int32(3)))
+
+
+def save(workdir: Path, built: Any, state: TrainState, step: int) -> None:
+    state = state._replace(step=jax.device_put(np.int32(step), state.step.sharding))
+    with Checkpointer(workdir, built.config) as saver:
+        saver.save(state, {"next_step": step} | IDENTITY, Meta(step, 96 * step, None, {}, {}))
+        saver.wait()
+
+
+def test_save_and_restore(tmp_path: Path) -> None:
+    built, state = created()
+    save(tmp_path, built, state, 3)
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # of a process that was killed
+    with Checkpointer(tmp_path, built.config) as saver:
+        assert not (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").exists()
+        assert saver.latest == 3
+        restored = saver.restore_latest(built.abstract_state)
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+    assert (restored.meta.step, restored.meta.tokens) == (3, 288)
+    assert restored.loader == {"next_step": 3} | IDENTITY
+    assert checkpoint.read_config(tmp_path / "checkpoints" / "3") == built.config
+    with Checkpointer(tmp_path / "empty", built.config) as saver:
+        assert saver.restore_latest(built.abstract_state) is None
+
+
+FOUR_DEVICES = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.lm import tiny
+from tests.lm.test_checkpoint import created, save
+built, state = created({"mesh.data": 2, "mesh.fsdp": 2}, devices=4)
+assert not state.params["embed"]["table"].sharding.is_fully_replicated
+save(Path(sys.argv[1]), built, state, 3)
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=env)
+    alone, state = created()
+    restored = checkpoint.restore(tmp_path / "checkpoints" / "3", alone.abstract_state).state
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
+    assert restored.params["embed"]["table"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_digest() -> None:
+    """Every bit counts, and so does every place."""
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal(100).astype(np.float32)
+
+    def of(x: np.ndarray) -> dict[str, int]:
+        return checkpoint.digest({"a": x, "b": np.int32(3)})
+
+    base = of(array)
+    assert base.keys() == {"a", "b"}
+    swapped = array.copy()
+    swapped[[3, 50]] = swapped[[50, 3]]
+    assert of(swapped)["a"] != base["a"]
+    for bit in range(32):
+        bits = array.copy().view(np.uint32)
+        bits[bit * 3] ^= np.uint32(1 << bit)
+        assert of(bits.view(np.float32))["a"] != base["a"]
+    assert of(array.copy()) == base
+
+
+def test_locate(lab: Lab, tmp_path: Path) -> None:
+    newest = lab.whole / "checkpoints" / "12"
+    assert checkpoint.locate(lab.whole) == newest
+    assert checkpoint.locate(lab.whole / "checkpoints") == newest
+    assert checkpoint.locate(newest.with_name("3")) == newest.with_name("3")
+    assert checkpoint.steps(lab.whole) == [3, 6, 9, 12]
+    assert checkpoint.steps(tmp_path) == []
+    for path in (tmp_path, tmp_path / "absent", newest.with_name("5")):
+        with pytest.raises(UserError, match="give WORKDIR or WORKDIR/checkpoints/STEP"):
+            checkpoint.locate(path)
+
+
+def test_a_notebook_loads_a_run(lab: Lab) -> None:
+    """The model scores as training recorded, and the tokenizer reads what it says."""
+    loaded = lm.load(lab.whole)
+    assert (loaded.step, loaded.config) == (STEPS, lab.config())
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("naïve")) == "naïve"
+    prepared = prepare.prepare(loaded.config.data, lab.root / "data", progress=False)
+    sets = loader.validation_batches(prepared, loaded.config.data, 4, 256)
+    token_nll = next(iter(lab.builds.values())).token_nll
+    for name, batches in sets.items():
+        score = evaluate.evaluate(
+            token_nll, loaded.build.put, loaded.params, batches, loaded.tokenizer.token_bytes
+        )
+        assert score.bpb == records(lab.whole)[-1][f"eval/{name}/bpb"]
+    hidden, _ = loaded.model.apply(
+        {"params": loaded.params}, *(np.ones((1, 3), np.int32) for _ in range(3))
+    )
+    assert hidden.shape == (1, 3, 32)
+    assert lm.load(str(lab.whole / "checkpoints" / "3")).step == 3
+
+
+def test_importing_lm_starts_nothing() -> None:
+    code = "import sys, lm; assert lm.load and 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(lab: Lab, small_disk: Path) -> None:
+    """One line; what was saved before is whole and the rest is gone; with space the run goes on."""
+    workdir = small_disk / "run"
+    with pytest.raises(UserError) as caught:
+        lab.run(workdir, {"checkpoint.every": "1 steps"})
+    line = str(caught.value)
+    assert line.startswith(f"cannot save a checkpoint in {workdir}/checkpoints: No space left on")
+    assert "\n" not in line
+    assert checkpoint.steps(workdir)
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    lab.run(workdir, {"checkpoint.every": "1 steps"})
+    assert meta(workdir) == meta(lab.whole)
+
+
+def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, where nothing may be mounted."""
+    built, state = created()
+    workdir = tmp_path / "run"
+    with Checkpointer(workdir, built.config) as saver:
+
+        def fail(*args: Any, **options: Any) -> None:
+            (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(saver._manager, "save", fail)
+        with pytest.raises(UserError, match="No space left on device; mend that"):
+            saver.save(state, {"next_step": 3} | IDENTITY, Meta(3, 96, None, {}, {}))
+    assert not list((workdir / "checkpoints").iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        Checkpointer(tmp_path, tiny.config())
+
+
+def test_a_configuration_that_is_damaged(lab: Lab, tmp_path: Path) -> None:
+    path = stored(copy(lab.whole, tmp_path / "run"))
+    (path / "config" / "metadata").write_text(json.dumps({"seed": 0}))
+    with pytest.raises(UserError, match="missing key config"):
+        checkpoint.read_config(path)
