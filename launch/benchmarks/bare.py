@@ -85,12 +85,9 @@ def _hidden(built: Build, numerics: Numerics, params: Params, batch: Batch) -> j
         x = x * jax.lax.rsqrt(mean_square + config.norm_eps) * scale
         return x.astype(numerics.compute_dtype)
 
-    def times(x: jax.Array, w: jax.Array) -> jax.Array:
-        return numerics.einsum("btd,df->btf", x, w)
-
     def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
         y = norm(x, w["mixer_norm"])
-        q, k, v = (times(y, w[name]).reshape(heads) for name in ("query", "key", "value"))
+        q, k, v = (numerics.matmul(y, w[name]).reshape(heads) for name in ("query", "key", "value"))
         if layer.mixer == "softmax":
             q, k = rope.rotate(q, batch.positions), rope.rotate(k, batch.positions)
         mixed, _ = dispatch.apply(
@@ -100,9 +97,11 @@ def _hidden(built: Build, numerics: Numerics, params: Params, batch: Batch) -> j
             form=layer.form,
             options={"scale": scale},
         )
-        x = x + constants.residual * times(mixed.reshape(x.shape), w["out"])
+        x = x + constants.residual * numerics.matmul(mixed.reshape(x.shape), w["out"])
         y = norm(x, w["mlp_norm"])
-        y = times(jax.nn.silu(times(y, w["gate"])) * times(y, w["up"]), w["down"])
+        y = numerics.matmul(
+            jax.nn.silu(numerics.matmul(y, w["gate"])) * numerics.matmul(y, w["up"]), w["down"]
+        )
         return x + constants.residual * y, None
 
     x = params["table"][batch.tokens] * constants.embedding

@@ -34,45 +34,44 @@ class Numerics:
         table = {"float32": (f32, f32), "bfloat16": (bf16, bf16), "bfloat16_operands": (f32, bf16)}
         return Numerics(*table[precision])
 
-    def einsum(self, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-        """`x` times the parameter `w`: operands in `operand_dtype`, sums in float32, the result in
-        `compute_dtype`. Every letter of the equation stands in two of (x, w, result).
+    def matmul(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """`x` [..., M] times the parameter `w` [M, N]: operands in `operand_dtype`, sums float32,
+        result in `compute_dtype`.
         """
-        return _matmul(equation, self, x, w).astype(self.compute_dtype)
+        # Rows are one dimension: XLA:CPU is slower at gradients that are sums over two.
+        rows = x.reshape(-1, x.shape[-1])
+        if self.operand_dtype == jnp.float32:
+            product: jax.Array = rows @ w
+        else:
+            product = _rounded_matmul(self.operand_dtype, rows, w)
+        return product.astype(self.compute_dtype).reshape(*x.shape[:-1], w.shape[1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _matmul(equation: str, numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The rule below is autodiff's, with the cotangent rounded to `operand_dtype` like the other
-    operands (else one of two would stay float32), and with w's gradient in w's own layout: the
-    transposed product that autodiff writes costs XLA:CPU a copy of every activation.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded_matmul(dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Autodiff would multiply the float32 cotangent unrounded; rounding it too is what makes both
+    directions cheap.
     """
-    return _product(equation, numerics, x, w)
+    return _product(x.astype(dtype), w.astype(dtype))
 
 
-def _product(equation: str, numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
-    operands = x.astype(numerics.operand_dtype), w.astype(numerics.operand_dtype)
-    return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
+def _rounded_fwd(dtype: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
+    x_low, w_low = x.astype(dtype), w.astype(dtype)
+    like = jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype)
+    return _product(x_low, w_low), (x_low, w_low, *like)
 
 
-def _matmul_fwd(
-    equation: str, numerics: Numerics, x: jax.Array, w: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(equation, numerics, x, w), (x, w)
+def _rounded_bwd(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w, x_like, w_like = residuals
+    low = cotangent.astype(dtype)
+    return _product(low, w.T).astype(x_like.dtype), _product(x.T, low).astype(w_like.dtype)
 
 
-def _matmul_bwd(
-    equation: str, numerics: Numerics, residuals: Any, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, w = residuals
-    letters, out = equation.split("->")
-    of_x, of_w = letters.split(",")
-    dx = _product(f"{out},{of_w}->{of_x}", numerics, cotangent, w)
-    dw = _product(f"{of_x},{out}->{of_w}", numerics, x, cotangent)
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-_matmul.defvjp(_matmul_fwd, _matmul_bwd)
+_rounded_matmul.defvjp(_rounded_fwd, _rounded_bwd)
 
 
 @dataclasses.dataclass(frozen=True)

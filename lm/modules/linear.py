@@ -4,6 +4,8 @@ standard deviation.
 
 from __future__ import annotations
 
+import math
+
 import jax
 from flax import linen as nn
 
@@ -12,9 +14,7 @@ from lm.params import declare
 
 
 class Linear(nn.Module):
-    """One hidden matrix without bias. `equation` is the einsum ("btd,df->btf" without the leading
-    "bt": "d,df->f").
-    """
+    """One hidden matrix without bias, between any groups of dimensions."""
 
     context: Context
     letters: str  # of the parameter, e.g. "D F" or "D H K"
@@ -27,7 +27,6 @@ class Linear(nn.Module):
         std = self.context.multipliers.init_std("hidden")
         init = declare(nn.initializers.normal(std), self.letters, "hidden", decay=True)
         w = self.param("kernel", init, self.shape)
-        lead = "".join(chr(ord("n") + i) for i in range(x.ndim - self.contracted))
-        inner = "abcdefg"[: len(self.shape)]
-        summed, kept = inner[: self.contracted], inner[self.contracted :]
-        return self.context.numerics.einsum(f"{lead}{summed},{inner}->{lead}{kept}", x, w)
+        lead, n = x.shape[: x.ndim - self.contracted], math.prod(self.shape[: self.contracted])
+        out = self.context.numerics.matmul(x.reshape(*lead, n), w.reshape(n, -1))
+        return out.reshape(*lead, *self.shape[self.contracted :])
