@@ -303,6 +303,8 @@ def _positive(config: Config) -> None:
     ):
         if value < 0:
             raise UserError(f"{where}={value} must be >= 0")
+    if config.seed >= 1 << 31:
+        raise UserError(f"seed={config.seed} must be below 2^31")
 
 
 def _validate_parametrization(config: Config) -> None:

@@ -146,7 +146,7 @@ def _fields(kind: Any, value: Any, where: str) -> Any:
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         name = getattr(kind, "__name__", str(kind))
         raise UserError(f"{where}={value!r} is a {type(value).__name__}; set a {name}")

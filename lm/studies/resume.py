@@ -42,11 +42,15 @@ def verify(train_args: Sequence[str], folder: Path, *, kills: int, seed: int) ->
     compares them.
 
     Raises:
-      UserError: a launch fails by itself.
+      UserError: a launch fails by itself, or there is nothing to kill.
     """
     whole, broken = folder / "uninterrupted", folder / "killed"
+    if broken.exists():
+        raise UserError(f"{broken} holds a run already; choose another folder")
     _launch(train_args, whole)
     last = metrics.read(whole)[-1]["step"]
+    if last < 2:
+        raise UserError("a run of one step cannot be killed on its way; lengthen run.length")
     random_steps = random.Random(seed)
     moments = sorted(random_steps.randrange(1, last) for _ in range(kills))
     fell = [_launch_and_kill(train_args, broken, moment) for moment in moments]

@@ -1,0 +1,67 @@
+"""The live line: what it says, how often, and that nothing about a run makes it fail."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lm import progress
+from lm.progress import LINES, TrainingBar
+
+VALUES = {"train/loss": 2.5, "train/bpb": 3.25}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds; a test sets clock[0]."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    """One in a twentieth of the run, and the first; 100 tokens in half a second, 1000 steps."""
+    with TrainingBar(start=0, end=1000, tokens_per_step=100) as bar:
+        for step in range(1, 1001):
+            clock[0] = step / 2
+            bar.update(step, VALUES)
+    found = lines(capsys)
+    assert len(found) == LINES + 1
+    assert found[0] == "step 1/1000  loss 2.500  3.250 bits/byte"
+    assert found[1] == "step 50/1000  loss 2.500  3.250 bits/byte  200 tokens/s  7:55 left"
+    assert found[-1].endswith("200 tokens/s  0:00 left")
+
+
+def test_evaluations_are_told_when_they_come(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    """And the time they take does not count as training."""
+    with TrainingBar(start=0, end=40, tokens_per_step=100) as bar:
+        for step in range(1, 41):
+            is_evaluated = step == 20
+            clock[0] += 60.0 if is_evaluated else 0.5
+            extra = {"eval/text/bpb": 1.23456, "time/mfu": 0.5} if is_evaluated else {}
+            bar.update(step, VALUES | extra)
+    found = lines(capsys)
+    assert [line for line in found if line.startswith("step 20")] == [
+        "step 20: eval/text/bpb 1.2346"
+    ]
+    assert all("200 tokens/s" in line for line in found[2:] if "eval" not in line)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (5, 5), (3, 7)])
+def test_short_and_resumed_runs(
+    start: int, end: int, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with TrainingBar(start=start, end=end, tokens_per_step=8) as bar:
+        for step in range(start + 1, end + 1):
+            clock[0] += 1.0
+            bar.update(step, VALUES | {"train/loss": float("nan")})
+    found = lines(capsys)
+    assert len(found) == end - start
+    assert all(re.match(rf"step \d/{end}  loss nan", line) for line in found)

@@ -1,0 +1,170 @@
+"""The run folder: one live process, one configuration, whole files or none."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm import record
+from lm.config import UserError
+from tests.lm.lab import Lab, copy, files, meta, records
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys
+from pathlib import Path
+from lm import record
+with record.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds tmp_path/run."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """Told whose it is; free as soon as that process is gone, however it went."""
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError) as caught, record.locked(workdir):
+        pass
+    assert f"in use by process {holder.pid} on " in str(caught.value)
+    assert str(caught.value).endswith("; stop it or choose another workdir")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with record.locked(workdir):
+        assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        again = record.locked(workdir)
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), again:
+            pass
+    with record.locked(workdir):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for workdir, reason in (("file", "File exists"), ("file/run", "Not a directory")):
+        with pytest.raises(UserError) as caught, record.locked(tmp_path / workdir):
+            pass
+        line = str(caught.value)
+        assert line.startswith(f"--workdir={tmp_path / workdir}: {reason}; choose a folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"), record.locked(tmp_path / "run"):
+        pass
+
+
+def changes(lab: Lab, given: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        record.check_unchanged(lab.whole, lab.config(given))
+    return str(caught.value)
+
+
+def test_another_configuration_is_refused(lab: Lab) -> None:
+    line = changes(lab, {"optimizer.beta1": 0.8, "model.tied_embeddings": False})
+    assert "model.tied_embeddings: True -> False; optimizer.beta1: 0.9 -> 0.8)" in line
+    assert line.endswith("; choose a new workdir")
+    many = {f"optimizer.{k}": 0.5 for k in ("beta1", "beta2", "eps", "weight_decay", "clip_norm")}
+    line = changes(lab, many | {"optimizer.max_skipped": 2, "seed": 3})
+    assert " and 2 more); choose" in line
+    assert "\n" not in line
+
+
+def test_what_only_tells_more_may_change(lab: Lab, tmp_path: Path) -> None:
+    free = {
+        "run.length": "99 steps",
+        "eval.every": "1 steps",
+        "log.samples": ("x",),
+        "checkpoint.keep_last": 1,
+    }
+    record.check_unchanged(lab.whole, lab.config(free))
+    record.check_unchanged(tmp_path / "new", lab.config({"seed": 3}))
+    assert "run.accumulation: 1 -> 2" in changes(lab, {"run.accumulation": 2})
+
+
+def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        record.check_unchanged(tmp_path, lab.config())
+    assert record.recorded(lab.whole, "tokenizer", "kind") == "bytes"
+    for text in ("{", "[]", "{}", '{"tokenizer": 3}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"run\.json is damaged or missing"):
+            record.recorded(tmp_path, "tokenizer", "kind")
+
+
+def test_describe(lab: Lab) -> None:
+    about = json.loads((lab.whole / "run.json").read_text())
+    assert about["versions"].keys() >= {"jax", "flax", "python"}
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if head.returncode == 0:
+        assert len(about["commit"].removesuffix("-dirty")) == 40
+    assert about["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert about["tokenizer"]["vocab_size"] == 257
+    assert about["decay_start"] is None
+
+
+def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    record.replace(path, "old")
+    write_text = Path.write_text
+
+    def half(self: Path, text: str, **options: Any) -> int:
+        write_text(self, text[:2], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        record.replace(path, "new text")
+    assert files(tmp_path) == {"a.json": b"old"}
+
+
+def test_a_record_that_cannot_be_written(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full from the start: the launcher tells of the error, and the run goes on when
+    there is space.
+    """
+
+    def fail(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            lab.run(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    lab.run(tmp_path)
+    assert meta(tmp_path) == meta(lab.whole)
+
+
+def test_copies_are_runs_of_their_own(lab: Lab, tmp_path: Path) -> None:
+    with record.locked(lab.whole):
+        workdir = copy(lab.whole, tmp_path / "run")
+        assert lab.run(workdir).finished
+    assert records(workdir) == records(lab.whole)
