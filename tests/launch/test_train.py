@@ -8,19 +8,20 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from lm import checkpoint, record
 from tests.lm import launched
 from tests.lm.lab import assert_equal_runs
 from tests.lm.launched import STEPS
 
 
-def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
-    """SIGTERM, then SIGINT, then the end, by the command that each launch prints; equal to a run
-    that nobody stopped.
+def stop_twice(workdir: Path) -> list[str]:
+    """SIGTERM, then SIGINT on a launch by the command that the first one printed; returns the
+    command that the second one printed.
     """
-    workdir = tmp_path / "a run"
     command = launched.command(workdir)
-    for signum, step in ((signal.SIGTERM, 30), (signal.SIGINT, 120)):
+    for signum, step in ((signal.SIGTERM, 10), (signal.SIGINT, 45)):
         process = launched.start(command)
         launched.interrupt(process, workdir, signum=signum, step=step)
         out, err = process.communicate()
@@ -32,15 +33,24 @@ def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
         command = shlex.split(found[2])
         assert command == ["python", *launched.command(workdir)[1:]]
         command[0] = sys.executable
-    process = launched.start(command)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert re.search(r"^validation text: \d\.\d{4} bits per byte$", out, re.MULTILINE)
-    assert out.endswith(f"report: {workdir / 'report.html'}\n")
-    assert "Traceback" not in err
-    process = launched.start(launched.command(tmp_path / "whole"))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+    return command
+
+
+def test_stopped_by_signals(tmp_path: Path) -> None:
+    stop_twice(tmp_path / "a run")
+
+
+@pytest.mark.slow
+def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
+    """To the end, which is that of a run nobody stopped."""
+    workdir = tmp_path / "a run"
+    for command in (stop_twice(workdir), launched.command(tmp_path / "whole")):
+        process = launched.start(command)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        assert re.search(r"^validation text: \d\.\d{4} bits per byte$", out, re.MULTILINE)
+    assert out.endswith(f"report: {tmp_path / 'whole' / 'report.html'}\n")
     assert_equal_runs(workdir, tmp_path / "whole")
 
 

@@ -17,7 +17,7 @@ from lm import metrics
 from tests.lm import lab
 
 ROOT = Path(__file__).parents[2]
-STEPS = 300
+STEPS = 100
 OVERRIDES = {
     "model.width": 32,
     "model.num_layers": 1,
@@ -33,9 +33,9 @@ OVERRIDES = {
     "data.batch_size": 4,
     "schedule.warmup": "256 tokens",
     "run.length": f"{STEPS} steps",
-    "eval.every": "50 steps",
+    "eval.every": "40 steps",
     "eval.max_tokens": 256,
-    "checkpoint.every": "20 steps",
+    "checkpoint.every": "30 steps",
     "log.samples": "()",
 }
 

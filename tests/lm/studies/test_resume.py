@@ -19,11 +19,12 @@ def test_killed_and_resumed(kills: int, tmp_path: Path, monkeypatch: pytest.Monk
     for name, value in launched.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(launched.ROOT)
-    found = resume.verify(launched.arguments(), tmp_path, kills=kills, seed=kills)
+    length = launched.STEPS * kills
+    arguments = launched.arguments(**{"run.length": f"{length} steps"})
+    found = resume.verify(arguments, tmp_path, kills=kills, seed=kills)
     assert found.differences == []
-    assert len(found.kills) == kills
-    assert found.steps == launched.STEPS
-    assert all(0 < step < launched.STEPS for step in found.kills), "killed before the end"
+    assert (len(found.kills), found.steps) == (kills, length)
+    assert 0 < found.kills[0] < length, "killed on its way"
 
 
 def differences(a: Path, b: Path) -> list[str]:

@@ -1,0 +1,107 @@
+"""The train step compiled for a TPU v5e slice of 2 x 2 chips that is not there.
+
+The compiler's own account of memory: the old state's buffers are reused for the new one, and
+nothing has the size of all logits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental import topologies
+
+from lm.build import Build, build
+from tests.lm import tiny
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install 'espalier[aot]'",
+    ),
+]
+
+# Ask no metadata server, and let several processes compile at once.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+BATCH, TIME, VOCAB = 8, 512, 4096
+CHANGES: dict[str, Any] = {
+    "model.width": 256,
+    "model.num_layers": 4,
+    "model.num_heads": 4,
+    "model.num_kv_heads": 2,
+    "model.head_dim": 64,
+    "model.ffn_dim": 512,
+    "model.precision": "bfloat16",
+    "mup.base_width": 256,
+    "data.tokenizer.vocab_size": VOCAB,
+    "data.context_length": TIME,
+    "data.batch_size": BATCH,
+    "loss.chunk_size": 256,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+}
+
+
+@functools.cache
+def compiled(pattern: str) -> tuple[Build, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            if name not in os.environ:
+                patch.setenv(name, value)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+        built = build(tiny.config(CHANGES | {"model.pattern": pattern}), topology.devices)
+        arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
+        return built, built.step.lower(*arguments).compile()  # pyright: ignore
+
+
+@pytest.fixture(params=["softmax", "stickbreaking"])
+def program(request: pytest.FixtureRequest) -> tuple[Build, Any]:
+    return compiled(request.param)
+
+
+def test_the_state_is_updated_in_place(program: tuple[Build, Any]) -> None:
+    built, executable = program
+    state = jax.tree.leaves(built.abstract_state)
+    shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    memory = executable.memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(map(shard, state))
+    # The batch and the bytes of each id are all else that goes in.
+    rest = (5 * 4 + 4) * BATCH * TIME // 4 + 4 * VOCAB
+    assert memory.argument_size_in_bytes < 1.1 * (memory.alias_size_in_bytes + rest)
+
+
+def test_parameters_are_sharded(program: tuple[Build, Any]) -> None:
+    built, executable = program
+    whole = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(built.abstract_state))
+    assert executable.memory_analysis().argument_size_in_bytes < 0.6 * whole
+
+
+def test_no_buffer_holds_every_logit(program: tuple[Build, Any]) -> None:
+    """Of a device's own rows; a chunk of 256 of its 1,024 tokens is the most there is."""
+    _, executable = program
+    text = executable.as_text()
+    found = re.findall(r"\b(?:f32|bf16|pred|s32|u32)\[([\d,]+)\]", text)
+    sizes = {math.prod(int(n) for n in shape.split(",")) for shape in found}
+    assert 256 * VOCAB in sizes, "the search sees a chunk's logits"
+    logits = BATCH * TIME // 4 * VOCAB
+    assert max(sizes) < logits
+
+
+def test_gradients_are_reduced_and_parameters_gathered(program: tuple[Build, Any]) -> None:
+    _, executable = program
+    text = executable.as_text()
+    assert re.search(r"all-gather(-start)?\(", text)
+    assert re.search(r"(reduce-scatter|all-reduce)(-start)?\(", text)
+    assert "bf16[" in text
