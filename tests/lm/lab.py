@@ -87,7 +87,7 @@ class Lab:
         """
         hooks = {name: options.pop(name, None) for name in ("step", "nll")}
         is_page_written = options.pop("is_page_written", False)
-        given = {"workdir": workdir, "data_dir": self.root / "data"} | options
+        given: dict[str, Any] = {"workdir": workdir, "data_dir": self.root / "data"} | options
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build_lib, "build", functools.partial(self._build, hooks))
             if not is_page_written:
