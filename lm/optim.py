@@ -15,7 +15,7 @@ as they were.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -59,12 +59,36 @@ def create(
 ) -> optax.GradientTransformationExtraArgs:
     """`update(grads, state, params, step=int32, loss=scalar)`; `infos` is the tree of ParamInfo."""
     inner = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        _scale_by_adam(config),
         _scale_groups(config, multipliers, infos, schedule.peak),
         _scale_by_schedule(schedule, tokens_per_step),
     )
-    return skip_bad_steps(inner, spike_ratio=config.spike_ratio)
+    return skip_bad_steps(inner, clip_norm=config.clip_norm, spike_ratio=config.spike_ratio)
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Like optax's, but where `good` is False, moments and count stay. Scalars choose that: arrays
+    chosen after the update are read and copied once more, at three times the cost on CPU.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, good: jax.Array, **_: Any
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        def moment(decay: float, power: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+            keep, take = jnp.where(good, decay, 1.0), jnp.where(good, 1.0 - decay, 0.0)
+            return lambda m, g: keep * m + take * g**power
+
+        mu = jax.tree.map(moment(config.beta1, 1), state.mu, updates)
+        nu = jax.tree.map(moment(config.beta2, 2), state.nu, updates)
+        count = state.count + good.astype(jnp.int32)
+        # Nothing is divided by zero where a run begins with a skipped step.
+        steps = jnp.maximum(count, 1)
+        first, second = (1.0 / (1.0 - beta**steps) for beta in (config.beta1, config.beta2))
+        updates = jax.tree.map(lambda m, v: m * first / (jnp.sqrt(v * second) + config.eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    init = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps).init
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def _scale_groups(
@@ -102,9 +126,11 @@ def _scale_by_schedule(
 
 
 def skip_bad_steps(
-    inner: optax.GradientTransformationExtraArgs, *, spike_ratio: float
+    inner: optax.GradientTransformationExtraArgs, *, clip_norm: float, spike_ratio: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` with the guard around it; spike_ratio 0 guards against non-finite values only."""
+    """Clipping and the guard around `inner`, which is told whether the step is `good` and keeps its
+    state if not. spike_ratio 0 guards against non-finite values only.
+    """
 
     def init(params: Any) -> OptState:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -121,11 +147,12 @@ def skip_bad_steps(
     ) -> tuple[Any, OptState]:
         norm = optax.tree.norm(updates)
         good = _is_good(norm, loss, state.guard, spike_ratio)
-        new_updates, new_inner = inner.update(updates, state.inner, params, loss=loss, **extra)
-        # Selecting, unlike lax.cond, fuses with the update. p + -0.0 is p, signed zeros included.
-        new_updates = jax.tree.map(lambda u: jnp.where(good, u, -0.0), new_updates)
-        new_inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), new_inner, state.inner)
-        return new_updates, OptState(new_inner, _advance(state.guard, norm, good))
+        factor = jnp.minimum(1.0, clip_norm / norm)
+        # -0.0: x + -0.0 is x, signed zeros included. Selecting, unlike lax.cond, fuses.
+        clipped = jax.tree.map(lambda g: jnp.where(good, g * factor, -0.0), updates)
+        updates, inner_state = inner.update(clipped, state.inner, params, good=good, **extra)
+        updates = jax.tree.map(lambda u: jnp.where(good, u, -0.0), updates)
+        return updates, OptState(inner_state, _advance(state.guard, norm, good))
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
