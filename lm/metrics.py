@@ -12,21 +12,25 @@ for a number that is not finite: it is written as null and named in "non_finite"
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from lm.config import UserError
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 NON_FINITE = "non_finite"
+FLUSH_SECONDS = 5.0  # TensorBoard is behind by at most
 
 # Dense peak FLOP/s of one JAX device: (first words of its device_kind, bfloat16, float32 as XLA
 # multiplies it by default: TF32 on NVIDIA, one bfloat16 pass on TPU). The first match counts.
@@ -71,7 +75,8 @@ class Writer:
 
     def __init__(self, workdir: Path, *, is_active: bool = True) -> None:
         self._file: BinaryIO | None = None
-        self._events: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
+        self._flushed = time.monotonic()
         if not is_active:
             return
         before = read(workdir)
@@ -82,7 +87,13 @@ class Writer:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; choose a workdir to write in") from None
-        self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=purge_step)
+        # EventsWriter, unlike SummaryWriter, works in this thread: where a thread of its own dies
+        # of a full disk, whoever hands it the next event waits forever.
+        (workdir / TENSORBOARD).mkdir(exist_ok=True)
+        name = str(workdir / TENSORBOARD / "events")
+        self._events = EventsWriter(name, f".{os.getpid()}.{time.time_ns()}")
+        session_log = {"status": 1}  # START
+        self._events.write_event(_event(step=purge_step, session_log=session_log))
 
     def __enter__(self) -> Writer:
         return self
@@ -103,11 +114,14 @@ class Writer:
         if self._file is None or self._events is None:
             return
         values = {key: _scalar(value) for key, value in record.items()}
-        self._file.write(_line(values))
-        step = int(values["step"])
-        for key, value in values.items():
-            if key != "step":
-                self._events.add_scalar(key, value, step)
+        line = _line(values)
+        if self._file.write(line) < len(line):  # what a disk does that is about to be full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        scalars = [{"tag": k, "simple_value": v} for k, v in values.items() if k != "step"]
+        self._events.write_event(_event(step=int(values["step"]), summary={"value": scalars}))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
@@ -145,6 +159,11 @@ def truncate(workdir: Path, step: int) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _event(**fields: Any) -> Any:
+    """TensorBoard's record. Its class is made at import, unknown to type checkers."""
+    return vars(event_pb2)["Event"](wall_time=time.time(), **fields)
 
 
 def _scalar(value: Any) -> int | float:

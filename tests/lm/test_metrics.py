@@ -156,3 +156,39 @@ def test_a_workdir_that_is_a_file_is_one_line(tmp_path: Path) -> None:
 )
 def test_peaks(kind: str, precision: str, peak: float | None) -> None:
     assert metrics.peak_flops(kind, precision) == peak
+
+
+def test_launches_of_one_second_have_files_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 3))
+    write(tmp_path, range(3, 5))
+    assert len(list((tmp_path / metrics.TENSORBOARD).iterdir())) == 2
+    steps = {e.step for e in events(tmp_path) if e.summary.value}
+    assert steps == {1, 2, 3, 4}
+
+
+def test_a_full_disk_is_told_at_once(tmp_path: Path) -> None:
+    """/dev/full takes nothing; a writer with a thread of its own would wait forever."""
+    (tmp_path / metrics.FILE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), metrics.Writer(tmp_path) as writer:
+        writer.write({"step": 1, "tokens": 10})
+
+
+def test_a_disk_that_becomes_full_within_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write({"step": 1, "tokens": 10})
+        monkeypatch.setattr(writer, "_file", Half(writer._file))
+        with pytest.raises(OSError, match="No space left"):
+            writer.write({"step": 2, "tokens": 20})
+    assert metrics.read(tmp_path) == [{"step": 1, "tokens": 10}]
+
+
+class Half:
+    """A file that takes half of what it is given."""
+
+    def __init__(self, file: Any) -> None:
+        self.name, self.close, self._file = file.name, file.close, file
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(data[: len(data) // 2])
