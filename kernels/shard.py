@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from kernels.contract import Dims
 
@@ -31,7 +31,7 @@ def spec(letters: str, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*(axis or None for axis in axes))
 
 
-def check(dims: Dims, rules: Rules, mesh: Mesh, fixed: str) -> None:
+def check(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh, fixed: str) -> None:
     """Raise where a size does not divide its axes, or where the op cannot split a letter."""
     for letter, axes in rules.items():
         unknown = [axis for axis in axes if axis not in mesh.shape]
@@ -49,7 +49,7 @@ def check(dims: Dims, rules: Rules, mesh: Mesh, fixed: str) -> None:
         raise ValueError(f"rules split H over {heads} but G over {groups}; set both alike")
 
 
-def num_shards(letter: str, rules: Rules, mesh: Mesh) -> int:
+def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
     """How many parts the rules cut this letter into."""
     size = 1
     for axis in rules.get(letter, ()):

@@ -136,7 +136,7 @@ def _write(state: Cache, inputs: Inputs, segment_ids: Array, slot: Array) -> Cac
         return jnp.where(taken[..., None, None], moved.astype(old.dtype), old)
 
     moved = jnp.sum(jnp.where(place, segment_ids[:, :, None], 0), axis=1)
-    return state._replace(
+    return state._replace(  # pyright: ignore[reportPrivateUsage] (public for named tuples)
         k=put(inputs["k"], state.k),
         v=put(inputs["v"], state.v),
         segment_ids=jnp.where(taken, moved, state.segment_ids),

@@ -51,7 +51,7 @@ def program(name: str, form: str, options: tuple[tuple[str, Any], ...], tag: str
     """(problem, d_out, d_state) -> Answer, compiled once per shape; with all passes if slow."""
 
     def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
-        def forward(inputs: Any, floats: Any) -> tuple[jax.Array, Any]:
+        def forward(inputs: Any, floats: Any) -> tuple[Any, Any]:
             state = merge(floats, problem.state)
             out, state = dispatch.apply(
                 name,
@@ -111,9 +111,9 @@ def expected(name: str, case: Case) -> Answer:
 
 def error(got: jax.Array, want: jax.Array) -> float:
     """Relative root mean square error."""
-    got, want = (np.asarray(x, np.float64) for x in (got, want))
-    scale = np.sqrt(np.mean(np.square(want)))
-    return float(np.sqrt(np.mean(np.square(got - want))) / (scale if scale > 0 else 1.0))
+    x, y = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    scale = np.sqrt(np.mean(np.square(y)))
+    return float(np.sqrt(np.mean(np.square(x - y))) / (scale if scale > 0 else 1.0))
 
 
 def assert_close(got: Any, want: Any, tolerance: float, what: str) -> None:

@@ -246,6 +246,7 @@ def test_flops_of_one_chunk(name: str):
 
     x = jnp.ones((1, 64, 2, 16))
     cost = jax.jit(dense).lower(x, x, x).compile().cost_analysis()
+    assert cost is not None
     inputs = {
         "q": jnp.zeros_like(x),
         "k": x,

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels import blocks, dispatch
+from kernels.letters import Inputs
 
 DIMS = {"B": 2, "T": 8, "H": 4, "G": 2, "K": 8, "V": 8}
 
@@ -63,7 +64,7 @@ def test_errors_name_the_cause(name: str, form: str, options: dict[str, object],
         (inputs(bias=(4, 8)), {}, "unknown input"),
     ],
 )
-def test_inputs_are_checked(arrays: dict[str, object], options: dict[str, object], message: str):
+def test_inputs_are_checked(arrays: Inputs, options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         dispatch.apply("stickbreaking", arrays, form="chunked", options=options)
 

@@ -22,7 +22,9 @@ def largest_buffer(name: str, form: str) -> tuple[int, int]:
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
     compiled = gradient.lower({"q": x, "k": x, "v": x}).compile()
-    shapes = re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", compiled.as_text())
+    text = compiled.as_text()
+    assert text is not None
+    shapes = re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", text)
     elements = [int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes]
     memory = compiled.memory_analysis()
     assert memory is not None

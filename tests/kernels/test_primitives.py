@@ -69,9 +69,17 @@ def test_rope_pairs_halves():
 
 def test_segments():
     np.testing.assert_array_equal(
-        segments.positions(IDS), [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 0, 1, 2, 3]]
+        segments.positions(jnp.asarray(IDS)), [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 0, 1, 2, 3]]
     )
-    assert segments.resets(IDS)[0].tolist() == [True, False, True, False, False, True, False]
+    assert segments.resets(jnp.asarray(IDS))[0].tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     index = jnp.arange(7)
     for strict, window in ((False, 0), (True, 0), (False, 3), (True, 3)):
         seen = segments.visible(index[:, None], index, strict=strict, window=window)
@@ -84,7 +92,7 @@ def test_segments():
 def test_cache_appends_what_is_no_padding():
     state = kv_cache.create({"G": 1, "K": 1, "V": 1}, jnp.float32, 2, 9)
     x = jnp.arange(14.0).reshape(2, 7, 1, 1)
-    state, slot = kv_cache.append(state, x, -x, IDS)
+    state, slot = kv_cache.append(state, x, -x, jnp.asarray(IDS))
     assert state.length.tolist() == [5, 7]
     assert kv_cache.current_segment(state).tolist() == [2, 3]
     state, slot = kv_cache.append(state, x[:, :1], -x[:, :1], jnp.full((2, 1), 7, jnp.int32))
