@@ -90,6 +90,9 @@ class Tolerance(NamedTuple):
     reason: str
 
 
+type Run = Callable[[dict[str, Array], Options], Array]
+
+
 class Property(NamedTuple):
     """A fact about the op: `check(run)` gives what it computes and what that must be.
 
@@ -97,7 +100,7 @@ class Property(NamedTuple):
     """
 
     name: str
-    check: Callable[[Callable[[dict[str, Array], Options], Array]], tuple[Array, Array]]
+    check: Callable[[Run], tuple[Array, Array]]
 
 
 class Cache(Protocol):

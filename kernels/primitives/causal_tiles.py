@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
-from kernels.blocks import Attention, round_up
+from kernels.blocks import Attention, attention, round_up
 from kernels.primitives.kv_cache import Placed
 
 
@@ -143,6 +143,38 @@ def plan(
     needed = _dynamic_need(tiles, strict, window)[order[:, 0], order[:, 1]]
     chosen = jnp.argsort(~needed, stable=True)
     return tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
+
+
+class Cut(NamedTuple):
+    """One problem in tiles, float32: queries times the scale, keys, values."""
+
+    q: Float[Array, "I N rows K"]
+    k: Float[Array, "J N block K"]
+    v: Float[Array, "J N block V"]
+    tiles: Tiles
+    blocks: Attention
+
+
+def cut(
+    q: Float[Array, "B T H K"],
+    where: Placed,
+    blocks: Attention | None,
+    *,
+    scale: float,
+    strict: bool,
+    window: int = 0,
+) -> Cut:
+    """Queries and the keys they may see, in tiles of the default size where none is given."""
+    time, heads = q.shape[1:3]
+    source, groups = where.k.shape[1:3]
+    blocks = (blocks or attention(time, source)).fit(time, source)
+    return Cut(
+        split_queries(q.astype(jnp.float32) * scale, groups, blocks.block_q),
+        split_keys(where.k.astype(jnp.float32), blocks.block_kv),
+        split_keys(where.v.astype(jnp.float32), blocks.block_kv),
+        plan(where, (time, heads), blocks, strict=strict, window=window),
+        blocks,
+    )
 
 
 def block(x: Array, i: Int[Array, ""]) -> Array:

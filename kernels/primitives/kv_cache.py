@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from kernels import segments
 
@@ -62,6 +62,22 @@ def append(
         state.length + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
     )
     return written, slot
+
+
+def extend(
+    state: CacheState,
+    k: Float[Array, "B G K"],
+    v: Float[Array, "B G V"],
+    *,
+    strict: bool = False,
+    window: int = 0,
+) -> tuple[CacheState, Int[Array, "B S"], Bool[Array, "B S"]]:
+    """One more token per row: the new cache, its distance to every slot, and what it sees."""
+    segment = current_segment(state)[:, None]
+    state, slot = append(state, k[:, None], v[:, None], segment)
+    source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
+    seen = segments.visible(slot, source, segment, state.segment_ids, strict=strict, window=window)
+    return state, slot - source, seen
 
 
 def from_sequence(

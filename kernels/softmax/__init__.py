@@ -7,7 +7,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from kernels import segments
 from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
-from kernels.primitives import kv_cache
+from kernels.primitives import attention, kv_cache
 from kernels.softmax import decode, jax_nn, reference
 from kernels.softmax.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -32,23 +32,13 @@ def _unsupported(
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    pairs = segments.count_pairs(dims["T"], window=options["window"])
-    return 2.0 * dims["B"] * dims["H"] * pairs * (dims["K"] + dims["V"])
-
-
-def _bytes(dims: Dims, options: Options, itemsize: int) -> float:
-    del options
-    queries = dims["H"] * (dims["K"] + dims["V"])
-    keys = dims["G"] * (dims["K"] + dims["V"])
-    return float(dims["B"] * dims["T"] * (queries + keys) * itemsize)
+    return attention.count_flops(dims, segments.count_pairs(dims["T"], window=options["window"]))
 
 
 OP = Op(
     name="softmax",
     inputs=(
-        InputSpec("q", "B T H K"),
-        InputSpec("k", "B T G K"),
-        InputSpec("v", "B T G V"),
+        *attention.QKV,
         InputSpec("alibi_slopes", "H", kind="constant", when=("alibi", True), fill=_slopes),
     ),
     out="B T H V",
@@ -72,7 +62,7 @@ OP = Op(
     step=decode.step,
     sequence="none",
     flops=_flops,
-    bytes=_bytes,
+    bytes=attention.count_bytes,
     cases=CASES,
     tolerances=TOLERANCES,
     properties=PROPERTIES,

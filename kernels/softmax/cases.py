@@ -4,22 +4,14 @@ The fast cases are chosen so that every two settings of T, groups, widths, docum
 and options meet somewhere; the product of all of them is slow.
 """
 
-from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Options, Property, Tolerance
-from kernels.letters import Inputs
-
-type Run = Callable[[Inputs, Options], Array]
-
-
-def _dims(time: int, groups: int, key: int, value: int, batch: int = 2) -> dict[str, int]:
-    return {"B": batch, "T": time, "H": 4, "G": groups, "K": key, "V": value}
-
+from kernels.contract import Case, Property, Run, Tolerance
+from kernels.primitives import attention
+from kernels.primitives.attention import dims, wave
 
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -30,29 +22,17 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 FAST = (
-    Case(_dims(257, 2, 17, 17), {}, "none", tag="fast"),
-    Case(_dims(257, 1, 16, 9), {"window": 100}, "padded", tag="fast"),
-    Case(_dims(64, 4, 17, 9), {"alibi": True}, "padded", carried=True, tag="fast"),
-    Case(_dims(65, 2, 7, 16), {"logits_soft_cap": 3.0}, "packed", tag="fast"),
-    Case(_dims(63, 1, 16, 16), {"window": 17}, "none", carried=True, tag="fast"),
-    Case(_dims(1, 4, 16, 16), {"alibi": True, "window": 8}, "none", carried=True, tag="fast"),
-    Case(_dims(65, 4, 16, 16), {"scale": 0.5}, "packed", dtype="bfloat16", tag="fast"),
-    Case(_dims(64, 1, 16, 16), {}, "padded", gain=300.0, tag="fast"),
+    Case(dims(257, 2, 17, 17), {}, "none", tag="fast"),
+    Case(dims(257, 1, 16, 9), {"window": 100}, "padded", tag="fast"),
+    Case(dims(64, 4, 17, 9), {"alibi": True}, "padded", carried=True, tag="fast"),
+    Case(dims(65, 2, 7, 16), {"logits_soft_cap": 3.0}, "packed", tag="fast"),
+    Case(dims(63, 1, 16, 16), {"window": 17}, "none", carried=True, tag="fast"),
+    Case(dims(1, 4, 16, 16), {"alibi": True, "window": 8}, "none", carried=True, tag="fast"),
+    Case(dims(65, 4, 16, 16), {"scale": 0.5}, "packed", dtype="bfloat16", tag="fast"),
+    Case(dims(64, 1, 16, 16), {}, "padded", gain=300.0, tag="fast"),
 )
 
-SLOW = tuple(
-    Case(_dims(time, groups, 17, 9 if groups == 1 else 17), options, documents, carried)
-    for time, groups, options, documents, carried in product(
-        (1, 63, 64, 65, 257), (4, 2, 1), _OPTIONS, ("none", "padded"), (False, True)
-    )
-)
-
-BENCH = (
-    Case({"B": 1, "T": 2048, "H": 8, "G": 8, "K": 64, "V": 64}, tag="bench"),
-    Case({"B": 4, "T": 512, "H": 4, "G": 4, "K": 64, "V": 64}, tag="bench"),
-)
-
-CASES = FAST + SLOW + BENCH
+CASES = FAST + attention.every_case(_OPTIONS) + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
@@ -67,26 +47,21 @@ TOLERANCES = {
 }
 
 
-def _inputs(time: int, width: int = 8) -> Inputs:
-    wave = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
-    return {"q": 2.0 * wave, "k": wave[..., ::-1], "v": wave}
-
-
 def _weights_sum_to_one(run: Run) -> tuple[Array, Array]:
-    inputs = _inputs(70) | {"v": jnp.ones((1, 70, 1, 8))}
+    inputs = wave(70) | {"v": jnp.ones((1, 70, 1, 8))}
     return run(inputs, {"window": 20}), inputs["v"]
 
 
 def _wide_window_is_full(run: Run) -> tuple[Array, Array]:
-    return run(_inputs(70), {"window": 70}), run(_inputs(70), {})
+    return run(wave(70), {"window": 70}), run(wave(70), {})
 
 
 def _window_of_one_copies(run: Run) -> tuple[Array, Array]:
-    return run(_inputs(70), {"window": 1}), _inputs(70)["v"]
+    return run(wave(70), {"window": 1}), wave(70)["v"]
 
 
 def _zero_logits_average(run: Run) -> tuple[Array, Array]:
-    inputs = _inputs(70)
+    inputs = wave(70)
     count = jnp.arange(1, 71, dtype=jnp.float32)[:, None, None]
     mean = jnp.cumsum(inputs["v"], axis=1) / count
     return run(inputs | {"q": jnp.zeros_like(inputs["q"])}, {}), mean

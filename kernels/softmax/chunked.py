@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import blocks as tile_sizes
 from kernels import segments
 from kernels.blocks import Attention
 from kernels.contract import Options
@@ -55,23 +54,16 @@ def apply(
     q = inputs["q"]
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
     batch, time, heads, _ = q.shape
-    source, groups = placed.k.shape[1:3]
-    blocks = (blocks or tile_sizes.attention(time, source)).fit(time, source)
     static = Static(options["window"], options["logits_soft_cap"])
-    slopes = None
-    if options["alibi"]:
-        wide = jnp.broadcast_to(inputs["alibi_slopes"][:, None], (batch, blocks.block_q, heads, 1))
-        slopes = causal_tiles.split_queries(wide, groups, blocks.block_q)[0, ..., 0]
-    scaled = q.astype(jnp.float32) * options["scale"]
-    out = attend(
-        static,
-        causal_tiles.split_queries(scaled, groups, blocks.block_q),
-        causal_tiles.split_keys(placed.k.astype(jnp.float32), blocks.block_kv),
-        causal_tiles.split_keys(placed.v.astype(jnp.float32), blocks.block_kv),
-        slopes,
-        causal_tiles.plan(placed, (time, heads), blocks, strict=False, window=static.window),
+    cut = causal_tiles.cut(
+        q, placed, blocks, scale=options["scale"], strict=False, window=static.window
     )
-    out = causal_tiles.merge_queries(out, batch, time, blocks.block_q)
+    block_q, slopes = cut.blocks.block_q, None
+    if options["alibi"]:
+        wide = jnp.broadcast_to(inputs["alibi_slopes"][:, None], (batch, block_q, heads, 1))
+        slopes = causal_tiles.split_queries(wide, placed.k.shape[2], block_q)[0, ..., 0]
+    out = attend(static, cut.q, cut.k, cut.v, slopes, cut.tiles)
+    out = causal_tiles.merge_queries(out, batch, time, block_q)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
 
 

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels import segments
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
@@ -16,18 +15,14 @@ def step(
 ) -> tuple[CacheState, Float[Array, "B H V"]]:
     """Write the token's key and value, then read the cache with its query."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    segment = kv_cache.current_segment(state)[:, None]
-    state, slot = kv_cache.append(state, k[:, None], v[:, None], segment)
-    source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
-    window = options["window"]
-    seen = segments.visible(slot, source, segment, state.segment_ids, window=window)
+    state, distance, seen = kv_cache.extend(state, k, v, window=options["window"])
     batch, heads, width = q.shape
     groups = k.shape[1]
     grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)
     bias = None
     if options["alibi"]:
         slopes = inputs["alibi_slopes"].reshape(groups, heads // groups, 1)
-        bias = slopes * (slot - source).astype(jnp.float32)[:, None, None]
+        bias = slopes * distance.astype(jnp.float32)[:, None, None]
     keys = state.k.astype(jnp.float32).transpose(0, 2, 3, 1)
     values = state.v.astype(jnp.float32).transpose(0, 2, 1, 3)
     scaled = grouped * options["scale"]

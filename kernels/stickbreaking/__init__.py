@@ -4,7 +4,7 @@ from jaxtyping import DTypeLike
 
 from kernels import segments
 from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
-from kernels.primitives import kv_cache
+from kernels.primitives import attention, kv_cache
 from kernels.stickbreaking import decode, reference
 from kernels.stickbreaking.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -19,23 +19,15 @@ def _unsupported(
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    pairs = segments.count_pairs(dims["T"], strict=not options["attend_current"])
-    return 2.0 * dims["B"] * dims["H"] * pairs * (dims["K"] + dims["V"])
-
-
-def _bytes(dims: Dims, options: Options, itemsize: int) -> float:
-    del options
-    queries = dims["H"] * (dims["K"] + dims["V"])
-    keys = dims["G"] * (dims["K"] + dims["V"])
-    return float(dims["B"] * dims["T"] * (queries + keys) * itemsize)
+    return attention.count_flops(
+        dims, segments.count_pairs(dims["T"], strict=not options["attend_current"])
+    )
 
 
 OP = Op(
     name="stickbreaking",
     inputs=(
-        InputSpec("q", "B T H K"),
-        InputSpec("k", "B T G K"),
-        InputSpec("v", "B T G V"),
+        *attention.QKV,
         InputSpec("remainder_bias", "H V", when=("remainder", "bias")),
     ),
     out="B T H V",
@@ -55,7 +47,7 @@ OP = Op(
     step=decode.step,
     sequence="none",
     flops=_flops,
-    bytes=_bytes,
+    bytes=attention.count_bytes,
     cases=CASES,
     tolerances=TOLERANCES,
     properties=PROPERTIES,

@@ -4,22 +4,14 @@ The fast cases are chosen so that every two settings of T, groups, widths, docum
 and options meet somewhere; the product of all of them is slow.
 """
 
-from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Options, Property, Tolerance
-from kernels.letters import Inputs
-
-type Run = Callable[[Inputs, Options], Array]
-
-
-def _dims(time: int, groups: int, key: int, value: int, batch: int = 2) -> dict[str, int]:
-    return {"B": batch, "T": time, "H": 4, "G": groups, "K": key, "V": value}
-
+from kernels.contract import Case, Property, Run, Tolerance
+from kernels.primitives import attention
+from kernels.primitives.attention import dims, wave
 
 _BIAS = {"remainder": "bias"}
 _VALUE = {"remainder": "value"}
@@ -27,29 +19,17 @@ _CURRENT = {"attend_current": True}
 _OPTIONS: tuple[dict[str, Any], ...] = ({}, _CURRENT, _BIAS, _VALUE, _VALUE | _CURRENT)
 
 FAST = (
-    Case(_dims(257, 2, 17, 17), {}, "none", tag="fast"),
-    Case(_dims(257, 1, 16, 9), _BIAS | _CURRENT, "padded", tag="fast"),
-    Case(_dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"),
-    Case(_dims(65, 2, 7, 16), _CURRENT | {"scale": 0.5}, "packed", tag="fast"),
-    Case(_dims(63, 1, 16, 16), _BIAS, "none", carried=True, tag="fast"),
-    Case(_dims(1, 4, 16, 16), _VALUE | _CURRENT, "none", carried=True, tag="fast"),
-    Case(_dims(65, 4, 16, 16), _VALUE, "packed", dtype="bfloat16", tag="fast"),
-    Case(_dims(64, 1, 16, 16), _BIAS, "padded", gain=300.0, tag="fast"),
+    Case(dims(257, 2, 17, 17), {}, "none", tag="fast"),
+    Case(dims(257, 1, 16, 9), _BIAS | _CURRENT, "padded", tag="fast"),
+    Case(dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"),
+    Case(dims(65, 2, 7, 16), _CURRENT | {"scale": 0.5}, "packed", tag="fast"),
+    Case(dims(63, 1, 16, 16), _BIAS, "none", carried=True, tag="fast"),
+    Case(dims(1, 4, 16, 16), _VALUE | _CURRENT, "none", carried=True, tag="fast"),
+    Case(dims(65, 4, 16, 16), _VALUE, "packed", dtype="bfloat16", tag="fast"),
+    Case(dims(64, 1, 16, 16), _BIAS, "padded", gain=300.0, tag="fast"),
 )
 
-SLOW = tuple(
-    Case(_dims(time, groups, 17, 9 if groups == 1 else 17), options, documents, carried)
-    for time, groups, options, documents, carried in product(
-        (1, 63, 64, 65, 257), (4, 2, 1), _OPTIONS, ("none", "padded"), (False, True)
-    )
-)
-
-BENCH = (
-    Case({"B": 1, "T": 2048, "H": 8, "G": 8, "K": 64, "V": 64}, tag="bench"),
-    Case({"B": 4, "T": 512, "H": 4, "G": 4, "K": 64, "V": 64}, tag="bench"),
-)
-
-CASES = FAST + SLOW + BENCH
+CASES = FAST + attention.every_case(_OPTIONS) + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
@@ -62,24 +42,19 @@ TOLERANCES = {
 }
 
 
-def _inputs(time: int, width: int = 8) -> Inputs:
-    wave = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
-    return {"q": 2.0 * wave, "k": wave[..., ::-1], "v": wave}
-
-
 def _identity(time: int) -> Array:
     return jnp.eye(time)[None, :, None]
 
 
 def _stick_is_used_up(run: Run) -> tuple[Array, Array]:
     """Weights and remainder sum to one: with all values one, so is the output."""
-    inputs = _inputs(70) | {"v": jnp.ones((1, 70, 1, 8))}
+    inputs = wave(70) | {"v": jnp.ones((1, 70, 1, 8))}
     return run(inputs, _VALUE), inputs["v"]
 
 
 def _zero_logits_halve(run: Run) -> tuple[Array, Array]:
     """beta = 1/2 everywhere: the key n steps back takes 2^-n."""
-    inputs = _inputs(70)
+    inputs = wave(70)
     distance = jnp.arange(70)[:, None] - jnp.arange(70)
     halves = jnp.where(distance > 0, 2.0 ** -distance.astype(jnp.float32), 0.0)
     run_inputs = {"q": jnp.zeros_like(inputs["q"]), "k": inputs["k"], "v": _identity(70)}
@@ -88,7 +63,7 @@ def _zero_logits_halve(run: Run) -> tuple[Array, Array]:
 
 def _eager_keys_copy(run: Run) -> tuple[Array, Array]:
     """beta = 1: the nearest key takes the whole stick."""
-    inputs = _inputs(70)
+    inputs = wave(70)
     ones = jnp.ones_like(inputs["q"])
     previous = jnp.pad(inputs["v"][:, :-1], [(0, 0), (1, 0), (0, 0), (0, 0)])
     return run({"q": 1e3 * ones, "k": ones, "v": inputs["v"]}, {}), previous
@@ -96,7 +71,7 @@ def _eager_keys_copy(run: Run) -> tuple[Array, Array]:
 
 def _shy_keys_leave_all(run: Run) -> tuple[Array, Array]:
     """beta = 0: nothing is taken, and the remainder is the whole stick."""
-    inputs = _inputs(70)
+    inputs = wave(70)
     ones = jnp.ones_like(inputs["q"])
     return run({"q": -1e3 * ones, "k": ones, "v": inputs["v"]}, _VALUE), inputs["v"]
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import blocks as tile_sizes
 from kernels import segments
 from kernels.blocks import Attention
 from kernels.contract import Options
@@ -53,21 +52,14 @@ def apply(
     """Output and state of T more tokens."""
     q = inputs["q"]
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
-    batch, time, heads, _ = q.shape
-    source, groups = placed.k.shape[1:3]
-    blocks = (blocks or tile_sizes.attention(time, source)).fit(time, source)
-    static = Static(not options["attend_current"], blocks.run)
-    scaled = q.astype(jnp.float32) * options["scale"]
-    out, log_rem = attend(
-        static,
-        causal_tiles.split_queries(scaled, groups, blocks.block_q),
-        causal_tiles.split_keys(placed.k.astype(jnp.float32), blocks.block_kv),
-        causal_tiles.split_keys(placed.v.astype(jnp.float32), blocks.block_kv),
-        causal_tiles.plan(placed, (time, heads), blocks, strict=static.strict),
-    )
-    out = causal_tiles.merge_queries(out, batch, time, blocks.block_q)
+    batch, time = q.shape[:2]
+    strict = not options["attend_current"]
+    cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], strict=strict)
+    static = Static(strict, cut.blocks.run)
+    out, log_rem = attend(static, cut.q, cut.k, cut.v, cut.tiles)
+    out = causal_tiles.merge_queries(out, batch, time, cut.blocks.block_q)
     if options["remainder"] != "none":
-        log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, blocks.block_q)
+        log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, cut.blocks.block_q)
         out = out + jnp.exp(log_rem) * _rest(inputs, options)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kernels import segments
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
@@ -17,11 +16,8 @@ def step(
 ) -> tuple[CacheState, Float[Array, "B H V"]]:
     """Write the token's key and value, then let its query break the stick over the cache."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    segment = kv_cache.current_segment(state)[:, None]
-    state, slot = kv_cache.append(state, k[:, None], v[:, None], segment)
-    source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
-    strict = not options["attend_current"]
-    seen = segments.visible(slot, source, segment, state.segment_ids, strict=strict)[:, None, None]
+    state, _, seen = kv_cache.extend(state, k, v, strict=not options["attend_current"])
+    seen = seen[:, None, None]
     batch, heads, width = q.shape
     groups = k.shape[1]
     grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)
