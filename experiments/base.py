@@ -1,6 +1,6 @@
 """Every key of a run, once. An experiment takes this and changes what its question is about."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 MODEL = {
     "width": 256,
@@ -9,8 +9,9 @@ MODEL = {
     "num_kv_heads": 4,
     "head_dim": 64,
     "ffn_dim": 704,
-    "layers": {},  # label -> {"mixer": ..., "mlp": "swiglu" | "none", **options of the mixer}
-    "pattern": "stickbreaking",  # "a", "a,b" or ((repeat, labels), ...)
+    # label -> {"mixer": name, "mlp": "swiglu" | "none", **options}, the options being the fields of
+    # lm/mixers/<name>.py: {"local": {"mixer": "softmax", "window": 128, "qk_norm": True}}
+    "layers": {},
     "tied_embeddings": True,
     "norm_eps": 1e-5,
     "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
@@ -68,7 +69,9 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "init_from": "",  # a checkpoint of which only the weights are taken
-            "model": MODEL,
+            # Labels or mixer names: "a", "a,b" cycled over the depth, or groups like
+            # ((5, "a"), (1, "a,b")); a reference, since a string and a tuple must both fit.
+            "model": {**MODEL, "pattern": FieldReference("stickbreaking", field_type=object)},
             "mup": MUP,
             "data": DATA,
             "schedule": SCHEDULE,

@@ -32,6 +32,8 @@ _PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of the model
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
+    if not _CASES.value:
+        raise UserError(f"--cases is empty; name some of {', '.join(CASES)}")
     for name in _CASES.value:
         if name not in CASES:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
@@ -65,6 +67,8 @@ def _make_folder(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}; choose another file") from None
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; name a file")
 
 
 if __name__ == "__main__":

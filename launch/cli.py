@@ -82,6 +82,13 @@ def load_config(config: ConfigDict) -> Config:
     return from_mapping(config.to_dict())
 
 
+def path(flag: str, value: str) -> Path:
+    """A path given by a flag; an empty one (an unset variable in a script) is a mistake."""
+    if not value.strip():
+        raise UserError(f"--{flag} is empty; name a path")
+    return Path(value).expanduser()
+
+
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:
     """Parses the command line, calls `main(argv)`, exits: 0, 2 for a mistake, 130 if interrupted.
 
@@ -253,6 +260,8 @@ def _overrides(name: str, argv: list[str]) -> list[str]:
 
 def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, leaf: str) -> str:
     """The nearest key of the group, else one of the same name elsewhere, else the group's keys."""
+    if not siblings:
+        return "the group is empty: set it whole, as a Python dict"
     elsewhere = [key for key in flatten(config.to_dict()) if key.split(".")[-1] == leaf]
     if elsewhere and not get_close_matches(unknown, list(siblings), n=1):
         return f"did you mean {elsewhere[0]!r}?"

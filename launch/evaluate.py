@@ -9,6 +9,7 @@ Loss is nats per token, end of text included; bits per byte leave it out.
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,16 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    extra = dict(_source(text) for text in _SOURCE.value)
-    from lm import (
-        checkpoint,
-        evaluate,
-        record,
-    )  # after the flags are known to be right: imports jax
+    extra: dict[str, SourceConfig] = {}
+    for name, source in map(_source, _SOURCE.value):
+        if name in extra:
+            raise UserError(f"--source={name}:... is given twice; choose another name")
+        extra[name] = source
+    path = cli.path("checkpoint", _CHECKPOINT.value)
+    from lm import checkpoint, evaluate, record  # after the flags: imports jax
     from lm.data import loader, prepare
 
-    loaded = checkpoint.load(_CHECKPOINT.value)
+    loaded = checkpoint.load(path)
     config, tokenizer = loaded.config, loaded.tokenizer
     if clash := sorted(extra.keys() & config.data.sources.keys()):
         raise UserError(f"--source={clash[0]}:... is a source of the run; choose another name")
@@ -64,8 +66,8 @@ def main(argv: list[str]) -> None:
 
 def _source(text: str) -> tuple[str, SourceConfig]:
     name, _, path = text.partition(":")
-    if not name or not path:
-        raise UserError(f"--source={text!r} must be NAME:PATH")
+    if not re.fullmatch(r"[\w-]+", name) or not path:
+        raise UserError(f"--source={text!r} must be NAME:PATH, the name a word")
     return name, SourceConfig(path=path, text_key="text", weight=0.0, valid_fraction=1.0)
 
 

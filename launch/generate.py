@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         top_p=_TOP_P.value,
         seed=_SEED.value,
     )
-    loaded = checkpoint.load(_CHECKPOINT.value)
+    loaded = checkpoint.load(cli.path("checkpoint", _CHECKPOINT.value))
     for i, (prompt, text) in enumerate(
         zip(prompts, generate.complete(loaded, prompts, options), strict=True)
     ):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> None:
     from lm.data import prepare
 
     options = train.Options(
-        workdir=Path(_WORKDIR.value).expanduser(),
+        workdir=cli.path("workdir", _WORKDIR.value),
         data_dir=prepare.resolve_data_dir(_DATA_DIR.value),
         profile_steps=_PROFILE.value,
     )

@@ -248,6 +248,8 @@ def validate(config: Config) -> None:
             f"run.accumulation={config.run.accumulation}; "
             "set accumulation to a divisor"
         )
+    if not all(config.log.samples):
+        raise UserError("log.samples holds an empty prompt; nothing is known of a first token")
     if config.run.length.unit == "percent" or config.run.length.value <= 0:
         raise UserError(
             f"run.length={config.run.length} must be a positive number of tokens or steps"

@@ -49,8 +49,8 @@ class GenerateOptions:
             raise UserError(
                 f"temperature={self.temperature} must be a finite number >= 0; 0 is greedy"
             )
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be >= 0; 0 allows every token")
+        if not 0 <= self.top_k < 2**31:
+            raise UserError(f"top_k={self.top_k} must lie in [0, 2^31); 0 allows every token")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 allows every token")
         if not 0 <= self.seed < 2**32:

@@ -266,9 +266,9 @@ def check(config: ModelConfig) -> None:
     Raises:
       UserError: one line on the first mistake.
     """
-    for group in parse_pattern(config.pattern, config.num_layers):
-        for label in group.labels:
-            _layer(label, config)
+    groups = parse_pattern(config.pattern, config.num_layers)
+    for label in {*config.layers, *(label for group in groups for label in group.labels)}:
+        _layer(label, config)
 
 
 def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[str, Any]]:

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 
 from lm import build as build_lib
+from lm import checkpoint
 from lm import params as params_lib
 from lm.build import Build
 from lm.checkpoint import TOKENIZER
@@ -86,13 +87,9 @@ def check_unchanged(workdir: Path, config: Config) -> None:
     Raises:
       UserError: keys other than `FREE` differ, with the differences.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    old = _config(workdir)
+    if old is None:
         return
-    try:
-        old = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path} is not JSON; restore it or choose another workdir") from None
     changed = {
         k: v for k, v in difference(old, to_mapping(config)).items() if not k.startswith(FREE)
     }
@@ -103,6 +100,24 @@ def check_unchanged(workdir: Path, config: Config) -> None:
             f"--workdir={workdir} holds a run with another config ({shown}{more}); choose a new "
             "workdir"
         )
+
+
+def _config(workdir: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder, from its newest checkpoint if config.json is lost;
+    None of a folder without a run.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if not checkpoint.steps(workdir):
+            return None
+        return to_mapping(checkpoint.read_config(checkpoint.locate(workdir)))
+    try:
+        old = json.loads(path.read_text())
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        raise UserError(f"{path} is not a configuration; restore it or choose another workdir")
+    return old
 
 
 def recorded(workdir: Path, *keys: str) -> Any:

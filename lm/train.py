@@ -119,17 +119,17 @@ def run(config: Config, options: Options) -> Outcome:
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
-            if at == end or any(_due(at, config, e) for e in (config.log.every, config.eval.every)):
+            if at == end or any(_due(at, built, e) for e in (config.log.every, config.eval.every)):
                 counts = {"step": at, "tokens": at * config.tokens_per_step}
                 writer.write(counts | values | clock.lap(at) | extra)
-            _stop_if_stuck(config, at, in_row, values["train/loss"])
+            _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
 
         def save() -> None:
             meta = Meta(step, step * config.tokens_per_step, decay_start, {}, {})
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
         def due(every: Duration) -> bool:
-            return step == end or _due(step, config, every)
+            return step == end or _due(step, built, every)
 
         if step and due(config.eval.every):
             _mend_record(workdir, step, evaluation)
@@ -248,12 +248,13 @@ def _padded_bytes(tokenizer: Tokenizer, built: Build) -> np.ndarray:
     return np.pad(tokenizer.token_bytes, (0, size - len(tokenizer.token_bytes))).astype(np.int32)
 
 
-def _due(step: int, config: Config, every: Duration) -> bool:
+def _due(step: int, built: Build, every: Duration) -> bool:
     """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that the
     last quarter of a run ends with the run.
     """
-    tokens = every.tokens(run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step)
-    period = max(1.0, tokens / config.tokens_per_step)
+    per_step = built.config.tokens_per_step
+    tokens = every.tokens(run_tokens=built.run_tokens, tokens_per_step=per_step)
+    period = max(1.0, tokens / per_step)
     return tokens > 0 and int(step / period + 1e-9) > int((step - 1) / period + 1e-9)
 
 
@@ -306,24 +307,22 @@ def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | Non
                 writer.write(last[-1] | found)
 
 
-def _stop_if_stuck(config: Config, step: int, in_row: float, loss: float) -> None:
+def _stop_if_stuck(config: Config, workdir: Path, step: int, in_row: float, loss: float) -> None:
     limit = config.optimizer.max_skipped
     if in_row >= limit:
+        page = report.write([workdir], workdir / "report.html")
         raise UserError(
             f"stopped at step {step}: optimizer.max_skipped={limit} steps in a row were skipped, "
             f"their loss not finite or their gradient norm over {config.optimizer.spike_ratio:g} "
-            f"times its mean (last loss {loss:g}); lower schedule.peak_learning_rate"
+            f"times its mean (last loss {loss:g}); lower schedule.peak_learning_rate; see {page}"
         )
 
 
 def _last_evaluation(workdir: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in metrics.read(workdir):
-        found |= {
-            k.split("/")[1]: v
-            for k, v in line.items()
-            if k.startswith("eval/") and k.endswith("/bpb")
-        }
+        bits = {k: v for k, v in line.items() if k.startswith("eval/") and k.endswith("/bpb")}
+        found |= {key.split("/")[1]: value for key, value in bits.items()}
     return found
 
 

@@ -86,13 +86,14 @@ class Tokenizer:
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote, of whatever kind."""
-    content = _read(path, "delete its folder and prepare again")
+    content = _read(path, "restore the file, or prepare again if it lies among prepared data")
     try:
         saved = json.loads(content)
         return Tokenizer(saved["kind"], saved["payload"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a saved tokenizer ({error!r}); delete it and prepare again"
+            f"{path} is not a saved tokenizer ({error!r}); restore the file, or "
+            "prepare again if it lies among prepared data"
         ) from error
 
 

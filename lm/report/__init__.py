@@ -6,11 +6,13 @@ Order of steps: read the run folders (folder.py), draw the curves (figures.py), 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm.config import UserError
 from lm.report import folder, page
 
 
@@ -29,6 +31,9 @@ def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | Non
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another file") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return out.resolve()

@@ -31,8 +31,23 @@ SOURCE = {"path": "*.txt", "text_key": "text", "weight": 1.0, "valid_fraction": 
 
 
 def test_experiments_convert() -> None:
-    for mapping in (values(), quickstart.get_config("softmax,stickbreaking").to_dict()):
-        assert from_mapping(mapping).tokens_per_step == 8 * 512
+    assert from_mapping(values()).tokens_per_step == 8 * 512
+    small = from_mapping(quickstart.get_config("softmax,stickbreaking").to_dict())
+    assert (small.tokens_per_step, small.model.pattern) == (4 * 512, "softmax,stickbreaking")
+
+
+def test_groups_fit_into_an_experiment() -> None:
+    config = base.get_config()
+    config.model.pattern = ((5, ("stickbreaking",)), (1, ("softmax",)))
+    assert from_mapping(config.to_dict()).model.pattern[1] == (1, ("softmax",))
+    assert base.get_config().model.pattern == "stickbreaking"
+
+
+def test_empty_prompt_is_refused_before_training() -> None:
+    config = base.get_config()
+    config.log.samples = ("",)
+    with pytest.raises(UserError, match="empty prompt"):
+        from_mapping(config.to_dict())
 
 
 def test_json_and_back() -> None:

@@ -166,9 +166,7 @@ def test_launches_of_one_second_have_files_of_their_own(tmp_path: Path) -> None:
     assert steps == {1, 2, 3, 4}
 
 
-def test_a_full_disk_is_told_within_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_within_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with metrics.Writer(tmp_path) as writer:
         writer.write({"step": 1, "tokens": 10})
         monkeypatch.setattr(writer, "_file", Half(writer._file))

@@ -107,7 +107,7 @@ def test_what_only_tells_more_may_change(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not a configuration"):
         record.check_unchanged(tmp_path, lab.config())
     assert record.recorded(lab.whole, "tokenizer", "kind") == "bytes"
     for text in ("{", "[]", "{}", '{"tokenizer": 3}'):
