@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from lm import loss as loss_lib
 from lm import optim, schedules
-from lm.data.batch import Batch
+from lm.data.batch import Batch, byte_weights
 from lm.model import Model
 from lm.mup import Multipliers
 from lm.schedules import Schedule
@@ -94,8 +94,7 @@ def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.
 def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:
     def sums(params: Any, part: Batch) -> tuple[jax.Array, Sums]:
         objective, nll = _objective(parts, params, part)
-        size = token_bytes[part.targets] * part.loss_weights
-        text = part.loss_weights * (size > 0)
+        text, size = byte_weights(part, token_bytes)
         return objective, Sums(
             objective, jnp.sum(nll * part.loss_weights), jnp.sum(nll * text), jnp.sum(size)
         )
