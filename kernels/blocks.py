@@ -31,6 +31,25 @@ class Attention:
         return Attention(block_q, block_kv, self.run)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """A recurrence in chunks of `length` tokens, split again in parts of `sub` where decay per
+    channel asks for it."""
+
+    length: int = 64
+    sub: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("length", "sub"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.length % self.sub:
+            raise ValueError(
+                f"length={self.length} must be a multiple of sub={self.sub}; "
+                f"set length={round_up(self.length, self.sub)}"
+            )
+
+
 def attention(num_queries: int, num_keys: int) -> Attention:
     """Default tiles for this many queries and keys."""
     size = 128 if num_keys <= 1024 else 256

@@ -24,18 +24,22 @@ type Kind = Literal["normal", "unit", "gate", "log_decay", "constant"]
 class InputSpec:
     """One array of an op.
 
-    `when` names the option value that asks for this input; `fill` computes it from the dims where
-    the caller does not give it. A constant has no gradient.
+    `when` names the option, and its value or values, that ask for this input; two specs of one
+    name are alternatives. `fill` computes it from the dims where the caller does not give it. A
+    constant has no gradient.
     """
 
     name: str
     letters: str
     kind: Kind = "normal"
-    when: tuple[str, object] | None = None
+    when: tuple[str, object] | None = None  # a tuple of values is any of them
     fill: Callable[[Dims], Array] | None = None
 
     def is_needed(self, options: Options) -> bool:
-        return self.when is None or options[self.when[0]] == self.when[1]
+        if self.when is None:
+            return True
+        name, wanted = self.when
+        return options[name] in (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Case:
     def name(self) -> str:
         """What a test is called: T257-H4G2-K17V9-padded-carried-window=50."""
         dims = self.dims
-        parts = [f"T{dims['T']}", f"H{dims['H']}G{dims['G']}", f"K{dims['K']}V{dims['V']}"]
+        groups = f"G{dims['G']}" if "G" in dims else ""
+        parts = [f"T{dims['T']}", f"H{dims['H']}{groups}"]
+        parts += ["".join(f"{letter}{dims[letter]}" for letter in "KVNW" if letter in dims)]
         parts += [self.documents] if self.documents != "none" else []
         parts += ["carried"] if self.carried else []
         parts += [f"gain{self.gain:g}"] if self.gain != 1.0 else []
@@ -140,6 +146,10 @@ class Op:
     backward_flops: float = 2.0
     reference_vjp: Callable[..., dict[str, Array]] | None = None
 
+    def needed(self, options: Options) -> dict[str, InputSpec]:
+        """The inputs that these options ask for, by name."""
+        return {spec.name: spec for spec in self.inputs if spec.is_needed(options)}
+
     def form(self, name: str) -> Form:
         """The function of a form; its module is imported on first use."""
         return import_module(self.forms[name]).apply
@@ -150,8 +160,8 @@ def sample(op: Op, case: Case, seed: int = 0) -> Problem:
     random = np.random.default_rng(seed)
     dims = case.dims
     inputs: dict[str, Array] = {}
-    for spec in op.inputs:
-        if spec.is_needed({**op.options, **case.options}) and spec.fill is None:
+    for spec in op.needed({**op.options, **case.options}).values():
+        if spec.fill is None:
             shape = [dims[letter] for letter in spec.letters.split()]
             value = _DRAW[spec.kind](random.standard_normal(shape))
             gain = case.gain if spec is op.inputs[0] else 1.0
@@ -183,7 +193,7 @@ def _sample_state(op: Op, case: Case, random: np.random.Generator) -> Any:
     length = random.integers(0, 41, batch)
     slot = np.arange(capacity)
     ids = np.where(slot < length[:, None], 1 + (slot > 9) + (slot > 20), 0)
-    known = {"length": length, "segment_ids": ids}
+    known = {"length": length, "segment_ids": ids, "segment": random.integers(2, 4, batch)}
     values = [
         known[name] if name in known else random.standard_normal(like.shape)
         for (name, _), like in zip(op.state.fields, empty, strict=True)

@@ -24,7 +24,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, DTypeLike, Int
 
-from kernels import shard
+from kernels import quarantine, shard
 from kernels.contract import Dims, InputSpec, Op, Options
 from kernels.letters import Inputs
 from kernels.shard import Placement, Rules
@@ -92,13 +92,14 @@ def apply(
 
     `state` None is one whole sequence, as in training; the returned state then has capacity T. A
     given state is continued: its rows may have different lengths, padding in `segment_ids` is not
-    written to it, and without `segment_ids` all tokens continue the row's last document.
+    written to it, and without `segment_ids` all tokens continue the row's last document. Where a
+    row is packed, what is not finite stays in its document; see `quarantine`.
 
     With `mesh` of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
     """
     op = get(name)
     _check_known("form", form, tuple(op.forms))
-    dims = _dims(op, inputs, "T")
+    dims = _dims(op, inputs, options, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
     mesh, rules = _unpack(**placement)
@@ -109,18 +110,27 @@ def apply(
         raise ValueError(f"{name} cannot run as {form}: {reason}")
     _check_state(op, state, dims)
 
-    def call(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+    specs = op.needed(bound)
+
+    def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         if form == "reference":
-            local = _dims(op, inputs, "T")
+            local = _dims(op, inputs, bound, "T")
             if state is None:
                 dtype = inputs[op.inputs[0].name].dtype
                 state = op.init_state(local, dtype, local["B"], local["T"])
             return op.form(form)(inputs, segment_ids, state, options=bound)
         return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
 
+    def call(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if segment_ids is None:
+            return run(inputs, None, state)
+        clean, state, sick = quarantine.admit(op, specs, inputs, segment_ids, state)
+        return quarantine.release(op, *run(clean, segment_ids, state), sick)
+
     if mesh is None or mesh.size == 1:
         return call(inputs, segment_ids, state)
-    return _sharded(op, call, mesh, rules, dims)(inputs, segment_ids, state)
+    sharded = _sharded(op, call, bound, (mesh, rules), dims)
+    return sharded(inputs, segment_ids, state)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
@@ -133,7 +143,7 @@ def step(
 ) -> tuple[Any, Array]:
     """One token: inputs without T (q [B, H, K], ...); continues the row's current document."""
     op = get(name)
-    dims = _dims(op, inputs, "")
+    dims = _dims(op, inputs, options, "")
     bound = bind_options(op, options, dims)
     return op.step(state, complete_inputs(op, inputs, bound, dims), options=bound)
 
@@ -169,11 +179,13 @@ def _letters(spec: InputSpec, time: str) -> list[str]:
     return [letter for letter in spec.letters.split() if letter != "T" or time]
 
 
-def _dims(op: Op, inputs: Mapping[str, Array], time: str) -> dict[str, int]:
+def _dims(
+    op: Op, inputs: Mapping[str, Array], options: Options | None, time: str
+) -> dict[str, int]:
     """Sizes of all letters, or ValueError where two inputs disagree."""
     _check_inputs(op, inputs)
     dims: dict[str, int] = {}
-    for spec in op.inputs:
+    for spec in op.needed({**op.options, **(options or {})}).values():
         if spec.name not in inputs:
             continue
         letters, shape = _letters(spec, time), inputs[spec.name].shape
@@ -197,17 +209,18 @@ def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
 def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:
     """Exactly the inputs that the options ask for, constants filled in."""
     complete: Inputs = {}
+    needed = op.needed(options)
     for spec in op.inputs:
-        if spec.is_needed(options):
-            if spec.name in inputs:
-                complete[spec.name] = inputs[spec.name]
-            elif spec.fill is not None:
-                complete[spec.name] = spec.fill(dims)
-            else:
-                raise ValueError(f"{op.name} with these options needs the input {spec.name!r}")
-        elif spec.name in inputs:
+        if spec.name in inputs and spec.name not in needed:
             wanted = "=".join(str(part) for part in spec.when or ())
             raise ValueError(f"{op.name} takes the input {spec.name!r} only with {wanted}")
+    for name, spec in needed.items():
+        if name in inputs:
+            complete[name] = inputs[name]
+        elif spec.fill is not None:
+            complete[name] = spec.fill(dims)
+        else:
+            raise ValueError(f"{op.name} with these options needs the input {name!r}")
     return complete
 
 
@@ -228,11 +241,12 @@ def _unpack(*, mesh: Mesh | None = None, rules: Rules | None = None) -> tuple[An
     return mesh, rules or {}
 
 
-def _sharded(op: Op, call: Any, mesh: Mesh, rules: Rules, dims: Dims) -> Any:
+def _sharded(op: Op, call: Any, options: Options, placement: tuple[Mesh, Rules], dims: Dims) -> Any:
     """`call` under shard_map, with specs from the letters of inputs, state and output."""
+    mesh, rules = placement
     shard.check(dims, rules, mesh, "K V" + (" T" if op.sequence == "none" else ""))
     state_specs = tuple(shard.spec(letters, rules) for _, letters in op.state.fields)
-    letters = {spec.name: spec.letters for spec in op.inputs}
+    letters = {name: spec.letters for name, spec in op.needed(options).items()}
 
     def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         specs = {name: shard.spec(letters[name], rules) for name in inputs}

@@ -19,7 +19,8 @@ LEGEND = {
     "L": "layers",
     "R": "low rank",
     "C": "chunk length",
-    "N": "number of chunks",
+    "N": "number of chunks, or of modes of a diagonal recurrence",
+    "W": "taps of a convolution along time",
 }
 
 type Inputs = dict[str, Array]

@@ -46,6 +46,22 @@ def resets(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
 
 
+def continued(
+    segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], time: int
+) -> Int[Array, "B T"]:
+    """The document of every token; padding counts to the one before it, `entry` before the first.
+
+    A recurrence starts anew exactly where this changes. Without ids all `time` tokens continue
+    `entry`, or document 1 in a row that has none yet.
+    """
+    if segment_ids is None:
+        return jnp.broadcast_to(jnp.maximum(entry, 1)[:, None], (entry.shape[0], time))
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    newest = jnp.maximum.accumulate(jnp.where(segment_ids != 0, index, -1), axis=1)
+    known = jnp.take_along_axis(segment_ids, jnp.maximum(newest, 0), axis=1)
+    return jnp.where(newest >= 0, known, entry[:, None])
+
+
 def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:
     """Slot of every token when the tokens that are no padding are appended after `length`."""
     return length[:, None] + jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1

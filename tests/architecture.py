@@ -36,7 +36,7 @@ KERNEL_RANKS = (
     {"segments", "blocks", "contract"},
     {"primitives"},
     *({f"op.{name}" for name in names} for names in OP_RANKS),
-    {"shard"},
+    {"shard", "quarantine"},
     {"dispatch"},
     {""},
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import contract, dispatch
-from kernels.contract import Case
+from kernels.contract import Case, Op
 
 
 class Answer(NamedTuple):
@@ -86,6 +86,14 @@ def merge(floats: list[jax.Array], state: Any) -> Any:
     )
 
 
+def empty_state(op: Op, case: Case, problem: contract.Problem) -> Any:
+    """A state like the one that the problem ends with."""
+    capacity = case.dims["T"]
+    if problem.state is not None and op.state.growth == "linear":
+        capacity = problem.state.segment_ids.shape[1]
+    return op.init_state(case.dims, case.dtype, case.dims["B"], capacity)
+
+
 def answer(
     name: str, form: str, case: Case, problem: contract.Problem, d_out: jax.Array | None = None
 ) -> Answer:
@@ -95,8 +103,7 @@ def answer(
     shape = [dims[letter] for letter in dispatch.get(name).out.split()]
     drawn = jnp.asarray(random.standard_normal(shape), case.dtype)
     op = dispatch.get(name)
-    capacity = dims["T"] if problem.state is None else problem.state[2].shape[1]
-    like = op.init_state(dims, case.dtype, dims["B"], capacity)
+    like = empty_state(op, case, problem)
     d_state = [jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in split(like)]
     if d_out is not None:
         drawn, d_state = d_out, [jnp.zeros_like(x) for x in d_state]

@@ -1,6 +1,7 @@
 """The contract of an op, checked once for every op, form and case."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from tests.kernels.contract_problem import (
     answer,
     assert_close,
     cases,
+    empty_state,
     error,
     expected,
     identify,
     refusal,
+    split,
 )
 
 FORMS = [(n, form) for n in dispatch.names() for form in dispatch.get(n).forms]
@@ -46,8 +49,7 @@ def check_case(name: str, form: str, case: Case) -> None:
     assert all(jax.tree.leaves(same))
     if problem.segment_ids is not None:
         assert not np.any(np.asarray(got.out)[np.asarray(problem.segment_ids) == 0])
-    capacity = case.dims["T"] if problem.state is None else problem.state[2].shape[1]
-    declared = op.init_state(case.dims, case.dtype, case.dims["B"], capacity)
+    declared = empty_state(op, case, problem)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (declared, got.state))
     assert shapes[0] == shapes[1]
 
@@ -86,49 +88,163 @@ def test_hand_derived_backward(name: str, case: Case):
     assert_close(by_hand, autodiff, tolerance(name, "reference", case.dtype), f"{name} by hand")
 
 
-def a_case(name: str, **changes: Any) -> Case:
-    dims = {"B": 2, "T": 65, "H": 4, "G": 2, "K": 16, "V": 16}
-    return dataclasses.replace(Case(dims), **changes)
+def sizes(time: int) -> dict[str, int]:
+    """Every letter that an op may ask for; K and V are equal, for forms that need them so."""
+    return {"B": 2, "T": time, "H": 4, "G": 2, "K": 16, "V": 16, "N": 3, "W": 5}
 
 
-@pytest.mark.parametrize(("name", "form"), TILED)
-def test_causality(name: str, form: str):
+def a_case(time: int = 65, **changes: Any) -> Case:
+    return dataclasses.replace(Case(sizes(time)), **changes)
+
+
+def out_shape(name: str, case: Case) -> tuple[int, ...]:
+    return tuple(case.dims[letter] for letter in dispatch.get(name).out.split())
+
+
+def over_time(name: str, options: Any) -> set[str]:
+    """Names of the inputs that have a row for each token."""
+    op = dispatch.get(name)
+    needed = op.needed({**op.options, **options})
+    return {key for key, spec in needed.items() if "T" in spec.letters.split()}
+
+
+def settings(name: str) -> list[Any]:
+    """The options of the op's fast cases, each once."""
+    fast = [case.options for case in dispatch.get(name).cases if case.tag == "fast"]
+    return [options for i, options in enumerate(fast) if options not in fast[:i]]
+
+
+def tiered(name: str) -> list[Any]:
+    """Every setting; those that ask for no other inputs than one before are slow."""
+    seen: list[Any] = []
+    found: list[Any] = []
+    for options in settings(name):
+        inputs = dispatch.get(name).needed({**dispatch.get(name).options, **options})
+        marks = [pytest.mark.slow] if inputs in seen else []
+        seen.append(inputs)
+        found.append(pytest.param(options, marks=marks))
+    return found
+
+
+SETTINGS = [
+    pytest.param(n, form, *options.values, marks=options.marks)
+    for n, form in TILED
+    for options in tiered(n)
+]
+
+
+def refused(name: str, form: str, options: Any, case: Case) -> bool:
+    return refusal(name, form, dataclasses.replace(case, options=options)) is not None
+
+
+@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
+def test_causality(name: str, form: str, options: Any):
     """Outputs up to t have exactly zero gradient in all that comes later, and some in t."""
-    case = a_case(name)
+    case = a_case(options=options)
+    if refused(name, form, options, case):
+        pytest.skip("the form does not take these options")
     problem = contract.sample(dispatch.get(name), case)
     t = 40
-    d_out = jnp.ones((2, 65, 4, 16)).at[:, t + 1 :].set(0.0)
+    d_out = jnp.ones(out_shape(name, case)).at[:, t + 1 :].set(0.0)
     grads = answer(name, form, case, problem, d_out).grads[0]
-    for key, grad in grads.items():
-        assert not np.any(np.asarray(grad[:, t + 1 :])), key
-        assert np.any(np.asarray(grad[:, t - 1])), key
+    for key in over_time(name, options):
+        assert not np.any(np.asarray(grads[key][:, t + 1 :])), key
+        assert np.any(np.asarray(grads[key][:, t - 1])), key
 
 
-@pytest.mark.parametrize(("name", "form"), TILED)
-def test_packed_documents_are_separate(name: str, form: str):
+@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
+def test_packed_documents_are_separate(name: str, form: str, options: Any):
     """Each document alone in its row gives the same outputs and gradients as packed."""
-    case = a_case(name, documents="packed")
+    case = a_case(documents="packed", options=options)
+    if refused(name, form, options, case):
+        pytest.skip("the form does not take these options")
     problem = contract.sample(dispatch.get(name), case)
     assert problem.segment_ids is not None
     ids = np.asarray(problem.segment_ids)
-    random = np.random.default_rng(3)
-    d_out = jnp.asarray(random.standard_normal((2, 65, 4, 16)), jnp.float32)
+    d_out = jnp.asarray(np.random.default_rng(3).standard_normal(out_shape(name, case)), "float32")
     packed = answer(name, form, case, problem, d_out)
     limit = tolerance(name, form)
+    along = over_time(name, options)
+    shared = dict.fromkeys(set(problem.inputs) - along, 0.0)
     for document in (1, 2, 3):
         # Moved to the start of its row, the rest is padding.
         order = np.argsort(ids != document, axis=1, kind="stable")
         alone = jnp.asarray(np.sort(ids == document, axis=1)[:, ::-1].astype(np.int32))
 
         def move(x: jax.Array, order: np.ndarray = order) -> jax.Array:
-            return jnp.take_along_axis(x, jnp.asarray(order)[:, :, None, None], axis=1)
+            wide = jnp.asarray(order).reshape(order.shape + (1,) * (x.ndim - 2))
+            return jnp.take_along_axis(x, wide, axis=1)
 
-        moved = contract.Problem(jax.tree.map(move, problem.inputs), alone, None)
-        single = answer(name, form, case, moved, move(d_out))
-        keep = (alone != 0)[:, :, None, None]
-        assert error(single.out, jnp.where(keep, move(packed.out), 0.0)) <= limit
-        for key, grad in single.grads[0].items():
-            assert error(grad, jnp.where(keep, move(packed.grads[0][key]), 0.0)) <= limit, key
+        def kept(x: jax.Array, alone: jax.Array = alone) -> jax.Array:
+            return jnp.where((alone != 0).reshape(alone.shape + (1,) * (x.ndim - 2)), x, 0.0)
+
+        moved = {key: move(x) if key in along else x for key, x in problem.inputs.items()}
+        single = answer(name, form, case, contract.Problem(moved, alone, None), move(d_out))
+        assert error(single.out, kept(move(packed.out))) <= limit
+        for key in along:
+            grad, want = single.grads[0][key], kept(move(packed.grads[0][key]))
+            assert error(grad, want) <= limit, key
+        shared = {key: total + single.grads[0][key] for key, total in shared.items()}
+    for key, total in shared.items():
+        assert error(total, packed.grads[0][key]) <= limit, key
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_nan_stays_in_its_document(name: str, form: str):
+    """A NaN in the middle document voids the rest of that document, and nothing else at all."""
+    op, case = dispatch.get(name), a_case(documents="packed")
+    problem = contract.sample(op, case)
+    ids = np.repeat(np.array([[1, 2, 3]]), [20, 25, 20], axis=1).repeat(2, axis=0)
+    problem = problem._replace(segment_ids=jnp.asarray(ids, jnp.int32))
+    run = jax.jit(
+        lambda p: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, form=form),
+        compiler_options=QUICK,
+    )
+    out, state = run(problem)
+    for key in over_time(name, {}):
+        bad = problem.inputs[key].at[1, 30].set(jnp.nan)
+        got, end = run(problem._replace(inputs=problem.inputs | {key: bad}))
+        void = np.isnan(np.asarray(got)).any(axis=(2, 3))
+        assert np.flatnonzero(void[1]).tolist() == list(range(30, 45)), key
+        assert not void[0].any()
+        keep = ~void
+        np.testing.assert_array_equal(np.asarray(got)[keep], np.asarray(out)[keep])
+        if op.state.growth == "constant":
+            assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, end))
+        last = problem.inputs[key].at[1, 50].set(jnp.nan)
+        _, end = run(problem._replace(inputs=problem.inputs | {key: last}))
+        floats = [np.asarray(x) for x in split(end)]
+        assert any(np.isnan(x[1]).any() for x in floats), "a spoilt state may not be continued"
+        assert not any(np.isnan(x[0]).any() for x in floats)
+        # A new document may follow it.
+        again = jax.jit(
+            lambda p, s: dispatch.apply(
+                name, p.inputs, segment_ids=p.segment_ids, state=s, form=form
+            ),
+            compiler_options=QUICK,
+        )
+        if op.state.growth == "constant":
+            fresh = problem._replace(segment_ids=jnp.full_like(problem.segment_ids, 7))
+            assert np.isfinite(np.asarray(again(fresh, end)[0])).all()
+
+
+@pytest.mark.parametrize(("name", "form"), TILED)
+@pytest.mark.parametrize("time", [1, 70])
+def test_rows_of_padding(name: str, form: str, time: int):
+    """Zeros and zero gradients; the state stays empty; a row beside it is as it was alone."""
+    op, case = dispatch.get(name), a_case(time=time, documents="packed")
+    problem = contract.sample(op, case)
+    problem = problem._replace(segment_ids=jnp.zeros((2, time), jnp.int32).at[1].set(1))
+    got = answer(name, form, case, problem)
+    assert not np.any(np.asarray(got.out)[0])
+    d_out = jnp.ones(out_shape(name, case))
+    grads = answer(name, form, case, problem, d_out).grads[0]
+    for key in over_time(name, {}):
+        assert not np.any(np.asarray(grads[key])[0]), key
+        assert np.isfinite(np.asarray(grads[key])).all(), key
+    empty = empty_state(op, case, problem)
+    for x, y in zip(got.state, empty, strict=True):
+        np.testing.assert_array_equal(np.asarray(x)[0], np.asarray(y)[0])
 
 
 def variants() -> list[Any]:
@@ -145,16 +261,18 @@ def variants() -> list[Any]:
 def test_split_and_steps_equal_one_call(name: str, options: Any):
     """33 + 33 tokens with carried state, with padding in between, and 66 steps, equal one call."""
     op = dispatch.get(name)
-    half = a_case(name, options=options, dims={"B": 2, "T": 33, "H": 4, "G": 2, "K": 16, "V": 16})
-    whole = a_case(name, options=options, dims={**half.dims, "T": 66})
+    half, whole = (a_case(time=time, options=options) for time in (33, 66))
     problem = contract.sample(op, whole)
     want = answer(name, "reference", whole, problem).out
     state = op.init_state(half.dims, jnp.float32, 2, 70)
-    over_time = {spec.name for spec in op.inputs if "T" in spec.letters}
+    along = over_time(name, options)
 
     def cut(start: int, stop: int) -> dict[str, jax.Array]:
-        parts = {k: x[:, start:stop] for k, x in problem.inputs.items() if k in over_time}
-        return {**problem.inputs, **parts}
+        return problem.inputs | {k: problem.inputs[k][:, start:stop] for k in along}
+
+    def check_length(state: Any, *lengths: int) -> None:
+        if op.state.growth == "linear":
+            assert [int(n) for n in state.length] == list(lengths)
 
     for form in op.forms:
         run = jax.jit(
@@ -166,21 +284,19 @@ def test_split_and_steps_equal_one_call(name: str, options: Any):
         # Row 0 holds 20 tokens of the first call, row 1 all 33; the rest of row 0 is padding.
         ids = jnp.asarray(np.arange(33) < np.array([[20], [33]]), jnp.int32)
         first, carried = run(cut(0, 33), ids, state)
-        assert [int(n) for n in carried.length] == [20, 33]
+        check_length(carried, 20, 33)
         later = {
-            k: jnp.stack([x[0, 20:53], x[1, 33:]])
-            for k, x in problem.inputs.items()
-            if k in over_time
+            k: jnp.stack([x[0, 20:53], x[1, 33:]]) for k, x in problem.inputs.items() if k in along
         }
         second, carried = run({**problem.inputs, **later}, jnp.ones((2, 33), jnp.int32), carried)
         row_0 = jnp.concatenate([first[0, :20], second[0]])
         row_1 = jnp.concatenate([first[1], second[1]])
         assert error(row_0, want[0, :53]) <= tolerance(name, form), form
         assert error(row_1, want[1]) <= tolerance(name, form), form
-        assert [int(n) for n in carried.length] == [53, 66]
+        check_length(carried, 53, 66)
 
     def one(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
-        token = {k: x[:, t] if k in over_time else x for k, x in problem.inputs.items()}
+        token = {k: x[:, t] if k in along else x for k, x in problem.inputs.items()}
         return dispatch.step(name, token, state, options=options)
 
     end, out = jax.jit(
@@ -198,7 +314,8 @@ PROPERTIES = [(n, form, p) for n, form in FORMS for p in dispatch.get(n).propert
 )
 def test_property(name: str, form: str, fact: contract.Property):
     def run(inputs: Any, options: Any) -> jax.Array:
-        dims = {"K": inputs["k"].shape[-1], "V": inputs["v"].shape[-1]}
+        first = next(iter(inputs.values()))
+        dims = {"K": first.shape[-1], "V": inputs.get("v", first).shape[-1]}
         if dispatch.get(name).unsupported(form, dims, jnp.float32, defaults | options, "cpu"):
             pytest.skip("the form does not take this problem")
         call = lambda inputs: dispatch.apply(name, inputs, form=form, options=options)[0]
@@ -235,24 +352,44 @@ def test_unsupported_is_honest(name: str, form: str):
     assert accepted
 
 
-@pytest.mark.parametrize("name", dispatch.names())
-def test_flops_of_one_chunk(name: str):
-    """XLA's count of both dense products, less the pairs nobody sees."""
+@pytest.mark.parametrize(
+    ("name", "options"), [(n, o) for n in dispatch.names() for o in settings(n)], ids=str
+)
+def test_flops_are_the_products_of_the_reference(name: str, options: Any):
+    """Counted in its jaxpr; of attention, only pairs that somebody sees."""
     op = dispatch.get(name)
-    dims = {"B": 1, "T": 64, "H": 2, "G": 2, "K": 16, "V": 16}
-
-    def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.einsum("bhts,bshv->bthv", jnp.einsum("bthk,bshk->bhts", q, k), v)
-
-    x = jnp.ones((1, 64, 2, 16))
-    cost = jax.jit(dense).lower(x, x, x).compile().cost_analysis()
-    assert cost is not None
-    inputs = {
-        "q": jnp.zeros_like(x),
-        "k": x,
-        "v": jnp.broadcast_to(jnp.eye(64)[:, None], (1, 64, 2, 64)),
-    }
-    weights = dispatch.apply(name, inputs, form="reference")[0]
-    pairs = np.count_nonzero(np.asarray(weights[0, :, 0]) > 0.0)
-    assert dispatch.flops(name, dims) == pytest.approx(cost["flops"] * pairs / 64**2, rel=0.02)
+    case = a_case(time=64, options=options)
+    inputs = contract.sample(op, case).inputs
+    if op.state.growth == "linear":
+        # With values that are unit vectors the output is the matrix of weights.
+        case = dataclasses.replace(case, dims=case.dims | {"G": 4})
+        inputs = contract.sample(op, case).inputs
+        inputs |= {"v": jnp.broadcast_to(jnp.eye(64)[:, None], (2, 64, 4, 64))}
+        plain = {k: v for k, v in options.items() if k not in ("remainder",)}
+        inputs = {k: x for k, x in inputs.items() if k != "remainder_bias"}
+        weights = dispatch.apply(name, inputs, form="reference", options=plain)[0]
+        pairs = np.count_nonzero(np.asarray(weights[0, :, 0]))
+        count = 2.0 * 2 * 4 * pairs * 32
+    else:
+        empty = op.init_state(case.dims, jnp.float32, 2, 64)
+        call = lambda inputs, state: dispatch.apply(
+            name, inputs, state=state, form="reference", options=options
+        )
+        count = products(jax.make_jaxpr(call)(inputs, empty).jaxpr)
+    assert dispatch.flops(name, case.dims, options) == pytest.approx(count, rel=0.02)
     assert op.backward_flops == 2.0
+
+
+def products(jaxpr: Any) -> float:
+    """Two per multiply-add of every dot_general, bodies of scans times their length."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            total += 2.0 * eqn.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += products(inner) * eqn.params.get("length", 1)
+    return total

@@ -1,0 +1,109 @@
+"""What is not finite in one packed document stays in that document.
+
+The forms mask tokens of other documents by zero weights, and zero times NaN is NaN. So, where a row
+is packed, a call of an op runs on inputs whose bad tokens (any NaN or infinity) are zeros, and then
+
+    out(t) = NaN      from the first bad token of a document to the document's end
+    state  = NaN      where the last document of a row is a bad one, so that it cannot be continued
+
+Heads are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from kernels import segments
+from kernels.contract import InputSpec, Op
+from kernels.letters import Inputs
+from kernels.primitives import kv_cache
+
+
+class Sick(NamedTuple):
+    """Tokens whose output is void, and rows whose last document is; `h` counts groups of heads."""
+
+    tokens: Bool[Array, "B T h"]
+    rows: Bool[Array, "B h"]
+
+
+def admit(
+    op: Op,
+    specs: Mapping[str, InputSpec],
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"],
+    state: Any,
+) -> tuple[Inputs, Any, Sick]:
+    """Inputs and state without bad tokens, and what they spoil."""
+    groups = min(inputs[name].shape[2] for name, spec in specs.items() if _per_head(spec))
+    bad = jnp.zeros((*segment_ids.shape, groups), bool)
+    clean = dict(inputs)
+    for name, spec in specs.items():
+        if _per_head(spec):
+            wrong = ~jnp.all(jnp.isfinite(inputs[name]), axis=tuple(range(3, inputs[name].ndim)))
+            clean[name] = _where(wrong, 0.0, inputs[name])
+            bad |= jnp.any(wrong.reshape(*bad.shape, -1), axis=-1)
+    batch, time = segment_ids.shape
+    entry, entry_sick = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, groups), bool)
+    if state is not None:
+        state, entry, entry_sick = _admit_state(op, state, groups)
+    belongs = segments.continued(segment_ids, entry, time)
+    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+    index = jnp.arange(time, dtype=jnp.int32)
+    start = jnp.maximum.accumulate(jnp.where(belongs != before, index, -1), axis=1)[..., None]
+    worst = jnp.where(bad & (segment_ids != 0)[..., None], index[:, None], -1)
+    worst = jnp.maximum.accumulate(worst, axis=1)
+    sick = (worst >= jnp.maximum(start, 0)) | ((start < 0) & entry_sick[:, None])
+    return clean, state, Sick(sick & (segment_ids != 0)[..., None], sick[:, -1])
+
+
+def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:
+    """Output and state with NaN where they are void."""
+    groups = sick.rows.shape[-1]
+    out = _where(jnp.repeat(sick.tokens, out.shape[2] // groups, axis=2), jnp.nan, out)
+    fields: list[Array] = []
+    for (_, letters), array in zip(op.state.fields, state, strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            fields.append(array)
+            continue
+        rows = jnp.repeat(sick.rows, array.shape[_head_axis(letters)] // groups, axis=1)
+        if "S" in letters:
+            last = kv_cache.current_segment(state)[:, None]
+            rows = rows[:, None] & (state.segment_ids == last)[..., None]
+        fields.append(_where(rows, jnp.nan, array))
+    return out, type(state)(*fields)
+
+
+def _admit_state(op: Op, state: Any, groups: int) -> tuple[Any, Array, Array]:
+    """The state without what is not finite, its rows' documents, and which of these are spoilt."""
+    is_cache = hasattr(state, "segment_ids")
+    entry = kv_cache.current_segment(state) if is_cache else state.segment
+    sick = jnp.zeros((entry.shape[0], groups), bool)
+    fields: list[Array] = []
+    for (_, letters), array in zip(op.state.fields, state, strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            fields.append(array)
+            continue
+        axis = _head_axis(letters)
+        wrong = ~jnp.all(jnp.isfinite(array), axis=tuple(range(axis + 1, array.ndim)))
+        fields.append(_where(wrong, 0.0, array))
+        if "S" in letters:
+            wrong = jnp.any(wrong & (state.segment_ids == entry[:, None])[..., None], axis=1)
+        sick |= jnp.any(wrong.reshape(*sick.shape, -1), axis=-1)
+    return type(state)(*fields), entry, sick
+
+
+def _per_head(spec: InputSpec) -> bool:
+    return spec.letters.startswith(("B T H", "B T G"))
+
+
+def _head_axis(letters: str) -> int:
+    names = letters.split()
+    return names.index("G" if "G" in names else "H")
+
+
+def _where(mask: Array, value: float, x: Array) -> Array:
+    """`value` where the leading dimensions' mask holds."""
+    wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    return jnp.where(wide, jnp.asarray(value, x.dtype), x)
