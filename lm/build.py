@@ -163,10 +163,9 @@ def flops_per_token(built: Build) -> float:
     length = config.data.context_length
     for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
         for block in period.blocks:
-            dims = {**block.mixer.dims(), "B": 1, "T": length}
-            forward += (
-                repeat * dispatch.flops(block.mixer.op, dims, block.mixer.op_options()) / length
-            )
+            for call in block.mixer.calls().values():
+                dims = {**call.dims, "B": 1, "T": length}
+                forward += repeat * dispatch.flops(call.op, dims, call.options) / length
     return 3.0 * forward
 
 

@@ -31,9 +31,12 @@ from lm.config import ModelConfig, UserError, convert, nearest
 from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.modules.embed import Embed, Head
+from lm.modules.mixer import form_field
 from lm.modules.mlp import SwiGLU
 from lm.modules.norm import RMSNorm
 
+# What a layer takes from the model's sizes unless its options say otherwise, where it has them.
+HEAD_SIZES = ("num_heads", "num_kv_heads", "head_dim")
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -49,11 +52,14 @@ class Group(NamedTuple):
 
 
 class LayerRecord(NamedTuple):
-    """What run.json says of one layer: its index, label, mixer, the op's form and why that form."""
+    """What run.json says of an op of one layer: the layer's index, label and mixer, the op's form
+    and why that form.
+    """
 
     layer: int
     label: str
     mixer: str
+    op: str
     form: str
     reason: str
 
@@ -189,13 +195,13 @@ def create(
       that cannot run.
     """
     groups = parse_pattern(config.pattern, config.num_layers)
-    periods, records = [], []
+    periods, layers = [], []
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.
         made = [_block(label, config, context, target) for label in group.labels]
         periods.append(Period(tuple(block for block, _ in made)))
-        records += [record for _, record in made] * group.repeat
-    records = [record._replace(layer=i) for i, record in enumerate(records)]
+        layers += [found for _, found in made] * group.repeat
+    records = [record._replace(layer=i) for i, found in enumerate(layers) for record in found]
     repeats = tuple(group.repeat for group in groups)
     size = padded_vocab_size(vocab_size)
     return Model(context, config, size, repeats, tuple(periods)), records
@@ -285,11 +291,6 @@ def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[s
     if mlp not in ("swiglu", "none"):
         raise UserError(f"model.layers.{label}.mlp={mlp!r} is not one of swiglu, none")
     cls = mixer_class(name)
-    shared = {
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-    }
     fields = {
         f.name: f
         for f in dataclasses.fields(cls)
@@ -301,35 +302,38 @@ def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[s
         if key not in fields:
             raise UserError(f"unknown option {where}; {nearest(key, fields)}")
         options[key] = convert(hints[key], value, where)
+    shared = {key: getattr(config, key) for key in HEAD_SIZES if key in fields}
     options = shared | options
-    if options["num_heads"] % options["num_kv_heads"]:
-        raise UserError(
-            f"model.layers.{label}: num_heads={options['num_heads']} is not a multiple of "
-            f"num_kv_heads={options['num_kv_heads']}"
-        )
+    problem = cls(None, config.width, **options).problem()
+    if problem is not None:
+        raise UserError(f"model.layers.{label}: {problem}")
     return name, cls, mlp, options
 
 
 def _block(
     label: str, config: ModelConfig, context: Context, target: str
-) -> tuple[Block, LayerRecord]:
+) -> tuple[Block, list[LayerRecord]]:
     name, cls, mlp, options = _layer(label, config)
     mixer = cls(context, config.width, **options)
-    try:
-        resolved = dispatch.resolve(
-            mixer.op,
-            mixer.form,
-            target=target,
-            dims=mixer.dims(),
-            dtype=context.numerics.compute_dtype,
-            options=mixer.op_options(),
-        )
-    except ValueError as error:
-        raise UserError(f"model.layers.{label}: {error}") from None
-    sharding.check_heads(mixer.dims(), context.mesh, context.rules, f"model.layers.{label}")
+    forms, records = {}, []
+    for key, call in mixer.calls().items():
+        try:
+            resolved = dispatch.resolve(
+                call.op,
+                getattr(mixer, form_field(key)),
+                target=target,
+                dims=call.dims,
+                dtype=context.numerics.compute_dtype,
+                options=call.options,
+            )
+        except ValueError as error:
+            raise UserError(f"model.layers.{label}: {error}") from None
+        split = {letter: size for letter, size in call.dims.items() if letter not in call.whole}
+        sharding.check_heads(split, context.mesh, context.rules, f"model.layers.{label}")
+        forms[form_field(key)] = resolved.form
+        records.append(LayerRecord(0, label, name, call.op, *resolved))
     mlp_module = None if mlp == "none" else SwiGLU(context, config.width, config.ffn_dim)
-    record = LayerRecord(0, label, name, resolved.form, resolved.reason)
-    return Block(context, mixer.clone(form=resolved.form), mlp_module), record
+    return Block(context, mixer.clone(**forms), mlp_module), records
 
 
 def _next_positions(before: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:

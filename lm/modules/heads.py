@@ -1,5 +1,4 @@
-"""What attention mixers share: projections to heads and back, query-key norm, the call of their op,
-its state.
+"""What attention mixers share: projections to heads and back, query-key norm, the call of their op.
 
 A mixer derives from `HeadMixer`, names its op, and gives `op_options` (static) and, where they
 differ, `op_inputs`.
@@ -10,21 +9,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import jax
-from flax import linen as nn
 
-from kernels import dispatch
-from lm.modules.context import Context
 from lm.modules.linear import Linear
+from lm.modules.mixer import Along, Call, Mixer
 from lm.modules.norm import RMSNorm
 
 
-class HeadMixer(nn.Module):
+class HeadMixer(Mixer):
     """x [B, T, D] -> q [B, T, H, K], k, v [B, T, G, K] -> op -> [B, T, D]. `form` is resolved
     before init.
     """
 
-    context: Context
-    width: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -48,6 +43,13 @@ class HeadMixer(nn.Module):
         """Letters the op knows at build time."""
         return {"H": self.num_heads, "G": self.num_kv_heads, "K": self.head_dim, "V": self.head_dim}
 
+    def problem(self) -> str | None:
+        if self.num_heads % self.num_kv_heads:
+            return (
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        return None
+
     def setup(self) -> None:
         d, h, g, k = self.width, self.num_heads, self.num_kv_heads, self.head_dim
         self.query = Linear(self.context, "D H K", (d, h, k), 1)
@@ -58,31 +60,8 @@ class HeadMixer(nn.Module):
             self.query_norm = RMSNorm(self.context, "K")
             self.key_norm = RMSNorm(self.context, "K")
 
-    def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
-    ) -> tuple[jax.Array, Any]:
-        """x [B, T, D]; segment_ids, positions int32 [B, T]; `state` None in training."""
-        out, state = dispatch.apply(
-            self.op,
-            self.op_inputs(x, positions),
-            segment_ids=segment_ids,
-            state=state,
-            form=self.form,
-            options=self.op_options(),
-            mesh=self.context.mesh,
-            rules=self.context.rules,
-        )
-        return self.out(out), state
+    def calls(self) -> dict[str, Call]:
+        return {"main": Call(self.op, self.dims(), self.op_options())}
 
-    def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """x [B, D], positions int32 [B]: one token a row, in the row's current document."""
-        inputs = self.op_inputs(x, positions)
-        state, out = dispatch.step(self.op, inputs, state, options=self.op_options())
-        return self.out(out), state
-
-    def init_state(self, batch: int, max_len: int) -> Any:
-        """The op's empty state for `max_len` tokens a row."""
-        dtype = self.context.numerics.compute_dtype
-        return dispatch.init_state(
-            self.op, dims=self.dims(), dtype=dtype, batch=batch, max_len=max_len
-        )
+    def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
+        return self.out(run("main", self.op_inputs(x, positions)))

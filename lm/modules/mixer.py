@@ -1,0 +1,104 @@
+"""What every sequence mixer is: projections and gates around calls of ops, written once for a span
+of tokens and for a single one.
+
+A mixer derives from `Mixer` and gives
+
+    calls()                 its ops: dims, static options; known when the model is built
+    mix(x, positions, run)  x [..., D] -> [..., D], where run(name, inputs) is one op along time
+
+The leading shape is [B, T] in training and prefill, [B] in a decode step; `run` applies the op or
+steps it. The state of a mixer is a dict of its ops' states, by the names of `calls`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from kernels import dispatch
+from lm.modules.context import Context
+
+
+class Call(NamedTuple):
+    """One op of a mixer; `whole` are letters that are not split over devices."""
+
+    op: str
+    dims: dict[str, int]
+    options: dict[str, Any]
+    whole: tuple[str, ...] = ()
+
+
+def form_field(name: str) -> str:
+    """The field of a mixer that names the form of this call: `form` for main, else NAME_form."""
+    return "form" if name == "main" else f"{name}_form"
+
+
+class Along:
+    """The ops of one mixer along time: T tokens where `segment_ids` are given, else one token."""
+
+    def __init__(self, mixer: Mixer, segment_ids: jax.Array | None, states: Any) -> None:
+        self.mixer, self.calls, self.segment_ids = mixer, mixer.calls(), segment_ids
+        self.before, self.after = states, {}
+
+    def __call__(self, name: str, inputs: dict[str, jax.Array]) -> jax.Array:
+        """Inputs and output of the op, with or without T."""
+        call, context = self.calls[name], self.mixer.context
+        state = None if self.before is None else self.before[name]
+        if self.segment_ids is None:
+            self.after[name], out = dispatch.step(call.op, inputs, state, options=call.options)
+            return out
+        rules = {k: axes for k, axes in context.rules.items() if k not in call.whole}
+        out, self.after[name] = dispatch.apply(
+            call.op,
+            inputs,
+            segment_ids=self.segment_ids,
+            state=state,
+            form=getattr(self.mixer, form_field(name)),
+            options=call.options,
+            mesh=context.mesh,
+            rules=rules,
+        )
+        return out
+
+
+class Mixer(nn.Module):
+    """`form` and its kin are resolved before init."""
+
+    context: Context
+    width: int
+
+    def problem(self) -> str | None:
+        """What is wrong with these options, in one line; read before any device is touched."""
+        return None
+
+    def calls(self) -> dict[str, Call]:
+        """The ops of the layer; `main` is the one the layer is named for."""
+        raise NotImplementedError
+
+    def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
+        """x [..., D], positions int32 [...] -> [..., D]."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any]:
+        """x [B, T, D]; segment_ids, positions int32 [B, T]; `state` None in training."""
+        run = Along(self, segment_ids, state)
+        return self.mix(x, positions, run), run.after
+
+    def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, D], positions int32 [B]: one token a row, in the row's current document."""
+        run = Along(self, None, state)
+        return self.mix(x, positions, run), run.after
+
+    def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
+        """The ops' empty states; `max_len` tokens a row where a state grows."""
+        dtype = self.context.numerics.compute_dtype
+        return {
+            name: dispatch.init_state(
+                call.op, dims=call.dims, dtype=dtype, batch=batch, max_len=max_len
+            )
+            for name, call in self.calls().items()
+        }
