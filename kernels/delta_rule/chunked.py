@@ -1,0 +1,123 @@
+"""The delta rule chunk by chunk in plain XLA, for any backend, with its own backward.
+
+A scan over chunks carries the state; all of a chunk is computed inside it, so that the working set
+is one chunk of every head. The backward scans from the last chunk to the first and carries the
+cotangent of the state. Saved: inputs, and the state at the entry of every chunk.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels import segments
+from kernels.blocks import Chunk, round_up
+from kernels.contract import Options
+from kernels.delta_rule import tile
+from kernels.delta_rule.tile import Memory, Tokens
+from kernels.letters import Inputs
+from kernels.primitives import chunks
+from kernels.primitives.chunks import Documents
+
+
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    scale: float
+    length: int
+    base: int
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs; everything has the chunks first."""
+
+    x: Tokens
+    documents: Documents | None
+    entered: Float[Array, "N B H K V"]
+
+
+def apply(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"] | None,
+    state: Memory | None,
+    *,
+    options: Options,
+    blocks: Chunk | None = None,
+) -> tuple[Float[Array, "B T H V"], Memory]:
+    """Output and state of T more tokens."""
+    batch, time, heads, width = inputs["k"].shape
+    blocks = blocks or Chunk()
+    length = min(blocks.length, round_up(time, blocks.sub))
+    if state is None:
+        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
+        state = Memory(s, jnp.zeros((batch,), jnp.int32))
+    documents, segment = chunks.documents(segment_ids, state.segment, length, time)
+    x = Tokens(
+        chunks.cut(inputs["q"], length),
+        chunks.cut(inputs["k"], length),
+        chunks.cut(inputs["v"], length),
+        chunks.cut(_unless_padding(inputs["beta"], segment_ids), length),
+        None
+        if "log_decay" not in inputs
+        else chunks.cut(_unless_padding(inputs["log_decay"], segment_ids), length),
+    )
+    static = Static(options["scale"], length, blocks.sub)
+    out, s = recur(static, x, documents, state.s.astype(jnp.float32))
+    out = segments.blank_padding(chunks.join(out, time), segment_ids)
+    return out.astype(inputs["q"].dtype), Memory(s, segment)
+
+
+def _unless_padding(x: Float[Array, "B T H"], segment_ids: Array | None) -> Float[Array, "B T H"]:
+    """With beta = 0 and no decay a token leaves the state as it is, whatever its key."""
+    if segment_ids is None:
+        return x
+    return jnp.where((segment_ids != 0)[..., None], x, jnp.zeros((), x.dtype))
+
+
+def _recur(
+    static: Static, x: Tokens, documents: Documents | None, s: Array
+) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
+    """Output of all chunks, and the state after them."""
+    return _forward(static, x, documents, s)[0]
+
+
+def _forward(
+    static: Static, x: Tokens, documents: Documents | None, s: Array
+) -> tuple[tuple[Array, Array], Residuals]:
+    def advance(s: Array, chunk: tuple[Tokens, Documents | None]) -> tuple[Array, Any]:
+        now = _widen(chunk[0], static)
+        gate = tile.gates(now.log_decay, chunk[1], static.length)
+        out, new = tile.forward(now, gate, s, static.base)
+        return new, (out, s)
+
+    s, (out, entered) = lax.scan(advance, s, (x, documents))
+    return (out, s), Residuals(x, documents, entered)
+
+
+def _backward(
+    static: Static, saved: Residuals, cotangents: tuple[Array, Array]
+) -> tuple[Tokens, None, Array]:
+    d_out, d_s = cotangents
+
+    def retreat(d_s: Array, chunk: tuple[Residuals, Array]) -> tuple[Array, Tokens]:
+        (x, documents, s), d_out = chunk
+        now = _widen(x, static)
+        gate = tile.gates(now.log_decay, documents, static.length)
+        d_x, d_s = tile.backward(now, gate, s, d_out, d_s, static.base)
+        d_x = d_x._replace(q=d_x.q * static.scale)
+        return d_s, jax.tree.map(lambda grad, primal: grad.astype(primal.dtype), d_x, x)
+
+    d_s, d_x = lax.scan(retreat, d_s, (saved, d_out), reverse=True)
+    return d_x, None, d_s
+
+
+def _widen(x: Tokens, static: Static) -> Tokens:
+    """One chunk in float32, queries scaled."""
+    x = jax.tree.map(lambda array: array.astype(jnp.float32), x)
+    return x._replace(q=x.q * static.scale)
+
+
+recur = jax.custom_vjp(_recur, nondiff_argnums=(0,))
+recur.defvjp(_forward, _backward)
