@@ -1,0 +1,173 @@
+"""Scores of a chunk whose decay differs from channel to channel, by halving.
+
+    A_ij = sum_k q_ik k_jk prod_{j < s <= i} a_sk        (i >= j; 0 above the diagonal), a = exp(g)
+
+The product over s ties the three indices together, so A is no matrix product. But cut the chunk in
+blocks of 2h tokens: where j is in the first half of a block and i in the second, the product parts
+at the border between them into one factor for i and one for j,
+
+    since_i = prod_{first token of i's half <= s <= i} a_s
+    until_j = prod_{j < s <= last token of j's half} a_s
+
+and the pairs of a level are the matrix product (q since)(k until)^T. With h = C/2, C/4, ..., 1
+every pair i > j has exactly one level; the diagonal needs no decay. This is the secondary chunking
+of Yang et al. (arXiv 2312.06635, section 4.3) taken to its end.
+
+The factors of a level come from those of the level below by one multiplication. They are products
+of decays, at most one, and nothing is subtracted or divided, so no strength of decay overflows or
+cancels digits; the same holds for the derivative by g. The factors of h = C decay what enters and
+what leaves the chunk. Levels within parts of `sub` tokens are computed for the whole part and
+masked: products of a few rows cost more than the work they save. C and sub are powers of two.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Level(NamedTuple):
+    """Factors in blocks of h tokens, or their logarithms' cotangents."""
+
+    since: Float[Array, "*batch C K"]
+    until: Float[Array, "*batch C K"]
+
+
+def levels(g: Float[Array, "*batch C K"]) -> tuple[Level, ...]:
+    """The factors for h = 1, 2, 4, ..., C, from log decays."""
+    decay = jnp.exp(g)
+    found = [Level(decay, jnp.ones_like(decay))]
+    while (size := 2 ** (len(found) - 1)) < g.shape[-2]:
+        since, until = (_halve(x, size) for x in found[-1])
+        first = since[..., 0, -1:, :]
+        second = since[..., 1, -1:, :]
+        found.append(
+            Level(
+                _unite(since[..., 0, :, :], since[..., 1, :, :] * first),
+                _unite(until[..., 0, :, :] * second, until[..., 1, :, :]),
+            )
+        )
+    return tuple(found)
+
+
+def pull(cotangents: list[Level]) -> Float[Array, "*batch C K"]:
+    """Cotangent of g from those of log since and log until for h = 1, 2, 4, ..., C."""
+    since, until = cotangents[-1]
+    for level, below in reversed(list(enumerate(cotangents[:-1]))):
+        size = 2**level
+        d_since, d_until = _halve(since, size), _halve(until, size)
+        # The whole of a half is the `since` of its last token.
+        first = jnp.sum(d_since[..., 1, :, :], axis=-2)
+        second = jnp.sum(d_until[..., 0, :, :], axis=-2)
+        whole = jnp.stack([first, second], axis=-2)[..., None, :]
+        last = (np.arange(size) == size - 1)[:, None]
+        since = below.since + (d_since + jnp.where(last, whole, 0.0)).reshape(since.shape)
+        until = below.until + until
+    return since
+
+
+def scores(
+    q: Float[Array, "*batch C K"],
+    k: Float[Array, "*batch C K"],
+    factors: tuple[Level, ...],
+    sub: int,
+) -> Float[Array, "*batch C C"]:
+    """A, as defined above."""
+    q_part, k_part = _part(q, sub), _part(k, sub)
+    near = jnp.sum(q_part * k_part, axis=-1)[..., None]
+    parts = jnp.where(np.eye(sub, dtype=bool), near, 0.0)
+    for level in range(_log2(sub)):
+        since, until = (_part(x, sub) for x in factors[level])
+        product = (q_part * since) @ _transpose(k_part * until)
+        parts = parts + jnp.where(_border(sub, level), product, 0.0)
+    for level in range(_log2(sub), len(factors) - 1):
+        rows, columns = _sides(q, k, factors[level], 2**level)
+        product = rows @ _transpose(columns)
+        blocks = parts.reshape(*parts.shape[:-3], -1, 2, *parts.shape[-2:])
+        upper = jnp.concatenate([blocks[..., 0, :, :], jnp.zeros_like(product)], axis=-1)
+        lower = jnp.concatenate([product, blocks[..., 1, :, :]], axis=-1)
+        parts = jnp.concatenate([upper, lower], axis=-2)
+    return parts[..., 0, :, :]
+
+
+def cotangents(
+    q: Float[Array, "*batch C K"],
+    k: Float[Array, "*batch C K"],
+    factors: tuple[Level, ...],
+    d_scores: Float[Array, "*batch C C"],
+    sub: int,
+) -> tuple[Array, Array, list[Level]]:
+    """Cotangents of q, of k, and of the logarithms of the factors for h < C.
+
+    With Q = q since and K = k until: dQ = dA K, dq = dQ since, dlog since = Q dQ; K likewise.
+    """
+    d_near = jnp.diagonal(d_scores, axis1=-2, axis2=-1)[..., None]
+    d_q, d_k = d_near * k, d_near * q
+    found: list[Level] = []
+    blocks = d_scores[..., None, :, :]
+    for level in reversed(range(_log2(sub), len(factors) - 1)):
+        size = 2**level
+        rows, columns = _sides(q, k, factors[level], size)
+        since, until = _sides(factors[level].since, factors[level].until, None, size)
+        blocks = blocks.reshape(*blocks.shape[:-2], 2, size, 2, size)
+        d_product = blocks[..., 1, :, 0, :]
+        d_rows = d_product @ columns
+        d_columns = _transpose(d_product) @ rows
+        none = jnp.zeros_like(d_rows)
+        d_q = d_q + _unite(none, d_rows * since)
+        d_k = d_k + _unite(d_columns * until, none)
+        found.append(Level(_unite(none, rows * d_rows), _unite(columns * d_columns, none)))
+        kept = jnp.stack([blocks[..., 0, :, 0, :], blocks[..., 1, :, 1, :]], axis=-3)
+        blocks = kept.reshape(*kept.shape[:-4], -1, size, size)
+    for level in reversed(range(_log2(sub))):
+        since, until = (_part(x, sub) for x in factors[level])
+        rows, columns = _part(q, sub) * since, _part(k, sub) * until
+        d_product = jnp.where(_border(sub, level), blocks, 0.0)
+        d_rows = d_product @ columns
+        d_columns = _transpose(d_product) @ rows
+        d_q = d_q + (d_rows * since).reshape(q.shape)
+        d_k = d_k + (d_columns * until).reshape(k.shape)
+        found.append(
+            Level((rows * d_rows).reshape(q.shape), (columns * d_columns).reshape(k.shape))
+        )
+    return d_q, d_k, found[::-1]
+
+
+def _sides(q: Array, k: Array, factors: Level | None, size: int) -> tuple[Array, Array]:
+    """Second halves of q and first halves of k, with their factors."""
+    rows, columns = _halve(q, size)[..., 1, :, :], _halve(k, size)[..., 0, :, :]
+    if factors is None:
+        return rows, columns
+    since, until = _sides(factors.since, factors.until, None, size)
+    return rows * since, columns * until
+
+
+def _border(sub: int, level: int) -> np.ndarray:
+    """Pairs of a part that this level's borders separate: i in a second half, j in its first."""
+    half = np.arange(sub) >> level
+    return (half[:, None] % 2 == 1) & (half[None, :] == half[:, None] - 1)
+
+
+def _log2(size: int) -> int:
+    return size.bit_length() - 1
+
+
+def _transpose(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _part(x: Float[Array, "*batch C K"], sub: int) -> Float[Array, "*batch P sub K"]:
+    return x.reshape(*x.shape[:-2], -1, sub, x.shape[-1])
+
+
+def _halve(x: Float[Array, "*batch C K"], size: int) -> Float[Array, "*batch P 2 size K"]:
+    return x.reshape(*x.shape[:-2], -1, 2, size, x.shape[-1])
+
+
+def _unite(
+    first: Float[Array, "*batch P size K"], second: Float[Array, "*batch P size K"]
+) -> Float[Array, "*batch C K"]:
+    """The inverse of `_halve`."""
+    x = jnp.stack([first, second], axis=-3)
+    return x.reshape(*x.shape[:-4], -1, x.shape[-1])
