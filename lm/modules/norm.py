@@ -1,5 +1,7 @@
-"""RMSNorm (Zhang & Sennrich 2019, eq. 4): y = x / sqrt(mean(x^2) + eps) * scale, statistics in
-float32.
+"""Norms, with statistics in float32.
+
+RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)    x / sqrt(mean(x^2) + eps) * scale
+unit                                                        x / sqrt(sum(x^2) + eps)
 """
 
 from __future__ import annotations
@@ -22,9 +24,19 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = declare(nn.initializers.ones, self.letter, "vector", decay=False)
         scale = self.param("scale", init, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normed = (
-            wide * jax.lax.rsqrt(mean_square + self.context.norm_eps) * scale.astype(jnp.float32)
-        )
+        normed = by_rms(x, (-1,), self.context.norm_eps) * scale.astype(jnp.float32)
         return normed.astype(self.context.numerics.compute_dtype)
+
+
+def by_rms(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
+    """x divided by its root mean square over `axes`, float32."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(wide * wide, axis=axes, keepdims=True)
+    return wide * jax.lax.rsqrt(mean_square + eps)
+
+
+def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x [..., K] divided by its Euclidean length, in x's dtype; a zero vector stays zero."""
+    wide = x.astype(jnp.float32)
+    length = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(length + eps)).astype(x.dtype)

@@ -1,0 +1,52 @@
+"""Multi-scale retention (Sun et al. 2023, arXiv 2307.08621, eq. 5 to 8).
+
+    o_t = sum_{j <= t} gamma_h^(t-j) (q_t . k_j) v_j,  gamma_h = 1 - 2^(-5-h)
+    y = W_o (RMSNorm(o) * swish(W_g x))
+
+q and k carry RoPE, values are twice as wide as keys. The normaliser of the paper is left out, as in
+flash-linear-attention: the norm of each head takes it away. Parameters 8 D^2; state H K V float32.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from kernels.primitives import rope
+from lm.modules.linear import Linear
+from lm.modules.linear_mixer import LinearMixer
+from lm.modules.mixer import Along, Call
+from lm.modules.norm_gate import NormGate
+
+
+class Retnet(LinearMixer):
+    """Options of a layer label are these fields and those of `LinearMixer`."""
+
+    expand_v: float = 2.0
+    rope_theta: float = 1e4
+
+    op: ClassVar[str] = "gated_linear"
+
+    def problem(self) -> str | None:
+        odd = self.head_dim * self.expand_k % 2
+        return f"RoPE needs an even K, got {self.key_dim}" if odd else super().problem()
+
+    def calls(self) -> dict[str, Call]:
+        scale = self.context.multipliers.attention_scale(self.key_dim)
+        return {"main": self.op_call(self.key_dim, self.value_dim, scale=scale, decay="scalar")}
+
+    def setup(self) -> None:
+        super().setup()
+        shape = self.width, self.num_heads, self.value_dim
+        self.gate = Linear(self.context, "D H V", shape, 1)
+        self.norm = NormGate(self.context)
+
+    def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
+        q, k, v = self.project(x)
+        q, k = (rope.rotate(heads, positions, theta=self.rope_theta) for heads in (q, k))
+        head = jnp.arange(self.num_heads, dtype=jnp.float32)
+        log_decay = jnp.broadcast_to(jnp.log1p(-(2.0 ** (-5.0 - head))), v.shape[:-1])
+        out = run("main", {"q": q, "k": k, "v": v, "log_decay": log_decay})
+        return self.out(self.norm(out, self.gate(x)))

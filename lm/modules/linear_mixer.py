@@ -1,0 +1,72 @@
+"""What mixers with a state of fixed size share: q, k, v of every head and the way back.
+
+    q, k [..., H, K], v [..., H, V] from x [..., D]
+    K = expand_k head_dim,  V = expand_v head_dim
+
+Queries, keys and values have equal heads: the layers are published so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from lm.modules.linear import Linear
+from lm.modules.mixer import Call, Mixer
+
+
+class LinearMixer(Mixer):
+    """`form` is resolved before init."""
+
+    num_heads: int
+    head_dim: int
+    expand_k: float = 1.0  # K over head_dim
+    expand_v: float = 1.0  # V over head_dim
+    form: str = "auto"
+
+    op: ClassVar[str]
+
+    def problem(self) -> str | None:
+        for name in ("expand_k", "expand_v"):
+            size = self.head_dim * getattr(self, name)
+            if size < 1 or size != int(size):
+                return (
+                    f"{name}={getattr(self, name)} times head_dim={self.head_dim} is no whole width"
+                )
+        return None
+
+    @property
+    def key_dim(self) -> int:
+        return int(self.head_dim * self.expand_k)
+
+    @property
+    def value_dim(self) -> int:
+        return int(self.head_dim * self.expand_v)
+
+    def op_call(self, key_dim: int, value_dim: int, **options: Any) -> Call:
+        """The call of the op for heads of these widths."""
+        return Call(self.op, {"H": self.num_heads, "K": key_dim, "V": value_dim}, options)
+
+    def setup(self) -> None:
+        d, h, k, v = self.width, self.num_heads, self.key_dim, self.value_dim
+        self.query = Linear(self.context, "D H K", (d, h, k), 1)
+        self.key = Linear(self.context, "D H K", (d, h, k), 1)
+        self.value = Linear(self.context, "D H V", (d, h, v), 1)
+        self.out = Linear(self.context, "H V D", (h, v, d), 2)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [..., D] -> q, k [..., H, K], v [..., H, V]."""
+        return self.query(x), self.key(x), self.value(x)
+
+
+def with_ones(v: jax.Array) -> jax.Array:
+    """v [..., V] -> [..., V + 1]: the last column sums the weights."""
+    return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+
+
+def divide_by_sum(out: jax.Array, eps: float) -> jax.Array:
+    """[..., V + 1] -> [..., V]: the weighted mean; 0 where no weight is (padding)."""
+    wide = out.astype(jnp.float32)
+    return (wide[..., :-1] / (wide[..., -1:] + eps)).astype(out.dtype)

@@ -1,0 +1,50 @@
+"""The end of a recurrent layer: a norm of the op's output and a gate from the layer's input.
+
+    after (GLA, RetNet, Gated DeltaNet)    RMSNorm(o) * act(g)
+    before (Mamba-2)                       RMSNorm(o * act(g))
+
+The norm is over each head (scale shared by the heads), or over all heads of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lm.modules.context import Context
+from lm.modules.norm import by_rms
+from lm.params import declare
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+class NormGate(nn.Module):
+    """o [..., H, V], gate [..., H, V] or None -> [..., H, V] in the activations' dtype."""
+
+    context: Context
+    over: Literal["head", "heads"] = "head"
+    gate_is: Literal["after", "before"] = "after"
+    activation: Literal["swish", "sigmoid"] = "swish"
+
+    @nn.compact
+    def __call__(self, o: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+        wide = o.astype(jnp.float32)
+        letters, axes = ("V", (-1,)) if self.over == "head" else ("H V", (-2, -1))
+        init = declare(nn.initializers.ones, letters, "vector", decay=False)
+        scale = self.param("scale", init, o.shape[-len(axes) :])
+        opened = 1.0
+        if gate is not None:
+            opened = ACTIVATIONS[self.activation](gate.astype(jnp.float32))
+        if self.gate_is == "before":
+            wide = wide * opened
+        out = by_rms(wide, axes, self.context.norm_eps) * scale
+        if self.gate_is == "after":
+            out = out * opened
+        return out.astype(self.context.numerics.compute_dtype)

@@ -1,0 +1,80 @@
+"""One mixer by itself: random parameters, a call, decoding, and its sizes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.build import Build
+from lm.params import is_info
+from tests.lm import tiny
+
+WIDTH, HEADS, HEAD_DIM = 32, 4, 8
+
+
+class Layer:
+    """The only layer of a tiny model; `params` are its mixer's, random and of a lively size."""
+
+    def __init__(self, mixer: str, changes: dict[str, Any] | None = None, **options: Any) -> None:
+        layers = {"layer": {"mixer": mixer} | options}
+        self.built: Build = tiny.create(
+            {"model.layers": layers, "model.pattern": "layer", "model.num_kv_heads": HEADS}
+            | (changes or {})
+        )
+        self.mixer = self.built.model.groups[0].blocks[0].mixer
+        self.infos = self.built.infos["groups_0"]["blocks_0"]["mixer"]
+        tree = tiny.params(self.built)["groups_0"]["blocks_0"]["mixer"]
+        self.params = jax.tree.map(lambda x: x[0], tree)
+
+    def size(self) -> int:
+        """Parameters of the mixer."""
+        return sum(math.prod(i.shape) for i in jax.tree.leaves(self.infos, is_leaf=is_info))
+
+    def state_floats(self, max_len: int = 16) -> int:
+        """Numbers that one row carries from token to token, besides integers."""
+        state = jax.eval_shape(lambda: self.mixer.init_state(1, max_len))
+        leaves = jax.tree.leaves(state)
+        return sum(x.size for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+
+    def __call__(
+        self, params: Any, x: Any, segment_ids: Any = None, positions: Any = None
+    ) -> jax.Array:
+        """x [B, T, D], one document a row unless told otherwise -> [B, T, D]."""
+        rows, time = x.shape[:2]
+        if segment_ids is None:
+            segment_ids = np.ones((rows, time), np.int32)
+        if positions is None:
+            positions = np.broadcast_to(np.arange(time, dtype=np.int32), (rows, time))
+        return self.mixer.apply({"params": params}, x, segment_ids, positions, None)[0]
+
+    def decode(self, params: Any, x: jax.Array, prefill: int) -> jax.Array:
+        """The same of one document a row: `prefill` tokens in one call, the others one by one."""
+        rows, time = x.shape[:2]
+        variables = {"params": params}
+        index = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (rows, time))
+        first = x[:, :prefill], jnp.ones((rows, prefill), jnp.int32), index[:, :prefill]
+        out, state = self.mixer.apply(variables, *first, self.mixer.init_state(rows, time))
+
+        def step(state: Any, token: Any) -> Any:
+            y, state = self.mixer.apply(variables, *token, state, method="step")
+            return state, y
+
+        later = x[:, prefill:].swapaxes(0, 1), index[:, prefill:].T
+        _, rest = jax.lax.scan(step, state, later)
+        return jnp.concatenate([out, rest.swapaxes(0, 1)], axis=1)
+
+
+def random_input(rows: int, time: int, seed: int = 1) -> np.ndarray:
+    """[B, T, D] as after a norm."""
+    return np.random.default_rng(seed).standard_normal((rows, time, WIDTH)).astype(np.float32)
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """Root mean square of the difference over that of `want`."""
+    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert a.shape == b.shape
+    return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
