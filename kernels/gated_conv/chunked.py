@@ -1,0 +1,208 @@
+"""Causal convolution in plain XLA, for any backend, with its own backward.
+
+Forward and the cotangent of x are one fused pass of W multiply-adds over whole rows. The cotangent
+of the weight is a loop over chunks of tokens that adds into [B, W, H, K]. Saved are the inputs.
+
+Where padding stands between tokens of one document, tokens are first moved together (a gather) and
+the outputs moved back; a condition at run time spares all other batches that.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels import segments
+from kernels.blocks import Chunk, round_up
+from kernels.contract import Options
+from kernels.gated_conv import tile
+from kernels.gated_conv.tile import Tail
+from kernels.letters import Inputs
+
+
+class Line(NamedTuple):
+    """Where the tokens of each row stand once padding is left out."""
+
+    count: Int[Array, "B T"]  # tokens so far, this one included
+    age: Int[Array, "B T"]  # tokens of the document before this one; in the entry's at least W
+    is_token: Bool[Array, "B T"]
+    has_gaps: Bool[Array, ""]  # padding parts tokens of one document
+
+
+def apply(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"] | None,
+    state: Tail | None,
+    *,
+    options: Options,
+    blocks: Chunk | None = None,
+) -> tuple[Float[Array, "B T H K"], Tail]:
+    """Output and state of T more tokens."""
+    del options  # the inputs that are there say it all
+    x = inputs["x"]
+    (batch, time, heads, width), taps = x.shape, inputs["weight"].shape[-1]
+    if state is None:
+        empty = jnp.zeros((batch, heads, taps, width), jnp.float32)
+        state = Tail(empty, jnp.zeros((batch,), jnp.int32))
+    belongs = segments.continued(segment_ids, state.segment, time)
+    old, line = jnp.moveaxis(state.tail, 2, 1), None
+    if segment_ids is None:
+        # In a row without a document the first token starts one.
+        old = jnp.where((state.segment == 0)[:, None, None, None], 0.0, old)
+    else:
+        line = _line(segment_ids, belongs, state.segment, taps)
+    new = jnp.moveaxis(_next_tail(x, old, line), 1, 2)
+    out = _convolve((blocks or Chunk()).length, inputs, old, line)
+    out = segments.blank_padding(out, segment_ids).astype(x.dtype)
+    return out, Tail(new, belongs[:, -1])
+
+
+def _line(segment_ids: Array, belongs: Array, entry: Array, taps: int) -> Line:
+    is_token = segment_ids != 0
+    count = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
+    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+    start = jnp.where(belongs != before, count - 1, -taps)
+    after_padding = jnp.pad(~is_token[:, :-1], ((0, 0), (1, 0)))
+    return Line(
+        count,
+        count - 1 - jnp.maximum.accumulate(start, axis=1),
+        is_token,
+        jnp.any(is_token & after_padding & (belongs == before)),
+    )
+
+
+def _next_tail(
+    x: Float[Array, "B T H K"], old: Float[Array, "B W H K"], line: Line | None
+) -> Float[Array, "B W H K"]:
+    """The last W inputs of each row's document, zeros before its start."""
+    taps, time = old.shape[1], x.shape[1]
+    if line is None:
+        recent = x[:, max(time - taps, 0) :].astype(jnp.float32)
+        return jnp.concatenate([old, recent], axis=1)[:, -taps:]
+    total = line.count[:, -1:]
+    number = total - taps + jnp.arange(taps, dtype=jnp.int32)
+    new = _take(x, _find(line.count, jnp.maximum(number, 0))).astype(jnp.float32)
+    kept = _take(old, jnp.minimum(number + taps, taps - 1))
+    first = total - 1 - line.age[:, -1:]  # number of the document's first token
+    tail = jnp.where((number >= 0)[..., None, None], new, kept)
+    return jnp.where((number >= first)[..., None, None], tail, 0.0)
+
+
+def _take(x: Array, index: Int[Array, "B M"]) -> Array:
+    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def _find(count: Int[Array, "B T"], number: Int[Array, "B M"]) -> Int[Array, "B M"]:
+    """Where the token of this number stands in each row; the last place if there is none."""
+    return jnp.minimum(jax.vmap(jnp.searchsorted)(count, number + 1), count.shape[1] - 1)
+
+
+type PerToken = tuple[Array, Any]
+
+
+def _without_gaps(
+    line: Line | None, call: Callable[..., PerToken], *arrays: Float[Array, "B T H K"]
+) -> PerToken:
+    """`call(age, *arrays)`, where neighbors in a document are neighbors in the arrays.
+
+    The first result has a row for each token.
+    """
+    if line is None:
+        return call(None, *arrays)
+    number = jnp.broadcast_to(jnp.arange(line.count.shape[1]), line.count.shape)
+
+    def move(*arrays: Array) -> PerToken:
+        source = _find(line.count, number)
+        is_there = (number < line.count[:, -1:])[..., None, None]
+        together = (jnp.where(is_there, _take(x, source), 0.0) for x in arrays)
+        moved, others = call(_take(line.age, source), *together)
+        back = _take(moved, jnp.maximum(line.count - 1, 0))
+        return jnp.where(line.is_token[..., None, None], back, 0.0), others
+
+    return lax.cond(line.has_gaps, move, lambda *arrays: call(line.age, *arrays), *arrays)
+
+
+def _plain(inputs: Inputs, halo: Array, line: Line | None) -> Float[Array, "B T H K"]:
+    """The convolution and its bias, before the gate."""
+    weight = _by_tap(inputs)
+    call = lambda age, x: (tile.convolve(_after(halo, x), weight, age), ())
+    out, _ = _without_gaps(line, call, inputs["x"])
+    return out + inputs["bias"].astype(jnp.float32) if "bias" in inputs else out
+
+
+def _by_tap(inputs: Inputs) -> Float[Array, "W H K"]:
+    return jnp.moveaxis(inputs["weight"].astype(jnp.float32), -1, 0)
+
+
+def _after(halo: Float[Array, "B W H K"], x: Float[Array, "B T H K"]) -> Array:
+    return jnp.concatenate([halo[:, 1:], x.astype(jnp.float32)], axis=1)
+
+
+def _convolution(
+    length: int, inputs: Inputs, halo: Float[Array, "B W H K"], line: Line | None
+) -> Float[Array, "B T H K"]:
+    """Output of all tokens; the oldest row of `halo` is not read."""
+    return _forward(length, inputs, halo, line)[0]
+
+
+def _forward(
+    length: int, inputs: Inputs, halo: Array, line: Line | None
+) -> tuple[Array, tuple[Inputs, Array, Line | None]]:
+    del length
+    out = _plain(inputs, halo, line)
+    out = out * inputs["gate"].astype(jnp.float32) if "gate" in inputs else out
+    return out, (inputs, halo, line)
+
+
+def _backward(
+    length: int, saved: tuple[Inputs, Array, Line | None], d_out: Array
+) -> tuple[Inputs, Array, None]:
+    inputs, halo, line = saved
+    weight = _by_tap(inputs)
+    grads: Inputs = {}
+    if "gate" in inputs:
+        grads["gate"] = d_out * _plain(inputs, halo, line)
+        d_out = d_out * inputs["gate"].astype(jnp.float32)
+    if "bias" in inputs:
+        # A product with ones: XLA:CPU is slow at sums of rows.
+        ones = jnp.ones(d_out.shape[:2], jnp.float32)
+        grads["bias"] = jnp.einsum("bt,bthk->hk", ones, d_out, precision=lax.Precision.HIGHEST)
+
+    def call(age: Array | None, x: Array, d_out: Array) -> PerToken:
+        d_z = tile.spread(d_out, weight, age)
+        d_weight = _correlate(length, _after(halo, x), d_out, age)
+        before = weight.shape[0] - 1
+        return d_z[:, before:], (d_z[:, :before], d_weight)
+
+    grads["x"], (d_halo, d_weight) = _without_gaps(line, call, inputs["x"], d_out)
+    grads["weight"] = jnp.moveaxis(d_weight, 0, -1)
+    grads = {name: grads[name].astype(x.dtype) for name, x in inputs.items()}
+    return grads, jnp.pad(d_halo, ((0, 0), (1, 0), (0, 0), (0, 0))), None
+
+
+def _correlate(
+    length: int, z: Array, d_out: Float[Array, "B T H K"], age: Array | None
+) -> Float[Array, "W H K"]:
+    """Cotangent of the weight, `length` tokens at a time."""
+    batch, time = d_out.shape[:2]
+    taps = z.shape[1] - time + 1
+    length = min(length, time)
+    end = round_up(time, length) - time
+    wide = ((0, 0), (0, end), (0, 0), (0, 0))
+    z, d_out = jnp.pad(z, wide), jnp.pad(d_out, wide)
+    age = None if age is None else jnp.pad(age, wide[:2])
+
+    def add(chunk: Array, total: Array) -> Array:
+        part = lambda x, size: lax.dynamic_slice_in_dim(x, chunk * length, size, 1)
+        here = None if age is None else part(age, length)
+        return tile.correlate(total, part(z, length + taps - 1), part(d_out, length), here)
+
+    start = jnp.zeros((batch, taps, *z.shape[2:]), jnp.float32)
+    return jnp.sum(lax.fori_loop(0, (time + end) // length, add, start), axis=0)
+
+
+_convolve = jax.custom_vjp(_convolution, nondiff_argnums=(0,))
+_convolve.defvjp(_forward, _backward)
