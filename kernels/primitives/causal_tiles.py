@@ -8,14 +8,19 @@ Tiles (i, j) are listed with i rising and, for one i, j falling: nearest keys fi
 walks the list from its end. What the shapes alone decide (causality, window) is decided here at
 trace time; what depends on documents or on a cache is decided on the device by sorting the needed
 tiles to the front and counting them. A tile outside the list is never computed.
+
+In `parts` the N = B G rows of a block stand in that many blocks of their own, each with its own
+tiles: block i P + p of queries, block j P + p of keys. Then a tile may be left out for one head and
+computed for another.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kernels import segments
 from kernels.blocks import Attention, attention, round_up
@@ -75,8 +80,21 @@ def _rows(x: Int[Array, "B T"], heads: int, groups: int, block: int) -> Int[Arra
     return split_queries(wide, groups, block)[..., 0]
 
 
-def _order(num_q: int, num_kv: int) -> np.ndarray:
-    return np.array([(i, j) for i in range(num_q) for j in reversed(range(num_kv))], np.int32)
+def part(x: Shaped[Array, "I N *rest"], parts: int) -> Shaped[Array, "IP n *rest"]:
+    """Blocks of N rows as `parts` times as many blocks of N / parts rows; N = 1 is repeated."""
+    if x.shape[1] == 1:
+        return jnp.repeat(x, parts, axis=0)
+    return x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:])
+
+
+def unpart(x: Shaped[Array, "IP n *rest"], parts: int) -> Shaped[Array, "I N *rest"]:
+    """The inverse of `part`."""
+    return x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:])
+
+
+def _order(num_q: int, num_kv: int, parts: int) -> np.ndarray:
+    blocks = itertools.product(range(num_q), range(parts), reversed(range(num_kv)))
+    return np.array([(i * parts + p, j * parts + p) for i, p, j in blocks], np.int32)
 
 
 def _static_need(num: tuple[int, int], blocks: Attention, strict: bool, window: int) -> np.ndarray:
@@ -94,8 +112,8 @@ def _span(x: Int[Array, "I N rows"], valid: Bool[Array, "I N rows"]) -> tuple[Ar
     return low, high
 
 
-def _dynamic_need(tiles: Tiles, strict: bool, window: int) -> Bool[Array, "I J"]:
-    """Whether any row of the batch can see a pair of the tile, from the spans of both blocks."""
+def _dynamic_need(tiles: Tiles, strict: bool, window: int) -> Bool[Array, "I J N"]:
+    """Whether a row of the batch can see a pair of the tile, from the spans of both blocks."""
     assert tiles.q_segment is not None
     assert tiles.kv_segment is not None
     q_valid, kv_valid = tiles.q_segment > 0, tiles.kv_segment > 0
@@ -106,7 +124,7 @@ def _dynamic_need(tiles: Tiles, strict: bool, window: int) -> Bool[Array, "I J"]
     need &= last[:, None] - tiles.kv_slot[None, :, :, 0] >= int(strict)
     if window:
         need &= first[:, None] - tiles.kv_slot[None, :, :, -1] < window
-    return jnp.any(need, axis=-1)
+    return need
 
 
 def plan(
@@ -116,22 +134,24 @@ def plan(
     *,
     strict: bool,
     window: int = 0,
+    parts: int = 1,
 ) -> Tiles:
     """Tiles of T queries in H heads, `shape` = (T, H), on the keys they may see."""
     time, heads = shape
     source, groups = where.k.shape[1:3]
     num = -(-time // blocks.block_q), -(-source // blocks.block_kv)
     kv_slot = jnp.arange(num[1] * blocks.block_kv, dtype=jnp.int32).reshape(num[1], 1, -1)
-    order = _order(*num)
+    order = _order(*num, parts)
     if where.q_slot is None:
-        order = order[_static_need(num, blocks, strict, window)[order[:, 0], order[:, 1]]]
+        need = _static_need(num, blocks, strict, window)
+        order = order[need[order[:, 0] // parts, order[:, 1] // parts]]
         index = jnp.arange(num[0] * blocks.block_q, dtype=jnp.int32)[None]
         q_slot = _rows(index, heads // groups, 1, blocks.block_q)
     else:
         q_slot = _rows(where.q_slot, heads, groups, blocks.block_q)
     pairs, number = jnp.asarray(order), jnp.int32(len(order))
     if where.q_segment is None or where.kv_segment is None:
-        return Tiles(q_slot, kv_slot, None, None, pairs, number)
+        return _parted(Tiles(q_slot, kv_slot, None, None, pairs, number), parts)
     tiles = Tiles(
         q_slot,
         kv_slot,
@@ -140,9 +160,40 @@ def plan(
         pairs,
         number,
     )
-    needed = _dynamic_need(tiles, strict, window)[order[:, 0], order[:, 1]]
+    need = _dynamic_need(tiles, strict, window).reshape(*num, parts, -1).any(axis=-1)
+    needed = need[order[:, 0] // parts, order[:, 1] // parts, order[:, 0] % parts]
     chosen = jnp.argsort(~needed, stable=True)
-    return tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
+    tiles = tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
+    return _parted(tiles, parts)
+
+
+def _parted(tiles: Tiles, parts: int) -> Tiles:
+    *arrays, pairs, needed = tiles
+    return Tiles(*(x if x is None else part(x, parts) for x in arrays), pairs, needed)
+
+
+def ends(tiles: Tiles) -> Int[Array, " P"]:
+    """For every needed tile the place in the list where the next block of queries begins."""
+    number = tiles.pairs.shape[0]
+    beyond = jnp.where(jnp.arange(number) < tiles.needed, tiles.pairs[:, 0], number)
+    return jnp.searchsorted(beyond, tiles.pairs[:, 0], side="right").astype(jnp.int32)
+
+
+def farthest(tiles: Tiles, parts: int) -> Int[Array, "IP n rows"]:
+    """The first block of keys that may hold the document of each query; past all where none does.
+
+    Blocks are counted without parts.
+    """
+    if tiles.q_segment is None or tiles.kv_segment is None:
+        return jnp.zeros((tiles.q_slot.shape[0], 1, 1), jnp.int32)
+    segment = unpart(tiles.q_segment, parts)
+    low, high = (
+        unpart(x, parts)[None, ..., None] for x in _span(tiles.kv_segment, tiles.kv_segment > 0)
+    )
+    holds = (low <= segment[:, None]) & (segment[:, None] <= high)
+    number = holds.shape[1]
+    index = jnp.arange(number, dtype=jnp.int32)[:, None, None]
+    return part(jnp.min(jnp.where(holds, index, number), axis=1), parts)
 
 
 class Cut(NamedTuple):
@@ -163,16 +214,17 @@ def cut(
     scale: float,
     strict: bool,
     window: int = 0,
+    parts: int = 1,
 ) -> Cut:
     """Queries and the keys they may see, in tiles of the default size where none is given."""
     time, heads = q.shape[1:3]
     source, groups = where.k.shape[1:3]
     blocks = (blocks or attention(time, source)).fit(time, source)
     return Cut(
-        split_queries(q.astype(jnp.float32) * scale, groups, blocks.block_q),
-        split_keys(where.k.astype(jnp.float32), blocks.block_kv),
-        split_keys(where.v.astype(jnp.float32), blocks.block_kv),
-        plan(where, (time, heads), blocks, strict=strict, window=window),
+        part(split_queries(q.astype(jnp.float32) * scale, groups, blocks.block_q), parts),
+        part(split_keys(where.k.astype(jnp.float32), blocks.block_kv), parts),
+        part(split_keys(where.v.astype(jnp.float32), blocks.block_kv), parts),
+        plan(where, (time, heads), blocks, strict=strict, window=window, parts=parts),
         blocks,
     )
 

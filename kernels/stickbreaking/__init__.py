@@ -15,6 +15,8 @@ def _unsupported(
     del form, dims, dtype, target
     if options["remainder"] not in ("none", "value", "bias"):
         return f"remainder={options['remainder']!r} must be one of none, value, bias"
+    if not 0.0 <= options["tolerance"] < 1.0:
+        return f"tolerance={options['tolerance']} must lie in [0, 1); 0 is exact"
     return None
 
 
@@ -31,7 +33,7 @@ OP = Op(
         InputSpec("remainder_bias", "H V", when=("remainder", "bias")),
     ),
     out="B T H V",
-    options={"scale": None, "attend_current": False, "remainder": "none"},
+    options={"scale": None, "attend_current": False, "remainder": "none", "tolerance": 0.0},
     forms={
         "reference": "kernels.stickbreaking.reference",
         "chunked": "kernels.stickbreaking.chunked",

@@ -5,8 +5,15 @@ Forward, for every block of queries, keys from the nearest block to the farthest
 kept for every tile, never won back by subtracting from the total: where the total is large that
 would cancel the digits that matter. Saved: inputs, log rem, and `left`: T S / block_kv floats per
 head; no array has T x T elements.
+
+With a tolerance, a block of queries (of one row of the batch and one key head) stops at the first
+block of keys after which no row has more than the tolerance left: what is farther adds at most that
+much of the largest value. The tiles visited are listed, and the backward pass walks that list: its
+gradient is that of the function computed, in which farther keys are not seen.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,16 +36,26 @@ class Static(NamedTuple):
 
     strict: bool
     run: int
+    tolerance: float
+    parts: int
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs: blocked inputs, tiles, and `left` of every tile."""
+    """What the backward pass needs: blocked inputs, the tiles visited, and `left` of each."""
 
     q: Float[Array, "I N rows K"]
     k: Float[Array, "J N block K"]
     v: Float[Array, "J N block V"]
     tiles: Tiles
     left: Float[Array, "P N rows"]
+
+
+class Sums(NamedTuple):
+    """Carried along the tiles: the output, `left` now, and `left` before each tile."""
+
+    out: Float[Array, "I N rows V"]
+    left: Float[Array, "I N rows"]
+    lefts: Float[Array, "P N rows"]
 
 
 def apply(
@@ -54,9 +71,13 @@ def apply(
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
     batch, time = q.shape[:2]
     strict = not options["attend_current"]
-    cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], strict=strict)
-    static = Static(strict, cut.blocks.run)
-    out, log_rem = attend(static, cut.q, cut.k, cut.v, cut.tiles)
+    # One row of the batch and key head at a time: one that looks far does not hold up the others.
+    parts = batch * placed.k.shape[2] if options["tolerance"] else 1
+    cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], strict=strict, parts=parts)
+    static = Static(strict, cut.blocks.run, options["tolerance"], parts)
+    out, log_rem = (
+        causal_tiles.unpart(x, parts) for x in attend(static, cut.q, cut.k, cut.v, cut.tiles)
+    )
     out = causal_tiles.merge_queries(out, batch, time, cut.blocks.block_q)
     if options["remainder"] != "none":
         log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, cut.blocks.block_q)
@@ -88,20 +109,46 @@ def _forward(
 ) -> tuple[tuple[Array, Array], Residuals]:
     k_t = jnp.swapaxes(k, -1, -2)
 
-    def visit(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        out, left, lefts = carry
-        i, j = block(tiles.pairs, step)
+    def visit(pair: Array, place: Array, sums: Sums) -> tuple[Sums, Array]:
+        i, j = pair
         seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
-        here = block(left, i)
+        here = block(sums.left, i)
         weights, _, total = tile.weigh(block(q, i), block(k_t, j), seen, here, static.run)
-        out = add(out, i, weights @ block(v, j))
-        return out, put(left, i, here + total), put(lefts, step, here)
+        out = add(sums.out, i, weights @ block(v, j))
+        after = here + total
+        return Sums(out, put(sums.left, i, after), put(sums.lefts, place, here)), after
 
     out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
     left = jnp.zeros(q.shape[:-1], jnp.float32)
-    lefts = jnp.zeros((tiles.pairs.shape[0], *left.shape[1:]), jnp.float32)
-    out, left, lefts = lax.fori_loop(0, tiles.needed, visit, (out, left, lefts))
-    return (out, -left), Residuals(q, k, v, tiles, lefts)
+    sums = Sums(out, left, jnp.zeros((tiles.pairs.shape[0], *left.shape[1:]), jnp.float32))
+    if static.tolerance:
+        sums, tiles = _until_used_up(static, tiles, visit, sums)
+    else:
+        step = lambda n, sums: visit(block(tiles.pairs, n), n, sums)[0]
+        sums = lax.fori_loop(0, tiles.needed, step, sums)
+    return (sums.out, -sums.left), Residuals(q, k, v, tiles, sums.lefts)
+
+
+def _until_used_up(
+    static: Static, tiles: Tiles, visit: Callable[..., tuple[Sums, Array]], sums: Sums
+) -> tuple[Sums, Tiles]:
+    """Visits each block of queries until its sticks are used up; lists the tiles visited."""
+    ends, farthest = causal_tiles.ends(tiles), causal_tiles.farthest(tiles, static.parts)
+    enough = -math.log(static.tolerance)
+
+    def step(carry: tuple[Array, Array, Array, Sums]) -> tuple[Array, Array, Array, Sums]:
+        step, count, visited, sums = carry
+        pair = block(tiles.pairs, step)
+        sums, left = visit(pair, count, sums)
+        # A row whose document begins in this block of keys has nothing to gain from farther ones.
+        goes_on = jnp.any((left < enough) & (block(farthest, pair[0]) < pair[1] // static.parts))
+        step = jnp.where(goes_on, step + 1, block(ends, step))
+        return step, count + 1, put(visited, count, pair), sums
+
+    zero = jnp.int32(0)
+    start = zero, zero, jnp.zeros_like(tiles.pairs), sums
+    _, count, visited, sums = lax.while_loop(lambda carry: carry[0] < tiles.needed, step, start)
+    return sums, tiles._replace(pairs=visited, needed=count)
 
 
 def _backward(

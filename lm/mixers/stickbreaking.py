@@ -3,7 +3,8 @@ keys is the bias.
 
 A_ij = beta_ij prod_{j<l<i} (1 - beta_il), beta = sigmoid(scale q_i . k_j): the nearest key breaks
 the stick first. What is left, the remainder, goes nowhere, to the query's own value, or to a
-learned vector per head (`remainder`).
+learned vector per head (`remainder`). With a `tolerance`, keys for which less than that is left are
+not read, block by block.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Stickbreaking(HeadMixer):
 
     remainder: Literal["none", "value", "bias"] = "none"
     attend_current: bool = False
+    tolerance: float = 0.0  # 0: exact
 
     op: ClassVar[str] = "stickbreaking"
 
@@ -30,6 +32,7 @@ class Stickbreaking(HeadMixer):
             "scale": self.context.multipliers.attention_scale(self.head_dim),
             "remainder": self.remainder,
             "attend_current": self.attend_current,
+            "tolerance": self.tolerance,
         }
 
     def setup(self) -> None:

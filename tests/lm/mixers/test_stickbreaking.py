@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm.build import Build
+from lm.config import UserError
 from tests.lm import tiny
 
 T = 19
@@ -77,6 +78,15 @@ def test_the_bias_is_a_vector_without_decay_and_only_there_when_asked_for() -> N
     info = create(remainder="bias").infos["groups_0"]["blocks_0"]["mixer"]["remainder_bias"]
     assert info == ("L H V", (1, 4, 8), "vector", False)
     assert "remainder_bias" not in create().infos["groups_0"]["blocks_0"]["mixer"]
+
+
+def test_the_tolerance_reaches_the_op_and_is_checked() -> None:
+    module = create(tolerance=1e-3).model.groups[0].blocks[0].mixer
+    assert module.op_options()["tolerance"] == 1e-3
+    with pytest.raises(
+        UserError, match=r"model.layers.layer: .*tolerance=1.0 must lie in \[0, 1\)"
+    ):
+        create(tolerance=1.0)
 
 
 def test_the_first_token_of_a_document_gets_nothing() -> None:
