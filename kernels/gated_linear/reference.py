@@ -1,5 +1,5 @@
 """Linear attention with decay as it is defined, float32 (Katharopoulos et al., arXiv 2006.16236,
-section 3.4; decay per channel: Yang et al., arXiv 2312.06635, equation 3).
+section 3.4; decay per channel: Yang et al., arXiv 2312.06635, section 4).
 
     S_t = decay_t S_{t-1} + k_t v_t^T        o_t = scale S_t^T q_t
 
