@@ -1,0 +1,45 @@
+"""Which mixer learns most from the same text, at the same size? Every mixer, 300 steps.
+
+Command: python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR
+Cost:    14 mixers x 2 seeds x 0.3 million tokens, 1.4 M parameters; about an hour on two CPU cores;
+         the same command resumes it.
+Expected: README.md beside this file holds the table of a measured run.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+MIXERS = (
+    "softmax",
+    "stickbreaking",
+    "linear",
+    "retnet",
+    "gla",
+    "based",
+    "hedgehog",
+    "transnormer",
+    "lightnet",
+    "deltanet",
+    "gated_deltanet",
+    "mamba2",
+    "s4d",
+    "h3",
+)
+
+
+def get_config() -> ConfigDict:
+    """`run` is an ordinary configuration; the others are made equal to the first pattern."""
+    run = base.get_config()
+    run.model.update(
+        {"width": 128, "num_layers": 4, "num_heads": 2, "num_kv_heads": 2, "ffn_dim": 352}
+    )
+    # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
+    run.mup.residual_multiplier = 0.7
+    run.data.update({"context_length": 256, "batch_size": 4})
+    run.schedule.warmup = "30000 tokens"
+    run.run.length = "300 steps"
+    run.eval.update({"every": "100 percent", "max_tokens": 131072})
+    run.log.samples = ()
+    run.checkpoint.every = "100 percent"
+    return ConfigDict({"run": run, "patterns": MIXERS, "seeds": (0, 1), "timing_rounds": 7})

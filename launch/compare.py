@@ -1,0 +1,38 @@
+"""Trains patterns of mixers at equal parameters on the same text and puts them in one table.
+
+`python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR`; the same command
+resumes it. DIR holds a run folder for each pattern and seed, compare.json and compare.md.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from launch import cli
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all the runs", required=True)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
+)
+
+
+def main(argv: list[str]) -> int:
+    del argv  # cli.run refuses positional arguments
+    from launch.benchmarks import machine
+    from lm.data import prepare
+    from lm.studies import compare
+
+    study = compare.create(_CONFIG.value.to_dict())
+    workdir = cli.path("workdir", _WORKDIR.value)
+    rows = compare.run(study, workdir, prepare.resolve_data_dir(_DATA_DIR.value))
+    if rows is None:
+        print("stopped and saved; the same command goes on")
+        return 1
+    compare.write(rows, machine.describe("launch.compare"), workdir)
+    print((workdir / "compare.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
