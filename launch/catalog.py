@@ -1,0 +1,52 @@
+"""Lists every op with its forms, mixers, state and proof, and every mixer with its costs.
+
+`python -m launch.catalog [--config=experiments/base.py]`: sizes are those of one layer of that
+configuration. `--out=FILE` writes the tables as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from launch import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_CONFIG = flags.DEFINE_string("config", str(ROOT / "experiments" / "base.py"), "sizes of a layer")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    base = cli.read_config_file(_CONFIG.value).to_dict()
+    from lm import record
+    from lm.studies import catalog
+
+    mixers = catalog.mixers(base)
+    forms = catalog.forms(mixers, catalog.read_proofs(ROOT / "results" / "proofs"))
+    if _OUT.value:
+        rows = {"forms": [r._asdict() for r in forms], "mixers": [r._asdict() for r in mixers]}
+        record.replace(cli.path("out", _OUT.value), json.dumps(rows, indent=1) + "\n")
+    console = Console(highlight=False, markup=False)
+    console.print(_table("ops and forms", forms))
+    width = base["model"]["width"]
+    console.print(_table(f"mixers, one layer of width {width}, state in bytes a row", mixers))
+
+
+def _table(title: str, rows: list[Any]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold", show_lines=False)
+    for name in rows[0]._fields:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{x:,.0f}" if isinstance(x, int | float) else x for x in row))
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""What there is: ops, their forms and where each is preferred, the mixers that call them, states,
+and what has been shown of each form on which device.
+
+Proofs are files of results/proofs, one a device, written by the contract suite:
+`pytest tests/kernels/test_contract.py --proof=FILE`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from kernels import dispatch
+from lm import build as build_lib
+from lm import model as model_lib
+from lm.build import Build
+from lm.config import UserError, from_mapping
+from lm.params import is_info
+
+UNPROVEN = "unproven"
+
+
+class FormRow(NamedTuple):
+    """`preferred`: targets where `auto` tries it, by rank; `proof`: counts, device and commit."""
+
+    op: str
+    form: str
+    preferred: str
+    mixers: str
+    state: str
+    proof: str
+
+
+class MixerRow(NamedTuple):
+    """`parameters` of the layer without feed-forward; `state` of one row, bytes; at one width."""
+
+    mixer: str
+    ops: str
+    parameters: int
+    state: str
+    flops_per_token: float
+
+
+def forms(mixers: list[MixerRow], proofs: list[Mapping[str, Any]]) -> list[FormRow]:
+    """A row for every op and form."""
+    rows = []
+    for name in dispatch.names():
+        op = dispatch.get(name)
+        users = ", ".join(row.mixer for row in mixers if name in row.ops.split(", "))
+        fields = ", ".join(f"{field} [{letters}]" for field, letters in op.state.fields)
+        for form in op.forms:
+            preferred = [
+                f"{target} {1 + [choice for choice, _ in choices].index(form)}"
+                for target, choices in op.prefer.items()
+                if form in [choice for choice, _ in choices]
+            ]
+            rows.append(
+                FormRow(
+                    name,
+                    form,
+                    ", ".join(preferred),
+                    users,
+                    f"{op.state.growth}: {fields}",
+                    _proof(f"{name}/{form}", proofs),
+                )
+            )
+    return rows
+
+
+def mixers(base: Mapping[str, Any]) -> list[MixerRow]:
+    """A row for every mixer with its defaults, in a model of one layer of this configuration."""
+    return [_mixer(name, base) for name in model_lib.mixer_names()]
+
+
+def read_proofs(folder: Path) -> list[dict[str, Any]]:
+    """The files of results/proofs.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); write it anew") from None
+    return found
+
+
+def _proof(key: str, proofs: list[Mapping[str, Any]]) -> str:
+    """The outcomes of a form on every device that has run the suite."""
+    lines = []
+    for proof in proofs:
+        counts = proof["forms"].get(key)
+        if counts:
+            told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+            place = proof["cpu"] if proof["device"] == "cpu" else proof["device"]
+            lines.append(f"{told} on {place} at {proof['commit'][:10]}")
+    return "; ".join(lines) or UNPROVEN
+
+
+def _mixer(name: str, base: Mapping[str, Any]) -> MixerRow:
+    values: Any = copy.deepcopy(dict(base))
+    values["model"] |= {"pattern": name, "layers": {}, "num_layers": 1}
+    values["mesh"]["data"] = 1
+    built = build_lib.build(from_mapping(values), jax.devices()[:1])
+    block = built.model.groups[0].blocks[0]
+    infos = built.infos["groups_0"]["blocks_0"]["mixer"]
+    calls = block.mixer.calls().values()
+    forward = sum(
+        dispatch.flops(call.op, {**call.dims, "B": 1, "T": 1}, call.options) for call in calls
+    )
+    size = sum(math.prod(info.shape) for info in jax.tree.leaves(infos, is_leaf=is_info))
+    return MixerRow(
+        mixer=name,
+        ops=", ".join(dict.fromkeys(call.op for call in calls)),
+        parameters=size,
+        state=_state(built),
+        flops_per_token=forward,
+    )
+
+
+def _state(built: Build) -> str:
+    """Bytes of one row's state: fixed, and for each token."""
+
+    def size(length: int) -> int:
+        state = jax.eval_shape(lambda: built.model.groups[0].blocks[0].mixer.init_state(1, length))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+    each = size(2) - size(1)
+    fixed = size(1) - each
+    return " + ".join(part for part in (f"{fixed:,}", f"{each:,} T" if each else "") if part)
