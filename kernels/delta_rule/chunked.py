@@ -48,7 +48,7 @@ def apply(
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
     batch, time, heads, width = inputs["k"].shape
-    blocks = blocks or Chunk()
+    blocks = blocks or Chunk(length=32)
     length = min(blocks.length, round_up(time, blocks.sub))
     if state is None:
         s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)

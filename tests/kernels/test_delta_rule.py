@@ -1,0 +1,169 @@
+"""What the contract suite does not ask of the delta rule: its inverse, chunks, and extremes."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import contract, dispatch
+from kernels.blocks import Chunk
+from kernels.contract import Case
+from kernels.delta_rule import tile
+from kernels.primitives import decay_span
+from tests.kernels.contract_problem import QUICK, error
+
+SCALAR = {"decay": "scalar"}
+DIMS = {"B": 2, "T": 150, "H": 2, "K": 9, "V": 7}
+
+
+def keys(kind: str, length: int) -> np.ndarray:
+    """Keys of length one: at random, all nearly alike, or all the same."""
+    k = np.random.default_rng(0).standard_normal((3, length, 24))
+    spread = {"random": 1.0, "close": 0.1, "same": 0.0}[kind]
+    k = k if kind == "random" else k[:, :1] + spread * k
+    return k / np.linalg.norm(k, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("length", "base"), [(64, 16), (64, 64), (48, 16), (33, 11)])
+@pytest.mark.parametrize("kind", ["random", "close", "same"])
+def test_residual_of_the_inverse(kind: str, length: int, base: int):
+    """(I + M) A = I, also where a power series explodes.
+
+    At beta = 1 in absolute terms. At beta = 2, the edge of the domain, I + M of keys alike has
+    condition numbers of thousands, and what float32 can promise is relative to |I + M| |A|.
+    """
+    gram = np.einsum("bik,bjk->bij", keys(kind, length), keys(kind, length))
+    for beta in (1.0, 2.0):
+        m = np.float32(beta * np.tril(gram, -1))
+        inverse = np.asarray(tile.unit_inverse(jnp.asarray(m), base), np.float64)
+        matrix = np.eye(length) + m
+        size = lambda x: np.linalg.norm(x, axis=(1, 2))
+        residual = size(matrix @ inverse - np.eye(length))
+        assert np.all(residual <= np.finfo(np.float32).eps * size(matrix) * size(inverse))
+        assert beta == 2.0 or np.all(residual <= 1e-5 * np.sqrt(length))
+        assert not np.any(np.triu(inverse, 1))
+
+
+def test_decay_spans_are_the_double_loop():
+    """Also behind a token that forgets all, where one running sum would lose the digits."""
+    g = -np.exp(np.random.default_rng(0).standard_normal((2, 20)))
+    g[:, 5] = -3e5
+    want = np.zeros((2, 20, 20))
+    for i in range(20):
+        for j in range(i):
+            want[:, i, j] = g[:, j + 1 : i + 1].sum(axis=-1)
+    got = np.asarray(decay_span.spans(jnp.asarray(g, jnp.float32)))
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+def test_cotangent_of_decay_spans():
+    g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20)), jnp.float32)
+
+    def sums(g: jax.Array) -> tuple[jax.Array, ...]:
+        start = jnp.cumsum(g, axis=-1)
+        return decay_span.spans(g), start, start[:, -1:] - start, start[:, -1]
+
+    out, pull = jax.vjp(sums, g)
+    random = np.random.default_rng(1)
+    given = [jnp.asarray(random.standard_normal(x.shape), jnp.float32) for x in out]
+    given[0] = jnp.tril(given[0])
+    assert error(decay_span.cotangent(*given), pull(tuple(given))[0]) <= 1e-6
+
+
+@cache
+def program(form: str, decay: str, blocks: Chunk | None) -> Any:
+    """problem -> output, final state, gradients of the inputs and of the initial state."""
+
+    def loss(inputs: Any, s: jax.Array, problem: contract.Problem) -> tuple[jax.Array, Any]:
+        out, state = dispatch.apply(
+            "delta_rule",
+            inputs,
+            segment_ids=problem.segment_ids,
+            state=problem.state._replace(s=s),
+            form=form,
+            options={"decay": decay},
+            blocks=blocks,
+        )
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(state.s)), (out, state.s)
+
+    def run(problem: contract.Problem) -> Any:
+        grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return grad(problem.inputs, problem.state.s, problem)
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+@pytest.mark.parametrize("options", [{}, SCALAR], ids=str)
+def test_any_chunk_gives_the_same(options: dict[str, Any]):
+    case = Case(DIMS, options, "padded", carried=True)
+    problem = contract.sample(dispatch.get("delta_rule"), case)
+    decay = options.get("decay", "none")
+    want = program("reference", decay, None)(problem)
+    for blocks in (Chunk(16, 16), Chunk(48, 16), Chunk(128, 32)):
+        got = program("chunked", decay, blocks)(problem)
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert error(x, y) <= 1e-5, blocks
+
+
+EXTREMES = {
+    "forgets all": {"log_decay": -50.0},
+    "forgets all at times": {"log_decay": "mixed"},
+    "writes nothing": {"beta": 0.0},
+    "writes all": {"beta": 1.0},
+    "reflects": {"beta": 2.0},
+    "zero keys": {"k": 0.0},
+    "same keys": {"k": 1.0 / 3.0, "beta": 1.0},
+    "close keys": {"k": "close", "beta": 1.0},
+    "close keys reflect": {"k": "close", "beta": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_are_finite_and_right(name: str):
+    """The same output and gradients as token by token."""
+    problem = contract.sample(
+        dispatch.get("delta_rule"), Case(DIMS, SCALAR, "packed", carried=True)
+    )
+    inputs = dict(problem.inputs)
+    rare = jnp.arange(DIMS["T"])[:, None] % 7 == 3
+    close = inputs["k"][:, :1] + 0.1 * inputs["k"]
+    drawn = {
+        "mixed": jnp.where(rare, -1e4, inputs["log_decay"]),
+        "close": close / jnp.linalg.norm(close, axis=-1, keepdims=True),
+    }
+    for key, value in EXTREMES[name].items():
+        inputs[key] = drawn[value] if value in drawn else jnp.full_like(inputs[key], value)
+    problem = problem._replace(inputs=inputs)
+    got = program("chunked", "scalar", None)(problem)
+    want = program("reference", "scalar", None)(problem)
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert bool(jnp.all(jnp.isfinite(x))), path
+        assert error(x, y) <= 1e-5, path
+
+
+def test_state_is_an_affine_map_of_the_first():
+    """S_T = P S_0 + S_T(0): twice the initial state adds P S_0 once more."""
+    problem = contract.sample(dispatch.get("delta_rule"), Case(DIMS, SCALAR, carried=True))
+
+    def end(scale: float) -> jax.Array:
+        scaled = problem._replace(state=problem.state._replace(s=scale * problem.state.s))
+        (_, s) = program("chunked", "scalar", None)(scaled)[1]
+        return s
+
+    assert error(end(2.0) - end(1.0), end(1.0) - end(0.0)) <= 1e-5
+
+
+def test_without_decay_there_are_no_exponentials():
+    """Nor anywhere in the backward."""
+    problem = contract.sample(dispatch.get("delta_rule"), Case(DIMS, {}))
+    loss = lambda inputs: jnp.sum(dispatch.apply("delta_rule", inputs, form="chunked")[0])
+    text = str(jax.make_jaxpr(jax.grad(loss))(problem.inputs))
+    assert " exp " not in text
+    gated = contract.sample(dispatch.get("delta_rule"), Case(DIMS, SCALAR)).inputs
+    loss = lambda inputs: jnp.sum(
+        dispatch.apply("delta_rule", inputs, form="chunked", options=SCALAR)[0]
+    )
+    assert " exp " in str(jax.make_jaxpr(jax.grad(loss))(gated))
