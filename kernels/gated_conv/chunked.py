@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels import segments
 from kernels.blocks import Chunk, round_up
@@ -21,15 +21,16 @@ from kernels.contract import Options
 from kernels.gated_conv import tile
 from kernels.gated_conv.tile import Tail
 from kernels.letters import Inputs
+from kernels.primitives import gaps
+from kernels.primitives.gaps import Gaps
 
 
 class Line(NamedTuple):
-    """Where the tokens of each row stand once padding is left out."""
+    """Where tokens stand, and how many of their document are before each; in that of the entry
+    at least W."""
 
-    count: Int[Array, "B T"]  # tokens so far, this one included
-    age: Int[Array, "B T"]  # tokens of the document before this one; in the entry's at least W
-    is_token: Bool[Array, "B T"]
-    has_gaps: Bool[Array, ""]  # padding parts tokens of one document
+    places: Gaps
+    age: Int[Array, "B T"]
 
 
 def apply(
@@ -61,17 +62,10 @@ def apply(
 
 
 def _line(segment_ids: Array, belongs: Array, entry: Array, taps: int) -> Line:
-    is_token = segment_ids != 0
-    count = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
-    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
-    start = jnp.where(belongs != before, count - 1, -taps)
-    after_padding = jnp.pad(~is_token[:, :-1], ((0, 0), (1, 0)))
-    return Line(
-        count,
-        count - 1 - jnp.maximum.accumulate(start, axis=1),
-        is_token,
-        jnp.any(is_token & after_padding & (belongs == before)),
-    )
+    places = gaps.gaps(segment_ids, belongs, entry)
+    starts = belongs != gaps.previous(belongs, entry)
+    start = jnp.where(starts, places.count - 1, -taps)
+    return Line(places, places.count - 1 - jnp.maximum.accumulate(start, axis=1))
 
 
 def _next_tail(
@@ -82,22 +76,13 @@ def _next_tail(
     if line is None:
         recent = x[:, max(time - taps, 0) :].astype(jnp.float32)
         return jnp.concatenate([old, recent], axis=1)[:, -taps:]
-    total = line.count[:, -1:]
+    total = line.places.count[:, -1:]
     number = total - taps + jnp.arange(taps, dtype=jnp.int32)
-    new = _take(x, _find(line.count, jnp.maximum(number, 0))).astype(jnp.float32)
-    kept = _take(old, jnp.minimum(number + taps, taps - 1))
+    new = gaps.take(x, gaps.find(line.places, jnp.maximum(number, 0))).astype(jnp.float32)
+    kept = gaps.take(old, jnp.minimum(number + taps, taps - 1))
     first = total - 1 - line.age[:, -1:]  # number of the document's first token
     tail = jnp.where((number >= 0)[..., None, None], new, kept)
     return jnp.where((number >= first)[..., None, None], tail, 0.0)
-
-
-def _take(x: Array, index: Int[Array, "B M"]) -> Array:
-    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
-
-
-def _find(count: Int[Array, "B T"], number: Int[Array, "B M"]) -> Int[Array, "B M"]:
-    """Where the token of this number stands in each row; the last place if there is none."""
-    return jnp.minimum(jax.vmap(jnp.searchsorted)(count, number + 1), count.shape[1] - 1)
 
 
 type PerToken = tuple[Array, Any]
@@ -112,17 +97,13 @@ def _without_gaps(
     """
     if line is None:
         return call(None, *arrays)
-    number = jnp.broadcast_to(jnp.arange(line.count.shape[1]), line.count.shape)
 
     def move(*arrays: Array) -> PerToken:
-        source = _find(line.count, number)
-        is_there = (number < line.count[:, -1:])[..., None, None]
-        together = (jnp.where(is_there, _take(x, source), 0.0) for x in arrays)
-        moved, others = call(_take(line.age, source), *together)
-        back = _take(moved, jnp.maximum(line.count - 1, 0))
-        return jnp.where(line.is_token[..., None, None], back, 0.0), others
+        age = gaps.together(line.age, line.places)
+        out, others = call(age, *(gaps.together(x, line.places) for x in arrays))
+        return gaps.back(out, line.places), others
 
-    return lax.cond(line.has_gaps, move, lambda *arrays: call(line.age, *arrays), *arrays)
+    return lax.cond(line.places.any, move, lambda *arrays: call(line.age, *arrays), *arrays)
 
 
 def _plain(inputs: Inputs, halo: Array, line: Line | None) -> Float[Array, "B T H K"]:

@@ -1,0 +1,64 @@
+"""Padding between tokens of one document: what counts places in a row must step over it.
+
+    [a, 0, b, c, 0, 0]  ->  [a, b, c, 0, 0, 0]        together, then back
+
+Padding behind the last token of a document, in front of another, does no harm and stays.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+class Gaps(NamedTuple):
+    """Where tokens are, how many up to each place, and whether padding parts any document."""
+
+    is_token: Bool[Array, "B T"]
+    count: Int[Array, "B T"]
+    any: Bool[Array, ""]
+
+
+def gaps(
+    segment_ids: Int[Array, "B T"], belongs: Int[Array, "B T"], entry: Int[Array, " B"]
+) -> Gaps:
+    """`belongs` is `segments.continued` of the ids and of the document at entry."""
+    is_token = segment_ids != 0
+    count = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
+    after_padding = jnp.pad(~is_token[:, :-1], ((0, 0), (1, 0)))
+    parted = is_token & after_padding & (belongs == previous(belongs, entry))
+    return Gaps(is_token, count, jnp.any(parted))
+
+
+def previous(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
+    """The document of the token before; at the first, the one at entry."""
+    return jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+
+
+def find(places: Gaps, number: Int[Array, "B M"]) -> Int[Array, "B M"]:
+    """Where the token of this number (from 0) stands in each row; the last place if none does."""
+    found = jax.vmap(jnp.searchsorted)(places.count, number + 1)
+    return jnp.minimum(found, places.count.shape[1] - 1)
+
+
+def take(x: Array, index: Int[Array, "B M"]) -> Array:
+    """Row b of the result holds x[b, index[b]]."""
+    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def together(x: Array, places: Gaps) -> Array:
+    """The tokens of each row from the left, zeros behind them."""
+    number = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), places.count.shape)
+    is_there = number < places.count[:, -1:]
+    return _where(is_there, take(x, find(places, number)))
+
+
+def back(x: Array, places: Gaps) -> Array:
+    """The tokens where they were, zeros on padding."""
+    return _where(places.is_token, take(x, jnp.maximum(places.count - 1, 0)))
+
+
+def _where(mask: Bool[Array, "B T"], x: Array) -> Array:
+    wide = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+    return jnp.where(wide, x, jnp.zeros((), x.dtype))
