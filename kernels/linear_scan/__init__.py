@@ -1,0 +1,76 @@
+"""Diagonal linear recurrences: a gate per token, or complex modes that are constant in time."""
+
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.linear_scan import decode, tile
+from kernels.linear_scan.cases import CASES, PROPERTIES, TOLERANCES
+
+MODES = ("transition", "modes")
+
+
+def _unsupported(
+    form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
+) -> str | None:
+    del form, dtype, target
+    if options["transition"] not in ("gate", "modes"):
+        return f"transition={options['transition']!r} must be one of gate, modes"
+    if dims.get("N", 1) < 1:
+        return f"N={dims['N']} modes: at least one"
+    return None
+
+
+def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> tile.Modes:
+    """h = 0: float32 whatever the inputs are, of the same size for any length; gates have N = 1."""
+    del dtype, max_len
+    zeros = jnp.zeros((batch, dims["H"], dims["K"], dims.get("N", 1)), jnp.float32)
+    return tile.Modes(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+
+def _flops(dims: Dims, options: Options) -> float:
+    """A gate is one multiply-add; a mode turns by a matrix of 2 x 2 and is read by two numbers."""
+    channels = dims["B"] * dims["T"] * dims["H"] * dims["K"]
+    return (2.0 if options["transition"] == "gate" else 12.0 * dims["N"]) * channels
+
+
+def _bytes(dims: Dims, options: Options, itemsize: int) -> float:
+    """Bytes of the inputs and of the output."""
+    gated = options["transition"] == "gate"
+    rows = (3 if gated else 2) * dims["B"] * dims["T"]
+    shared = 0 if gated else 4 * dims["N"]
+    return float((rows + shared) * dims["H"] * dims["K"] * itemsize)
+
+
+OP = Op(
+    name="linear_scan",
+    inputs=(
+        InputSpec("x", "B T H K"),
+        InputSpec("log_decay", "B T H K", "log_decay", when=("transition", "gate")),
+        InputSpec("log_magnitude", "H K N", "log_decay", when=MODES),
+        InputSpec("angle", "H K N", when=MODES),
+        InputSpec("c_re", "H K N", when=MODES),
+        InputSpec("c_im", "H K N", when=MODES),
+    ),
+    out="B T H K",
+    options={"transition": "modes"},
+    forms={
+        "reference": "kernels.linear_scan.reference",
+        "chunked": "kernels.linear_scan.chunked",
+    },
+    unsupported=_unsupported,
+    prefer={
+        "cpu": (("chunked", "the chunk form for any backend"),),
+        "gpu": (("chunked", "the chunk form for any backend; no GPU kernel yet"),),
+        "tpu": (("chunked", "the chunk form for any backend; no TPU kernel yet"),),
+    },
+    state=StateSpec(tile.FIELDS, "constant"),
+    init_state=_init_state,
+    step=decode.step,
+    sequence="none",
+    flops=_flops,
+    bytes=_bytes,
+    cases=CASES,
+    tolerances=TOLERANCES,
+    properties=PROPERTIES,
+)

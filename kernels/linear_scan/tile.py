@@ -1,0 +1,132 @@
+"""One chunk of C tokens of a diagonal recurrence.
+
+Modes. With lambda^l from a table, everything is a product per channel, D = H K of them, with four
+small matrices that all rows and chunks share (h is [re, im], 2 N numbers; l, i, j count from 0):
+
+    Y   = X toeplitz + h read             toeplitz_ji = K_{i-j},  K_l = sum_n Re(c_n lambda_n^l)
+    h'  = lambda^C h + X write            read_ni = c_n lambda_n^{i+1},  write_jn = lambda_n^{C-1-j}
+
+Their transposes carry cotangents back; gradients of lambda and c follow from those of the matrices.
+
+Gate. h_t = a_t h_{t-1} + x_t for all chunks side by side, C steps in order (`walk`), and what a
+chunk does to any h at its entry (`summarise`): h' = (product of a) h + h'(0). The factor a_t is 0
+where a document starts and 1 on padding: only products, no logarithm of zero. All is float32.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+class Modes(NamedTuple):
+    """The state: both parts of h, and the row's document."""
+
+    re: Float[Array, "B H K N"]
+    im: Float[Array, "B H K N"]
+    segment: Int[Array, " B"]
+
+
+FIELDS = (("re", "B H K N"), ("im", "B H K N"), ("segment", "B"))
+
+
+class Maps(NamedTuple):
+    """The matrices of a chunk."""
+
+    toeplitz: Float[Array, "D C C"]
+    read: Float[Array, "D 2N C"]
+    write: Float[Array, "D C 2N"]
+    jump: Float[Array, "D 2N"]
+
+
+def powers(
+    log_magnitude: Float[Array, "D N"], angle: Float[Array, "D N"], length: int
+) -> tuple[Float[Array, "l D N"], Float[Array, "l D N"]]:
+    """lambda^l for l = 0 ... `length`, as real and imaginary parts.
+
+    The powers 1, 2, 4, ... come from exp, cos and sin: 2^k times the angle has no rounding error,
+    where l times it has one that grows with l. The others are products of at most log2(l) of them.
+    """
+    re, im = jnp.ones_like(angle)[None], jnp.zeros_like(angle)[None]
+    while (size := re.shape[0]) <= length:
+        magnitude = jnp.exp(size * log_magnitude)
+        step_re, step_im = magnitude * jnp.cos(size * angle), magnitude * jnp.sin(size * angle)
+        far = turn(re, im, step_re, step_im)
+        re, im = jnp.concatenate([re, far[0]]), jnp.concatenate([im, far[1]])
+    return re[: length + 1], im[: length + 1]
+
+
+def turn(re: Array, im: Array, by_re: Array, by_im: Array) -> tuple[Array, Array]:
+    """A product of complex numbers."""
+    return re * by_re - im * by_im, re * by_im + im * by_re
+
+
+def maps(
+    re: Float[Array, "C+1 D N"],
+    im: Float[Array, "C+1 D N"],
+    c_re: Float[Array, "D N"],
+    c_im: Float[Array, "D N"],
+) -> Maps:
+    """The matrices, from the table of powers."""
+    length = re.shape[0] - 1
+    read_re, read_im = turn(re, im, c_re, c_im)
+    taps = jnp.sum(read_re[:length], axis=-1)
+    read = jnp.concatenate([read_re[1:], -read_im[1:]], axis=-1)
+    write = jnp.concatenate([re, im], axis=-1)[:length][::-1]
+    jump = jnp.concatenate([re[length], im[length]], axis=-1)
+    return Maps(_toeplitz(taps.T), jnp.moveaxis(read, 0, -1), jnp.moveaxis(write, 0, 1), jump)
+
+
+def _toeplitz(taps: Float[Array, "D C"]) -> Float[Array, "D C C"]:
+    """Upper triangular, row j holding the taps from column j on.
+
+    Rows of a repeated vector of 2 C, read with a stride of 2 C - 1, are shifted by one each; the
+    derivative is then no scatter.
+    """
+    channels, length = taps.shape
+    row = jnp.concatenate([taps, jnp.zeros_like(taps)], axis=1)
+    flat = jnp.tile(row, (1, length))[:, : length * (2 * length - 1)]
+    return flat.reshape(channels, length, 2 * length - 1)[:, :, :length]
+
+
+def jump(h: Float[Array, "*batch 2N"], by: Float[Array, "*batch 2N"]) -> Float[Array, "*batch 2N"]:
+    """h one chunk later without new tokens."""
+    return jnp.concatenate(turn(*jnp.split(h, 2, axis=-1), *jnp.split(by, 2, axis=-1)), axis=-1)
+
+
+def conjugate(h: Float[Array, "*batch 2N"]) -> Float[Array, "*batch 2N"]:
+    """The cotangent of a product with z is a product with the conjugate of z."""
+    re, im = jnp.split(h, 2, axis=-1)
+    return jnp.concatenate([re, -im], axis=-1)
+
+
+def walk(
+    factor: Float[Array, "C N B H K"],
+    x: Float[Array, "C N B H K"],
+    h: Float[Array, "N B H K"],
+    *,
+    reverse: bool = False,
+) -> Float[Array, "C N B H K"]:
+    """h after every token, from h at the entry; in reverse from the last token to the first."""
+
+    def advance(h: Array, token: tuple[Array, Array]) -> tuple[Array, Array]:
+        h = token[0] * h + token[1]
+        return h, h
+
+    return lax.scan(advance, h, (factor, x), reverse=reverse)[1]
+
+
+def summarise(
+    factor: Float[Array, "C N B H K"], x: Float[Array, "C N B H K"], *, reverse: bool = False
+) -> tuple[Float[Array, "N B H K"], Float[Array, "N B H K"]]:
+    """The product of all factors, and h at the end from zero at the entry."""
+
+    def advance(
+        carry: tuple[Array, Array], token: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        left, h = carry
+        return (token[0] * left, token[0] * h + token[1]), None
+
+    start = jnp.ones_like(x[0]), jnp.zeros_like(x[0])
+    return lax.scan(advance, start, (factor, x), reverse=reverse)[0]
