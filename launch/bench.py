@@ -3,7 +3,8 @@
     python -m launch.bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
 
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: both
-ops and jax.nn, forward and backward. memory: largest arrays. compile: 24 layers against 2.
+ops and jax.nn, forward and backward. recurrences: every op beside softmax, and its growth with T.
+memory: largest arrays. compile: 24 layers against 2. Named only: peers (flash-linear-attention).
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from rich.console import Console
 from launch import cli
 from lm.config import ModelConfig, UserError, nearest
 
-CASES = ("train_step", "matmul_fraction", "ops", "memory", "compile")
+DEFAULT = ("train_step", "matmul_fraction", "ops", "recurrences", "memory", "compile")
+CASES = (*DEFAULT, "peers")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
-_CASES = flags.DEFINE_list("cases", list(CASES), f"of {', '.join(CASES)}")
+_CASES = flags.DEFINE_list("cases", list(DEFAULT), f"of {', '.join(CASES)}")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write; its folder is made")
 _PAIRS = flags.DEFINE_integer("pairs", 40, "samples of each side", lower_bound=1)
-_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of the model's steps")
+_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of steps and recurrences")
 
 
 def main(argv: list[str]) -> None:

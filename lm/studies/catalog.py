@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class MixerRow(NamedTuple):
     flops_per_token: float
 
 
-def forms(mixers: list[MixerRow], proofs: list[Mapping[str, Any]]) -> list[FormRow]:
+def forms(mixers: list[MixerRow], proofs: Sequence[Mapping[str, Any]]) -> list[FormRow]:
     """A row for every op and form."""
     rows = []
     for name in dispatch.names():
@@ -93,7 +93,7 @@ def read_proofs(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _proof(key: str, proofs: list[Mapping[str, Any]]) -> str:
+def _proof(key: str, proofs: Sequence[Mapping[str, Any]]) -> str:
     """The outcomes of a form on every device that has run the suite."""
     lines = []
     for proof in proofs:

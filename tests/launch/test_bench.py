@@ -14,12 +14,24 @@ import numpy as np
 import pytest
 
 from experiments.base import get_config
+from kernels import dispatch
 from kernels.contract import Case
-from launch.benchmarks import bare, compile, matmul_fraction, memory, ops, problem, timing
+from launch.benchmarks import (
+    bare,
+    compile,
+    matmul_fraction,
+    memory,
+    ops,
+    peers,
+    problem,
+    recurrences,
+    timing,
+)
 from launch.benchmarks import train_step as train_step_case
 from launch.benchmarks.problem import Options, Sizes
 from launch.benchmarks.timing import Goal, Result
 from lm.build import Build
+from lm.config import UserError
 from tests.lm import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +242,38 @@ def test_mistakes(flag: str, message: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> None:
+    lengths = recurrences.Lengths(beside=32, growth=(16, 32))
+    dims = {"B": 1, "H": 2, "G": 2, "K": 8, "V": 8}
+    results = recurrences.run(options(), lengths, dims)
+    beside = [r for r in results if "/T32/" in r.name]
+    growth = [r for r in results if "/growth/" in r.name]
+    told = {r.name.split("/")[-1].split()[0] for r in beside}
+    assert told == set(dispatch.names()) - {"softmax"}
+    for result in beside:
+        assert result.name.endswith(" over softmax")
+        check_times(result, {result.name.split("/")[-1].removesuffix(" over softmax"), "softmax"})
+    recurrent = {n for n in dispatch.names() if dispatch.get(n).state.growth == "constant"}
+    assert {r.name.split("/")[-1].split()[0] for r in growth} == recurrent
+    assert all(r.goal == Goal("<=", 2.2) for r in growth)
+
+
+def test_a_peer_takes_turns_in_a_process_of_its_own() -> None:
+    script = "print('ready', flush=True)\nfor _ in open(0): print(0.5, flush=True)"
+    with peers.started([sys.executable, "-c", script]) as ask:
+        samples = peers.turns(lambda: None, ask, 3)
+    assert samples["peer"] == [0.5, 0.5, 0.5]
+    assert len(samples["ours"]) == 3
+
+
+def test_a_peer_that_does_not_start_is_told_in_one_line() -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no torch here')"]
+    with pytest.raises(UserError, match="did not start: no torch here"), peers.started(command):
+        pass
+
+
+def test_peers_need_a_gpu() -> None:
+    with pytest.raises(UserError, match="needs an NVIDIA GPU, this is cpu"):
+        peers.run(options())
