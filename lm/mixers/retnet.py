@@ -3,8 +3,9 @@
     o_t = sum_{j <= t} gamma_h^(t-j) (q_t . k_j) v_j,  gamma_h = 1 - 2^(-5-h)
     y = W_o (RMSNorm(o) * swish(W_g x))
 
-q and k carry RoPE, values are twice as wide as keys. The normaliser of the paper is left out, as in
-flash-linear-attention: the norm of each head takes it away. Parameters 8 D^2; state H K V float32.
+q and k carry RoPE, values are twice as wide as keys. The normalizers of the paper are left out, as
+in flash-linear-attention: the norm of each head takes away any factor of o, that of q . k among
+them. Parameters 8 D^2 + V; state H K V float32, here 2 D^2 / H.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Retnet(LinearMixer):
     op: ClassVar[str] = "gated_linear"
 
     def problem(self) -> str | None:
-        odd = self.head_dim * self.expand_k % 2
-        return f"RoPE needs an even K, got {self.key_dim}" if odd else super().problem()
+        odd = f"RoPE needs an even K, got {self.key_dim}" if self.key_dim % 2 else None
+        return super().problem() or odd
 
     def calls(self) -> dict[str, Call]:
         scale = self.context.multipliers.attention_scale(self.key_dim)

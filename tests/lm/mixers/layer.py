@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from lm import model as model_lib
 from lm.build import Build
-from lm.params import is_info
+from lm.config import UserError
+from lm.params import is_info, names
 from tests.lm import tiny
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
@@ -34,6 +37,14 @@ class Layer:
         """Parameters of the mixer."""
         return sum(math.prod(i.shape) for i in jax.tree.leaves(self.infos, is_leaf=is_info))
 
+    def declared(self) -> dict[str, tuple[str, bool]]:
+        """Role of every parameter, and whether it decays."""
+        infos = jax.tree.leaves(self.infos, is_leaf=is_info)
+        return {
+            name: (info.role, info.decay)
+            for name, info in zip(jax.tree.leaves(names(self.infos)), infos, strict=True)
+        }
+
     def state_floats(self, max_len: int = 16) -> int:
         """Numbers that one row carries from token to token, besides integers."""
         state = jax.eval_shape(lambda: self.mixer.init_state(1, max_len))
@@ -51,6 +62,19 @@ class Layer:
             positions = np.broadcast_to(np.arange(time, dtype=np.int32), (rows, time))
         return self.mixer.apply({"params": params}, x, segment_ids, positions, None)[0]
 
+    def handed(self, params: Any, x: Any, **answers: Any) -> dict[str, dict[str, jax.Array]]:
+        """The inputs of each op by its name. An op answers with `answers[name]` of its inputs, or
+        with its v or x as they are."""
+        seen: dict[str, dict[str, jax.Array]] = {}
+
+        def run(name: str, inputs: dict[str, jax.Array]) -> Any:
+            seen[name] = inputs
+            return answers[name](inputs) if name in answers else inputs.get("v", inputs.get("x"))
+
+        index = np.broadcast_to(np.arange(x.shape[1], dtype=np.int32), x.shape[:2])
+        self.mixer.apply({"params": params}, x, index, run, method="mix")
+        return seen
+
     def decode(self, params: Any, x: jax.Array, prefill: int) -> jax.Array:
         """The same of one document a row: `prefill` tokens in one call, the others one by one."""
         rows, time = x.shape[:2]
@@ -66,6 +90,19 @@ class Layer:
         later = x[:, prefill:].swapaxes(0, 1), index[:, prefill:].T
         _, rest = jax.lax.scan(step, state, later)
         return jnp.concatenate([out, rest.swapaxes(0, 1)], axis=1)
+
+
+def refusal(mixer: str, **options: Any) -> str:
+    """The one line with which these options are refused, before any device is touched."""
+    layers = {"layer": {"mixer": mixer} | options}
+    changes = {"model.layers": layers, "model.pattern": "layer", "model.num_kv_heads": HEADS}
+    config = tiny.config(changes)
+    with pytest.raises(UserError) as caught:
+        model_lib.check(config.model)
+    message = str(caught.value)
+    assert message.startswith("model.layers.layer")
+    assert "\n" not in message
+    return message
 
 
 def random_input(rows: int, time: int, seed: int = 1) -> np.ndarray:
