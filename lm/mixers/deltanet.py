@@ -5,7 +5,8 @@
     beta = sigmoid(W_b x)       twice that with `negative_eigenvalues` (arXiv 2411.12537)
     y = W_o RMSNorm(o), each head by itself
 
-Parameters 4 D^2 + D H + 4 * 3 D + V; state D K float32 and 3 * 3 D of the convolutions.
+Parameters 4 D^2 + D H + 4 * 3 D + V; state D K and 4 * 3 D of the convolutions,
+float32.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     y = W_o (RMSNorm(o) * swish(W_g x)), each head by itself
 
 Keys are 0.75 and values 1.5 times as wide as a head of the model, so that the layer has 6 D^2
-parameters, 2 D H of gates, 12 D of the convolution, 2 H and V. State 1.125 D K' float32 with K' the
-model's head width, and 3 * 3 D of the convolution.
+parameters, 2 D H of gates, 12 D of the convolution, 2 H and V. State 1.125 D K' with K' the model's
+head width, and 4 * 3 D of the convolution, float32.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 SSM_shift holds the last `shift_taps` inputs of a channel with learned weights, a convolution;
 SSM_diag is S4D (lm/modules/diagonal.py). Both have a skip. The paper's language models put two
 attention layers among them: a pattern. Parameters 4 D^2 + D (W + 1) and D (2 N + 2); state
-D N / 2 complex and D (W - 1), float32.
+D N / 2 complex and D W, float32.
 """
 
 from __future__ import annotations

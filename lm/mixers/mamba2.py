@@ -8,7 +8,7 @@
 which is linear attention with q = C, k = B, v = dt x and a decay per head. With E = expand D,
 H = E / P heads of width P = head_dim, and G groups that share B and C (head h reads group
 h // (H / G)), the parameters are D (2 E + 2 G N + H) + 5 (E + 2 G N) + 3 H + E + E D; the state
-E N float32 and 3 (E + 2 G N) of the convolutions. It is published without a feed-forward: set mlp
+E N and 4 (E + 2 G N) of the convolutions, float32. It is published without a feed-forward: set mlp
 none for that.
 """
 
