@@ -24,6 +24,7 @@ import numpy as np
 
 from lm import build as build_lib
 from lm import checkpoint, record, train
+from lm import model as model_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
@@ -69,8 +70,10 @@ def create(mapping: Mapping[str, Any]) -> Study:
     for name in ("patterns", "seeds"):
         if not getattr(study, name):
             raise UserError(f"config.{name} is empty; name at least one")
+    if study.timing_rounds < 1:
+        raise UserError(f"config.timing_rounds={study.timing_rounds} must be at least 1")
     for pattern in study.patterns:
-        _config(study, pattern, study.seeds[0])
+        model_lib.check(_config(study, pattern, study.seeds[0]).model)
     return study
 
 
@@ -80,19 +83,19 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[Row] | None:
     Raises:
       UserError: parameters that cannot be made equal, or a mistake that training reports.
     """
-    widths = _equal_widths(study)
+    widths = equal_widths(study)
     for seed in study.seeds:
         for pattern in study.patterns:
             place = workdir / f"{pattern.replace(',', '-')}-{seed}"
             config = _config(study, pattern, seed, widths[pattern])
             record.check_unchanged(place, config)
-            if _is_finished(place, config):
+            if is_finished(place, config):
                 continue
             outcome = train.run(config, train.Options(workdir=place, data_dir=data_dir))
             if not outcome.finished:
                 return None
-    builds = {p: _build(_config(study, p, study.seeds[0], widths[p])) for p in study.patterns}
-    seconds = _time_steps(builds, study.timing_rounds)
+    builds = {pattern: build(study, pattern, widths[pattern]) for pattern in study.patterns}
+    seconds = time_steps(builds, study.timing_rounds)
     return [_row(study, workdir, built, p, seconds[p]) for p, built in builds.items()]
 
 
@@ -130,8 +133,9 @@ def _config(study: Study, pattern: str, seed: int, ffn_dim: int | None = None) -
     return from_mapping(values)
 
 
-def _build(config: Config) -> Build:
-    return build_lib.build(config, jax.devices())
+def build(study: Study, pattern: str, ffn_dim: int) -> Build:
+    """Everything to train the pattern at this feed-forward width."""
+    return build_lib.build(_config(study, pattern, study.seeds[0], ffn_dim), jax.devices())
 
 
 def parameters(built: Build) -> int:
@@ -140,11 +144,11 @@ def parameters(built: Build) -> int:
     return params_lib.count(infos)["total"]
 
 
-def _equal_widths(study: Study) -> dict[str, int]:
+def equal_widths(study: Study) -> dict[str, int]:
     """The feed-forward width of every pattern, by the straight line through two of its sizes."""
 
     def size(pattern: str, ffn_dim: int) -> int:
-        return parameters(_build(_config(study, pattern, study.seeds[0], ffn_dim)))
+        return parameters(build(study, pattern, ffn_dim))
 
     first = study.patterns[0]
     given = _config(study, first, study.seeds[0]).model.ffn_dim
@@ -163,13 +167,13 @@ def _equal_widths(study: Study) -> dict[str, int]:
     return widths
 
 
-def _is_finished(workdir: Path, config: Config) -> bool:
+def is_finished(workdir: Path, config: Config) -> bool:
     """Whether the run's last step has been saved and its report written."""
     steps = checkpoint.steps(workdir) if (workdir / "report.html").exists() else []
     return bool(steps) and steps[-1] == config.run_steps
 
 
-def _time_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, float]:
+def time_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, float]:
     """Seconds of a train step of every pattern: lower quartile over rounds that visit all."""
     sides = {pattern: _stepper(built) for pattern, built in builds.items()}
     samples: dict[str, list[float]] = {pattern: [] for pattern in sides}
