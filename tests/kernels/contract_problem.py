@@ -91,7 +91,14 @@ def empty_state(op: Op, case: Case, problem: contract.Problem) -> Any:
     capacity = case.dims["T"]
     if problem.state is not None and op.state.growth == "linear":
         capacity = problem.state.segment_ids.shape[1]
-    return op.init_state(case.dims, case.dtype, case.dims["B"], capacity)
+    return op.init_state(asked(op, case), case.dtype, case.dims["B"], capacity)
+
+
+def asked(op: Op, case: Case) -> dict[str, int]:
+    """The dims of the inputs that the options ask for, as dispatch sees them."""
+    needed = op.needed({**op.options, **case.options}).values()
+    letters = {letter for spec in needed for letter in spec.letters.split()}
+    return {letter: size for letter, size in case.dims.items() if letter in letters}
 
 
 def answer(

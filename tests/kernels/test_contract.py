@@ -14,6 +14,7 @@ from kernels.contract import Case
 from tests.kernels.contract_problem import (
     QUICK,
     answer,
+    asked,
     assert_close,
     cases,
     empty_state,
@@ -264,7 +265,7 @@ def test_split_and_steps_equal_one_call(name: str, options: Any):
     half, whole = (a_case(time=time, options=options) for time in (33, 66))
     problem = contract.sample(op, whole)
     want = answer(name, "reference", whole, problem).out
-    state = op.init_state(half.dims, jnp.float32, 2, 70)
+    state = op.init_state(asked(op, half), jnp.float32, 2, 70)
     along = over_time(name, options)
 
     def cut(start: int, stop: int) -> dict[str, jax.Array]:
@@ -371,7 +372,7 @@ def test_flops_are_the_products_of_the_reference(name: str, options: Any):
         pairs = np.count_nonzero(np.asarray(weights[0, :, 0]))
         count = 2.0 * 2 * 4 * pairs * 32
     else:
-        empty = op.init_state(case.dims, jnp.float32, 2, 64)
+        empty = op.init_state(asked(op, case), jnp.float32, 2, 64)
         call = lambda inputs, state: dispatch.apply(
             name, inputs, state=state, form="reference", options=options
         )
