@@ -3,7 +3,8 @@
     y = W_o ((W_g x + b_g) * (h * (W_u x) + b_h))         h: a causal filter of W taps per channel
 
 One product of a gate and a short convolution, `expand` times as wide as the model. Parameters
-3 expand D^2 and expand D (W + 2); state expand D (W - 1) float32.
+3 expand D^2 and expand D (W + 2); state expand D W float32, the W inputs that a token's output
+reads.
 """
 
 from __future__ import annotations

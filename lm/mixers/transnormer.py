@@ -5,7 +5,7 @@
 No denominator: the norm of the output bounds the gradients in its place. The paper's early layers
 are DiagAttention, softmax attention within blocks, an option of the softmax mixer; a hybrid is a
 pattern. Which activation and split the paper's T1 and T2 take is UNCONFIRMED, so both are options.
-Parameters 4 D^2 + D; state H K V float32.
+Parameters 4 D^2 + D, or + V with a norm of each head; state H K V float32.
 """
 
 from __future__ import annotations
