@@ -3,7 +3,7 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T,  y_t = h_t^T C_t + D x_t
     dt = softplus(W_dt x + dt_bias),  A = -exp(A_log)
     x, B, C: projection, causal convolution over 4 tokens with bias, SiLU
-    out = W_o RMSNorm(y * silu(z))                           the norm over all heads
+    out = W_o RMSNorm(y * silu(z))                           the norm over the heads of a group
 
 which is linear attention with q = C, k = B, v = dt x and a decay per head. With E = expand D,
 H = E / P heads of width P = head_dim, and G groups that share B and C (head h reads group
@@ -83,7 +83,9 @@ class Mamba2(Mixer):
         self.A_log = self.param("A_log", init, (h,))
         self.dt_bias = self.param("dt_bias", declare(dt_bias, "H", "vector", decay=False), (h,))
         self.D = self.param("D", declare(nn.initializers.ones, "H", "vector", decay=False), (h,))
-        self.norm = NormGate(self.context, over="heads", gate_is="before")
+        self.norm = NormGate(
+            self.context, over="heads", gate_is="before", num_groups=self.num_groups
+        )
         self.out = Linear(self.context, "H V D", (h, p, d), 2)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:

@@ -55,7 +55,7 @@ class S4d(Mixer):
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
         heads = x.reshape(*x.shape[:-1], self.num_heads, self.channels)
-        y = jax.nn.gelu(self.ssm(heads, run, "main"))
+        y = jax.nn.gelu(self.ssm(heads, run, "main"), approximate=False)
         value = self.value(y) + self.value_bias.astype(x.dtype)
         gate = self.gate(y) + self.gate_bias.astype(x.dtype)
         return value * jax.nn.sigmoid(gate)

@@ -3,7 +3,8 @@
     after (GLA, RetNet, Gated DeltaNet)    RMSNorm(o) * act(g)
     before (Mamba-2)                       RMSNorm(o * act(g))
 
-The norm is over each head (scale shared by the heads), or over all heads of a token.
+The norm is over each head (scale shared by the heads), or over all heads of a token, cut into
+`num_groups` of neighbors that are normed by themselves.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class NormGate(nn.Module):
     over: Literal["head", "heads"] = "head"
     gate_is: Literal["after", "before"] = "after"
     activation: Literal["swish", "sigmoid"] = "swish"
+    num_groups: int = 1  # of heads; where the norm is over heads
 
     @nn.compact
     def __call__(self, o: jax.Array, gate: jax.Array | None = None) -> jax.Array:
@@ -44,7 +46,9 @@ class NormGate(nn.Module):
             opened = ACTIVATIONS[self.activation](gate.astype(jnp.float32))
         if self.gate_is == "before":
             wide = wide * opened
-        out = by_rms(wide, axes, self.context.norm_eps) * scale
+        if self.over == "heads":
+            wide = wide.reshape(*o.shape[:-2], self.num_groups, -1, o.shape[-1])
+        out = by_rms(wide, axes, self.context.norm_eps).reshape(o.shape) * scale
         if self.gate_is == "after":
             out = out * opened
         return out.astype(self.context.numerics.compute_dtype)
