@@ -15,7 +15,7 @@ computed for another.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,16 +24,33 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kernels import segments
 from kernels.blocks import Attention, attention, round_up
+from kernels.primitives import kv_cache
 from kernels.primitives.kv_cache import Placed
 
 
+class Sight(NamedTuple):
+    """Which keys of its document a query sees, the static part.
+
+    Not in the future (nor itself if `strict`), and less than `window` away or among the first
+    `global_tokens`. `apart`: pairs beyond the window are another kind of tile, (I + i, J + j).
+    """
+
+    strict: bool = False
+    window: int = 0
+    global_tokens: int = 0
+    apart: bool = False
+
+
 class Tiles(NamedTuple):
-    """Per-block slots and segments, the list of tiles, and how many of the list are needed."""
+    """Per-block slots, segments, positions in the document (if there are global tokens); the list
+    of tiles, and how many of the list are needed.
+    """
 
     q_slot: Int[Array, "I N rows"]
     kv_slot: Int[Array, "J 1 block_kv"]
     q_segment: Int[Array, "I N rows"] | None
     kv_segment: Int[Array, "J N block_kv"] | None
+    kv_position: Int[Array, "J N block_kv"] | None
     pairs: Int[Array, "P 2"]
     needed: Int[Array, ""]
 
@@ -92,18 +109,33 @@ def unpart(x: Shaped[Array, "IP n *rest"], parts: int) -> Shaped[Array, "I N *re
     return x.reshape(x.shape[0] // parts, x.shape[1] * parts, *x.shape[2:])
 
 
-def _order(num_q: int, num_kv: int, parts: int) -> np.ndarray:
-    blocks = itertools.product(range(num_q), range(parts), reversed(range(num_kv)))
-    return np.array([(i * parts + p, j * parts + p) for i, p, j in blocks], np.int32)
+def _order(num_q: int, num_kv: int, parts: int, kinds: int) -> np.ndarray:
+    blocks = itertools.product(range(kinds), range(num_q), range(parts), reversed(range(num_kv)))
+    pairs = [((c * num_q + i) * parts + p, (c * num_kv + j) * parts + p) for c, i, p, j in blocks]
+    return np.array(pairs, np.int32)
 
 
-def _static_need(num: tuple[int, int], blocks: Attention, strict: bool, window: int) -> np.ndarray:
+def _static_need(
+    num: tuple[int, int], blocks: Attention, sight: Sight, is_one_document: bool
+) -> tuple[Bool[np.ndarray, "I J"], ...]:
+    """Whether a tile has a visible pair, or may have one where documents begin anywhere."""
     first_q = np.arange(num[0])[:, None] * blocks.block_q
     first_kv = np.arange(num[1])[None, :] * blocks.block_kv
-    need = first_q + blocks.block_q - 1 - first_kv >= int(strict)
-    if window:
-        need &= first_q - (first_kv + blocks.block_kv - 1) < window
-    return need
+    farthest = first_q + blocks.block_q - 1 - first_kv
+    near = first_q - (first_kv + blocks.block_kv - 1) < (sight.window or np.inf)
+    held = first_kv < (sight.global_tokens if is_one_document else np.inf)
+    held &= sight.global_tokens > 0
+    return _kinds(farthest, near, held, sight)
+
+
+def _kinds(farthest: Any, near: Any, held: Any, sight: Sight) -> tuple[Any, ...]:
+    """From the largest distance in a tile, whether some pair is within the window, and whether some
+    key is a global token: need of each kind of tile.
+    """
+    causal = farthest >= int(sight.strict)
+    if sight.apart:
+        return causal & near, held & (farthest >= sight.window)
+    return (causal & (near | held),)
 
 
 def _span(x: Int[Array, "I N rows"], valid: Bool[Array, "I N rows"]) -> tuple[Array, Array]:
@@ -112,64 +144,72 @@ def _span(x: Int[Array, "I N rows"], valid: Bool[Array, "I N rows"]) -> tuple[Ar
     return low, high
 
 
-def _dynamic_need(tiles: Tiles, strict: bool, window: int) -> Bool[Array, "I J N"]:
+def _dynamic_need(tiles: Tiles, sight: Sight) -> Bool[Array, "kinds I J N"]:
     """Whether a row of the batch can see a pair of the tile, from the spans of both blocks."""
     assert tiles.q_segment is not None
     assert tiles.kv_segment is not None
     q_valid, kv_valid = tiles.q_segment > 0, tiles.kv_segment > 0
     q_low, q_high = _span(tiles.q_segment, q_valid)
     kv_low, kv_high = _span(tiles.kv_segment, kv_valid)
-    need = (q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None])
+    meet = (q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None])
     first, last = _span(jnp.broadcast_to(tiles.q_slot, q_valid.shape), q_valid)
-    need &= last[:, None] - tiles.kv_slot[None, :, :, 0] >= int(strict)
-    if window:
-        need &= first[:, None] - tiles.kv_slot[None, :, :, -1] < window
-    return need
+    farthest = last[:, None] - tiles.kv_slot[None, :, :, 0]
+    near, held = jnp.ones_like(meet), jnp.zeros_like(meet)
+    if sight.window:
+        near = first[:, None] - tiles.kv_slot[None, :, :, -1] < sight.window
+    if tiles.kv_position is not None:
+        held = jnp.any(kv_valid & (tiles.kv_position < sight.global_tokens), axis=-1)[None]
+    return meet & jnp.stack(_kinds(farthest, near, held, sight))
 
 
 def plan(
-    where: Placed,
-    shape: tuple[int, int],
-    blocks: Attention,
-    *,
-    strict: bool,
-    window: int = 0,
-    parts: int = 1,
+    where: Placed, shape: tuple[int, int], blocks: Attention, sight: Sight, parts: int = 1
 ) -> Tiles:
     """Tiles of T queries in H heads, `shape` = (T, H), on the keys they may see."""
     time, heads = shape
     source, groups = where.k.shape[1:3]
     num = -(-time // blocks.block_q), -(-source // blocks.block_kv)
     kv_slot = jnp.arange(num[1] * blocks.block_kv, dtype=jnp.int32).reshape(num[1], 1, -1)
-    order = _order(*num, parts)
+    order = _order(*num, parts, 1 + sight.apart)
+    kind, i, j = order[:, 0] // (num[0] * parts), *(order // parts % num).T
     if where.q_slot is None:
-        need = _static_need(num, blocks, strict, window)
-        order = order[need[order[:, 0] // parts, order[:, 1] // parts]]
+        chosen = np.stack(_static_need(num, blocks, sight, where.q_segment is None))[kind, i, j]
+        order, kind, i, j = order[chosen], kind[chosen], i[chosen], j[chosen]
         index = jnp.arange(num[0] * blocks.block_q, dtype=jnp.int32)[None]
         q_slot = _rows(index, heads // groups, 1, blocks.block_q)
     else:
         q_slot = _rows(where.q_slot, heads, groups, blocks.block_q)
     pairs, number = jnp.asarray(order), jnp.int32(len(order))
     if where.q_segment is None or where.kv_segment is None:
-        return _parted(Tiles(q_slot, kv_slot, None, None, pairs, number), parts)
+        position = kv_slot if sight.global_tokens else None
+        return _parted(Tiles(q_slot, kv_slot, None, None, position, pairs, number), parts)
+    position = None
+    if sight.global_tokens:
+        position = _rows(kv_cache.positions(where)[1], groups, groups, blocks.block_kv)
     tiles = Tiles(
         q_slot,
         kv_slot,
         _rows(where.q_segment, heads, groups, blocks.block_q),
         _rows(where.kv_segment, groups, groups, blocks.block_kv),
+        position,
         pairs,
         number,
     )
-    need = _dynamic_need(tiles, strict, window).reshape(*num, parts, -1).any(axis=-1)
-    needed = need[order[:, 0] // parts, order[:, 1] // parts, order[:, 0] % parts]
+    need = _dynamic_need(tiles, sight)
+    need = need.reshape(*need.shape[:3], parts, -1).any(axis=-1)
+    needed = need[kind, i, j, order[:, 0] % parts]
     chosen = jnp.argsort(~needed, stable=True)
     tiles = tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
     return _parted(tiles, parts)
 
 
 def _parted(tiles: Tiles, parts: int) -> Tiles:
-    *arrays, pairs, needed = tiles
-    return Tiles(*(x if x is None else part(x, parts) for x in arrays), pairs, needed)
+    q_slot, kv_slot, q_segment, kv_segment, kv_position = (
+        None if x is None else part(x, parts) for x in tiles[:5]
+    )
+    assert q_slot is not None
+    assert kv_slot is not None
+    return Tiles(q_slot, kv_slot, q_segment, kv_segment, kv_position, tiles.pairs, tiles.needed)
 
 
 def ends(tiles: Tiles) -> Int[Array, " P"]:
@@ -212,8 +252,7 @@ def cut(
     blocks: Attention | None,
     *,
     scale: float,
-    strict: bool,
-    window: int = 0,
+    sight: Sight,
     parts: int = 1,
 ) -> Cut:
     """Queries and the keys they may see, in tiles of the default size where none is given."""
@@ -224,7 +263,7 @@ def cut(
         part(split_queries(q.astype(jnp.float32) * scale, groups, blocks.block_q), parts),
         part(split_keys(where.k.astype(jnp.float32), blocks.block_kv), parts),
         part(split_keys(where.v.astype(jnp.float32), blocks.block_kv), parts),
-        plan(where, (time, heads), blocks, strict=strict, window=window, parts=parts),
+        plan(where, (time, heads), blocks, sight, parts),
         blocks,
     )
 
@@ -245,16 +284,20 @@ def add(x: Array, i: Int[Array, ""], value: Array) -> Array:
 
 
 def mask(
-    tiles: Tiles, i: Int[Array, ""], j: Int[Array, ""], *, strict: bool, window: int = 0
+    tiles: Tiles, i: Int[Array, ""], j: Int[Array, ""], sight: Sight
 ) -> Bool[Array, "N rows block_kv"]:
     """Visible pairs of tile (i, j)."""
+    num_q, num_kv = tiles.q_slot.shape[0], tiles.kv_slot.shape[0]
+    is_far = i >= num_q
+    if sight.apart:
+        i, j = i % num_q, j % num_kv
+    slots = block(tiles.q_slot, i)[..., :, None], block(tiles.kv_slot, j)[..., None, :]
     q_segment = None if tiles.q_segment is None else block(tiles.q_segment, i)[..., :, None]
     kv_segment = None if tiles.kv_segment is None else block(tiles.kv_segment, j)[..., None, :]
-    return segments.visible(
-        block(tiles.q_slot, i)[..., :, None],
-        block(tiles.kv_slot, j)[..., None, :],
-        q_segment,
-        kv_segment,
-        strict=strict,
-        window=window,
-    )
+    pairs = *slots, q_segment, kv_segment
+    if tiles.kv_position is None:
+        return segments.visible(*pairs, strict=sight.strict, window=sight.window)
+    near = slots[0] - slots[1] < sight.window
+    held = block(tiles.kv_position, j)[..., None, :] < sight.global_tokens
+    chosen = jnp.where(is_far, held & ~near, near) if sight.apart else held | near
+    return segments.visible(*pairs, strict=sight.strict) & chosen

@@ -122,3 +122,32 @@ def place(
         segment_ids = jnp.broadcast_to(current_segment(state)[:, None], (batch, time))
     state, slot = append(state, k, v, segment_ids)
     return Placed(state.k, state.v, slot, segment_ids, state.segment_ids, state)
+
+
+def positions(where: Placed) -> tuple[Int[Array, "#B T"], Int[Array, "#B S"]]:
+    """Index of every query and every key inside its document, from 0."""
+    source = jnp.arange(where.k.shape[1], dtype=jnp.int32)[None]
+    if where.kv_segment is None:
+        return source, source
+    keys = segments.positions(where.kv_segment)
+    if where.q_slot is None:
+        return keys, keys
+    slot = jnp.clip(where.q_slot, 0, keys.shape[1] - 1)
+    return jnp.take_along_axis(keys, slot, axis=1), keys
+
+
+def subdivide(where: Placed, block: int) -> Placed:
+    """The same with every `block` tokens of a document a document of their own."""
+    q_position, kv_position = positions(where)
+    source = jnp.arange(where.k.shape[1], dtype=jnp.int32)
+    q_slot = source if where.q_slot is None else where.q_slot
+    # A part is called by the slot it begins at, from 1: no two of a row are alike.
+    q_part, kv_part = q_slot - q_position % block + 1, source - kv_position % block + 1
+    if where.q_segment is not None and where.kv_segment is not None:
+        q_part = jnp.where(where.q_segment != 0, q_part, 0)
+        kv_part = jnp.where(where.kv_segment != 0, kv_part, 0)
+    batch = where.k.shape[0]
+    return where._replace(
+        q_segment=jnp.broadcast_to(q_part, (batch, q_part.shape[1])),
+        kv_segment=jnp.broadcast_to(kv_part, (batch, kv_part.shape[1])),
+    )

@@ -1,4 +1,4 @@
-"""Softmax attention: causal, with windows, ALiBi, a logits soft cap and grouped heads."""
+"""Softmax attention: windows, blocks, global tokens, sinks, ALiBi, soft cap, grouped heads."""
 
 import math
 
@@ -25,14 +25,49 @@ def _unsupported(
     form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
     del dtype, target
-    if options["window"] < 0 or options["logits_soft_cap"] < 0:
-        values = f"window={options['window']}, logits_soft_cap={options['logits_soft_cap']}"
-        return f"{values} must not be negative; 0 turns either off"
-    return jax_nn.unsupported(dims, options) if form == "jax_nn" else None
+    for name in ("window", "logits_soft_cap", "block", "global_tokens", "distance_ceiling"):
+        if options[name] < 0:
+            return f"{name}={options[name]} must not be negative; 0 turns it off"
+    window, block, first = options["window"], options["block"], options["global_tokens"]
+    if block and window:
+        return f"block={block} and window={window} exclude each other; set one of them to 0"
+    if first and not window:
+        return f"global_tokens={first} needs a window: without one every key is visible"
+    reason = _unsupported_ceiling(dims, options)
+    return jax_nn.unsupported(dims, options) if form == "jax_nn" and not reason else reason
+
+
+def _unsupported_ceiling(dims: Dims, options: Options) -> str | None:
+    ceiling, theta = options["distance_ceiling"], options["rope_theta"]
+    if not ceiling:
+        if theta:
+            return f"rope_theta={theta} needs a distance_ceiling; without, q and k come turned"
+        return None
+    setting = f"distance_ceiling={ceiling}"
+    if not (options["window"] and options["global_tokens"]):
+        return f"{setting} needs window and global_tokens: no other key is beyond the window"
+    if ceiling > options["window"]:
+        return f"{setting} is above window={options['window']}: keys beyond it are farther"
+    if options["alibi"]:
+        return f"{setting} is of rotations, alibi=True has none"
+    if theta <= 0:
+        return f"{setting} needs rope_theta={theta} to be positive"
+    if dims["K"] % 2:
+        return f"{setting} turns pairs of channels, K={dims['K']} is odd"
+    return None
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    return attention.count_flops(dims, segments.count_pairs(dims["T"], window=options["window"]))
+    time, window = dims["T"], options["window"]
+    if size := options["block"]:
+        whole, rest = divmod(time, size)
+        pairs = whole * segments.count_pairs(size) + segments.count_pairs(rest)
+        return attention.count_flops(dims, pairs)
+    pairs = segments.count_pairs(time, window=window)
+    if first := options["global_tokens"]:
+        # Query i sees min(first, i - window + 1) keys beyond its window.
+        pairs += segments.count_pairs(max(time - window, 0), window=first)
+    return attention.count_flops(dims, pairs)
 
 
 OP = Op(
@@ -40,9 +75,20 @@ OP = Op(
     inputs=(
         *attention.QKV,
         InputSpec("alibi_slopes", "H", kind="constant", when=("alibi", True), fill=_slopes),
+        InputSpec("sink", "H", when=("sink", True)),
     ),
     out="B T H V",
-    options={"scale": None, "window": 0, "alibi": False, "logits_soft_cap": 0.0},
+    options={
+        "scale": None,
+        "window": 0,
+        "alibi": False,
+        "logits_soft_cap": 0.0,
+        "block": 0,
+        "sink": False,
+        "global_tokens": 0,
+        "distance_ceiling": 0,
+        "rope_theta": 0.0,
+    },
     forms={
         "reference": "kernels.softmax.reference",
         "chunked": "kernels.softmax.chunked",

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels import segments
 from kernels.contract import Options
 from kernels.letters import Inputs
-from kernels.primitives import kv_cache
+from kernels.primitives import kv_cache, rope
 from kernels.primitives.kv_cache import CacheState
 from kernels.softmax import tile
 
@@ -15,18 +16,54 @@ def step(
 ) -> tuple[CacheState, Float[Array, "B H V"]]:
     """Write the token's key and value, then read the cache with its query."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    state, distance, seen = kv_cache.extend(state, k, v, window=options["window"])
-    batch, heads, width = q.shape
-    groups = k.shape[1]
-    grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)
+    window = 0 if options["global_tokens"] else options["window"]
+    state, distance, seen = kv_cache.extend(state, k, v, window=window)
+    position = segments.positions(state.segment_ids)
+    if size := options["block"]:
+        # Where a key is seen it is of the token's document, whose position is this sum.
+        seen &= (position + distance) // size == position // size
+    if options["global_tokens"]:
+        seen &= (distance < options["window"]) | (position < options["global_tokens"])
+    batch, heads, _ = q.shape
     bias = None
     if options["alibi"]:
-        slopes = inputs["alibi_slopes"].reshape(groups, heads // groups, 1)
+        slopes = inputs["alibi_slopes"].reshape(k.shape[1], -1, 1)
         bias = slopes * distance.astype(jnp.float32)[:, None, None]
-    keys = state.k.astype(jnp.float32).transpose(0, 2, 3, 1)
+    if not options["distance_ceiling"]:
+        products = _multiply(q, state.k, options)
+    else:
+        theta = options["rope_theta"]
+        own = jnp.take_along_axis(position, jnp.maximum(state.length - 1, 0)[:, None], axis=1)
+        turned = rope.rotate(state.k.astype(jnp.float32), position, theta=theta)
+        near = _multiply(_turn(q, own, theta), turned, options)
+        ceiling = jnp.full((1, 1), options["distance_ceiling"], jnp.int32)
+        far = _multiply(_turn(q, ceiling, theta), state.k, options)
+        products = jnp.where((distance < options["window"])[:, None, None], near, far)
+    cap = options["logits_soft_cap"]
+    logits = tile.score(products, seen[:, None, None], bias, cap).logits
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    sinks = None
+    if options["sink"]:
+        sinks = inputs["sink"].astype(jnp.float32).reshape(k.shape[1], -1, 1)
+        largest = jnp.maximum(largest, sinks)
+    weights = jnp.exp(logits - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - largest)
     values = state.v.astype(jnp.float32).transpose(0, 2, 1, 3)
-    scaled = grouped * options["scale"]
-    logits = tile.score(scaled, keys, seen[:, None, None], bias, options["logits_soft_cap"]).logits
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    out = (weights @ values) / jnp.sum(weights, axis=-1, keepdims=True)
+    out = (weights @ values) / total
     return state, out.reshape(batch, heads, -1).astype(q.dtype)
+
+
+def _multiply(
+    q: Float[Array, "B H K"], k: Float[Array, "B S G K"], options: Options
+) -> Float[Array, "B G R S"]:
+    """scale q k, queries grouped by the key head they read."""
+    batch, heads, width = q.shape
+    groups = k.shape[2]
+    grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)
+    return (grouped * options["scale"]) @ k.astype(jnp.float32).transpose(0, 2, 3, 1)
+
+
+def _turn(q: Float[Array, "B H K"], position: Array, theta: float) -> Float[Array, "B H K"]:
+    return rope.rotate(q.astype(jnp.float32)[:, None], position, theta=theta)[:, 0]

@@ -1,7 +1,7 @@
 """Softmax attention by `jax.nn.dot_product_attention`: XLA's dense path, cuDNN's on GPU.
 
-The mask is dense (T x S booleans) as soon as documents, a cache or ALiBi ask for one, and XLA's
-path keeps T x T logits for its backward.
+The mask is dense (T x S booleans) as soon as documents, blocks, a cache or ALiBi ask for one, and
+XLA's path keeps T x T logits for its backward.
 """
 
 import jax
@@ -31,8 +31,9 @@ def apply(
     slot = index if placed.q_slot is None else placed.q_slot
     source = jnp.arange(placed.k.shape[1], dtype=jnp.int32)
     mask, bias, window = None, None, options["window"]
-    if placed.q_segment is not None and placed.kv_segment is not None:
-        pair = placed.q_segment[:, :, None], placed.kv_segment[:, None]
+    where = kv_cache.subdivide(placed, options["block"]) if options["block"] else placed
+    if where.q_segment is not None and where.kv_segment is not None:
+        pair = where.q_segment[:, :, None], where.kv_segment[:, None]
         mask = segments.visible(slot[:, :, None], source, *pair, window=window)[:, None]
     if options["alibi"]:
         distance = (slot[:, :, None] - source).astype(jnp.float32)
@@ -52,8 +53,9 @@ def apply(
 
 def unsupported(dims: Dims, options: Options) -> str | None:
     """Why this problem cannot run here, or None."""
-    if options["logits_soft_cap"]:
-        return f"jax.nn.dot_product_attention has no logits_soft_cap={options['logits_soft_cap']}"
+    for name in ("logits_soft_cap", "sink", "global_tokens", "distance_ceiling"):
+        if options[name]:
+            return f"jax.nn.dot_product_attention has no {name}={options[name]}"
     if dims["K"] != dims["V"]:
         return f"jax.nn.dot_product_attention needs K={dims['K']} equal to V={dims['V']}"
     return None

@@ -20,14 +20,13 @@ class Logits(NamedTuple):
 
 
 def score(
-    q: Float[Array, "*batch rows K"],
-    k_t: Float[Array, "*batch K S"],
+    products: Float[Array, "*rows S"],
     seen: Bool[Array, "*batch rows S"],
     bias: Float[Array, "*batch rows S"] | None,
     cap: float,
 ) -> Logits:
-    """Logits of one tile; q is scaled already."""
-    logits, slope = q @ k_t, None
+    """Logits of one tile from scale q k."""
+    logits, slope = products, None
     if bias is not None:
         logits = logits - bias
     if cap:

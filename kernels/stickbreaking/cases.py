@@ -16,11 +16,12 @@ from kernels.primitives.attention import dims, wave
 _BIAS = {"remainder": "bias"}
 _VALUE = {"remainder": "value"}
 _CURRENT = {"attend_current": True}
+_EXACT = {"tolerance": 1e-9}  # walks the list of another form, and leaves out nothing that shows
 _OPTIONS: tuple[dict[str, Any], ...] = ({}, _CURRENT, _BIAS, _VALUE, _VALUE | _CURRENT)
 
 FAST = (
     Case(dims(257, 2, 17, 17), {}, "none", tag="fast"),
-    Case(dims(257, 1, 16, 9), _BIAS | _CURRENT, "padded", tag="fast"),
+    Case(dims(257, 1, 16, 9), _BIAS | _CURRENT | _EXACT, "padded", tag="fast"),
     Case(dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"),
     Case(dims(65, 2, 7, 16), _CURRENT | {"scale": 0.5}, "packed", tag="fast"),
     Case(dims(63, 1, 16, 16), _BIAS, "none", carried=True, tag="fast"),

@@ -26,7 +26,7 @@ from kernels.blocks import Attention
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import causal_tiles, kv_cache
-from kernels.primitives.causal_tiles import Tiles, add, block, put
+from kernels.primitives.causal_tiles import Sight, Tiles, add, block, put
 from kernels.primitives.kv_cache import CacheState
 from kernels.stickbreaking import tile
 
@@ -34,7 +34,7 @@ from kernels.stickbreaking import tile
 class Static(NamedTuple):
     """What is known at trace time."""
 
-    strict: bool
+    sight: Sight
     run: int
     tolerance: float
     parts: int
@@ -70,11 +70,11 @@ def apply(
     q = inputs["q"]
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
     batch, time = q.shape[:2]
-    strict = not options["attend_current"]
+    sight = Sight(strict=not options["attend_current"])
     # One row of the batch and key head at a time: one that looks far does not hold up the others.
     parts = batch * placed.k.shape[2] if options["tolerance"] else 1
-    cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], strict=strict, parts=parts)
-    static = Static(strict, cut.blocks.run, options["tolerance"], parts)
+    cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], sight=sight, parts=parts)
+    static = Static(sight, cut.blocks.run, options["tolerance"], parts)
     out, log_rem = (
         causal_tiles.unpart(x, parts) for x in attend(static, cut.q, cut.k, cut.v, cut.tiles)
     )
@@ -111,7 +111,7 @@ def _forward(
 
     def visit(pair: Array, place: Array, sums: Sums) -> tuple[Sums, Array]:
         i, j = pair
-        seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
+        seen = causal_tiles.mask(tiles, i, j, static.sight)
         here = block(sums.left, i)
         weights, _, total = tile.weigh(block(q, i), block(k_t, j), seen, here, static.run)
         out = add(sums.out, i, weights @ block(v, j))
@@ -163,7 +163,7 @@ def _backward(
         d_q, d_k_t, d_v_t, flow = carry
         step = tiles.needed - 1 - back
         i, j = block(tiles.pairs, step)
-        seen = causal_tiles.mask(tiles, i, j, strict=static.strict)
+        seen = causal_tiles.mask(tiles, i, j, static.sight)
         weighed = tile.weigh(block(q, i), block(k_t, j), seen, block(lefts, step), static.run)
         d_weights = block(d_out, i) @ block(v_t, j)
         d_z, here = tile.logit_cotangent(weighed, d_weights, block(flow, i), static.run)

@@ -1,10 +1,16 @@
-"""Softmax attention as in Llama: grouped queries, RoPE or ALiBi or neither, window, query-key norm,
-logit soft cap.
+"""Softmax attention as in Llama: grouped queries, RoPE or ALiBi or neither, window or blocks,
+sinks, query-key norm, logit soft cap.
 
 o_i = sum_j softmax_j(scale q_i . k_j) v_j over visible j <= i. RoPE (Su et al. 2021, arXiv
 2104.09864) turns q and k by their position in the document; ALiBi (Press et al. 2021, arXiv
 2108.12409) subtracts a slope times the distance; query-key norm (Henry et al. 2020, arXiv
-2010.04245) is an RMSNorm of each head before RoPE. Keys are cached after both.
+2010.04245) is an RMSNorm of each head before RoPE. Keys are cached after both. A sink is a learned
+logit per head that takes weight and has no value. Blocks are DiagAttention (Qin et al. 2022, arXiv
+2210.10340).
+
+`window`, `global_tokens` and `distance_ceiling` together are LM-Infinite (Han et al. 2023, arXiv
+2308.16137): the op then turns q and k, and keys are cached before. They have no parameters, so a
+model trained without them can be evaluated with them.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import jax
+from flax import linen as nn
 
 from kernels.primitives import rope
 from lm.modules.heads import HeadMixer
+from lm.params import declare
 
 
 class Softmax(HeadMixer):
@@ -24,20 +32,38 @@ class Softmax(HeadMixer):
     rope_theta: float = 1e4
     window: int = 0  # visible keys, the query's own included; 0: all
     logits_soft_cap: float = 0.0  # 0: none
+    sink: bool = False
+    block: int = 0  # i sees j only where floor(i / block) = floor(j / block); 0: everywhere
+    global_tokens: int = 0  # of each document's first, visible beyond the window
+    distance_ceiling: int = 0  # of rotations beyond the window, at most the window; 0: none
 
     op: ClassVar[str] = "softmax"
 
+    def setup(self) -> None:
+        super().setup()
+        if self.sink:
+            init = declare(nn.initializers.zeros, "H", "vector", decay=False)
+            self.sink_logit = self.param("sink", init, (self.num_heads,))
+
     def op_options(self) -> dict[str, Any]:
+        is_turned_by_op = self.distance_ceiling > 0 and self.position_encoding == "rope"
         return {
             "scale": self.context.multipliers.attention_scale(self.head_dim),
             "window": self.window,
             "alibi": self.position_encoding == "alibi",
             "logits_soft_cap": self.logits_soft_cap,
+            "sink": self.sink,
+            "block": self.block,
+            "global_tokens": self.global_tokens,
+            "distance_ceiling": self.distance_ceiling,
+            "rope_theta": self.rope_theta if is_turned_by_op else 0.0,
         }
 
     def op_inputs(self, x: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
         inputs = super().op_inputs(x, positions)
-        if self.position_encoding == "rope":
+        if self.sink:
+            inputs |= {"sink": self.sink_logit}
+        if self.position_encoding == "rope" and not self.distance_ceiling:
             turned = {
                 name: rope.rotate(inputs[name], positions, theta=self.rope_theta) for name in "qk"
             }

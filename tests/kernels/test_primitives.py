@@ -102,21 +102,29 @@ def test_cache_appends_what_is_no_padding():
     assert state.segment_ids[0].tolist() == [1, 1, 2, 2, 2, 7, 0, 0, 0]
 
 
-@pytest.mark.parametrize("window", [0, 40])
-@pytest.mark.parametrize("strict", [False, True])
+SIGHTS = [(False,), (True,), (False, 40), (True, 40), (False, 40, 3), (False, 40, 3, True)]
+
+
+@pytest.mark.parametrize("sight", [causal_tiles.Sight(*sight) for sight in SIGHTS], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
-def test_tiles_cover_what_is_visible_and_no_more(window: int, strict: bool, packed: bool):
+def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, packed: bool):
     """A tile is listed if it holds a visible pair; without documents, only then."""
     time, blocks = 160, Attention(32, 32)
     x = jnp.zeros((1, time, 1, 4))
     ids = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), jnp.array([70, 60, 30]), axis=1)
     placed = kv_cache.place(x, x, ids if packed else None, None)
-    tiles = causal_tiles.plan(placed, (time, 2), blocks, strict=strict, window=window)
+    tiles = causal_tiles.plan(placed, (time, 2), blocks, sight)
     listed = {tuple(pair) for pair in np.asarray(tiles.pairs)[: int(tiles.needed)].tolist()}
     index = jnp.arange(time)
     pair = (ids[0][:, None], ids[0][None]) if packed else ()
-    seen = segments.visible(index[:, None], index, *pair, strict=strict, window=window)
-    needed = np.asarray(seen).reshape(5, 32, 5, 32).any(axis=(1, 3))
+    seen = segments.visible(index[:, None], index, *pair, strict=sight.strict)
+    near = index[:, None] - index < (sight.window or time)
+    first = (segments.positions(ids)[0] if packed else index) < sight.global_tokens
+    kinds = (seen & near, seen & first & ~near) if sight.apart else (seen & (near | first),)
+    needed = [np.asarray(kind).reshape(5, 32, 5, 32).any(axis=(1, 3)) for kind in kinds]
+    # Pairs beyond the window stand apart on the diagonal of a matrix twice as large.
+    needed = np.block([[needed[0], np.zeros((5, 5))], [np.zeros((5, 5)), needed[-1]]])
+    needed = needed if sight.apart else needed[:5]
     assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}
     order = np.asarray(tiles.pairs)[: int(tiles.needed)]
     assert order.tolist() == sorted(order.tolist(), key=lambda pair: (pair[0], -pair[1]))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import UserError
+from lm.mixers.softmax import Softmax
 from lm.modules.heads import HeadMixer
 from tests.lm import tiny
 
@@ -33,6 +35,8 @@ def parameters(module: HeadMixer, seed: int = 0) -> Any:
     if module.qk_norm:
         for name in ("query_norm", "key_norm"):
             params[name] = {"scale": 1 + 0.3 * rng.standard_normal(8).astype(np.float32)}
+    if isinstance(module, Softmax) and module.sink:
+        params["sink"] = rng.standard_normal(4).astype(np.float32)
     return params
 
 
@@ -51,28 +55,31 @@ def plain(params: Any, x: Any, module: Any) -> Any:
         rms = lambda a: a / np.sqrt(np.mean(a**2, axis=-1, keepdims=True) + 1e-5)
         q, k = rms(q) * params["query_norm"]["scale"], rms(k) * params["key_norm"]["scale"]
     index = np.arange(x.shape[1])
-    if module.position_encoding == "rope":
-        angle = index[:, None] * module.rope_theta ** (-np.arange(4) / 4)
-        turn = np.exp(1j * angle)[None, :, None, :]
-        q, k = (_turned(a, turn) for a in (q, k))
+    distance = index[:, None] - index[None, :]
     k, v = (np.repeat(a, 2, axis=2) for a in (k, v))  # query heads 0, 1 read key head 0
     logits = np.einsum("bthk,bshk->bhts", q, k) / 8  # muP: 1 / head_dim
-    distance = index[:, None] - index[None, :]
+    if module.position_encoding == "rope":
+        beyond = np.minimum(distance, module.distance_ceiling)
+        is_near = distance < (module.window or 10**9)
+        seen_from = np.where(is_near, distance, beyond)  # R(i) q . R(j) k = R(i - j) q . k
+        angle = seen_from[..., None] * module.rope_theta ** (-np.arange(4) / 4)
+        q, k = (a[..., :4] + 1j * a[..., 4:] for a in (q, k))
+        product = np.einsum("bthc,bshc,tsc->bhts", q, k.conj(), np.exp(1j * angle))
+        logits = product.real / 8
     if module.position_encoding == "alibi":
         slopes = 2.0 ** (-8 * (np.arange(4) + 1) / 4)
         logits = logits - slopes[:, None, None] * distance
     if module.logits_soft_cap:
         logits = module.logits_soft_cap * np.tanh(logits / module.logits_soft_cap)
-    seen = (distance >= 0) & (distance < (module.window or 10**9))
+    near = distance < (module.window or 10**9)
+    seen = (distance >= 0) & (near | (index < module.global_tokens))
+    if module.block:
+        seen &= index[:, None] // module.block == index // module.block
     weights = np.exp(np.where(seen, logits, -np.inf))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    sunk = np.exp(params["sink"])[:, None, None] if module.sink else 0.0
+    weights /= weights.sum(axis=-1, keepdims=True) + sunk
     out = np.einsum("bhts,bshv->bthv", weights, v)
     return np.einsum("bthv,hvd->btd", out, params["out"]["kernel"])
-
-
-def _turned(a: Any, turn: Any) -> Any:
-    turned = (a[..., :4] + 1j * a[..., 4:]) * turn
-    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -80,6 +87,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"position_encoding": "alibi", "window": 5},
     {"position_encoding": "none", "logits_soft_cap": 1.5},
     {"qk_norm": True, "window": 1},
+    {"rope_theta": 100.0, "block": 6, "sink": True},
+    {"rope_theta": 100.0, "window": 5, "global_tokens": 2, "distance_ceiling": 4},
 ]
 
 
@@ -123,5 +132,28 @@ def test_options_reach_the_op() -> None:
         "window": 7,
         "alibi": True,
         "logits_soft_cap": 30.0,
+        "sink": False,
+        "block": 0,
+        "global_tokens": 0,
+        "distance_ceiling": 0,
+        "rope_theta": 0.0,
     }
     assert module.dims() == {"H": 4, "G": 2, "K": 16, "V": 16}
+
+
+def test_a_ceiling_hands_rotations_to_the_op() -> None:
+    infinite = {"window": 9, "global_tokens": 2, "distance_ceiling": 9, "rope_theta": 50.0}
+    assert mixer(**infinite).op_options()["rope_theta"] == 50.0
+    with pytest.raises(UserError, match=r"needs rope_theta=0\.0 to be positive"):
+        mixer(position_encoding="none", **infinite)
+
+
+def test_the_sink_is_a_vector_without_decay_and_only_there_when_asked_for() -> None:
+    layers = {"layer": {"mixer": "softmax", "sink": True}}
+    built = tiny.create({"model.layers": layers, "model.pattern": "layer"})
+    info = built.infos["groups_0"]["blocks_0"]["mixer"]["sink"]
+    assert info == ("L H", (1, 4), "vector", False)
+    assert (
+        "sink"
+        not in tiny.create({"model.pattern": "softmax"}).infos["groups_0"]["blocks_0"]["mixer"]
+    )
