@@ -31,6 +31,8 @@ class Retnet(LinearMixer):
     op: ClassVar[str] = "gated_linear"
 
     def problem(self) -> str | None:
+        if self.rope_theta <= 0:
+            return f"rope_theta={self.rope_theta} must be positive"
         odd = f"RoPE needs an even K, got {self.key_dim}" if self.key_dim % 2 else None
         return super().problem() or odd
 
