@@ -60,3 +60,23 @@ def initial(layer: Layer) -> Any:
         return params_lib.split(layer.mixer.init(key, x, ones, ones, None)["params"])[0]
 
     return tiny.jit(init)(jax.random.key(0))
+
+
+def modes_of(ssm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """exp(dt A) and c (exp(dt A) - 1) / A of a diagonal state space, complex."""
+    a = -np.exp(ssm["log_a"]) + 1j * ssm["frequency"]
+    transition = np.exp(np.exp(ssm["log_dt"])[..., None] * a)
+    return transition, (ssm["c_re"] + 1j * ssm["c_im"]) * (transition - 1) / a
+
+
+def spaced(ssm: Any) -> Any:
+    """Its parameters with memories of one to hundreds of tokens, frequencies up to a third of a
+    turn a token either way, and weights of any phase."""
+    modes = ssm["log_a"].shape
+    return ssm | {
+        "log_dt": noise(modes[:-1], np.log(0.01), np.log(0.5)),
+        "log_a": noise(modes, -1, 1, seed=4),
+        "frequency": noise(modes, -4, 4, seed=5),
+        "c_re": noise(modes, -1, 1, seed=6),
+        "c_im": noise(modes, -1, 1, seed=7),
+    }
