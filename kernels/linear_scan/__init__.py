@@ -1,4 +1,5 @@
-"""Diagonal linear recurrences: a gate per token, or complex modes that are constant in time."""
+"""Diagonal linear recurrences: a gate per token, complex modes that are constant in time, or a
+running sum in log space."""
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
@@ -14,8 +15,8 @@ def _unsupported(
     form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
     del form, dtype, target
-    if options["transition"] not in ("gate", "modes"):
-        return f"transition={options['transition']!r} must be one of gate, modes"
+    if options["transition"] not in ("gate", "modes", "log_sum"):
+        return f"transition={options['transition']!r} must be one of gate, modes, log_sum"
     if dims.get("N", 1) < 1:
         return f"N={dims['N']} modes: at least one"
     return None
@@ -29,16 +30,16 @@ def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> tile.
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    """A gate is one multiply-add; a mode turns by a matrix of 2 x 2 and is read by two numbers."""
-    channels = dims["B"] * dims["T"] * dims["H"] * dims["K"]
-    return (2.0 if options["transition"] == "gate" else 12.0 * dims["N"]) * channels
+    """A gate is one multiply-add; a mode turns by a matrix of 2 x 2 and is read by two numbers; a
+    sum in log space has no product."""
+    each = {"gate": 2.0, "modes": 12.0 * dims.get("N", 1), "log_sum": 0.0}
+    return each[options["transition"]] * dims["B"] * dims["T"] * dims["H"] * dims["K"]
 
 
 def _bytes(dims: Dims, options: Options, itemsize: int) -> float:
     """Bytes of the inputs and of the output."""
-    gated = options["transition"] == "gate"
-    rows = (3 if gated else 2) * dims["B"] * dims["T"]
-    shared = 0 if gated else 4 * dims["N"]
+    rows = (3 if options["transition"] == "gate" else 2) * dims["B"] * dims["T"]
+    shared = 4 * dims["N"] if options["transition"] == "modes" else 0
     return float((rows + shared) * dims["H"] * dims["K"] * itemsize)
 
 

@@ -13,6 +13,7 @@ from kernels.primitives import chunks
 from kernels.primitives.chunks import dims
 
 _GATE = {"transition": "gate"}
+_LOG_SUM = {"transition": "log_sum"}
 
 FAST = (
     Case(dims(257, 17, 9, N=5), {}, "packed", carried=True, tag="fast"),
@@ -22,16 +23,16 @@ FAST = (
     Case(dims(63, 16, 16, N=4), {}, "none", carried=True, tag="fast"),
     Case(dims(1, 17, 17, N=4), {}, "none", carried=True, tag="fast"),
     Case(dims(65, 16, 16, N=4), {}, "none", dtype="bfloat16", tag="fast"),
-    Case(dims(64, 17, 17), _GATE, "none", carried=True, tag="fast"),
+    Case(dims(64, 17, 17), _LOG_SUM, "padded", carried=True, tag="fast"),
 )
 
 BENCH = tuple(
     Case({"B": 4, "T": time, "H": 4, "K": 64} | modes, options, tag="bench")
     for time in (2048, 8192)
-    for modes, options in (({"N": 32}, {}), ({}, _GATE))
+    for modes, options in (({"N": 32}, {}), ({}, _GATE), ({}, _LOG_SUM))
 )
 
-CASES = FAST + chunks.every_case(({},), N=5) + chunks.every_case((_GATE,)) + BENCH
+CASES = FAST + chunks.every_case(({},), N=5) + chunks.every_case((_GATE, _LOG_SUM)) + BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
@@ -111,7 +112,14 @@ def _constant_gates_are_real_modes(run: Run) -> tuple[Array, Array]:
     return run({"x": inputs["x"], "log_decay": decay}, _GATE), run(real, {})
 
 
+def _log_sums_are_logarithms_of_sums(run: Run) -> tuple[Array, Array]:
+    """Also where e^x is beyond float32: a constant comes out again."""
+    x = 3.0 * wave(150)["x"]
+    return run({"x": x + 100.0}, _LOG_SUM) - 100.0, jnp.log(jnp.cumsum(jnp.exp(x), axis=1))
+
+
 PROPERTIES = (
+    Property("log_sums_are_logarithms_of_sums", _log_sums_are_logarithms_of_sums),
     Property("an_impulse_shows_the_kernel", _impulse_shows_the_kernel),
     Property("the_recurrence_is_a_convolution", _recurrence_is_convolution),
     Property("an_undamped_mode_is_a_cosine", _undamped_mode_is_a_cosine),

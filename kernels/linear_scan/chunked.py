@@ -23,6 +23,7 @@ from kernels.letters import Inputs
 from kernels.linear_scan import tile
 from kernels.linear_scan.tile import Maps, Modes
 from kernels.primitives import chunks, gaps
+from kernels.primitives.running_lse import running_lse
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -47,13 +48,25 @@ def apply(
     """Output and state of T more tokens; with transition gate `im` stays as it is."""
     batch, time, *channels = inputs["x"].shape
     if state is None:
-        modes = 1 if options["transition"] == "gate" else inputs["angle"].shape[-1]
+        modes = inputs["angle"].shape[-1] if options["transition"] == "modes" else 1
         zeros = jnp.zeros((batch, *channels, modes), jnp.float32)
         state = Modes(zeros, zeros, jnp.zeros((batch,), jnp.int32))
     length = min((blocks or Chunk()).length, time)
-    run = _gated if options["transition"] == "gate" else _modal
+    run = {"gate": _gated, "modes": _modal, "log_sum": _summed}[options["transition"]]
     out, state = run(inputs, segment_ids, state, length)
     return segments.blank_padding(out, segment_ids).astype(inputs["x"].dtype), state
+
+
+def _summed(
+    inputs: Inputs, segment_ids: Array | None, state: Modes, length: int
+) -> tuple[Array, Modes]:
+    del length  # an associative scan over the whole row
+    x = inputs["x"].astype(jnp.float32)
+    belongs = segments.continued(segment_ids, state.segment, x.shape[1])
+    starts = belongs != gaps.previous(belongs, state.segment)
+    is_token = jnp.ones_like(starts) if segment_ids is None else segment_ids != 0
+    h = running_lse(x, state.re[..., 0], (starts, is_token))
+    return h, Modes(h[:, -1, ..., None], state.im, belongs[:, -1])
 
 
 def _gated(

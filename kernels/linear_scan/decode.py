@@ -6,12 +6,17 @@ from jaxtyping import Array, Float
 from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.linear_scan.tile import Modes
+from kernels.primitives.running_lse import EMPTY
 
 
 def step(state: Modes, inputs: Inputs, *, options: Options) -> tuple[Modes, Float[Array, "B H K"]]:
     """Decay or turn h, add the token, read it out."""
     floats = {name: array.astype(jnp.float32) for name, array in inputs.items()}
     x, segment = floats["x"][..., None], jnp.maximum(state.segment, 1)
+    if options["transition"] == "log_sum":
+        before = jnp.where(state.segment[:, None, None] == 0, EMPTY, state.re[..., 0])
+        h = jnp.logaddexp(before, floats["x"])
+        return Modes(h[..., None], state.im, segment), h.astype(inputs["x"].dtype)
     if options["transition"] == "gate":
         h = jnp.exp(floats["log_decay"])[..., None] * state.re + x
         return Modes(h, state.im, segment), h[..., 0].astype(inputs["x"].dtype)

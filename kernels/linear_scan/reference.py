@@ -1,6 +1,7 @@
 """Diagonal linear recurrences as they are defined, one token at a time, float32.
 
     gate    h_t = exp(log_decay_t) h_{t-1} + x_t                       y_t = h_t
+    log_sum h_t = log(exp(h_{t-1}) + exp(x_t)), -inf at a start        y_t = h_t
     modes   h_t = lambda h_{t-1} + x_t,  lambda_n = exp(log_magnitude_n + i angle_n)
             y_t = sum_n Re(c_n h_{t,n})
 
@@ -47,6 +48,9 @@ def apply(
         decay = by_time(jnp.exp(floats["log_decay"]))
         h, out = _gated(state.re[..., 0], (tokens, decay, starts, is_token))
         state = state._replace(re=h[..., None])  # pyright: ignore[reportPrivateUsage] (public)
+    elif options["transition"] == "log_sum":
+        h, out = _summed(state.re[..., 0], (tokens, starts, is_token))
+        state = state._replace(re=h[..., None])  # pyright: ignore[reportPrivateUsage] (public)
     else:
         h = jnp.stack([state.re, state.im])
         h, out = _modal(h, (tokens, starts, is_token), floats)
@@ -62,6 +66,19 @@ def _gated(
         x, decay, starts, is_token = token
         h = jnp.where(starts[:, None, None], 0.0, h)
         moved = jnp.einsum("bhk,bhk->bhk", decay, h, precision=HIGHEST) + x
+        h = jnp.where(is_token[:, None, None], moved, h)
+        return h, h
+
+    return lax.scan(advance, h, tokens)
+
+
+def _summed(h: Float[Array, "B H K"], tokens: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def advance(h: Array, token: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        x, starts, is_token = token
+        # The smaller is written in terms of the larger: nothing overflows.
+        largest = jnp.maximum(h, x)
+        both = largest + jnp.log1p(jnp.exp(jnp.minimum(h, x) - largest))
+        moved = jnp.where(starts[:, None, None], x, both)
         h = jnp.where(is_token[:, None, None], moved, h)
         return h, h
 

@@ -1,0 +1,64 @@
+"""The logarithm of a running sum of exponentials, kept in documents.
+
+    y_t = log(e^(y_{t-1}) + e^(x_t))        y_{t-1} = -inf where a document starts
+    dx_j = e^(x_j - y_j) e_j,   e_t = dy_t + e^(y_t - y_{t+1}) e_{t+1}        all exponents <= 0
+
+The plain form is `jax.lax.cumlogsumexp`, which knows no documents.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+# A finite stand-in for -inf: differences stay numbers.
+EMPTY = -1e30
+
+type Marks = tuple[Bool[Array, "B T"], Bool[Array, "B T"]]
+
+
+def _value(
+    x: Float[Array, "B T *channels"], before: Float[Array, "B *channels"], marks: Marks
+) -> Float[Array, "B T *channels"]:
+    """y after every token, from y `before` the first; `marks` are where documents start, and what
+    is no padding (which leaves y as it is).
+    """
+    starts, is_token = (_wide(mark, x) for mark in marks)
+    tokens = jnp.concatenate([before[:, None], jnp.where(is_token, x, EMPTY)], axis=1)
+    starts = jnp.concatenate([jnp.zeros_like(starts[:, :1]), starts], axis=1)
+    starts = jnp.broadcast_to(starts, tokens.shape)
+
+    def join(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        (fresh, y), (starts, later) = left, right
+        return fresh | starts, jnp.where(starts, later, jnp.logaddexp(y, later))
+
+    return lax.associative_scan(join, (starts, tokens), axis=1)[1][:, 1:]
+
+
+def _forward(x: Array, before: Array, marks: Marks) -> tuple[Array, tuple[Array, ...]]:
+    y = _value(x, before, marks)
+    return y, (x, before, y, *marks)
+
+
+def _backward(saved: tuple[Array, ...], d_y: Array) -> tuple[Array, Array, None]:
+    x, before, y, starts, is_token = saved
+    starts, is_token = _wide(starts, x), _wide(is_token, x)
+    earlier = jnp.concatenate([before[:, None], y[:, :-1]], axis=1)
+    # What reaches y_{t-1} of what reaches y_t.
+    kept = jnp.where(starts, 0.0, jnp.exp(earlier - y))
+    after = jnp.concatenate([kept[:, 1:], jnp.zeros_like(kept[:, :1])], axis=1)
+
+    def join(later: tuple[Array, Array], sooner: tuple[Array, Array]) -> tuple[Array, Array]:
+        return later[0] * sooner[0], sooner[0] * later[1] + sooner[1]
+
+    flow = lax.associative_scan(join, (after, d_y), reverse=True, axis=1)[1]
+    d_x = jnp.where(is_token, jnp.exp(jnp.minimum(x - y, 0.0)) * flow, 0.0)
+    return d_x, kept[:, 0] * flow[:, 0], None
+
+
+def _wide(mark: Bool[Array, "B T"], x: Array) -> Array:
+    return mark.reshape(mark.shape + (1,) * (x.ndim - 2))
+
+
+running_lse = jax.custom_vjp(_value)
+running_lse.defvjp(_forward, _backward)
