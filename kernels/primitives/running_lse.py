@@ -18,7 +18,7 @@ type Marks = tuple[Bool[Array, "B T"], Bool[Array, "B T"]]
 
 
 def _value(
-    x: Float[Array, "B T *channels"], before: Float[Array, "B *channels"], marks: Marks
+    x: Float[Array, "B T *channels"], before: Float[Array, "*batch"], marks: Marks
 ) -> Float[Array, "B T *channels"]:
     """y after every token, from y `before` the first; `marks` are where documents start, and what
     is no padding (which leaves y as it is).
