@@ -16,6 +16,8 @@ from rich.table import Table
 
 from launch import cli
 
+WIDTH = 160  # of a table: narrower ones break every cell
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _CONFIG = flags.DEFINE_string("config", str(ROOT / "experiments" / "base.py"), "sizes of a layer")
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> None:
         rows = {"forms": [r._asdict() for r in forms], "mixers": [r._asdict() for r in mixers]}
         record.replace(cli.path("out", _OUT.value), json.dumps(rows, indent=1) + "\n")
     console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)
     console.print(_table("ops and forms", forms))
     width = base["model"]["width"]
     console.print(_table(f"mixers, one layer of width {width}, state in bytes a row", mixers))

@@ -38,13 +38,15 @@ class FormRow(NamedTuple):
 
 
 class MixerRow(NamedTuple):
-    """`parameters` of the layer without feed-forward; `state` of one row, bytes; at one width."""
+    """`parameters` of the layer without feed-forward; `state` of one row, bytes, T tokens seen;
+    FLOPs of its ops, forward, at the context length.
+    """
 
     mixer: str
     ops: str
     parameters: int
     state: str
-    flops_per_token: float
+    op_flops_per_token: float
 
 
 def forms(mixers: list[MixerRow], proofs: Sequence[Mapping[str, Any]]) -> list[FormRow]:
@@ -113,8 +115,9 @@ def _mixer(name: str, base: Mapping[str, Any]) -> MixerRow:
     block = built.model.groups[0].blocks[0]
     infos = built.infos["groups_0"]["blocks_0"]["mixer"]
     calls = block.mixer.calls().values()
+    length = built.config.data.context_length
     forward = sum(
-        dispatch.flops(call.op, {**call.dims, "B": 1, "T": 1}, call.options) for call in calls
+        dispatch.flops(call.op, {**call.dims, "B": 1, "T": length}, call.options) for call in calls
     )
     size = sum(math.prod(info.shape) for info in jax.tree.leaves(infos, is_leaf=is_info))
     return MixerRow(
@@ -122,7 +125,7 @@ def _mixer(name: str, base: Mapping[str, Any]) -> MixerRow:
         ops=", ".join(dict.fromkeys(call.op for call in calls)),
         parameters=size,
         state=_state(built),
-        flops_per_token=forward,
+        op_flops_per_token=forward / length,
     )
 
 
