@@ -13,6 +13,7 @@ import contextlib
 import errno
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -87,6 +88,34 @@ def path(flag: str, value: str) -> Path:
     if not value.strip():
         raise UserError(f"--{flag} is empty; name a path")
     return Path(value).expanduser()
+
+
+def layer_flag() -> flags.FlagHolder[list[str]]:
+    """Defines the repeatable `--layer=LABEL.OPTION=VALUE`, read by `layers`."""
+    return flags.DEFINE_multi_string(
+        "layer", [], "LABEL.OPTION=VALUE: an option of a layer other than the run's; repeatable"
+    )
+
+
+def layers(values: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Options by label: ["softmax.window=512"] -> {"softmax": {"window": 512}}.
+
+    A value is JSON where it can be (512, 0.5, true), else a word.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        label, dot, option = name.rpartition(".")
+        if not (equals and dot and label and option):
+            raise UserError(f"--layer={text}: write LABEL.OPTION=VALUE, as softmax.window=512")
+        options = found.setdefault(label, {})
+        if option in options:
+            raise UserError(f"--layer={label}.{option} is given twice")
+        try:
+            options[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options[option] = value
+    return found
 
 
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:

@@ -3,8 +3,9 @@
     python -m launch.evaluate --checkpoint=WORKDIR [--source=NAME:PATH ...] [--out=eval.json]
 
 PATH is what data.sources.*.path takes: `stdlib`, a glob of text files, Parquet. Of each set at most
-max_tokens are scored, evenly spread.
-Loss is nats per token, end of text included; bits per byte leave it out.
+max_tokens are scored, evenly spread. Loss is nats per token, end of text included; bits per byte
+leave it out. --layer=softmax.window=512 and the like change options of layers that have no
+parameters: with global_tokens and distance_ceiling a plain RoPE model reads on as LM-Infinite does.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from rich.console import Console
 from launch import cli
 from lm.config import SourceConfig, UserError
 
+_LAYER = cli.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -35,11 +37,11 @@ def main(argv: list[str]) -> None:
         if name in extra:
             raise UserError(f"--source={name}:... is given twice; choose another name")
         extra[name] = source
-    path = cli.path("checkpoint", _CHECKPOINT.value)
+    path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
     from lm import checkpoint, evaluate, record  # after the flags: imports jax
     from lm.data import loader, prepare
 
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load(path, layers)
     config, tokenizer = loaded.config, loaded.tokenizer
     if clash := sorted(extra.keys() & config.data.sources.keys()):
         raise UserError(f"--source={clash[0]}:... is a source of the run; choose another name")
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
         found[name] = report.to_mapping(tuple(data.sources))
     Console().print(*evaluate.tables(found))
     if _OUT.value:
-        text = json.dumps({"step": loaded.step, "sets": found}, indent=1)
+        text = json.dumps({"step": loaded.step, "layers": layers, "sets": found}, indent=1)
         try:
             record.replace(Path(_OUT.value).expanduser(), text + "\n")
         except OSError as error:

@@ -4,7 +4,7 @@
     python -m launch.generate --checkpoint=WORKDIR/checkpoints/STEP --prompt_file=FILE
 
 `--prompt_file=-` reads standard input. A prompt is taken as it is, a last newline included. What is
-printed is the prompt and its continuation.
+printed is the prompt and its continuation. `--layer` is as in launch.evaluate.
 """
 
 import sys
@@ -15,6 +15,7 @@ from absl import flags
 from launch import cli
 from lm.config import UserError
 
+_LAYER = cli.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -29,7 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    prompts = _prompts()
+    prompts, layers = _prompts(), cli.layers(_LAYER.value)
     from lm import checkpoint, generate  # after the flags are known to be right: imports jax
 
     options = generate.GenerateOptions(
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
         top_p=_TOP_P.value,
         seed=_SEED.value,
     )
-    loaded = checkpoint.load(cli.path("checkpoint", _CHECKPOINT.value))
+    loaded = checkpoint.load(cli.path("checkpoint", _CHECKPOINT.value), layers)
     for i, (prompt, text) in enumerate(
         zip(prompts, generate.complete(loaded, prompts, options), strict=True)
     ):

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.checkpoint import Loaded
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(workdir: str | os.PathLike[str]) -> Loaded:
+def load(
+    workdir: str | os.PathLike[str], layers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Loaded:
     """The newest checkpoint of a run, or the checkpoint folder given: model, params, tokenizer,
-    config.
+    config. `layers`: options of layer labels that differ from the run's, {"softmax": {"window":
+    512}}.
 
     Raises:
-      UserError: nothing there, or damaged.
+      UserError: nothing there, or damaged; options that the model has not, or that have parameters.
     """
     from lm import checkpoint  # here, since it imports jax
 
-    return checkpoint.load(workdir)
+    return checkpoint.load(workdir, layers)

@@ -10,6 +10,7 @@ damaged: it is named, moved aside, and the one before it is used.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import json
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lm import build as build_lib
+from lm import model as model_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, from_mapping, to_mapping
@@ -268,16 +270,26 @@ def restore_params(path: Path, abstract: TrainState) -> Any:
     return restore(path, abstract).state.params
 
 
-def load(workdir: str | os.PathLike[str]) -> Loaded:
+def load(
+    workdir: str | os.PathLike[str], layers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Loaded:
     """`lm.load(workdir)`: the newest checkpoint of a run (or the checkpoint given) on this
-    machine's devices.
+    machine's devices. `layers` maps labels to options that differ from the run's.
+
+    Raises:
+      UserError: damaged; an unknown label or option; options that ask for other parameters.
     """
     path = locate(Path(workdir))
     config = read_config(path)
     meta = read_meta(path)
+    if layers:
+        model = model_lib.change_layers(config.model, layers)
+        config = dataclasses.replace(config, model=model)
     mesh = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "replicate": []}
     local = from_mapping(to_mapping(config) | {"mesh": mesh})
     built = build_lib.build(local, jax.devices()[:1], decay_start=meta.decay_start)
+    if layers:
+        _check_shapes(path, built.abstract_state, "change only options that have no parameters")
     state = restore(path, built.abstract_state).state
     tokenizer = tokenizers.load(path.parent.parent / TOKENIZER)
     return Loaded(built.model, state.params, tokenizer, config, meta.step, built)
@@ -363,7 +375,9 @@ def _meta(value: dict[str, Any]) -> Meta:
     return Meta(**{field: value[field] for field in Meta._fields})
 
 
-def _check_shapes(path: Path, abstract: TrainState) -> None:
+def _check_shapes(
+    path: Path, abstract: TrainState, advice: str = "set config.model to the checkpoint's"
+) -> None:
     """Tells a different model from a damaged file, before any array is read."""
     stored, wanted = read_meta(path).shapes, _shapes(abstract.params)
     for name in sorted(stored.keys() | wanted.keys()):
@@ -371,7 +385,7 @@ def _check_shapes(path: Path, abstract: TrainState) -> None:
         if a != b:
             raise UserError(
                 f"checkpoint {path} has {name} {a or 'not at all'}, this config's model has "
-                f"{b or 'it not'}; set config.model to the checkpoint's"
+                f"{b or 'it not'}; {advice}"
             )
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import pkgutil
 import typing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -275,6 +276,26 @@ def check(config: ModelConfig) -> None:
     groups = parse_pattern(config.pattern, config.num_layers)
     for label in {*config.layers, *(label for group in groups for label in group.labels)}:
         _layer(label, config)
+
+
+def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) -> ModelConfig:
+    """`config` with other options of labels that its pattern has; `layers` maps label to options.
+
+    Raises:
+      UserError: a label or an option that is not there, or a value of another type.
+    """
+    groups = parse_pattern(config.pattern, config.num_layers)
+    known = sorted({label for group in groups for label in group.labels})
+    changed = {label: dict(options) for label, options in config.layers.items()}
+    for label, options in layers.items():
+        if label not in known:
+            raise UserError(f"no layer of the model is labelled {label!r}; {nearest(label, known)}")
+        if special := options.keys() & {"mixer", "mlp"}:
+            raise UserError(f"{label}.{min(special)} is no option of a mixer; it cannot be changed")
+        changed[label] = changed.get(label, {}) | dict(options)
+    config = dataclasses.replace(config, layers=changed)
+    check(config)
+    return config
 
 
 def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[str, Any]]:

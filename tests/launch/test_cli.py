@@ -301,3 +301,42 @@ def test_report_without_a_run(tmp_path: Path, arguments: list[str], message: str
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_options_of_layers() -> None:
+    given = [
+        "softmax.window=512",
+        "softmax.position_encoding=none",
+        "a.b.tolerance=1e-3",
+        "c.d=true",
+    ]
+    assert cli.layers(given) == {
+        "softmax": {"window": 512, "position_encoding": "none"},
+        "a.b": {"tolerance": 1e-3},
+        "c": {"d": True},
+    }
+    assert cli.layers([]) == {}
+
+
+@pytest.mark.parametrize("module", ["launch.evaluate", "launch.generate"])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["window=8"], "--layer=window=8: write LABEL.OPTION=VALUE, as softmax.window=512"),
+        (["a.b"], "--layer=a.b: write LABEL.OPTION=VALUE, as softmax.window=512"),
+        (["a.b=1", "a.b=2"], "--layer=a.b is given twice"),
+    ],
+)
+def test_layers_that_are_not_understood(
+    module: str, layers: list[str], message: str, tmp_path: Path
+) -> None:
+    prompt = ["--prompt=a"] if module == "launch.generate" else []
+    command = [sys.executable, "-m", module, "--checkpoint=absent", *prompt]
+    done = subprocess.run(
+        [*command, *(f"--layer={x}" for x in layers)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")

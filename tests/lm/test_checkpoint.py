@@ -227,6 +227,41 @@ def test_a_notebook_loads_a_run(lab: Lab) -> None:
     assert lm.load(str(lab.whole / "checkpoints" / "3")).step == 3
 
 
+def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
+    """LM-Infinite on a plain RoPE model: the same within the window, another function beyond."""
+    tokens, ones = np.arange(30, dtype=np.int32)[None], np.ones((1, 30), np.int32)
+    hidden = {}
+    for window in (0, 30, 8):
+        reach = {"window": window, "global_tokens": 2, "distance_ceiling": window}
+        loaded = lm.load(lab.whole, {"softmax": reach} if window else None)
+        run = tiny.jit(loaded.model.apply)
+        hidden[window] = run({"params": loaded.params}, tokens, ones, np.cumsum(ones, axis=1) - 1)[
+            0
+        ]
+    assert loaded.config.model.layers == {"softmax": reach}
+    np.testing.assert_allclose(hidden[30], hidden[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(hidden[8][:, :8], hidden[0][:, :8], rtol=1e-4, atol=1e-5)
+    assert np.abs(hidden[8] - hidden[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ({"softmx": {"window": 8}}, "no layer of the model is labelled 'softmx'.*'softmax'"),
+        ({"softmax": {"windw": 8}}, "unknown option model.layers.softmax.windw.*'window'"),
+        ({"softmax": {"window": "wide"}}, "model.layers.softmax.window"),
+        ({"softmax": {"global_tokens": 2}}, "global_tokens=2 needs a window"),
+        ({"softmax": {"mixer": "stickbreaking"}}, "softmax.mixer is no option of a mixer"),
+        ({"softmax": {"sink": True}}, "mixer/sink not at all.*change only options that have no"),
+        ({"softmax": {"num_kv_heads": 1}}, "mixer/key/kernel .*change only options that have no"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_a_run(lab: Lab, layers: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        lm.load(lab.whole, layers)
+
+
 def test_importing_lm_starts_nothing() -> None:
     code = "import sys, lm; assert lm.load and 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
