@@ -5,7 +5,8 @@
     y = W_o (RMSNorm(o) * swish(W_2 W_1 x))                          the norm over all heads
 
 so a channel of S is the mean of the values so far under a softmax over time. Parameters 4 D^2,
-2 D R of the gate of rank R, and D; state H K V and H K of lse, float32.
+2 D R of the gate of rank R, and D; state H K V, H K of lse and as many of the imaginary part that
+linear_scan has for complex modes, zero here; float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A matrix of low rank R with a bias: x W_1 W_2 + b, as the gates of GLA and LightNet use."""
+"""A matrix of low rank R, x W_1 W_2 + b, as in the gates of GLA and (without b) of LightNet."""
 
 from __future__ import annotations
 

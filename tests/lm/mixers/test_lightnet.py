@@ -73,11 +73,11 @@ def test_what_is_written_and_what_is_kept_sum_to_one() -> None:
 
 
 def test_sizes() -> None:
-    """4 D^2 + 2 D R + D, and a state of H K V + H K."""
+    """4 D^2 + 2 D R + D, and a state of H K V + 2 H K: linear_scan's has two parts."""
     layer = Layer("lightnet")
     assert layer.size() == 4 * 32**2 + 2 * 32 * 128 + 32
     assert Layer("lightnet", gate_rank=3).size() == 4 * 32**2 + 2 * 32 * 3 + 32
-    assert layer.state_floats(8) == layer.state_floats(64) == 4 * 8 * 8 + 4 * 8
+    assert layer.state_floats(8) == layer.state_floats(64) == 4 * 8 * 8 + 2 * 4 * 8
 
 
 def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
