@@ -6,9 +6,10 @@
 Every op folder builds one `Op`; nothing registers itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import product
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import jax.numpy as jnp
@@ -153,6 +154,17 @@ class Op:
     def form(self, name: str) -> Form:
         """The function of a form; its module is imported on first use."""
         return import_module(self.forms[name]).apply
+
+
+def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """A third of the product of these settings, in which any two settings still meet.
+
+    The indices of a combination add up to a multiple of three: any two leave a third factor, of
+    three settings or more, to make the sum right.
+    """
+    for chosen in product(*(tuple(enumerate(factor)) for factor in factors)):
+        if sum(index for index, _ in chosen) % 3 == 0:
+            yield tuple(value for _, value in chosen)
 
 
 def sample(op: Op, case: Case, seed: int = 0) -> Problem:

@@ -1,10 +1,8 @@
 """Problems, tolerances and properties of the causal convolution.
 
 The fast cases are chosen so that every two settings of T, taps, widths, documents, carried state
-and options meet somewhere; a third of the product of all of
-them is slow.
+and options meet somewhere; the slow ones thin their product (`contract.thinned`).
 """
-
 
 import jax.numpy as jnp
 from jaxtyping import Array

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of linear attention with decay.
 
 The fast cases are chosen so that every two settings of T, widths, documents, carried state and
-decay meet somewhere; the product of all of them is slow.
+decay meet somewhere; the slow ones thin their product (`contract.thinned`).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of diagonal linear recurrences.
 
 The fast cases are chosen so that every two settings of T, widths, modes, documents, carried state
-and transition meet somewhere; the product of all of them is slow.
+and transition meet somewhere; the slow ones thin their product (`contract.thinned`).
 """
 
 import jax.numpy as jnp

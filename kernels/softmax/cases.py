@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of softmax attention.
 
 The fast cases are chosen so that every two settings of T, groups, widths, documents, carried state
-and options meet somewhere; the product of all of them is slow.
+and options meet somewhere; the slow ones thin their product (`contract.thinned`).
 """
 
 from itertools import product
