@@ -4,7 +4,8 @@
 
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: both
 ops and jax.nn, forward and backward. recurrences: every op beside softmax, and its growth with T.
-memory: largest arrays. compile: 24 layers against 2. Named only: peers (flash-linear-attention).
+memory: largest arrays. compile: 24 layers against 2. Named only: peers (flash-linear-attention),
+skipping (stick-breaking with a tolerance, on the q, k, v of the run --workdir).
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from launch import cli
 from lm.config import ModelConfig, UserError, nearest
 
 DEFAULT = ("train_step", "matmul_fraction", "ops", "recurrences", "memory", "compile")
-CASES = (*DEFAULT, "peers")
+CASES = (*DEFAULT, "peers", "skipping")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
 _CASES = flags.DEFINE_list("cases", list(DEFAULT), f"of {', '.join(CASES)}")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write; its folder is made")
 _PAIRS = flags.DEFINE_integer("pairs", 40, "samples of each side", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "", "trained run that skipping reads")
 _PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of steps and recurrences")
 
 
@@ -50,7 +52,8 @@ def main(argv: list[str]) -> None:
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
     base = cli.read_config_file(str(BASE)).to_dict()
-    options = problem.Options(base=base, pairs=_PAIRS.value, precision=_PRECISION.value)
+    given = {"pairs": _PAIRS.value, "precision": _PRECISION.value, "workdir": _WORKDIR.value}
+    options = problem.Options(base=base, **given)
     head = machine.describe("launch.bench")
     head |= {"pairs": options.pairs, "precision": options.precision}
     console = Console(highlight=False, markup=False)

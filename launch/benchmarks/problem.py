@@ -40,7 +40,8 @@ class Sizes:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """`base` is a whole configuration, of which `config` changes sizes. `cases` are problems of
-    single ops; None takes those the ops tag as bench. `compiler_options` are XLA's.
+    single ops; None takes those the ops tag as bench. `compiler_options` are XLA's. `workdir` is a
+    trained run, for the cases that read one.
     """
 
     base: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Options:
     sizes: Sizes = Sizes()
     cases: tuple[Case, ...] | None = None
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    workdir: str = ""
 
 
 def config(options: Options, mixer: str, num_layers: int | None = None) -> Config:

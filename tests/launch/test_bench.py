@@ -25,6 +25,7 @@ from launch.benchmarks import (
     peers,
     problem,
     recurrences,
+    skipping,
     timing,
 )
 from launch.benchmarks import train_step as train_step_case
@@ -277,3 +278,32 @@ def test_a_peer_that_does_not_start_is_told_in_one_line() -> None:
 def test_peers_need_a_gpu() -> None:
     with pytest.raises(UserError, match="needs an NVIDIA GPU, this is cpu"):
         peers.run(options())
+
+
+def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
+    """The op on what was captured is the layer; nothing is passed over in rows of one block."""
+    layers = {"stick": {"mixer": "stickbreaking", "qk_norm": True, "remainder": "bias"}}
+    pattern = ((2, ("softmax", "stick")), (1, ("stick",)))
+    changes = {"model.layers": layers, "model.pattern": pattern, "model.num_layers": 5}
+    built = tiny.create(changes)
+    params, batch = tiny.params(built), tiny.batch()
+    found = skipping.capture(built.model, params, batch)
+    assert [set(layer.inputs) for layer in found] == [{"q", "k", "v", "remainder_bias"}] * 3
+    assert [layer.inputs["k"].shape for layer in found] == [(4, 24, 2, 8)] * 3
+    first = params["groups_0"]["blocks_1"]["mixer"]
+    assert np.array_equal(found[1].inputs["remainder_bias"], first["remainder_bias"][1])
+    norms = np.mean(np.square(found[0].inputs["q"] / first["query_norm"]["scale"][0]), axis=-1)
+    np.testing.assert_allclose(norms, 1.0, rtol=1e-3)
+    results = skipping.compare(found, 1, {"step": 3})
+    assert [result.name.split()[0] for result in results] == [
+        "skipping/speed-up",
+        "skipping/error",
+    ] * 2
+    errors = results[0].facts["errors"]
+    assert set(errors) == {"out", "d_q", "d_k", "d_v", "d_remainder_bias"}
+    assert max(errors.values()) < 1e-5
+
+
+def test_skipping_needs_a_run() -> None:
+    with pytest.raises(UserError, match="set --workdir=WORKDIR"):
+        skipping.run(options())
