@@ -56,7 +56,7 @@ def apply(
     else:
         line = _line(segment_ids, belongs, state.segment, taps)
     new = jnp.moveaxis(_next_tail(x, old, line), 1, 2)
-    out = _convolve((blocks or Chunk()).length, inputs, old, line)
+    out = _convolve((blocks or Chunk(32)).length, inputs, old, line)
     out = segments.blank_padding(out, segment_ids).astype(x.dtype)
     return out, Tail(new, belongs[:, -1])
 
