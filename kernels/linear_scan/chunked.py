@@ -51,7 +51,8 @@ def apply(
         modes = inputs["angle"].shape[-1] if options["transition"] == "modes" else 1
         zeros = jnp.zeros((batch, *channels, modes), jnp.float32)
         state = Modes(zeros, zeros, jnp.zeros((batch,), jnp.int32))
-    length = min((blocks or Chunk()).length, time)
+    # Modes have matrices of C x C for every channel: longer chunks cost more than they save.
+    length = min((blocks or Chunk(32 if options["transition"] == "modes" else 64)).length, time)
     run = {"gate": _gated, "modes": _modal, "log_sum": _summed}[options["transition"]]
     out, state = run(inputs, segment_ids, state, length)
     return segments.blank_padding(out, segment_ids).astype(inputs["x"].dtype), state
@@ -186,7 +187,7 @@ def _modal(
         last = jnp.max(jnp.where(ids != 0, index, -1), axis=1)
     flat = [inputs[name].astype(jnp.float32) for name in ("log_magnitude", "angle", "c_re", "c_im")]
     magnitude, angle, c_re, c_im = (part.reshape(-1, part.shape[-1]) for part in flat)
-    table = tile.powers(magnitude, angle, length)
+    table = tile.powers(length, magnitude, angle)
     maps = tile.maps(*table, c_re, c_im)
     h = jnp.concatenate([_by_channel(old.re), _by_channel(old.im)], axis=-1)
     out, entries = _mix(length, maps, x, h, ranked)

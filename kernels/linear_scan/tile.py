@@ -15,6 +15,7 @@ where a document starts and 1 on padding: only products, no logarithm of zero. A
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -40,21 +41,50 @@ class Maps(NamedTuple):
     jump: Float[Array, "D 2N"]
 
 
-def powers(
-    log_magnitude: Float[Array, "D N"], angle: Float[Array, "D N"], length: int
+def _powers(
+    length: int, log_magnitude: Float[Array, "D N"], angle: Float[Array, "D N"]
 ) -> tuple[Float[Array, "l D N"], Float[Array, "l D N"]]:
     """lambda^l for l = 0 ... `length`, as real and imaginary parts.
 
     The powers 1, 2, 4, ... come from exp, cos and sin: 2^k times the angle has no rounding error,
     where l times it has one that grows with l. The others are products of at most log2(l) of them.
     """
-    re, im = jnp.ones_like(angle)[None], jnp.zeros_like(angle)[None]
-    while (size := re.shape[0]) <= length:
-        magnitude = jnp.exp(size * log_magnitude)
-        step_re, step_im = magnitude * jnp.cos(size * angle), magnitude * jnp.sin(size * angle)
-        far = turn(re, im, step_re, step_im)
-        re, im = jnp.concatenate([re, far[0]]), jnp.concatenate([im, far[1]])
-    return re[: length + 1], im[: length + 1]
+    bits = length.bit_length()
+    sizes = 2.0 ** jnp.arange(bits, dtype=jnp.float32)[:, None, None]
+    magnitude = jnp.exp(sizes * log_magnitude)
+    step_re, step_im = magnitude * jnp.cos(sizes * angle), magnitude * jnp.sin(sizes * angle)
+    number = jnp.arange(length + 1, dtype=jnp.int32)[:, None, None]
+    re = jnp.ones((length + 1, *angle.shape), jnp.float32)
+    im = jnp.zeros_like(re)
+    # One elementwise pass: concatenating ever longer tables takes XLA seconds to compile.
+    for bit in range(bits):
+        is_set = (number >> bit) & 1 == 1
+        far_re, far_im = turn(re, im, step_re[bit], step_im[bit])
+        re, im = jnp.where(is_set, far_re, re), jnp.where(is_set, far_im, im)
+    return re, im
+
+
+def _powers_forward(
+    length: int, log_magnitude: Array, angle: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    table = _powers(length, log_magnitude, angle)
+    return table, table
+
+
+def _powers_backward(
+    length: int, table: tuple[Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """d lambda^l / d log lambda = l lambda^l."""
+    (re, im), (d_re, d_im) = table, cotangents
+    number = jnp.arange(length + 1, dtype=jnp.float32)[:, None, None]
+    return (
+        jnp.sum(number * (re * d_re + im * d_im), axis=0),
+        jnp.sum(number * (re * d_im - im * d_re), axis=0),
+    )
+
+
+powers = jax.custom_vjp(_powers, nondiff_argnums=(0,))
+powers.defvjp(_powers_forward, _powers_backward)
 
 
 def turn(re: Array, im: Array, by_re: Array, by_im: Array) -> tuple[Array, Array]:
