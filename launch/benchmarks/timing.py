@@ -117,7 +117,8 @@ def table(results: list[Result]) -> Table:
             goal = f"{result.goal.relation} {result.goal.bound:g}"
             met = "yes" if result.goal.is_met(result.value) else "no"
         medians = "" if result.by_medians is None else f"{result.by_medians:.3f}"
-        table.add_row(result.name, f"{result.value:.3f}", medians, goal, met)
+        value = f"{result.value:.3f}" if result.value >= 1e-3 else f"{result.value:.1e}"
+        table.add_row(result.name, value, medians, goal, met)
         for side, samples in result.samples.items():
             table.add_row(
                 f"  {side}, ms", f"{quartile(samples) * 1e3:.1f}", "", "", "", style="dim"
