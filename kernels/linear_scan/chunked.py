@@ -188,7 +188,7 @@ def _modal(
     flat = [inputs[name].astype(jnp.float32) for name in ("log_magnitude", "angle", "c_re", "c_im")]
     magnitude, angle, c_re, c_im = (part.reshape(-1, part.shape[-1]) for part in flat)
     table = tile.powers(length, magnitude, angle)
-    maps = tile.maps(*table, c_re, c_im)
+    maps = tile.maps(table[0], table[1], c_re, c_im)
     h = jnp.concatenate([_by_channel(old.re), _by_channel(old.im)], axis=-1)
     out, entries = _mix(length, maps, x, h, ranked)
     end = _leave(table, maps.write, (x, entries), (belongs, state.segment, last))

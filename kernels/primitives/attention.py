@@ -5,7 +5,7 @@ A pair of query and key costs one product of width K and one of width V:
     FLOPs = 2 B H pairs (K + V)        bytes moved = those of q, k, v and the output
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -38,7 +38,7 @@ def dims(time: int, groups: int, key: int, value: int) -> dict[str, int]:
     return {"B": 2, "T": time, "H": 4, "G": groups, "K": key, "V": value}
 
 
-def every_case(settings: Iterable[Options]) -> tuple[Case, ...]:
+def every_case(settings: Sequence[Options]) -> tuple[Case, ...]:
     """The slow cases: these options with lengths, groups, documents and states, thinned."""
     return tuple(
         Case(dims(time, groups, 17, 9 if groups == 1 else 17), options, documents, carried)

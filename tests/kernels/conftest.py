@@ -22,8 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--proof", default=None):
-        config.pluginmanager.register(Proof(Path(config.getoption("--proof"))))
+    path: Any = config.getoption("--proof", default=None)
+    if path:
+        config.pluginmanager.register(Proof(Path(path)))
 
 
 class Proof:
