@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, DTypeLike, Int
 
@@ -64,13 +65,13 @@ def resolve(
     bound = bind_options(op, options, dims)
     if form != "auto":
         _check_known("form", form, (*op.forms, "auto"))
-        reason = op.unsupported(form, dims, dtype, bound, target)
+        reason = _refusal(op, form, dims, dtype, bound, target)
         if reason is not None:
             raise ValueError(f"{name} cannot run as {form} on {target}: {reason}")
         return Resolved(form, "named by the user")
     refused: list[str] = []
     for candidate, why in op.prefer[target]:
-        reason = op.unsupported(candidate, dims, dtype, bound, target)
+        reason = _refusal(op, candidate, dims, dtype, bound, target)
         if reason is None:
             return Resolved(candidate, "; ".join([why, *refused]))
         refused.append(f"not {candidate}: {reason}")
@@ -105,7 +106,7 @@ def apply(
     mesh, rules = _unpack(**placement)
     # A mesh may be of devices that are not attached.
     target = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    reason = op.unsupported(form, dims, inputs[op.inputs[0].name].dtype, bound, target)
+    reason = _refusal(op, form, dims, inputs[op.inputs[0].name].dtype, bound, target)
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
     _check_state(op, state, dims)
@@ -157,6 +158,18 @@ def flops(name: str, dims: Dims, options: Options | None = None) -> float:
     """
     op = get(name)
     return op.flops(dims, bind_options(op, options, dims))
+
+
+def _refusal(
+    op: Op, form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
+) -> str | None:
+    """Why this cannot run, or None: what holds for every op, then the op's own reasons."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return f"its inputs are {jnp.dtype(dtype).name}; set a floating dtype"
+    for letter, size in dims.items():
+        if size < 1:
+            return f"{letter}={size} must be at least 1"
+    return op.unsupported(form, dims, dtype, options, target)
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:

@@ -69,6 +69,14 @@ def test_inputs_are_checked(arrays: Inputs, options: dict[str, object], message:
         dispatch.apply("stickbreaking", arrays, form="chunked", options=options)
 
 
+def test_dtypes_and_empty_sizes_are_refused_by_name():
+    whole = {name: x.astype(jnp.int32) for name, x in inputs().items()}
+    with pytest.raises(ValueError, match="inputs are int32; set a floating dtype"):
+        dispatch.apply("softmax", whole, form="chunked")
+    with pytest.raises(ValueError, match="K=0 must be at least 1"):
+        dispatch.resolve("softmax", "auto", target="cpu", dims=DIMS | {"K": 0}, dtype=jnp.float32)
+
+
 def test_state_too_small_is_an_error():
     state = dispatch.init_state("softmax", dims=DIMS, dtype=jnp.float32, batch=2, max_len=7)
     with pytest.raises(ValueError, match="room for S=7 tokens, the call has 8"):
