@@ -323,8 +323,10 @@ def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[s
         if key not in fields:
             raise UserError(f"unknown option {where}; {nearest(key, fields)}")
         options[key] = convert(hints[key], value, where)
-    shared = {key: getattr(config, key) for key in HEAD_SIZES if key in fields}
-    options = shared | options
+    for key in HEAD_SIZES:
+        where = f"model.layers.{label}.{key}" if key in options else f"model.{key}"
+        if key in fields and options.setdefault(key, getattr(config, key)) < 1:
+            raise UserError(f"{where}={options[key]} must be at least 1")
     problem = cls(None, config.width, **options).problem()
     if problem is not None:
         raise UserError(f"model.layers.{label}: {problem}")

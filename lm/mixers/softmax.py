@@ -39,6 +39,13 @@ class Softmax(HeadMixer):
 
     op: ClassVar[str] = "softmax"
 
+    def problem(self) -> str | None:
+        if self.position_encoding == "rope" and self.rope_theta <= 0:
+            return f"rope_theta={self.rope_theta} must be positive"
+        if self.position_encoding == "rope" and self.head_dim % 2:
+            return f"RoPE needs an even K, got head_dim={self.head_dim}"
+        return super().problem()
+
     def setup(self) -> None:
         super().setup()
         if self.sink:

@@ -81,6 +81,18 @@ def test_bad_patterns(pattern: Any, message: str) -> None:
             "num_heads=4 is not a multiple of num_kv_heads=3",
         ),
         (
+            {"model.layers": {"a": {"mixer": "softmax", "num_kv_heads": 0}}},
+            "model.layers.a.num_kv_heads=0 must be at least 1",
+        ),
+        (
+            {"model.layers": {"a": {"mixer": "softmax", "head_dim": 7}}},
+            "RoPE needs an even K, got head_dim=7",
+        ),
+        (
+            {"model.layers": {"a": {"mixer": "softmax", "rope_theta": 0.0}}},
+            "rope_theta=0.0 must be positive",
+        ),
+        (
             {"model.layers": {"a": {"mixer": "softmax", "width": 3}}},
             "unknown option model.layers.a.width",
         ),
