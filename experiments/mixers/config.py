@@ -1,7 +1,7 @@
 """Which mixer learns most from the same text, at the same size? Every mixer, 300 steps.
 
 Command: python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR
-Cost:    14 mixers x 2 seeds x 0.3 million tokens, 0.4 M parameters; half an hour on two CPU cores;
+Cost:    14 mixers x 2 seeds x 0.3 million tokens, 0.5 M parameters; half an hour on two CPU cores;
          the same command resumes it.
 Expected: README.md beside this file holds the table of a measured run.
 """
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     run.model.update(
         {"width": 64, "num_layers": 3, "num_heads": 2, "num_kv_heads": 2, "head_dim": 32}
     )
-    run.model.ffn_dim = 176
+    run.model.ffn_dim = 384
     # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
     run.mup.residual_multiplier = 0.8
     run.data.update({"context_length": 256, "batch_size": 4})
