@@ -216,7 +216,7 @@ def _dims(
 
 def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
     for name in inputs:
-        _check_known(f"input of {op.name}", name, tuple(spec.name for spec in op.inputs))
+        _check_known(f"input of {op.name}", name, tuple({spec.name: 0 for spec in op.inputs}))
 
 
 def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:

@@ -259,12 +259,15 @@ def mixer_class(name: str) -> type[Any]:
     """The Flax module of lm/mixers/<name>.py: the file's name in camel case.
 
     Raises:
-      UserError: no such file.
+      UserError: no such file, or no such class in it.
     """
     if name not in mixer_names():
         raise UserError(f"unknown mixer {name!r}; {nearest(name, mixer_names())}")
     module = importlib.import_module(f"{mixer_folder.__name__}.{name}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    wanted = "".join(part.capitalize() for part in name.split("_"))
+    if not hasattr(module, wanted):
+        raise UserError(f"{module.__file__} has no class {wanted}; name the mixer's class so")
+    return getattr(module, wanted)
 
 
 def check(config: ModelConfig) -> None:

@@ -61,7 +61,7 @@ def declare(init: Callable[..., Any], letters: str, role: Role, decay: bool) -> 
 
     def boxed(key: jax.Array, shape: tuple[int, ...], *args: Any) -> Declared:
         assert len(letters.split()) == len(shape), (
-            f"{letters=} must name the {len(shape)} dimensions of {shape=}"
+            f"{letters=} must name the {len(shape)} dimensions of a parameter of {shape=}"
         )
         return Declared(init(key, shape, *args), letters, role, decay)
 
@@ -71,14 +71,20 @@ def declare(init: Callable[..., Any], letters: str, role: Role, decay: bool) -> 
 def split(boxed: Any) -> tuple[Any, Any]:
     """A tree of `Declared` -> (tree of arrays, tree of ParamInfo). Also works on shapes from
     `jax.eval_shape`.
+
+    Raises:
+      TypeError: a parameter that was not declared.
     """
 
-    def info(leaf: Declared) -> ParamInfo:
+    def info(keys: tuple[Any, ...], leaf: Any) -> ParamInfo:
+        if not isinstance(leaf, Declared):
+            where = "/".join(str(getattr(k, "key", k)) for k in keys)
+            raise TypeError(f"parameter {where}: wrap its initializer in lm.params.declare")
         return ParamInfo(leaf.letters, tuple(leaf.value.shape), leaf.role, leaf.decay)
 
     is_declared = lambda leaf: isinstance(leaf, Declared)
-    values = jax.tree.map(lambda leaf: leaf.unbox(), boxed, is_leaf=is_declared)
-    return values, jax.tree.map(info, boxed, is_leaf=is_declared)
+    infos = jax.tree_util.tree_map_with_path(info, boxed, is_leaf=is_declared)
+    return jax.tree.map(lambda leaf: leaf.unbox(), boxed, is_leaf=is_declared), infos
 
 
 def is_info(leaf: Any) -> bool:

@@ -2,7 +2,7 @@
 and what has been shown of each form on which device.
 
 Proofs are files of results/proofs, one a device, written by the contract suite:
-`pytest tests/kernels/test_contract.py --proof=FILE`.
+`pytest tests/kernels --proof=FILE`.
 """
 
 from __future__ import annotations

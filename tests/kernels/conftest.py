@@ -1,4 +1,4 @@
-"""`pytest tests/kernels/test_contract.py --proof=FILE` writes what the contract suite has shown of
+"""`pytest tests/kernels --proof=FILE` writes what the contract suite has shown of
 every form on this device, for `launch.catalog`.
 """
 
@@ -14,7 +14,7 @@ import pytest
 from launch.benchmarks import machine
 from lm import record
 
-FILE = "test_contract.py"
+FILES = ("test_contract.py", "test_documents.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,7 +39,7 @@ class Proof:
         report = yield
         params = getattr(getattr(item, "callspec", None), "params", {})
         ended = report.when == "call" or (report.when == "setup" and not report.passed)
-        if ended and item.path.name == FILE and "form" in params:
+        if ended and item.path.name in FILES and "form" in params:
             key = f"{params['name']}/{params['form']}"
             self.counts.setdefault(key, Counter())[report.outcome] += 1
         return report

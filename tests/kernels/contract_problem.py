@@ -1,5 +1,6 @@
 """What the contract tests share: one compiled program per (op, form, case), with its gradients."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels import contract, dispatch
 from kernels.contract import Case, Op
@@ -148,3 +150,55 @@ def assert_close(got: Any, want: Any, tolerance: float, what: str) -> None:
             assert found <= tolerance, f"{where}: relative error {found:.2e} above {tolerance:g}"
         else:
             assert bool(jnp.all(x == y)), where
+
+
+FORMS = [(n, form) for n in dispatch.names() for form in dispatch.get(n).forms]
+TILED = [(n, form) for n, form in FORMS if form != "reference"]
+
+
+def tolerance(name: str, form: str, dtype: str = "float32") -> float:
+    return dispatch.get(name).tolerances[form, dtype].value
+
+
+def sizes(time: int) -> dict[str, int]:
+    """Every letter that an op may ask for; K and V are equal, for forms that need them so."""
+    return {"B": 2, "T": time, "H": 4, "G": 2, "K": 16, "V": 16, "N": 3, "W": 5}
+
+
+def a_case(time: int = 65, **changes: Any) -> Case:
+    return dataclasses.replace(Case(sizes(time)), **changes)
+
+
+def out_shape(name: str, case: Case) -> tuple[int, ...]:
+    return tuple(case.dims[letter] for letter in dispatch.get(name).out.split())
+
+
+def over_time(name: str, options: Any) -> set[str]:
+    """Names of the inputs that have a row for each token."""
+    op = dispatch.get(name)
+    needed = op.needed({**op.options, **options})
+    return {key for key, spec in needed.items() if "T" in spec.letters.split()}
+
+
+def settings(name: str) -> list[Any]:
+    """The options of the op's fast cases, each once."""
+    fast = [case.options for case in dispatch.get(name).cases if case.tag == "fast"]
+    return [options for i, options in enumerate(fast) if options not in fast[:i]]
+
+
+def tiered(name: str, all_options: list[Any]) -> list[Any]:
+    """Every setting once; those that ask for no other inputs than one before are slow."""
+    seen: list[Any] = []
+    found: list[Any] = []
+    for i, options in enumerate(all_options):
+        if options in all_options[:i]:
+            continue
+        inputs = dispatch.get(name).needed({**dispatch.get(name).options, **options})
+        marks = [pytest.mark.slow] if inputs in seen else []
+        seen.append(inputs)
+        found.append(pytest.param(options, marks=marks))
+    return found
+
+
+def refused(name: str, form: str, options: Any, case: Case) -> bool:
+    return refusal(name, form, dataclasses.replace(case, options=options)) is not None

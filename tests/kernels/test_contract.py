@@ -12,7 +12,9 @@ import pytest
 from kernels import contract, dispatch
 from kernels.contract import Case
 from tests.kernels.contract_problem import (
+    FORMS,
     QUICK,
+    a_case,
     answer,
     asked,
     assert_close,
@@ -21,16 +23,13 @@ from tests.kernels.contract_problem import (
     error,
     expected,
     identify,
+    over_time,
     refusal,
-    split,
+    refused,
+    settings,
+    tiered,
+    tolerance,
 )
-
-FORMS = [(n, form) for n in dispatch.names() for form in dispatch.get(n).forms]
-TILED = [(n, form) for n, form in FORMS if form != "reference"]
-
-
-def tolerance(name: str, form: str, dtype: str = "float32") -> float:
-    return dispatch.get(name).tolerances[form, dtype].value
 
 
 def check_case(name: str, form: str, case: Case) -> None:
@@ -67,10 +66,12 @@ def test_equals_reference_product(name: str, form: str, case: Case):
 
 
 BY_HAND = [
-    (name, case)
+    pytest.param(name, case, marks=[pytest.mark.slow] if i > 2 else [])
     for name in dispatch.names()
-    for case in dispatch.get(name).cases
-    if case.tag == "fast" and not case.carried and dispatch.get(name).reference_vjp is not None
+    if dispatch.get(name).reference_vjp is not None
+    for i, case in enumerate(
+        c for c in dispatch.get(name).cases if c.tag == "fast" and not c.carried
+    )
 ]
 
 
@@ -89,173 +90,14 @@ def test_hand_derived_backward(name: str, case: Case):
     assert_close(by_hand, autodiff, tolerance(name, "reference", case.dtype), f"{name} by hand")
 
 
-def sizes(time: int) -> dict[str, int]:
-    """Every letter that an op may ask for; K and V are equal, for forms that need them so."""
-    return {"B": 2, "T": time, "H": 4, "G": 2, "K": 16, "V": 16, "N": 3, "W": 5}
-
-
-def a_case(time: int = 65, **changes: Any) -> Case:
-    return dataclasses.replace(Case(sizes(time)), **changes)
-
-
-def out_shape(name: str, case: Case) -> tuple[int, ...]:
-    return tuple(case.dims[letter] for letter in dispatch.get(name).out.split())
-
-
-def over_time(name: str, options: Any) -> set[str]:
-    """Names of the inputs that have a row for each token."""
-    op = dispatch.get(name)
-    needed = op.needed({**op.options, **options})
-    return {key for key, spec in needed.items() if "T" in spec.letters.split()}
-
-
-def settings(name: str) -> list[Any]:
-    """The options of the op's fast cases, each once."""
-    fast = [case.options for case in dispatch.get(name).cases if case.tag == "fast"]
-    return [options for i, options in enumerate(fast) if options not in fast[:i]]
-
-
-def tiered(name: str) -> list[Any]:
-    """Every setting; those that ask for no other inputs than one before are slow."""
-    seen: list[Any] = []
-    found: list[Any] = []
-    for options in settings(name):
-        inputs = dispatch.get(name).needed({**dispatch.get(name).options, **options})
-        marks = [pytest.mark.slow] if inputs in seen else []
-        seen.append(inputs)
-        found.append(pytest.param(options, marks=marks))
-    return found
-
-
-SETTINGS = [
-    pytest.param(n, form, *options.values, marks=options.marks)
-    for n, form in TILED
-    for options in tiered(n)
-]
-
-
-def refused(name: str, form: str, options: Any, case: Case) -> bool:
-    return refusal(name, form, dataclasses.replace(case, options=options)) is not None
-
-
-@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
-def test_causality(name: str, form: str, options: Any):
-    """Outputs up to t have exactly zero gradient in all that comes later, and some in t."""
-    case = a_case(options=options)
-    if refused(name, form, options, case):
-        pytest.skip("the form does not take these options")
-    problem = contract.sample(dispatch.get(name), case)
-    t = 40
-    d_out = jnp.ones(out_shape(name, case)).at[:, t + 1 :].set(0.0)
-    grads = answer(name, form, case, problem, d_out).grads[0]
-    for key in over_time(name, options):
-        assert not np.any(np.asarray(grads[key][:, t + 1 :])), key
-        assert np.any(np.asarray(grads[key][:, t - 1])), key
-
-
-@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
-def test_packed_documents_are_separate(name: str, form: str, options: Any):
-    """Each document alone in its row gives the same outputs and gradients as packed."""
-    case = a_case(documents="packed", options=options)
-    if refused(name, form, options, case):
-        pytest.skip("the form does not take these options")
-    problem = contract.sample(dispatch.get(name), case)
-    assert problem.segment_ids is not None
-    ids = np.asarray(problem.segment_ids)
-    d_out = jnp.asarray(np.random.default_rng(3).standard_normal(out_shape(name, case)), "float32")
-    packed = answer(name, form, case, problem, d_out)
-    limit = tolerance(name, form)
-    along = over_time(name, options)
-    shared = dict.fromkeys(set(problem.inputs) - along, 0.0)
-    for document in (1, 2, 3):
-        # Moved to the start of its row, the rest is padding.
-        order = np.argsort(ids != document, axis=1, kind="stable")
-        alone = jnp.asarray(np.sort(ids == document, axis=1)[:, ::-1].astype(np.int32))
-
-        def move(x: jax.Array, order: np.ndarray = order) -> jax.Array:
-            wide = jnp.asarray(order).reshape(order.shape + (1,) * (x.ndim - 2))
-            return jnp.take_along_axis(x, wide, axis=1)
-
-        def kept(x: jax.Array, alone: jax.Array = alone) -> jax.Array:
-            return jnp.where((alone != 0).reshape(alone.shape + (1,) * (x.ndim - 2)), x, 0.0)
-
-        moved = {key: move(x) if key in along else x for key, x in problem.inputs.items()}
-        single = answer(name, form, case, contract.Problem(moved, alone, None), move(d_out))
-        assert error(single.out, kept(move(packed.out))) <= limit
-        for key in along:
-            grad, want = single.grads[0][key], kept(move(packed.grads[0][key]))
-            assert error(grad, want) <= limit, key
-        shared = {key: total + single.grads[0][key] for key, total in shared.items()}
-    for key, total in shared.items():
-        assert error(total, packed.grads[0][key]) <= limit, key
-
-
-@pytest.mark.parametrize(("name", "form"), FORMS)
-def test_nan_stays_in_its_document(name: str, form: str):
-    """A NaN in the middle document voids the rest of that document, and nothing else at all."""
-    op, case = dispatch.get(name), a_case(documents="packed")
-    problem = contract.sample(op, case)
-    ids = np.repeat(np.array([[1, 2, 3]]), [20, 25, 20], axis=1).repeat(2, axis=0)
-    problem = problem._replace(segment_ids=jnp.asarray(ids, jnp.int32))
-    run = jax.jit(
-        lambda p: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, form=form),
-        compiler_options=QUICK,
-    )
-    out, state = run(problem)
-    for key in over_time(name, {}):
-        bad = problem.inputs[key].at[1, 30].set(jnp.nan)
-        got, end = run(problem._replace(inputs=problem.inputs | {key: bad}))
-        void = np.isnan(np.asarray(got)).any(axis=(2, 3))
-        assert np.flatnonzero(void[1]).tolist() == list(range(30, 45)), key
-        assert not void[0].any()
-        keep = ~void
-        np.testing.assert_array_equal(np.asarray(got)[keep], np.asarray(out)[keep])
-        if op.state.growth == "constant":
-            assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, end))
-        last = problem.inputs[key].at[1, 50].set(jnp.nan)
-        _, end = run(problem._replace(inputs=problem.inputs | {key: last}))
-        floats = [np.asarray(x) for x in split(end)]
-        assert any(np.isnan(x[1]).any() for x in floats), "a spoilt state may not be continued"
-        assert not any(np.isnan(x[0]).any() for x in floats)
-        # A new document may follow it.
-        again = jax.jit(
-            lambda p, s: dispatch.apply(
-                name, p.inputs, segment_ids=p.segment_ids, state=s, form=form
-            ),
-            compiler_options=QUICK,
-        )
-        if op.state.growth == "constant":
-            fresh = problem._replace(segment_ids=jnp.full((2, 65), 7, jnp.int32))
-            assert np.isfinite(np.asarray(again(fresh, end)[0])).all()
-
-
-@pytest.mark.parametrize(("name", "form"), TILED)
-@pytest.mark.parametrize("time", [1, 70])
-def test_rows_of_padding(name: str, form: str, time: int):
-    """Zeros and zero gradients; the state stays empty; a row beside it is as it was alone."""
-    op, case = dispatch.get(name), a_case(time=time, documents="packed")
-    problem = contract.sample(op, case)
-    problem = problem._replace(segment_ids=jnp.zeros((2, time), jnp.int32).at[1].set(1))
-    got = answer(name, form, case, problem)
-    assert not np.any(np.asarray(got.out)[0])
-    d_out = jnp.ones(out_shape(name, case))
-    grads = answer(name, form, case, problem, d_out).grads[0]
-    for key in over_time(name, {}):
-        assert not np.any(np.asarray(grads[key])[0]), key
-        assert np.isfinite(np.asarray(grads[key])).all(), key
-    empty = empty_state(op, case, problem)
-    for x, y in zip(got.state, empty, strict=True):
-        np.testing.assert_array_equal(np.asarray(x)[0], np.asarray(y)[0])
-
-
 def variants() -> list[Any]:
-    """(op, options) of the fast cases, once each."""
-    found: dict[str, Any] = {}
+    """(op, options) of the carried fast cases, once each; slow if others ask for equal inputs."""
+    found: list[Any] = []
     for name in dispatch.names():
-        for case in dispatch.get(name).cases:
-            if case.tag == "fast" and case.carried:
-                found[f"{name} {case.options}"] = (name, case.options)
-    return list(found.values())
+        carried = [c.options for c in dispatch.get(name).cases if c.tag == "fast" and c.carried]
+        for options in tiered(name, carried):
+            found.append(pytest.param(name, *options.values, marks=options.marks))
+    return found
 
 
 @pytest.mark.parametrize(("name", "options"), variants(), ids=str)
@@ -309,12 +151,20 @@ def test_split_and_steps_equal_one_call(name: str, options: Any):
     assert jax.tree.structure(end) == jax.tree.structure(state)
 
 
-PROPERTIES = [(n, form, p) for n, form in FORMS for p in dispatch.get(n).properties]
+PROPERTIES = [
+    pytest.param(
+        n,
+        form,
+        fact,
+        id=f"{n}-{form}-{fact.name}",
+        marks=[pytest.mark.slow] if form == "reference" else [],
+    )
+    for n, form in FORMS
+    for fact in dispatch.get(n).properties
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "fact"), PROPERTIES, ids=[f"{n}-{form}-{p.name}" for n, form, p in PROPERTIES]
-)
+@pytest.mark.parametrize(("name", "form", "fact"), PROPERTIES)
 def test_property(name: str, form: str, fact: contract.Property):
     def run(inputs: Any, options: Any) -> jax.Array:
         first = next(iter(inputs.values()))

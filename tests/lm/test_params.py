@@ -81,3 +81,9 @@ def test_names_count_and_table() -> None:
     assert ["layers/w", "L", "D", "F", "3x4x4", "hidden", "yes", "48"] in lines
     assert ["bias", "D", "4", "vector", "no", "4"] in lines
     assert lines[-1] == ["total", "total", "52"]
+
+
+def test_a_parameter_that_was_not_declared_is_named() -> None:
+    boxed = {"mixer": {"decay": jnp.zeros(3)}}
+    with pytest.raises(TypeError, match=r"parameter mixer/decay: wrap .* lm\.params\.declare"):
+        params.split(boxed)

@@ -1,0 +1,148 @@
+"""What every op does with packed documents, padding and the future, in every form but the
+reference. The tests of one op and setting share one compiled program.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import contract, dispatch
+from kernels.contract import Case
+from tests.kernels.contract_problem import (
+    QUICK,
+    TILED,
+    a_case,
+    answer,
+    empty_state,
+    error,
+    out_shape,
+    over_time,
+    refused,
+    settings,
+    split,
+    tiered,
+    tolerance,
+)
+
+SETTINGS = [
+    pytest.param(n, form, *options.values, marks=options.marks)
+    for n, form in TILED
+    for options in tiered(n, settings(n))
+]
+
+
+def one_document(name: str, options: Any) -> tuple[Case, contract.Problem]:
+    """A problem whose rows are one document each, for the program of packed ones."""
+    case = a_case(documents="packed", options=options)
+    problem = contract.sample(dispatch.get(name), case)
+    return case, problem._replace(segment_ids=jnp.ones((2, case.dims["T"]), jnp.int32))
+
+
+@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
+def test_causality(name: str, form: str, options: Any):
+    """Outputs up to t have exactly zero gradient in all that comes later, and some in t."""
+    case, problem = one_document(name, options)
+    if refused(name, form, options, case):
+        pytest.skip("the form does not take these options")
+    t = 40
+    d_out = jnp.ones(out_shape(name, case)).at[:, t + 1 :].set(0.0)
+    grads = answer(name, form, case, problem, d_out).grads[0]
+    for key in over_time(name, options):
+        assert not np.any(np.asarray(grads[key][:, t + 1 :])), key
+        assert np.any(np.asarray(grads[key][:, t - 1])), key
+
+
+@pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
+def test_packed_documents_are_separate(name: str, form: str, options: Any):
+    """Each document alone in its row gives the same outputs and gradients as packed."""
+    case = a_case(documents="packed", options=options)
+    if refused(name, form, options, case):
+        pytest.skip("the form does not take these options")
+    problem = contract.sample(dispatch.get(name), case)
+    assert problem.segment_ids is not None
+    ids = np.asarray(problem.segment_ids)
+    d_out = jnp.asarray(np.random.default_rng(3).standard_normal(out_shape(name, case)), "float32")
+    packed = answer(name, form, case, problem, d_out)
+    limit = tolerance(name, form)
+    along = over_time(name, options)
+    shared = dict.fromkeys(set(problem.inputs) - along, 0.0)
+    for document in (1, 2, 3):
+        # Moved to the start of its row, the rest is padding.
+        order = np.argsort(ids != document, axis=1, kind="stable")
+        alone = jnp.asarray(np.sort(ids == document, axis=1)[:, ::-1].astype(np.int32))
+
+        def move(x: jax.Array, order: np.ndarray = order) -> jax.Array:
+            wide = jnp.asarray(order).reshape(order.shape + (1,) * (x.ndim - 2))
+            return jnp.take_along_axis(x, wide, axis=1)
+
+        def kept(x: jax.Array, alone: jax.Array = alone) -> jax.Array:
+            return jnp.where((alone != 0).reshape(alone.shape + (1,) * (x.ndim - 2)), x, 0.0)
+
+        moved = {key: move(x) if key in along else x for key, x in problem.inputs.items()}
+        single = answer(name, form, case, contract.Problem(moved, alone, None), move(d_out))
+        assert error(single.out, kept(move(packed.out))) <= limit
+        for key in along:
+            grad, want = single.grads[0][key], kept(move(packed.grads[0][key]))
+            assert error(grad, want) <= limit, key
+        shared = {key: total + single.grads[0][key] for key, total in shared.items()}
+    for key, total in shared.items():
+        assert error(total, packed.grads[0][key]) <= limit, key
+
+
+@pytest.mark.parametrize(("name", "form"), TILED)
+def test_nan_stays_in_its_document(name: str, form: str):
+    """A NaN in the middle document voids the rest of that document, and nothing else at all."""
+    op, case = dispatch.get(name), a_case(documents="packed")
+    problem = contract.sample(op, case)
+    ids = np.repeat(np.array([[1, 2, 3]]), [20, 25, 20], axis=1).repeat(2, axis=0)
+    problem = problem._replace(segment_ids=jnp.asarray(ids, jnp.int32))
+    run = jax.jit(
+        lambda p: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, form=form),
+        compiler_options=QUICK,
+    )
+    again = jax.jit(
+        lambda p, s: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, state=s, form=form),
+        compiler_options=QUICK,
+    )
+    fresh = problem._replace(segment_ids=jnp.full((2, 65), 7, jnp.int32))
+    out, state = run(problem)
+    for key in over_time(name, {}):
+        bad = problem.inputs[key].at[1, 30].set(jnp.nan)
+        got, end = run(problem._replace(inputs=problem.inputs | {key: bad}))
+        void = np.isnan(np.asarray(got)).any(axis=(2, 3))
+        assert np.flatnonzero(void[1]).tolist() == list(range(30, 45)), key
+        assert not void[0].any()
+        keep = ~void
+        np.testing.assert_array_equal(np.asarray(got)[keep], np.asarray(out)[keep])
+        if op.state.growth == "constant":
+            assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, end))
+        last = problem.inputs[key].at[1, 50].set(jnp.nan)
+        _, end = run(problem._replace(inputs=problem.inputs | {key: last}))
+        floats = [np.asarray(x) for x in split(end)]
+        assert any(np.isnan(x[1]).any() for x in floats), "a spoilt state may not be continued"
+        assert not any(np.isnan(x[0]).any() for x in floats)
+        # A new document may follow it.
+        if op.state.growth == "constant":
+            assert np.isfinite(np.asarray(again(fresh, end)[0])).all()
+
+
+@pytest.mark.parametrize(("name", "form"), TILED)
+@pytest.mark.parametrize("time", [pytest.param(1, marks=pytest.mark.slow), 65])
+def test_rows_of_padding(name: str, form: str, time: int):
+    """Zeros and zero gradients; the state stays empty; a row beside it is as it was alone."""
+    op, case = dispatch.get(name), a_case(time=time, documents="packed")
+    problem = contract.sample(op, case)
+    problem = problem._replace(segment_ids=jnp.zeros((2, time), jnp.int32).at[1].set(1))
+    got = answer(name, form, case, problem)
+    assert not np.any(np.asarray(got.out)[0])
+    d_out = jnp.ones(out_shape(name, case))
+    grads = answer(name, form, case, problem, d_out).grads[0]
+    for key in over_time(name, {}):
+        assert not np.any(np.asarray(grads[key])[0]), key
+        assert np.isfinite(np.asarray(grads[key])).all(), key
+    empty = empty_state(op, case, problem)
+    for x, y in zip(got.state, empty, strict=True):
+        np.testing.assert_array_equal(np.asarray(x)[0], np.asarray(y)[0])
