@@ -1,7 +1,7 @@
 """Published hybrids as patterns: is a little attention among recurrent layers worth its state?
 
 Command: python -m launch.train --config=experiments/hybrids/config.py:NAME --workdir=DIR
-Cost:    one million tokens, 3 to 5 M parameters; 10 to 20 minutes on two CPU cores.
+Cost:    one million tokens, 6 to 8 M parameters; 10 to 20 minutes on two CPU cores.
 Expected: below the pure mixers of experiments/mixers at equal size; not measured yet.
 
 NAME                  source                        layers

@@ -76,7 +76,12 @@ def forms(mixers: list[MixerRow], proofs: Sequence[Mapping[str, Any]]) -> list[F
 
 
 def mixers(base: Mapping[str, Any]) -> list[MixerRow]:
-    """A row for every mixer with its defaults, in a model of one layer of this configuration."""
+    """A row for every mixer with its defaults, in a model of one layer of this configuration.
+
+    Raises:
+      UserError: `base` is no configuration of a run.
+    """
+    from_mapping(copy.deepcopy(dict(base)))
     return [_mixer(name, base) for name in model_lib.mixer_names()]
 
 

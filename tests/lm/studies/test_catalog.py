@@ -52,3 +52,8 @@ def test_a_damaged_proof_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cpu.json").write_text(json.dumps(PROOF)[:-3])
     with pytest.raises(UserError, match=r"cpu\.json is damaged"):
         catalog.read_proofs(tmp_path)
+
+
+def test_a_study_is_no_configuration_of_a_run() -> None:
+    with pytest.raises(UserError, match=r"unknown key config\.patterns"):
+        catalog.mixers({"patterns": ("softmax",)})
