@@ -56,9 +56,10 @@ class Diagonal(nn.Module):
         dt = jnp.exp(self.log_dt)[..., None]
         a_re, a_im = -jnp.exp(self.log_a), self.frequency
         magnitude, angle = dt * a_re, dt * a_im
-        # (lambda - 1) / A in real pairs: times the conjugate of A over its square.
-        grown = jnp.exp(magnitude)
-        top_re, top_im = grown * jnp.cos(angle) - 1.0, grown * jnp.sin(angle)
+        # (lambda - 1) / A in real pairs: times the conjugate of A over its square. Where dt A is
+        # small, lambda - 1 would lose its digits: cos a - 1 = -2 sin^2(a / 2).
+        top_re = jnp.expm1(magnitude) * jnp.cos(angle) - 2.0 * jnp.sin(0.5 * angle) ** 2
+        top_im = jnp.exp(magnitude) * jnp.sin(angle)
         square = a_re * a_re + a_im * a_im
         b_re = (top_re * a_re + top_im * a_im) / square
         b_im = (top_im * a_re - top_re * a_im) / square
