@@ -33,8 +33,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A recurrence in chunks of `length` tokens, split again in parts of `sub` where decay per
-    channel asks for it."""
+    """A recurrence in chunks of `length` tokens; parts of `sub` tokens are what decay per channel
+    and the inverse of the delta rule start from."""
 
     length: int = 64
     sub: int = 16

@@ -156,7 +156,7 @@ def _entries(
     def advance(h: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         return chunk[0] * h + chunk[1], h
 
-    whole = tile.summarise(factor, tokens, reverse=reverse)
+    whole = tile.summarize(factor, tokens, reverse=reverse)
     return lax.scan(advance, h, whole, reverse=reverse)[1]
 
 

@@ -9,7 +9,7 @@ small matrices that all rows and chunks share (h is [re, im], 2 N numbers; l, i,
 Their transposes carry cotangents back; gradients of lambda and c follow from those of the matrices.
 
 Gate. h_t = a_t h_{t-1} + x_t for all chunks side by side, C steps in order (`walk`), and what a
-chunk does to any h at its entry (`summarise`): h' = (product of a) h + h'(0). The factor a_t is 0
+chunk does to any h at its entry (`summarize`): h' = (product of a) h + h'(0). The factor a_t is 0
 where a document starts and 1 on padding: only products, no logarithm of zero. All is float32.
 """
 
@@ -147,7 +147,7 @@ def walk(
     return lax.scan(advance, h, (factor, x), reverse=reverse)[1]
 
 
-def summarise(
+def summarize(
     factor: Float[Array, "C N B H K"], x: Float[Array, "C N B H K"], *, reverse: bool = False
 ) -> tuple[Float[Array, "N B H K"], Float[Array, "N B H K"]]:
     """The product of all factors, and h at the end from zero at the entry."""

@@ -1,4 +1,4 @@
-"""Forward and backward of single ops, of both our ops and of jax.nn's XLA attention."""
+"""Forward and backward of single ops, of our two attention ops and of jax.nn's XLA attention."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-# Peer: module of fla.ops, function, names of the gates it takes after q, k, v.
+# Peer: module of fla.ops, function, the gates it takes after q, k, v, other keywords.
 PEERS = {
     "linear": ("linear_attn", "chunk_linear_attn", (), {"normalize": False}),
     "scalar": ("simple_gla", "chunk_simple_gla", ("g",), {}),

@@ -59,7 +59,7 @@ class H3(Mixer):
         self.query, self.key, self.value = (
             Linear(self.context, "D H K", (d, h, k), 1) for _ in range(3)
         )
-        # Unit variance over the taps together, as of one output of a normalised input.
+        # Unit variance over the taps together, as of one output of a normalized input.
         std = self.shift_taps**-0.5
         init = declare(nn.initializers.normal(std), "H K W", "vector", decay=False)
         self.shift = self.param("shift", init, (h, k, self.shift_taps))

@@ -1,6 +1,6 @@
 """S4D (Gu et al. 2022, arXiv 2206.11893): a diagonal state-space model of every channel.
 
-    y = GLU(W gelu(SSM(x)) + b)        SSM and its S4D-Lin initialisation: lm/modules/diagonal.py
+    y = GLU(W gelu(SSM(x)) + b)        SSM and its S4D-Lin initialization: lm/modules/diagonal.py
 
 Parameters 2 D^2 + 2 D of the gated linear unit, and D (2 N + 2) of the state-space models; state
 D N / 2 complex, float32 pairs.

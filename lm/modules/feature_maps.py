@@ -46,10 +46,11 @@ def taylor(x: jax.Array) -> jax.Array:
 
 
 class Hedgehog(nn.Module):
-    """x [..., H, K] -> [..., H, 2 K], a matrix per head that starts as the identity.
+    """x [..., H, K] -> [..., H, 2 K], through a matrix W that starts as the identity.
 
-    `joint`: one softmax over [y, -y] with a bias, shared by the heads (flash-linear-attention's
-    layer, whose argument is 2 y); `split`: a softmax each, no bias, a matrix per head (LoLCATs).
+    `joint`: one softmax over [2 y, -2 y], y = W x + b, shared by the heads (the layer of
+    flash-linear-attention); `split`: a softmax of y = W x and one of -y, W for each head
+    (LoLCATs).
     """
 
     context: Context

@@ -1,4 +1,4 @@
-"""Step sizes and decay rates of state-space layers, as published initialisations draw them.
+"""Step sizes and decay rates of state-space layers, as published initializations draw them.
 
 dt = softplus(x + dt_bias), dt_bias = softplus^-1(exp U(log low, log high))     Mamba-2's
 log dt = U(log low, log high)                                                   S4D's
