@@ -17,7 +17,6 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from lm import model as model_lib
 from lm.build import Build, build
 from tests.lm import tiny
 
@@ -56,14 +55,13 @@ CHANGES: dict[str, Any] = {
 
 
 @functools.cache
-def compiled(pattern: str, others: tuple[tuple[str, Any], ...] = ()) -> tuple[Build, Any]:
+def compiled(pattern: str) -> tuple[Build, Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             if name not in os.environ:
                 patch.setenv(name, value)
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-        changes = CHANGES | {"model.pattern": pattern} | dict(others)
-        built = build(tiny.config(changes), topology.devices)
+        built = build(tiny.config(CHANGES | {"model.pattern": pattern}), topology.devices)
         arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
         return built, built.step.lower(*arguments).compile()  # pyright: ignore
 
@@ -107,20 +105,3 @@ def test_gradients_are_reduced_and_parameters_gathered(program: tuple[Build, Any
     assert re.search(r"all-gather(-start)?\(", text)
     assert re.search(r"(reduce-scatter|all-reduce)(-start)?\(", text)
     assert "bf16[" in text
-
-
-def test_a_model_of_every_mixer_compiles_and_counts_its_memory() -> None:
-    """Train step of one layer of each, by heads over two chips and by rows over the other two."""
-    names = model_lib.mixer_names()
-    _, executable = compiled(
-        ",".join(names),
-        (
-            ("model.num_layers", len(names)),
-            ("model.num_kv_heads", 4),
-            ("mesh.fsdp", 1),
-            ("mesh.tensor", 2),
-        ),
-    )
-    memory = executable.memory_analysis()
-    assert memory.alias_size_in_bytes > 0
-    assert memory.temp_size_in_bytes < 2 << 30
