@@ -2,9 +2,8 @@
 
     python -m launch.bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
 
-train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: the
-two attention ops and jax.nn, forward and backward. recurrences: every op beside softmax, and how
-those with a state of fixed size grow with T.
+train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
+two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
 memory: largest arrays. compile: 24 layers against 2. Named only: peers (flash-linear-attention),
 skipping (stick-breaking with a tolerance, on the q, k, v of the run --workdir).
 """
