@@ -84,16 +84,21 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[Row] | None:
       UserError: parameters that cannot be made equal, or a mistake that training reports.
     """
     widths = equal_widths(study)
-    for seed in study.seeds:
-        for pattern in study.patterns:
-            place = workdir / f"{pattern.replace(',', '-')}-{seed}"
-            config = _config(study, pattern, seed, widths[pattern])
-            record.check_unchanged(place, config)
-            if is_finished(place, config):
-                continue
-            outcome = train.run(config, train.Options(workdir=place, data_dir=data_dir))
-            if not outcome.finished:
-                return None
+    planned = {
+        workdir / f"{pattern.replace(',', '-')}-{seed}": _config(
+            study, pattern, seed, widths[pattern]
+        )
+        for seed in study.seeds
+        for pattern in study.patterns
+    }
+    for place, config in planned.items():  # all, before the first of them takes its hours
+        record.check_unchanged(place, config)
+    for place, config in planned.items():
+        if is_finished(place, config):
+            continue
+        outcome = train.run(config, train.Options(workdir=place, data_dir=data_dir))
+        if not outcome.finished:
+            return None
     builds = {pattern: build(study, pattern, widths[pattern]) for pattern in study.patterns}
     seconds = time_steps(builds, study.timing_rounds)
     return [_row(study, workdir, built, p, seconds[p]) for p, built in builds.items()]
