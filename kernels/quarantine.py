@@ -7,6 +7,8 @@ is packed, a call of an op runs on inputs whose bad tokens (any NaN or infinity)
     state  = NaN      where the last document of a row is a bad one, so that it cannot be continued
 
 Heads are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
+Cotangents are not guarded: one that is not finite comes from a loss that is not, and the step that
+would use the gradients is skipped (lm/optim.py).
 """
 
 from collections.abc import Mapping

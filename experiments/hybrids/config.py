@@ -2,7 +2,7 @@
 
 Command: python -m launch.train --config=experiments/hybrids/config.py:NAME --workdir=DIR
 Cost:    one million tokens, 6 to 8 M parameters; 10 to 20 minutes on two CPU cores.
-Expected: below the pure mixers of experiments/mixers at equal size; not measured yet.
+Expected: not measured yet; the papers find hybrids below their pure mixers at equal size.
 
 NAME                  source                        layers
 deltanet_window       arXiv 2406.06484, section 4   DeltaNet, sliding window, in turn
