@@ -166,9 +166,6 @@ def _refusal(
     """Why this cannot run, or None: what holds for every op, then the op's own reasons."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"its inputs are {jnp.dtype(dtype).name}; set a floating dtype"
-    for letter, size in dims.items():
-        if size < 1:
-            return f"{letter}={size} must be at least 1"
     return op.unsupported(form, dims, dtype, options, target)
 
 
@@ -179,7 +176,14 @@ def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
-    """All options of the op; `scale` is K^-1/2 unless given."""
+    """All options of the op; `scale` is K^-1/2 unless given.
+
+    Raises:
+      ValueError: an unknown option, or a size below 1.
+    """
+    for letter, size in dims.items():
+        if size < 1:
+            raise ValueError(f"{op.name}: {letter}={size} must be at least 1")
     for name in options or {}:
         _check_known(f"option of {op.name}", name, tuple(op.options))
     bound = {**op.options, **(options or {})}

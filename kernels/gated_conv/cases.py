@@ -16,7 +16,7 @@ _GATE = {"gate": True}
 
 FAST = (
     Case(dims(257, 17, 17, W=4), _BIAS | _GATE, "packed", tag="fast"),
-    Case(dims(257, 16, 16, W=64), {}, "padded", carried=True, tag="fast"),
+    Case(dims(65, 16, 16, W=64), {}, "padded", carried=True, tag="fast"),
     Case(dims(64, 9, 9, W=3), _BIAS, "none", carried=True, tag="fast"),
     Case(dims(65, 16, 16, W=1), _GATE, "packed", carried=True, tag="fast"),
     Case(dims(63, 7, 7, W=70), _BIAS | _GATE, "none", tag="fast"),

@@ -11,17 +11,19 @@ from kernels.contract import Case
 from tests.kernels.contract_problem import error
 
 RULES = {"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}
-DIMS = {"B": 4, "T": 40, "H": 4, "G": 2, "K": 8, "V": 8}
+DIMS = {"B": 4, "T": 40, "H": 4, "G": 2, "K": 8, "V": 8, "N": 3, "W": 4}
 OPTIONS = {
-    "softmax": ({"alibi": True, "window": 17}, False),
-    "stickbreaking": ({"remainder": "bias"}, True),
+    "softmax": {"alibi": True, "window": 17},
+    "stickbreaking": {"remainder": "bias"},
 }
 
 
 def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
     """Output, state and gradients, sharded and not; collectives only where declared."""
-    options, has_shared_input = OPTIONS.get(name, ({}, False))
-    op = dispatch.get(name)
+    op, options = dispatch.get(name), OPTIONS.get(name, {})
+    needed = op.needed({**op.options, **options}).values()
+    # The gradient of what all rows share is a sum over the devices that hold them.
+    has_shared_input = any("B" not in s.letters.split() for s in needed if s.kind != "constant")
     case = Case(DIMS, options, "none" if carried else "packed", carried)
     problem = contract.sample(op, case)
 

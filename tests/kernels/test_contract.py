@@ -66,7 +66,7 @@ def test_equals_reference_product(name: str, form: str, case: Case):
 
 
 BY_HAND = [
-    pytest.param(name, case, marks=[pytest.mark.slow] if i > 2 else [])
+    pytest.param(name, case, marks=[pytest.mark.slow] if i > 1 else [])
     for name in dispatch.names()
     if dispatch.get(name).reference_vjp is not None
     for i, case in enumerate(

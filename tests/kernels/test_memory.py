@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels import dispatch
+from kernels import contract, dispatch
+from kernels.contract import Case
 from tests.kernels.contract_problem import QUICK
 
 TIME, HEADS = 2048, 2
@@ -15,13 +16,14 @@ TIME, HEADS = 2048, 2
 
 def largest_buffer(name: str, form: str) -> tuple[int, int]:
     """Elements of the largest array in the compiled gradient, and bytes of temporaries."""
-    x = jax.ShapeDtypeStruct((1, TIME, HEADS, 16), jnp.float32)
+    case = Case({"B": 1, "T": TIME, "H": HEADS, "G": HEADS, "K": 16, "V": 16, "N": 4, "W": 4})
+    inputs = contract.sample(dispatch.get(name), case).inputs
 
     def loss(inputs: dict[str, jax.Array]) -> jax.Array:
         return jnp.sum(dispatch.apply(name, inputs, form=form)[0])
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
-    compiled = gradient.lower({"q": x, "k": x, "v": x}).compile()
+    compiled = gradient.lower(inputs).compile()
     text = compiled.as_text()
     assert text is not None
     shapes = re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", text)

@@ -245,6 +245,7 @@ def test_mistakes(flag: str, message: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> None:
     lengths = recurrences.Lengths(beside=32, growth=(16, 32))
     dims = {"B": 1, "H": 2, "G": 2, "K": 8, "V": 8}

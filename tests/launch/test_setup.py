@@ -93,7 +93,8 @@ def test_installs_once_and_again_when_the_pins_change(checkout: Path) -> None:
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# another pin\n")
     assert call(checkout / "launch" / "test", "-k", "some words").returncode == 0
-    assert log.read_text().splitlines() == [f"{install}.[data,dev]", "-m pytest -k some words"]
+    fast = "-m pytest -n 2 --dist loadfile"
+    assert log.read_text().splitlines() == [f"{install}.[data,dev]", f"{fast} -k some words"]
 
 
 def test_an_interrupted_run_of_all_tests_goes_on(checkout: Path) -> None:

@@ -29,7 +29,7 @@ SMALL = {
 def values(**changes: Any) -> dict[str, Any]:
     run: Any = get_config().to_dict()
     run["model"] |= SMALL
-    run["data"] |= {"context_length": 32, "batch_size": 2}
+    run["data"] |= {"context_length": 32, "batch_size": 8}
     run["data"]["tokenizer"] |= {"kind": "bytes", "vocab_size": tiny.VOCAB}
     run["schedule"]["warmup"] = "0 steps"
     run["run"]["length"] = "2 steps"
@@ -101,7 +101,7 @@ def test_runs_are_trained_once_and_put_in_a_table(
     assert rows is not None
     assert [row.pattern for row in rows] == ["softmax", "retnet"]
     assert rows[0].bits == [2.0, 3.0]
-    assert rows[0].tokens_per_second == 128
+    assert rows[0].tokens_per_second == 512
     # Two layers of k and v, segment ids and a length; and the model's next position.
     assert rows[0].state_bytes == 2 * (32 * (2 * 32 * 4 + 4) + 4) + 4
     again = compare.run(study, tmp_path, tmp_path)
