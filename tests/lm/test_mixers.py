@@ -1,4 +1,7 @@
-"""What holds for every mixer: decoding, packing, causality, gradients, training. What a layer computes is tested beside it, in tests/lm/mixers."""
+"""What holds for every mixer: decoding, packing, causality, gradients, training.
+
+What a layer computes is tested beside it, in tests/lm/mixers.
+"""
 
 from __future__ import annotations
 
