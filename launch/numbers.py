@@ -1,9 +1,10 @@
-"""The numbers of README.md, from the committed files in results/ and from nothing else.
+"""The numbers of every README, from committed JSON files and from nothing else.
 
-    python -m launch.numbers                              rewrites the marked blocks of README.md
+    python -m launch.numbers                              rewrites the marked blocks
     python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
 
-A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two.
+A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two. FILE is
+of launch.bench, of launch.compare, or a summary of a run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 from absl import flags
 
 from launch import cli
+from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md",)
 BLOCK = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")
@@ -29,8 +32,9 @@ def main(argv: list[str]) -> None:
 
         values = summary(Path(_WORKDIR.value).expanduser())
         record.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(filled(text), encoding="utf-8")
 
 
 def summary(workdir: Path) -> dict[str, Any]:
@@ -52,28 +56,6 @@ def summary(workdir: Path) -> dict[str, Any]:
 def filled(text: str) -> str:
     """`text` with every block written anew from its file."""
     return BLOCK.sub(lambda m: m[1] + render(json.loads((ROOT / m[2]).read_text())) + m[3], text)
-
-
-def render(values: dict[str, Any]) -> str:
-    """A result file as Markdown: where and how first, then one row a number."""
-    where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
-    where += f" ({values['cores']} cores), {values['date'][:10]}"
-    rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
-    head = (
-        "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"
-    )
-    return f"{where}\n\n{head}" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
-    goal = result["goal"]
-    wanted = "" if goal is None else f"{goal['relation']} {goal['bound']:g}"
-    missed = "" if goal is None or goal["met"] else " (missed)"
-    return result["name"], f"{result['value']:.3g}", wanted + missed
-
-
-def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in values["numbers"].items()]
 
 
 if __name__ == "__main__":
