@@ -20,7 +20,7 @@ from launch import cli
 from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "experiments/mixers/README.md")
+PAGES = ("README.md", "kernels/README.md", "experiments/mixers/README.md")
 BLOCK = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")
