@@ -23,7 +23,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mup.residual_multiplier = 0.7
     config.data.batch_size = 4
     config.schedule.warmup = "50000 tokens"
-    config.eval.max_tokens = 98304
     config.log.samples = ("def read(self, size=-1):\n", "class Queue:\n")
     config.log.sample_tokens = 96
     return config

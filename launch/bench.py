@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     import jax  # after the flags are known to be right
 
     from launch.benchmarks import machine, problem, timing
-    from lm import record
+    from lm import files
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
     base = cli.read_config_file(str(BASE)).to_dict()
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         results += found
         if out is not None:
             found = [result.to_mapping() for result in results]
-            record.replace(out, json.dumps(head | {"results": found}, indent=1) + "\n")
+            files.replace(out, json.dumps(head | {"results": found}, indent=1) + "\n")
 
 
 def _make_folder(out: Path) -> None:

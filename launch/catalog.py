@@ -27,14 +27,14 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     base = cli.read_config_file(_CONFIG.value).to_dict()
-    from lm import record
+    from lm import files
     from lm.studies import catalog
 
     mixers = catalog.mixers(base)
     forms = catalog.forms(mixers, catalog.read_proofs(ROOT / "results" / "proofs"))
     if _OUT.value:
         rows = {"forms": [r._asdict() for r in forms], "mixers": [r._asdict() for r in mixers]}
-        record.replace(cli.path("out", _OUT.value), json.dumps(rows, indent=1) + "\n")
+        files.replace(cli.path("out", _OUT.value), json.dumps(rows, indent=1) + "\n")
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, WIDTH)
     console.print(_table("ops and forms", forms))

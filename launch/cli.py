@@ -102,15 +102,28 @@ def layers(values: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     A value is JSON where it can be (512, 0.5, true), else a word.
     """
+    return _assignments("layer", values, "softmax.window=512")
+
+
+def tasks(values: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The same for `--task`, where a bare word is a task with its defaults: ["position"] ->
+    {"position": {}}.
+    """
+    bare = {text: {} for text in values if re.fullmatch(r"[\w-]+", text)}
+    set_ = _assignments("task", [x for x in values if x not in bare], "blimp.max_items=100")
+    return bare | set_
+
+
+def _assignments(flag: str, values: Iterable[str], example: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in values:
         name, equals, value = text.partition("=")
         label, dot, option = name.rpartition(".")
         if not (equals and dot and label and option):
-            raise UserError(f"--layer={text}: write LABEL.OPTION=VALUE, as softmax.window=512")
+            raise UserError(f"--{flag}={text}: write LABEL.OPTION=VALUE, as {example}")
         options = found.setdefault(label, {})
         if option in options:
-            raise UserError(f"--layer={label}.{option} is given twice")
+            raise UserError(f"--{flag}={label}.{option} is given twice")
         try:
             options[option] = json.loads(value)
         except json.JSONDecodeError:

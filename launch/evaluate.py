@@ -1,18 +1,19 @@
-"""Scores a checkpoint on the validation sets of its run, and on any others.
+"""Asks tasks of a checkpoint: bits per byte of its validation sets, and any of lm/evals.
 
-    python -m launch.evaluate --checkpoint=WORKDIR [--source=NAME:PATH ...] [--out=eval.json]
+    python -m launch.evaluate --checkpoint=WORKDIR [--task=position] [--task=blimp.path=FILE ...]
 
-PATH is what data.sources.*.path takes: `stdlib`, a glob of text files, Parquet. Of each set at most
-max_tokens are scored, evenly spread. Loss is nats per token, end of text included; bits per byte
-leave it out. --layer=softmax.window=512 and the like change options of layers that have no
-parameters: with global_tokens and distance_ceiling a plain RoPE model reads on as LM-Infinite does.
+--task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option, and
+--task=LABEL.task=TASK gives the same task a second time. Tasks of the run's configuration are asked
+too. --source=NAME:PATH adds a validation set (PATH as data.sources.*.path takes it), of each
+max_tokens are scored, evenly spread. --layer=softmax.window=512 and the like change options of
+layers that have no parameters: with global_tokens and distance_ceiling a plain RoPE model reads on
+as LM-Infinite does.
 """
 
 import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -21,6 +22,7 @@ from launch import cli
 from lm.config import SourceConfig, UserError
 
 _LAYER = cli.layer_flag()
+_TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -32,36 +34,34 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    extra: dict[str, SourceConfig] = {}
-    for name, source in map(_source, _SOURCE.value):
-        if name in extra:
-            raise UserError(f"--source={name}:... is given twice; choose another name")
-        extra[name] = source
+    extra = dict(map(_source, _SOURCE.value))
+    if len(extra) < len(_SOURCE.value):
+        raise UserError("--source gives a name twice; choose another name")
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
-    from lm import checkpoint, evaluate, record  # after the flags: imports jax
-    from lm.data import loader, prepare
+    asked = cli.tasks(_TASK.value)
+    from lm import checkpoint, evals, evaluate, files  # after the flags: imports jax
+    from lm.data import prepare
+    from lm.progress import ScoringBar
+    from lm.scoring import Scorer
 
+    tasks = evals.create({"bits_per_byte": {}} | asked, "--task")
     loaded = checkpoint.load(path, layers)
     config, tokenizer = loaded.config, loaded.tokenizer
+    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | tasks
     if clash := sorted(extra.keys() & config.data.sources.keys()):
         raise UserError(f"--source={clash[0]}:... is a source of the run; choose another name")
     data = dataclasses.replace(config.data, sources={**config.data.sources, **extra})
     data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
     prepared = prepare.prepare(data, data_dir, tokenizer=tokenizer)
-    max_tokens = _MAX_TOKENS.value or config.eval.max_tokens
-    sets = loader.validation_batches(prepared, data, data.batch_size, max_tokens)
-    found: dict[str, Any] = {}
-    for name, batches in sets.items():
-        built = loaded.build
-        report = evaluate.evaluate(
-            built.token_nll, built.put, loaded.params, batches, tokenizer.token_bytes
-        )
-        found[name] = report.to_mapping(tuple(data.sources))
-    Console().print(*evaluate.tables(found))
+    max_tokens = _MAX_TOKENS.value or config.evaluate.max_tokens
+    questions = evaluate.prepare(tasks, evals.Given(tokenizer, prepared, data, max_tokens))
+    with ScoringBar({k: evaluate.num_tokens(x) for k, x in questions.items()}) as bar:
+        results = evaluate.run(questions, Scorer(loaded.build, loaded.params), advance=bar.advance)
+    Console().print(*evaluate.tables(results))
     if _OUT.value:
-        text = json.dumps({"step": loaded.step, "layers": layers, "sets": found}, indent=1)
+        found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
         try:
-            record.replace(Path(_OUT.value).expanduser(), text + "\n")
+            files.replace(Path(_OUT.value).expanduser(), json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
 

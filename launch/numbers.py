@@ -28,10 +28,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take
 
 def main(argv: list[str]) -> None:
     if _WORKDIR.value:
-        from lm import record
+        from lm import files
 
         values = summary(Path(_WORKDIR.value).expanduser())
-        record.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
+        files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         (ROOT / page).write_text(filled(text), encoding="utf-8")

@@ -31,8 +31,8 @@ SMALL = (
     "--config.run.length=120 steps",
     "--config.schedule.warmup=5000 tokens",
     "--config.checkpoint.every=15 steps",
-    "--config.eval.every=40 steps",
-    "--config.eval.max_tokens=4096",
+    "--config.evaluate.every=40 steps",
+    "--config.evaluate.max_tokens=4096",
 )
 
 

@@ -36,7 +36,7 @@ from lm.state import TrainState
 
 
 class Build(NamedTuple):
-    """`abstract_state` carries shapes, dtypes and shardings; `init(seed)`, `step`, `token_nll` are
+    """`abstract_state` carries shapes, dtypes and shardings; `init(seed)`, `step`, `score` are
     jitted.
     """
 
@@ -52,7 +52,7 @@ class Build(NamedTuple):
     batch_sharding: NamedSharding
     init: Callable[[int], TrainState]
     step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-    token_nll: Callable[[Any, Batch], jax.Array]
+    score: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
     @property
     def abstract_batch(self) -> Batch:
@@ -98,7 +98,7 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
 
     def init_params(seed: jax.Array) -> Any:
-        dummy = model_lib.dummy_inputs(_batch_ways(mesh), 8)
+        dummy = model_lib.dummy_inputs(batch_ways(mesh), 8)
         return model.init(jax.random.key(seed), *dummy, method="init_all")["params"]
 
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))
@@ -135,7 +135,7 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         batch_sharding=sharding.batch(mesh),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
-        token_nll=jax.jit(functools.partial(step_lib.token_nll, parts)),
+        score=jax.jit(functools.partial(step_lib.score, parts)),
     )
 
 
@@ -152,25 +152,30 @@ def flops_per_token(built: Build) -> float:
     """Model FLOPs of forward and backward per token at the training context length, never of
     recomputed work.
 
-    Three times the forward's: two for every parameter that a matmul reads (the head once, a lookup
-    never), plus the ops' own (`dispatch.flops`: causal pairs only). Kaplan et al. 2020, sec. 2.1,
-    with attention counted.
+    Three times the forward's. Kaplan et al. 2020, sec. 2.1, with attention counted.
     """
-    config = built.config
+    length = built.config.data.context_length
+    return 3.0 * forward_flops(built, length) / length
+
+
+def forward_flops(built: Build, length: int) -> float:
+    """Model FLOPs of a forward pass over one row of `length` tokens: two a token for every
+    parameter that a matmul reads (the head once, a lookup never), plus the ops' own
+    (`dispatch.flops`: causal pairs only).
+    """
     counts = params_lib.count(built.infos)
-    matmul = counts.get("hidden", 0) + config.model.width * built.model.padded_vocab_size
-    forward = 2.0 * matmul
-    length = config.data.context_length
+    matmul = counts.get("hidden", 0) + built.config.model.width * built.model.padded_vocab_size
+    flops = 2.0 * matmul * length
     for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
         for block in period.blocks:
             for call in block.mixer.calls().values():
                 dims = {**call.dims, "B": 1, "T": length}
-                forward += repeat * dispatch.flops(call.op, dims, call.options) / length
-    return 3.0 * forward
+                flops += repeat * dispatch.flops(call.op, dims, call.options)
+    return flops
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
-    ways = _batch_ways(mesh)
+    ways = batch_ways(mesh)
     rows = config.data.batch_size // config.run.accumulation
     if rows % ways:
         raise UserError(
@@ -179,7 +184,7 @@ def _check_batch(config: Config, mesh: Mesh) -> None:
         )
 
 
-def _batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh) -> int:
     """How many parts the rows of a batch are cut into."""
     return math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
 

@@ -164,9 +164,14 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvaluateConfig:
+    """`max_tokens` of each validation set, every `every`. `tasks`: label -> {"task": a file of
+    lm/evals, **its options}; a bare task name as label needs no "task".
+    """
+
     every: Duration
     max_tokens: int
+    tasks: Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +200,7 @@ class Config:
     loss: LossConfig
     mesh: MeshConfig
     run: RunConfig
-    eval: EvalConfig
+    evaluate: EvaluateConfig
     log: LogConfig
     checkpoint: CheckpointConfig
 
@@ -288,7 +293,7 @@ def _positive(config: Config) -> None:
         "optimizer": ("eps", "clip_norm", "max_skipped"),
         "loss": ("chunk_size",),
         "run": ("accumulation",),
-        "eval": ("max_tokens",),
+        "evaluate": ("max_tokens",),
         "checkpoint": ("keep_last",),
         "log": ("sample_tokens",),
     }

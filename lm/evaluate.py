@@ -1,174 +1,132 @@
-"""Scores of a model on held-out batches, added up on the host in float64.
+"""Tasks over one model: items once, scores of them all, numbers with intervals, and what it cost.
 
-    loss = sum(weight * nll) / sum(weight)                 nats per token, end of text included
-    bpb  = sum(weight * nll) / (ln 2 * sum(weight * bytes))    over targets that have bytes
-
-The device gives the negative log-likelihood of every token; totals, positions and sources are sums
-over the same numbers. Position is the index within the document, in buckets [0, 1), [1, 2), [2, 4),
-[4, 8), ...: how much context helps shows on a logarithmic axis.
+tasks -> items -> scorer -> numbers -> {label: Result} -> evaluation JSON, tables
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from rich.table import Table
 
-from lm.data.batch import Batch, byte_weights
+from lm.evals import Given, Items, Task
+from lm.scoring import Cost, Scorer
+from lm.statistics import Number
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Sums over tokens. `text_nll` and `num_bytes` leave out what has no bytes: end of text."""
+class Result(NamedTuple):
+    """The numbers of a task by name, and what they took."""
 
-    nll: float = 0.0
-    num_tokens: float = 0.0
-    text_nll: float = 0.0
-    num_bytes: float = 0.0
-
-    @property
-    def loss(self) -> float:
-        """Nats per token; nan of no tokens."""
-        return self.nll / self.num_tokens if self.num_tokens else math.nan
-
-    @property
-    def bpb(self) -> float:
-        """Bits per UTF-8 byte; nan of no bytes."""
-        return self.text_nll / math.log(2) / self.num_bytes if self.num_bytes else math.nan
-
-    def __add__(self, other: Score) -> Score:
-        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Score(*(a + b for a, b in zip(ours, theirs, strict=True)))
-
-    def to_mapping(self) -> dict[str, float | int | None]:
-        """Plain values; None, not nan, where nothing was counted: JSON has no nan."""
-        return {
-            "loss": self.loss if self.num_tokens else None,
-            "bpb": self.bpb if self.num_bytes else None,
-            "tokens": round(self.num_tokens),
-            "bytes": round(self.num_bytes),
-        }
+    numbers: dict[str, Number]
+    cost: Cost
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """`by_position[i]` covers positions [2^(i-1), 2^i), the first one position 0. `by_source` has a
-    key per source id seen. `is_complete` False: stopped between two batches.
+class Stopped(Exception):  # noqa: N818 (not an error: the user asked)
+    """A stop was asked for between two batches."""
+
+
+class Prepared(NamedTuple):
+    """A task and its rows, which do not change while a model trains."""
+
+    task: Task
+    items: Items
+
+
+def prepare(tasks: Mapping[str, Task], given: Given) -> dict[str, Prepared]:
+    """Reads what every task asks.
+
+    Raises:
+      UserError: a task's file is missing, empty or damaged, or a row is over its limit.
     """
-
-    total: Score
-    by_position: tuple[Score, ...]
-    by_source: dict[int, Score]
-    is_complete: bool
-
-    @property
-    def loss(self) -> float:
-        return self.total.loss
-
-    @property
-    def bpb(self) -> float:
-        return self.total.bpb
-
-    def to_mapping(self, source_names: Sequence[str]) -> dict[str, Any]:
-        """Plain values for JSON; buckets without tokens are left out."""
-        positions = [
-            {"first": first, "last": last} | score.to_mapping()
-            for (first, last), score in zip(self.position_ranges, self.by_position, strict=True)
-            if score.num_tokens
-        ]
-        sources = {source_names[i]: score.to_mapping() for i, score in self.by_source.items()}
-        return self.total.to_mapping() | {"by_position": positions, "by_source": sources}
-
-    @property
-    def position_ranges(self) -> list[tuple[int, int]]:
-        """First and last position of each bucket."""
-        return [(2**i // 2, 2**i - 1) for i in range(len(self.by_position))]
+    return {label: Prepared(task, task.items(given)) for label, task in tasks.items()}
 
 
-def evaluate(
-    token_nll: Callable[[Any, Batch], jax.Array],
-    put: Callable[[Batch], Batch],
-    params: Any,
-    batches: Iterable[Batch],
-    token_bytes: np.ndarray,
+def run(
+    prepared: Mapping[str, Prepared],
+    scorer: Scorer,
     stop: Callable[[], bool] = lambda: False,
-) -> Report:
-    """Scores `batches` (of numpy arrays). `token_nll(params, batch)` is `Build.token_nll`, `put`
-    places a batch on the mesh, `token_bytes[id]` counts UTF-8 bytes. `stop()` is asked before each
-    batch; once true, the report covers what was done.
+    advance: Callable[[str, int], object] = lambda label, tokens: None,
+) -> dict[str, Result]:
+    """The result of every task. `stop()` is asked after each batch; `advance(label, tokens)` is
+    told progress.
+
+    Raises:
+      Stopped: `stop()` became true.
     """
-    positions: list[Score] = []
-    sources: list[Score] = []
-    is_complete = True
-    pending: tuple[Batch, jax.Array] | None = None
-    for batch in batches:
-        if stop():
-            is_complete = False
-            break
-        dispatched = batch, token_nll(params, put(batch))
-        if pending is not None:  # the device works on the next batch meanwhile
-            _add(pending, token_bytes, positions, sources)
-        pending = dispatched
-    if pending is not None:
-        _add(pending, token_bytes, positions, sources)
-    seen = {i: score for i, score in enumerate(sources) if score.num_tokens}
-    return Report(sum(sources, Score()), tuple(positions), seen, is_complete)
+    found = {}
+    for label, (task, items) in prepared.items():
+        before = scorer.cost
+
+        def told(tokens: int, label: str = label) -> None:
+            advance(label, tokens)
+            if stop():
+                raise Stopped
+
+        scored = scorer(items.rows, told)
+        cost = Cost(
+            scorer.cost.tokens - before.tokens,
+            scorer.cost.flops - before.flops,
+            scorer.cost.seconds - before.seconds,
+        )
+        found[label] = Result(task.numbers(items, scored), cost)
+    return found
 
 
-def _add(
-    scored: tuple[Batch, jax.Array],
-    token_bytes: np.ndarray,
-    positions: list[Score],
-    sources: list[Score],
-) -> None:
-    batch, nll = scored
-    batch = Batch(*(np.asarray(x).reshape(-1) for x in batch))
-    weights = batch.loss_weights.astype(np.float64)
-    # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite nll.
-    nll = np.where(weights > 0, np.asarray(nll, np.float64).reshape(-1), 0.0)
-    text_weights, num_bytes = byte_weights(batch, token_bytes)
-    values = np.stack([weights * nll, weights, text_weights * nll, num_bytes])
-    _group(values, np.frexp(batch.positions)[1], positions)
-    _group(values, batch.source_ids, sources)
+def num_tokens(prepared: Prepared) -> int:
+    """What `advance` of `run` adds up to."""
+    return sum(len(row.tokens) for row in prepared.items.rows)
 
 
-def _group(values: np.ndarray, keys: np.ndarray, scores: list[Score]) -> None:
-    """Adds columns of `values` [4, n] to scores[key], lengthening `scores` as needed."""
-    keys = np.where(values[1] > 0, keys, 0)
-    sums = np.stack([np.bincount(keys, weights=row) for row in values], axis=1)
-    scores += [Score()] * (len(sums) - len(scores))
-    for i, row in enumerate(sums):
-        scores[i] += Score(*row.tolist())
+def to_mapping(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Plain values for JSON: label -> {"numbers": {name: ...}, "cost": ...}."""
+    return {
+        label: {
+            "numbers": {name: number.to_mapping() for name, number in result.numbers.items()},
+            "cost": dataclasses.asdict(result.cost),
+        }
+        for label, result in results.items()
+    }
 
 
-def tables(found: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]:
-    """What a person reads of `Report.to_mapping` of several sets: scores, and loss by position."""
-    scores = _table("set", "loss", "bits per byte", "tokens", "bytes")
-    losses: dict[tuple[int, int], dict[str, str]] = {}
-    for name, x in found.items():
-        counts = f"{x['tokens']:,}", f"{x['bytes']:,}"
-        scores.add_row(name, _shown(x["loss"]), _shown(x["bpb"]), *counts)
-        for place in x["by_position"]:
-            row = losses.setdefault((place["first"], place["last"]), {})
-            row[name] = _shown(place["loss"])
-    positions = _table("loss at position", *found)
-    for (first, last), row in sorted(losses.items()):
-        place = f"{first:,}-{last:,}" if last > first else f"{first}"
-        positions.add_row(place, *(row.get(name, "") for name in found))
-    return scores, positions
+def tables(results: Mapping[str, Result]) -> list[Table]:
+    """What a person reads: a table of words and one of curves for every task, and what it cost."""
+    found = []
+    for label, (numbers, cost) in results.items():
+        words = {name: x for name, x in numbers.items() if "@" not in name}
+        found.append(_table([label, "value", "95 % interval", "units", ""], _rows(words)))
+        curves = {name.partition("@")[0]: {} for name in numbers if "@" in name}
+        for name, number in numbers.items():
+            word, _, place = name.partition("@")
+            if place:
+                curves[word][f"{float(place):,g}"] = number
+        for word, points in curves.items():
+            found.append(
+                _table([f"{word} at", "value", "95 % interval", "units", ""], _rows(points))
+            )
+        note = f"{cost.tokens:,} tokens, {cost.flops:.3g} FLOPs, {cost.seconds:.1f} s"
+        found.append(_table([note], []))
+    return found
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(first, box=None, padding=(0, 2, 0, 0))
-    for column in others:
-        table.add_column(column, justify="right")
+def _rows(numbers: Mapping[str, Number]) -> list[list[str]]:
+    return [
+        [
+            name,
+            f"{x.value:.4f}",
+            f"{x.low:.4f} to {x.high:.4f}",
+            f"{x.num:,}",
+            "at chance" if x.is_at_chance else "",
+        ]
+        for name, x in numbers.items()
+    ]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, column in enumerate(head):
+        table.add_column(column, justify="right" if 0 < i < 4 else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

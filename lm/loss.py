@@ -60,6 +60,27 @@ def objective(
     return _sum(mesh, options, hidden, head, targets, weights)
 
 
+def score(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, mesh: Mesh, options: LossOptions
+) -> tuple[jax.Array, jax.Array]:
+    """The negative log-likelihood of every target, float32 [B, T], and whether the target is the
+    likeliest token (of equals the first), bool [B, T].
+
+    hidden [B, T, D], head [vocab, D], targets int32 [B, T].
+    """
+
+    def shard(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+        def body(x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            logits = _logits(options, x[0], head)
+            return _chunk(logits, x[1]).nll, jnp.argmax(logits, axis=-1) == x[1]
+
+        chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets))
+        return tuple(_join(x, targets.shape) for x in jax.lax.map(body, chunks))
+
+    nll, hit = _over_shards(shard, "rr", mesh, options.batch_axes)(hidden, head, targets)
+    return nll, hit
+
+
 class _Chunk(NamedTuple):
     """exp(l - max) [C, vocab], its row sums, and the losses of a chunk's tokens [C]."""
 
@@ -69,7 +90,8 @@ class _Chunk(NamedTuple):
     nll: jax.Array
 
 
-def _chunk(options: LossOptions, h: jax.Array, head: jax.Array, target: jax.Array) -> _Chunk:
+def _logits(options: LossOptions, h: jax.Array, head: jax.Array) -> jax.Array:
+    """h [C, D], head [vocab, D] -> float32 [C, vocab], -inf at the padding of the vocabulary."""
     logits = jnp.einsum(
         "cd,vd->cv",
         h.astype(options.operand_dtype),
@@ -78,6 +100,10 @@ def _chunk(options: LossOptions, h: jax.Array, head: jax.Array, target: jax.Arra
     )
     if options.vocab_size < head.shape[0]:
         logits = jnp.where(jnp.arange(head.shape[0]) < options.vocab_size, logits, -jnp.inf)
+    return logits
+
+
+def _chunk(logits: jax.Array, target: jax.Array) -> _Chunk:
     top = jnp.max(logits, axis=-1, keepdims=True)
     exp = jnp.exp(logits - top)
     norm = jnp.sum(exp, axis=-1)
@@ -97,7 +123,7 @@ def _forward(
 
     def body(total: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h, target, weight = x
-        chunk = _chunk(options, h, head, target)
+        chunk = _chunk(_logits(options, h, head), target)
         return total + _weighted(options, chunk, weight), chunk.nll
 
     chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets, weights))
@@ -116,7 +142,7 @@ def _forward_and_gradient(
     def body(carry: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         total, d_head = carry
         h, target, weight = x
-        chunk = _chunk(options, h, low, target)
+        chunk = _chunk(_logits(options, h, low), target)
         factor = weight * (1.0 + 2.0 * options.z_loss * chunk.lse) / chunk.norm
         onehot = target[:, None] == jnp.arange(head.shape[0])
         d_logits = chunk.exp * factor[:, None] - jnp.where(onehot, weight[:, None], 0.0)
@@ -192,7 +218,7 @@ _sum.defvjp(_sum_fwd, _sum_bwd)
 def _over_shards(
     function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, axes: tuple[str, ...]
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """`function(hidden, head, targets, weights)` over the shards of the batch; of its outputs, "r"
+    """`function(hidden, head, *rows)` over the shards of the batch; of its outputs, "r"
     are rows and "+" are summed. Axes that do not split the batch stay with the compiler, so that a
     head whose vocabulary is sharded gives sharded logits.
     """
@@ -204,11 +230,15 @@ def _over_shards(
         return tuple(jax.lax.psum(x, axes) if kind == "+" else x for kind, x in results)
 
     rows = P(axes)
-    return jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=(rows, P(), rows, rows),
-        out_specs=tuple(P() if kind == "+" else rows for kind in outputs),
-        axis_names=set(axes),
-        check_vma=False,
-    )
+
+    def mapped(hidden: jax.Array, head: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(rows, P(), *(rows for _ in others)),
+            out_specs=tuple(P() if kind == "+" else rows for kind in outputs),
+            axis_names=set(axes),
+            check_vma=False,
+        )(hidden, head, *others)
+
+    return mapped

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from lm import files
 from lm.config import UserError
 
 FILE = "metrics.jsonl"
@@ -153,12 +154,7 @@ def truncate(workdir: Path, step: int) -> None:
     kept = b"".join(_line(record) for record in read(workdir) if record["step"] <= step)
     if kept == path.read_bytes():
         return
-    temporary = path.with_name(f".{FILE}.tmp")
-    try:
-        temporary.write_bytes(kept)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.replace(path, kept)
 
 
 def _event(**fields: Any) -> Any:

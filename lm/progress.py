@@ -1,7 +1,8 @@
-"""The live line of a training run: step, loss, bits per byte, tokens per second, time left.
+"""The live line of long work: step, loss, bits per byte, tokens per second, time left of a training
+run; tokens done of each task of an evaluation.
 
 On a terminal a rich progress bar; elsewhere (a log file, CI) one plain line for every twentieth of
-the run.
+the run, or for each task.
 """
 
 from __future__ import annotations
@@ -72,3 +73,35 @@ class TrainingBar:
     def _crosses_line(self, step: int) -> bool:
         span = max(1, (self._end - self._start) // LINES)
         return step == self._start + 1 or (step - self._start) % span == 0
+
+
+class ScoringBar:
+    """A context manager over tasks; `totals` maps their labels to tokens."""
+
+    def __init__(self, totals: Mapping[str, int]) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._tasks = {label: self._bar.add_task(label, total=n) for label, n in totals.items()}
+        self._left = dict(totals)
+
+    def __enter__(self) -> ScoringBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def advance(self, label: str, tokens: int) -> None:
+        """`tokens` more of this task are done."""
+        self._bar.advance(self._tasks[label], tokens)
+        self._left[label] -= tokens
+        if not self._left[label] and not self._console.is_terminal:
+            print(f"scored {label}", file=sys.stderr, flush=True)

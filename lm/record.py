@@ -31,14 +31,14 @@ from typing import Any
 import jax
 
 from lm import build as build_lib
-from lm import checkpoint
+from lm import checkpoint, files
 from lm import params as params_lib
 from lm.build import Build
 from lm.checkpoint import TOKENIZER
 from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
 
-FREE = ("run.length", "eval.", "log.", "checkpoint.")
+FREE = ("run.length", "evaluate.", "log.", "checkpoint.")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -144,9 +144,9 @@ def write(
 ) -> None:
     """Writes the four files, each atomically. `data`: what the loader reads, for run.json."""
     description = describe(built, tokenizer, data) | {"decay_start": decay_start}
-    replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
-    replace(workdir / "params.txt", params_lib.table(built.infos))
-    replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
+    files.replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
+    files.replace(workdir / "params.txt", params_lib.table(built.infos))
+    files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
     tokenizer.save(workdir / TOKENIZER)
 
 
@@ -178,16 +178,6 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def commit() -> str:

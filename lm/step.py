@@ -57,9 +57,12 @@ class Sums(NamedTuple):
     text_bytes: jax.Array
 
 
-def token_nll(parts: Parts, params: Any, batch: Batch) -> jax.Array:
-    """Negative log-likelihood of every target, float32 [B, T]; padding included, weigh it."""
-    return _objective(parts, params, batch)[1]
+def score(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of every target, float32 [B, T], and whether no other token was
+    likelier, bool [B, T]; padding included, weigh it.
+    """
+    hidden, head = _hidden(parts, params, batch)
+    return loss_lib.score(hidden, head, batch.targets, parts.mesh, parts.loss)
 
 
 def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
@@ -83,12 +86,16 @@ def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[Train
 
 
 def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    variables = {"params": params}
-    hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
-    head = typing.cast(jax.Array, parts.model.apply(variables, method="head"))
+    hidden, head = _hidden(parts, params, batch)
     return loss_lib.objective(
         hidden, head, batch.targets, batch.loss_weights, parts.mesh, parts.loss
     )
+
+
+def _hidden(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    variables = {"params": params}
+    hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
+    return hidden, typing.cast(jax.Array, parts.model.apply(variables, method="head"))
 
 
 def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:

@@ -16,7 +16,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import checkpoint, evaluate, generate, metrics, record, report
+from lm import checkpoint, evals, evaluate, files, generate, metrics, record, report
 from lm import model as model_lib
 from lm.build import Build
 from lm.checkpoint import Checkpointer, Meta
@@ -32,13 +32,16 @@ from lm.config import Config, Duration, UserError
 from lm.data import loader as loader_lib
 from lm.data import prepare as prepare_lib
 from lm.data import tokenizers
-from lm.data.batch import Batch
 from lm.data.loader import Loader
 from lm.data.tokenizers import Tokenizer
+from lm.evals import Given
+from lm.evals.bits_per_byte import BitsPerByte
 from lm.progress import TrainingBar
+from lm.scoring import Scorer
 from lm.state import TrainState
 
 Record = dict[str, Any]
+ALWAYS = ""  # the label of the task every run has; none of the config can have it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def run(config: Config, options: Options) -> Outcome:
     """
     workdir = options.workdir
     model_lib.check(config.model)
+    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {ALWAYS: BitsPerByte()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(record.locked(workdir))
         record.check_unchanged(workdir, config)
@@ -102,14 +106,13 @@ def run(config: Config, options: Options) -> Outcome:
             TrainingBar(start=step, end=end, tokens_per_step=config.tokens_per_step)
         )
         token_bytes = built.put_replicated(_padded_bytes(prepared.tokenizer, built))
-        sets = loader_lib.validation_batches(
-            prepared, config.data, config.data.batch_size, config.eval.max_tokens
-        )
+        given = Given(prepared.tokenizer, prepared, config.data, config.evaluate.max_tokens)
+        questions = evaluate.prepare(tasks, given)
         clock = _Clock(built, config)
         profiler = stack.enter_context(_Profiler(workdir, options.profile_steps, step, end))
 
         def evaluation() -> Record | None:
-            return _evaluate(built, state.params, sets, prepared.tokenizer, stop)
+            return _evaluate(questions, Scorer(built, state.params), stop)
 
         def finish(pending: tuple[int, Any] | None, extra: Record) -> None:
             """Fetches a step's metrics, which may wait for the device, and writes its record."""
@@ -119,7 +122,9 @@ def run(config: Config, options: Options) -> Outcome:
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
-            if at == end or any(_due(at, built, e) for e in (config.log.every, config.eval.every)):
+            if at == end or any(
+                _due(at, built, e) for e in (config.log.every, config.evaluate.every)
+            ):
                 counts = {"step": at, "tokens": at * config.tokens_per_step}
                 writer.write(counts | values | clock.lap(at) | extra)
             _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
@@ -131,7 +136,7 @@ def run(config: Config, options: Options) -> Outcome:
         def due(every: Duration) -> bool:
             return step == end or _due(step, built, every)
 
-        if step and due(config.eval.every):
+        if step and due(config.evaluate.every):
             _mend_record(workdir, step, evaluation)
         writer = stack.enter_context(metrics.Writer(workdir))
         pending: tuple[int, Any] | None = None
@@ -141,7 +146,7 @@ def run(config: Config, options: Options) -> Outcome:
             state, arrays = built.step(state, batch, token_bytes)
             finish(pending, {})
             step, pending = step + 1, (step + 1, arrays)
-            if due(config.eval.every):
+            if due(config.evaluate.every):
                 jax.block_until_ready(arrays)
                 timing = clock.lap(step)
                 finish(pending, timing | (evaluation() or {}))
@@ -273,26 +278,27 @@ def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:
         texts = generate.complete(loaded, list(log.samples), options)
         for prompt, text in zip(log.samples, texts, strict=True):
             lines.append({"step": loaded.step, "kind": kind, "prompt": prompt, "text": text})
-    record.replace(workdir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    files.replace(workdir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 
 def _evaluate(
-    built: Build,
-    params: Any,
-    sets: Mapping[str, Sequence[Batch]],
-    tokenizer: Tokenizer,
-    stop: Callable[[], bool],
+    questions: Mapping[str, evaluate.Prepared], scorer: Scorer, stop: Callable[[], bool]
 ) -> Record | None:
-    """Loss and bits per byte of every validation set; None if a stop was asked for meanwhile."""
+    """Loss and bits per byte of every validation set, and the numbers of the tasks; None if a stop
+    was asked for meanwhile.
+    """
+    try:
+        results = evaluate.run(questions, scorer, stop)
+    except evaluate.Stopped:
+        return None
     found: Record = {}
-    for name, batches in sets.items():
-        scored = evaluate.evaluate(
-            built.token_nll, built.put, params, batches, tokenizer.token_bytes, stop
-        )
-        if not scored.is_complete:
-            return None
-        found |= {f"eval/{name}/loss": scored.loss, f"eval/{name}/bpb": scored.bpb}
+    for name, number in results.pop(ALWAYS).numbers.items():
+        unit, _, source = name.partition("/")
+        if source:
+            found[f"eval/{source}/{unit}"] = number.value
+    for label, result in results.items():
+        found |= {f"task/{label}/{name}": x.value for name, x in result.numbers.items()}
     return found
 
 

@@ -43,7 +43,7 @@ KERNEL_RANKS = (
 LM_RANKS = (
     {"mapping"},
     {"config"},
-    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress"},
+    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics"},
     {"mup"},
     {"sharding", "optim"},
     {"modules"},
@@ -53,7 +53,7 @@ LM_RANKS = (
     {"step"},
     {"build"},
     {"checkpoint"},
-    {"generate"},
+    {"generate", "scoring"},
     {"evals"},
     {"evaluate"},
     {"interop"},

@@ -29,7 +29,7 @@ SHORT = (
     "data.batch_size=2",
     "schedule.warmup=0 steps",
     "run.length=3 steps",
-    "eval.max_tokens=256",
+    "evaluate.max_tokens=256",
     "log.samples=()",
 )
 

@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     run.data.update({"context_length": 256, "batch_size": 4})
     run.schedule.warmup = "30000 tokens"
     run.run.length = "300 steps"
-    run.eval.update({"every": "100 percent", "max_tokens": 131072})
+    run.evaluate.update({"every": "100 percent", "max_tokens": 131072})
     run.log.samples = ()
     run.checkpoint.every = "100 percent"
     return ConfigDict({"run": run, "patterns": MIXERS, "seeds": (0, 1), "timing_rounds": 7})

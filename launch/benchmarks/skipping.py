@@ -22,7 +22,7 @@ from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Result
 from lm.config import UserError
 from lm.data import loader, prepare
-from lm.data.batch import Batch
+from lm.data.batch import Batch, stack
 from lm.model import Model
 
 OP = "stickbreaking"
@@ -49,12 +49,12 @@ def run(options: Options) -> list[Result]:
     data = loaded.config.data
     prepared = prepare.prepare(data, prepare.resolve_data_dir(""), tokenizer=loaded.tokenizer)
     tokens = data.batch_size * data.context_length
-    sets = loader.validation_batches(prepared, data, data.batch_size, tokens)
-    name, batches = next(iter(sets.items()))
-    layers = capture(loaded.model, loaded.params, batches[0])
+    name, rows = next(iter(loader.validation_rows(prepared, data, tokens).items()))
+    batch = stack(list(rows))
+    layers = capture(loaded.model, loaded.params, batch)
     if not layers:
         raise UserError(f"--workdir={options.workdir}: none of its layers is {OP}")
-    facts = {"step": loaded.step, "source": name, "batch": list(batches[0].tokens.shape)}
+    facts = {"step": loaded.step, "source": name, "batch": list(batch.tokens.shape)}
     return compare(layers, options.pairs, facts)
 
 

@@ -193,18 +193,10 @@ def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         )
 
 
-def validation_batches(
-    prepared: Prepared,
-    config: DataConfig,
-    batch_size: int,
-    max_tokens: int,
-    *,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> dict[str, ValidationBatches]:
-    """Held-out batches of every source that has any; of each `max_tokens` or one row at most."""
-    if batch_size % num_ranks:
-        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
+def validation_rows(
+    prepared: Prepared, config: DataConfig, max_tokens: int
+) -> dict[str, ValidationRows]:
+    """Held-out rows of every source that has any; of each `max_tokens` or one row at most."""
     sets = {}
     for source_id, (name, source) in enumerate(config.sources.items()):
         if source.valid_fraction == 0:
@@ -213,45 +205,32 @@ def validation_batches(
         plan = packing.concat(store.lengths, config.context_length, np.arange(store.num_documents))
         num_rows = len(plan.row_ptr) - 1
         num_chosen = min(num_rows, max(1, max_tokens // config.context_length))
-        local = batch_size // num_ranks
-        sets[name] = ValidationBatches(
-            store=store,
-            plan=plan,
-            rows=np.arange(num_chosen) * num_rows // num_chosen,
-            context_length=config.context_length,
-            source_id=source_id,
-            batch_size=batch_size,
-            first=rank * local,
-            local=local,
-        )
+        chosen = np.arange(num_chosen) * num_rows // num_chosen
+        sets[name] = ValidationRows(store, plan, chosen, config.context_length, source_id)
     return sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ValidationBatches(Sequence[Batch]):
-    """Rows of a plan as batches, made when read; the last batch is filled up with padding."""
+class ValidationRows(Sequence[Batch]):
+    """Rows of a plan, made when read; fields [T]."""
 
     store: Store
     plan: Plan
     rows: np.ndarray  # in file order; where not all may be read, spread evenly
     context_length: int
     source_id: int
-    batch_size: int
-    first: int
-    local: int
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        begin = index * self.batch_size + self.first
-        return stack([self._row(i) for i in range(begin, begin + self.local)])
+        row = self.rows[index]
+        return window(self.store, self.plan, row, self.context_length, self.source_id)
 
-    def _row(self, i: int) -> Batch:
-        if i < len(self.rows):
-            return window(self.store, self.plan, self.rows[i], self.context_length, self.source_id)
-        zeros = np.zeros(self.context_length, np.int32)
-        source_ids = np.full(self.context_length, self.source_id, np.int32)
-        return Batch(zeros, zeros, zeros, zeros, source_ids, zeros.astype(np.float32))
+    def documents(self, index: int) -> np.ndarray:
+        """The document of the store that each place is of [T], -1 at padding."""
+        pieces = slice(*self.plan.row_ptr[self.rows[index] : self.rows[index] + 2])
+        found = np.repeat(self.plan.doc[pieces], self.plan.length[pieces])
+        return np.pad(found, (0, self.context_length - len(found)), constant_values=-1)

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers as hf
 
+from lm import files
 from lm.config import TokenizerConfig, UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -76,12 +77,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the one file that `load` reads, atomically."""
-        temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-        try:
-            Path(temporary).write_text(self._content, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        files.replace(Path(path), self._content)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:

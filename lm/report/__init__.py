@@ -6,12 +6,11 @@ Order of steps: read the run folders (folder.py), draw the curves (figures.py), 
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm import files
 from lm.config import UserError
 from lm.report import folder, page
 
@@ -27,13 +26,8 @@ def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | Non
       UserError: a folder is missing, holds no run, or holds a damaged file.
     """
     text = page.render(folder.load(workdirs), defaults)
-    temporary = out.with_name(f".{out.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
+        files.replace(out, text)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another file") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return out.resolve()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from launch.benchmarks import machine
-from lm import record
+from lm import files
 
 FILES = ("test_contract.py", "test_documents.py")
 
@@ -48,4 +48,4 @@ class Proof:
         del session
         head = machine.describe("pytest")
         forms = {key: dict(counts) for key, counts in sorted(self.counts.items())}
-        record.replace(self.path, json.dumps(head | {"forms": forms}, indent=1) + "\n")
+        files.replace(self.path, json.dumps(head | {"forms": forms}, indent=1) + "\n")

@@ -102,7 +102,7 @@ OVERRIDES = [
     (["run.length=0 steps"], "must be a positive number of tokens or steps"),
     (["run.length=10"], "is not a duration; write a number and one of steps, tokens, percent"),
     (["run.length=ten steps"], "'ten' is not a number"),
-    (["eval.every=-1 steps"], "must be a finite duration >= 0"),
+    (["evaluate.every=-1 steps"], "must be a finite duration >= 0"),
     (["log.every=nan steps"], "must be a finite duration >= 0"),
     (["optimizer.beta2=1"], "optimizer.beta2=1.0 must lie in [0, 1)"),
     (["init_from=a", "schedule.decay_from=b"], "exclude each other"),

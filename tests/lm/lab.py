@@ -35,8 +35,8 @@ CHANGES: dict[str, Any] = {
     "schedule.warmup": "256 tokens",
     "schedule.decay": "3 steps",
     "run.length": f"{STEPS} steps",
-    "eval.every": "6 steps",
-    "eval.max_tokens": 256,
+    "evaluate.every": "6 steps",
+    "evaluate.max_tokens": 256,
     "checkpoint.every": "3 steps",
     "checkpoint.keep_last": 20,
     "log.samples": (),
@@ -44,7 +44,7 @@ CHANGES: dict[str, Any] = {
 }
 WORDS = ("the", "quick", "fox", "jumps", "over", "été", "naïve", "def", "f(x):", "return x + 1")
 
-# Called before `step` or `token_nll` with the number of calls so far and the arguments; what it
+# Called before `step` or `score` with the number of calls so far and the arguments; what it
 # returns, if anything, takes the place of the arguments.
 Hook = Callable[[int, Any], Any]
 
@@ -82,10 +82,10 @@ class Lab:
         return tiny.config(CHANGES | found | (changes or {}))
 
     def run(self, workdir: Path, changes: dict[str, Any] | None = None, **options: Any) -> Outcome:
-        """`train.run` with the options `step` and `nll`, hooks of those functions of the build,
+        """`train.run` with the options `step` and `score`, hooks of those functions of the build,
         and `is_page_written` (report.html takes a second).
         """
-        hooks = {name: options.pop(name, None) for name in ("step", "nll")}
+        hooks = {name: options.pop(name, None) for name in ("step", "score")}
         is_page_written = options.pop("is_page_written", False)
         given: dict[str, Any] = {"workdir": workdir, "data_dir": self.root / "data"} | options
         with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ class Lab:
     ) -> Build:
         """One device; compiled fast, and once for all configurations that compile to the same."""
         mapping = to_mapping(config)
-        for unseen in ("eval", "log", "checkpoint", "seed", "init_from", "run"):
+        for unseen in ("evaluate", "log", "checkpoint", "seed", "init_from", "run"):
             mapping.pop(unseen)
         mapping["optimizer"].pop("max_skipped")
         schedule = schedules.create(
@@ -114,7 +114,7 @@ class Lab:
         if key not in self.builds:
             built = build(config, devices[:1], decay_start)
             self.builds[key] = built._replace(
-                init=compiled_once(built.init), token_nll=compiled_once(built.token_nll)
+                init=compiled_once(built.init), score=compiled_once(built.score)
             )
         built = self.builds[key]
         key += str(schedule.phases)
@@ -126,7 +126,7 @@ class Lab:
             schedule=schedule,
             run_tokens=int(build_lib.schedule_end(config, decay_start)),
             step=hooked(self.steps[key], hooks["step"]),
-            token_nll=hooked(built.token_nll, hooks["nll"]),
+            score=hooked(built.score, hooks["score"]),
         )
 
     @property

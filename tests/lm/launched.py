@@ -33,8 +33,8 @@ OVERRIDES = {
     "data.batch_size": 4,
     "schedule.warmup": "256 tokens",
     "run.length": f"{STEPS} steps",
-    "eval.every": "40 steps",
-    "eval.max_tokens": 256,
+    "evaluate.every": "40 steps",
+    "evaluate.max_tokens": 256,
     "checkpoint.every": "30 steps",
     "log.samples": "()",
 }

@@ -26,7 +26,7 @@ def step(built: Build) -> tuple[Any, dict[str, float], np.ndarray]:
     """Updates of the parameters, metrics, and the per-token losses before the step."""
     state, batch = tiny.state(built), built.put(tiny.batch())
     token_bytes = built.put_replicated(np.arange(tiny.VOCAB, dtype=np.int32) % 5)
-    nll = np.asarray(tiny.compiled(built.token_nll, state.params, batch)(state.params, batch))
+    nll = np.asarray(tiny.compiled(built.score, state.params, batch)(state.params, batch)[0])
     before = jax.device_get(state.params)
     run = tiny.compiled(built.step, state, batch, token_bytes)
     after, metrics = run(state, batch, token_bytes)

@@ -22,7 +22,10 @@ import lm
 from lm import checkpoint, evaluate
 from lm.checkpoint import Checkpointer, DamagedError, Meta
 from lm.config import UserError
-from lm.data import loader, prepare
+from lm.data import prepare
+from lm.evals import Given
+from lm.evals.bits_per_byte import BitsPerByte
+from lm.scoring import Scorer
 from lm.state import TrainState
 from tests.lm import tiny
 from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, files, meta, records
@@ -213,13 +216,12 @@ def test_a_notebook_loads_a_run(lab: Lab) -> None:
     assert (loaded.step, loaded.config) == (STEPS, lab.config())
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("naïve")) == "naïve"
     prepared = prepare.prepare(loaded.config.data, lab.root / "data", progress=False)
-    sets = loader.validation_batches(prepared, loaded.config.data, 4, 256)
-    token_nll = next(iter(lab.builds.values())).token_nll
-    for name, batches in sets.items():
-        score = evaluate.evaluate(
-            token_nll, loaded.build.put, loaded.params, batches, loaded.tokenizer.token_bytes
-        )
-        assert score.bpb == records(lab.whole)[-1][f"eval/{name}/bpb"]
+    given = Given(loaded.tokenizer, prepared, loaded.config.data, 256)
+    questions = evaluate.prepare({"": BitsPerByte()}, given)
+    built = loaded.build._replace(score=next(iter(lab.builds.values())).score)
+    numbers = evaluate.run(questions, Scorer(built, loaded.params))[""].numbers
+    for name in ("text", "held"):
+        assert numbers[f"bpb/{name}"].value == records(lab.whole)[-1][f"eval/{name}/bpb"]
     hidden, _ = loaded.model.apply(
         {"params": loaded.params}, *(np.ones((1, 3), np.int32) for _ in range(3))
     )

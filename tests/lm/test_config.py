@@ -130,7 +130,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"run.accumulation": 3}, "data.batch_size=8 is not a multiple of run.accumulation=3"),
     ({"run.length": "50 percent"}, "run.length=50 percent must be a positive number of"),
     ({"run.length": 100}, "config.run.length=100 is a int; set a str"),
-    ({"eval.every": "3"}, "config.eval.every='3' is not a duration"),
+    ({"evaluate.every": "3"}, "config.evaluate.every='3' is not a duration"),
     ({"init_from": "a", "schedule.decay_from": "b"}, "exclude each other"),
     ({"schedule.b": 0.5}, "Power needs a > 0 and b < 0"),
     ({"schedule.final_ratio": 2.0}, "schedule.final_ratio=2.0 must lie in [0, 1]"),

@@ -1,92 +1,158 @@
-"""Scores against sums written out by hand; no model, no device work."""
+"""The tasks that every run has, against sums written out by hand; no model, no device work."""
 
+import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from lm import evaluate
-from lm.data.batch import Batch
+from lm import evals, evaluate, statistics
+from lm.config import UserError
+from lm.evals import Given, Items, Number, Scored
+from lm.evals.bits_per_byte import BitsPerByte
+from lm.evals.position import Position
+from lm.scoring import Row
+from tests.lm.lab import Lab
 
 END = 4
-TOKEN_BYTES = np.array([1, 2, 3, 4, 0], np.int32)  # id END has none
 
 
-def batch(targets: Any, positions: Any, sources: Any, weights: Any) -> Batch:
-    ints = [np.array([x], np.int32) for x in (targets, positions, sources)]
+def row(targets: Any, positions: Any, weights: Any) -> Row:
+    ints = [np.array(x, np.int32) for x in (targets, positions)]
     zeros = np.zeros_like(ints[0])
-    return Batch(zeros, ints[0], zeros, ints[1], ints[2], np.array([weights], np.float32))
+    return Row(zeros, ints[0], zeros, ints[1], np.array(weights, np.float32))
 
 
-# token_nll below gives 10 * batch + place.
-BATCHES = [
-    batch([0, 1, END, 2, 3, 0], [0, 1, 2, 0, 1, 5], [0] * 6, [1, 1, 1, 1, 1, 0]),
-    batch([3, 3, 0, 0, 0, 0], [3, 4, 8, 0, 0, 0], [2] * 6, [0.5, 1, 1, 0, 0, 0]),
+# Two sets; in the first, document 0 has an end of text at place 2; nll is 10 * row + place.
+ROWS = [
+    row([0, 1, END, 2, 3, 0], [0, 1, 2, 0, 1, 5], [1, 1, 1, 1, 1, 0]),
+    row([3, 3, 0, 0, 0, 0], [3, 4, 8, 0, 0, 0], [0.5, 1, 1, 0, 0, 0]),
+]
+NUM_BYTES = [np.array([1, 2, 0, 3, 4, 0]), np.array([2.0, 4, 1, 0, 0, 0])]
+DOCUMENTS = [np.array([0, 0, 0, 1, 1, -1]), np.array([0, 0, 0, -1, -1, -1])]
+ABOUT = {
+    "sets": {"code": range(1), "prose": range(1, 2)},
+    "documents": DOCUMENTS,
+    "num_bytes": NUM_BYTES,
+}
+ITEMS = Items(ROWS, ABOUT)
+SCORED = [
+    Scored(np.where(one.weights > 0, 10.0 * i + np.arange(6), 0), np.zeros(6, bool))
+    for i, one in enumerate(ROWS)
 ]
 
 
-class Device:
-    """Counts calls; the value of a place that is padding is not finite."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def put(self, batch: Batch) -> Batch:
-        self.calls.append("put")
-        return batch
-
-    def token_nll(self, params: Any, batch: Batch) -> Any:
-        assert params == "params"
-        number = self.calls.count("nll")
-        self.calls.append("nll")
-        places = np.arange(batch.targets.size, dtype=np.float32)[None]
-        values = 10.0 * number + places
-        return np.where(batch.loss_weights > 0, values, np.inf)
+def test_bits_per_byte_of_every_set_and_of_all() -> None:
+    got = BitsPerByte().numbers(ITEMS, SCORED)
+    first, second = 0 + 1 + 2 + 3 + 4, 0.5 * 10 + 11 + 12
+    assert got["loss/code"].value == first / 5
+    assert got["loss/prose"].value == second / 2.5
+    assert got["bpb/code"].value == pytest.approx((first - 2) / math.log(2) / 10)
+    assert got["bpb/prose"].value == pytest.approx(second / math.log(2) / 7)
+    assert got["bpb"].value == pytest.approx((first - 2 + second) / math.log(2) / 17)
+    assert [got[name].num for name in ("bpb", "bpb/code", "bpb/prose")] == [3, 2, 1]
 
 
-def score(batches: Any = None, **changes: Any) -> evaluate.Report:
-    device = Device()
-    batches = BATCHES if batches is None else batches
-    return evaluate.evaluate(
-        device.token_nll, device.put, "params", batches, TOKEN_BYTES, **changes
-    )
-
-
-def test_totals() -> None:
-    got = score()
-    nll = (0 + 1 + 2 + 3 + 4) + (0.5 * 10 + 11 + 12)
-    assert got.loss == pytest.approx(nll / 7.5)
-    text = nll - 2  # the end of text at place 2
-    assert got.bpb == pytest.approx(text / math.log(2) / (1 + 2 + 3 + 4 + 0.5 * 4 + 4 + 1))
-    assert got.is_complete
-
-
-def test_by_position() -> None:
-    got = score()
-    assert got.position_ranges == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 15)]
-    assert [s.nll for s in got.by_position] == [0 + 3, 1 + 4, 2 + 5, 11, 12]
-    assert [s.num_tokens for s in got.by_position] == [2, 2, 1.5, 1, 1]
-    assert sum(got.by_position, evaluate.Score()) == got.total
-
-
-def test_by_source() -> None:
-    got = score()
-    assert set(got.by_source) == {0, 2}
-    assert got.by_source[0].nll == 10
-    assert got.by_source[2].loss == pytest.approx(28 / 2.5)
+def test_loss_by_position() -> None:
+    got = Position().numbers(ITEMS, SCORED)
+    assert [name for name in got if "@" in name] == [f"loss@{x}" for x in (0, 1, 2, 4, 8)]
+    sums = {"loss@0": (3, 2), "loss@1": (5, 2), "loss@2": (2 + 5, 1.5), "loss@4": (11, 1)}
+    for name, (nll, weight) in sums.items():
+        assert got[name].value == pytest.approx(nll / weight), name
+    assert got["loss"].value == pytest.approx((10 + 28) / 7.5)
+    assert got["loss"].num == 3, "documents of two sets that share a number are two"
 
 
 def test_many_small_terms_do_not_drift() -> None:
     """0.1 added 200,000 times: float32 sums are off in the third digit."""
-    many = batch([0] * 1000, [0] * 1000, [0] * 1000, [1] * 1000)
-    nll: Any = np.full((1, 1000), 0.1, np.float32)
-    got = evaluate.evaluate(lambda p, b: nll, lambda b: b, None, [many] * 200, TOKEN_BYTES)
-    assert got.loss == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+    many = row([0] * 1000, [0] * 1000, [1] * 1000)
+    nll = Scored(np.full(1000, 0.1, np.float32), np.zeros(1000, bool))
+    about = {
+        "sets": {"a": range(200)},
+        "documents": [np.zeros(1000, int)] * 200,
+        "num_bytes": [np.ones(1000)] * 200,
+    }
+    got = BitsPerByte().numbers(Items([many] * 200, about), [nll] * 200)
+    assert got["loss/a"].value == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+
+
+def test_uniform_over_bytes_is_eight_bits(lab: Lab) -> None:
+    """Exactly, through a run's own data: every byte costs log2 256."""
+    from lm.data import prepare
+
+    config = lab.config()
+    prepared = prepare.prepare(config.data, lab.root / "data", progress=False)
+    given = Given(prepared.tokenizer, prepared, config.data, 10**6)
+    task = BitsPerByte()
+    items = task.items(given)
+    nll = math.log(256)
+    scored = [Scored(nll * (one.weights > 0), one.weights > 0) for one in items.rows]
+    got = task.numbers(items, scored)
+    for name in ("bpb", "bpb/text", "bpb/held"):
+        bits = got[name]
+        assert (bits.value, bits.low, bits.high) == pytest.approx((8.0, 8.0, 8.0), rel=1e-12)
+    stores = [prepared.stores[name]["valid"] for name in ("text", "held")]
+    assert got["bpb"].num == sum(store.num_documents for store in stores)
+    weights = sum(one.weights.sum() for one in items.rows)
+    assert weights == sum(store.lengths.sum() for store in stores), "each token is scored once"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """Rows of length `length`; the number is the mean of what was scored."""
+
+    length: int
+    headline: str = "mean"
+
+    def items(self, given: Any) -> Items:
+        return Items([row(*[[1] * self.length] * 3)] * 2, None)
+
+    def numbers(self, items: Items, scored: Any) -> dict[str, Number]:
+        assert len(scored) == len(items.rows)
+        value = statistics.mean([one.nll.mean() for one in scored], chance=self.length)
+        return {"mean": value, "curve@8": value, "curve@16": value}
+
+
+class FakeScorer:
+    def __init__(self) -> None:
+        self.cost = evaluate.Cost()
+
+    def __call__(self, rows: Any, advance: Any) -> list[Scored]:
+        for one in rows:
+            advance(len(one.tokens))
+        tokens = sum(len(one.tokens) for one in rows)
+        self.cost += evaluate.Cost(tokens, 2.0 * tokens, 1.0)
+        return [Scored(one.weights * len(one.tokens), one.weights > 0) for one in rows]
+
+
+def test_results_cost_and_tables() -> None:
+    tasks: Any = {"a": Fake(4), "b": Fake(6)}
+    given: Any = None
+    questions = evaluate.prepare(tasks, given)
+    told: list[tuple[str, int]] = []
+    scorer: Any = FakeScorer()
+    results = evaluate.run(questions, scorer, advance=lambda *x: told.append(x))
+    assert told == [("a", 4), ("a", 4), ("b", 6), ("b", 6)]
+    assert [evaluate.num_tokens(x) for x in questions.values()] == [8, 12]
+    assert [r.cost for r in results.values()] == [
+        evaluate.Cost(8, 16.0, 1.0),
+        evaluate.Cost(12, 24.0, 1.0),
+    ]
+    mapping = evaluate.to_mapping(results)
+    assert json.loads(json.dumps(mapping, allow_nan=False)) == mapping
+    assert mapping["b"]["numbers"]["mean"]["value"] == 6
+    assert mapping["b"]["cost"] == {"tokens": 12, "flops": 24.0, "seconds": 1.0}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(*evaluate.tables(results))
+    text = console.export_text()
+    assert "at chance" in text
+    assert "curve at" in text
+    assert "12 tokens, 24 FLOPs, 1.0 s" in text
 
 
 def test_stop_is_asked_between_batches() -> None:
@@ -96,59 +162,36 @@ def test_stop_is_asked_between_batches() -> None:
         asked.append(1)
         return len(asked) > 1
 
-    got = score(stop=stop)
-    assert not got.is_complete
-    assert got.total.num_tokens == 5, "the batch under way is finished and counted"
+    tasks: Any = {"a": Fake(4), "b": Fake(6)}
+    given: Any = None
+    scorer: Any = FakeScorer()
+    with pytest.raises(evaluate.Stopped):
+        evaluate.run(evaluate.prepare(tasks, given), scorer, stop)
+    assert len(asked) == 2
 
 
-def test_nothing_scored_is_nan() -> None:
-    got = score(stop=lambda: True)
-    assert math.isnan(got.loss)
-    assert math.isnan(got.bpb)
-    assert math.isnan(score([]).loss)
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ({"positions": {}}, "t.positions: unknown task 'positions'; did you mean 'position'"),
+        ({"a b": {"task": "position"}}, "t.a b: a label takes letters"),
+        ({"position": {"max_token": 1}}, "unknown option t.position.max_token; did you mean"),
+        ({"position": {"max_tokens": "x"}}, "t.position.max_tokens"),
+        ({"mine": {"task": "position", "max_tokens": -1}}, "t.mine: max_tokens=-1 must be >= 0"),
+    ],
+)
+def test_mistakes_are_one_line(tasks: Any, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        evals.create(tasks, "t")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_the_next_batch_is_dispatched_before_a_result_is_read() -> None:
-    events: list[str] = []
-
-    class Lazy:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-            events.append(f"read {self.name}")
-            return np.zeros((1, 6), dtype)
-
-    def token_nll(params: Any, batch: Batch) -> Any:
-        events.append("dispatch")
-        return Lazy(str(events.count("dispatch")))
-
-    def batches() -> Iterator[Batch]:
-        yield from [BATCHES[0]] * 3
-
-    evaluate.evaluate(token_nll, lambda b: b, None, batches(), TOKEN_BYTES)
-    assert events == ["dispatch", "dispatch", "read 1", "dispatch", "read 2", "read 3"]
-
-
-def test_mapping_is_json_and_tables_show_it() -> None:
-    mapping = score().to_mapping(["code", "none", "prose"])
-    assert json.loads(json.dumps(mapping)) == mapping
-    assert list(mapping["by_source"]) == ["code", "prose"]
-    assert mapping["by_position"][2] | {"bpb": 0} == {
-        "first": 2, "last": 3, "loss": 7 / 1.5, "bpb": 0, "tokens": 2, "bytes": 2,
-    }  # fmt: skip
-    short = score([BATCHES[0]]).to_mapping(["code"])
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(*evaluate.tables({"long": mapping, "short": short}))
-    text = console.export_text()
-    assert "8-15" in text
-    assert f"{short['bpb']:.4f}" in text
-
-
-def test_what_was_not_counted_is_null() -> None:
-    """A bucket of end of text alone has no bits per byte; one without tokens is not there."""
-    mapping = score([batch([0, END, 0], [0, 1, 3], [0] * 3, [1, 1, 0])]).to_mapping(["code"])
-    assert [place["last"] for place in mapping["by_position"]] == [0, 1]
-    assert mapping["by_position"][1]["bpb"] is None
-    json.dumps(mapping, allow_nan=False)
-    evaluate.tables({"code": mapping})
+def test_every_task_is_a_file_with_a_headline() -> None:
+    folder = Path(evals.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if not path.name.startswith("_")}
+    assert files == set(evals.names())
+    for name in ("bits_per_byte", "position"):
+        task = evals.create({name: {}}, "t")[name]
+        assert task.headline in task.numbers(ITEMS, SCORED)
+        assert task.is_better in ("higher", "lower")

@@ -16,7 +16,7 @@ import pytest
 
 from lm import record
 from lm.config import UserError
-from tests.lm.lab import Lab, copy, files, meta, records
+from tests.lm.lab import Lab, copy, meta, records
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -96,7 +96,7 @@ def test_another_configuration_is_refused(lab: Lab) -> None:
 def test_what_only_tells_more_may_change(lab: Lab, tmp_path: Path) -> None:
     free = {
         "run.length": "99 steps",
-        "eval.every": "1 steps",
+        "evaluate.every": "1 steps",
         "log.samples": ("x",),
         "checkpoint.keep_last": 1,
     }
@@ -129,21 +129,6 @@ def test_describe(lab: Lab) -> None:
     assert about["decay_start"] is None
 
 
-def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    record.replace(path, "old")
-    write_text = Path.write_text
-
-    def half(self: Path, text: str, **options: Any) -> int:
-        write_text(self, text[:2], **options)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(OSError, match="No space left"):
-        record.replace(path, "new text")
-    assert files(tmp_path) == {"a.json": b"old"}
-
-
 def test_a_record_that_cannot_be_written(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +140,7 @@ def test_a_record_that_cannot_be_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(record, "replace", fail)
+        patch.setattr(record.files, "replace", fail)
         with pytest.raises(OSError, match="No space left"):
             lab.run(tmp_path)
     assert not (tmp_path / "config.json").exists()

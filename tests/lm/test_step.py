@@ -39,9 +39,9 @@ def step(accumulation: int, batch: Batch) -> tuple[TrainState, dict[str, float]]
 
 
 @functools.cache
-def token_nll() -> Any:
+def score() -> Any:
     one = built(1)
-    return tiny.compiled(one.token_nll, tiny.params(one), tiny.batch())
+    return tiny.compiled(one.score, tiny.params(one), tiny.batch())
 
 
 def test_microbatches_of_unequal_weight_add_up_to_the_whole() -> None:
@@ -65,7 +65,7 @@ def test_microbatches_of_unequal_weight_add_up_to_the_whole() -> None:
 def test_metrics_are_sums_over_tokens() -> None:
     batch = tiny.batch()
     state, metrics = step(1, batch)
-    nll = np.asarray(token_nll()(tiny.params(built(1)), batch), np.float64)
+    nll = np.asarray(score()(tiny.params(built(1)), batch)[0], np.float64)
     weights = batch.loss_weights.astype(np.float64)
     num_bytes = TOKEN_BYTES[batch.targets]
     assert metrics["train/nll"] == pytest.approx(np.sum(nll * weights) / weights.sum(), rel=1e-5)

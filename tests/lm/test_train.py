@@ -158,7 +158,7 @@ def test_a_signal_saves_and_stops(lab: Lab, tmp_path: Path, signum: int, at: int
 # Two sets of two batches: calls 0 to 3 of `nll` are the first evaluation, 4 to 7 the last one.
 @pytest.mark.parametrize(("at", "stopped"), [(0, 6), (2, 6), (4, 12), (7, 12)])
 def test_a_signal_during_an_evaluation(lab: Lab, tmp_path: Path, at: int, stopped: int) -> None:
-    outcome = lab.run(tmp_path, nll=send(signal.SIGTERM, at))
+    outcome = lab.run(tmp_path, score=send(signal.SIGTERM, at))
     assert (outcome.step, outcome.finished) == (stopped, False)
     assert lab.run(tmp_path).finished
     assert_equal_runs(tmp_path, lab.whole)
@@ -166,10 +166,10 @@ def test_a_signal_during_an_evaluation(lab: Lab, tmp_path: Path, at: int, stoppe
 
 def test_a_record_every_five_steps(lab: Lab, tmp_path: Path) -> None:
     """Steps that are evaluated are recorded too, also where a signal cuts the evaluation short."""
-    changes = {"log.every": "5 steps", "eval.every": "1 steps", "checkpoint.every": "5 steps"}
+    changes = {"log.every": "5 steps", "evaluate.every": "1 steps", "checkpoint.every": "5 steps"}
     lab.run(tmp_path / "all", changes)
     assert [x["step"] for x in records(tmp_path / "all")] == list(range(1, STEPS + 1))
-    assert not lab.run(tmp_path / "cut", changes, nll=send(signal.SIGTERM, 9)).finished
+    assert not lab.run(tmp_path / "cut", changes, score=send(signal.SIGTERM, 9)).finished
     lab.run(tmp_path / "cut", changes)
     assert_equal_runs(tmp_path / "cut", tmp_path / "all")
     lab.run(tmp_path / "few", {"log.every": "5 steps"})
@@ -180,7 +180,7 @@ def test_durations_in_any_unit(lab: Lab, tmp_path: Path) -> None:
     """The run of `lab.whole` in other words; a length in tokens is rounded up to whole steps."""
     changes = {
         "run.length": "1500 tokens",
-        "eval.every": "50 percent",
+        "evaluate.every": "50 percent",
         "checkpoint.every": "384 tokens",
     }
     lab.run(tmp_path, changes)

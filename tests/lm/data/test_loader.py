@@ -14,7 +14,7 @@ import pytest
 
 from lm.config import DataConfig, SourceConfig, UserError
 from lm.data import loader
-from lm.data.batch import Batch
+from lm.data.batch import Batch, stack
 from lm.data.packing import concat
 from lm.data.prepare import Prepared, prepare
 from lm.data.store import Store
@@ -239,7 +239,7 @@ def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> Non
         real = (batch.loss_weights > 0) & (batch.tokens < 256)
         np.testing.assert_array_equal(batch.tokens[real] - ord("a"), batch.source_ids[real])
     np.testing.assert_allclose(counts / counts.sum(), [0.7, 0.3, 0.0], atol=1e-3)
-    assert list(loader.validation_batches(prepared, mixed, 4, 1000)) == ["c"]
+    assert list(loader.validation_rows(prepared, mixed, 1000)) == ["c"]
 
 
 def test_a_corpus_below_one_row_repeats(
@@ -256,37 +256,44 @@ def test_a_corpus_below_one_row_repeats(
 
 def test_validation_is_every_held_out_pair_in_order(config: DataConfig, prepared: Prepared) -> None:
     store = prepared.stores["text"]["valid"]
-    sets = loader.validation_batches(prepared, config, 4, 10**9)
+    sets = loader.validation_rows(prepared, config, 10**9)
     assert list(sets) == ["text"]
-    batches = sets["text"]
-    assert pairs_of(batches) == pairs_in(store)
-    flat = np.concatenate([batch.tokens[batch.loss_weights > 0] for batch in batches])
+    rows = sets["text"]
+    assert pairs_of([stack([row]) for row in rows]) == pairs_in(store)
+    flat = np.concatenate([row.tokens[row.loss_weights > 0] for row in rows])
     np.testing.assert_array_equal(flat, store.tokens[store.tokens != 256])
-    rows = -(-int(store.lengths.sum()) // 16)
-    assert rows % 4, "the last batch should need padding rows here"
-    assert len(batches) == len(list(batches)) == -(-rows // 4)
-    assert all(field.shape == (4, 16) for batch in batches for field in batch)
-    assert batches[len(batches) - 1].loss_weights[-1].sum() == 0
-    assert equal(batches, loader.validation_batches(prepared, config, 4, 10**9)["text"])
+    assert len(rows) == len(list(rows)) == -(-int(store.lengths.sum()) // 16)
+    assert all(field.shape == (16,) for row in rows for field in row)
+    assert equal(list(rows), list(loader.validation_rows(prepared, config, 10**9)["text"]))
 
 
-def test_validation_limit_and_ranks(config: DataConfig, prepared: Prepared) -> None:
-    some = loader.validation_batches(prepared, config, 4, 100)["text"]
-    assert len(some) == 2  # six rows of 16
-    assert sum(batch.loss_weights.sum() for batch in some) <= 100
-    least = loader.validation_batches(prepared, config, 4, 1)["text"]
+def test_validation_knows_its_documents(config: DataConfig, prepared: Prepared) -> None:
+    store = prepared.stores["text"]["valid"]
+    rows = loader.validation_rows(prepared, config, 10**9)["text"]
+    for i, row in enumerate(rows):
+        documents = rows.documents(i)
+        np.testing.assert_array_equal(documents >= 0, row.segment_ids > 0)
+        used = documents >= 0
+        place = store.offsets[documents[used]] + _places(rows, i)[used]
+        np.testing.assert_array_equal(store.tokens[place], row.tokens[used])
+
+
+def _places(rows: loader.ValidationRows, i: int) -> np.ndarray:
+    """Where in its document each place of row i lies: pieces of a plan start where they say."""
+    plan, row = rows.plan, rows.rows[i]
+    pieces = range(plan.row_ptr[row], plan.row_ptr[row + 1])
+    found = np.concatenate([plan.start[p] + np.arange(plan.length[p]) for p in pieces])
+    return np.pad(found, (0, 16 - len(found)))
+
+
+def test_validation_limit(config: DataConfig, prepared: Prepared) -> None:
+    some = loader.validation_rows(prepared, config, 100)["text"]
+    assert len(some) == 6  # of 16
+    assert sum(row.loss_weights.sum() for row in some) <= 100
+    least = loader.validation_rows(prepared, config, 1)["text"]
     assert least[0].loss_weights.sum() == 16
     with pytest.raises(IndexError):
         least[1]
-    halves = [
-        loader.validation_batches(prepared, config, 4, 100, rank=r, num_ranks=2)["text"]
-        for r in range(2)
-    ]
-    for i, batch in enumerate(some):
-        joined = np.concatenate([halves[0][i].tokens, halves[1][i].tokens])
-        np.testing.assert_array_equal(joined, batch.tokens)
-    with pytest.raises(UserError, match="data-parallel ranks"):
-        loader.validation_batches(prepared, config, 4, 100, num_ranks=3)
 
 
 def test_identity(config: DataConfig, prepared: Prepared, mixed: DataConfig, folder: Path) -> None:

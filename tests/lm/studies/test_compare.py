@@ -33,7 +33,7 @@ def values(**changes: Any) -> dict[str, Any]:
     run["data"]["tokenizer"] |= {"kind": "bytes", "vocab_size": tiny.VOCAB}
     run["schedule"]["warmup"] = "0 steps"
     run["run"]["length"] = "2 steps"
-    run["eval"]["max_tokens"] = 128
+    run["evaluate"]["max_tokens"] = 128
     run["log"]["samples"] = ()
     study = {"run": run, "patterns": ("softmax", "retnet"), "seeds": (0, 1), "timing_rounds": 1}
     return study | changes

@@ -1,0 +1,107 @@
+"""Tasks: what is asked of a model, one file each, found by listing this folder.
+
+    items(given)            text, files, a generator -> rows to score and what is known of them
+    scorer(items.rows)      the only step that sees the model (lm/scoring.py)
+    numbers(items, scored)  -> {name: Number}, each with its interval
+
+A task is a frozen dataclass, named as its file in camel case, whose fields with defaults are its
+options. The names of its numbers are words; of a curve, `word@x` with a number x. `headline` is the
+number that stands for the task where there is room for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from lm.config import DataConfig, UserError, convert, nearest
+from lm.data.prepare import Prepared
+from lm.data.tokenizers import Tokenizer
+from lm.scoring import Row, Scored
+from lm.statistics import Number
+
+__all__ = ["Given", "Items", "Number", "Row", "Scored", "Task", "create", "names"]
+
+
+class Given(NamedTuple):
+    """What a task may read: the run's tokenizer, its data, prepared, and `max_tokens` of each
+    validation set. A task's own file comes from its options.
+    """
+
+    tokenizer: Tokenizer
+    prepared: Prepared
+    data: DataConfig
+    max_tokens: int
+
+
+class Items(NamedTuple):
+    """`about` is the task's own: labels, units, whatever `numbers` needs beside the scores."""
+
+    rows: list[Row]
+    about: Any
+
+
+class Task(Protocol):
+    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`: of
+    what, in words.
+    """
+
+    headline: ClassVar[str]
+    is_better: ClassVar[typing.Literal["higher", "lower"]]
+    unit: ClassVar[str]
+
+    def problem(self) -> str | None:
+        """What is wrong with these options, in one line; read before any device is touched."""
+        ...
+
+    def items(self, given: Given) -> Items:
+        """The rows to score.
+
+        Raises:
+          UserError: a file that is missing, empty or damaged; a row over the limit.
+        """
+        ...
+
+    def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
+        """`scored[i]` is of `items.rows[i]`."""
+        ...
+
+
+def names() -> list[str]:
+    """The tasks: modules of this folder without a leading underscore."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def create(tasks: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Task]:
+    """label -> {"task": name, **options} -> the tasks; `where` names the mapping in mistakes.
+
+    Raises:
+      UserError: an unknown task or option, a value of another type, options that contradict.
+    """
+    return {label: _create(label, options, f"{where}.{label}") for label, options in tasks.items()}
+
+
+def _create(label: str, options: Mapping[str, Any], where: str) -> Task:
+    if not re.fullmatch(r"[\w-]+", label):
+        raise UserError(f"{where}: a label takes letters, digits, _ and -; rename it")
+    options = dict(options)
+    name = options.pop("task", label)
+    if name not in names():
+        raise UserError(f"{where}: unknown task {name!r}; {nearest(str(name), names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    cls = getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    fields = {field.name for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key, value in options.items():
+        if key not in fields:
+            raise UserError(f"unknown option {where}.{key}; {nearest(key, sorted(fields))}")
+        options[key] = convert(hints[key], value, f"{where}.{key}")
+    task = cls(**options)
+    if (problem := task.problem()) is not None:
+        raise UserError(f"{where}: {problem}")
+    return task

@@ -1,0 +1,87 @@
+"""Bits per byte and loss of every validation set of the run.
+
+    bpb  = sum(nll) / (ln 2 * sum(bytes))    over targets that have bytes
+    loss = sum(nll) / number of targets      nats per token, end of text included
+
+Each token is scored once. The interval is over documents, of which a long one lies in many rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from lm import statistics
+from lm.data import loader
+from lm.data.batch import byte_weights
+from lm.evals import Given, Items, Number, Scored
+from lm.scoring import Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BitsPerByte:
+    """`max_tokens` of each validation set; 0: the run's."""
+
+    max_tokens: int = 0
+    headline: ClassVar[str] = "bpb"
+    unit: ClassVar[str] = "bits per byte"
+    is_better: ClassVar[Literal["higher", "lower"]] = "lower"
+
+    def problem(self) -> str | None:
+        return f"max_tokens={self.max_tokens} must be >= 0" if self.max_tokens < 0 else None
+
+    def items(self, given: Given) -> Items:
+        return held_out(given, self.max_tokens or given.max_tokens)
+
+    def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
+        found: dict[str, Number] = {}
+        for name, chosen in items.about["sets"].items():
+            table = _by_document(items, scored, chosen)
+            found[f"bpb/{name}"] = statistics.ratio(table[2] / math.log(2), table[3])
+            found[f"loss/{name}"] = statistics.ratio(table[0], table[1])
+        # Every set at once; documents of different sets are different units.
+        tables = [_by_document(items, scored, chosen) for chosen in items.about["sets"].values()]
+        whole = np.concatenate(tables, axis=1) if tables else np.zeros((4, 0))
+        bits = whole[2] / math.log(2)
+        return {"bpb": statistics.ratio(bits, whole[3], keep_units=True)} | found
+
+
+def held_out(given: Given, max_tokens: int) -> Items:
+    """The validation rows of every source. `about`: "sets" name -> row indices; of every row
+    "documents" [n], -1 at padding, and "num_bytes" [n] of the targets.
+    """
+    about: dict[str, Any] = {"sets": {}, "documents": [], "num_bytes": []}
+    rows: list[Row] = []
+    token_bytes = given.tokenizer.token_bytes
+    for name, found in loader.validation_rows(given.prepared, given.data, max_tokens).items():
+        about["sets"][name] = range(len(rows), len(rows) + len(found))
+        for i in range(len(found)):
+            batch = found[i]
+            rows.append(
+                Row(
+                    batch.tokens,
+                    batch.targets,
+                    batch.segment_ids,
+                    batch.positions,
+                    batch.loss_weights,
+                )
+            )
+            about["documents"].append(found.documents(i))
+            about["num_bytes"].append(byte_weights(batch, token_bytes)[1])
+    return Items(rows, about)
+
+
+def _by_document(items: Items, scored: Sequence[Scored], chosen: Sequence[int]) -> np.ndarray:
+    """[4, documents]: nats, targets, nats of targets that have bytes, bytes."""
+    join = lambda values: np.concatenate([values[i] for i in chosen])
+    documents, num_bytes = join(items.about["documents"]), join(items.about["num_bytes"])
+    weights = np.concatenate([items.rows[i].weights for i in chosen]).astype(np.float64)
+    nll = np.concatenate([scored[i].nll for i in chosen]).astype(np.float64) * weights
+    columns = np.stack([nll, weights, nll * (num_bytes > 0), num_bytes])
+    units, index = np.unique(documents[weights > 0], return_inverse=True)
+    columns = columns[:, weights > 0]
+    return np.stack([np.bincount(index, row, minlength=len(units)) for row in columns])

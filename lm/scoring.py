@@ -1,0 +1,161 @@
+"""Rows of tokens -> the negative log-likelihood of every target, and whether it was the likeliest.
+
+    rows, any lengths -> by length into buckets -> batches of one shape a bucket -> device -> rows
+
+A bucket is the training context length or a power of two, and its batches hold as many tokens as a
+training step where a row is no longer than that; so the device function is compiled at most once
+per bucket. Everything an evaluation asks of a model goes through here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm import build as build_lib
+from lm.build import Build
+from lm.config import UserError
+from lm.data.batch import Batch
+
+SMALLEST_BUCKET = 32
+
+
+class Row(NamedTuple):
+    """One row to score, numpy arrays [n]; fields as in `Batch`. What has weight 0 is not scored."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+
+
+class Scored(NamedTuple):
+    """Of a row's targets [n]: nats, and whether no other token was likelier (of equals the first).
+    What has weight 0 is 0 and False.
+    """
+
+    nll: np.ndarray
+    hit: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What scoring took. `tokens` without padding; `flops` of the model's forward pass on them."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds
+        )
+
+
+def row(tokens: Sequence[int] | np.ndarray, first: int = 1) -> Row:
+    """One document of which tokens[first:] are scored, each given all before it; [len - 1].
+
+    >>> row([5, 6, 7], first=2).weights.tolist()
+    [0.0, 1.0]
+    """
+    ids = np.asarray(tokens, np.int32)
+    index = np.arange(len(ids) - 1, dtype=np.int32)
+    return Row(
+        ids[:-1], ids[1:], np.ones_like(index), index, (index >= first - 1).astype("float32")
+    )
+
+
+class Scorer:
+    """`score(params, batch) -> nll, hit` of a build, over rows of any length."""
+
+    def __init__(self, built: Build, params: Any) -> None:
+        self._built, self._params = built, params
+        self._flops: dict[int, float] = {}
+        self.buckets: set[int] = set()  # lengths compiled so far
+        self.cost = Cost()
+
+    def __call__(
+        self, rows: Sequence[Row], advance: Callable[[int], object] = lambda tokens: None
+    ) -> list[Scored]:
+        """One `Scored` per row, in their order. `advance` is told tokens done, for a bar or to stop
+        by raising.
+        """
+        start = time.perf_counter()
+        found: list[Scored | None] = [None] * len(rows)
+        pending: tuple[Sequence[int], Any] | None = None
+        for bucket, chosen in self._batches(rows):
+            batch = self._built.put(self._batch(rows, chosen, bucket))
+            dispatched = chosen, self._built.score(self._params, batch)
+            self.buckets.add(bucket)
+            if pending is not None:  # the device works on the next batch meanwhile
+                _collect(rows, pending, found)
+            pending = dispatched
+            advance(sum(len(rows[i].tokens) for i in chosen))
+        if pending is not None:
+            _collect(rows, pending, found)
+        self.cost += self._cost(rows, time.perf_counter() - start)
+        return [scored for scored in found if scored is not None]
+
+    def _bucket(self, length: int) -> int:
+        context = self._built.config.data.context_length
+        power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+        return context if length <= context < power else power
+
+    def _batches(self, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[int]]]:
+        """(bucket, indices of rows) of every batch, long ones first: memory runs out at once or
+        never.
+        """
+        by_bucket: dict[int, list[int]] = {}
+        for i, one in enumerate(rows):
+            by_bucket.setdefault(self._bucket(len(one.tokens)), []).append(i)
+        for bucket in sorted(by_bucket, reverse=True):
+            size, chosen = self._num_rows(bucket), by_bucket[bucket]
+            yield from ((bucket, chosen[i : i + size]) for i in range(0, len(chosen), size))
+
+    def _num_rows(self, bucket: int) -> int:
+        ways = build_lib.batch_ways(self._built.mesh)
+        wanted = max(1, self._built.config.tokens_per_step // bucket)
+        return -(-wanted // ways) * ways
+
+    def _batch(self, rows: Sequence[Row], chosen: Sequence[int], bucket: int) -> Batch:
+        shape = self._num_rows(bucket), bucket
+        fields = [np.zeros(shape, np.int32) for _ in range(4)] + [np.zeros(shape, np.float32)]
+        for place, i in enumerate(chosen):
+            for field, values in zip(fields, rows[i], strict=True):
+                field[place, : len(values)] = values
+        tokens, targets, segment_ids, positions, weights = fields
+        return Batch(tokens, targets, segment_ids, positions, np.zeros(shape, np.int32), weights)
+
+    def _cost(self, rows: Sequence[Row], seconds: float) -> Cost:
+        lengths = [int(np.count_nonzero(one.segment_ids)) for one in rows]
+        for length in set(lengths) - self._flops.keys():
+            self._flops[length] = build_lib.forward_flops(self._built, length)
+        return Cost(sum(lengths), sum(self._flops[length] for length in lengths), seconds)
+
+
+def check_length(what: str, tokens: int, limit: int, advice: str) -> None:
+    """Refuses a row longer than a task's limit.
+
+    Raises:
+      UserError: it is.
+    """
+    if tokens > limit:
+        raise UserError(f"{what} has {tokens:,} tokens, the limit is {limit:,}; {advice}")
+
+
+def _collect(
+    rows: Sequence[Row], pending: tuple[Sequence[int], Any], found: list[Scored | None]
+) -> None:
+    chosen, arrays = pending
+    nll, hit = (np.asarray(x) for x in jax.device_get(arrays))
+    for place, i in enumerate(chosen):
+        used = rows[i].weights > 0
+        # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite nll.
+        values = np.where(used, nll[place, : len(used)], 0.0).astype(np.float32)
+        found[i] = Scored(values, hit[place, : len(used)] & used)

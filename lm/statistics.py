@@ -1,0 +1,135 @@
+"""Numbers with the interval that the sample leaves open, and whether two of them differ.
+
+The unit that is resampled is what was drawn independently: a document, a book, an item; never a
+token. Ratios of sums (nats per token, bits per byte) take a cluster bootstrap (Efron & Tibshirani
+1993, ch. 6): units are drawn with replacement and both sums formed anew. Shares of items take
+Wilson's interval (1927), which does not collapse at 0 and 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """`low`, `high`: the 95 % interval over `num` independent units. `chance`: what guessing gives
+    (None: not a number that has one). `units` [num, 2], numerator and denominator of each unit in a
+    fixed order, where two models may be compared unit by unit.
+    """
+
+    value: float
+    low: float
+    high: float
+    num: int
+    chance: float | None = None
+    units: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether guessing explains it: no verdict may rest on such a number."""
+        return self.chance is not None and self.low <= self.chance
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values; None, not nan, where nothing was counted: JSON has no nan."""
+        plain = {
+            key: _plain(getattr(self, key)) for key in ("value", "low", "high", "num", "chance")
+        }
+        if self.chance is not None:
+            plain["at_chance"] = self.is_at_chance
+        if self.units is not None:
+            plain["units"] = np.round(self.units, 6).tolist()
+        return plain
+
+    @staticmethod
+    def from_mapping(values: dict[str, Any]) -> Number:
+        """The inverse of `to_mapping`."""
+        sides = (
+            math.nan if values[key] is None else values[key] for key in ("value", "low", "high")
+        )
+        units = np.array(values["units"], np.float64) if "units" in values else None
+        return Number(*sides, num=values["num"], chance=values["chance"], units=units)
+
+
+def ratio(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    *,
+    chance: float | None = None,
+    keep_units: bool = False,
+) -> Number:
+    """sum(numerators) / sum(denominators) over units [num]; nan of no units."""
+    units = np.stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)], 1)
+    units = units[units[:, 1] > 0] if not keep_units else units
+    if not units[:, 1].sum() > 0:
+        return Number(math.nan, math.nan, math.nan, 0, chance)
+    value = float(units[:, 0].sum() / units[:, 1].sum())
+    low, high = _interval(_resampled(units))
+    return Number(value, low, high, len(units), chance, units if keep_units else None)
+
+
+def share(hits: Sequence[float] | np.ndarray, *, chance: float | None = None) -> Number:
+    """The mean of hits [num] in [0, 1] with Wilson's interval; a tie among k may count 1/k."""
+    hits = np.asarray(hits, np.float64)
+    if not len(hits):
+        return Number(math.nan, math.nan, math.nan, 0, chance)
+    n, p = len(hits), float(hits.mean())
+    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    # Rounding leaves 1 - 1e-17 of an exact 1.
+    low, high = min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
+    return Number(p, low, high, n, chance, np.stack([hits, np.ones(n)], 1))
+
+
+def mean(values: Sequence[float] | np.ndarray, *, chance: float | None = None) -> Number:
+    """The mean over units [num], bootstrapped."""
+    return ratio(values, np.ones(len(values)), chance=chance)
+
+
+def difference(ours: Number, theirs: Number) -> Number:
+    """ours - theirs, the same units resampled in both: what the two share cancels.
+
+    Raises:
+      ValueError: the numbers keep no units, or not of the same sample.
+    """
+    a, b = ours.units, theirs.units
+    if a is None or b is None or a.shape != b.shape:
+        raise ValueError("the two numbers are not of one sample of units")
+    pairs = _resampled(np.concatenate([a, b], 1))
+    low, high = _interval(pairs)
+    return Number(ours.value - theirs.value, low, high, len(a), 0.0)
+
+
+def _resampled(units: np.ndarray) -> np.ndarray:
+    """[num, 2] -> RESAMPLES ratios; [num, 4] -> differences of two ratios. The same draws for the
+    same number of units, always.
+    """
+    rng = np.random.default_rng(len(units))
+    counts = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), RESAMPLES)
+    sums = counts @ units
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = sums[:, 0] / sums[:, 1]
+        return found - sums[:, 2] / sums[:, 3] if units.shape[1] == 4 else found
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

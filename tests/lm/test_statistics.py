@@ -1,0 +1,91 @@
+"""Intervals against closed forms, scipy and repeated sampling."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lm import statistics
+from lm.statistics import Number
+
+
+def test_wilson_is_scipys() -> None:
+    for k, n in ((0, 20), (3, 20), (20, 20), (511, 1000)):
+        hits = np.arange(n) < k
+        found = statistics.share(hits)
+        wanted = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+        assert found.value == k / n
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+        assert found.low <= found.value <= found.high
+
+
+def test_at_chance() -> None:
+    coin = statistics.share(np.arange(100) % 2, chance=0.5)
+    assert coin.is_at_chance
+    assert not statistics.share(np.ones(100), chance=0.5).is_at_chance
+    assert statistics.share(np.zeros(100), chance=0.5).is_at_chance, "worse is no verdict either"
+    assert not statistics.share(np.ones(3)).is_at_chance, "without a chance there is none"
+    assert statistics.share([1, 1, 1], chance=0.5).is_at_chance, "three items prove nothing"
+
+
+def test_ratio_is_of_sums() -> None:
+    found = statistics.ratio([1.0, 9.0], [1.0, 3.0])
+    assert found.value == 10 / 4
+    assert (found.low, found.high) == (1.0, 3.0), "one unit twice, or the other"
+    assert found.num == 2
+    assert statistics.ratio([1.0, 5.0], [1.0, 0.0]).num == 1, "what weighs nothing is no unit"
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    """300 samples of 40 clusters of unequal size: 95 % of the intervals hold the true ratio."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        sizes = rng.integers(1, 50, 40)
+        means = rng.normal(2.0, 0.3, 40)
+        found = statistics.ratio(means * sizes, sizes)
+        covered += found.low <= 2.0 <= found.high
+    assert 0.89 < covered / 300 < 0.985
+
+
+def test_clusters_are_not_tokens() -> None:
+    """Ten documents of a thousand equal tokens are ten units."""
+    means = np.linspace(1, 3, 10)
+    clustered = statistics.ratio(means * 1000, np.full(10, 1000.0))
+    tokens = statistics.mean(np.repeat(means, 1000))
+    assert clustered.value == pytest.approx(tokens.value)
+    assert clustered.high - clustered.low > 10 * (tokens.high - tokens.low)
+
+
+def test_a_paired_difference_sees_what_intervals_hide() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(1, 10, 50)
+    ours = statistics.ratio(hard, np.ones(50), keep_units=True)
+    theirs = statistics.ratio(hard + 0.1 + 0.01 * rng.normal(size=50), np.ones(50), keep_units=True)
+    assert ours.high > theirs.low, "the intervals overlap"
+    found = statistics.difference(ours, theirs)
+    assert found.high < 0
+    assert not found.low < -0.15
+    again = statistics.difference(ours, ours)
+    assert (again.value, again.low, again.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="not of one sample"):
+        statistics.difference(ours, statistics.ratio(hard, hard))
+
+
+def test_mapping_and_back() -> None:
+    number = statistics.ratio([1.0, 2.0], [1.0, 1.5], chance=3.0, keep_units=True)
+    mapping = json.loads(json.dumps(number.to_mapping(), allow_nan=False))
+    assert Number.from_mapping(mapping) == number
+    assert mapping["at_chance"] is True
+    np.testing.assert_array_equal(Number.from_mapping(mapping).units, number.units)  # pyright: ignore[reportArgumentType]
+    empty = statistics.ratio([], [])
+    assert math.isnan(Number.from_mapping(empty.to_mapping()).value)
+    json.dumps(empty.to_mapping(), allow_nan=False)
+
+
+def test_a_model_that_is_not_finite_is_nan() -> None:
+    found = statistics.ratio([math.nan, 1.0], [1.0, 1.0])
+    assert math.isnan(found.value)
+    json.dumps(found.to_mapping(), allow_nan=False)
