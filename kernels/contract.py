@@ -121,6 +121,15 @@ class Cache(Protocol):
     def _replace(self, **fields: Array) -> Self: ...
 
 
+class Memory(Protocol):
+    """What a reference asks of a state that is a matrix a head, and the document of each row."""
+
+    s: Array
+    segment: Array
+
+    def _replace(self, **fields: Array) -> Self: ...
+
+
 type Form = Callable[..., tuple[Array, Any]]
 
 
@@ -154,6 +163,17 @@ class Op:
     def form(self, name: str) -> Form:
         """The function of a form; its module is imported on first use."""
         return import_module(self.forms[name]).apply
+
+
+def modules(package: str, *names: str) -> dict[str, str]:
+    """The forms of an op: name -> module of its folder."""
+    return {name: f"{package}.{name}" for name in names}
+
+
+def everywhere(form: str, reason: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """`prefer` of an op that has one form for every target, and no device kernel yet."""
+    lacking = {"cpu": "", "gpu": "; no GPU kernel yet", "tpu": "; no TPU kernel yet"}
+    return {target: ((form, reason + lack),) for target, lack in lacking.items()}
 
 
 def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

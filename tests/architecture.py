@@ -34,7 +34,7 @@ OP_FILES = {"README.md"} | {
 KERNEL_RANKS = (
     {"letters"},
     {"segments", "blocks", "contract"},
-    {"primitives"},
+    {"primitives", "oracle"},
     *({f"op.{name}" for name in names} for names in OP_RANKS),
     {"shard", "quarantine"},
     {"dispatch"},
@@ -151,7 +151,11 @@ def check_ranks(root: Path) -> Iterator[str]:
                 and folder(module.name) != folder(target)
             ):
                 yield f"{module.path}:{line}: an op imports another op, {target}"
-            elif a == "op.reference" and b == "primitives":
+            elif (
+                (a == "op.reference") != (b == "oracle")
+                and {a, b} & {"oracle", "op.reference"}
+                and (b in ("oracle", "primitives"))
+            ):
                 yield f"{module.path}:{line}: an oracle shares no code with {target}"
             elif (low := rank(target)) is None or low >= (rank(module.name) or 0):
                 yield f"{module.path}:{line}: {a!r} imports {target}, which is not of a lower rank"

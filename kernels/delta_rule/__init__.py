@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.delta_rule import decode, reference, tile
 from kernels.delta_rule.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -48,16 +48,9 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "decay": "none"},
-    forms={
-        "reference": "kernels.delta_rule.reference",
-        "chunked": "kernels.delta_rule.chunked",
-    },
+    forms=modules(__name__, "reference", "chunked"),
     unsupported=_unsupported,
-    prefer={
-        "cpu": (("chunked", "the chunk form for any backend"),),
-        "gpu": (("chunked", "the chunk form for any backend; no GPU kernel yet"),),
-        "tpu": (("chunked", "the chunk form for any backend; no TPU kernel yet"),),
-    },
+    prefer=everywhere("chunked", "the chunk form for any backend"),
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

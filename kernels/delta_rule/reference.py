@@ -13,7 +13,7 @@ the derivative worked out by hand. With dS the cotangent of S_t, from t = T down
     dS'  = dS - k_t dr^T                     dg_t = <dS', S'_t>        dS_{t-1} = exp(g_t) dS'
 """
 
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
-from kernels.contract import Options
+from kernels.contract import Memory, Options
 from kernels.letters import Inputs
 
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-class Memory(Protocol):
-    """What is asked of a state: the matrix of each head, and the row's document."""
-
-    s: Array
-    segment: Array
-
-    def _replace(self, **fields: Array) -> Self: ...
 
 
 class Tokens(NamedTuple):

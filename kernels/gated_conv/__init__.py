@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.gated_conv import decode, tile
 from kernels.gated_conv.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -51,16 +51,9 @@ OP = Op(
     ),
     out="B T H K",
     options={"bias": False, "gate": False},
-    forms={
-        "reference": "kernels.gated_conv.reference",
-        "chunked": "kernels.gated_conv.chunked",
-    },
+    forms=modules(__name__, "reference", "chunked"),
     unsupported=_unsupported,
-    prefer={
-        "cpu": (("chunked", "shifted multiply-adds that XLA fuses"),),
-        "gpu": (("chunked", "shifted multiply-adds that XLA fuses; no GPU kernel yet"),),
-        "tpu": (("chunked", "shifted multiply-adds that XLA fuses; no TPU kernel yet"),),
-    },
+    prefer=everywhere("chunked", "shifted multiply-adds that XLA fuses"),
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

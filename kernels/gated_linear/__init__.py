@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.gated_linear import decode, reference
 from kernels.gated_linear.cases import CASES, PROPERTIES, TOLERANCES
 from kernels.gated_linear.tile import FIELDS, GatedState
@@ -49,16 +49,9 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "decay": "none"},
-    forms={
-        "reference": "kernels.gated_linear.reference",
-        "chunked": "kernels.gated_linear.chunked",
-    },
+    forms=modules(__name__, "reference", "chunked"),
     unsupported=_unsupported,
-    prefer={
-        "cpu": (("chunked", "the chunked form for any backend"),),
-        "gpu": (("chunked", "the chunked form for any backend; no GPU kernel yet"),),
-        "tpu": (("chunked", "the chunked form for any backend; no TPU kernel yet"),),
-    },
+    prefer=everywhere("chunked", "the chunked form for any backend"),
     state=StateSpec(FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

@@ -14,7 +14,7 @@ hand. With dS the cotangent of S_t, from t = T down to 1:
 where <,> sums over V, and over K too where the decay is of the head.
 """
 
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
-from kernels.contract import Options
+from kernels.contract import Memory, Options
 from kernels.letters import Inputs
 
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-class Memory(Protocol):
-    """What is asked of a state: the matrix of each head, and the row's document."""
-
-    s: Array
-    segment: Array
-
-    def _replace(self, **fields: Array) -> Self: ...
 
 
 class Tokens(NamedTuple):

@@ -4,7 +4,7 @@ running sum in log space."""
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.linear_scan import decode, tile
 from kernels.linear_scan.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -55,16 +55,9 @@ OP = Op(
     ),
     out="B T H K",
     options={"transition": "modes"},
-    forms={
-        "reference": "kernels.linear_scan.reference",
-        "chunked": "kernels.linear_scan.chunked",
-    },
+    forms=modules(__name__, "reference", "chunked"),
     unsupported=_unsupported,
-    prefer={
-        "cpu": (("chunked", "the chunk form for any backend"),),
-        "gpu": (("chunked", "the chunk form for any backend; no GPU kernel yet"),),
-        "tpu": (("chunked", "the chunk form for any backend; no TPU kernel yet"),),
-    },
+    prefer=everywhere("chunked", "the chunk form for any backend"),
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from kernels import segments
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, modules
 from kernels.primitives import attention, kv_cache
 from kernels.softmax import decode, jax_nn, reference
 from kernels.softmax.cases import CASES, PROPERTIES, TOLERANCES
@@ -89,11 +89,7 @@ OP = Op(
         "distance_ceiling": 0,
         "rope_theta": 0.0,
     },
-    forms={
-        "reference": "kernels.softmax.reference",
-        "chunked": "kernels.softmax.chunked",
-        "jax_nn": "kernels.softmax.jax_nn",
-    },
+    forms=modules(__name__, "reference", "chunked", "jax_nn"),
     unsupported=_unsupported,
     prefer={
         "cpu": (("chunked", "the tiled form measures faster than jax.nn's on XLA:CPU"),),

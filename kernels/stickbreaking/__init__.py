@@ -3,7 +3,7 @@
 from jaxtyping import DTypeLike
 
 from kernels import segments
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.primitives import attention, kv_cache
 from kernels.stickbreaking import decode, reference
 from kernels.stickbreaking.cases import CASES, PROPERTIES, TOLERANCES
@@ -34,16 +34,9 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "attend_current": False, "remainder": "none", "tolerance": 0.0},
-    forms={
-        "reference": "kernels.stickbreaking.reference",
-        "chunked": "kernels.stickbreaking.chunked",
-    },
+    forms=modules(__name__, "reference", "chunked"),
     unsupported=_unsupported,
-    prefer={
-        "cpu": (("chunked", "the tiled form for any backend"),),
-        "gpu": (("chunked", "the tiled form for any backend; no GPU kernel yet"),),
-        "tpu": (("chunked", "the tiled form for any backend; no TPU kernel yet"),),
-    },
+    prefer=everywhere("chunked", "the tiled form for any backend"),
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
     step=decode.step,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels import segments
+from kernels import oracle, segments
 from kernels.contract import Cache, Options
 from kernels.letters import Inputs
 
@@ -26,9 +26,9 @@ def apply(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, state: Cache, *, options: Options
 ) -> tuple[Float[Array, "B T H V"], Cache]:
     """Output and state of T more tokens; `state` has fields k, v, segment_ids and length."""
-    segment_ids = _continue(state, segment_ids, inputs["q"].shape[1])
+    segment_ids = oracle.continued(state, segment_ids, inputs["q"].shape[1])
     slot = state.length[:, None] + jnp.cumsum(segment_ids != 0, axis=1) - 1
-    state = _write(state, inputs, segment_ids, slot)
+    state = oracle.written(state, inputs, segment_ids, slot)
     source = jnp.arange(state.k.shape[1])
     seen = segments.visible(
         slot[:, :, None],
@@ -113,32 +113,3 @@ def _rest(remainder: Array, inputs: Inputs, options: Options) -> Array | float:
     if options["remainder"] == "bias":
         return jnp.einsum("bht,hv->bthv", remainder, inputs["remainder_bias"].astype(jnp.float32))
     return 0.0
-
-
-def _continue(state: Cache, segment_ids: Array | None, time: int) -> Array:
-    """The documents of the new tokens; without any they continue the row's last one."""
-    if segment_ids is not None:
-        return segment_ids
-    row = jnp.arange(state.length.shape[0])
-    current = jnp.maximum(state.segment_ids[row, jnp.maximum(state.length - 1, 0)], 1)
-    return jnp.broadcast_to(current[:, None], (row.shape[0], time))
-
-
-def _write(state: Cache, inputs: Inputs, segment_ids: Array, slot: Array) -> Cache:
-    """The cache with every token at its slot, as a product with a permutation."""
-    source = jnp.arange(state.k.shape[1])
-    place = (slot[:, :, None] == source) & (segment_ids != 0)[:, :, None]
-    taken = jnp.any(place, axis=1)
-    once = place.astype(jnp.float32)
-
-    def put(new: Array, old: Array) -> Array:
-        moved = jnp.einsum("bts,btgk->bsgk", once, new.astype(jnp.float32), precision=HIGHEST)
-        return jnp.where(taken[..., None, None], moved.astype(old.dtype), old)
-
-    moved = jnp.sum(jnp.where(place, segment_ids[:, :, None], 0), axis=1)
-    return state._replace(  # pyright: ignore[reportPrivateUsage] (public for named tuples)
-        k=put(inputs["k"], state.k),
-        v=put(inputs["v"], state.v),
-        segment_ids=jnp.where(taken, moved, state.segment_ids),
-        length=state.length + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
-    )
