@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
             "loss": {"z_loss": 0.0, "chunk_size": 1024},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "replicate": ()},
             "run": {"length": "1000000 tokens", "accumulation": 1},
-            # tasks: label -> {"task": name, **options}, the options being the fields of lm/evals/<name>.py
+            # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
             "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},
             "log": {"every": "1 steps", "samples": ("def ",), "sample_tokens": 64},
             "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},

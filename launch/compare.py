@@ -1,7 +1,9 @@
-"""Trains patterns of mixers at equal parameters on the same text and puts them in one table.
+"""Trains patterns of mixers at equal parameters on the same text, asks all the same tasks, times
+them, and says which is better with what certainty.
 
 `python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR`; the same command
-resumes it. DIR holds a run folder for each pattern and seed, compare.json and compare.md.
+resumes it. DIR holds a run folder for each pattern and seed, compare.json, compare.md, compare.html
+and the figures.
 """
 
 from __future__ import annotations
@@ -19,18 +21,23 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
+    import jax
+
     from launch.benchmarks import machine
     from lm.data import prepare
     from lm.studies import compare
 
     study = compare.create(_CONFIG.value.to_dict())
     workdir = cli.path("workdir", _WORKDIR.value)
+    # Seeds of a pattern, and a study that is resumed, compile to the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     rows = compare.run(study, workdir, prepare.resolve_data_dir(_DATA_DIR.value))
     if rows is None:
         print("stopped and saved; the same command goes on")
         return 1
-    compare.write(rows, machine.describe("launch.compare"), workdir)
+    compare.write(study, rows, machine.describe("launch.compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
+    print(f"compare.html, compare.json and the figures are in {workdir}")
     return 0
 
 

@@ -43,4 +43,14 @@ def get_config() -> ConfigDict:
     run.evaluate.update({"every": "100 percent", "max_tokens": 131072})
     run.log.samples = ()
     run.checkpoint.every = "100 percent"
-    return ConfigDict({"run": run, "patterns": MIXERS, "seeds": (0, 1), "timing_rounds": 7})
+    return ConfigDict(
+        {
+            "question": "Which mixer learns most from the same text, at the same size?",
+            "run": run,
+            "patterns": MIXERS,
+            "seeds": (0, 1),
+            "tasks": {},
+            "timing_rounds": 7,
+            "decode_contexts": (),
+        }
+    )

@@ -10,9 +10,9 @@ def render(values: dict[str, Any]) -> str:
     where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
     where += f" ({values['cores']} cores), {values['date'][:10]}"
     if "rows" in values:
-        from lm.studies import compare
+        from lm.report import comparison
 
-        return f"{where}\n\n{compare.table(values['rows'])}"
+        return f"{where}\n\n{comparison.tables(values)}"
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
     head = (
         "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"

@@ -47,13 +47,15 @@ class Items(NamedTuple):
 
 
 class Task(Protocol):
-    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`: of
-    what, in words.
+    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`: what
+    it counts, in words.
     """
 
     headline: ClassVar[str]
     is_better: ClassVar[typing.Literal["higher", "lower"]]
     unit: ClassVar[str]
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def problem(self) -> str | None:
         """What is wrong with these options, in one line; read before any device is touched."""

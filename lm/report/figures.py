@@ -6,8 +6,9 @@ several runs the color tells the run and dashes the curve; with one, the color t
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -122,12 +123,7 @@ def draw(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _draw(curve: Curve, runs: Sequence[Run]) -> str:
-    style: Any = {**STYLE, "svg.hashsalt": curve.title}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(9.6, 3.4) if curve.is_wide else (4.7, 2.7), layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
+    with canvas(curve.title, curve.is_wide) as (axes, finish):
         labels = list(dict.fromkeys(label for run in runs for label in curve.keys(run).values()))
         for i, run in enumerate(runs):
             for key, label in curve.keys(run).items():
@@ -140,9 +136,38 @@ def _draw(curve: Curve, runs: Sequence[Run]) -> str:
         _axes(axes, curve)
         if handles := _legend(curve, runs, labels):
             axes.legend(handles=handles, loc="best", handlelength=1.6)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _to_element(buffer.getvalue(), curve.title)
+        return finish()
+
+
+@contextlib.contextmanager
+def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Callable[[], str]]]:
+    """Axes to draw on in the style of the report, and what gives the finished SVG element; to be
+    called inside.
+    """
+    style: Any = {**STYLE, "svg.hashsalt": title}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(9.6, 3.4) if is_wide else (4.7, 2.7), layout="constrained")
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+
+        def finish() -> str:
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            return _to_element(buffer.getvalue(), title)
+
+        yield axes, finish
+
+
+def standalone(element: str) -> str:
+    """An SVG element of a page as a file of its own: ink on white, size given."""
+    view = element.split('viewBox="')[1].split('"')[0]
+    width, height = view.split()[2:]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    ground = f'><rect width="{width}" height="{height}" fill="#ffffff"/>'
+    text = element.replace("<svg ", head, 1).replace(">", ground, 1)
+    text = text.replace("var(--ink)", "#1d2430").replace("var(--line)", "#e3e7ed")
+    return text.replace("</svg>", "</svg>\n").strip() + "\n"
 
 
 def _line(

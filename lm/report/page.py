@@ -24,16 +24,21 @@ def render(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> str:
     sections = [
         _head(runs, title),
         _cards(runs[0]) if len(runs) == 1 else _comparison(runs),
-        _section("Curves", _figures(runs)),
-        _section("Samples", "".join(_samples(run, len(runs) > 1) for run in runs)),
-        _section("Configuration", _configuration(runs, defaults)),
+        section("Curves", _figures(runs)),
+        section("Samples", "".join(_samples(run, len(runs) > 1) for run in runs)),
+        section("Configuration", _configuration(runs, defaults)),
         *(_record(run, len(runs) > 1) for run in runs),
     ]
+    return document(title, "".join(sections), "Espalier run report")
+
+
+def document(title: str, body: str, footer: str) -> str:
+    """`body` as a page of its own: styled, offline."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)} · Espalier</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(sections)}\n<footer>Espalier run report</footer>\n</main>\n</body>\n</html>\n"
+        f"<title>{text(title)} · Espalier</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n<footer>{text(footer)}</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -55,15 +60,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>\n" if body else ""
+def section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{text(title)}</h2>\n{body}\n</section>\n" if body else ""
 
 
-def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
     """Cells are HTML; the first of a row is its heading, marked if it starts with "!"."""
     cells = "".join(f"<th>{cell}</th>" for cell in head)
     lines = [f"<thead><tr>{cells}</tr></thead>" if head else "", "<tbody>"]
@@ -76,7 +81,7 @@ def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = 
 
 def _head(runs: Sequence[Run], title: str) -> str:
     if len(runs) > 1:
-        return f"<header><h1>{_text(title)}</h1></header>\n<p></p>\n"
+        return f"<header><h1>{text(title)}</h1></header>\n<p></p>\n"
     facts, line = runs[0].facts, []
     if facts.get("layers"):
         mixers = dict.fromkeys(layer["mixer"] for layer in facts["layers"])
@@ -85,14 +90,14 @@ def _head(runs: Sequence[Run], title: str) -> str:
         line.append(f"on {len(facts.get('devices', [0]))} × {facts['device_kind']}")
     if facts.get("started"):
         line.append(f"started {str(facts['started'])[:16].replace('T', ' ')}")
-    soft = f'<div class="soft">{_text(" · ".join(line))}</div>'
-    return f"<header><h1>{_text(title)}</h1>{soft}</header>\n"
+    soft = f'<div class="soft">{text(" · ".join(line))}</div>'
+    return f"<header><h1>{text(title)}</h1>{soft}</header>\n"
 
 
-def _card(name: str, value: str, note: str = "", kind: str = "") -> str:
+def card(name: str, value: str, note: str = "", kind: str = "") -> str:
     return (
-        f'<div class="card {kind}"><div class="name">{_text(name)}</div>'
-        f'<div class="value">{_text(value)}</div><div class="note">{_text(note)}</div></div>\n'
+        f'<div class="card {kind}"><div class="name">{text(name)}</div>'
+        f'<div class="value">{text(value)}</div><div class="note">{text(note)}</div></div>\n'
     )
 
 
@@ -102,30 +107,28 @@ def _cards(run: Run) -> str:
         at = int(run.series(f"eval/{name}/bpb", over="step")[0][-1])
         kind = "first" if i == 0 else ""
         cards.append(
-            _card(f"Validation, {name}", f"{bits:.4f}", f"bits per byte at step {at:,}", kind)
+            card(f"Validation, {name}", f"{bits:.4f}", f"bits per byte at step {at:,}", kind)
         )
     if not cards and (bits := run.last("train/bpb")) is not None:
-        cards.append(
-            _card("Training", f"{bits:.4f}", "bits per byte, last step; no evaluation yet")
-        )
+        cards.append(card("Training", f"{bits:.4f}", "bits per byte, last step; no evaluation yet"))
     if run.records:
         last, planned = run.records[-1], run.facts.get("run_tokens")
         note = f"{last['step']:,} steps" + (f", planned {amount(planned)}" if planned else "")
-        cards.append(_card("Tokens", amount(last["tokens"]), note))
+        cards.append(card("Tokens", amount(last["tokens"]), note))
     if run.facts.get("parameters"):
         flops = run.facts.get("flops_per_token")
         note = f"{amount(flops, 'FLOP')} per token" if flops else ""
-        cards.append(_card("Parameters", amount(run.facts["parameters"]["total"]), note))
+        cards.append(card("Parameters", amount(run.facts["parameters"]["total"]), note))
     if (rate := _median(run, "time/tokens_per_second")) is not None:
-        cards.append(_card("Throughput", amount(rate), "tokens per second, median"))
+        cards.append(card("Throughput", amount(rate), "tokens per second, median"))
     if (seconds := run.training_seconds()) is not None:
-        cards.append(_card("Training time", duration(seconds), "compilation, evaluation left out"))
+        cards.append(card("Training time", duration(seconds), "compilation, evaluation left out"))
     if (mfu := _median(run, "time/mfu")) is not None:
-        cards.append(_card("MFU", f"{mfu:.1%}", "of the devices' peak, median"))
+        cards.append(card("MFU", f"{mfu:.1%}", "of the devices' peak, median"))
     if skipped := run.skipped():
         total = sum(count for _, count in skipped)
         places = ", ".join(str(step) for step, _ in skipped[:6]) + ("…" if len(skipped) > 6 else "")
-        cards.append(_card("Skipped steps", str(total), f"at {places}", "warn"))
+        cards.append(card("Skipped steps", str(total), f"at {places}", "warn"))
     none = "" if run.records else '<p class="soft">No records yet.</p>\n'
     return f'{none}<div class="cards">{"".join(cards)}</div>\n'
 
@@ -142,7 +145,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     rows = []
     for i, run in enumerate(runs):
         color = figures.PALETTE[i % len(figures.PALETTE)]
-        row = [f'<span class="swatch" style="background:{color}"></span>{_text(run.name)}']
+        row = [f'<span class="swatch" style="background:{color}"></span>{text(run.name)}']
         for name in sets:
             bits = run.validation().get(name)
             best = ' class="best"' if bits == lowest[name] else ""
@@ -157,10 +160,10 @@ def _comparison(runs: Sequence[Run]) -> str:
             "–" if seconds is None else duration(seconds),
         ]
         row += ["–" if skipped is None else f"{skipped:.0f}"]
-        row += [_text(run.facts.get("device_kind", "–"))]
+        row += [text(run.facts.get("device_kind", "–"))]
         rows.append(row)
-    head = ["run", *(f"bits per byte, {_text(name)}" for name in sets), "tokens", "parameters"]
-    return _table(rows, [*head, "tokens/s", "training time", "skipped", "device"])
+    head = ["run", *(f"bits per byte, {text(name)}" for name in sets), "tokens", "parameters"]
+    return table(rows, [*head, "tokens/s", "training time", "skipped", "device"])
 
 
 def _figures(runs: Sequence[Run]) -> str:
@@ -168,8 +171,8 @@ def _figures(runs: Sequence[Run]) -> str:
     parts = []
     for picture in pictures:
         wide = ' class="wide"' if picture.is_wide else ""
-        note = f'<span class="soft small">{_text(picture.note)}</span>'
-        caption = f"<figcaption><h3>{_text(picture.title)}</h3>{note}</figcaption>"
+        note = f'<span class="soft small">{text(picture.note)}</span>'
+        caption = f"<figcaption><h3>{text(picture.title)}</h3>{note}</figcaption>"
         parts.append(f"<figure{wide}>{caption}{picture.svg}</figure>\n")
     return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
 
@@ -183,9 +186,9 @@ def _samples(run: Run, named: bool) -> str:
     parts = []
     for sample in shown:
         label = f"{sample['kind']} · step {step}" + (f" · {run.name}" if named else "")
-        text = f"<b>{_text(sample['prompt'])}</b>{_text(sample['text'])}"
-        header = f"<header>{_text(label)}</header>"
-        parts.append(f'<div class="box sample">{header}<pre>{text}</pre></div>\n')
+        words = f"<b>{text(sample['prompt'])}</b>{text(sample['text'])}"
+        header = f"<header>{text(label)}</header>"
+        parts.append(f'<div class="box sample">{header}<pre>{words}</pre></div>\n')
     return f'<div class="samples">{"".join(parts)}</div>\n'
 
 
@@ -210,14 +213,14 @@ def _configuration(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> s
         reason = "Keys that the command line set."
     names = list(dict.fromkeys(key for column in columns.values() for key in column))
     rows = [[key, *(_value(c, key) for c in columns.values())] for key in names]
-    head = ["key", *(_text(name) for name in columns)] if len(columns) > 1 else []
+    head = ["key", *(text(name) for name in columns)] if len(columns) > 1 else []
     marked = [["!" + key, *rest] for key, *rest in rows if key in told]
     every = [[("!" if key in told else "") + key, *rest] for key, *rest in rows]
     first = (
         f'<p class="soft small">{reason if marked else "No " + reason[0].lower() + reason[1:]}</p>'
     )
-    first += _table(marked, head, "config") if marked else ""
-    full = _table(every, head, "config")
+    first += table(marked, head, "config") if marked else ""
+    full = table(every, head, "config")
     return f"{first}<details><summary>All {len(every)} keys</summary>{full}</details>"
 
 
@@ -225,7 +228,7 @@ def _value(column: Mapping[str, Any], key: str) -> str:
     if key not in column:
         return "–"
     value = column[key]
-    return _text(value if isinstance(value, str) and value else json.dumps(value))
+    return text(value if isinstance(value, str) and value else json.dumps(value))
 
 
 def _record(run: Run, named: bool) -> str:
@@ -234,20 +237,20 @@ def _record(run: Run, named: bool) -> str:
     if not facts:
         return ""
     of = f", {run.name}" if named else ""
-    layers = _section(f"Layers{of}", _layers(facts["layers"])) if facts.get("layers") else ""
+    layers = section(f"Layers{of}", _layers(facts["layers"])) if facts.get("layers") else ""
     parameters = ""
     if facts.get("parameters"):
-        parameters = _section(f"Parameters{of}", _parameters(facts["parameters"]))
+        parameters = section(f"Parameters{of}", _parameters(facts["parameters"]))
     skipped_keys = ("layers", "parameters")
     rows = [
-        [_text(key.replace("_", " ")), f"<code>{_fact(value)}</code>"]
+        [text(key.replace("_", " ")), f"<code>{_fact(value)}</code>"]
         for key, value in facts.items()
         if key not in skipped_keys
     ]
-    body = layers + parameters + _section(f"Record{of}", _table(rows))
+    body = layers + parameters + section(f"Record{of}", table(rows))
     if not named:
         return body
-    return f"<details><summary>What {_text(run.name)} was</summary>{body}</details>\n"
+    return f"<details><summary>What {text(run.name)} was</summary>{body}</details>\n"
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
@@ -257,8 +260,8 @@ def _layers(layers: list[dict[str, Any]]) -> str:
     for values, group in groupby(layers, key=lambda layer: [layer.get(key) for key in keys]):
         numbers = [layer["layer"] for layer in group]
         span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} – {numbers[-1]}"
-        rows.append([span, *(_text(value) for value in values)])
-    return _table(rows, ["layer", *map(_text, keys)])
+        rows.append([span, *(text(value) for value in values)])
+    return table(rows, ["layer", *map(text, keys)])
 
 
 def _parameters(counts: dict[str, int]) -> str:
@@ -269,13 +272,13 @@ def _parameters(counts: dict[str, int]) -> str:
         bar = (
             f'<div class="bar"><i style="width:{share:.1f}%"></i></div>' if role != "total" else ""
         )
-        rows.append([_text(role), f"{count:,}", f"{share:.1f} %", bar])
-    return _table(rows)
+        rows.append([text(role), f"{count:,}", f"{share:.1f} %", bar])
+    return table(rows)
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, dict):
-        return "<br>".join(f"{_text(key)} {_fact(item)}" for key, item in value.items())
+        return "<br>".join(f"{text(key)} {_fact(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return _text(" ".join(map(str, value)))
-    return _text(value)
+        return text(" ".join(map(str, value)))
+    return text(value)

@@ -58,6 +58,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
 .config td { overflow-wrap: anywhere; }
 tr.changed > * { background: var(--mark); }
 tr.changed > :first-child { box-shadow: inset 3px 0 0 #e0a127; padding-left: 10px; }
+.verdicts { display: grid; gap: 8px; }
+.verdicts .card .note { font-size: 14px; color: var(--ink); }
+.card.warn { border-color: var(--warn); }
 .best { font-weight: 700; color: var(--accent); }
 .samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 12px;
   margin-bottom: 12px; }

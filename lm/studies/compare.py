@@ -1,146 +1,216 @@
 """Runs that differ in the pattern of mixers and the seed alone, at equal parameters and tokens.
 
-    solve the feed-forward width of every pattern -> train each (pattern, seed), resuming
-    -> time one step of each, in turn -> compare.json, compare.md
+    solve sizes -> train each (pattern, seed) -> ask each the tasks -> time all in turn -> verdicts
+    -> compare.json -> compare.md, compare.html, figures
 
-Equal are the parameters outside the embedding, within `TOLERANCE` of the first pattern's: the width
-of the feed-forward is solved in steps of 8. The order of the data depends on the seed alone. Times
-are of train steps run in turn, so that a slow minute of the machine hits all patterns alike.
+Every arrow resumes: what the workdir holds is not done again. Equal are the parameters outside the
+embedding, within `TOLERANCE` of the first pattern's: the width of the feed-forward is solved in
+steps of 8, or the depth where no layer of the pattern has one. The order of the data depends on the
+seed alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm import build as build_lib
-from lm import checkpoint, record, train
+from lm import checkpoint, evals, evaluate, files, record, train
 from lm import model as model_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
-from lm.data.batch import Batch
-from lm.report import folder
+from lm.data import prepare
+from lm.evals import Given, Task
+from lm.progress import ScoringBar
+from lm.report import comparison, folder
+from lm.report.figures import standalone
+from lm.scoring import Scorer
+from lm.statistics import Number
+from lm.studies import measure, verdict
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
+ANSWERS = "tasks.json"
+CURVE_POINTS = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """`run`: a whole configuration. The other patterns are made equal to the first in size."""
+    """`run`: a whole configuration. The other patterns are made equal to the first in size.
+    `tasks`: as `evaluate.tasks` of a run, asked after training. `decode_contexts` in tokens.
+    """
 
+    question: str
     run: Mapping[str, Any]
     patterns: tuple[str, ...]
     seeds: tuple[int, ...]
+    tasks: Mapping[str, Mapping[str, Any]]
     timing_rounds: int
+    decode_contexts: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What a pattern came to. `bits`: bits per byte by seed; `state_bytes`: of one row after a
-    context of training length; `seconds`: lower quartile of a train step.
-    """
+class Size(NamedTuple):
+    """What makes a pattern as large as the first: the solved width or depth."""
 
-    pattern: str
     ffn_dim: int
-    parameters: int
-    bits: list[float]
-    seconds: float
-    tokens_per_second: float
-    state_bytes: int
-    flops_per_token: float
+    num_layers: int
 
 
 def create(mapping: Mapping[str, Any]) -> Study:
     """Nested plain values -> a study.
 
     Raises:
-      UserError: unknown or missing keys, an empty list, or a run that is refused.
+      UserError: unknown or missing keys, an empty list, a name twice, or a run or task that is
+      refused.
     """
     study: Study = convert(Study, mapping, "config")
     for name in ("patterns", "seeds"):
-        if not getattr(study, name):
+        values = getattr(study, name)
+        if not values:
             raise UserError(f"config.{name} is empty; name at least one")
+        if len(set(values)) < len(values):
+            raise UserError(f"config.{name}={values} names one twice; name each once")
     if study.timing_rounds < 1:
         raise UserError(f"config.timing_rounds={study.timing_rounds} must be at least 1")
+    if any(context < 1 for context in study.decode_contexts):
+        raise UserError(f"config.decode_contexts={study.decode_contexts} must be positive")
+    evals.create(study.tasks, "config.tasks")
     for pattern in study.patterns:
         model_lib.check(_config(study, pattern, study.seeds[0]).model)
     return study
 
 
-def run(study: Study, workdir: Path, data_dir: Path) -> list[Row] | None:
-    """Every row, from what the workdir holds or by training; None if a signal stopped it.
+def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | None:
+    """The row of every pattern, from what the workdir holds or by work; None if a signal stopped
+    it.
 
     Raises:
-      UserError: parameters that cannot be made equal, or a mistake that training reports.
+      UserError: parameters that cannot be made equal, or a mistake that training or a task reports.
     """
-    widths = equal_widths(study)
+    sizes = equal_sizes(study)
     planned = {
-        workdir / f"{pattern.replace(',', '-')}-{seed}": _config(
-            study, pattern, seed, widths[pattern]
-        )
+        (pattern, seed): _config(study, pattern, seed, sizes[pattern])
         for seed in study.seeds
         for pattern in study.patterns
     }
-    for place, config in planned.items():  # all, before the first of them takes its hours
-        record.check_unchanged(place, config)
-    for place, config in planned.items():
-        if is_finished(place, config):
+    places = {key: workdir / place(*key) for key in planned}
+    for key, config in planned.items():  # all, before the first of them takes its hours
+        record.check_unchanged(places[key], config)
+    for key, config in planned.items():
+        if is_finished(places[key], config):
             continue
-        outcome = train.run(config, train.Options(workdir=place, data_dir=data_dir))
+        outcome = train.run(config, train.Options(workdir=places[key], data_dir=data_dir))
         if not outcome.finished:
             return None
-    builds = {pattern: build(study, pattern, widths[pattern]) for pattern in study.patterns}
-    seconds = time_steps(builds, study.timing_rounds)
-    return [_row(study, workdir, built, p, seconds[p]) for p, built in builds.items()]
-
-
-def write(rows: list[Row], head: Mapping[str, Any], workdir: Path) -> None:
-    """compare.json and compare.md in the workdir."""
-    values = [dataclasses.asdict(row) for row in rows]
-    text = json.dumps({**head, "rows": values}, indent=1) + "\n"
-    record.replace(workdir / "compare.json", text)
-    record.replace(workdir / "compare.md", table(values))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, best first."""
-    lines = [
-        "| pattern | bits per byte | by seed | parameters | ffn_dim | state, bytes a row "
-        "| tokens/s | MFLOP a token |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: float(np.mean(row["bits"]))):
-        bits = ", ".join(f"{value:.4f}" for value in row["bits"])
-        lines.append(
-            f"| {row['pattern']} | {np.mean(row['bits']):.4f} | {bits} | {row['parameters']:,} "
-            f"| {row['ffn_dim']} | {row['state_bytes']:,} | {row['tokens_per_second']:,.0f} "
-            f"| {row['flops_per_token'] / 1e6:.2f} |"
+    tasks = evals.create({"bits_per_byte": {}} | dict(study.tasks), "config.tasks")
+    answers = {key: answer(study, places[key], tasks, data_dir) for key in planned}
+    builds = {pattern: build(study, pattern, sizes[pattern]) for pattern in study.patterns}
+    training = measure.train_steps(builds, study.timing_rounds)
+    decoding = measure.decode_steps(builds, study.decode_contexts, study.timing_rounds)
+    rows = []
+    for pattern, built in builds.items():
+        runs = folder.load([places[pattern, seed] for seed in study.seeds])
+        rows.append(
+            {"pattern": pattern, "parameters": parameters(built)}
+            | sizes[pattern]._asdict()
+            | _cost(built, training[pattern], decoding[pattern])
+            | {"curve": _curve(runs)}
+            | {"tasks": _by_task(tasks, [answers[pattern, seed] for seed in study.seeds])}
         )
-    return "\n".join(lines) + "\n"
+    return rows
 
 
-def _config(study: Study, pattern: str, seed: int, ffn_dim: int | None = None) -> Config:
+def place(pattern: str, seed: int) -> str:
+    """The name of a run's folder."""
+    return f"{pattern.replace(',', '+')}-{seed}"
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[verdict.Verdict]:
+    """Every pattern against the first, for the headline of every task."""
+    found = []
+    for label, asked in rows[0]["tasks"].items():
+        name = asked["headline"]
+        numbers = {
+            row["pattern"]: [
+                Number.from_mapping(seed["numbers"][name]) for seed in row["tasks"][label]["seeds"]
+            ]
+            for row in rows
+        }
+        what = label if name == label else f"{label} {name}"
+        found += verdict.judge(what, numbers, is_better=asked["is_better"], unit=asked["unit"])
+    return found
+
+
+def write(study: Study, rows: list[dict[str, Any]], head: Mapping[str, Any], workdir: Path) -> None:
+    """compare.json, compare.md, compare.html and the figures in the workdir."""
+    found = {
+        **head,
+        "question": study.question,
+        "seeds": list(study.seeds),
+        "tokens": _config(study, study.patterns[0], study.seeds[0]).run_tokens,
+        "rows": _without_units(rows),
+        "verdicts": verdict.to_mapping(verdicts(rows)),
+    }
+    files.replace(workdir / "compare.json", json.dumps(found, indent=1) + "\n")
+    files.replace(workdir / "compare.md", comparison.markdown(found))
+    files.replace(workdir / "compare.html", comparison.page(found))
+    for name, svg in comparison.figures(found).items():
+        files.replace(workdir / f"{name}.svg", standalone(svg))
+
+
+def answer(study: Study, workdir: Path, tasks: Mapping[str, Task], data_dir: Path) -> Any:
+    """label -> {"numbers", "cost"} of a trained run; kept in its folder, and asked again only where
+    the options of a task or the step differ.
+    """
+    path = workdir / ANSWERS
+    asked = {
+        label: [type(task).__name__, dataclasses.asdict(task)] for label, task in tasks.items()
+    }
+    asked = json.loads(json.dumps(asked))
+    loaded = checkpoint.load(workdir)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    step_known = known.get("step") == loaded.step
+    kept = {
+        label: known["found"][label]
+        for label in asked
+        if step_known and known["asked"].get(label) == asked[label]
+    }
+    left = {label: task for label, task in tasks.items() if label not in kept}
+    if left:
+        data = loaded.config.data
+        prepared = prepare.prepare(data, data_dir, tokenizer=loaded.tokenizer)
+        given = Given(loaded.tokenizer, prepared, data, study.run["evaluate"]["max_tokens"])
+        scorer = Scorer(loaded.build, loaded.params)
+        questions = evaluate.prepare(left, given)
+        totals = {f"{workdir.name} {k}": evaluate.num_tokens(x) for k, x in questions.items()}
+        with ScoringBar(totals) as bar:
+            for label, question in questions.items():  # kept one by one, as each takes its minutes
+                told = lambda name, tokens: bar.advance(f"{workdir.name} {name}", tokens)
+                kept |= evaluate.to_mapping(evaluate.run({label: question}, scorer, advance=told))
+                done = {"step": loaded.step, "asked": asked, "found": kept}
+                done["asked"] = {name: asked[name] for name in kept}
+                files.replace(path, json.dumps(done) + "\n")
+    return {label: kept[label] for label in tasks}
+
+
+def _config(study: Study, pattern: str, seed: int, size: Size | None = None) -> Config:
     values: Any = to_mapping(dict(study.run))
     values |= {"seed": seed}
     values["model"] = values["model"] | {"pattern": pattern}
-    if ffn_dim is not None:
-        values["model"]["ffn_dim"] = ffn_dim
+    if size is not None:
+        values["model"] |= size._asdict()
     return from_mapping(values)
 
 
-def build(study: Study, pattern: str, ffn_dim: int) -> Build:
-    """Everything to train the pattern at this feed-forward width."""
-    return build_lib.build(_config(study, pattern, study.seeds[0], ffn_dim), jax.devices())
+def build(study: Study, pattern: str, size: Size) -> Build:
+    """Everything to train the pattern at this size."""
+    return build_lib.build(_config(study, pattern, study.seeds[0], size), jax.devices())
 
 
 def parameters(built: Build) -> int:
@@ -149,27 +219,43 @@ def parameters(built: Build) -> int:
     return params_lib.count(infos)["total"]
 
 
-def equal_widths(study: Study) -> dict[str, int]:
-    """The feed-forward width of every pattern, by the straight line through two of its sizes."""
+def equal_sizes(study: Study) -> dict[str, Size]:
+    """The size of every pattern: its feed-forward width by the straight line through two, or, where
+    no layer has one, its depth.
+    """
 
-    def size(pattern: str, ffn_dim: int) -> int:
-        return parameters(build(study, pattern, ffn_dim))
+    def count(pattern: str, size: Size) -> int:
+        return parameters(build(study, pattern, size))
 
     first = study.patterns[0]
-    given = _config(study, first, study.seeds[0]).model.ffn_dim
-    target, widths = size(first, given), {first: given}
+    model = _config(study, first, study.seeds[0]).model
+    given = Size(model.ffn_dim, model.num_layers)
+    target, sizes = count(first, given), {first: given}
     for pattern in study.patterns[1:]:
-        small, large = size(pattern, GRAIN), size(pattern, 2 * GRAIN)
+        small, large = (count(pattern, given._replace(ffn_dim=n * GRAIN)) for n in (1, 2))
         slope = (large - small) / GRAIN
-        wanted = GRAIN + (target - small) / slope if slope else 0.0
-        widths[pattern] = max(GRAIN, GRAIN * round(wanted / GRAIN))
-        found = small + slope * (widths[pattern] - GRAIN)
+        if not slope:
+            sizes[pattern] = _equal_depth(study, pattern, given, target)
+            continue
+        wanted = GRAIN + (target - small) / slope
+        width = max(GRAIN, GRAIN * round(wanted / GRAIN))
+        found = small + slope * (width - GRAIN)
         if abs(found - target) > TOLERANCE * target:
             raise UserError(
-                f"pattern {pattern!r} has {found:,.0f} parameters at ffn_dim={widths[pattern]}, "
+                f"pattern {pattern!r} has {found:,.0f} parameters at ffn_dim={width}, "
                 f"{first!r} has {target:,}; set a larger run.model.ffn_dim"
             )
-    return widths
+        sizes[pattern] = given._replace(ffn_dim=width)
+    return sizes
+
+
+def _equal_depth(study: Study, pattern: str, given: Size, target: int) -> Size:
+    """The depth nearest to `target` parameters: half a layer is the best there is."""
+    period = len(pattern.split(","))
+    sizes = [given._replace(num_layers=n * period) for n in (1, 2)]
+    one, two = (parameters(build(study, pattern, size)) for size in sizes)
+    periods = max(1, round(1 + (target - one) / (two - one)))
+    return given._replace(num_layers=periods * period)
 
 
 def is_finished(workdir: Path, config: Config) -> bool:
@@ -178,54 +264,46 @@ def is_finished(workdir: Path, config: Config) -> bool:
     return bool(steps) and steps[-1] == config.run_steps
 
 
-def time_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, float]:
-    """Seconds of a train step of every pattern: lower quartile over rounds that visit all."""
-    sides = {pattern: _stepper(built) for pattern, built in builds.items()}
-    samples: dict[str, list[float]] = {pattern: [] for pattern in sides}
-    for i in range(rounds + 1):
-        for pattern, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if i:  # the first round warms up
-                samples[pattern].append(time.perf_counter() - start)
-    return {pattern: float(np.quantile(x, 0.25)) for pattern, x in samples.items()}
+def _cost(built: Build, training: measure.Training, decoding: dict[int, float]) -> dict[str, Any]:
+    return {
+        "seconds": training.seconds,
+        "tokens_per_second": built.config.tokens_per_step / training.seconds,
+        "peak_bytes": training.peak_bytes,
+        "flops_per_token": build_lib.flops_per_token(built),
+        "decode_seconds": {str(context): x for context, x in decoding.items()},
+        "state_bytes": {
+            str(context): measure.state_bytes(built.model, context)
+            for context in sorted({built.config.data.context_length, *decoding})
+        },
+    }
 
 
-def _stepper(built: Build) -> Any:
-    held = [built.init(0)]
-    shape = built.config.data.batch_size, built.config.data.context_length
-    tokens = np.random.default_rng(0).integers(0, built.config.data.tokenizer.vocab_size, shape)
-    ones, index = np.ones(shape, np.int32), np.arange(shape[1], dtype=np.int32)
-    batch = Batch(
-        tokens=tokens.astype(np.int32),
-        targets=np.roll(tokens, -1, axis=1).astype(np.int32),
-        segment_ids=ones,
-        positions=np.broadcast_to(index, shape),
-        source_ids=0 * ones,
-        loss_weights=ones.astype(np.float32),
-    )
-    placed = built.put(batch)
-    token_bytes = built.put_replicated(jnp.ones(built.config.data.tokenizer.vocab_size, jnp.int32))
-
-    def side() -> None:
-        held[0], _ = built.step(held[0], placed, token_bytes)
-        jax.block_until_ready(held[0])
-
-    return side
+def _curve(runs: list[folder.Run]) -> dict[str, Any]:
+    """Training bits per byte of every seed, thinned to means of neighbors."""
+    tokens, _ = runs[0].series("train/bpb")
+    parts = np.array_split(np.arange(len(tokens)), min(CURVE_POINTS, len(tokens)))
+    thin = lambda values: [round(float(values[part].mean()), 5) for part in parts]
+    return {"tokens": thin(tokens), "bits": [thin(run.series("train/bpb")[1]) for run in runs]}
 
 
-def _row(study: Study, workdir: Path, built: Build, pattern: str, seconds: float) -> Row:
-    name = pattern.replace(",", "-")
-    runs = folder.load([workdir / f"{name}-{seed}" for seed in study.seeds])
-    length = built.config.data.context_length
-    state = jax.eval_shape(lambda: built.model.init_state(1, length))
-    return Row(
-        pattern=pattern,
-        ffn_dim=built.config.model.ffn_dim,
-        parameters=parameters(built),
-        bits=[float(np.mean(list(run.validation().values()))) for run in runs],
-        seconds=seconds,
-        tokens_per_second=built.config.tokens_per_step / seconds,
-        state_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        flops_per_token=build_lib.flops_per_token(built),
-    )
+def _by_task(tasks: Mapping[str, Task], answers: list[Any]) -> dict[str, Any]:
+    return {
+        label: {
+            "headline": task.headline,
+            "is_better": task.is_better,
+            "unit": task.unit,
+            "seeds": [found[label] for found in answers],
+        }
+        for label, task in tasks.items()
+    }
+
+
+def _without_units(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as they are committed: every document's sums would be most of the file."""
+    drop = lambda number: {k: v for k, v in number.items() if k != "units"}
+    plain = json.loads(json.dumps(rows))
+    for row in plain:
+        for task in row["tasks"].values():
+            for seed in task["seeds"]:
+                seed["numbers"] = {name: drop(x) for name, x in seed["numbers"].items()}
+    return plain

@@ -136,8 +136,12 @@ def test_a_record_that_cannot_be_written(
     there is space.
     """
 
+    write = record.files.replace
+
     def fail(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, text)
 
     with monkeypatch.context() as patch:
         patch.setattr(record.files, "replace", fail)

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 import pytest
 
 from experiments.base import get_config
-from lm import train
+from lm import evaluate, metrics, train
 from lm.config import UserError
 from lm.studies import compare
-from lm.studies.compare import Study
 from tests.lm import tiny
+from tests.lm.lab import sources, write_corpus
 
 SMALL = {
     "width": 32,
@@ -35,18 +35,27 @@ def values(**changes: Any) -> dict[str, Any]:
     run["run"]["length"] = "2 steps"
     run["evaluate"]["max_tokens"] = 128
     run["log"]["samples"] = ()
-    study = {"run": run, "patterns": ("softmax", "retnet"), "seeds": (0, 1), "timing_rounds": 1}
+    study = {
+        "question": "Which?",
+        "run": run,
+        "patterns": ("softmax", "retnet"),
+        "seeds": (0, 1),
+        "tasks": {"position": {"max_tokens": 64}},
+        "timing_rounds": 1,
+        "decode_contexts": (8,),
+    }
     return study | changes
 
 
 def test_sizes_are_made_equal_by_the_feed_forward_width() -> None:
     study = compare.create(values(patterns=("softmax", "retnet", "gla", "softmax,gated_deltanet")))
-    widths = compare.equal_widths(study)
-    assert widths["softmax"] == 640
+    solved = compare.equal_sizes(study)
+    assert solved["softmax"] == (640, 2)
     sizes = {}
-    for pattern, width in widths.items():
-        assert width % compare.GRAIN == 0
-        sizes[pattern] = compare.parameters(compare.build(study, pattern, width))
+    for pattern, size in solved.items():
+        assert size.ffn_dim % compare.GRAIN == 0
+        assert size.num_layers == 2
+        sizes[pattern] = compare.parameters(compare.build(study, pattern, size))
     target = sizes["softmax"]
     assert target == 2 * (4 * 32 * 32 + 3 * 32 * 640 + 2 * 32) + 32
     assert all(abs(size - target) <= 0.01 * target for size in sizes.values()), sizes
@@ -68,6 +77,9 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
         ({"seed": (1,)}, "seed"),
         ({"patterns": ("softmax", "retnett")}, "did you mean 'retnet'"),
         ({"timing_rounds": 0}, "timing_rounds=0"),
+        ({"seeds": (1, 1)}, "names one twice"),
+        ({"decode_contexts": (0,)}, "must be positive"),
+        ({"tasks": {"positions": {}}}, r"config\.tasks\.positions: unknown task"),
     ],
 )
 def test_mistakes_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -76,38 +88,79 @@ def test_mistakes_in_one_line(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_runs_are_trained_once_and_put_in_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stands in for training and timing: what is tested is what is asked of them."""
-    asked: list[str] = []
+def test_depth_is_solved_where_no_layer_has_a_feed_forward() -> None:
+    mapping = values(patterns=("softmax", "bare", "bare,other"))
+    layers = {"bare": {"mixer": "retnet", "mlp": "none"}, "other": {"mixer": "gla", "mlp": "none"}}
+    mapping["run"]["model"]["layers"] = layers
+    study = compare.create(mapping)
+    solved = compare.equal_sizes(study)
+    target = compare.parameters(compare.build(study, "softmax", solved["softmax"]))
+    for pattern, period in (("bare", 1), ("bare,other", 2)):
+        assert solved[pattern].num_layers % period == 0
+        found = compare.parameters(compare.build(study, pattern, solved[pattern]))
+        layer = found / solved[pattern].num_layers
+        assert abs(found - target) <= 0.51 * layer * period, (found, target)
 
-    def pretend(config: Any, options: train.Options) -> train.Outcome:
-        asked.append(options.workdir.name)
-        folder = options.workdir
-        folder.mkdir(parents=True)
-        (folder / "report.html").write_text("")
-        (folder / "config.json").write_text(json.dumps(compare.to_mapping(config)))
-        record = {"step": 2, "tokens": 128, "eval/stdlib/bpb": 2.0 + config.seed}
-        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        return train.Outcome(config.run_steps, True, {}, [], folder / "report.html")
 
-    monkeypatch.setattr(train, "run", pretend)
-    monkeypatch.setattr(compare, "time_steps", lambda builds, _: dict.fromkeys(builds, 0.5))
-    monkeypatch.setattr(compare, "is_finished", lambda folder, _: (folder / "report.html").exists())
-    study: Study = compare.create(values())
-    rows = compare.run(study, tmp_path, tmp_path)
-    assert asked == ["softmax-0", "retnet-0", "softmax-1", "retnet-1"]
+def test_folders_of_different_patterns_differ() -> None:
+    assert compare.place("a,b", 0) != compare.place("a-b", 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("compare") / "corpus")
+
+
+def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, asked, timed and written for real, at the smallest size; a second call does nothing
+    again, and a task with other options is asked alone.
+    """
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    run = values()["run"]
+    run["model"] |= {"num_layers": 1, "ffn_dim": 512}
+    run["data"]["sources"] = sources(corpus)
+    run["data"]["batch_size"] = 8
+    study = compare.create(values(run=run, patterns=("softmax", "gla")))
+    workdir, data = tmp_path / "study", tmp_path / "data"
+    rows = compare.run(study, workdir, data)
     assert rows is not None
-    assert [row.pattern for row in rows] == ["softmax", "retnet"]
-    assert rows[0].bits == [2.0, 3.0]
-    assert rows[0].tokens_per_second == 512
-    # Two layers of k and v, segment ids and a length; and the model's next position.
-    assert rows[0].state_bytes == 2 * (32 * (2 * 32 * 4 + 4) + 4) + 4
-    again = compare.run(study, tmp_path, tmp_path)
-    assert again == rows
-    assert len(asked) == 4, "nothing is trained twice"
-    compare.write(rows, {"commit": "0"}, tmp_path)
-    saved = json.loads((tmp_path / "compare.json").read_text())
-    assert np.allclose([row["bits"] for row in saved["rows"]], [[2, 3], [2, 3]])
-    assert "| softmax | 2.5000 | 2.0000, 3.0000 |" in (tmp_path / "compare.md").read_text()
+    assert [row["pattern"] for row in rows] == ["softmax", "gla"]
+    softmax = rows[0]
+    # One layer of k and v, segment ids and a length; and the model's next position.
+    assert softmax["state_bytes"] == {str(n): n * (2 * 32 * 4 + 4) + 4 + 4 for n in (8, 32)}
+    assert set(softmax["decode_seconds"]) == {"8"}
+    assert softmax["peak_bytes"] > 3 * 4 * softmax["parameters"], "parameters and two moments"
+    assert [len(curve) for curve in softmax["curve"]["bits"]] == [2, 2]
+    last = metrics.read(workdir / "softmax-1")[-1]
+    asked = softmax["tasks"]["bits_per_byte"]["seeds"][1]["numbers"]
+    assert asked["bpb/held"]["value"] == pytest.approx(last["eval/held/bpb"], rel=1e-6)
+
+    compare.write(study, rows, {"commit": "0", "command": "c"}, workdir)
+    saved = json.loads((workdir / "compare.json").read_text())
+    assert '"units"' not in json.dumps(saved)
+    assert len(saved["verdicts"]) == 2, "one a task"
+    assert "| softmax |" in (workdir / "compare.md").read_text()
+    page = (workdir / "compare.html").read_text()
+    assert page.count("<svg") == 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert {path.stem for path in workdir.glob("*.svg")} == {"loss", "position", "decode"}
+
+    trained: list[Any] = []
+    scored: list[Any] = []
+    monkeypatch.setattr(train, "run", lambda *x: trained.append(x))
+    evaluate_run = evaluate.run
+
+    def counted(questions: Any, *args: Any, **options: Any) -> Any:
+        scored.extend(questions)
+        return evaluate_run(questions, *args, **options)
+
+    monkeypatch.setattr(evaluate, "run", counted)
+    again = compare.run(study, workdir, data)
+    assert again is not None
+    assert [row["tasks"] for row in again] == [row["tasks"] for row in rows]
+    assert not trained
+    assert not scored
+    other = compare.create(values(run=run, patterns=("softmax", "gla"), tasks={"position": {}}))
+    compare.run(other, workdir, data)
+    assert scored == ["position"] * 4

@@ -1,0 +1,129 @@
+"""Is mixer A better than mixer B, at what length, at what cost? One command, one page.
+
+Command: python -m launch.compare --config=experiments/compare/config.py:cpu,DATA --workdir=DIR
+         presets smoke, cpu, gpu; any value can be set, as --config.patterns="('softmax','gla')" or
+         --config.run.run.length="3e7 tokens" for a night or a pod
+Cost:    smoke two minutes, cpu about ninety on two CPU cores, gpu about ten on one H100 (not yet
+         measured); the same command resumes.
+Expected: README.md beside this file holds the page of a measured run.
+
+Without DATA the text is the standard library's own sources, and tasks are those that need no files.
+DATA is a folder with enwiki/{train_*,valid}.jsonl.gz, novels/valid.jsonl.gz, blimp/blimp.tar.gz,
+lambada/lambada_test.jsonl.gz and requests/*.jsonl.gz.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+MIXERS = ("softmax", "stickbreaking", "gla", "deltanet", "gated_deltanet", "mamba2")
+
+PRESETS = {
+    "smoke": {
+        "model": {"width": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "ffn_dim": 96},
+        "length": "8192 tokens",
+        "context_length": 64,
+        "batch_size": 8,
+        "patterns": ("softmax", "gla"),
+        "decode_contexts": (64, 256),
+        "max_tokens": 4096,
+        "items": 20,
+    },
+    "cpu": {
+        "model": {"width": 128, "num_layers": 4, "num_heads": 4, "head_dim": 32, "ffn_dim": 352},
+        "length": "1500000 tokens",
+        "context_length": 512,
+        "batch_size": 4,
+        "patterns": MIXERS,
+        "decode_contexts": (1024, 4096, 16384),
+        "max_tokens": 131072,
+        "items": 200,
+    },
+    "gpu": {
+        "model": {"width": 512, "num_layers": 8, "num_heads": 8, "head_dim": 64, "ffn_dim": 1408},
+        "length": "20000000 tokens",
+        "context_length": 2048,
+        "batch_size": 16,
+        "patterns": MIXERS,
+        "decode_contexts": (1024, 4096, 16384),
+        "max_tokens": 1048576,
+        "items": 1000,
+    },
+}
+
+
+def get_config(arg: str = "cpu") -> ConfigDict:
+    """`arg`: a preset, or a preset and the folder of the data, "cpu,DATA"."""
+    name, _, data = arg.partition(",")
+    preset = PRESETS[name]
+    run = base.get_config()
+    run.model.update(preset["model"] | {"num_kv_heads": preset["model"]["num_heads"]})
+    # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
+    run.mup.residual_multiplier = round(1.4 / preset["model"]["num_layers"] ** 0.5, 3)
+    if data:
+        run.data.sources = {
+            "enwiki": source(f"{data}/enwiki/train_*.jsonl.gz", weight=1.0, valid_fraction=0.0),
+            "heldout": source(f"{data}/enwiki/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
+        }
+    if name == "smoke":
+        run.data.tokenizer.update({"kind": "bytes", "vocab_size": 257})
+        run.schedule.warmup = "1024 tokens"
+    if name == "gpu":
+        run.model.precision = "bfloat16"
+    run.data.context_length = context = preset["context_length"]
+    run.data.batch_size = preset["batch_size"]
+    run.run.length = preset["length"]
+    run.log.samples = ()
+    run.evaluate.every = "50 percent"
+    run.evaluate.max_tokens = preset["max_tokens"]
+    return ConfigDict(
+        {
+            "question": "Which mixer is better, at what length, at what cost?",
+            "run": run,
+            "patterns": preset["patterns"],
+            "seeds": (0, 1),
+            "tasks": tasks(data, context, preset["items"]),
+            "timing_rounds": 7,
+            "decode_contexts": preset["decode_contexts"],
+        }
+    )
+
+
+def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
+    """What is asked of every run; `items` of each task that has items."""
+    found: dict[str, dict[str, object]] = {
+        "position": {},
+        "forgetting": {"max_items": items},
+        "passkey": {},
+    }
+    if not data:
+        return found
+    requests = f"{data}/requests"
+    choice = {"task": "multiple_choice", "max_items": items, "max_len": 4 * context}
+    return found | {
+        "length": {
+            "path": f"{data}/novels/valid.jsonl.gz",
+            "max_len": 4 * context,
+            "shortest": context,
+            "targets": context // 2,
+        },
+        "blimp": {"path": f"{data}/blimp/blimp.tar.gz", "max_items": max(10, items // 10)},
+        "lambada": {"path": f"{data}/lambada/lambada_test.jsonl.gz", "max_items": items},
+        "hellaswag": {**choice, "path": f"{requests}/hellaswag_rc_5shot.jsonl.gz"},
+        "arc_easy": {**choice, "path": f"{requests}/arc_easy_rc_5shot.jsonl.gz"},
+        "csqa": {**choice, "path": f"{requests}/csqa_rc_0shot.jsonl.gz"},
+        "piqa": {
+            **choice,
+            "path": f"{data}/piqa/valid.jsonl",
+            "labels": f"{data}/piqa/valid-labels.lst",
+        },
+        "gold_bpb": {
+            "path": f"{requests}/codex_humaneval_gold_bpb_0shot.jsonl.gz",
+            "max_items": items,
+            "max_len": 4 * context,
+        },
+    }
+
+
+def source(path: str, *, weight: float, valid_fraction: float) -> dict[str, object]:
+    return {"path": path, "text_key": "text", "weight": weight, "valid_fraction": valid_fraction}

@@ -1,0 +1,322 @@
+"""The page of a comparison: verdicts first, then curves, recall against state, speed, every number.
+
+Everything is drawn from compare.json, so that a committed file gives its page again.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
+
+from lm.report.figures import PALETTE, canvas
+from lm.report.page import amount, card, document, duration, section, table, text
+
+Found = Mapping[str, Any]
+
+
+def page(found: Found) -> str:
+    """compare.json as one offline HTML page."""
+    rows = found["rows"]
+    head = (
+        f'<header><h1>{text(found["question"])}</h1><div class="soft">'
+        f"{text(_subtitle(found))}</div></header>\n"
+    )
+    drawn = figures(found)
+    pictures = "".join(
+        f"<figure{' class="wide"' if name == 'loss' else ''}><figcaption><h3>{text(title)}</h3>"
+        f'<span class="soft small">{text(note)}</span></figcaption>{drawn[name]}</figure>\n'
+        for name, (title, note) in TITLES.items()
+        if name in drawn
+    )
+    sections = [
+        head,
+        _cards(found),
+        section("Verdicts", _verdicts(found)),
+        section("Curves", f'<div class="figures">{pictures}</div>'),
+        section("Cost", table(*_speed(rows))),
+        section("Tasks", "".join(_task(rows, label) for label in rows[0]["tasks"])),
+        section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
+    ]
+    return document(found["question"], "".join(sections), "Espalier comparison")
+
+
+def markdown(found: Found) -> str:
+    """compare.json as Markdown: verdicts, results, costs, curves."""
+    return f"# {found['question']}\n\n{_subtitle(found)}\n\n{tables(found)}"
+
+
+def tables(found: Found) -> str:
+    """What `markdown` says below its title."""
+    rows = found["rows"]
+    lines = [f"- {verdict['sentence']}" for verdict in found["verdicts"]]
+    for title, (body, head) in (
+        ("Results", _results(rows)),
+        ("Cost", _speed(rows)),
+        *((f"{label}: {word}", _curve_table(rows, label, word)) for label, word in _curves(rows)),
+    ):
+        lines += ["", f"**{title}**", "", _markdown_table(body, head)]
+    return "\n".join(lines).strip() + "\n"
+
+
+# name of the figure -> title, note
+TITLES = {
+    "loss": ("Training loss", "bits per byte; mean over seeds, the band from least to most"),
+    "length": ("Length", "loss of the same targets with growing context, nats per token"),
+    "position": ("Position", "loss by position in the document, nats per token"),
+    "recall": ("Recall against state", "up and left is better"),
+    "decode": ("Decoding", "milliseconds per token against context"),
+}
+
+
+def figures(found: Found) -> dict[str, str]:
+    """SVG by name, of those for which there are data."""
+    rows = found["rows"]
+    drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide=True)}
+    for name, label, word in (
+        ("length", "length", "context"),
+        ("position", "position", "loss"),
+    ):
+        if (label, word) in _curves(rows):
+            put = lambda axes, row, ink, label=label, word=word: _points(
+                axes, row, ink, label, word
+            )
+            drawn[name] = _draw(name, rows, put, log_x=True)
+    if recall := _recall_task(rows):
+        put = lambda axes, row, ink: _state(axes, row, ink, *recall)
+        drawn["recall"] = _draw("recall", rows, put, log_x=True)
+    if rows[0]["decode_seconds"]:
+        drawn["decode"] = _draw("decode", rows, _decode, log_x=True)
+    return drawn
+
+
+def _draw(
+    name: str,
+    rows: Sequence[Found],
+    put: Callable[[Axes, Found, str], None],
+    *,
+    is_wide: bool = False,
+    log_x: bool = False,
+) -> str:
+    with canvas(TITLES[name][0], is_wide) as (axes, finish):
+        for row, ink in zip(rows, _inks(rows), strict=True):
+            put(axes, row, ink)
+        axes.margins(x=0.02)
+        if log_x:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel(AXES[name])
+        axes.legend(loc="best", handlelength=1.4, ncols=2 if len(rows) > 4 and is_wide else 1)
+        return finish()
+
+
+AXES = {
+    "loss": "tokens",
+    "length": "tokens of context",
+    "position": "position",
+    "recall": "bytes of state per row",
+    "decode": "tokens in the state",
+}
+
+
+def _inks(rows: Sequence[Found]) -> list[str]:
+    return [PALETTE[i % len(PALETTE)] for i in range(len(rows))]
+
+
+def _loss(axes: Axes, row: Found, ink: str) -> None:
+    tokens, bits = np.array(row["curve"]["tokens"]), np.array(row["curve"]["bits"])
+    axes.fill_between(tokens, bits.min(0), bits.max(0), color=ink, alpha=0.2, linewidth=0)
+    axes.plot(tokens, bits.mean(0), color=ink, label=row["pattern"])
+    low = bits[:, len(tokens) // 8 :]  # the first steps would flatten the rest
+    top = max(axes.get_ylim()[1] if len(axes.lines) > 1 else 0.0, float(low.max()) * 1.02)
+    axes.set_ylim(top=top)
+
+
+def _points(axes: Axes, row: Found, ink: str, label: str, word: str) -> None:
+    at, values = curve(row, label, word)
+    keep = at > 0
+    at, values = at[keep], values[:, keep]
+    axes.fill_between(at, values.min(0), values.max(0), color=ink, alpha=0.15, linewidth=0)
+    axes.plot(at, values.mean(0), color=ink, marker="o", markersize=3, label=row["pattern"])
+
+
+def _state(axes: Axes, row: Found, ink: str, label: str, name: str) -> None:
+    values = _values(row, label, name)
+    state = next(iter(row["state_bytes"].values()))
+    spread = [[values.mean() - values.min()], [values.max() - values.mean()]]
+    axes.errorbar(
+        [state], [values.mean()], yerr=spread, color=ink, fmt="o", capsize=3, label=row["pattern"]
+    )
+    axes.set_ylabel(f"{label} {name}")
+
+
+def _decode(axes: Axes, row: Found, ink: str) -> None:
+    at = [int(context) for context in row["decode_seconds"]]
+    values = [1e3 * x for x in row["decode_seconds"].values()]
+    axes.plot(at, values, color=ink, marker="o", markersize=3, label=row["pattern"])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+
+
+def curve(row: Found, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
+    """The curve `word@x` of a task: x [n], values [seeds, n]."""
+    seeds = row["tasks"][label]["seeds"]
+    names = [name for name in seeds[0]["numbers"] if name.partition("@")[0] == word and "@" in name]
+    at = np.array([float(name.partition("@")[2]) for name in names])
+    values = [[_float(seed["numbers"][name]["value"]) for name in names] for seed in seeds]
+    order = np.argsort(at)
+    return at[order], np.array(values)[:, order]
+
+
+def _curves(rows: Sequence[Found]) -> list[tuple[str, str]]:
+    """(task, word) of every curve."""
+    found = {
+        (label, name.partition("@")[0]): None
+        for label, task in rows[0]["tasks"].items()
+        for name in task["seeds"][0]["numbers"]
+        if "@" in name
+    }
+    return list(found)
+
+
+def _recall_task(rows: Sequence[Found]) -> tuple[str, str] | None:
+    """The task whose headline is recall, and that headline."""
+    for label in ("mqar", "forgetting", "passkey"):
+        if label in rows[0]["tasks"]:
+            return label, rows[0]["tasks"][label]["headline"]
+    return None
+
+
+def _values(row: Found, label: str, name: str) -> np.ndarray:
+    seeds = row["tasks"][label]["seeds"]
+    return np.array([_float(seed["numbers"][name]["value"]) for seed in seeds])
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _subtitle(found: Found) -> str:
+    rows, seeds = found["rows"], found["seeds"]
+    return (
+        f"{len(rows)} patterns × {len(seeds)} seeds, {amount(found['tokens'])} tokens each, "
+        f"{amount(rows[0]['parameters'])} parameters outside the embedding"
+    )
+
+
+def _cards(found: Found) -> str:
+    ranked = _ranked(found["rows"])
+    name = ranked[0]["tasks"]["bits_per_byte"]["headline"]
+    best = _values(ranked[0], "bits_per_byte", name).mean()
+    fast = max(found["rows"], key=lambda row: row["tokens_per_second"])
+    small = min(found["rows"], key=lambda row: next(iter(row["state_bytes"].values())))
+    cards = card("least bits per byte", ranked[0]["pattern"], f"{best:.4f}", "first")
+    cards += card(
+        "fastest training", fast["pattern"], f"{amount(fast['tokens_per_second'])} tokens/s"
+    )
+    state = next(iter(small["state_bytes"].values()))
+    cards += card("smallest state", small["pattern"], amount(state, "B"))
+    return f'<div class="cards">{cards}</div>\n'
+
+
+def _ranked(rows: Sequence[Found]) -> list[Found]:
+    key = lambda row: _values(row, "bits_per_byte", "bpb").mean()
+    return sorted(rows, key=key)
+
+
+def _verdicts(found: Found) -> str:
+    marks = {"better": "first", "worse": "warn", "same": "", "none": ""}
+    lines = [
+        f'<div class="card {marks[v["outcome"]]}"><div class="note">{text(v["sentence"])}</div>'
+        "</div>\n"
+        for v in found["verdicts"]
+    ]
+    return f'<div class="verdicts">{"".join(lines)}</div>' if lines else ""
+
+
+def _results(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
+    """One row a pattern, best bits first; of every task the headline: mean over seeds (by seed)."""
+    labels = list(rows[0]["tasks"])
+    heads = [f"{x} {rows[0]['tasks'][x]['headline']}" for x in labels]
+    body = []
+    for row in _ranked(rows):
+        cells = [text(row["pattern"])]
+        for label in labels:
+            task = row["tasks"][label]
+            values = _values(row, label, task["headline"])
+            chance = all(s["numbers"][task["headline"]].get("at_chance") for s in task["seeds"])
+            shown = f"{values.mean():.4f} ({', '.join(f'{x:.4f}' for x in values)})"
+            cells.append(shown + (" at chance" if chance else ""))
+        body.append(cells)
+    return body, ["pattern", *heads]
+
+
+def _speed(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
+    contexts = list(rows[0]["decode_seconds"])
+    states = list(rows[0]["state_bytes"])
+    head = ["pattern", "parameters", "layers", "ffn", "train tokens/s", "peak memory"]
+    head += ["MFLOP a token"]
+    head += [f"state at {int(c):,}" for c in (states[0], states[-1])]
+    head += [f"decode ms at {int(c):,}" for c in contexts]
+    body = []
+    for row in rows:
+        cells = [text(row["pattern"]), f"{row['parameters']:,}", str(row["num_layers"])]
+        cells += [str(row["ffn_dim"]), f"{row['tokens_per_second']:,.0f}"]
+        cells += [amount(row["peak_bytes"], "B") if row["peak_bytes"] else "-"]
+        cells += [f"{row['flops_per_token'] / 1e6:.2f}"]
+        cells += [amount(row["state_bytes"][c], "B") for c in (states[0], states[-1])]
+        cells += [f"{1e3 * row['decode_seconds'][c]:.2f}" for c in contexts]
+        body.append(cells)
+    return body, head
+
+
+def _curve_table(rows: Sequence[Found], label: str, word: str) -> tuple[list[list[str]], list[str]]:
+    head = ["pattern", *(f"{x:,g}" for x in curve(rows[0], label, word)[0])]
+    body = []
+    for row in rows:
+        values = curve(row, label, word)[1].mean(0)
+        body.append([text(row["pattern"]), *(f"{x:.3f}" for x in values)])
+    return body, head
+
+
+def _task(rows: Sequence[Found], label: str) -> str:
+    """Every number of a task: mean over seeds, interval of the first seed."""
+    names = list(rows[0]["tasks"][label]["seeds"][0]["numbers"])
+    body = []
+    for name in names:
+        cells = [text(name)]
+        for row in rows:
+            values = _values(row, label, name)
+            first = row["tasks"][label]["seeds"][0]["numbers"][name]
+            interval = f"{_float(first['low']):.3g} to {_float(first['high']):.3g}"
+            chance = ", at chance" if first.get("at_chance") else ""
+            cells.append(
+                f'{values.mean():.4g} <span class="soft small">({interval}{chance})</span>'
+            )
+        body.append(cells)
+    cost = [seed["cost"] for row in rows for seed in row["tasks"][label]["seeds"]]
+    total = {key: sum(one[key] for one in cost) for key in ("tokens", "flops", "seconds")}
+    note = (
+        f"{amount(total['tokens'])} tokens, {amount(total['flops'], 'FLOP')}, "
+        f"{duration(total['seconds'])} in all; intervals are of the first seed"
+    )
+    shown = table(body, ["", *(text(row["pattern"]) for row in rows)])
+    return f"<details><summary>{text(label)}: {text(note)}</summary>{shown}</details>\n"
+
+
+def _facts(found: Found) -> dict[str, Any]:
+    skipped = ("question", "rows", "verdicts", "seeds", "tokens")
+    facts = {key: value for key, value in found.items() if key not in skipped}
+    if "date" in facts:
+        facts["date"] = str(datetime.datetime.fromisoformat(facts["date"]).date())
+    return facts | {"seeds": ", ".join(map(str, found["seeds"]))}
+
+
+def _markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

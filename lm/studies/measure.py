@@ -1,0 +1,113 @@
+"""What a model costs: seconds and memory of a train step, seconds and state of a decode step.
+
+Times are taken in rounds that visit every side in turn, so that a slow minute of the machine hits
+all alike; the lower quartile over the rounds counts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.build import Build
+from lm.data.batch import Batch
+from lm.model import Model
+
+DECODE_STEPS = 16  # in one call, so that the call's own cost does not count
+
+
+class Training(NamedTuple):
+    """`seconds` of a step; `peak_bytes`: arguments and temporaries of its compiled program, as the
+    compiler counts them.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+def train_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, Training]:
+    """Every build's train step on one random batch."""
+    compiled = {name: _step(built) for name, built in builds.items()}
+    seconds = quartiles({name: side for name, (side, _) in compiled.items()}, rounds)
+    return {name: Training(seconds[name], peak) for name, (_, peak) in compiled.items()}
+
+
+def decode_steps(
+    builds: Mapping[str, Build], contexts: Sequence[int], rounds: int
+) -> dict[str, dict[int, float]]:
+    """Seconds per token of one row whose state holds `context` tokens, by context.
+
+    The state is an empty one of that capacity: a step computes over all of it, whatever it holds.
+    """
+    sides: dict[tuple[str, int], Callable[[], object]] = {}
+    for name, built in builds.items():
+        params = built.init(0).params
+        for context in contexts:
+            sides[name, context] = _decoder(built.model, params, context)
+    seconds = quartiles(sides, rounds)
+    return {name: {c: seconds[name, c] / DECODE_STEPS for c in contexts} for name in builds}
+
+
+def state_bytes(model: Model, length: int) -> int:
+    """What decoding carries of one row after `length` tokens."""
+    state = jax.eval_shape(lambda: model.init_state(1, length))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def quartiles[K](sides: Mapping[K, Callable[[], object]], rounds: int) -> dict[K, float]:
+    """Seconds of a call of every side: lower quartile over rounds that visit all."""
+    samples: dict[K, list[float]] = {key: [] for key in sides}
+    for i in range(rounds + 1):
+        for key, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if i:  # the first round warms up
+                samples[key].append(time.perf_counter() - start)
+    return {key: float(np.quantile(x, 0.25)) for key, x in samples.items()}
+
+
+def _step(built: Build) -> tuple[Callable[[], object], int]:
+    config = built.config
+    shape = config.data.batch_size, config.data.context_length
+    tokens = np.random.default_rng(0).integers(0, config.data.tokenizer.vocab_size, shape)
+    ones, index = np.ones(shape, np.int32), np.arange(shape[1], dtype=np.int32)
+    batch = Batch(
+        tokens=tokens.astype(np.int32),
+        targets=np.roll(tokens, -1, axis=1).astype(np.int32),
+        segment_ids=ones,
+        positions=np.broadcast_to(index, shape),
+        source_ids=0 * ones,
+        loss_weights=ones.astype(np.float32),
+    )
+    placed = built.put(batch)
+    token_bytes = built.put_replicated(jnp.ones(config.data.tokenizer.vocab_size, jnp.int32))
+    held = [built.init(0)]
+    compiled = built.step.lower(held[0], placed, token_bytes).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    memory = compiled.memory_analysis()
+
+    def side() -> None:
+        held[0], _ = compiled(held[0], placed, token_bytes)
+        jax.block_until_ready(held[0])
+
+    return side, int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+
+
+def _decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
+    def step(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
+        token, state = carry
+        hidden, state = model.apply({"params": params}, token, state, method="step")
+        head: Any = model.apply({"params": params}, method="head")
+        return (jnp.argmax(hidden @ head.T, axis=-1).astype(jnp.int32), state), None
+
+    @jax.jit
+    def run(token: jax.Array, state: Any) -> jax.Array:
+        return jax.lax.scan(step, (token, state), None, DECODE_STEPS)[0][0]
+
+    token, state = jnp.zeros((1,), jnp.int32), model.init_state(1, context)
+    return lambda: jax.block_until_ready(run(token, state))
