@@ -15,6 +15,8 @@ from lm.evals import Given, Items, Task
 from lm.scoring import Cost, Scorer
 from lm.statistics import Number
 
+ALWAYS = ""  # the label of the task every run has; none of a configuration can have it
+
 
 class Result(NamedTuple):
     """The numbers of a task by name, and what they took."""
@@ -71,6 +73,21 @@ def run(
             scorer.cost.seconds - before.seconds,
         )
         found[label] = Result(task.numbers(items, scored), cost)
+    return found
+
+
+def to_record(results: Mapping[str, Result]) -> dict[str, float]:
+    """The values as metrics.jsonl holds them: eval/SET/bpb and eval/SET/loss of the task every run
+    has, task/LABEL/NAME of the others.
+    """
+    found = {}
+    for label, result in results.items():
+        for name, number in result.numbers.items():
+            unit, _, source = name.partition("/")
+            if label != ALWAYS:
+                found[f"task/{label}/{name}"] = number.value
+            elif source:
+                found[f"eval/{source}/{unit}"] = number.value
     return found
 
 

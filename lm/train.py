@@ -41,7 +41,6 @@ from lm.scoring import Scorer
 from lm.state import TrainState
 
 Record = dict[str, Any]
-ALWAYS = ""  # the label of the task every run has; none of the config can have it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def run(config: Config, options: Options) -> Outcome:
     """
     workdir = options.workdir
     model_lib.check(config.model)
-    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {ALWAYS: BitsPerByte()}
+    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {evaluate.ALWAYS: BitsPerByte()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(record.locked(workdir))
         record.check_unchanged(workdir, config)
@@ -289,17 +288,9 @@ def _evaluate(
     was asked for meanwhile.
     """
     try:
-        results = evaluate.run(questions, scorer, stop)
+        return evaluate.to_record(evaluate.run(questions, scorer, stop))
     except evaluate.Stopped:
         return None
-    found: Record = {}
-    for name, number in results.pop(ALWAYS).numbers.items():
-        unit, _, source = name.partition("/")
-        if source:
-            found[f"eval/{source}/{unit}"] = number.value
-    for label, result in results.items():
-        found |= {f"task/{label}/{name}": x.value for name, x in result.numbers.items()}
-    return found
 
 
 def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | None]) -> None:
