@@ -1,0 +1,110 @@
+"""Documents as token ids, windows inside them, and rows that share what is the same.
+
+files or validation sets -> documents long enough -> windows -> rows
+
+Windows cross no document and do not overlap; those of one document lie evenly spread, with equal
+gaps around them, so that title pages and licences at either end are seldom met.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm import scoring
+from lm.config import SourceConfig, UserError
+from lm.data import sources
+from lm.data.tokenizers import Tokenizer
+from lm.evals import Given
+from lm.scoring import Row
+
+
+class Window(NamedTuple):
+    """`ids` [length]; `unit` counts the documents that windows were taken from."""
+
+    unit: int
+    ids: np.ndarray
+
+
+def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> list[np.ndarray]:
+    """The first `most` documents of so many `tokens` or more, in order: int32 [n] each, without
+    end of text. `path` is as in data.sources.*.path; "": the run's validation documents.
+
+    Raises:
+      UserError: no document is that long, or the files cannot be read.
+    """
+    read = _read(given.tokenizer, path, text_key, tokens) if path else _stored(given)
+    found, longest = [], 0
+    for ids in read:
+        longest = max(longest, len(ids))
+        if len(ids) >= tokens:
+            found.append(np.asarray(ids, np.int32))
+            if len(found) == most:
+                break
+    if not found:
+        where = f"path={path!r}" if path else "the run's validation sets"
+        raise UserError(
+            f"no document of {where} has the {tokens:,} tokens of a window, the longest has "
+            f"{longest:,}; ask for shorter windows or set path to longer documents"
+        )
+    return found
+
+
+def windows(
+    documents: Sequence[np.ndarray], length: int, per_document: int, most: int
+) -> list[Window]:
+    """At most `most` windows of `length` ids, of as many documents as that allows."""
+    num = min(len(documents), most)
+    chosen = [documents[i * len(documents) // num] for i in range(num)]
+    counts = [min(per_document, len(ids) // length) for ids in chosen]
+    while sum(counts) > most:
+        counts[int(np.argmax(counts))] -= 1
+    found = []
+    for unit, (ids, count) in enumerate(zip(chosen, counts, strict=True)):
+        free = len(ids) - count * length
+        starts = [i * length + free * (i + 1) // (count + 1) for i in range(count)]
+        found += [Window(unit, ids[start : start + length].copy()) for start in starts]
+    return found
+
+
+def rows(pieces: Iterable[tuple[np.ndarray, int]]) -> list[Row]:
+    """`scoring.row(ids, first)` of every piece. Tokens and targets are views of its ids; rows alike
+    in length and `first` share the rest.
+    """
+    alike: dict[tuple[int, int], Row] = {}
+    found = []
+    for ids, first in pieces:
+        key = len(ids), first
+        if key not in alike:
+            alike[key] = scoring.row(ids, first)
+        found.append(alike[key]._replace(tokens=ids[:-1], targets=ids[1:]))
+    return found
+
+
+def _stored(given: Given) -> Iterator[np.ndarray]:
+    for name, source in given.data.sources.items():
+        if source.valid_fraction > 0:
+            store = given.prepared.stores[name]["valid"]
+            for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
+                yield store.tokens[start : end - 1]
+
+
+def _read(tokenizer: Tokenizer, path: str, text_key: str, tokens: int) -> Iterator[np.ndarray]:
+    """Documents that may be long enough, then the longest of the others, to be told of: a document
+    has no more tokens than bytes, and most need not be tokenized.
+    """
+    source = SourceConfig(path=path, text_key=text_key, weight=0.0, valid_fraction=1.0)
+    longest = ""
+    try:
+        for _, text in sources.documents(sources.create("task", source), collections.Counter()):
+            if len(text.encode()) >= tokens:
+                yield tokenizer.encode_batch([text])[0]
+            elif len(text) > len(longest):
+                longest = text
+    except UserError as error:  # it names a source of the run's data, and this is none
+        told = str(error).replace("data.sources.task.", "").replace(" of data.sources.task", "")
+        raise UserError(told) from error
+    yield tokenizer.encode_batch([longest])[0]
