@@ -4,8 +4,9 @@
 
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
-memory: largest arrays. compile: 24 layers against 2. Named only: peers (flash-linear-attention),
-skipping (stick-breaking with a tolerance, on the q, k, v of the run --workdir).
+memory: largest arrays. compile: 24 layers against 2. decode: a token against the state's length.
+evaluation: its share of a run. Named only: peers (flash-linear-attention), skipping (stick-breaking
+with a tolerance, on the q, k, v of the run --workdir).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rich.console import Console
 from launch import cli
 from lm.config import ModelConfig, UserError, nearest
 
-DEFAULT = ("train_step", "matmul_fraction", "ops", "recurrences", "memory", "compile")
+NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
+DEFAULT = tuple(NAMES.split())
 CASES = (*DEFAULT, "peers", "skipping")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
@@ -44,7 +46,6 @@ def main(argv: list[str]) -> None:
     out = Path(_OUT.value).expanduser() if _OUT.value else None
     if out is not None:
         _make_folder(out)
-
     import jax  # after the flags are known to be right
 
     from launch.benchmarks import machine, problem, timing
@@ -56,8 +57,7 @@ def main(argv: list[str]) -> None:
     options = problem.Options(base=base, **given)
     head = machine.describe("launch.bench")
     head |= {"pairs": options.pairs, "precision": options.precision}
-    console = Console(highlight=False, markup=False)
-    results: list[Any] = []
+    console, results = Console(highlight=False, markup=False), list[Any]()
     for name in _CASES.value:
         found = importlib.import_module(f"launch.benchmarks.{name}").run(options)
         console.print(timing.table(found))

@@ -49,7 +49,7 @@ def decode_steps(
     for name, built in builds.items():
         params = built.init(0).params
         for context in contexts:
-            sides[name, context] = _decoder(built.model, params, context)
+            sides[name, context] = decoder(built.model, params, context)
     seconds = quartiles(sides, rounds)
     return {name: {c: seconds[name, c] / DECODE_STEPS for c in contexts} for name in builds}
 
@@ -98,7 +98,9 @@ def _step(built: Build) -> tuple[Callable[[], object], int]:
     return side, int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 
-def _decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
+def decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
+    """DECODE_STEPS greedy tokens of one row, in one compiled call."""
+
     def step(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
         token, state = carry
         hidden, state = model.apply({"params": params}, token, state, method="step")

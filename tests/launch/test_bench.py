@@ -19,6 +19,8 @@ from kernels.contract import Case
 from launch.benchmarks import (
     bare,
     compile,
+    decode,
+    evaluation,
     matmul_fraction,
     memory,
     ops,
@@ -303,6 +305,27 @@ def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
     errors = results[0].facts["errors"]
     assert set(errors) == {"out", "d_q", "d_k", "d_v", "d_remainder_bias"}
     assert max(errors.values()) < 1e-5
+
+
+def test_decoding_is_flat_only_where_the_state_is() -> None:
+    """A goal for the mixer whose state does not grow, none for the one whose does."""
+    flat, growing = decode.run(options(), (8, 32), ("retnet", "softmax"))
+    assert flat.goal is not None
+    assert flat.goal.is_met(1.0)
+    assert not flat.goal.is_met(1.2)
+    assert growing.goal is None
+    assert flat.facts["state_bytes"][8] == flat.facts["state_bytes"][32]
+    assert growing.facts["state_bytes"][8] < growing.facts["state_bytes"][32]
+    assert set(flat.samples) == {"8 tokens", "32 tokens"}
+
+
+def test_evaluation_as_a_share_of_a_run(one_mixer: None) -> None:
+    (found,) = evaluation.run(options())
+    ratio = timing.quartile(found.samples["score"]) / timing.quartile(found.samples["train"])
+    # 48 tokens a batch: four evaluations of 32,768 tokens in a run of a million.
+    batches, steps = 4 * 683, 20834
+    assert (found.facts["batches"], found.facts["steps"]) == (batches, steps)
+    assert found.value == pytest.approx(ratio * batches / steps)
 
 
 def test_skipping_needs_a_run() -> None:
