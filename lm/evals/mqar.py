@@ -1,0 +1,95 @@
+"""Multi-query associative recall, generated (lm/data/mqar.py): a probe for models trained on it.
+
+A row binds keys to values and asks every key once; an answer is right where no token is likelier
+than its value. Chance is 1 / pairs, one of the row's own values: a model that knows no more than
+which ids are values is far below. Rows are the units that the intervals resample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from lm import statistics
+from lm.config import UserError
+from lm.data import mqar
+from lm.evals import Given, Items, Number, Scored
+from lm.scoring import Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mqar:
+    """A setting of lm/data/mqar.py, `rows` of it. `vocab_size` 0: the tokenizer's, whose lower half
+    are keys; a smaller one takes its first ids.
+    """
+
+    length: int = 64
+    pairs: int = 4
+    repeats: int = 0
+    filler: Literal["blank", "random"] = "blank"
+    power: float = 0.01
+    rows: int = 1000
+    seed: int = 0
+    vocab_size: int = 0
+    headline: ClassVar[str] = "accuracy"
+    is_better: ClassVar[Literal["higher", "lower"]] = "higher"
+    unit: ClassVar[str] = "share of answers"
+
+    def problem(self) -> str | None:
+        if self.rows < 1 or self.seed < 0 or self.vocab_size < 0:
+            return (
+                f"rows={self.rows} must be positive, seed={self.seed} and "
+                f"vocab_size={self.vocab_size} not negative"
+            )
+        # A tokenizer's vocabulary is known to `items` alone.
+        return self.setting.problem(self.vocab_size or 4 * self.length)
+
+    @property
+    def setting(self) -> mqar.Setting:
+        names = [field.name for field in dataclasses.fields(mqar.Setting)]
+        return mqar.Setting(**{name: getattr(self, name) for name in names})
+
+    def items(self, given: Given) -> Items:
+        known = given.tokenizer.vocab_size
+        if self.vocab_size > known:
+            raise UserError(
+                f"mqar: vocab_size={self.vocab_size} is more than the tokenizer's {known}; set "
+                "vocab_size to that or less"
+            )
+        found = mqar.examples(self.setting, self.vocab_size or known, self.rows, [self.seed])
+        return questions(found)
+
+    def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
+        """`accuracy@x`: answers bound x to 2 x tokens before; with repeats `accuracy/once` and
+        `accuracy/repeated`, of keys bound once and again.
+        """
+        examples: mqar.Examples = items.about
+        hit = np.stack([one.hit for one in scored])
+        asked = examples.targets > 0
+        chance = 1 / self.pairs
+        found = {
+            "accuracy": statistics.ratio(hit.sum(1), asked.sum(1), chance=chance, keep_units=True),
+            "loss": statistics.ratio([one.nll.sum() for one in scored], asked.sum(1)),
+        }
+        parts = {}
+        if self.repeats:
+            repeated = asked & examples.is_repeated
+            parts = {"once": asked & ~examples.is_repeated, "repeated": repeated}
+            parts = {f"accuracy/{name}": part for name, part in parts.items()}
+        distance = np.arange(self.length) - examples.last
+        bucket = np.frexp(distance)[1]  # 2^(b-1) <= distance < 2^b
+        for b in np.unique(bucket[asked]):
+            parts[f"accuracy@{2 ** (b - 1)}"] = asked & (bucket == b)
+        for name, part in parts.items():
+            found[name] = statistics.ratio((hit & part).sum(1), part.sum(1), chance=chance)
+        return found
+
+
+def questions(examples: mqar.Examples) -> Items:
+    """Rows to score, and the examples they are of."""
+    batch = mqar.batch(examples)
+    fields = batch.tokens, batch.targets, batch.segment_ids, batch.positions, batch.loss_weights
+    return Items([Row(*one) for one in zip(*fields, strict=True)], examples)

@@ -1,0 +1,146 @@
+"""Associative recall: what a row binds and asks, and that a table of its pairs answers it all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lm.config import UserError
+from lm.data import mqar
+from lm.data.mqar import Setting
+
+PLAIN = Setting(length=64, pairs=8)
+SETTINGS = (
+    PLAIN,
+    Setting(length=32, pairs=8),  # every other place behind the pairs is a query
+    Setting(length=64, pairs=8, filler="random"),
+    Setting(length=64, pairs=8, repeats=3, power=1.0),
+    Setting(length=64, pairs=8, repeats=7, filler="random"),
+)
+VOCAB = 40
+
+
+def lookup(tokens: np.ndarray, pairs: int, *, first_wins: bool = False) -> dict[int, int]:
+    """key -> value of a row [T], by reading its pairs from left to right."""
+    table: dict[int, int] = {}
+    for place in range(0, 2 * pairs, 2):
+        key, value = int(tokens[place]), int(tokens[place + 1])
+        if not (first_wins and key in table):
+            table[key] = value
+    return table
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_a_table_of_the_pairs_answers_every_question(setting: Setting) -> None:
+    found = mqar.examples(setting, VOCAB, 200, [3])
+    for row in range(200):
+        table = lookup(found.tokens[row], setting.pairs)
+        asked = np.flatnonzero(found.targets[row])
+        answers = [table[int(key)] for key in found.tokens[row, asked]]
+        assert answers == found.targets[row, asked].tolist()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_layout(setting: Setting) -> None:
+    found = mqar.examples(setting, VOCAB, 200, [4])
+    half, start = VOCAB // 2, 2 * setting.pairs
+    keys, values = found.tokens[:, 0:start:2], found.tokens[:, 1:start:2]
+    assert keys.min() >= 1
+    assert keys.max() < half <= values.min()
+    assert values.max() < VOCAB
+    for row in range(200):
+        assert len(set(keys[row])) == setting.num_keys
+        assert len(set(values[row])) == setting.pairs
+        asked = np.flatnonzero(found.targets[row])
+        # Each key once, behind the pairs, at even distances.
+        assert sorted(found.tokens[row, asked]) == sorted(set(keys[row]))
+        assert asked.min() >= start
+        assert not (asked % 2).any()
+        rest = np.setdiff1d(np.arange(start, setting.length), asked)
+        blank = setting.filler == "blank"
+        assert not blank or not found.tokens[row, rest].any()
+        assert (found.tokens[row, found.last[row, asked]] == found.tokens[row, asked]).all()
+    if setting.filler == "random":
+        assert len(np.unique(found.tokens[:, start + 1 :: 2])) == VOCAB
+
+
+def test_a_batch_weighs_answers_alone() -> None:
+    found = mqar.examples(PLAIN, VOCAB, 5, [0])
+    batch = mqar.batch(found)
+    assert batch.tokens.shape == batch.targets.shape == (5, 64)
+    assert batch.loss_weights.sum(1).tolist() == [8] * 5
+    assert ((batch.loss_weights > 0) == (found.targets > 0)).all()
+    assert (batch.segment_ids == 1).all()
+    assert (batch.positions == np.arange(64)).all()
+    # No answer can be read off: the value asked for never follows the query it answers.
+    after = np.roll(batch.tokens, -1, axis=1)
+    assert not ((batch.loss_weights > 0) & (after == batch.targets)).any()
+
+
+def test_rows_are_a_function_of_the_seed() -> None:
+    one, two = (mqar.examples(PLAIN, VOCAB, 50, [seed, 1]) for seed in (0, 1))
+    again = mqar.examples(PLAIN, VOCAB, 50, [0, 1])
+    assert all((a == b).all() for a, b in zip(one, again, strict=True))
+    assert (one.tokens != two.tokens).any(axis=1).all()
+
+
+def test_of_a_key_bound_again_the_later_value_counts() -> None:
+    setting = Setting(length=64, pairs=8, repeats=4)
+    found = mqar.examples(setting, VOCAB, 400, [5])
+    wrong = total = 0
+    for row in range(400):
+        early = lookup(found.tokens[row], 8, first_wins=True)
+        for place in np.flatnonzero(found.targets[row]):
+            differs = early[int(found.tokens[row, place])] != found.targets[row, place]
+            assert differs == found.is_repeated[row, place]
+            wrong, total = wrong + differs, total + 1
+    assert 0.4 < wrong / total < 0.9  # 4 keys share 4 rebindings: 1 - (3 / 4)^4 of them, 0.68
+
+
+def test_keys_are_uniform_and_queries_follow_the_power_law() -> None:
+    setting = Setting(length=32, pairs=1, power=0.5)
+    found = mqar.examples(setting, 20, 20_000, [6])
+    counts = np.bincount(found.tokens[:, 0], minlength=10)[1:]
+    assert np.abs(counts / 20_000 - 1 / 9).max() < 0.01
+    gap = (np.argmax(found.targets, axis=1) - 2) // 2
+    weight = np.arange(1, 16) ** -0.5
+    share = np.bincount(gap, minlength=15) / 20_000
+    assert np.abs(share - weight / weight.sum()).max() < 0.012
+
+
+def test_draws_of_a_row_follow_one_another_without_replacement() -> None:
+    """Of two questions over three gaps, P(first = 0, second = 1) = p0 p1 / (1 - p0)."""
+    setting = Setting(length=10, pairs=2, power=0.01)
+    found = mqar.examples(setting, 20, 20_000, [7])
+    first = found.tokens[:, [0]] == found.tokens[:, 4:10:2]
+    second = found.tokens[:, [2]] == found.tokens[:, 4:10:2]
+    p = np.arange(1, 4) ** -0.99
+    p /= p.sum()
+    share = (first[:, 0] & second[:, 1]).mean()
+    assert share == pytest.approx(p[0] * p[1] / (1 - p[0]), abs=0.012)
+
+
+def test_every_key_of_a_vocabulary_just_large_enough() -> None:
+    found = mqar.examples(Setting(length=64, pairs=8), 18, 20, [0])
+    assert (np.sort(found.tokens[:, 0:16:2], axis=1) == np.arange(1, 9)).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "vocab_size", "message"),
+    [
+        (Setting(length=64, pairs=17), 512, "pairs=17 in length=64.* set length to 68 or more"),
+        (Setting(length=65, pairs=4), 512, "pairs=4 in length=65"),
+        (Setting(length=64, pairs=0), 512, "pairs=0"),
+        (
+            Setting(length=64, pairs=8),
+            17,
+            "17 has 7 keys, a row needs 8 .*vocab_size to 18 or more",
+        ),
+        (Setting(length=64, pairs=4, repeats=4), 512, "repeats=4 .* below pairs=4"),
+        (Setting(length=64, pairs=4, power=0.0), 512, "power=0.0 must be positive"),
+    ],
+)
+def test_mistakes_in_one_line(setting: Setting, vocab_size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        mqar.examples(setting, vocab_size, 4, [0])
+    assert "\n" not in str(caught.value)
