@@ -157,8 +157,8 @@ def test_a_uniform_model(books: str) -> None:
 
 
 def test_validation_documents_of_the_run(tmp_path: Path) -> None:
-    """path "": held-out documents, without their end of text (64 letters and it are no window), and of
-    no other split."""
+    """path "": held-out documents of every set, of no other split, without their end of text: with
+    it 64 letters would make a window."""
     planted.write_books(tmp_path / "a.jsonl", [150] * 12)
     planted.write_books(tmp_path / "b.jsonl", [65, 64, 90], seed=1)
     plain = {"text_key": "text", "weight": 1.0, "valid_fraction": 0.4}
