@@ -81,6 +81,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             "question": "Which mixer is better, at what length, at what cost?",
             "run": run,
             "patterns": preset["patterns"],
+            "variants": {},
             "seeds": (0, 1),
             "tasks": tasks(data, context, preset["items"]),
             "timing_rounds": 7,

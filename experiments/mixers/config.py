@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             "question": "Which mixer learns most from the same text, at the same size?",
             "run": run,
             "patterns": MIXERS,
+            "variants": {},
             "seeds": (0, 1),
             "tasks": {},
             "timing_rounds": 7,

@@ -47,8 +47,8 @@ class Items(NamedTuple):
 
 
 class Task(Protocol):
-    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`: what
-    it counts, in words.
+    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`:
+    what it counts, in words.
     """
 
     headline: ClassVar[str]

@@ -17,6 +17,7 @@ from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
 
 Found = Mapping[str, Any]
+MOST_COLUMNS = 12  # of a table of a curve; longer ones are drawn
 
 
 def page(found: Found) -> str:
@@ -57,7 +58,11 @@ def tables(found: Found) -> str:
     for title, (body, head) in (
         ("Results", _results(rows)),
         ("Cost", _speed(rows)),
-        *((f"{label}: {word}", _curve_table(rows, label, word)) for label, word in _curves(rows)),
+        *(
+            (f"{label}: {word}", _curve_table(rows, label, word))
+            for label, word in _curves(rows)
+            if len(curve(rows[0], label, word)[0]) <= MOST_COLUMNS
+        ),
     ):
         lines += ["", f"**{title}**", "", _markdown_table(body, head)]
     return "\n".join(lines).strip() + "\n"
@@ -67,6 +72,7 @@ def tables(found: Found) -> str:
 TITLES = {
     "loss": ("Training loss", "bits per byte; mean over seeds, the band from least to most"),
     "length": ("Length", "loss of the same targets with growing context, nats per token"),
+    "reading": ("Reading on", "loss by position in a long window, nats per token"),
     "position": ("Position", "loss by position in the document, nats per token"),
     "recall": ("Recall against state", "up and left is better"),
     "decode": ("Decoding", "milliseconds per token against context"),
@@ -79,6 +85,7 @@ def figures(found: Found) -> dict[str, str]:
     drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide=True)}
     for name, label, word in (
         ("length", "length", "context"),
+        ("reading", "length", "position"),
         ("position", "position", "loss"),
     ):
         if (label, word) in _curves(rows):
@@ -118,6 +125,7 @@ def _draw(
 AXES = {
     "loss": "tokens",
     "length": "tokens of context",
+    "reading": "position",
     "position": "position",
     "recall": "bytes of state per row",
     "decode": "tokens in the state",
@@ -129,6 +137,8 @@ def _inks(rows: Sequence[Found]) -> list[str]:
 
 
 def _loss(axes: Axes, row: Found, ink: str) -> None:
+    if not row["curve"]:  # not trained
+        return
     tokens, bits = np.array(row["curve"]["tokens"]), np.array(row["curve"]["bits"])
     axes.fill_between(tokens, bits.min(0), bits.max(0), color=ink, alpha=0.2, linewidth=0)
     axes.plot(tokens, bits.mean(0), color=ink, label=row["pattern"])

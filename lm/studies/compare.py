@@ -36,19 +36,29 @@ from lm.statistics import Number
 from lm.studies import measure, verdict
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
-ANSWERS = "tasks.json"
+ANSWERS = "tasks"
 CURVE_POINTS = 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The runs of pattern `of` under other options of its layers; `layers`: label -> options."""
+
+    of: str
+    layers: Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """`run`: a whole configuration. The other patterns are made equal to the first in size.
-    `tasks`: as `evaluate.tasks` of a run, asked after training. `decode_contexts` in tokens.
+    `variants` are not trained: a pattern's runs read with other options of layers, as --layer gives
+    them. `tasks`: as `evaluate.tasks` of a run, asked after training. `decode_contexts` in tokens.
     """
 
     question: str
     run: Mapping[str, Any]
     patterns: tuple[str, ...]
+    variants: Mapping[str, Variant]
     seeds: tuple[int, ...]
     tasks: Mapping[str, Mapping[str, Any]]
     timing_rounds: int
@@ -83,6 +93,14 @@ def create(mapping: Mapping[str, Any]) -> Study:
     evals.create(study.tasks, "config.tasks")
     for pattern in study.patterns:
         model_lib.check(_config(study, pattern, study.seeds[0]).model)
+    for name, variant in study.variants.items():
+        if name in study.patterns or variant.of not in study.patterns:
+            raise UserError(
+                f"config.variants.{name}.of={variant.of!r}: a variant has a name of its own and is "
+                f"of one of the patterns {', '.join(study.patterns)}"
+            )
+        model = _config(study, variant.of, study.seeds[0]).model
+        model_lib.change_layers(model, variant.layers)
     return study
 
 
@@ -108,20 +126,29 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
         outcome = train.run(config, train.Options(workdir=places[key], data_dir=data_dir))
         if not outcome.finished:
             return None
+    readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
+    readings |= study.variants
     tasks = evals.create({"bits_per_byte": {}} | dict(study.tasks), "config.tasks")
-    answers = {key: answer(study, places[key], tasks, data_dir) for key in planned}
-    builds = {pattern: build(study, pattern, sizes[pattern]) for pattern in study.patterns}
+    answers = {
+        (name, seed): answer(study, places[reading.of, seed], (name, reading), tasks, data_dir)
+        for seed in study.seeds
+        for name, reading in readings.items()
+    }
+    builds = {
+        name: build(study, reading.of, sizes[reading.of], reading.layers)
+        for name, reading in readings.items()
+    }
     training = measure.train_steps(builds, study.timing_rounds)
     decoding = measure.decode_steps(builds, study.decode_contexts, study.timing_rounds)
     rows = []
-    for pattern, built in builds.items():
-        runs = folder.load([places[pattern, seed] for seed in study.seeds])
+    for name, built in builds.items():
+        runs = [places[name, seed] for seed in study.seeds if name in study.patterns]
         rows.append(
-            {"pattern": pattern, "parameters": parameters(built)}
-            | sizes[pattern]._asdict()
-            | _cost(built, training[pattern], decoding[pattern])
-            | {"curve": _curve(runs)}
-            | {"tasks": _by_task(tasks, [answers[pattern, seed] for seed in study.seeds])}
+            {"pattern": name, "parameters": parameters(built)}
+            | sizes[readings[name].of]._asdict()
+            | _cost(built, training[name], decoding[name])
+            | {"curve": _curve(folder.load(runs))}
+            | {"tasks": _by_task(tasks, [answers[name, seed] for seed in study.seeds])}
         )
     return rows
 
@@ -164,18 +191,26 @@ def write(study: Study, rows: list[dict[str, Any]], head: Mapping[str, Any], wor
         files.replace(workdir / f"{name}.svg", standalone(svg))
 
 
-def answer(study: Study, workdir: Path, tasks: Mapping[str, Task], data_dir: Path) -> Any:
-    """label -> {"numbers", "cost"} of a trained run; kept in its folder, and asked again only where
-    the options of a task or the step differ.
+def answer(
+    study: Study,
+    workdir: Path,
+    named: tuple[str, Variant],
+    tasks: Mapping[str, Task],
+    data_dir: Path,
+) -> Any:
+    """label -> {"numbers", "cost"} of a trained run, read as the variant says; kept in its folder,
+    and asked again only where the options of a task, of a layer, or the step differ.
     """
-    path = workdir / ANSWERS
+    name, reading = named
+    path = workdir / f"{ANSWERS}-{name.replace(',', '+')}.json"
     asked = {
         label: [type(task).__name__, dataclasses.asdict(task)] for label, task in tasks.items()
     }
     asked = json.loads(json.dumps(asked))
-    loaded = checkpoint.load(workdir)
+    loaded = checkpoint.load(workdir, reading.layers)
     known = json.loads(path.read_text()) if path.exists() else {}
-    step_known = known.get("step") == loaded.step
+    layers = json.loads(json.dumps(to_mapping(dict(reading.layers))))
+    step_known = (known.get("step"), known.get("layers")) == (loaded.step, layers)
     kept = {
         label: known["found"][label]
         for label in asked
@@ -188,12 +223,13 @@ def answer(study: Study, workdir: Path, tasks: Mapping[str, Task], data_dir: Pat
         given = Given(loaded.tokenizer, prepared, data, study.run["evaluate"]["max_tokens"])
         scorer = Scorer(loaded.build, loaded.params)
         questions = evaluate.prepare(left, given)
-        totals = {f"{workdir.name} {k}": evaluate.num_tokens(x) for k, x in questions.items()}
+        who = workdir.name + (f" as {name}" if reading.layers else "")
+        totals = {f"{who} {k}": evaluate.num_tokens(x) for k, x in questions.items()}
         with ScoringBar(totals) as bar:
             for label, question in questions.items():  # kept one by one, as each takes its minutes
-                told = lambda name, tokens: bar.advance(f"{workdir.name} {name}", tokens)
+                told = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
                 kept |= evaluate.to_mapping(evaluate.run({label: question}, scorer, advance=told))
-                done = {"step": loaded.step, "asked": asked, "found": kept}
+                done = {"step": loaded.step, "layers": layers, "found": kept}
                 done["asked"] = {name: asked[name] for name in kept}
                 files.replace(path, json.dumps(done) + "\n")
     return {label: kept[label] for label in tasks}
@@ -208,9 +244,13 @@ def _config(study: Study, pattern: str, seed: int, size: Size | None = None) -> 
     return from_mapping(values)
 
 
-def build(study: Study, pattern: str, size: Size) -> Build:
-    """Everything to train the pattern at this size."""
-    return build_lib.build(_config(study, pattern, study.seeds[0], size), jax.devices())
+def build(
+    study: Study, pattern: str, size: Size, layers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Build:
+    """Everything to train the pattern at this size, with other options of `layers`."""
+    config = _config(study, pattern, study.seeds[0], size)
+    model = model_lib.change_layers(config.model, layers or {})
+    return build_lib.build(dataclasses.replace(config, model=model), jax.devices())
 
 
 def parameters(built: Build) -> int:
@@ -279,7 +319,9 @@ def _cost(built: Build, training: measure.Training, decoding: dict[int, float]) 
 
 
 def _curve(runs: list[folder.Run]) -> dict[str, Any]:
-    """Training bits per byte of every seed, thinned to means of neighbors."""
+    """Training bits per byte of every seed, thinned to means of neighbors; nothing of no runs."""
+    if not runs:
+        return {}
     tokens, _ = runs[0].series("train/bpb")
     parts = np.array_split(np.arange(len(tokens)), min(CURVE_POINTS, len(tokens)))
     thin = lambda values: [round(float(values[part].mean()), 5) for part in parts]

@@ -39,6 +39,7 @@ def values(**changes: Any) -> dict[str, Any]:
         "question": "Which?",
         "run": run,
         "patterns": ("softmax", "retnet"),
+        "variants": {},
         "seeds": (0, 1),
         "tasks": {"position": {"max_tokens": 64}},
         "timing_rounds": 1,
@@ -79,6 +80,11 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
         ({"timing_rounds": 0}, "timing_rounds=0"),
         ({"seeds": (1, 1)}, "names one twice"),
         ({"decode_contexts": (0,)}, "must be positive"),
+        ({"variants": {"a": {"of": "gla", "layers": {}}}}, r"variants\.a\.of='gla'"),
+        (
+            {"variants": {"a": {"of": "softmax", "layers": {"softmax": {"windo": 1}}}}},
+            "did you mean 'window'",
+        ),
         ({"tasks": {"positions": {}}}, r"config\.tasks\.positions: unknown task"),
     ],
 )

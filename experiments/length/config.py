@@ -1,0 +1,67 @@
+"""Trained at 512 tokens, does stick-breaking read on to 8,192 where RoPE, ALiBi, windows do not?
+
+Command: python -m launch.compare --config=experiments/length/config.py:DATA --workdir=DIR
+Cost:    4 mixers x 3 seeds x 2 million tokens, 0.8 M parameters; about ninety minutes on two CPU
+         cores; the same command resumes it.
+Expected: README.md beside this file holds the verdict of a measured run.
+
+DATA is a folder with novels/train.jsonl.gz and novels/valid.jsonl.gz: books, each far longer than
+the longest window. RoPE is read as trained, and in two ways that are known to hold it together: a
+window as long as the training rows, and LM-Infinite (arXiv 2308.16137), which adds the first tokens
+and a ceiling of distances.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+TRAINED = 512
+LAYERS = {
+    "rope": {"mixer": "softmax"},
+    "alibi": {"mixer": "softmax", "position_encoding": "alibi"},
+    "window": {"mixer": "softmax", "window": 256},
+    "stickbreaking": {"mixer": "stickbreaking"},
+}
+INFINITE = {"window": TRAINED, "global_tokens": 8, "distance_ceiling": TRAINED}
+VARIANTS = {
+    "rope read in a window": {"of": "rope", "layers": {"rope": {"window": TRAINED}}},
+    "rope read as LM-Infinite": {"of": "rope", "layers": {"rope": INFINITE}},
+}
+
+
+def get_config(data: str) -> ConfigDict:
+    """`data`: the folder of the data."""
+    run = base.get_config()
+    run.model.update(
+        {"width": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32}
+    )
+    run.model.ffn_dim = 352
+    run.model.layers = LAYERS
+    run.mup.residual_multiplier = 0.7
+    run.data.sources = {
+        "novels": source(f"{data}/novels/train.jsonl.gz", weight=1.0, valid_fraction=0.0),
+        "heldout": source(f"{data}/novels/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
+    }
+    run.data.context_length = TRAINED
+    run.data.batch_size = 4
+    run.run.length = "2000000 tokens"
+    run.log.samples = ()
+    run.evaluate.every = "50 percent"
+    run.evaluate.max_tokens = 131072
+    length = {"path": f"{data}/novels/valid.jsonl.gz", "max_len": 8192, "shortest": TRAINED}
+    return ConfigDict(
+        {
+            "question": "Trained at 512 tokens, which mixer reads on to 8,192?",
+            "run": run,
+            "patterns": tuple(LAYERS),
+            "variants": VARIANTS,
+            "seeds": (0, 1, 2),
+            "tasks": {"length": {**length, "windows_per_document": 2}},
+            "timing_rounds": 3,
+            "decode_contexts": (),
+        }
+    )
+
+
+def source(path: str, *, weight: float, valid_fraction: float) -> dict[str, object]:
+    return {"path": path, "text_key": "text", "weight": weight, "valid_fraction": valid_fraction}
