@@ -13,6 +13,10 @@ def render(values: dict[str, Any]) -> str:
         from lm.report import comparison
 
         return f"{where}\n\n{comparison.tables(values)}"
+    if "recall" in values:
+        from lm.studies import recall_display
+
+        return f"{where}\n\n{recall_display.table(values['recall'])}"
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
     head = (
         "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"

@@ -1,0 +1,134 @@
+"""How the study of recall is shown: the live line, the table, the figure."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lm.report.figures import GRID, INK, PALETTE, STYLE
+
+PER_LINE = 4  # panels
+
+
+class GridBar:
+    """A context manager: trainings done of a grid, and where the present one is. Without a terminal
+    a line for every training.
+    """
+
+    def __init__(self, total: int) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("trainings"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._is_terminal, self._last = console.is_terminal, ""
+        self._task = self._bar.add_task("points", total=total, note="")
+
+    def __enter__(self) -> GridBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def told(self, name: str, step: int, note: str) -> None:
+        """Of the training `name`; step 0: it is done, or not needed."""
+        if step:
+            self._last = f"{name}  step {step}  {note}"
+            self._bar.update(self._task, note=self._last)
+            return
+        self._bar.advance(self._task)
+        if self._last and not self._is_terminal:
+            print(self._last, file=sys.stderr, flush=True)
+        self._last = ""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, one table for each problem, in the order of the study."""
+    parts = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        chosen = [row for row in rows if row["problem"] == problem]
+        names = list(chosen[0]["accuracy"])
+        titles = ["mixers", "width", "state, bytes a row", *names, "learning rate", "steps"]
+        titles += ["parameters", "trained", "seconds"]
+        lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+        for row in chosen:
+            cells = [row["pattern"], row["width"], f"{row['state_bytes']:,}"]
+            cells += [f"{100 * row['accuracy'][name]:.1f} %" for name in names]
+            cells += [f"{row['learning_rate']:g}", f"{np.mean(row['steps']):,.0f}"]
+            cells += [f"{row['parameters']:,}", row["num_trained"], f"{row['seconds']:,.0f}"]
+            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+        parts.append(f"**{problem}**\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def figure(rows: list[dict[str, Any]]) -> str:
+    """An SVG document: accuracy over bytes of state, a panel for each problem and test setting, a
+    line for each pattern.
+    """
+    panels = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        chosen = [row for row in rows if row["problem"] == problem]
+        panels += [(problem, name, chosen) for name in chosen[0]["accuracy"]]
+    patterns = list(dict.fromkeys(row["pattern"] for row in rows))
+    across = min(PER_LINE, len(panels))
+    down = -(-len(panels) // across)
+    style: Any = {**STYLE, "svg.hashsalt": "recall"}
+    with mpl.rc_context(style):
+        drawn = Figure(figsize=(3.1 * across, 2.5 * down + 0.6), layout="constrained")
+        grid = drawn.subplots(down, across, squeeze=False, sharey=True)
+        for axes, (problem, name, chosen) in zip(grid.flat, panels, strict=False):
+            _panel(axes, chosen, name, patterns)
+            axes.set_title(name if problem == name else f"{problem}: {name}", fontsize=9)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        columns = min(len(labels), 2 * across)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+        buffer = io.StringIO()
+        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().replace(INK, "#1d2430").replace(GRID, "#e3e7ed")
+
+
+def _panel(axes: Axes, rows: list[dict[str, Any]], name: str, patterns: list[str]) -> None:
+    markers = "os^Dv<>P"
+    for i, pattern in enumerate(patterns):
+        own = [row for row in rows if row["pattern"] == pattern]
+        own.sort(key=lambda row: row["state_bytes"])
+        x, y = [row["state_bytes"] for row in own], [row["accuracy"][name] for row in own]
+        # Colors repeat after the palette, dashes tell the rounds apart.
+        dashes = ("-", "--", ":")[i // len(PALETTE) % 3]
+        ink: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes}
+        marker = markers[i % len(markers)]
+        axes.plot(x, y, marker=marker, markersize=4, linewidth=1.2, label=pattern, **ink)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=4, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.set_xlabel("state, bytes a row")
+    axes.set_ylabel("answers right")
+    axes.label_outer(remove_inner_ticks=False)
+
+
+def _size(num_bytes: float) -> str:
+    """65536 -> "64K"."""
+    for unit, scale in (("M", 2**20), ("K", 2**10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:g}{unit}"
+    return f"{num_bytes:g}"
