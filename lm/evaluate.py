@@ -96,11 +96,16 @@ def num_tokens(prepared: Prepared) -> int:
     return sum(len(row.tokens) for row in prepared.items.rows)
 
 
-def to_mapping(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Plain values for JSON: label -> {"numbers": {name: ...}, "cost": ...}."""
+def to_mapping(results: Mapping[str, Result], *, with_units: bool = False) -> dict[str, Any]:
+    """Plain values for JSON: label -> {"numbers": {name: ...}, "cost": ...}; with the sums of every
+    unit where models are to be compared unit by unit.
+    """
     return {
         label: {
-            "numbers": {name: number.to_mapping() for name, number in result.numbers.items()},
+            "numbers": {
+                name: number.to_mapping(with_units=with_units)
+                for name, number in result.numbers.items()
+            },
             "cost": dataclasses.asdict(result.cost),
         }
         for label, result in results.items()

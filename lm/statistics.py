@@ -39,14 +39,14 @@ class Number:
         """Whether guessing explains it: no verdict may rest on such a number."""
         return self.chance is not None and self.low <= self.chance
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self, *, with_units: bool = False) -> dict[str, Any]:
         """Plain values; None, not nan, where nothing was counted: JSON has no nan."""
         plain = {
             key: _plain(getattr(self, key)) for key in ("value", "low", "high", "num", "chance")
         }
         if self.chance is not None:
             plain["at_chance"] = self.is_at_chance
-        if self.units is not None:
+        if with_units and self.units is not None:
             plain["units"] = np.round(self.units, 6).tolist()
         return plain
 
@@ -107,7 +107,7 @@ def difference(ours: Number, theirs: Number) -> Number:
         raise ValueError("the two numbers are not of one sample of units")
     pairs = _resampled(np.concatenate([a, b], 1))
     low, high = _interval(pairs)
-    return Number(ours.value - theirs.value, low, high, len(a), 0.0)
+    return Number(ours.value - theirs.value, low, high, len(a))
 
 
 def _resampled(units: np.ndarray) -> np.ndarray:

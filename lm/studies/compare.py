@@ -228,7 +228,8 @@ def answer(
         with ScoringBar(totals) as bar:
             for label, question in questions.items():  # kept one by one, as each takes its minutes
                 told = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
-                kept |= evaluate.to_mapping(evaluate.run({label: question}, scorer, advance=told))
+                results = evaluate.run({label: question}, scorer, advance=told)
+                kept |= evaluate.to_mapping(results, with_units=True)
                 done = {"step": loaded.step, "layers": layers, "found": kept}
                 done["asked"] = {name: asked[name] for name in kept}
                 files.replace(path, json.dumps(done) + "\n")

@@ -76,10 +76,11 @@ def test_a_paired_difference_sees_what_intervals_hide() -> None:
 
 def test_mapping_and_back() -> None:
     number = statistics.ratio([1.0, 2.0], [1.0, 1.5], chance=3.0, keep_units=True)
-    mapping = json.loads(json.dumps(number.to_mapping(), allow_nan=False))
+    mapping = json.loads(json.dumps(number.to_mapping(with_units=True), allow_nan=False))
     assert Number.from_mapping(mapping) == number
     assert mapping["at_chance"] is True
     np.testing.assert_array_equal(Number.from_mapping(mapping).units, number.units)  # pyright: ignore[reportArgumentType]
+    assert "units" not in number.to_mapping()
     empty = statistics.ratio([], [])
     assert math.isnan(Number.from_mapping(empty.to_mapping()).value)
     json.dumps(empty.to_mapping(), allow_nan=False)
