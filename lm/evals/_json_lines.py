@@ -1,0 +1,116 @@
+"""Lines of JSON in .jsonl and .jsonl.gz files, each with the place to name when it is wrong."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from lm.config import UserError, nearest
+
+ENDS = (".jsonl", ".jsonl.gz")
+_NAMES = {str: "a string", int: "an integer", dict: "an object"}
+# What gzip and tarfile raise on files that are cut short or are something else.
+DAMAGES = (OSError, EOFError, zlib.error)
+
+
+class Line(NamedTuple):
+    """An object, and "FILE:LINE" where it stands."""
+
+    place: str
+    record: dict[str, Any]
+
+    def text(self, key: str) -> str:
+        """The string under a key."""
+        return self._of(self.record, key, str)
+
+    def number(self, key: str) -> int:
+        """The integer under a key."""
+        return self._of(self.record, key, int)
+
+    def inner(self, key: str) -> Line:
+        """The object under a key, at the same place."""
+        return Line(self.place, self._of(self.record, key, dict))
+
+    def _of(self, record: dict[str, Any], key: str, kind: type) -> Any:
+        if key not in record:
+            raise UserError(f"{self.place} has no key {key!r}; {nearest(key, record)}")
+        value = record[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            told = type(value).__name__
+            raise UserError(f"{self.place}: {key!r} is a {told}; it must be {_NAMES[kind]}")
+        if isinstance(value, str) and not _is_unicode(value):
+            raise UserError(f"{self.place}: {key!r} holds half a surrogate pair, which is no text")
+        return value
+
+
+def files(path: str) -> list[Path]:
+    """The files of a path or glob, `~` allowed, sorted.
+
+    Raises:
+      UserError: there are none, or one has another kind of name.
+    """
+    found = sorted(Path(p) for p in glob.glob(os.path.expanduser(path), recursive=True))
+    if not found:
+        raise UserError(f"path={path!r} matches no file (relative to {os.getcwd()})")
+    for file in found:
+        if file.is_dir() or not file.name.endswith(ENDS):
+            raise UserError(f"{file} is not one of *{', *'.join(ENDS)}; narrow path={path!r}")
+    return found
+
+
+def read(file: Path) -> list[Line]:
+    """Every line that is not blank.
+
+    Raises:
+      UserError: it cannot be read, holds nothing, or a line is no JSON object.
+    """
+    try:
+        data = file.read_bytes()
+        data = gzip.decompress(data) if file.name.endswith(".gz") else data
+    except DAMAGES as error:
+        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', '') or error}") from error
+    return lines(str(file), io.BytesIO(data))
+
+
+def lines(name: str, stream: IO[bytes]) -> list[Line]:
+    """The same of an opened file; `name` is told of mistakes."""
+    found = []
+    for number, raw in enumerate(stream, start=1):
+        if not raw.strip():
+            continue
+        place = f"{name}:{number}"
+        try:
+            record = json.loads(raw)
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+            raise UserError(f"{place} is not JSON ({error}); mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{place} is a {type(record).__name__}; a line must be an object")
+        found.append(Line(place, record))
+    if not found:
+        raise UserError(f"{name} is empty; set path to another file")
+    return found
+
+
+def spread[T](values: Sequence[T], most: int) -> list[T]:
+    """At most `most` values, evenly spread over all; 0: all of them.
+
+    >>> spread("abcdef", 3)
+    ['a', 'c', 'e']
+    """
+    num = min(most or len(values), len(values))
+    return [values[i * len(values) // num] for i in range(num)]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
