@@ -18,6 +18,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+BLOCK = 1 << 24  # counts held at once: 128 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,9 @@ def _resampled(units: np.ndarray) -> np.ndarray:
     same number of units, always.
     """
     rng = np.random.default_rng(len(units))
-    counts = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), RESAMPLES)
-    sums = counts @ units
+    even, block = np.full(len(units), 1 / len(units)), max(1, BLOCK // len(units))
+    draws = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
+    sums = np.concatenate([rng.multinomial(len(units), even, size) @ units for size in draws])
     with np.errstate(invalid="ignore", divide="ignore"):
         found = sums[:, 0] / sums[:, 1]
         return found - sums[:, 2] / sums[:, 3] if units.shape[1] == 4 else found
