@@ -6,7 +6,7 @@
     baseline_unigram    the same asked of counts of the run's training tokens (lm/data/ngram.py),
     baseline_bigram     of pairs of neighbors,
     baseline_length     and of the number of tokens: the shorter sentence is chosen
-    over_bigram         accuracy - baseline_bigram, pair by pair
+    over_bigram         accuracy - baseline_bigram, pair by pair; "chance" is no difference
 
 A paradigm may be decided by the words in it: read the accuracy beside the baselines. A pair that
 ties counts half.
@@ -108,7 +108,8 @@ class Blimp:
         share = lambda values: statistics.share(values, chance=0.5)
         found = {"accuracy": share(hits)}
         found |= {f"baseline_{name}": share(values) for name, values in base.items()}
-        found["over_bigram"] = statistics.difference(found["accuracy"], found["baseline_bigram"])
+        over = statistics.difference(found["accuracy"], found["baseline_bigram"])
+        found["over_bigram"] = dataclasses.replace(over, chance=0.0)
         for name in np.unique(about.phenomenon):
             at = about.phenomenon == name
             found[f"accuracy/{name}"] = share(hits[at])

@@ -92,6 +92,7 @@ def test_planted_models(folder: str, kind: str) -> None:
     bad = question.numbers(items, asked.favorite(items, range(1, 12, 2)))
     assert bad["accuracy"].value == 0
     assert bad["over_bigram"].value == pytest.approx(-bad["baseline_bigram"].value)
+    assert bad["over_bigram"].is_at_chance
 
 
 def test_a_model_that_knows_nothing_counts_tokens(folder: str) -> None:
