@@ -22,7 +22,7 @@ MODEL = {
 # Granite's multipliers (arXiv 2408.13359, table 4); the width they are stated for is 256.
 MUP = {
     "parametrization": "mup",  # mup | standard
-    "base_width": 256,
+    "base_width": 256.0,
     "init_std": 0.1,
     "embedding_multiplier": 12.0,
     "residual_multiplier": 0.22,

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import gc
 import json
 import logging
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -36,17 +32,11 @@ from lm.config import Config, UserError, from_mapping, to_mapping
 from lm.data import tokenizers
 from lm.model import Model
 from lm.state import TrainState
+from lm.telling import Telling, quiet
 
 FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")
 TOKENIZER = "tokenizer.json"
-
-# What Orbax, tensorstore and json raise on files that are missing, cut short or garbled, and on a
-# full disk; Orbax also raises plain Exception, which `_Telling` knows.
-FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError)
-ORBAX = f"{os.sep}orbax{os.sep}"
-LOGGERS = ("absl", "asyncio")  # where Orbax logs a failure, in pages of tracebacks, and raises it
-SETTLE_SECONDS = 0.1  # in which reads end that were under way when one of them failed
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +105,7 @@ class Checkpointer:
             ) from None
 
     def __enter__(self) -> Checkpointer:
-        self._stack.enter_context(_quiet())
+        self._stack.enter_context(quiet())
         self._stack.callback(self._manager.close)
         return self
 
@@ -146,13 +136,13 @@ class Checkpointer:
             config=ocp.args.JsonSave(self._config),
             meta=ocp.args.JsonSave(meta._asdict()),
         )
-        with _Telling(self._unsaved):
+        with Telling(self._unsaved):
             self._manager.check_for_errors()
             self._manager.save(meta.step, args=args)
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises as `save` does."""
-        with _Telling(self._unsaved):
+        with Telling(self._unsaved):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -203,7 +193,9 @@ class Checkpointer:
 
 
 def digest(state: Any) -> dict[str, int]:
-    """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show."""
+    """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show.
+    Weights stored in 16 bits count as the float32 numbers they are read back as.
+    """
     sums = jax.device_get(_digest(state))
     names = jax.tree.leaves(params_lib.names(state))
     return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
@@ -212,7 +204,8 @@ def digest(state: Any) -> dict[str, int]:
 @jax.jit
 def _digest(state: Any) -> Any:
     def leaf(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        wide = x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
+        bits = jax.lax.bitcast_convert_type(wide, jnp.uint32).reshape(-1)
         return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
     return jax.tree.map(leaf, state)
@@ -261,13 +254,40 @@ def restore(path: Path, abstract: TrainState) -> Restored:
       UserError: damaged, or of a model with other parameters.
     """
     _check_shapes(path, abstract)
-    with _quiet():
+    with quiet():
         return _read(path, abstract)
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
-    """Only the weights of a checkpoint folder."""
-    return restore(path, abstract).state.params
+    """Only the weights of a checkpoint folder; what `restore` raises."""
+    _check_shapes(path, abstract)
+    return read_params(path, abstract.params)
+
+
+def read_params(path: Path, params: Any) -> Any:
+    """These weights of a checkpoint folder: `params` may be a part of the tree.
+
+    Raises:
+      UserError: damaged.
+    """
+    item = {"params": params}
+    placed = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=placed, partial_restore=True)
+    with quiet(), _telling_damage(path):
+        with ocp.PyTreeCheckpointer() as reader:
+            found = reader.restore(path / "state", args=args)
+        _check_digest(found, _meta(_json(path, "meta")))
+        return found["params"]
+
+
+def save_weights(workdir: Path, config: Config, params: Any) -> None:
+    """Writes `params`, of any float type, as the one checkpoint of a new run folder: step 0,
+    without an optimizer's state. It can be loaded, and named by `init_from`.
+    """
+    with Checkpointer(workdir, config) as saver:
+        state = TrainState(jnp.zeros((), jnp.int32), params, ())
+        saver.save(state, {"next_step": 0, "identity": {}}, Meta(0, 0, None, {}, {}))
+        saver.wait()
 
 
 def load(
@@ -290,81 +310,36 @@ def load(
     built = build_lib.build(local, jax.devices()[:1], decay_start=meta.decay_start)
     if layers:
         _check_shapes(path, built.abstract_state, "change only options that have no parameters")
-    state = restore(path, built.abstract_state).state
+    params = restore_params(path, built.abstract_state)
     tokenizer = tokenizers.load(path.parent.parent / TOKENIZER)
-    return Loaded(built.model, state.params, tokenizer, config, meta.step, built)
+    return Loaded(built.model, params, tokenizer, config, meta.step, built)
 
 
 def _read(path: Path, abstract: TrainState) -> Restored:
     with _telling_damage(path):
+        meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
+        if not any(name.startswith("opt_state/") for name in meta.digest):
+            raise UserError(
+                f"checkpoint {path} holds weights and no optimizer state; start a run in a new "
+                "workdir with init_from set to it"
+            )
         with ocp.StandardCheckpointer() as reader:
             state = reader.restore(path / "state", abstract)
-        meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
-        for name, value in digest(state).items():
-            if meta.digest[name] != value:
-                raise ValueError(f"digest of {name} is {value}, recorded {meta.digest[name]}")
+        _check_digest(state, meta)
         steps = (int(state.step), meta.step, loader["next_step"])
         if len(set(steps)) > 1:
             raise ValueError(f"state, meta and loader are at steps {steps}")
         return Restored(state, loader, _json(path, "config"), meta)
 
 
-def _telling_damage(path: Path) -> _Telling:
-    return _Telling(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
+def _check_digest(state: Any, meta: Meta) -> None:
+    for name, value in digest(state).items():
+        if meta.digest[name] != value:
+            raise ValueError(f"digest of {name} is {value}, recorded {meta.digest[name]}")
 
 
-class _Telling:
-    """A context manager: failures of reading or writing leave it as `told(reason)`, in one line."""
-
-    def __init__(self, told: Callable[[str], UserError]) -> None:
-        self._told = told
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and (kind is Exception or isinstance(error, FAILURES)):
-            cause = error.__cause__ or error
-            text, full = str(cause), os.strerror(errno.ENOSPC)
-            cause.__traceback__ = error.__traceback__ = None
-            time.sleep(SETTLE_SECONDS)
-            gc.collect()  # what was abandoned complains now, while `_quiet` listens
-            # tensorstore tells of a full disk among much else.
-            raise self._told(full if full in text else " ".join(text.split())[:160]) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """When one read or write of many fails, Orbax abandons the others and closes their event loop.
-    Each complains where nobody can catch it; the failure itself is raised.
-    """
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        is_abandoned = code is not None and ORBAX in code.co_filename
-        if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    for name in LOGGERS:
-        logging.getLogger(name).addFilter(_is_not_of_orbax)
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for name in LOGGERS:
-            logging.getLogger(name).removeFilter(_is_not_of_orbax)
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Also of asyncio, which logs the exceptions of tasks that Orbax abandoned."""
-    return ORBAX not in record.pathname + record.getMessage()
+def _telling_damage(path: Path) -> Telling:
+    return Telling(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
 
 
 def _json(path: Path, item: str) -> dict[str, Any]:

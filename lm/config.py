@@ -57,7 +57,7 @@ class MupConfig:
     """Width parametrization (lm/mup.py). Under `standard` the two multipliers must be 1."""
 
     parametrization: Literal["mup", "standard"]
-    base_width: int
+    base_width: float
     init_std: float
     embedding_multiplier: float
     residual_multiplier: float

@@ -43,7 +43,7 @@ KERNEL_RANKS = (
 LM_RANKS = (
     {"mapping", "files"},
     {"config"},
-    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics"},
+    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics", "telling"},
     {"mup"},
     {"sharding", "optim"},
     {"modules"},

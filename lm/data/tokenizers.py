@@ -150,7 +150,7 @@ class _HuggingFace:
         if end is None:
             raise ValueError(f"it has no end-of-text token (one of {', '.join(_END_NAMES)})")
         missing = {
-            letter for letter, byte in _alphabet().items() if byte in _UTF8_BYTES
+            letter for letter, byte in byte_alphabet().items() if byte in _UTF8_BYTES
         } - ids.keys()
         if missing:
             raise ValueError(f"it is not byte-level: {len(missing)} single bytes are missing")
@@ -160,7 +160,7 @@ class _HuggingFace:
         self.vocab_size = max(ids.values()) + 1
         self.end_of_text = ids[end]
         self._pieces: list[bytes] = [b""] * self.vocab_size
-        alphabet = _alphabet()
+        alphabet = byte_alphabet()
         for token, i in ids.items():
             literal = i in added or not all(letter in alphabet for letter in token)
             self._pieces[i] = (
@@ -242,7 +242,7 @@ def _lossless(content: str) -> str:
 
 
 @functools.cache
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Letter -> byte of byte-level BPE: printable Latin-1 is itself, the rest U+0100 onwards."""
     plain = [
         *range(ord("!"), ord("~") + 1),

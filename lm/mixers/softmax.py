@@ -36,6 +36,10 @@ class Softmax(HeadMixer):
     block: int = 0  # i sees j only where floor(i / block) = floor(j / block); 0: everywhere
     global_tokens: int = 0  # of each document's first, visible beyond the window
     distance_ceiling: int = 0  # of rotations beyond the window, at most the window; 0: none
+    scale: float = 0.0  # of q k; 0: the parametrization's (lm/mup.py)
+    # RoPE for longer texts (kernels/primitives/rope.py): (factor,), or Llama 3.1's (factor, low
+    # and high cut, original length); (): none
+    rope_scaling: tuple[float, ...] = ()
 
     op: ClassVar[str] = "softmax"
 
@@ -44,6 +48,12 @@ class Softmax(HeadMixer):
             return f"rope_theta={self.rope_theta} must be positive"
         if self.position_encoding == "rope" and self.head_dim % 2:
             return f"RoPE needs an even K, got head_dim={self.head_dim}"
+        if len(self.rope_scaling) not in (0, 1, 4) or min(self.rope_scaling, default=1.0) <= 0:
+            return f"rope_scaling={self.rope_scaling} is neither () nor 1 or 4 positive numbers"
+        if self.rope_scaling and (self.position_encoding != "rope" or self.distance_ceiling):
+            return "rope_scaling is of RoPE without distance_ceiling; set it to ()"
+        if self.scale < 0:
+            return f"scale={self.scale} must be >= 0; 0 is the parametrization's"
         return super().problem()
 
     def setup(self) -> None:
@@ -55,7 +65,7 @@ class Softmax(HeadMixer):
     def op_options(self) -> dict[str, Any]:
         is_turned_by_op = self.distance_ceiling > 0 and self.position_encoding == "rope"
         return {
-            "scale": self.context.multipliers.attention_scale(self.head_dim),
+            "scale": self.scale or self.context.multipliers.attention_scale(self.head_dim),
             "window": self.window,
             "alibi": self.position_encoding == "alibi",
             "logits_soft_cap": self.logits_soft_cap,
@@ -71,8 +81,6 @@ class Softmax(HeadMixer):
         if self.sink:
             inputs |= {"sink": self.sink_logit}
         if self.position_encoding == "rope" and not self.distance_ceiling:
-            turned = {
-                name: rope.rotate(inputs[name], positions, theta=self.rope_theta) for name in "qk"
-            }
-            inputs |= turned
+            form = {"theta": self.rope_theta, "scaling": self.rope_scaling}
+            inputs |= {name: rope.rotate(inputs[name], positions, **form) for name in "qk"}
         return inputs

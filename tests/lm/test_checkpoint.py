@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import lm
-from lm import checkpoint, evaluate
+from lm import checkpoint, evaluate, telling
 from lm.checkpoint import Checkpointer, DamagedError, Meta
 from lm.config import UserError
 from lm.data import prepare
@@ -108,7 +108,7 @@ def test_any_damage_to_any_file_is_noticed_or_harmless(
     """Every file of a checkpoint flipped, cut short, emptied and removed (the fast tier takes one
     in `share`): never another error, never another state.
     """
-    monkeypatch.setattr(checkpoint, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.01)
     path = stored(copy(lab.whole, tmp_path / "run"))
     abstract = next(iter(lab.builds.values())).abstract_state
     whole = meta(lab.whole).digest

@@ -1,0 +1,69 @@
+"""Puts the weights of a checkpoint into another pattern of layers, to go on training from.
+
+    python -m launch.convert --checkpoint=A --pattern=softmax,gated_deltanet --workdir=B
+    python -m launch.convert --checkpoint=A --pattern=local,full --workdir=B \\
+        --layer=local.mixer=softmax --layer=local.window=128 --layer=full.mixer=softmax
+
+Layer n takes over what has the same name and shape in layer n of A; the rest is initialized, and
+both are listed. A pattern of groups is written as in an experiment: '((3, "softmax"), (1, "gla"))'.
+B is a run folder as launch.import_hf makes, with an experiment.py that goes on from it.
+"""
+
+import ast
+import dataclasses
+
+from absl import flags
+
+from launch import cli
+from lm.config import UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
+)
+_PATTERN = flags.DEFINE_string("pattern", None, "the new model.pattern", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", required=True)
+_SEED = flags.DEFINE_integer("seed", 0, "of what is initialized", lower_bound=0)
+_LAYER = cli.layer_flag()
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    path, workdir = cli.path("checkpoint", _CHECKPOINT.value), cli.path("workdir", _WORKDIR.value)
+    pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
+    from lm import checkpoint, record  # after the flags are known to be right: imports jax
+    from lm.interop import convert, folder, importing
+
+    with folder.created(workdir) as partial:
+        loaded = checkpoint.load(path)
+        model = loaded.config.model
+        merged = {
+            **model.layers,
+            **{k: {**model.layers.get(k, {}), **v} for k, v in layers.items()},
+        }
+        model = dataclasses.replace(model, pattern=pattern, layers=merged)
+        config = dataclasses.replace(loaded.config, model=model, init_from="")
+        built = importing.local_build(config)
+        infos = loaded.build.infos
+        params, report = convert.convert(loaded.params, infos, built, _SEED.value)
+        checkpoint.save_weights(partial, config, params)
+        importing.write_experiment(partial, workdir)
+        record.write(partial, built, loaded.tokenizer, {"converted_from": str(path)}, None)
+    print("\n".join(report.lines()))
+    print(
+        f"to go on training: python -m launch.train --config={workdir}/experiment.py --workdir=NEW"
+    )
+
+
+def _pattern(text: str) -> object:
+    if not text.lstrip().startswith("("):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise UserError(
+            f"--pattern={text} is no tuple of groups; write ((2, 'a,b'), ...)"
+        ) from None
+
+
+if __name__ == "__main__":
+    cli.run(main)

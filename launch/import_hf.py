@@ -1,0 +1,52 @@
+"""Reads a Hugging Face folder into a run folder of ours.
+
+    python -m launch.import_hf --folder=HF_DIR --workdir=DIR [--config.model.precision=bfloat16]
+
+HF_DIR holds config.json (LlamaForCausalLM, GraniteForCausalLM, or what launch.export_hf wrote),
+tokenizer.json and safetensors. The run folder has one checkpoint, of step 0 and without an
+optimizer's state: for lm.load, launch.generate, launch.evaluate, launch.convert, and to go on
+training from, with --config=DIR/experiment.py and a new workdir.
+
+--config gives what the folder does not say (data, schedule, precision, ...); experiments/base.py
+unless set.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+
+_BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
+_CONFIG = cli.config_flag()
+_FOLDER = flags.DEFINE_string("folder", None, "the Hugging Face folder to read", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", required=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    source, workdir = cli.path("folder", _FOLDER.value), cli.path("workdir", _WORKDIR.value)
+    cli.load_config(_CONFIG.value)  # mistakes in it are told before anything is read
+    from lm import params, record  # after the flags are known to be right: imports jax
+    from lm.interop import folder, importing
+
+    with folder.created(workdir) as partial:
+        base = _CONFIG.value.to_dict()
+        found = importing.run(source, base, workdir=workdir, partial=partial)
+        record.write(partial, found.build, found.tokenizer, found.source, None)
+    for note in found.notes:
+        print(f"note: {note}")
+    count = params.count(found.build.infos)["total"]
+    print(
+        f"{workdir}: {count:,} parameters of {found.source['imported_from']}, stored as "
+        f"{found.source['stored_as']}"
+    )
+    print(
+        f"to go on training: python -m launch.train --config={workdir}/experiment.py --workdir=NEW"
+    )
+
+
+if __name__ == "__main__":
+    sys.argv.insert(1, f"--config={_BASE}")  # the last --config wins
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""Weights of one pattern of layers put into another: softmax into a hybrid, say.
+
+Layer n takes from layer n whatever has the same name within the layer and the same shape: norms,
+the feed-forward, and query, key, value and out of mixers that have them. Embedding, head and final
+norm likewise. The rest is initialized, and the report says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm import build as build_lib
+from lm import model as model_lib
+from lm import params as params_lib
+from lm.build import Build
+
+# Layer (None: outside of layers) and the parameter's name within it.
+Key = tuple[int | None, str]
+
+
+class Place(NamedTuple):
+    """Where a parameter of one layer is: the row (None: all) of a leaf, and its shape there."""
+
+    leaf: str
+    row: int | None
+    shape: tuple[int, ...]
+
+
+class Report(NamedTuple):
+    """Parameters by layer and name: taken over; new and initialized; of the source, without a
+    place.
+    """
+
+    copied: list[Key]
+    initialized: list[Key]
+    unused: list[Key]
+
+    def lines(self) -> list[str]:
+        """One line for each list."""
+        return [f"{name}: {_told(keys)}" for name, keys in self._asdict().items()]
+
+
+def convert(
+    params_from: Any, infos_from: Any, built_to: Build, seed: int = 0
+) -> tuple[Any, Report]:
+    """The parameters of `built_to`: those of `params_from` that fit, the rest initialized from
+    `seed`.
+    """
+    source, target = places(infos_from), places(built_to.infos)
+    taken = {key for key, place in target.items() if key in source}
+    taken = {key for key in taken if source[key].shape == target[key].shape}
+    theirs = dict(_by_name(params_from))
+    made = {name: np.array(leaf) for name, leaf in _by_name(_init(built_to, seed))}
+    for key in taken:
+        a, b = source[key], target[key]
+        made[b.leaf][... if b.row is None else b.row] = np.asarray(
+            theirs[a.leaf] if a.row is None else theirs[a.leaf][a.row]
+        )
+    abstract = built_to.abstract_state.params
+    arrays = [jax.device_put(made[name], like.sharding) for name, like in _by_name(abstract)]
+    params = jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+    lists = ([k for k in target if k in taken], [k for k in target if k not in taken])
+    return params, Report(*lists, [k for k in source if k not in taken])
+
+
+def places(infos: Any) -> dict[Key, Place]:
+    """Every parameter of every layer, from a tree of ParamInfo: groups in order, repeats of a group
+    in order, blocks within a repeat.
+    """
+    named = dict(_by_name(infos))
+    inside = [name for name in named if name.startswith("groups_")]
+    found: dict[Key, Place] = {
+        (None, name): Place(name, None, named[name].shape) for name in named.keys() - set(inside)
+    }
+    split = [(name, *name.split("/", 2)) for name in inside]
+    first = 0
+    for group in sorted({g for _, g, _, _ in split}, key=_number):
+        blocks = sorted({b for _, g, b, _ in split if g == group}, key=_number)
+        (repeat,) = {named[name].shape[0] for name, g, _, _ in split if g == group}
+        for name, _, block, part in (s for s in split if s[1] == group):
+            for row in range(repeat):
+                layer = first + row * len(blocks) + blocks.index(block)
+                found[layer, part] = Place(name, row, named[name].shape[1:])
+        first += repeat * len(blocks)
+    return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0] or 0)))
+
+
+def _init(built: Build, seed: int) -> Any:
+    """Parameters alone: `built.init` would make an optimizer's state too."""
+
+    def init() -> Any:
+        inputs = model_lib.dummy_inputs(build_lib.batch_ways(built.mesh), 8)
+        made = built.model.init(jax.random.key(seed), *inputs, method="init_all")["params"]
+        return params_lib.split(made)[0]
+
+    return jax.jit(init)()
+
+
+def _by_name(tree: Any) -> Iterator[tuple[str, Any]]:
+    leaves = jax.tree.leaves(tree, is_leaf=params_lib.is_info)
+    return zip(jax.tree.leaves(params_lib.names(tree)), leaves, strict=True)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _told(keys: Iterable[Key]) -> str:
+    """ "embed/table, mlp/up/kernel of layers 0 1 2" """
+    layers: dict[str, list[int]] = {}
+    for layer, part in keys:
+        layers.setdefault(part, []).extend([] if layer is None else [layer])
+    told = [f"{p} of layers {' '.join(map(str, n))}" if n else p for p, n in layers.items()]
+    return ", ".join(told) or "nothing"

@@ -1,0 +1,202 @@
+"""Folders that are whole or not there, and the safetensors in them, one tensor at a time.
+
+A folder of weights holds `model.safetensors`, or `model.safetensors.index.json` with a weight_map
+from the names of tensors to shards beside it. Pickled weights (.bin, .pt, .pth) are refused:
+reading them runs code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from ml_dtypes import bfloat16
+from safetensors.numpy import save_file
+
+from lm.config import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class Header(NamedTuple):
+    """What is known of a tensor before it is read; `file` is the path of its shard."""
+
+    file: Path
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def created(path: Path) -> Iterator[Path]:
+    """A folder to fill, beside `path`, which becomes `path` at the end, or nothing if that fails.
+
+    Raises:
+      UserError: `path` exists, or cannot be created.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; remove it or name a new folder")
+    partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot create {path}: {error.strerror}; name another folder") from None
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UserError: the file is missing, or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a whole folder") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; get the file again")
+    return value
+
+
+class Tensors:
+    """The tensors of a folder: `headers` by name, and each read when asked for.
+
+    Raises:
+      UserError: no safetensors, a shard that is missing, damaged or cut short, or an index that
+      disagrees with its shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._open: dict[Path, Any] = {}
+        self.headers: dict[str, Header] = {}
+        if (folder / INDEX).exists():
+            self._read_index(folder)
+        elif (folder / SINGLE).exists():
+            self._read_file(folder / SINGLE)
+        elif found := sorted(p.name for pattern in PICKLED for p in folder.glob(pattern)):
+            raise UserError(
+                f"{folder} holds {found[0]} and no safetensors; pickled weights are never read: "
+                "convert them to safetensors first"
+            )
+        else:
+            raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; give a model's folder")
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as it is stored."""
+        try:
+            return self._open[self.headers[name].file].get_tensor(name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise _damaged(self.headers[name].file, error) from None
+
+    def _read_index(self, folder: Path) -> None:
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{folder / INDEX} has no weight_map; get the file again")
+        for shard in sorted(set(map(str, weight_map.values()))):
+            if Path(shard).name != shard:
+                raise UserError(f"{folder / INDEX} names {shard!r}, which is not a file beside it")
+            if not (folder / shard).exists():
+                raise UserError(f"{folder} lacks the shard {shard} that {INDEX} names; get it")
+            self._read_file(folder / shard)
+        listed = {name: folder / str(shard) for name, shard in weight_map.items()}
+        for name in sorted(listed.keys() | self.headers.keys()):
+            if name not in listed or name not in self.headers:
+                place = "no shard" if name in listed else f"{self.headers[name].file.name}, not it,"
+                raise UserError(f"{folder / INDEX}: {place} holds {name!r}; get the folder again")
+            if listed[name] != self.headers[name].file:
+                raise UserError(
+                    f"{folder / INDEX} has {name!r} in {listed[name].name}, it is in "
+                    f"{self.headers[name].file.name}; get the folder again"
+                )
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            # pread: pages of a mapped file would count as memory of this process
+            opened = safetensors.safe_open(path, framework="np", backend="pread")
+            for name in opened.keys():  # noqa: SIM118 (no mapping)
+                part = opened.get_slice(name)
+                kind = part.get_dtype()
+                if kind not in DTYPES:
+                    raise UserError(
+                        f"{path}: {name} is stored as {kind}; this reads {', '.join(DTYPES)}"
+                    )
+                if name in self.headers:
+                    other = self.headers[name].file.name
+                    raise UserError(f"{path}: {name} is in {other} too; get the folder again")
+                self.headers[name] = Header(path, DTYPES[kind], tuple(part.get_shape()))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise _damaged(path, error) from None
+        self._open[path] = opened
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or cut short: {error}; get the file again")
+
+
+def parse_size(text: str) -> int:
+    """ "4GB" -> 4e9 bytes.
+
+    Raises:
+      UserError: another way of writing, or nothing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text)
+    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise UserError(f"max_shard_size={text!r} is not a size; write 500MB or 4GB")
+    return size
+
+
+def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, cut into runs of at most `limit` bytes; a larger tensor is alone."""
+    found: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not found or size > room:
+            found.append([])
+            room = limit
+        found[-1].append(name)
+        room -= size
+    return found
+
+
+def write_tensors(
+    folder: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, np.ndarray]], limit: int
+) -> None:
+    """Writes `tensors`, which come in the order of `sizes` (bytes by name), holding one shard in
+    memory; with an index if there are several.
+    """
+    parts = shards(sizes, limit)
+    files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    files = [SINGLE] if len(parts) == 1 else files
+    source = iter(tensors)
+    for file, names in zip(files, parts, strict=True):
+        held: dict[str, np.ndarray] = {}
+        for wanted in names:
+            name, value = next(source)
+            assert (name, value.nbytes) == (wanted, sizes[wanted]), (name, wanted)
+            held[name] = np.ascontiguousarray(value)
+            del value
+        save_file(held, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # the library writes it for its owner alone
+    if len(parts) > 1:
+        weight_map = {n: file for file, names in zip(files, parts, strict=True) for n in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

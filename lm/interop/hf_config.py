@@ -1,0 +1,212 @@
+"""config.json of transformers <-> our configuration, for the two families that are our softmax
+pattern with SwiGLU: Llama, and Granite, which is Llama with four constants.
+
+    Granite                    ours
+    embedding_multiplier       mup.embedding_multiplier
+    residual_multiplier        mup.residual_multiplier, of both branches
+    attention_multiplier       the mixer's scale of q k itself, in place of head_dim^-1/2
+    logits_scaling             width / mup.base_width: a divisor of the logits
+    initializer_range          mup.init_std / sqrt(width / base_width), of hidden matrices
+
+Llama is parametrization `standard`, where the four are 1, 1, head_dim^-1/2 and 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.build import Build
+from lm.config import UserError
+from lm.mixers.softmax import Softmax
+
+LLAMA, GRANITE = "LlamaForCausalLM", "GraniteForCausalLM"
+MODEL_TYPES = {LLAMA: "llama", GRANITE: "granite"}
+SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_dim",
+}
+# Of a layer; every other option of the mixer must have its default to be a transformers layer.
+SHARED_OPTIONS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "rope_scaling", "scale")
+FREE_OPTIONS = ("form", *SHARED_OPTIONS)
+FLAX_FIELDS = ("context", "width", "parent", "name")
+LABEL = "softmax"
+ORIGINAL = "original_max_position_embeddings"
+# Kinds of stretched RoPE and their numbers besides the factor, in the mixer's order.
+ROPE_CUTS = {"linear": (), "llama3": ("low_freq_factor", "high_freq_factor", ORIGINAL)}
+
+
+def from_transformers(
+    hf: Mapping[str, Any], base: Mapping[str, Any], where: Path
+) -> dict[str, Any]:
+    """`base`, a whole configuration as nested values, with the model, muP and vocabulary of a
+    transformers config.json; data.tokenizer.path is left to the caller.
+
+    Raises:
+      UserError: a key that is missing or has a wrong type, or says what our layers do not do.
+    """
+    family = architecture(hf, where)
+    _check_supported(hf, where)
+    model = {ours: _number(hf, theirs, where, int) for theirs, ours in SIZES.items()}
+    heads, width = model["num_heads"], model["width"]
+    model["num_kv_heads"] = _number(hf, "num_key_value_heads", where, int, heads)
+    model["head_dim"] = _number(hf, "head_dim", where, int, width // max(heads, 1))
+    model["norm_eps"] = _number(hf, "rms_norm_eps", where, float)
+    model["tied_embeddings"] = bool(hf.get("tie_word_embeddings", False))
+    options: dict[str, Any] = {"mixer": "softmax", **_rope(hf, where)}
+    std = _number(hf, "initializer_range", where, float, 0.02)
+    mup = {"parametrization": "standard", "base_width": float(width), "init_std": std}
+    mup |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+    if family == GRANITE:
+        names = ("embedding_multiplier", "residual_multiplier")
+        divisor = _number(hf, "logits_scaling", where, float)
+        mup |= {name: _number(hf, name, where, float) for name in names}
+        mup |= {"parametrization": "mup", "base_width": width / divisor}
+        mup |= {"init_std": std * math.sqrt(divisor)}
+        options["scale"] = _number(hf, "attention_multiplier", where, float)
+    values = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()
+    }
+    values["model"] |= model | {"layers": {LABEL: options}, "pattern": LABEL}
+    values["mup"] |= mup
+    longest = _number(hf, "max_position_embeddings", where, int, values["data"]["context_length"])
+    values["data"]["context_length"] = min(longest, values["data"]["context_length"])
+    size = _number(hf, "vocab_size", where, int)
+    values["data"]["tokenizer"] = {"kind": "json", "path": "", "vocab_size": size}
+    return values
+
+
+def architecture(hf: Mapping[str, Any], where: Path) -> str:
+    """The one class a config.json names, which is one of ours to read.
+
+    Raises:
+      UserError: none, or another.
+    """
+    named = hf.get("architectures")
+    if not isinstance(named, list) or len(named) != 1:
+        raise UserError(f"{where}: architectures={named!r}; it must list one class")
+    if named[0] not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise UserError(f"{where}: architecture {named[0]!r} cannot be read; these can: {known}")
+    return named[0]
+
+
+def _check_supported(hf: Mapping[str, Any], where: Path) -> None:
+    """What would change the function and has no place in our layers."""
+    for name in ("attention_bias", "mlp_bias"):
+        if hf.get(name):
+            raise UserError(
+                f"{where}: {name}=true; our layers have no biases, so it cannot be read"
+            )
+    act = hf.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise UserError(f"{where}: hidden_act={act!r}; our feed-forward is silu's alone")
+    if hf.get("quantization_config"):
+        raise UserError(f"{where}: quantization_config is set; give the folder of plain weights")
+
+
+def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The mixer's options, from `rope_theta` with `rope_scaling`, or from the newer
+    `rope_parameters`, which holds both.
+    """
+    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind not in ("default", *ROPE_CUTS):
+        known = ", ".join(("default", *ROPE_CUTS))
+        raise UserError(f"{where}: rope type {kind!r} cannot be read; these can: {known}")
+    if found.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(f"{where}: partial_rotary_factor is not 1; our RoPE turns whole heads")
+    source = found if "rope_theta" in found else hf
+    options = {"rope_theta": _number(source, "rope_theta", where, float, 1e4)}
+    if kind != "default":
+        names = ("factor", *ROPE_CUTS[kind])
+        options["rope_scaling"] = tuple(_number(found, name, where, float) for name in names)
+    return options
+
+
+def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:
+    """The mixer's `rope_scaling` in their words; None: none."""
+    if not scaling:
+        return None
+    kind = next(kind for kind, cuts in ROPE_CUTS.items() if len(cuts) == len(scaling) - 1)
+    found: dict[str, Any] = {"rope_type": kind}
+    found |= dict(zip(("factor", *ROPE_CUTS[kind]), scaling, strict=True))
+    return {k: round(v) if k == ORIGINAL else v for k, v in found.items()}
+
+
+def _number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: Any = None) -> Any:
+    """hf[key], positive; `default` where the key is absent or null."""
+    value = hf.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"{where} lacks {key}; get the file again")
+    is_number = isinstance(value, int | (float if kind is float else int))
+    if not is_number or isinstance(value, bool) or not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{where}: {key}={value!r} is not a positive {kind.__name__}")
+    return kind(value)
+
+
+def to_transformers(built: Build, max_position_embeddings: int) -> dict[str, Any]:
+    """config.json of a model for which `obstacle` is None, without dtype and token ids."""
+    m, mixer, multipliers = built.config.model, _mixers(built)[0], built.model.context.multipliers
+    scale, divisor = float(mixer.op_options()["scale"]), float(f"{multipliers.width:.12g}")
+    factors = (multipliers.embedding, multipliers.residual, divisor)
+    is_plain_scale = math.isclose(scale, mixer.head_dim**-0.5, rel_tol=1e-9)
+    family = LLAMA if factors == (1.0, 1.0, 1.0) and is_plain_scale else GRANITE
+    scaling = _scaling_of(mixer.rope_scaling)
+    rope = {"rope_theta": mixer.rope_theta, **(scaling or {"rope_type": "default"})}
+    found = {
+        "architectures": [family],
+        "model_type": MODEL_TYPES[family],
+        "vocab_size": built.config.data.tokenizer.vocab_size,
+        **{theirs: getattr(m, ours) for theirs, ours in SIZES.items()},
+        "num_attention_heads": mixer.num_heads,
+        "num_key_value_heads": mixer.num_kv_heads,
+        "head_dim": mixer.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": m.norm_eps,
+        "rope_theta": mixer.rope_theta,  # this line and the next for older versions
+        "rope_scaling": scaling,
+        "rope_parameters": rope,
+        "max_position_embeddings": max_position_embeddings,
+        "tie_word_embeddings": m.tied_embeddings,
+        "initializer_range": float(f"{multipliers.init_std('hidden'):.12g}"),
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "use_cache": True,
+    }
+    if family == GRANITE:
+        found |= {"embedding_multiplier": multipliers.embedding, "attention_multiplier": scale}
+        found |= {"residual_multiplier": multipliers.residual, "logits_scaling": divisor}
+    return found
+
+
+def obstacle(built: Build) -> str | None:
+    """Why no class of transformers is this model; None if Llama or Granite is."""
+    for mixer in (mixers := _mixers(built)):
+        kind = type(mixer).__name__
+        if type(mixer) is not Softmax:
+            return f"the mixer {kind} has no class there"
+        for field in dataclasses.fields(mixer):
+            value = getattr(mixer, field.name)
+            if field.name not in (*FREE_OPTIONS, *FLAX_FIELDS) and value != field.default:
+                return f"{kind} with {field.name}={value!r} has no class there"
+    for name in SHARED_OPTIONS:
+        values = list(dict.fromkeys(getattr(mixer, name) for mixer in mixers))
+        if len(values) > 1:
+            return f"layers differ in {name} ({values[0]} and {values[1]}), theirs cannot"
+    if any(block.mlp is None for period in built.model.groups for block in period.blocks):
+        return "a layer without a feed-forward has no class there"
+    heads, width = mixers[0].num_heads, built.config.model.width
+    return None if width % heads == 0 else f"{width=} is no multiple of {heads=}, which they demand"
+
+
+def _mixers(built: Build) -> list[Any]:
+    """One for each place of the pattern, repeats left out."""
+    return [block.mixer for period in built.model.groups for block in period.blocks]

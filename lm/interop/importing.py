@@ -1,0 +1,220 @@
+"""A folder of transformers, or one that `exporting` wrote, as a run folder of ours.
+
+    config.json -> our configuration -> build (shapes only)
+    headers of all tensors checked against it
+    one leaf at a time: read its tensors, stack, to the device -> checkpoint of step 0, weights only
+
+Weights are stored in the type they come in (bfloat16 stays so, mixed types become float32) and read
+back as float32. Memory: all weights once in their own type, and one leaf more while it is stacked:
+16 bits times 8.0e9 are 15.0 GiB, the largest leaf of such a model (the feed-forward matrices of all
+layers) 3.5 GiB.
+
+The run folder also holds `hf/`, the small files it came from, and `experiment.py`, a configuration
+that goes on training from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm import build as build_lib
+from lm import checkpoint
+from lm import model as model_lib
+from lm.build import Build
+from lm.config import Config, MeshConfig, TokenizerConfig, UserError, from_mapping
+from lm.data import tokenizers
+from lm.data.tokenizers import Tokenizer
+from lm.interop import exporting, folder, hf_config, layout
+from lm.interop.exporting import ORIGIN
+from lm.interop.folder import Tensors
+from lm.interop.layout import Entry
+
+KEPT = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+# Buffers that old versions saved, and that follow from the configuration.
+COMPUTED = ".rotary_emb.inv_freq"
+TIED = ("lm_head.weight", "model.embed_tokens.weight")
+
+EXPERIMENT = '''"""Goes on training the weights beside this file, in a new folder:
+
+    python -m launch.train --config={path} --workdir=NEW --config.run.length="1e6 tokens"
+
+Set the data, the schedule and the batch; the model is that of config.json here.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def _frozen(value):
+    """Lists as tuples, which flags can set."""
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def get_config() -> ConfigDict:
+    here = Path(__file__).resolve().parent
+    values = json.loads((here / "config.json").read_text(encoding="utf-8"))
+    values = _frozen(values | {"init_from": str(here)})
+    pattern = values["model"]["pattern"]
+    values["model"]["pattern"] = FieldReference(pattern, field_type=object)
+    return ConfigDict(values)
+'''
+
+
+class Imported(NamedTuple):
+    """What was read, for the record of the run. `notes` are lines for the user."""
+
+    build: Build
+    tokenizer: Tokenizer
+    source: dict[str, Any]
+    notes: list[str]
+
+
+def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) -> Imported:
+    """Fills `partial`, which will be renamed to `workdir`, from the folder `source`. `base` is a
+    whole configuration as nested values, of which everything but model, mup and data.tokenizer is
+    kept, and of the model precision, remat and unroll.
+
+    Raises:
+      UserError: what the folder lacks, or holds that cannot be read.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    where = source / "config.json"
+    hf = folder.read_json(where)
+    is_own = exporting.KEY in hf
+    values = (exporting.from_own if is_own else hf_config.from_transformers)(hf, base, where)
+    tokenizer = _tokenizer(source, values, is_own)
+    origin = partial / ORIGIN
+    _keep(source, origin, values)
+    if values["data"]["tokenizer"]["path"]:
+        path = workdir.absolute() / ORIGIN / values["data"]["tokenizer"]["path"]
+        values["data"]["tokenizer"]["path"] = str(path)
+    built = local_build(from_mapping(values))
+    tensors = Tensors(source)
+    entries = layout.own(built) if is_own else layout.transformers(built)
+    _check_tensors(tensors, entries, source)
+    params = read_params(built, tensors, entries)
+    checkpoint.save_weights(partial, built.config, params)
+    write_experiment(partial, workdir)
+    facts = {"imported_from": hf["architectures"][0], "stored_as": _stored_as(params)}
+    return Imported(built, tokenizer, facts, _notes(hf, tokenizer))
+
+
+def write_experiment(partial: Path, workdir: Path) -> None:
+    """experiment.py of a folder that is to be `workdir`."""
+    text = EXPERIMENT.replace("{path}", str(workdir / "experiment.py"))
+    (partial / "experiment.py").write_text(text, encoding="utf-8")
+
+
+def local_build(config: Config) -> Build:
+    """For one device of this machine, whatever mesh the configuration asks for; the configuration
+    keeps its mesh.
+    """
+    model_lib.check(config.model)
+    mesh = MeshConfig(data=-1, fsdp=1, tensor=1, sequence=1, replicate=())
+    local = dataclasses.replace(config, mesh=mesh)
+    return build_lib.build(local, jax.devices()[:1])._replace(config=config)
+
+
+def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> Any:
+    """The tree of parameters, leaf by leaf."""
+    kinds = {tensors.headers[entry.name].dtype for entry in entries}
+    dtype = kinds.pop() if len(kinds) == 1 else np.float32
+    by_leaf: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_leaf.setdefault(entry.leaf, []).append(entry)
+    placed = jax.tree.leaves(built.abstract_state.params)
+    arrays = []
+    for (name, shape), like in zip(layout.leaves(built).items(), placed, strict=True):
+        leaf = np.zeros(shape, dtype)
+        for entry in by_leaf[name]:
+            entry.put(tensors.read(entry.name), leaf)
+        arrays.append(jax.block_until_ready(jax.device_put(leaf, like.sharding)))
+        del leaf
+    return jax.tree.unflatten(jax.tree.structure(built.abstract_state.params), arrays)
+
+
+def _check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
+    """Names and shapes, before any tensor is read."""
+    found, wanted = dict(tensors.headers), {entry.name: entry.shape for entry in entries}
+    head, table = TIED
+    if head in found and table in wanted and head not in wanted:
+        if not np.array_equal(tensors.read(head), tensors.read(table)):
+            raise UserError(
+                f"{source}: tie_word_embeddings is true and {head} differs from {table}; set it to "
+                "false in config.json"
+            )
+        del found[head]
+    found = {name: header for name, header in found.items() if not name.endswith(COMPUTED)}
+    if missing := sorted(wanted.keys() - found.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{source} lacks the tensor {missing[0]}{more}; get the folder again")
+    if extra := sorted(found.keys() - wanted.keys()):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise UserError(
+            f"{source} has the tensor {extra[0]}{more}, which the model of its config.json has not"
+        )
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise UserError(
+                f"{source}: {name} has shape {list(found[name].shape)}, its config.json says "
+                f"{list(shape)}"
+            )
+
+
+def _tokenizer(source: Path, values: dict[str, Any], is_own: bool) -> Tokenizer:
+    if is_own:
+        tokenizer = tokenizers.load(source / exporting.TOKENIZER)
+        config = TokenizerConfig(**values["data"]["tokenizer"])
+        tokenizers.check_vocab_size(tokenizer, config)
+        return tokenizer
+    path = source / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{source} has no tokenizer.json; save the tokenizer's fast form there")
+    config = TokenizerConfig(**values["data"]["tokenizer"] | {"path": str(path)})
+    values["data"]["tokenizer"]["path"] = path.name
+    return tokenizers.create(config)
+
+
+def _keep(source: Path, origin: Path, values: Mapping[str, Any]) -> None:
+    """Copies the small files into hf/, the tokenizer among them."""
+    origin.mkdir()
+    for name in KEPT:
+        if (source / name).exists():
+            shutil.copyfile(source / name, origin / name)
+    if values["data"]["tokenizer"]["path"] == exporting.RANKS:
+        text = json.loads((source / exporting.TOKENIZER).read_text(encoding="utf-8"))["payload"]
+        (origin / exporting.RANKS).write_text(text, encoding="utf-8")
+
+
+def _stored_as(params: Any) -> str:
+    return str(jax.tree.leaves(params)[0].dtype)
+
+
+def _notes(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    ends = hf.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    if ends == [None] or tokenizer.end_of_text in ends:
+        return []
+    return [
+        f"eos_token_id={hf['eos_token_id']} in config.json, the tokenizer's end of text is "
+        f"{tokenizer.end_of_text}: documents end, and generation stops, at the latter"
+    ]

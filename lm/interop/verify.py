@@ -1,0 +1,177 @@
+"""The same model here and in `transformers`: logits, and greedy continuations.
+
+    max |difference|   over all logits of all positions
+    KL(ours || theirs) = sum p_ours (log p_ours - log p_theirs), nats, mean over positions
+    argmax agreement   share of positions where both prefer the same token
+    greedy             tokens of each prompt until the first that differs
+
+torch is never imported here: `transformers_run.py` runs in the interpreter that
+ESPALIER_INTEROP_PYTHON names, and answers in files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import generate
+from lm.checkpoint import Loaded
+from lm.config import UserError
+from lm.generate import GenerateOptions, Vocabulary
+
+VARIABLE = "ESPALIER_INTEROP_PYTHON"
+SCRIPT = Path(__file__).with_name("transformers_run.py")
+PROMPTS = ("def fibonacci(n):\n", "The capital of France is", "1, 2, 3, 4,", "Dear Sir or Madam,")
+SEED = 0
+
+
+class Comparison(NamedTuple):
+    """`same_tokens` of `new_tokens` greedy ones are equal up to the first difference of a prompt;
+    `same_ids`: both tokenizers read all prompts alike.
+    """
+
+    theirs: str
+    positions: int
+    max_difference: float
+    scale: float
+    kl: float
+    agreement: float
+    same_ids: bool
+    same_tokens: int
+    new_tokens: int
+    texts: list[tuple[str, str, str]]
+
+
+def interpreter() -> str:
+    """The interpreter that has torch and transformers.
+
+    Raises:
+      UserError: none is named, or what is named has them not.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if not named:
+        raise UserError(
+            f"{VARIABLE} is not set; set it to a Python that has torch and transformers "
+            "(CONTRIBUTING.md says how to make one)"
+        )
+    command = [named, "-c", "import torch, transformers"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"{VARIABLE}={named}: {error.strerror}; name a Python") from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:]
+        raise UserError(f"{VARIABLE}={named} lacks torch or transformers: {' '.join(reason)}")
+    return named
+
+
+def compare(
+    loaded: Loaded,
+    folder: Path,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    dtype: str = "float32",
+    length: int = 64,
+    max_new_tokens: int = 32,
+) -> Comparison:
+    """A loaded checkpoint and a folder, on the prompts and two rows of `length` random ids.
+
+    Raises:
+      UserError: no interpreter for transformers, or it cannot load the folder.
+    """
+    python, tokenizer = interpreter(), loaded.tokenizer
+    rng = np.random.default_rng(SEED)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    rows = [*ids, *rng.integers(0, tokenizer.vocab_size, (2, length)).tolist()]
+    request = {
+        "model": str(folder.absolute()),
+        "dtype": dtype,
+        "rows": rows,
+        "prompts": list(prompts),
+        "max_new_tokens": max_new_tokens,
+        "end_of_text": tokenizer.end_of_text,
+    }
+    answer, theirs = _ask(python, request)
+    ours = logits(loaded, rows)
+    options = GenerateOptions(
+        max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, seed=SEED
+    )
+    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text)
+    new = generate.generate(
+        loaded.model, loaded.params, ids, options=options, vocabulary=vocabulary
+    )
+    texts = [tokenizer.decode(row) for row in new]
+    difference, scale, kl, agreement = distance(np.concatenate(ours), np.concatenate(theirs))
+    return Comparison(
+        theirs=answer["class"],
+        positions=sum(map(len, rows)),
+        max_difference=difference,
+        scale=scale,
+        kl=kl,
+        agreement=agreement,
+        same_ids=answer["ids"] == ids,
+        same_tokens=sum(_common(a, b) for a, b in zip(new, answer["new"], strict=True)),
+        new_tokens=sum(max(len(a), len(b)) for a, b in zip(new, answer["new"], strict=True)),
+        texts=list(zip(prompts, texts, answer["text"], strict=True)),
+    )
+
+
+def logits(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """For each row of ids its logits [T, vocab], float32, without the vocabulary's padding."""
+    size = loaded.config.data.tokenizer.vocab_size
+    dtype = loaded.model.context.numerics.operand_dtype
+
+    @jax.jit
+    def of(params: Any, tokens: jax.Array) -> jax.Array:
+        variables: Any = {"params": params}
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        hidden: Any = loaded.model.apply(variables, tokens, positions * 0 + 1, positions)[0]
+        head: Any = loaded.model.apply(variables, method="head")
+        product = hidden[0].astype(dtype), head[:size].astype(dtype)
+        return jnp.einsum("td,vd->tv", *product, preferred_element_type=jnp.float32)
+
+    return [np.asarray(of(loaded.params, np.array([row], np.int32))) for row in rows]
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
+    """Logits [N, vocab] -> max |difference|, RMS of ours, mean KL, argmax agreement."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    log_p, log_q = a - _log_sum_exp(a), b - _log_sum_exp(b)
+    kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+    agreement = float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
+    return float(np.abs(a - b).max()), float(np.sqrt((a * a).mean())), kl, agreement
+
+
+def _log_sum_exp(x: np.ndarray) -> np.ndarray:
+    top = x.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True))
+
+
+def _ask(python: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        command = [python, str(SCRIPT), str(folder / "request.json"), name]
+        env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = " ".join(done.stderr.strip().splitlines()[-1:])
+            raise UserError(f"transformers cannot run {request['model']}: {reason[:300]}")
+        answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+        with np.load(folder / "logits.npz") as found:
+            return answer, [found[str(i)] for i in range(len(request["rows"]))]
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    differs = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differs, min(len(a), len(b)))

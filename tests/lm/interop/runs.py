@@ -1,0 +1,63 @@
+"""Run folders of tiny models with random weights, and the way through the commands of interop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.base import get_config
+from lm import checkpoint, record
+from lm.build import Build
+from lm.data import tokenizers
+from lm.interop import exporting, folder, importing
+from lm.interop.exporting import Exported
+from lm.interop.importing import Imported
+from tests.lm import tiny
+
+STANDARD = {
+    "mup.parametrization": "standard",
+    "mup.embedding_multiplier": 1.0,
+    "mup.residual_multiplier": 1.0,
+}
+BYTES = {"kind": "bytes", "path": "", "vocab_size": 257}
+
+
+def create(path: Path, changes: dict[str, Any]) -> Build:
+    """A run folder of softmax layers (unless changed) on bytes, as training leaves it."""
+    base = {"model.pattern": "softmax", "model.num_layers": 3, "data.tokenizer": BYTES}
+    built = tiny.create(base | changes)
+    params = jax.device_put(tiny.params(built))
+    path.mkdir(parents=True)
+    checkpoint.save_weights(path, built.config, params)
+    tokenizer = tokenizers.create(built.config.data.tokenizer, ["some text"])
+    record.write(path, built, tokenizer, {}, None)
+    return built
+
+
+def exported(workdir: Path, out: Path, **options: Any) -> Exported:
+    """As launch.export_hf."""
+    found = checkpoint.locate(workdir)
+    built = importing.local_build(checkpoint.read_config(found))
+    options = {"dtype": "float32", "max_shard_size": "4GB"} | options
+    with folder.created(out) as partial:
+        return exporting.run(found, partial, built=built, **options)
+
+
+def imported(source: Path, workdir: Path) -> Imported:
+    """As launch.import_hf."""
+    with folder.created(workdir) as partial:
+        base = get_config().to_dict()
+        found = importing.run(source, base, workdir=workdir, partial=partial)
+        record.write(partial, found.build, found.tokenizer, found.source, None)
+    return found
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Two trees of parameters, bit for bit, the padding of the vocabulary left out."""
+    for tree in (a, b):
+        assert tree["embed"]["table"].shape[0] == 384
+    cut = lambda x: np.asarray(x)[:257] if x.shape[0] == 384 else np.asarray(x)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(cut, a), jax.tree.map(cut, b))

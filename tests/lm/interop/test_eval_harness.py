@@ -1,0 +1,233 @@
+"""The harness through our adapter against our own tasks and scorer, on three local tasks, and
+generation.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from lm import generate, scoring
+from lm.checkpoint import Loaded
+from lm.config import UserError
+from lm.evals import Given
+from lm.evals.lambada import Lambada
+from lm.evals.multiple_choice import MultipleChoice
+from lm.scoring import Scorer
+from tests.lm import tiny
+from tests.lm.evals import asked, planted
+
+CONTEXT = 48
+TEXTS = [
+    "A short text.",
+    "x",
+    "The grass is green. The sky is blue. The sun is yellow, é. " * 3,
+    "b" * CONTEXT,
+    "c" * (CONTEXT + 1),
+]
+# The harness and what it imports warn of their own affairs, and import time is when.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@functools.cache
+def loaded() -> Loaded:
+    built = tiny.create({"data.context_length": CONTEXT})
+    params = tiny.params(built)
+    return Loaded(built.model, params, planted.tokenizer("bytes"), built.config, 0, built)
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The adapter's module, the harness's evaluator and its tasks, all offline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            patch.setenv(name, "1")
+        reason = "lm-eval is not installed (pip install 'espalier[eval]')"
+        pytest.importorskip("lm_eval", reason=reason)
+        names = ("lm.interop.eval_harness", "lm_eval.evaluator", "lm_eval.tasks")
+        adapter, evaluator, tasks = map(importlib.import_module, names)
+        yield SimpleNamespace(adapter=adapter, evaluator=evaluator, tasks=tasks)
+
+
+def evaluate(harness: Any, folder: Path, records: Sequence[Any], task: dict[str, Any]) -> Any:
+    """What the harness finds of one task over `records`: its metrics, its samples in order."""
+    data = asked.write(folder / "data.jsonl", records)
+    local = {"task": "local", "dataset_path": "json", "test_split": "test"}
+    local["dataset_kwargs"] = {"data_files": {"test": data}}  # pyright: ignore[reportArgumentType]
+    (folder / "local.yaml").write_text(yaml.safe_dump(local | task))
+    manager = harness.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    found = harness.evaluator.simple_evaluate(
+        model=harness.adapter.EspalierLM(loaded()),
+        tasks=["local"],
+        task_manager=manager,
+        bootstrap_iters=0,
+    )
+    samples = sorted(found["samples"]["local"], key=lambda sample: sample["doc_id"])
+    metrics = {key.split(",")[0]: value for key, value in found["results"]["local"].items()}
+    return metrics, samples
+
+
+def metric(name: str, aggregation: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": aggregation, "higher_is_better": True}
+
+
+def given() -> Given:
+    return planted.given(CONTEXT)
+
+
+def scored(question: Any, items: Any) -> Any:
+    found = Scorer(loaded().build, loaded().params)(items.rows)
+    return question.numbers(items, found), found
+
+
+def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
+    """A context without text, one that ends in a space, and one too long are among them."""
+    lines = asked.questions(24, choices=(4, 3))
+    for line in lines:
+        if line["doc_id"] == 3:
+            line["request"]["context"] = ""
+        if line["doc_id"] == 4:
+            line["request"]["context"] += " \n"
+        if line["doc_id"] == 5:
+            line["request"]["context"] *= 4
+    question = MultipleChoice(path=asked.write(tmp_path / "own.jsonl", lines), overlong="left")
+    items = question.items(given())
+    numbers, found = scored(question, items)
+    documents: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        record = documents.setdefault(line["doc_id"], {"choices": [], "gold": line["label"]})
+        record["question"] = line["request"]["context"]
+        record["choices"].append(line["request"]["continuation"])
+    metrics, samples = evaluate(
+        harness,
+        tmp_path,
+        list(documents.values()),
+        {
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "target_delimiter": "",
+            "metric_list": [metric("acc", "mean"), metric("acc_norm", "mean")],
+        },
+    )
+    theirs = [float(resp[0][0]) for sample in samples for resp in sample["resps"]]
+    ours = [-one.nll.sum(dtype=np.float64) for one in found]
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+    assert metrics["acc"] == numbers["accuracy_sum"].value
+    assert metrics["acc_norm"] == numbers["accuracy"].value
+    assert 0 < metrics["acc"] < 1
+
+
+def test_lambada(harness: Any, tmp_path: Path) -> None:
+    """Passages that a greedy model finishes rightly, and others."""
+    prompts = ["The cat sat", "Who was there, then", "What is the pass key"]
+    records = []
+    for prompt in prompts:
+        ids = planted.tokenizer("bytes").encode(prompt + " ")
+        letter = greedy([ids], 1)[0]
+        records += [{"text": f"{prompt} {planted.tokenizer('bytes').decode(letter)}"}]
+        records += [{"text": f"{prompt} word"}]
+    question = Lambada(path=asked.write(tmp_path / "own.jsonl", records))
+    numbers, found = scored(question, question.items(given()))
+    metrics, samples = evaluate(
+        harness,
+        tmp_path,
+        records,
+        {
+            "output_type": "loglikelihood",
+            "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
+            "doc_to_target": "{{' '+text.split(' ')[-1]}}",
+            "target_delimiter": "",
+            "metric_list": [metric("perplexity", "perplexity"), metric("acc", "mean")],
+        },
+    )
+    theirs = [float(sample["resps"][0][0][0]) for sample in samples]
+    np.testing.assert_allclose(theirs, [-one.nll.sum(dtype=np.float64) for one in found], rtol=1e-6)
+    assert metrics["perplexity"] == pytest.approx(numbers["perplexity"].value, rel=1e-6)
+    assert metrics["acc"] == numbers["accuracy"].value
+
+
+def test_rolling_bits_per_byte(harness: Any, tmp_path: Path) -> None:
+    """Each token but a text's first is scored once, windows as the harness cuts them."""
+    metrics, samples = evaluate(
+        harness,
+        tmp_path,
+        [{"text": text} for text in TEXTS],
+        {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [metric("bits_per_byte", "bits_per_byte")],
+        },
+    )
+    theirs = [float(sample["resps"][0][0]) for sample in samples]
+    own = Scorer(loaded().build, loaded().params)
+    ours = []
+    for text in TEXTS:
+        ids = planted.tokenizer("bytes").encode(text)
+        rows, done = [scoring.row(ids[:CONTEXT])] if len(ids) > 1 else [], CONTEXT
+        while done < len(ids):
+            end = min(done + CONTEXT, len(ids))
+            start = end - CONTEXT - 1
+            rows.append(scoring.row(ids[start:end], first=done - start))
+            done = end
+        assert sum(int(row.weights.sum()) for row in rows) == len(ids) - 1
+        ours.append(-sum(one.nll.sum(dtype=np.float64) for one in own(rows)))
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+    size = sum(len(text.encode()) for text in TEXTS)
+    assert metrics["bits_per_byte"] == pytest.approx(-sum(ours) / size / math.log(2), rel=1e-6)
+
+
+def greedy(prompts: Sequence[Sequence[int]], num: int) -> list[list[int]]:
+    options = generate.GenerateOptions(
+        max_new_tokens=num, temperature=0.0, top_k=0, top_p=1.0, seed=0
+    )
+    vocabulary = generate.Vocabulary(planted.tokenizer("bytes").vocab_size, 256)
+    return generate.generate(
+        loaded().model, loaded().params, prompts, options=options, vocabulary=vocabulary
+    )
+
+
+def test_generate_until(harness: Any) -> None:
+    """Prompts of several lengths, one of them too long; what ends a continuation is not in it."""
+    prompts = ["What is", "The pass key is", "y" * 60, "Who"] * 5
+    model = harness.adapter.EspalierLM(loaded())
+    tokenizer = planted.tokenizer("bytes")
+
+    def ask(**options: Any) -> list[str]:
+        return model.generate_until([SimpleNamespace(args=(p, dict(options))) for p in prompts])
+
+    room = CONTEXT - 8
+    cut = [tokenizer.encode(prompt)[-room:] for prompt in prompts]
+    whole = [tokenizer.decode(ids) for ids in greedy(cut, 8)]
+    assert ask(until=["\n\n\n"], max_gen_toks=8, do_sample=False) == whole
+    stop = whole[0][2]
+    assert ask(until=[stop], max_gen_toks=8) == [text.partition(stop)[0] for text in whole]
+    drawn = ask(until=[], max_gen_toks=8, do_sample=True, temperature=1.5, top_k=20)
+    assert drawn != whole
+    with pytest.raises(UserError, match="asks for 48 new tokens and max_length is 48"):
+        ask(until=[], max_gen_toks=CONTEXT)
+    with pytest.raises(UserError, match=r"unknown generation_kwargs.num_beams"):
+        ask(until=[], max_gen_toks=8, num_beams=4)
+
+
+def test_what_cannot_be_scored(harness: Any) -> None:
+    model = harness.adapter.EspalierLM(loaded(), max_length=10)
+    ask = lambda *args: model.loglikelihood([SimpleNamespace(args=args)])
+    assert ask("", "ab")[0][0] < 0
+    with pytest.raises(UserError, match="no token has one before it"):
+        ask("", "a")
+    with pytest.raises(UserError, match="asks for 11 tokens and max_length is 10"):
+        ask("context", "elevenchars")
+    assert ask("context" * 9, "tenletters")[0][0] < 0
