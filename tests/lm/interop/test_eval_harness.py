@@ -34,8 +34,6 @@ TEXTS = [
     "b" * CONTEXT,
     "c" * (CONTEXT + 1),
 ]
-# The harness and what it imports warn of their own affairs, and import time is when.
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @functools.cache
@@ -130,14 +128,9 @@ def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
 
 
 def test_lambada(harness: Any, tmp_path: Path) -> None:
-    """Passages that a greedy model finishes rightly, and others."""
-    prompts = ["The cat sat", "Who was there, then", "What is the pass key"]
-    records = []
-    for prompt in prompts:
-        ids = planted.tokenizer("bytes").encode(prompt + " ")
-        letter = greedy([ids], 1)[0]
-        records += [{"text": f"{prompt} {planted.tokenizer('bytes').decode(letter)}"}]
-        records += [{"text": f"{prompt} word"}]
+    """The words, line ends before them included."""
+    texts = ["The cat sat down", "Who was\nthere, then", "What is the pass \n\nkey", "a  b"]
+    records = [{"text": text} for text in texts]
     question = Lambada(path=asked.write(tmp_path / "own.jsonl", records))
     numbers, found = scored(question, question.items(given()))
     metrics, samples = evaluate(
@@ -220,6 +213,22 @@ def test_generate_until(harness: Any) -> None:
         ask(until=[], max_gen_toks=CONTEXT)
     with pytest.raises(UserError, match=r"unknown generation_kwargs.num_beams"):
         ask(until=[], max_gen_toks=8, num_beams=4)
+
+
+def test_greedy_is_told(harness: Any) -> None:
+    """A continuation that the model would write, and one that it would not at its last token."""
+    model = harness.adapter.EspalierLM(loaded())
+    tokenizer = planted.tokenizer("bytes")
+    prompts = [letter * 3 for letter in "abcdefghijklmnop"]
+    found = greedy([tokenizer.encode(prompt) for prompt in prompts], 3)
+    texts = {
+        p: bytes(ids).decode() for p, ids in zip(prompts, found, strict=True) if max(ids) < 128
+    }
+    assert texts
+    for prompt, text in texts.items():
+        other = text[:-1] + ("x" if text[-1] != "x" else "y")
+        answers = model.loglikelihood([SimpleNamespace(args=(prompt, t)) for t in (text, other)])
+        assert [greedily for _, greedily in answers] == [True, False]
 
 
 def test_what_cannot_be_scored(harness: Any) -> None:

@@ -1,0 +1,62 @@
+"""Asks tasks of EleutherAI's lm-evaluation-harness of a checkpoint; pip install 'espalier[eval]'.
+
+    python -m launch.eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
+
+The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how one is local); without
+it, the harness's own, which load their data from the Hugging Face hub. `--layer` is as in
+launch.evaluate, which needs no harness and has intervals for everything.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+from lm.config import UserError
+
+_LAYER = cli.layer_flag()
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
+)
+_TASKS = flags.DEFINE_list("tasks", None, "names of tasks, with commas", required=True)
+_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "folder of .yaml files; else the harness's own")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens read; 0: the run's", lower_bound=0)
+_LIMIT = flags.DEFINE_integer("limit", 0, "documents of each task; 0: all", lower_bound=0)
+_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
+    folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
+    if folder and not folder.is_dir():
+        raise UserError(f"--tasks_dir={folder} is no folder")
+    try:
+        from lm_eval import evaluator, tasks, utils  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing; pip install 'espalier[eval]'") from None
+    from lm import checkpoint, files  # after the flags: imports jax
+    from lm.interop.eval_harness import EspalierLM
+
+    manager = tasks.TaskManager(
+        include_path=str(folder) if folder else None, include_defaults=folder is None
+    )
+    if missing := [name for name in _TASKS.value if not manager.match_tasks([name])]:
+        raise UserError(f"--tasks={missing[0]}: no such task in {folder or 'the harness'}")
+    model = EspalierLM(checkpoint.load(path, layers), _MAX_LENGTH.value)
+    results: Any = evaluator.simple_evaluate(
+        model=model, tasks=[*_TASKS.value], task_manager=manager, limit=_LIMIT.value or None
+    )
+    print(utils.make_table(results))
+    if _OUT.value:
+        found = {name: results[name] for name in ("results", "versions", "n-samples")}
+        try:
+            files.replace(Path(_OUT.value).expanduser(), json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)
