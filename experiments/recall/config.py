@@ -12,6 +12,8 @@ has them. Other than there: our mixers, RoPE in place of learnt positions, no dr
 by step, our AdamW (beta2 0.95, clipping at 1).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments import base
@@ -40,17 +42,17 @@ PATTERNS = (
 )
 
 
-def rows(length: int, pairs: int, examples: int, filler: str = "blank") -> dict[str, object]:
+def rows(length: int, pairs: int, examples: int, filler: str = "blank") -> dict[str, Any]:
     setting = {"length": length, "pairs": pairs, "repeats": 0, "filler": filler, "power": 0.01}
     return {"setting": setting, "examples": examples}
 
 
-def steps(problem: dict[str, object], epochs: int) -> int:
+def steps(problem: dict[str, Any], epochs: int) -> int:
     sets = problem["train"]
     return epochs * sum(one["examples"] // problem["batch_size"] for one in sets)
 
 
-def figure2() -> dict[str, object]:
+def figure2() -> dict[str, Any]:
     problems = {}
     for length, pairs, batch_size in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128)):
         problem = {
@@ -64,7 +66,7 @@ def figure2() -> dict[str, object]:
     return {"problems": problems, "widths": (64, 128, 256, 512), "learning_rates": rates}
 
 
-def based() -> dict[str, object]:
+def based() -> dict[str, Any]:
     train = ((64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000))
     train += ((256, 64, 20_000),)
     test = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
@@ -79,7 +81,7 @@ def based() -> dict[str, object]:
     return {"problems": {"mixture": problem}, "widths": (64, 128), "learning_rates": rates}
 
 
-def cpu() -> dict[str, object]:
+def cpu() -> dict[str, Any]:
     pairs = (4, 8, 16)
     problem = {
         "train": tuple(rows(64, n, 20_000) for n in pairs),
@@ -92,7 +94,7 @@ def cpu() -> dict[str, object]:
     return grid | {"patterns": tuple(p for p in PATTERNS if p != "conv,based")}
 
 
-def smoke() -> dict[str, object]:
+def smoke() -> dict[str, Any]:
     problem = {
         "train": (rows(16, 2, 64),),
         "test": (rows(16, 2, 32), rows(16, 4, 32)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from lm.config import UserError
 from lm.data import mqar
 from lm.studies import recall, recall_display
 from lm.studies.recall import Outcome, Point
+from tests.lm import launched
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -234,6 +236,31 @@ def test_settings_and_heads_that_do_not_fit() -> None:
     mapping["problems"]["16"]["test"] = (rows[0], rows[0])
     with pytest.raises(UserError, match="test has 16x2 twice"):
         recall.create(mapping)
+
+
+@pytest.mark.slow
+def test_the_command_resumes_and_says_where_it_ran(tmp_path: Path) -> None:
+    workdir = tmp_path / "study"
+    config = "--config=experiments/recall/config.py:smoke"
+    command = [sys.executable, "-m", "launch.recall", config, f"--workdir={workdir}"]
+
+    def launch(*more: str) -> tuple[int, str, str]:
+        process = launched.start([*command, *more])
+        out, err = process.communicate()
+        return process.returncode, out, err
+
+    status, out, err = launch()
+    assert status == 0, err
+    kept = json.loads((workdir / "recall.json").read_text())
+    assert kept["command"] == f"python -m launch.recall {config} --workdir=DIR"
+    assert [row["steps"] for row in kept["recall"]] == [[4], [4]]
+    assert recall_display.table(kept["recall"]) in out
+    assert len(err.splitlines()) == 4, "a line for each training"
+    status, again, err = launch()
+    assert (status, again, err) == (0, out, "")
+    status, _, err = launch("--config.solved=0.5")
+    assert status == 2
+    assert "another config (solved: 0.99 -> 0.5)" in err
 
 
 def test_examples_of_test_and_training_differ_by_seed() -> None:
