@@ -8,6 +8,7 @@ launch.evaluate, which needs no harness and has intervals for everything.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
     folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
     if folder and not folder.is_dir():
         raise UserError(f"--tasks_dir={folder} is no folder")
+    # Its bootstrap would fork, which the threads of JAX may not survive.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         from lm_eval import evaluator, tasks, utils  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -47,7 +50,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--tasks={missing[0]}: no such task in {folder or 'the harness'}")
     model = EspalierLM(checkpoint.load(path, layers), _MAX_LENGTH.value)
     results: Any = evaluator.simple_evaluate(
-        model=model, tasks=[*_TASKS.value], task_manager=manager, limit=_LIMIT.value or None
+        model=model,
+        tasks=[*_TASKS.value],
+        task_manager=manager,
+        limit=_LIMIT.value or None,
+        bootstrap_iters=1000,
     )
     print(utils.make_table(results))
     if _OUT.value:

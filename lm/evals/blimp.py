@@ -4,7 +4,7 @@
     accuracy            share of pairs; the mean over paradigms, since each gives as many
     accuracy/NAME       of a phenomenon, which has several paradigms
     baseline_unigram    the same asked of counts of the run's training tokens (lm/data/ngram.py),
-    baseline_bigram     of pairs of neighbors,
+    baseline_bigram     of pairs of neighbors (bigram/NAME: of a phenomenon),
     baseline_length     and of the number of tokens: the shorter sentence is chosen
     over_bigram         accuracy - baseline_bigram, pair by pair; "chance" is no difference
 
@@ -113,7 +113,7 @@ class Blimp:
         for name in np.unique(about.phenomenon):
             at = about.phenomenon == name
             found[f"accuracy/{name}"] = share(hits[at])
-            found[f"baseline_bigram/{name}"] = share(base["bigram"][at])
+            found[f"bigram/{name}"] = share(base["bigram"][at])
         return found
 
 

@@ -15,6 +15,8 @@ or python -m launch.eval_harness --checkpoint=runs/quickstart --tasks_dir=my_tas
 A task of my_tasks/my_task.yaml is local if it says `dataset_path: json` and `dataset_kwargs:
 {data_files: {test: FILE.jsonl}}`; the harness's own tasks load data from the Hugging Face hub.
 
+Set DISABLE_MULTIPROC=1, or its bootstrap forks a process in which JAX runs.
+
 The harness puts its prefix token (here: end of text) before a text without context. Models here
 never read end of text: it is left out, and the first token of such a text is given, not scored. So
 log-likelihoods of whole texts lack their first token, and bits per byte divide by all bytes.
