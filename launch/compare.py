@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     if rows is None:
         print("stopped and saved; the same command goes on")
         return 1
-    compare.write(study, rows, machine.describe("launch.compare"), workdir)
+    recalls = compare.recalled(study, workdir)
+    compare.write(study, rows, recalls, machine.describe("launch.compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")
     return 0

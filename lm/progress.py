@@ -105,3 +105,41 @@ class ScoringBar:
         self._left[label] -= tokens
         if not self._left[label] and not self._console.is_terminal:
             print(f"scored {label}", file=sys.stderr, flush=True)
+
+
+class GridBar:
+    """A context manager: trainings done of a grid, and where the present one is. Without a terminal
+    a line for every training.
+    """
+
+    def __init__(self, total: int) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("trainings"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._is_terminal, self._last = console.is_terminal, ""
+        self._task = self._bar.add_task("points", total=total, note="")
+
+    def __enter__(self) -> GridBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def told(self, name: str, step: int, note: str) -> None:
+        """Of the training `name`; step 0: it is done, or not needed."""
+        if step:
+            self._last = f"{name}  step {step}  {note}"
+            self._bar.update(self._task, note=self._last)
+            return
+        self._bar.advance(self._task)
+        if self._last and not self._is_terminal:
+            print(self._last, file=sys.stderr, flush=True)
+        self._last = ""

@@ -15,6 +15,7 @@ lambada/lambada_test.jsonl.gz and requests/*.jsonl.gz.
 from ml_collections import ConfigDict
 
 from experiments import base
+from experiments.recall import config as recall_config
 
 MIXERS = ("softmax", "stickbreaking", "gla", "deltanet", "gated_deltanet", "mamba2")
 
@@ -84,6 +85,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             "variants": {},
             "seeds": (0, 1),
             "tasks": tasks(data, context, preset["items"]),
+            "recall": recall_config.get_config(name).to_dict() if name == "cpu" else {},
             "timing_rounds": 7,
             "decode_contexts": preset["decode_contexts"],
         }
@@ -100,7 +102,7 @@ def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
     if not data:
         return found
     requests = f"{data}/requests"
-    choice = {"task": "multiple_choice", "max_items": items, "max_len": 4 * context}
+    choice = {"task": "multiple_choice", "max_items": items // 2, "max_len": 4 * context}
     return found | {
         "length": {
             "path": f"{data}/novels/valid.jsonl.gz",

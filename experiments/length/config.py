@@ -57,6 +57,7 @@ def get_config(data: str) -> ConfigDict:
             "variants": VARIANTS,
             "seeds": (0, 1, 2),
             "tasks": {"length": {**length, "windows_per_document": 2}},
+            "recall": {},
             "timing_rounds": 3,
             "decode_contexts": (),
         }

@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
             "variants": {},
             "seeds": (0, 1),
             "tasks": {},
+            "recall": {},
             "timing_rounds": 7,
             "decode_contexts": (),
         }

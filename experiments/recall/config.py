@@ -82,15 +82,15 @@ def based() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    pairs = (4, 8, 16)
+    pairs = (2, 4, 8)
     problem = {
-        "train": tuple(rows(64, n, 20_000) for n in pairs),
-        "test": tuple(rows(64, n, 300) for n in pairs),
-        "batch_size": 16,
-        "steps": 1200,
-        "evaluate_every": 150,
+        "train": tuple(rows(32, n, 20_000) for n in pairs),
+        "test": tuple(rows(32, n, 300) for n in pairs),
+        "batch_size": 32,
+        "steps": 1600,
+        "evaluate_every": 200,
     }
-    grid = {"problems": {"64": problem}, "widths": (16, 32, 64), "learning_rates": (5e-3, 1e-2)}
+    grid = {"problems": {"32": problem}, "widths": (16, 32, 64), "learning_rates": (5e-3, 1e-2)}
     return grid | {"patterns": tuple(p for p in PATTERNS if p != "conv,based")}
 
 
@@ -124,7 +124,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             "residual_multiplier": 1.0,
         }
     )
-    run.data.tokenizer.update({"kind": "bytes", "vocab_size": 384 if is_small else 8192})
+    run.data.tokenizer.update({"kind": "bytes", "vocab_size": 258 if is_small else 8192})
     run.schedule.update(
         {"family": "cosine", "decay_shape": "cosine", "warmup": "0 steps", "decay": "100 percent"}
     )

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 from typing import Any
@@ -18,11 +19,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def describe(module: str) -> dict[str, Any]:
-    """The head of a result file; `module` is what `python -m` started."""
+    """The head of a result file; `module` is what `python -m` started. Where it worked is of no use
+    to who repeats it, and stays out.
+    """
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     commit, _, changes = record.commit().partition("-")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": re.sub(r"(--workdir[= ])\S+", r"\1DIR", command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": bool(changes),

@@ -9,14 +9,14 @@ def render(values: dict[str, Any]) -> str:
     """A result file as Markdown: where and how first, then one row a number."""
     where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
     where += f" ({values['cores']} cores), {values['date'][:10]}"
-    if "rows" in values:
+    if "rows" in values:  # before recall: a comparison may hold both
         from lm.report import comparison
 
         return f"{where}\n\n{comparison.tables(values)}"
     if "recall" in values:
-        from lm.studies import recall_display
+        from lm.report import recall
 
-        return f"{where}\n\n{recall_display.table(values['recall'])}"
+        return f"{where}\n\n{recall.table(values['recall'])}"
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
     head = (
         "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
 
+from lm.report import recall
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
 
@@ -40,6 +41,7 @@ def page(found: Found) -> str:
         section("Verdicts", _verdicts(found)),
         section("Curves", f'<div class="figures">{pictures}</div>'),
         section("Cost", table(*_speed(rows))),
+        section("Recall against state", _recall(found)),
         section("Tasks", "".join(_task(rows, label) for label in rows[0]["tasks"])),
         section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
     ]
@@ -65,6 +67,8 @@ def tables(found: Found) -> str:
         ),
     ):
         lines += ["", f"**{title}**", "", _markdown_table(body, head)]
+    if found["recall"]:
+        lines += ["", "**Recall against state**", "", recall.table(found["recall"])]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -74,7 +78,7 @@ TITLES = {
     "length": ("Length", "loss of the same targets with growing context, nats per token"),
     "reading": ("Reading on", "loss by position in a long window, nats per token"),
     "position": ("Position", "loss by position in the document, nats per token"),
-    "recall": ("Recall against state", "up and left is better"),
+    "copy": ("Copying against state", "up and left is better"),
     "decode": ("Decoding", "milliseconds per token against context"),
 }
 
@@ -93,11 +97,12 @@ def figures(found: Found) -> dict[str, str]:
                 axes, row, ink, label, word
             )
             drawn[name] = _draw(name, rows, put, log_x=True)
-    if recall := _recall_task(rows):
-        put = lambda axes, row, ink: _state(axes, row, ink, *recall)
-        drawn["recall"] = _draw("recall", rows, put, log_x=True)
+    if "forgetting" in rows[0]["tasks"]:
+        drawn["copy"] = _draw("copy", rows, _state, log_x=True)
     if rows[0]["decode_seconds"]:
         drawn["decode"] = _draw("decode", rows, _decode, log_x=True)
+    if found["recall"]:
+        drawn["recall"] = recall.figure(found["recall"])
     return drawn
 
 
@@ -127,7 +132,7 @@ AXES = {
     "length": "tokens of context",
     "reading": "position",
     "position": "position",
-    "recall": "bytes of state per row",
+    "copy": "bytes of state per row",
     "decode": "tokens in the state",
 }
 
@@ -155,14 +160,14 @@ def _points(axes: Axes, row: Found, ink: str, label: str, word: str) -> None:
     axes.plot(at, values.mean(0), color=ink, marker="o", markersize=3, label=row["pattern"])
 
 
-def _state(axes: Axes, row: Found, ink: str, label: str, name: str) -> None:
-    values = _values(row, label, name)
+def _state(axes: Axes, row: Found, ink: str) -> None:
+    values = _values(row, "forgetting", row["tasks"]["forgetting"]["headline"])
     state = next(iter(row["state_bytes"].values()))
     spread = [[values.mean() - values.min()], [values.max() - values.mean()]]
     axes.errorbar(
         [state], [values.mean()], yerr=spread, color=ink, fmt="o", capsize=3, label=row["pattern"]
     )
-    axes.set_ylabel(f"{label} {name}")
+    axes.set_ylabel("tokens copied")
 
 
 def _decode(axes: Axes, row: Found, ink: str) -> None:
@@ -194,12 +199,11 @@ def _curves(rows: Sequence[Found]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _recall_task(rows: Sequence[Found]) -> tuple[str, str] | None:
-    """The task whose headline is recall, and that headline."""
-    for label in ("mqar", "forgetting", "passkey"):
-        if label in rows[0]["tasks"]:
-            return label, rows[0]["tasks"][label]["headline"]
-    return None
+def _recall(found: Found) -> str:
+    if not found["recall"]:
+        return ""
+    note = "multi-query associative recall, learnt by small models of each mixer; answers right"
+    return f'<p class="soft small">{text(note)}</p><figure>{figures(found)["recall"]}</figure>'
 
 
 def _values(row: Found, label: str, name: str) -> np.ndarray:
@@ -320,7 +324,7 @@ def _task(rows: Sequence[Found], label: str) -> str:
 
 
 def _facts(found: Found) -> dict[str, Any]:
-    skipped = ("question", "rows", "verdicts", "seeds", "tokens")
+    skipped = ("question", "rows", "verdicts", "seeds", "tokens", "recall")
     facts = {key: value for key, value in found.items() if key not in skipped}
     if "date" in facts:
         facts["date"] = str(datetime.datetime.fromisoformat(facts["date"]).date())

@@ -154,18 +154,18 @@ def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Callable[[], str]]
         def finish() -> str:
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-            return _to_element(buffer.getvalue(), title)
+            return element(buffer.getvalue(), title)
 
         yield axes, finish
 
 
-def standalone(element: str) -> str:
+def standalone(svg: str) -> str:
     """An SVG element of a page as a file of its own: ink on white, size given."""
-    view = element.split('viewBox="')[1].split('"')[0]
+    view = svg.split('viewBox="')[1].split('"')[0]
     width, height = view.split()[2:]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
     ground = f'><rect width="{width}" height="{height}" fill="#ffffff"/>'
-    text = element.replace("<svg ", head, 1).replace(">", ground, 1)
+    text = svg.replace("<svg ", head, 1).replace(">", ground, 1)
     text = text.replace("var(--ink)", "#1d2430").replace("var(--line)", "#e3e7ed")
     return text.replace("</svg>", "</svg>\n").strip() + "\n"
 
@@ -246,10 +246,9 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.array(means)
 
 
-def _to_element(svg: str, title: str) -> str:
+def element(svg: str, title: str) -> str:
     """A matplotlib document as an element that scales and takes the page's colors and fonts."""
-    element = svg[svg.index("<svg") :]
-    head, rest = element.split(">", 1)
+    head, rest = svg[svg.index("<svg") :].split(">", 1)
     view = head[head.index('viewBox="') :].split('"')[1]
     name = title.replace("&", "and")
     start = f'<svg viewBox="{view}" xmlns:xlink="http://www.w3.org/1999/xlink" role="img"'

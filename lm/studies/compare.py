@@ -28,12 +28,12 @@ from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
 from lm.evals import Given, Task
-from lm.progress import ScoringBar
+from lm.progress import GridBar, ScoringBar
 from lm.report import comparison, folder
 from lm.report.figures import standalone
 from lm.scoring import Scorer
 from lm.statistics import Number
-from lm.studies import measure, verdict
+from lm.studies import measure, recall, verdict
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
 ANSWERS = "tasks"
@@ -52,7 +52,8 @@ class Variant:
 class Study:
     """`run`: a whole configuration. The other patterns are made equal to the first in size.
     `variants` are not trained: a pattern's runs read with other options of layers, as --layer gives
-    them. `tasks`: as `evaluate.tasks` of a run, asked after training. `decode_contexts` in tokens.
+    them. `tasks`: as `evaluate.tasks` of a run, asked after training. `recall`: a whole study of
+    recall (lm/studies/recall.py) that is made beside, or nothing. `decode_contexts` in tokens.
     """
 
     question: str
@@ -61,6 +62,7 @@ class Study:
     variants: Mapping[str, Variant]
     seeds: tuple[int, ...]
     tasks: Mapping[str, Mapping[str, Any]]
+    recall: Mapping[str, Any]
     timing_rounds: int
     decode_contexts: tuple[int, ...]
 
@@ -91,6 +93,8 @@ def create(mapping: Mapping[str, Any]) -> Study:
     if any(context < 1 for context in study.decode_contexts):
         raise UserError(f"config.decode_contexts={study.decode_contexts} must be positive")
     evals.create(study.tasks, "config.tasks")
+    if study.recall:
+        recall.create(study.recall)
     for pattern in study.patterns:
         model_lib.check(_config(study, pattern, study.seeds[0]).model)
     for name, variant in study.variants.items():
@@ -153,6 +157,16 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
     return rows
 
 
+def recalled(study: Study, workdir: Path) -> list[dict[str, Any]]:
+    """The rows of the study of recall, from what the workdir holds or by training."""
+    if not study.recall:
+        return []
+    asked = recall.create(study.recall)
+    with GridBar(len(recall.points(asked))) as bar:
+        told = lambda point, *rest: bar.told(point.name, *rest)
+        return [dataclasses.asdict(row) for row in recall.run(asked, workdir / "recall", told)]
+
+
 def place(pattern: str, seed: int) -> str:
     """The name of a run's folder."""
     return f"{pattern.replace(',', '+')}-{seed}"
@@ -174,8 +188,16 @@ def verdicts(rows: list[dict[str, Any]]) -> list[verdict.Verdict]:
     return found
 
 
-def write(study: Study, rows: list[dict[str, Any]], head: Mapping[str, Any], workdir: Path) -> None:
-    """compare.json, compare.md, compare.html and the figures in the workdir."""
+def write(
+    study: Study,
+    rows: list[dict[str, Any]],
+    recalls: list[dict[str, Any]],
+    head: Mapping[str, Any],
+    workdir: Path,
+) -> None:
+    """compare.json, compare.md, compare.html and the figures in the workdir. `recalls`: what
+    `recalled` gave.
+    """
     found = {
         **head,
         "question": study.question,
@@ -183,6 +205,7 @@ def write(study: Study, rows: list[dict[str, Any]], head: Mapping[str, Any], wor
         "tokens": _config(study, study.patterns[0], study.seeds[0]).run_tokens,
         "rows": _without_units(rows),
         "verdicts": verdict.to_mapping(verdicts(rows)),
+        "recall": recalls,
     }
     files.replace(workdir / "compare.json", json.dumps(found, indent=1) + "\n")
     files.replace(workdir / "compare.md", comparison.markdown(found))

@@ -34,8 +34,9 @@ from lm.config import Config, UserError, convert, difference, from_mapping, to_m
 from lm.data import mqar
 from lm.data.batch import Batch
 from lm.evals.mqar import Mqar, questions
+from lm.report import recall as recall_page
+from lm.report.figures import standalone
 from lm.scoring import Scorer
-from lm.studies import recall_display
 
 TRAIN, TEST = 1, 2  # of the seeds of rows: what is tested is of no training set
 
@@ -360,5 +361,5 @@ def write(rows: list[Row], head: Mapping[str, Any], workdir: Path) -> None:
     values = [dataclasses.asdict(row) for row in rows]
     text = json.dumps({**head, "recall": values}, indent=1) + "\n"
     files.replace(workdir / "recall.json", text)
-    files.replace(workdir / "recall.md", recall_display.table(values))
-    files.replace(workdir / "recall.svg", recall_display.figure(values))
+    files.replace(workdir / "recall.md", recall_page.table(values))
+    files.replace(workdir / "recall.svg", standalone(recall_page.figure(values)))

@@ -18,7 +18,9 @@ from lm import build as build_lib
 from lm import record
 from lm.config import UserError
 from lm.data import mqar
-from lm.studies import recall, recall_display
+from lm.report import recall as recall_page
+from lm.report.figures import standalone
+from lm.studies import recall
 from lm.studies.recall import Outcome, Point
 from tests.lm import launched
 
@@ -194,13 +196,13 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     kept = json.loads((tmp_path / "recall.json").read_text())
     assert kept["commit"] == "0"
     text = (tmp_path / "recall.md").read_text()
-    assert text == recall_display.table(kept["recall"])
+    assert text == recall_page.table(kept["recall"])
     assert "| softmax | 16 | 16,384 | 98.8 % | 49.4 % | 0.01 | 4 | 100 | 2 | 4 |" in text
     svg = (tmp_path / "recall.svg").read_text()
     words = [x.text for x in ElementTree.fromstring(svg).iter() if x.tag.endswith("}text")]
     assert {"softmax", "conv,linear", "16: 16x2", "16: 16x4", "state, bytes a row"} <= set(words)
     assert 'href="http' not in svg, "readable offline"
-    assert svg == recall_display.figure(kept["recall"]), "the same numbers, the same file"
+    assert svg == standalone(recall_page.figure(kept["recall"])), "the same numbers, the same file"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_the_command_resumes_and_says_where_it_ran(tmp_path: Path) -> None:
     kept = json.loads((workdir / "recall.json").read_text())
     assert kept["command"] == f"python -m launch.recall {config} --workdir=DIR"
     assert [row["steps"] for row in kept["recall"]] == [[4], [4]]
-    assert recall_display.table(kept["recall"]) in out
+    assert recall_page.table(kept["recall"]) in out
     assert len(err.splitlines()) == 4, "a line for each training"
     status, again, err = launch()
     assert (status, again, err) == (0, out, "")

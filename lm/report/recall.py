@@ -1,9 +1,8 @@
-"""How the study of recall is shown: the live line, the table, the figure."""
+"""Recall against the size of the state, as a table and a figure."""
 
 from __future__ import annotations
 
 import io
-import sys
 from typing import Any
 
 import matplotlib as mpl
@@ -11,50 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lm.report.figures import GRID, INK, PALETTE, STYLE
+from lm.report.figures import PALETTE, STYLE, element
 
 PER_LINE = 4  # panels
-
-
-class GridBar:
-    """A context manager: trainings done of a grid, and where the present one is. Without a terminal
-    a line for every training.
-    """
-
-    def __init__(self, total: int) -> None:
-        console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("trainings"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._is_terminal, self._last = console.is_terminal, ""
-        self._task = self._bar.add_task("points", total=total, note="")
-
-    def __enter__(self) -> GridBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
-
-    def told(self, name: str, step: int, note: str) -> None:
-        """Of the training `name`; step 0: it is done, or not needed."""
-        if step:
-            self._last = f"{name}  step {step}  {note}"
-            self._bar.update(self._task, note=self._last)
-            return
-        self._bar.advance(self._task)
-        if self._last and not self._is_terminal:
-            print(self._last, file=sys.stderr, flush=True)
-        self._last = ""
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -77,7 +36,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> str:
-    """An SVG document: accuracy over bytes of state, a panel for each problem and test setting, a
+    """An SVG element: accuracy over bytes of state, a panel for each problem and test setting, a
     line for each pattern.
     """
     panels = []
@@ -101,7 +60,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
         drawn.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
         buffer = io.StringIO()
         drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().replace(INK, "#1d2430").replace(GRID, "#e3e7ed")
+    return element(buffer.getvalue(), "Recall against state")
 
 
 def _panel(axes: Axes, rows: list[dict[str, Any]], name: str, patterns: list[str]) -> None:
