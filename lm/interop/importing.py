@@ -189,9 +189,15 @@ def _tokenizer(source: Path, values: dict[str, Any], is_own: bool) -> Tokenizer:
     path = source / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{source} has no tokenizer.json; save the tokenizer's fast form there")
-    config = TokenizerConfig(**values["data"]["tokenizer"] | {"path": str(path)})
+    tokenizer = tokenizers.create(TokenizerConfig(kind="json", path=str(path), vocab_size=1 << 31))
+    size = values["data"]["tokenizer"]["vocab_size"]
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, vocab_size={size} in "
+            "config.json; get the folder again"
+        )
     values["data"]["tokenizer"]["path"] = path.name
-    return tokenizers.create(config)
+    return tokenizer
 
 
 def _keep(source: Path, origin: Path, values: Mapping[str, Any]) -> None:

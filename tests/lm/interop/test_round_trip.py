@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 import lm
 from launch.cli import load_config
+from lm.checkpoint import Loaded
+from lm.data import tokenizers
 from lm.interop import folder, verify
 from tests.lm import tiny
 from tests.lm.interop import runs
@@ -90,6 +92,17 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
+COMPUTED = ("llama, stretched rope", "granite, any numbers", "groups of layers")
+
+
+def function(loaded: Loaded) -> tuple[Any, ...]:
+    """What a softmax model computes with its parameters."""
+    mixer, found = loaded.model.groups[0].blocks[0].mixer, loaded.model.context
+    factors = (found.multipliers.width, found.multipliers.embedding, found.multipliers.residual)
+    options = {**mixer.op_options(), "theta": mixer.rope_theta, "scaling": mixer.rope_scaling}
+    return options, mixer.dims(), [f"{factor:.12g}" for factor in factors], found.norm_eps
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_model_comes_back(tmp_path: Path, name: str) -> None:
     changes, architecture, keys = CASES[name]
@@ -100,12 +113,14 @@ def test_the_same_model_comes_back(tmp_path: Path, name: str) -> None:
     assert (config["vocab_size"], config["eos_token_id"]) == (257, 256)
     runs.imported(tmp_path / "out", tmp_path / "back")
     before, after = lm.load(tmp_path / "run"), lm.load(tmp_path / "back")
-    (a,), (b,) = verify.logits(before, ROWS), verify.logits(after, ROWS)
-    assert a.shape == (9, 257)
-    assert relative_error(b, a) < 1e-5
+    assert (after.config.model.num_layers, after.step) == (3, 0)
+    if name in COMPUTED:
+        (a,), (b,) = verify.logits(before, ROWS), verify.logits(after, ROWS)
+        assert a.shape == (9, 257)
+        assert relative_error(b, a) < 1e-5
     if name != "groups of layers":
         runs.assert_equal(before.params, after.params)
-        assert (after.config.model.num_layers, after.step) == (3, 0)
+        assert function(after) == function(before)
     assert after.tokenizer.encode("naïve") == before.tokenizer.encode("naïve")
 
 
@@ -199,7 +214,7 @@ def test_an_imported_folder_names_an_experiment_that_goes_on(tmp_path: Path) -> 
     assert config.model == found.build.config.model
     tokenizer = Path(config.data.tokenizer.path)
     assert tokenizer == tmp_path / "back" / "hf" / "tokenizer.json"
-    assert lm.data.tokenizers.create(config.data.tokenizer).sha256 == found.tokenizer.sha256
+    assert tokenizers.create(config.data.tokenizer).sha256 == found.tokenizer.sha256
 
 
 def test_an_imported_model_is_exported_as_it_came(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""Folders that cannot be read are told in one line, and nothing is written for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lm import checkpoint
+from lm.config import UserError
+from lm.interop import folder
+from tests.lm.interop import runs
+
+GATE = "model.layers.1.mlp.gate_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tied and a Granite folder, each in one file, and the tied one in shards."""
+    root = tmp_path_factory.mktemp("whole")
+    for name, changes in (("tied", runs.STANDARD), ("granite", {})):
+        runs.create(root / f"run_{name}", changes | {"model.num_layers": 2})
+        runs.exported(root / f"run_{name}", root / name)
+    runs.exported(root / "run_tied", root / "shards", max_shard_size="20KB")
+    return {name: root / name for name in ("tied", "granite", "shards", "run_tied")}
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """Changes keys of config.json; None takes a key out."""
+
+    def change(path: Path) -> None:
+        values = json.loads((path / "config.json").read_text()) | changes
+        kept = {key: value for key, value in values.items() if value is not None}
+        (path / "config.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def weights(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        tensors = load_file(path / folder.SINGLE)
+        change(tensors)
+        save_file(tensors, path / folder.SINGLE)
+
+    return rewrite
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+def index(change: Callable[[dict[str, str]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        values = json.loads((path / folder.INDEX).read_text())
+        change(values["weight_map"])
+        (path / folder.INDEX).write_text(json.dumps(values))
+
+    return rewrite
+
+
+def shard(path: Path, number: int = 1) -> Path:
+    return sorted(path.glob("model-*.safetensors"))[number]
+
+
+def pickled(path: Path) -> None:
+    (path / folder.SINGLE).rename(path / "pytorch_model.bin")
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+HEAD = "lm_head.weight"
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "no folder": ("tied", shutil.rmtree, "no such folder"),
+    "no config": ("tied", lambda p: (p / "config.json").unlink(), "cannot read .*config.json"),
+    "no JSON": ("tied", lambda p: (p / "config.json").write_text("{"), "is not a JSON object"),
+    "no class": ("tied", config(architectures=None), "architectures=None; it must list one"),
+    "another class": (
+        "tied",
+        config(architectures=["MistralForCausalLM"]),
+        "'MistralForCausalLM' cannot be read; these can: LlamaForCausalLM, GraniteForCausalLM",
+    ),
+    "no width": ("tied", config(hidden_size=None), "config.json lacks hidden_size"),
+    "no vocabulary": ("tied", config(vocab_size=None), "config.json lacks vocab_size"),
+    "a number in words": ("tied", config(rms_norm_eps="1e-5"), "rms_norm_eps='1e-5' is not a posi"),
+    "a negative number": ("tied", config(num_hidden_layers=-2), "num_hidden_layers=-2 is not"),
+    "a divisor of zero": ("granite", config(logits_scaling=0.0), "logits_scaling=0.0 is not a pos"),
+    "no multiplier": ("granite", config(residual_multiplier=None), "lacks residual_multiplier"),
+    "heads": ("tied", config(num_key_value_heads=3), "num_heads=4 is not a multiple of .*=3"),
+    "biases": ("tied", config(attention_bias=True), "attention_bias=true; our layers have no"),
+    "biases within": ("granite", config(mlp_bias=True), "mlp_bias=true; our layers have no"),
+    "activation": ("tied", config(hidden_act="gelu"), "hidden_act='gelu'; our feed-forward is"),
+    "quantized": ("tied", config(quantization_config={"bits": 4}), "quantization_config is set"),
+    "rope": ("tied", config(rope_parameters=YARN), "rope type 'yarn' cannot be read; these can"),
+    "older rope": (
+        "tied",
+        config(rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "rope type 'dynamic' cannot be read",
+    ),
+    "rope without its factor": (
+        "tied",
+        config(rope_parameters={"rope_type": "linear"}),
+        "config.json lacks factor",
+    ),
+    "no tokenizer": ("tied", lambda p: (p / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "no byte-level tokenizer": (
+        "tied",
+        lambda p: (p / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'),
+        "is no json tokenizer",
+    ),
+    "a small vocabulary": ("tied", config(vocab_size=256), "has 257 ids, vocab_size=256 in"),
+    "no weights": ("tied", lambda p: (p / folder.SINGLE).unlink(), "holds neither model.safetens"),
+    "pickled weights": ("tied", pickled, "pytorch_model.bin and no safetensors; pickled weights a"),
+    "cut short": ("tied", lambda p: cut(p / folder.SINGLE), "damaged or cut short"),
+    "empty": ("tied", lambda p: (p / folder.SINGLE).write_bytes(b""), "damaged or cut short"),
+    "garbage": ("tied", lambda p: (p / folder.SINGLE).write_bytes(b"{" * 99), "damaged or cut sh"),
+    "a missing tensor": ("tied", weights(lambda t: t.pop(GATE)), f"lacks the tensor {GATE};"),
+    "missing tensors": (
+        "tied",
+        config(num_hidden_layers=3),
+        r"lacks the tensor model.layers.2.\w+.* and 8 more",
+    ),
+    "an unexpected tensor": (
+        "tied",
+        weights(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[GATE]})),
+        "has the tensor model.layers.0.self_attn.q_proj.bias, which the model of",
+    ),
+    "a wrong shape": (
+        "tied",
+        weights(lambda t: t.update({GATE: t[GATE].T.copy()})),
+        rf"{GATE} has shape \[32, 48\], its config.json says \[48, 32\]",
+    ),
+    "a wrong vocabulary": ("tied", config(vocab_size=300), r"\[257, 32\].* says \[300, 32\]"),
+    "whole numbers": (
+        "tied",
+        weights(lambda t: t.update({GATE: t[GATE].astype(np.int8)})),
+        f"{GATE} is stored as I8; this reads F32, F16, BF16",
+    ),
+    "a head that is not the embedding": (
+        "tied",
+        weights(lambda t: t.update({HEAD: 2 * t["model.embed_tokens.weight"]})),
+        "tie_word_embeddings is true and lm_head.weight differs",
+    ),
+    "a missing head": ("tied", config(tie_word_embeddings=False), "lacks the tensor lm_head.weigh"),
+    "a missing shard": ("shards", lambda p: shard(p).unlink(), "lacks the shard model-00002-of-"),
+    "a cut shard": ("shards", lambda p: cut(shard(p)), "model-00002-of-.* damaged or cut short"),
+    "no map": ("shards", lambda p: (p / folder.INDEX).write_text("{}"), "has no weight_map"),
+    "a shard elsewhere": (
+        "shards",
+        index(lambda m: m.update({GATE: "../model.safetensors"})),
+        "names '../model.safetensors', which is not a file beside it",
+    ),
+    "a tensor of no shard": (
+        "shards",
+        index(lambda m: m.update({"other": m[GATE]})),
+        "no shard holds 'other'",
+    ),
+    "a tensor in another shard": (
+        "shards",
+        index(lambda m: m.update({GATE: next(f for f in m.values() if f != m[GATE])})),
+        f"has '{GATE}' in model-.*, it is in model-",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_bad_folder(llama: dict[str, Path], tmp_path: Path, name: str) -> None:
+    kind, damage, told = DAMAGES[name]
+    source = tmp_path / "source"
+    shutil.copytree(llama[kind], source)
+    damage(source)
+    with pytest.raises(UserError, match=told) as caught:
+        runs.imported(source, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir() if path != source] == []
+
+
+def test_harmless_differences(llama: dict[str, Path], tmp_path: Path) -> None:
+    """A head saved although it is tied, buffers of old versions, keys that say the default."""
+    source = tmp_path / "source"
+    shutil.copytree(llama["tied"], source)
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    more = lambda t: t.update({HEAD: t["model.embed_tokens.weight"], buffer: np.ones(4, "f4")})
+    weights(more)(source)
+    config(rope_parameters=None, rope_scaling=None, rope_theta=1e4, head_dim=None)(source)
+    runs.imported(source, tmp_path / "run")
+    given, got = (
+        checkpoint.read_meta(checkpoint.locate(p)) for p in (llama["run_tied"], tmp_path / "run")
+    )
+    norm = "params/final_norm/scale"
+    assert got.digest[norm] == given.digest[norm]
+
+
+def test_what_exists_is_kept(llama: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="run exists; remove it or name a new folder"):
+        runs.imported(llama["tied"], tmp_path / "run")
+    with pytest.raises(UserError, match="run exists"):
+        runs.exported(llama["run_tied"], tmp_path / "run")
+    with pytest.raises(UserError, match="max_shard_size='big' is not a size"):
+        runs.exported(llama["run_tied"], tmp_path / "out", max_shard_size="big")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_damaged_checkpoint_is_not_exported(llama: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(llama["run_tied"], tmp_path / "run")
+    arrays = [
+        p for p in (tmp_path / "run" / "checkpoints" / "0" / "state").rglob("*") if p.is_file()
+    ]
+    cut(max(arrays, key=lambda path: path.stat().st_size))
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
+        runs.exported(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_weights_alone_are_no_run_to_resume(llama: dict[str, Path]) -> None:
+    from lm.interop import importing
+
+    path = checkpoint.locate(llama["run_tied"])
+    built = importing.local_build(checkpoint.read_config(path))
+    with pytest.raises(UserError, match=r"holds weights and no optimizer state; .* init_from"):
+        checkpoint.restore(path, built.abstract_state)
