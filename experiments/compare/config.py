@@ -102,7 +102,7 @@ def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
     if not data:
         return found
     requests = f"{data}/requests"
-    choice = {"task": "multiple_choice", "max_items": items // 2, "max_len": 4 * context}
+    choice = {"task": "multiple_choice", "max_items": items // 4, "max_len": 4 * context}
     return found | {
         "length": {
             "path": f"{data}/novels/valid.jsonl.gz",

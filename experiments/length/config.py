@@ -56,7 +56,7 @@ def get_config(data: str) -> ConfigDict:
             "patterns": tuple(LAYERS),
             "variants": VARIANTS,
             "seeds": (0, 1, 2),
-            "tasks": {"length": {**length, "windows_per_document": 2}},
+            "tasks": {"length": {**length, "windows_per_document": 1}},
             "recall": {},
             "timing_rounds": 3,
             "decode_contexts": (),
