@@ -96,7 +96,7 @@ def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
     """What is asked of every run; `items` of each task that has items."""
     found: dict[str, dict[str, object]] = {
         "position": {},
-        "forgetting": {"max_items": items},
+        "forgetting": {"max_items": items // 4},
         "passkey": {},
     }
     if not data:
