@@ -254,28 +254,34 @@ def _verdicts(found: Found) -> str:
 
 
 def _results(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
-    """One row a pattern, best bits first; of every task the headline: mean over seeds (by seed)."""
-    labels = list(rows[0]["tasks"])
-    heads = [f"{x} {rows[0]['tasks'][x]['headline']}" for x in labels]
-    body = []
-    for row in _ranked(rows):
-        cells = [text(row["pattern"])]
-        for label in labels:
-            task = row["tasks"][label]
-            values = _values(row, label, task["headline"])
-            chance = all(s["numbers"][task["headline"]].get("at_chance") for s in task["seeds"])
-            shown = f"{values.mean():.4f} ({', '.join(f'{x:.4f}' for x in values)})"
-            cells.append(shown + (" at chance" if chance else ""))
-        body.append(cells)
-    return body, ["pattern", *heads]
+    """Of every task the headline: mean over seeds (by seed). A row a pattern, best bits first; a row
+    a task where there are more of those.
+    """
+    ranked, tasks = _ranked(rows), rows[0]["tasks"]
+    heads = [f"{label} {task['headline']}" for label, task in tasks.items()]
+    cells = [[text(row["pattern"]), *(_headline(row, label) for label in tasks)] for row in ranked]
+    whole = [["pattern", *heads], *cells]
+    if len(tasks) > len(rows):
+        whole = [list(line) for line in zip(*whole, strict=True)]
+        whole[0][0] = "task"
+    return whole[1:], whole[0]
+
+
+def _headline(row: Found, label: str) -> str:
+    task = row["tasks"][label]
+    values = _values(row, label, task["headline"])
+    chance = all(s["numbers"][task["headline"]].get("at_chance") for s in task["seeds"])
+    shown = f"{values.mean():.4f} ({', '.join(f'{x:.4f}' for x in values)})"
+    return shown + (" at chance" if chance else "")
 
 
 def _speed(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
     contexts = list(rows[0]["decode_seconds"])
     states = list(rows[0]["state_bytes"])
+    states = list(dict.fromkeys((states[0], states[-1])))
     head = ["pattern", "parameters", "layers", "ffn", "train tokens/s", "peak memory"]
     head += ["MFLOP a token"]
-    head += [f"state at {int(c):,}" for c in (states[0], states[-1])]
+    head += [f"state at {int(c):,}" for c in states]
     head += [f"decode ms at {int(c):,}" for c in contexts]
     body = []
     for row in rows:
@@ -283,7 +289,7 @@ def _speed(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
         cells += [str(row["ffn_dim"]), f"{row['tokens_per_second']:,.0f}"]
         cells += [amount(row["peak_bytes"], "B") if row["peak_bytes"] else "-"]
         cells += [f"{row['flops_per_token'] / 1e6:.2f}"]
-        cells += [amount(row["state_bytes"][c], "B") for c in (states[0], states[-1])]
+        cells += [amount(row["state_bytes"][c], "B") for c in states]
         cells += [f"{1e3 * row['decode_seconds'][c]:.2f}" for c in contexts]
         body.append(cells)
     return body, head
