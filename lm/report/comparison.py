@@ -254,8 +254,8 @@ def _verdicts(found: Found) -> str:
 
 
 def _results(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
-    """Of every task the headline: mean over seeds (by seed). A row a pattern, best bits first; a row
-    a task where there are more of those.
+    """Of every task the headline: mean over seeds (by seed). A row a pattern, best bits first; or a
+    row a task, where there are more of those.
     """
     ranked, tasks = _ranked(rows), rows[0]["tasks"]
     heads = [f"{label} {task['headline']}" for label, task in tasks.items()]
