@@ -20,7 +20,8 @@ from launch import cli
 from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "kernels/README.md", "experiments/mixers/README.md")
+STUDIES = ("mixers", "compare", "length", "recall")
+PAGES = ("README.md", "kernels/README.md", *(f"experiments/{name}/README.md" for name in STUDIES))
 BLOCK = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")

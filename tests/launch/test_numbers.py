@@ -20,7 +20,7 @@ def test_a_page_holds_the_committed_numbers(page: str) -> None:
 
 def test_every_result_file_says_where_it_comes_from() -> None:
     files = [*Path(numbers.ROOT, "results").rglob("*.json")]
-    files += Path(numbers.ROOT, "experiments").rglob("compare.json")
+    files += Path(numbers.ROOT, "experiments").rglob("*.json")
     for path in files:
         values = json.loads(path.read_text())
         assert values["command"].startswith(("python -m launch.", "python -m pytest")), path
