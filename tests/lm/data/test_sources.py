@@ -29,10 +29,10 @@ def test_kinds_of_files(tmp_path: Path, make_source: MakeSource) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/one.md").write_text("# one\r\n")
     (tmp_path / "b.py").write_bytes("naïve = 1\n".encode())
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed", mtime=0))
     lines = '{"text": "first"}\n\n{"text": "third", "id": "k"}\n{"text": "fourth", "id": 7}\n'
     (tmp_path / "d.jsonl").write_text(lines)
-    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     found, skipped = read(sources.create("s", make_source(tmp_path / "**")))
     assert found == [
         Document("a/one.md", "# one\r\n"),
@@ -126,7 +126,7 @@ def test_split_is_stable_and_near_its_fraction() -> None:
         ("x.jsonl", b'{"text": 3}\n', "is a int; it must be a string"),
         ("x.jsonl", b'{"text": "\xff"}\n', "not JSON"),
         ("x.jsonl.gz", b"plain", "Not a gzipped file"),
-        ("x.txt.gz", gzip.compress(b"text" * 99)[:-9], "cannot read .*x.txt.gz"),
+        ("x.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cannot read .*x.txt.gz"),
         ("x.csv", b"a,b", "none of .txt .md .py"),
     ],
 )
