@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, ScalarFormatter
 
 from lm.report import recall
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
 
 Found = Mapping[str, Any]
+FEWEST = 64  # positions below hold too few tokens for a curve
 MOST_COLUMNS = 12  # of a table of a curve; longer ones are drawn
 
 
@@ -30,7 +31,7 @@ def page(found: Found) -> str:
     )
     drawn = figures(found)
     pictures = "".join(
-        f"<figure{' class="wide"' if name == 'loss' else ''}><figcaption><h3>{text(title)}</h3>"
+        f"<figure{' class="wide"' if name in WIDE else ''}><figcaption><h3>{text(title)}</h3>"
         f'<span class="soft small">{text(note)}</span></figcaption>{drawn[name]}</figure>\n'
         for name, (title, note) in TITLES.items()
         if name in drawn
@@ -96,7 +97,7 @@ def figures(found: Found) -> dict[str, str]:
             put = lambda axes, row, ink, label=label, word=word: _points(
                 axes, row, ink, label, word
             )
-            drawn[name] = _draw(name, rows, put, log_x=True)
+            drawn[name] = _draw(name, rows, put, is_wide=name in WIDE, log_x=True)
     if "forgetting" in rows[0]["tasks"]:
         drawn["copy"] = _draw("copy", rows, _state, log_x=True)
     if rows[0]["decode_seconds"]:
@@ -118,15 +119,19 @@ def _draw(
         for row, ink in zip(rows, _inks(rows), strict=True):
             put(axes, row, ink)
         axes.margins(x=0.02)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if log_x:
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(AXES[name])
-        axes.legend(loc="best", handlelength=1.4, ncols=2 if len(rows) > 4 and is_wide else 1)
+        handles, labels = axes.get_legend_handles_labels()
+        place = {"loc": "outside lower center", "ncols": 6 if is_wide else 3, "handlelength": 1.2}
+        axes.figure.legend(handles, labels, **place)
         return finish()
 
 
+WIDE = ("loss", "reading")
 AXES = {
     "loss": "tokens",
     "length": "tokens of context",
@@ -135,6 +140,11 @@ AXES = {
     "copy": "bytes of state per row",
     "decode": "tokens in the state",
 }
+
+
+def _power(value: float) -> str:
+    """2048 -> "2K"."""
+    return f"{value / 1024:g}K" if value >= 1024 else f"{value:g}"
 
 
 def _inks(rows: Sequence[Found]) -> list[str]:
@@ -154,7 +164,7 @@ def _loss(axes: Axes, row: Found, ink: str) -> None:
 
 def _points(axes: Axes, row: Found, ink: str, label: str, word: str) -> None:
     at, values = curve(row, label, word)
-    keep = at > 0
+    keep = at >= (FEWEST if word == "position" else 1)
     at, values = at[keep], values[:, keep]
     axes.fill_between(at, values.min(0), values.max(0), color=ink, alpha=0.15, linewidth=0)
     axes.plot(at, values.mean(0), color=ink, marker="o", markersize=3, label=row["pattern"])
