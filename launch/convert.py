@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     path, workdir = cli.path("checkpoint", _CHECKPOINT.value), cli.path("workdir", _WORKDIR.value)
     pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
     from lm import checkpoint, record  # after the flags are known to be right: imports jax
-    from lm.interop import convert, folder, importing
+    from lm.interop import convert, folder, importing, weights
 
     with folder.created(workdir) as partial:
         loaded = checkpoint.load(path)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         built = importing.local_build(config)
         infos = loaded.build.infos
         params, report = convert.convert(loaded.params, infos, built, _SEED.value)
-        checkpoint.save_weights(partial, config, params)
+        weights.save(partial, config, params)
         importing.write_experiment(partial, workdir)
         record.write(partial, built, loaded.tokenizer, {"converted_from": str(path)}, None)
     print("\n".join(report.lines()))

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -37,6 +39,7 @@ from lm.telling import Telling, quiet
 FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")
 TOKENIZER = "tokenizer.json"
+LARGE = 1 << 22  # elements of an array
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +132,7 @@ class Checkpointer:
         """
         if self.latest == meta.step:
             return
-        meta = meta._replace(digest=digest(state), shapes=_shapes(state.params))
+        meta = meta._replace(digest=digest(state), shapes=shapes(state.params))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             loader=ocp.args.JsonSave(dict(loader)),
@@ -196,17 +199,30 @@ def digest(state: Any) -> dict[str, int]:
     """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show.
     Weights stored in 16 bits count as the float32 numbers they are read back as.
     """
-    sums = jax.device_get(_digest(state))
+    devices = {d for x in jax.tree.leaves(state) if isinstance(x, jax.Array) for d in x.devices()}
+    is_large = max(x.size for x in jax.tree.leaves(state)) >= LARGE
+    is_alone = len(devices) == 1 and devices.pop().platform == "cpu"
+    # XLA:CPU would hold the product of a whole array, so a large one is taken in parts.
+    sums = jax.device_get(_digest(state, parts=4096 if is_large and is_alone else 1))
     names = jax.tree.leaves(params_lib.names(state))
     return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
 
 
-@jax.jit
-def _digest(state: Any) -> Any:
-    def leaf(x: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="parts")
+def _digest(state: Any, parts: int) -> Any:
+    def row(start: jax.Array, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
-        bits = jax.lax.bitcast_convert_type(wide, jnp.uint32).reshape(-1)
-        return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(wide, jnp.uint32)
+        place = start + jnp.arange(bits.size, dtype=jnp.uint32)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        count = math.gcd(x.size, parts)
+        if count == 1:
+            return row(jnp.uint32(0), x.reshape(-1))
+        starts = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(x.size // count)
+        sums = jax.lax.map(lambda xs: row(*xs), (starts, x.reshape(count, -1)))
+        return jnp.sum(sums, dtype=jnp.uint32)
 
     return jax.tree.map(leaf, state)
 
@@ -280,16 +296,6 @@ def read_params(path: Path, params: Any) -> Any:
         return found["params"]
 
 
-def save_weights(workdir: Path, config: Config, params: Any) -> None:
-    """Writes `params`, of any float type, as the one checkpoint of a new run folder: step 0,
-    without an optimizer's state. It can be loaded, and named by `init_from`.
-    """
-    with Checkpointer(workdir, config) as saver:
-        state = TrainState(jnp.zeros((), jnp.int32), params, ())
-        saver.save(state, {"next_step": 0, "identity": {}}, Meta(0, 0, None, {}, {}))
-        saver.wait()
-
-
 def load(
     workdir: str | os.PathLike[str], layers: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Loaded:
@@ -354,7 +360,7 @@ def _check_shapes(
     path: Path, abstract: TrainState, advice: str = "set config.model to the checkpoint's"
 ) -> None:
     """Tells a different model from a damaged file, before any array is read."""
-    stored, wanted = read_meta(path).shapes, _shapes(abstract.params)
+    stored, wanted = read_meta(path).shapes, shapes(abstract.params)
     for name in sorted(stored.keys() | wanted.keys()):
         a, b = stored.get(name), wanted.get(name)
         if a != b:
@@ -364,6 +370,7 @@ def _check_shapes(
             )
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
+def shapes(tree: Any) -> dict[str, list[int]]:
+    """Of every leaf, by name."""
     names = jax.tree.leaves(params_lib.names(tree))
     return {n: list(leaf.shape) for n, leaf in zip(names, jax.tree.leaves(tree), strict=True)}

@@ -5,8 +5,8 @@
     model.safetensors, or shards of at most max_shard_size and model.safetensors.index.json
 
 Weights are read from the checkpoint one leaf at a time, without the optimizer's state, and a shard
-is written when it is full. Memory: one leaf as float32 and one shard: for 8.0e9 parameters the
-feed-forward matrices of all layers, 7.0 GiB, and 4 GB.
+is written when it is full. Memory: one leaf as it is stored and as float32, and one shard: for
+8.0e9 parameters one matrix of the feed-forward in all layers, 3.5 and 7.0 GiB, and 4 GB.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     values |= {"model": {**own["model"], **kept}, "mup": own["mup"]}
     values["data"]["tokenizer"] = {"kind": kind, "path": paths[kind], "vocab_size": size}
-    longest = hf.get("max_position_embeddings", values["data"]["context_length"])
-    values["data"]["context_length"] = min(longest, values["data"]["context_length"])
+    context = values["data"]["context_length"]
+    longest = hf_config.number(hf, "max_position_embeddings", where, int, context)
+    values["data"]["context_length"] = min(longest, context)
     return values

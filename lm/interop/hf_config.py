@@ -52,31 +52,31 @@ def from_transformers(
     """
     family = architecture(hf, where)
     _check_supported(hf, where)
-    model = {ours: _number(hf, theirs, where, int) for theirs, ours in SIZES.items()}
+    model = {ours: number(hf, theirs, where, int) for theirs, ours in SIZES.items()}
     heads, width = model["num_heads"], model["width"]
-    model["num_kv_heads"] = _number(hf, "num_key_value_heads", where, int, heads)
-    model["head_dim"] = _number(hf, "head_dim", where, int, width // max(heads, 1))
-    model["norm_eps"] = _number(hf, "rms_norm_eps", where, float)
-    model["tied_embeddings"] = bool(hf.get("tie_word_embeddings", False))
+    model["num_kv_heads"] = number(hf, "num_key_value_heads", where, int, heads)
+    model["head_dim"] = number(hf, "head_dim", where, int, width // max(heads, 1))
+    model["norm_eps"] = number(hf, "rms_norm_eps", where, float)
+    model["tied_embeddings"] = hf.get("tie_word_embeddings", False)
     options: dict[str, Any] = {"mixer": "softmax", **_rope(hf, where)}
-    std = _number(hf, "initializer_range", where, float, 0.02)
+    std = number(hf, "initializer_range", where, float, 0.02)
     mup = {"parametrization": "standard", "base_width": float(width), "init_std": std}
     mup |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
     if family == GRANITE:
         names = ("embedding_multiplier", "residual_multiplier")
-        divisor = _number(hf, "logits_scaling", where, float)
-        mup |= {name: _number(hf, name, where, float) for name in names}
+        divisor = number(hf, "logits_scaling", where, float)
+        mup |= {name: number(hf, name, where, float) for name in names}
         mup |= {"parametrization": "mup", "base_width": width / divisor}
         mup |= {"init_std": std * math.sqrt(divisor)}
-        options["scale"] = _number(hf, "attention_multiplier", where, float)
+        options["scale"] = number(hf, "attention_multiplier", where, float)
     values = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()
     }
     values["model"] |= model | {"layers": {LABEL: options}, "pattern": LABEL}
     values["mup"] |= mup
-    longest = _number(hf, "max_position_embeddings", where, int, values["data"]["context_length"])
+    longest = number(hf, "max_position_embeddings", where, int, values["data"]["context_length"])
     values["data"]["context_length"] = min(longest, values["data"]["context_length"])
-    size = _number(hf, "vocab_size", where, int)
+    size = number(hf, "vocab_size", where, int)
     values["data"]["tokenizer"] = {"kind": "json", "path": "", "vocab_size": size}
     return values
 
@@ -115,6 +115,8 @@ def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
     `rope_parameters`, which holds both.
     """
     found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where}: rope parameters are {found!r}; get the file again")
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in ("default", *ROPE_CUTS):
         known = ", ".join(("default", *ROPE_CUTS))
@@ -122,10 +124,10 @@ def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
     if found.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"{where}: partial_rotary_factor is not 1; our RoPE turns whole heads")
     source = found if "rope_theta" in found else hf
-    options = {"rope_theta": _number(source, "rope_theta", where, float, 1e4)}
+    options = {"rope_theta": number(source, "rope_theta", where, float, 1e4)}
     if kind != "default":
         names = ("factor", *ROPE_CUTS[kind])
-        options["rope_scaling"] = tuple(_number(found, name, where, float) for name in names)
+        options["rope_scaling"] = tuple(number(found, name, where, float) for name in names)
     return options
 
 
@@ -139,7 +141,7 @@ def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:
     return {k: round(v) if k == ORIGINAL else v for k, v in found.items()}
 
 
-def _number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: Any = None) -> Any:
+def number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: Any = None) -> Any:
     """hf[key], positive; `default` where the key is absent or null."""
     value = hf.get(key)
     value = default if value is None else value

@@ -5,9 +5,9 @@
     one leaf at a time: read its tensors, stack, to the device -> checkpoint of step 0, weights only
 
 Weights are stored in the type they come in (bfloat16 stays so, mixed types become float32) and read
-back as float32. Memory: all weights once in their own type, and one leaf more while it is stacked:
-16 bits times 8.0e9 are 15.0 GiB, the largest leaf of such a model (the feed-forward matrices of all
-layers) 3.5 GiB.
+back as float32. Memory: all weights once in their own type, 15.0 GiB for 8.0e9 of 16 bits; where
+the device is not this machine's CPU, here only one leaf at a time, at most 3.5 GiB for such a model
+(one of the feed-forward's matrices, of all layers).
 
 The run folder also holds `hf/`, the small files it came from, and `experiment.py`, a configuration
 that goes on training from it.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +27,12 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import checkpoint
 from lm import model as model_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig, TokenizerConfig, UserError, from_mapping
 from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
-from lm.interop import exporting, folder, hf_config, layout
+from lm.interop import exporting, folder, hf_config, layout, weights
 from lm.interop.exporting import ORIGIN
 from lm.interop.folder import Tensors
 from lm.interop.layout import Entry
@@ -110,11 +110,12 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     built = local_build(from_mapping(values))
     tensors = Tensors(source)
     entries = layout.own(built) if is_own else layout.transformers(built)
-    _check_tensors(tensors, entries, source)
+    check_tensors(tensors, entries, source)
     params = read_params(built, tensors, entries)
-    checkpoint.save_weights(partial, built.config, params)
+    weights.save(partial, built.config, params)
     write_experiment(partial, workdir)
-    facts = {"imported_from": hf["architectures"][0], "stored_as": _stored_as(params)}
+    name = exporting.ARCHITECTURE if is_own else hf_config.architecture(hf, where)
+    facts = {"imported_from": name, "stored_as": _stored_as(params)}
     return Imported(built, tokenizer, facts, _notes(hf, tokenizer))
 
 
@@ -144,7 +145,7 @@ def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> Any:
     placed = jax.tree.leaves(built.abstract_state.params)
     arrays = []
     for (name, shape), like in zip(layout.leaves(built).items(), placed, strict=True):
-        leaf = np.zeros(shape, dtype)
+        leaf = _zeros(shape, np.dtype(dtype))
         for entry in by_leaf[name]:
             entry.put(tensors.read(entry.name), leaf)
         arrays.append(jax.block_until_ready(jax.device_put(leaf, like.sharding)))
@@ -152,8 +153,20 @@ def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(built.abstract_state.params), arrays)
 
 
-def _check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
-    """Names and shapes, before any tensor is read."""
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Aligned to 64 bytes: then the CPU's device takes the memory over and copies nothing."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
+    """Names and shapes, before any tensor is read.
+
+    Raises:
+      UserError: a tensor is missing, unexpected, or of another shape.
+    """
     found, wanted = dict(tensors.headers), {entry.name: entry.shape for entry in entries}
     head, table = TIED
     if head in found and table in wanted and head not in wanted:

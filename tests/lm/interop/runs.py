@@ -12,7 +12,7 @@ from experiments.base import get_config
 from lm import checkpoint, record
 from lm.build import Build
 from lm.data import tokenizers
-from lm.interop import exporting, folder, importing
+from lm.interop import exporting, folder, importing, weights
 from lm.interop.exporting import Exported
 from lm.interop.importing import Imported
 from tests.lm import tiny
@@ -31,7 +31,7 @@ def create(path: Path, changes: dict[str, Any]) -> Build:
     built = tiny.create(base | changes)
     params = jax.device_put(tiny.params(built))
     path.mkdir(parents=True)
-    checkpoint.save_weights(path, built.config, params)
+    weights.save(path, built.config, params)
     tokenizer = tokenizers.create(built.config.data.tokenizer, ["some text"])
     record.write(path, built, tokenizer, {}, None)
     return built

@@ -1,0 +1,51 @@
+"""Weights alone as a run folder: one checkpoint, of step 0, without an optimizer's state.
+
+It can be loaded, evaluated, exported, and named by `init_from`; not resumed. Arrays keep their type
+and are read back as float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from lm import checkpoint
+from lm.checkpoint import Meta
+from lm.config import Config, UserError, to_mapping
+from lm.state import TrainState
+from lm.telling import Telling, quiet
+
+CHUNK = 1 << 26  # bytes
+
+
+def save(workdir: Path, config: Config, params: Any) -> None:
+    """Writes the checkpoint of a new run folder; holds little besides `params`.
+
+    Raises:
+      UserError: it cannot be written (a full disk, say).
+    """
+    state = TrainState(jnp.zeros((), jnp.int32), params, ())
+    meta = Meta(0, 0, None, checkpoint.digest(state), checkpoint.shapes(params))
+    # Files of chunks, not Orbax's database, which holds all it writes once more until the end.
+    # The limit is on arrays under way, and must exceed the largest.
+    room = max(x.nbytes for x in jax.tree.leaves(params)) // 10**9 + 2
+    arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=False, save_concurrent_gb=room)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), state)
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state, save_args=chunks),
+        loader=ocp.args.JsonSave({"next_step": 0, "identity": {}}),
+        config=ocp.args.JsonSave(to_mapping(config)),
+        meta=ocp.args.JsonSave(meta._asdict()),
+    )
+    plain = ocp.JsonCheckpointHandler
+    handler = ocp.CompositeCheckpointHandler(
+        state=arrays, loader=plain(), config=plain(), meta=plain()
+    )
+    path = (workdir / checkpoint.FOLDER / "0").absolute()
+    told = lambda reason: UserError(f"cannot save {path}: {reason}; mend that and try again")
+    with quiet(), Telling(told), ocp.Checkpointer(handler) as saver:
+        saver.save(path, args)
