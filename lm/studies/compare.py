@@ -185,7 +185,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[verdict.Verdict]:
         }
         what = label if name == label else f"{label} {name}"
         found += verdict.judge(what, numbers, is_better=asked["is_better"], unit=asked["unit"])
-    return found
+    return verdict.shortened(found)
 
 
 def write(
@@ -366,7 +366,8 @@ def _by_task(tasks: Mapping[str, Task], answers: list[Any]) -> dict[str, Any]:
 
 def _without_units(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as they are committed: every document's sums would be most of the file."""
-    drop = lambda number: {k: v for k, v in number.items() if k != "units"}
+    digits = lambda x: round(x, 6) if isinstance(x, float) else x
+    drop = lambda number: {k: digits(v) for k, v in number.items() if k != "units"}
     plain = json.loads(json.dumps(rows))
     for row in plain:
         for task in row["tasks"].values():

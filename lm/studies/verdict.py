@@ -146,6 +146,18 @@ def _evidence(items: tuple[float, float] | None, p: float | None, seeds: int, nu
     return f"; {over_seeds}, 95 % over {num} units {items[0]:+.3g} to {items[1]:+.3g}"
 
 
+def shortened(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """One verdict for all patterns of a task where none of them is above chance."""
+    found = []
+    for task in dict.fromkeys(verdict.task for verdict in verdicts):
+        own = [verdict for verdict in verdicts if verdict.task == task]
+        if all(verdict.outcome == "none" for verdict in own):
+            sentence = f"{task}: every pattern is at chance; no verdict."
+            own = [own[0]._replace(pattern="every pattern", sentence=sentence)]
+        found += own
+    return found
+
+
 def to_mapping(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Plain values for JSON."""
     return [verdict._asdict() for verdict in verdicts]

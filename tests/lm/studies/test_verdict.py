@@ -77,6 +77,15 @@ def test_at_chance_has_no_verdict() -> None:
     assert judged({"a": even, "b": sure}, "higher")[0].outcome != "none"
 
 
+def test_a_task_where_all_are_at_chance_is_one_sentence() -> None:
+    even = [statistics.share(np.arange(400) % 2, chance=0.5)] * 2
+    numbers = {"a": even, "b": even, "c": even}
+    clear = judged(planted(0.05))
+    found = verdict.shortened([*judged(numbers, "higher"), *(v._replace(task="x") for v in clear)])
+    assert [v.outcome for v in found] == ["none", "same", "worse"]
+    assert found[0].sentence == "bits: every pattern is at chance; no verdict."
+
+
 def test_two_patterns_are_a_paired_t_test() -> None:
     """With P = 2 the two-way layout is the paired t-test."""
     values = np.random.default_rng(0).normal(size=(2, 6)) + np.array([[0.0], [0.8]])
