@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from lm.report import recall
 from lm.report.figures import PALETTE, canvas
@@ -184,8 +184,8 @@ def _decode(axes: Axes, row: Found, ink: str) -> None:
     at = [int(context) for context in row["decode_seconds"]]
     values = [1e3 * x for x in row["decode_seconds"].values()]
     axes.plot(at, values, color=ink, marker="o", markersize=3, label=row["pattern"])
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def curve(row: Found, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
