@@ -109,7 +109,7 @@ class Checkpointer:
 
     def __enter__(self) -> Checkpointer:
         self._stack.enter_context(quiet())
-        self._stack.callback(self._manager.close)
+        self._stack.callback(self._close)
         return self
 
     def __exit__(
@@ -148,6 +148,11 @@ class Checkpointer:
         with Telling(self._unsaved):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+
+    def _close(self) -> None:
+        """A save that was under way may fail now, when something else has ended the run."""
+        with Telling(self._unsaved):
+            self._manager.close()
 
     def _unsaved(self, reason: str) -> UserError:
         self._remove_unfinished()

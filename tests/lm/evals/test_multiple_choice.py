@@ -207,11 +207,12 @@ def line(**changes: Any) -> dict[str, Any]:
 
 
 # name of the file, its content, what is told
+CUT = gzip.compress(b'{"a": 1}', mtime=0)[:-9]
 WRONG = [
     ("a.jsonl", b"", "a.jsonl is empty"),
     ("a.jsonl", b"\n \n", "a.jsonl is empty"),
     ("a.jsonl.gz", b"no gzip", "cannot read .*a.jsonl.gz: Not a gzipped file"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}', mtime=0)[:-9], "cannot read .*a.jsonl.gz: Compressed file"),
+    ("a.jsonl.gz", CUT, "cannot read .*a.jsonl.gz: Compressed file"),
     ("a.json", b"{}", "a.json is not one of \\*.jsonl"),
     ("a.jsonl", b'{"a": ', "a.jsonl:1 is not JSON"),
     ("a.jsonl", b"\n[1]\n", "a.jsonl:2 is a list; a line must be an object"),

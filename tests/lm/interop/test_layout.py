@@ -186,8 +186,8 @@ def write_random(path: Path, hf: dict[str, Any], limit: int) -> int:
 
 @pytest.mark.slow
 def test_memory_of_a_1b_model(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Import holds all weights in 16 bits; export a leaf as stored and as float32, and a shard; each
-    beside 1 GiB for the process. Exported again as bfloat16, every tensor is as it was.
+    """Import holds all weights in 16 bits; export a leaf as stored and as float32, and a shard;
+    each beside 1 GiB for the process. Exported again as bfloat16, every tensor is as it was.
     """
     from lm.data import tokenizers
     from lm.interop import hf_tokenizer
