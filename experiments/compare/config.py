@@ -96,9 +96,10 @@ def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
     """What is asked of every run; `items` of each task that has items."""
     found: dict[str, dict[str, object]] = {
         "position": {},
-        "forgetting": {"max_items": items // 4},
-        "passkey": {},
+        "forgetting": {"max_items": items // 4, "segment": context // 8},
     }
+    if context >= 256:  # the prompt alone has more letters
+        found |= {"passkey": {}}
     if not data:
         return found
     requests = f"{data}/requests"
