@@ -124,15 +124,21 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
     places = {key: workdir / place(*key) for key in planned}
     for key, config in planned.items():  # all, before the first of them takes its hours
         record.check_unchanged(places[key], config)
+    tasks = evals.create({"bits_per_byte": {}} | dict(study.tasks), "config.tasks")
+    left = [key for key, config in planned.items() if not is_finished(places[key], config)]
+    if left:  # a task that cannot be asked is told now, not after the training
+        data = planned[left[0]].data
+        prepared = prepare.prepare(data, data_dir)
+        max_tokens = study.run["evaluate"]["max_tokens"]
+        evaluate.prepare(tasks, Given(prepared.tokenizer, prepared, data, max_tokens))
     for key, config in planned.items():
-        if is_finished(places[key], config):
+        if key not in left:
             continue
         outcome = train.run(config, train.Options(workdir=places[key], data_dir=data_dir))
         if not outcome.finished:
             return None
     readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
     readings |= study.variants
-    tasks = evals.create({"bits_per_byte": {}} | dict(study.tasks), "config.tasks")
     answers = {
         (name, seed): answer(study, places[reading.of, seed], (name, reading), tasks, data_dir)
         for seed in study.seeds

@@ -119,6 +119,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("compare") / "corpus")
 
 
+def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, corpus: Path) -> None:
+    mapping = values(tasks={"forgetting": {"segment": 64}})
+    mapping["run"]["data"]["sources"] = sources(corpus)
+    with pytest.raises(UserError, match="segment=64 twice .* do not fit"):
+        compare.run(compare.create(mapping), tmp_path / "study", tmp_path / "data")
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, asked, timed and written for real, at the smallest size; a second call does nothing
     again, and a task with other options is asked alone.
