@@ -122,7 +122,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, corpus: Path) -> None:
     mapping = values(tasks={"forgetting": {"segment": 64}})
     mapping["run"]["data"]["sources"] = sources(corpus)
-    with pytest.raises(UserError, match="segment=64 twice .* do not fit"):
+    with pytest.raises(UserError, match=r"segment=64 twice .* do not fit"):
         compare.run(compare.create(mapping), tmp_path / "study", tmp_path / "data")
     assert not (tmp_path / "study").exists()
 
