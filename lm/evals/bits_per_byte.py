@@ -39,13 +39,13 @@ class BitsPerByte:
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
         found: dict[str, Number] = {}
-        for name, chosen in items.about["sets"].items():
-            table = _by_document(items, scored, chosen)
+        sets = items.about["sets"].items()
+        tables = {name: _by_document(items, scored, chosen) for name, chosen in sets}
+        for name, table in tables.items():
             found[f"bpb/{name}"] = statistics.ratio(table[2] / math.log(2), table[3])
             found[f"loss/{name}"] = statistics.ratio(table[0], table[1])
         # Every set at once; documents of different sets are different units.
-        tables = [_by_document(items, scored, chosen) for chosen in items.about["sets"].values()]
-        whole = np.concatenate(tables, axis=1) if tables else np.zeros((4, 0))
+        whole = np.concatenate(list(tables.values()), axis=1) if tables else np.zeros((4, 0))
         bits = whole[2] / math.log(2)
         return {"bpb": statistics.ratio(bits, whole[3], keep_units=True)} | found
 

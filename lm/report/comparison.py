@@ -42,7 +42,7 @@ def page(found: Found) -> str:
         section("Verdicts", _verdicts(found)),
         section("Curves", f'<div class="figures">{pictures}</div>'),
         section("Cost", table(*_speed(rows))),
-        section("Recall against state", _recall(found)),
+        section("Recall against state", _recall(drawn)),
         section("Tasks", "".join(_task(rows, label) for label in rows[0]["tasks"])),
         section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
     ]
@@ -209,11 +209,11 @@ def _curves(rows: Sequence[Found]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _recall(found: Found) -> str:
-    if not found["recall"]:
+def _recall(drawn: Mapping[str, str]) -> str:
+    if "recall" not in drawn:
         return ""
     note = "multi-query associative recall, learnt by small models of each mixer; answers right"
-    return f'<p class="soft small">{text(note)}</p><figure>{figures(found)["recall"]}</figure>'
+    return f'<p class="soft small">{text(note)}</p><figure>{drawn["recall"]}</figure>'
 
 
 def _values(row: Found, label: str, name: str) -> np.ndarray:

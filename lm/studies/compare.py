@@ -23,7 +23,6 @@ import numpy as np
 from lm import build as build_lib
 from lm import checkpoint, evals, evaluate, files, record, train
 from lm import model as model_lib
-from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
@@ -154,7 +153,7 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
     for name, built in builds.items():
         runs = [places[name, seed] for seed in study.seeds if name in study.patterns]
         rows.append(
-            {"pattern": name, "parameters": parameters(built)}
+            {"pattern": name, "parameters": measure.parameters(built)}
             | sizes[readings[name].of]._asdict()
             | _cost(built, training[name], decoding[name])
             | {"curve": _curve(folder.load(runs))}
@@ -236,10 +235,10 @@ def answer(
         label: [type(task).__name__, dataclasses.asdict(task)] for label, task in tasks.items()
     }
     asked = json.loads(json.dumps(asked))
-    loaded = checkpoint.load(workdir, reading.layers)
+    step = checkpoint.steps(workdir)[-1]
     known = json.loads(path.read_text()) if path.exists() else {}
     layers = json.loads(json.dumps(to_mapping(dict(reading.layers))))
-    step_known = (known.get("step"), known.get("layers")) == (loaded.step, layers)
+    step_known = (known.get("step"), known.get("layers")) == (step, layers)
     kept = {
         label: known["found"][label]
         for label in asked
@@ -247,6 +246,7 @@ def answer(
     }
     left = {label: task for label, task in tasks.items() if label not in kept}
     if left:
+        loaded = checkpoint.load(workdir, reading.layers)
         data = loaded.config.data
         prepared = prepare.prepare(data, data_dir, tokenizer=loaded.tokenizer)
         given = Given(loaded.tokenizer, prepared, data, study.run["evaluate"]["max_tokens"])
@@ -259,7 +259,7 @@ def answer(
                 told = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
                 results = evaluate.run({label: question}, scorer, advance=told)
                 kept |= evaluate.to_mapping(results, with_units=True)
-                done = {"step": loaded.step, "layers": layers, "found": kept}
+                done = {"step": step, "layers": layers, "found": kept}
                 done["asked"] = {name: asked[name] for name in kept}
                 files.replace(path, json.dumps(done) + "\n")
     return {label: kept[label] for label in tasks}
@@ -283,19 +283,13 @@ def build(
     return build_lib.build(dataclasses.replace(config, model=model), jax.devices())
 
 
-def parameters(built: Build) -> int:
-    """Parameters outside the embedding and the output matrix."""
-    infos = {k: v for k, v in built.infos.items() if k not in ("embed", "output")}
-    return params_lib.count(infos)["total"]
-
-
 def equal_sizes(study: Study) -> dict[str, Size]:
     """The size of every pattern: its feed-forward width by the straight line through two, or, where
     no layer has one, its depth.
     """
 
     def count(pattern: str, size: Size) -> int:
-        return parameters(build(study, pattern, size))
+        return measure.parameters(build(study, pattern, size))
 
     first = study.patterns[0]
     model = _config(study, first, study.seeds[0]).model
@@ -323,7 +317,7 @@ def _equal_depth(study: Study, pattern: str, given: Size, target: int) -> Size:
     """The depth nearest to `target` parameters: half a layer is the best there is."""
     period = len(pattern.split(","))
     sizes = [given._replace(num_layers=n * period) for n in (1, 2)]
-    one, two = (parameters(build(study, pattern, size)) for size in sizes)
+    one, two = (measure.parameters(build(study, pattern, size)) for size in sizes)
     periods = max(1, round(1 + (target - one) / (two - one)))
     return given._replace(num_layers=periods * period)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import params as params_lib
 from lm.build import Build
 from lm.data.batch import Batch
 from lm.model import Model
@@ -52,6 +53,12 @@ def decode_steps(
             sides[name, context] = decoder(built.model, params, context)
     seconds = quartiles(sides, rounds)
     return {name: {c: seconds[name, c] / DECODE_STEPS for c in contexts} for name in builds}
+
+
+def parameters(built: Build) -> int:
+    """Parameters outside the embedding and the output matrix."""
+    infos = {k: v for k, v in built.infos.items() if k not in ("embed", "output")}
+    return params_lib.count(infos)["total"]
 
 
 def state_bytes(model: Model, length: int) -> int:

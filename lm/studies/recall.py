@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +27,6 @@ import numpy as np
 from lm import build as build_lib
 from lm import files, record
 from lm import model as model_lib
-from lm import params as params_lib
-from lm.build import Build
 from lm.config import Config, UserError, convert, difference, from_mapping, to_mapping
 from lm.data import mqar
 from lm.data.batch import Batch
@@ -37,6 +34,7 @@ from lm.evals.mqar import Mqar, questions
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
 from lm.scoring import Scorer
+from lm.studies import measure
 
 TRAIN, TEST = 1, 2  # of the seeds of rows: what is tested is of no training set
 
@@ -306,21 +304,16 @@ def train(study: Study, point: Point, told: Callable[[int, str], object]) -> Out
             told(step, f"loss {float(metrics['train/loss']):.3f}  accuracy {lowest:.3f}")
             if lowest >= study.solved:
                 break
-    infos = {k: v for k, v in built.infos.items() if k not in ("embed", "output")}
     return Outcome(
         accuracy=accuracy,
         steps=step,
         skipped=int(metrics["optim/skipped_total"]),
         seconds=time.perf_counter() - start,
-        parameters=params_lib.count(infos)["total"],
-        state_bytes=state_bytes(built, max(rows.setting.length for rows in problem.test)),
+        parameters=measure.parameters(built),
+        state_bytes=measure.state_bytes(
+            built.model, max(rows.setting.length for rows in problem.test)
+        ),
     )
-
-
-def state_bytes(built: Build, length: int) -> int:
-    """Of one row after `length` tokens, all layers."""
-    state = jax.eval_shape(lambda: built.model.init_state(1, length))
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def batches(problem: Problem, vocab_size: int, seed: int) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ import pytest
 from experiments.base import get_config
 from lm import evaluate, metrics, train
 from lm.config import UserError
-from lm.studies import compare
+from lm.studies import compare, measure
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus
 
@@ -58,7 +58,7 @@ def test_sizes_are_made_equal_by_the_feed_forward_width() -> None:
     for pattern, size in solved.items():
         assert size.ffn_dim % compare.GRAIN == 0
         assert size.num_layers == 2
-        sizes[pattern] = compare.parameters(compare.build(study, pattern, size))
+        sizes[pattern] = measure.parameters(compare.build(study, pattern, size))
     target = sizes["softmax"]
     assert target == 2 * (4 * 32 * 32 + 3 * 32 * 640 + 2 * 32) + 32
     assert all(abs(size - target) <= 0.01 * target for size in sizes.values()), sizes
@@ -102,10 +102,10 @@ def test_depth_is_solved_where_no_layer_has_a_feed_forward() -> None:
     mapping["run"]["model"]["layers"] = layers
     study = compare.create(mapping)
     solved = compare.equal_sizes(study)
-    target = compare.parameters(compare.build(study, "softmax", solved["softmax"]))
+    target = measure.parameters(compare.build(study, "softmax", solved["softmax"]))
     for pattern, period in (("bare", 1), ("bare,other", 2)):
         assert solved[pattern].num_layers % period == 0
-        found = compare.parameters(compare.build(study, pattern, solved[pattern]))
+        found = measure.parameters(compare.build(study, pattern, solved[pattern]))
         layer = found / solved[pattern].num_layers
         assert abs(found - target) <= 0.51 * layer * period, (found, target)
 

@@ -20,7 +20,7 @@ from lm.config import UserError
 from lm.data import mqar
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
-from lm.studies import recall
+from lm.studies import measure, recall
 from lm.studies.recall import Outcome, Point
 from tests.lm import launched
 
@@ -110,7 +110,7 @@ def test_state_bytes_are_those_of_the_cache() -> None:
     study = recall.create(values(patterns=("softmax",)))
     built = build_lib.build(recall.configuration(study, recall.points(study)[0]), jax.devices()[:1])
     # Two layers of k and v, segment ids and a length; and the model's next position.
-    assert recall.state_bytes(built, 16) == 2 * (16 * (2 * 8 * 4 + 4) + 4) + 4
+    assert measure.state_bytes(built.model, 16) == 2 * (16 * (2 * 8 * 4 + 4) + 4) + 4
 
 
 def test_a_training_learns_and_stops_when_solved(monkeypatch: pytest.MonkeyPatch) -> None:
