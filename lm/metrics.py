@@ -16,14 +16,15 @@ import errno
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from lm import files
 from lm.config import UserError
@@ -76,25 +77,27 @@ class Writer:
 
     def __init__(self, workdir: Path, *, is_active: bool = True) -> None:
         self._file: BinaryIO | None = None
-        self._events: EventsWriter | None = None
+        self._events: RecordWriter | None = None
         self._flushed = time.monotonic()
         if not is_active:
             return
         before = read(workdir)
         # Events after the record that this run goes on from belong to a run that was cut short.
         purge_step = before[-1]["step"] + 1 if before else 0
-        path = workdir / FILE
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+            (workdir / TENSORBOARD).mkdir(exist_ok=True)
+            self._file = open(workdir / FILE, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+            # RecordWriter works in this thread: where a thread of its own (SummaryWriter's) dies of
+            # a full disk, whoever hands it the next event waits forever.
+            events = workdir / TENSORBOARD / f"{name}.{os.getpid()}.{time.time_ns()}"
+            self._events = RecordWriter(str(events))
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; choose a workdir to write in") from None
-        # EventsWriter, unlike SummaryWriter, works in this thread: where a thread of its own dies
-        # of a full disk, whoever hands it the next event waits forever.
-        (workdir / TENSORBOARD).mkdir(exist_ok=True)
-        name = str(workdir / TENSORBOARD / "events")
-        self._events = EventsWriter(name, f".{os.getpid()}.{time.time_ns()}")
-        session_log = {"status": 1}  # START
-        self._events.write_event(_event(step=purge_step, session_log=session_log))
+            self._close()
+            told = f"{error.filename}: {error.strerror}; choose a workdir to write in"
+            raise UserError(told) from None
+        self._record(file_version="brain.Event:2")
+        self._record(step=purge_step, session_log={"status": 1})  # START
 
     def __enter__(self) -> Writer:
         return self
@@ -105,10 +108,23 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._close()
+        except OSError:
+            if error is None:  # what ended the run is told, not what that led to
+                raise
+
+    def _close(self) -> None:
+        """Both files are closed, also where the last events no longer fit on the disk."""
         if self._file is not None:
             self._file.close()
         if self._events is not None:
             self._events.close()
+
+    def _record(self, **event: Any) -> None:
+        """Appends an event to TensorBoard's file."""
+        assert self._events is not None
+        self._events.write(_event(**event).SerializeToString())
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record: "step", "tokens" and scalars. It is on its way to disk on return."""
@@ -119,7 +135,7 @@ class Writer:
         if self._file.write(line) < len(line):  # what a disk does that is about to be full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         scalars = [{"tag": k, "simple_value": v} for k, v in values.items() if k != "step"]
-        self._events.write_event(_event(step=int(values["step"]), summary={"value": scalars}))
+        self._record(step=int(values["step"]), summary={"value": scalars})
         if time.monotonic() > self._flushed + FLUSH_SECONDS:
             self._events.flush()
             self._flushed = time.monotonic()

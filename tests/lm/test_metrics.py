@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import json
 import math
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from lm import metrics
 from lm.config import UserError
@@ -183,3 +185,13 @@ class Half:
 
     def write(self, data: bytes) -> int:
         return self._file.write(data[: len(data) // 2])
+
+
+def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files are closed (an open one fails the test); what ended the run is what is told."""
+    monkeypatch.setattr(metrics, "RecordWriter", lambda path: RecordWriter("/dev/full"))
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, range(1, 4))
+    with pytest.raises(UserError, match="first"), metrics.Writer(tmp_path):
+        raise UserError("first")
+    gc.collect()
