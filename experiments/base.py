@@ -15,7 +15,9 @@ MODEL = {
     "tied_embeddings": True,
     "norm_eps": 1e-5,
     "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
-    "remat": "none",  # none | full | dots | mixer
+    "remat": "none",  # none | full | dots | named
+    # for remat "named": {"mixer": "device", "mlp_up": "host"}, names of lm/modules/block.py
+    "kept": {},
     "unroll": False,
 }
 
@@ -60,6 +62,18 @@ OPTIMIZER = {
     "clip_norm": 1.0,
     "spike_ratio": 20.0,  # a gradient norm this many times its mean is skipped; 0: no limit
     "max_skipped": 10,  # skipped steps in a row that stop the run
+    "memory": "device",  # of the moments between steps: device | host
+}
+
+# Devices along each axis; one may be -1, which takes the rest.
+MESH = {
+    "data": -1,  # copies of the model
+    "fsdp": 1,  # parts of parameters and optimizer state, gathered layer by layer (ZeRO-3)
+    "tensor": 1,  # parts of heads, feed-forward and vocabulary
+    "sequence": 1,
+    "replicate": (),  # letters that need not divide: ("G",) repeats key-value heads
+    "zero1": False,  # optimizer state in parts over the data axis
+    "sequence_parallel": False,  # the residual stream in parts of T over the tensor axis
 }
 
 
@@ -77,7 +91,7 @@ def get_config() -> ConfigDict:
             "schedule": SCHEDULE,
             "optimizer": OPTIMIZER,
             "loss": {"z_loss": 0.0, "chunk_size": 1024},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "replicate": ()},
+            "mesh": MESH,
             "run": {"length": "1000000 tokens", "accumulation": 1},
             # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
             "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},

@@ -15,6 +15,7 @@ import dataclasses
 from absl import flags
 
 from launch import cli
+from lm import build as build_lib
 from lm.config import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         }
         model = dataclasses.replace(model, pattern=pattern, layers=merged)
         config = dataclasses.replace(loaded.config, model=model, init_from="")
-        built = importing.local_build(config)
+        built = build_lib.local(config)
         infos = loaded.build.infos
         params, report = convert.convert(loaded.params, infos, built, _SEED.value)
         weights.save(partial, config, params)

@@ -28,10 +28,10 @@ def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, out = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
     from lm import checkpoint  # after the flags are known to be right: imports jax
-    from lm.interop import exporting, folder, importing
+    from lm.interop import exporting, folder
 
     found = checkpoint.locate(path)
-    built = importing.local_build(checkpoint.read_config(found))
+    built = build_lib.local(checkpoint.read_config(found))
     with folder.created(out) as partial:
         done = exporting.run(
             found,

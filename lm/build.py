@@ -9,6 +9,7 @@ Train, plan, evaluate, generate, interop and bench start here.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -26,13 +27,17 @@ from lm import model as model_lib
 from lm import mup, optim, schedules, sharding
 from lm import params as params_lib
 from lm import step as step_lib
-from lm.config import Config, UserError
+from lm.config import Config, MeshConfig, UserError
 from lm.data.batch import Batch
 from lm.loss import LossOptions
 from lm.model import LayerRecord, Model
 from lm.modules.context import Context, Numerics
 from lm.schedules import Schedule
 from lm.state import TrainState
+
+ONE_DEVICE = MeshConfig(
+    data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, sequence_parallel=False
+)
 
 
 class Build(NamedTuple):
@@ -137,6 +142,16 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
         score=jax.jit(functools.partial(step_lib.score, parts)),
     )
+
+
+def local(config: Config, decay_start: float | None = None) -> Build:
+    """For one device of this machine, whatever mesh and memory the configuration asks for; the
+    configuration itself is kept.
+    """
+    alone = dataclasses.replace(
+        config, mesh=ONE_DEVICE, optimizer=dataclasses.replace(config.optimizer, memory="device")
+    )
+    return build(alone, jax.devices()[:1], decay_start)._replace(config=config)
 
 
 def schedule_end(config: Config, decay_start: float | None) -> int:

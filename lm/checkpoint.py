@@ -316,9 +316,7 @@ def load(
     if layers:
         model = model_lib.change_layers(config.model, layers)
         config = dataclasses.replace(config, model=model)
-    mesh = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "replicate": []}
-    local = from_mapping(to_mapping(config) | {"mesh": mesh})
-    built = build_lib.build(local, jax.devices()[:1], decay_start=meta.decay_start)
+    built = build_lib.local(config, meta.decay_start)
     if layers:
         _check_shapes(path, built.abstract_state, "change only options that have no parameters")
     params = restore_params(path, built.abstract_state)

@@ -35,6 +35,9 @@ class ModelConfig:
 
     `pattern`: "a", "a,b" or a tuple of labels cycled over depth, or groups ((repeat, (label, ...)),
     ...).
+
+    `remat`: what the backward pass computes anew; under "named" everything but the tensors of
+    `kept`, name (lm/modules/block.py: NAMES) -> where it waits.
     """
 
     width: int
@@ -48,7 +51,8 @@ class ModelConfig:
     tied_embeddings: bool
     norm_eps: float
     precision: Literal["float32", "bfloat16", "bfloat16_operands"]
-    remat: Literal["none", "full", "dots", "mixer"]
+    remat: Literal["none", "full", "dots", "named"]
+    kept: Mapping[str, Literal["device", "host"]]
     unroll: bool
 
 
@@ -119,7 +123,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     """AdamW. A step whose loss or gradient is not finite, or whose gradient norm exceeds
     `spike_ratio` times its running mean (0: never), changes nothing but the counters; `max_skipped`
-    of them in a row stop the run.
+    of them in a row stop the run. `memory`: where the moments live between steps.
     """
 
     beta1: float
@@ -130,6 +134,7 @@ class OptimizerConfig:
     clip_norm: float
     spike_ratio: float
     max_skipped: int
+    memory: Literal["device", "host"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +150,8 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each axis; one may be -1 (all the rest). `replicate`: letters allowed not to
-    divide.
+    divide. `zero1` spreads the optimizer state over the data axis, `sequence_parallel` the residual
+    stream's time over the tensor axis.
     """
 
     data: int
@@ -153,6 +159,8 @@ class MeshConfig:
     tensor: int
     sequence: int
     replicate: tuple[str, ...]
+    zero1: bool
+    sequence_parallel: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,12 +37,8 @@ from lm.modules.mlp import SwiGLU
 from lm.modules.norm import RMSNorm
 
 # What a layer takes from the model's sizes unless its options say otherwise, where it has them.
+PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
 HEAD_SIZES = ("num_heads", "num_kv_heads", "head_dim")
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "mixer": jax.checkpoint_policies.save_only_these_names("mixer"),
-}
 
 
 class Group(NamedTuple):
@@ -170,8 +166,9 @@ class Model(nn.Module):
     def _through(self, layer: Any, x: jax.Array, states: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         out = []
         if self.config.remat != "none":
-            policy = REMAT_POLICIES[self.config.remat]
-            layer = nn.remat(layer, policy=policy, prevent_cse=self.config.unroll)
+            layer = nn.remat(
+                layer, policy=remat_policy(self.config), prevent_cse=self.config.unroll
+            )
         for repeat, group, state in zip(self.repeats, self.groups, states, strict=True):
             scan = nn.scan(
                 layer,
@@ -206,6 +203,26 @@ def create(
     repeats = tuple(group.repeat for group in groups)
     size = padded_vocab_size(vocab_size)
     return Model(context, config, size, repeats, tuple(periods)), records
+
+
+def remat_policy(config: ModelConfig) -> Any:
+    """What `jax.checkpoint` keeps of a layer's forward pass; every tensor of `kept` is named where
+    it is made (lm/modules).
+    """
+    policies = jax.checkpoint_policies
+    if config.remat == "full":
+        return policies.nothing_saveable
+    if config.remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    places = {place: [n for n, p in config.kept.items() if p == place] for place in PLACES}
+    if not places["host"]:
+        return policies.save_only_these_names(*places["device"])
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=places["device"],
+        names_which_can_be_offloaded=places["host"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def padded_vocab_size(vocab_size: int) -> int:

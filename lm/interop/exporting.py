@@ -157,7 +157,7 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     paths = {"bytes": "", "bpe": "", "json": "tokenizer.json", "tiktoken": RANKS}
     if kind not in paths:
         raise UserError(f"{where}: unknown tokenizer {kind!r}; {nearest(str(kind), paths)}")
-    kept = {key: base["model"][key] for key in ("precision", "remat", "unroll")}
+    kept = {key: base["model"][key] for key in ("precision", "remat", "kept", "unroll")}
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     values |= {"model": {**own["model"], **kept}, "mup": own["mup"]}
     values["data"]["tokenizer"] = {"kind": kind, "path": paths[kind], "vocab_size": size}

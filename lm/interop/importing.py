@@ -15,7 +15,6 @@ that goes on training from it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -27,9 +26,8 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import model as model_lib
 from lm.build import Build
-from lm.config import Config, MeshConfig, TokenizerConfig, UserError, from_mapping
+from lm.config import TokenizerConfig, UserError, from_mapping
 from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
 from lm.interop import exporting, folder, hf_config, layout, weights
@@ -90,7 +88,7 @@ class Imported(NamedTuple):
 def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) -> Imported:
     """Fills `partial`, which will be renamed to `workdir`, from the folder `source`. `base` is a
     whole configuration as nested values, of which everything but model, mup and data.tokenizer is
-    kept, and of the model precision, remat and unroll.
+    kept, and of the model precision, remat, kept and unroll.
 
     Raises:
       UserError: what the folder lacks, or holds that cannot be read.
@@ -107,7 +105,8 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     if values["data"]["tokenizer"]["path"]:
         path = workdir.absolute() / ORIGIN / values["data"]["tokenizer"]["path"]
         values["data"]["tokenizer"]["path"] = str(path)
-    built = local_build(from_mapping(values))
+    config = from_mapping(values)
+    built = build_lib.local(config)
     tensors = Tensors(source)
     entries = layout.own(built) if is_own else layout.transformers(built)
     check_tensors(tensors, entries, source)
@@ -123,16 +122,6 @@ def write_experiment(partial: Path, workdir: Path) -> None:
     """experiment.py of a folder that is to be `workdir`."""
     text = EXPERIMENT.replace("{path}", str(workdir / "experiment.py"))
     (partial / "experiment.py").write_text(text, encoding="utf-8")
-
-
-def local_build(config: Config) -> Build:
-    """For one device of this machine, whatever mesh the configuration asks for; the configuration
-    keeps its mesh.
-    """
-    model_lib.check(config.model)
-    mesh = MeshConfig(data=-1, fsdp=1, tensor=1, sequence=1, replicate=())
-    local = dataclasses.replace(config, mesh=mesh)
-    return build_lib.build(local, jax.devices()[:1])._replace(config=config)
 
 
 def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> Any:

@@ -85,7 +85,7 @@ OVERRIDES = [
     (["model={}"], "missing key config.model.width"),
     (["model.layers={'a': 1}"], "config.model.layers.a=1 is a int"),
     (["model.precision=fp8"], "is not one of float32, bfloat16, bfloat16_operands"),
-    (["model.remat=some"], "is not one of none, full, dots, mixer"),
+    (["model.remat=some"], "is not one of none, full, dots, named"),
     (["data.packing=tight"], "is not one of concat, best_fit"),
     (["schedule.family=step"], "is not one of power, wsd, cosine"),
     (["schedule.decay_shape=square"], "is not one of exponential"),

@@ -119,7 +119,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": 3}, "config.model=3 is a int"),
     ({"model.tied_embeddings": 1}, "is a int; set a bool"),
     ({"model.precision": "fp16"}, "'fp16' is not one of float32, bfloat16, bfloat16_operands"),
-    ({"model.remat": "some"}, "not one of none, full, dots, mixer"),
+    ({"model.remat": "some"}, "not one of none, full, dots, named"),
     ({"model.num_kv_heads": 3}, "num_heads=4 is not a multiple of model.num_kv_heads=3"),
     ({"model.layers": {"a": 3}}, "config.model.layers.a=3 is a int"),
     ({"seed": -1}, "seed=-1 must be >= 0"),

@@ -267,7 +267,7 @@ def test_the_future_is_not_seen() -> None:
 
 
 REMAT = [
-    {"model.remat": "mixer"},
+    {"model.remat": "named", "model.kept": {"mixer": "device"}},
     {"model.remat": "full", "model.unroll": True},
     pytest.param({"model.unroll": True}, marks=pytest.mark.slow),
     pytest.param({"model.remat": "dots"}, marks=pytest.mark.slow),
@@ -305,12 +305,12 @@ def test_remat_policies_keep_less_and_less() -> None:
     """Elements saved for the backward pass, parameters and inputs aside."""
 
     def saved(remat: str) -> int:
-        loss, params = gradient({"model.remat": remat})
+        loss, params = gradient({"model.remat": remat, "model.kept": {"mixer": "device"}})
         size = sum(x.size for x in jax.tree.leaves(params))
         residuals = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
         return sum(x.size for x in jax.tree.leaves(residuals)) - size
 
-    none, dots, mixer, full = (saved(name) for name in ("none", "dots", "mixer", "full"))
+    none, dots, mixer, full = (saved(name) for name in ("none", "dots", "named", "full"))
     assert none > dots > mixer > full
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments.base import get_config
+from lm import build as build_lib
 from lm import checkpoint, record
 from lm.build import Build
 from lm.data import tokenizers
@@ -40,7 +41,7 @@ def create(path: Path, changes: dict[str, Any]) -> Build:
 def exported(workdir: Path, out: Path, **options: Any) -> Exported:
     """As launch.export_hf."""
     found = checkpoint.locate(workdir)
-    built = importing.local_build(checkpoint.read_config(found))
+    built = build_lib.local(checkpoint.read_config(found))
     options = {"dtype": "float32", "max_shard_size": "4GB"} | options
     with folder.created(out) as partial:
         return exporting.run(found, partial, built=built, **options)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lm import build as build_lib
 from lm import checkpoint
 from lm.config import UserError
 from lm.interop import folder
@@ -219,9 +220,8 @@ def test_a_damaged_checkpoint_is_not_exported(llama: dict[str, Path], tmp_path: 
 
 
 def test_weights_alone_are_no_run_to_resume(llama: dict[str, Path]) -> None:
-    from lm.interop import importing
 
     path = checkpoint.locate(llama["run_tied"])
-    built = importing.local_build(checkpoint.read_config(path))
+    built = build_lib.local(checkpoint.read_config(path))
     with pytest.raises(UserError, match=r"holds weights and no optimizer state; .* init_from"):
         checkpoint.restore(path, built.abstract_state)

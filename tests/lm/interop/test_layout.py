@@ -16,6 +16,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from experiments.base import get_config
+from lm import build as build_lib
 from lm import checkpoint
 from lm.config import UserError, from_mapping
 from lm.interop import folder, hf_config, importing, layout
@@ -48,7 +49,7 @@ def entries(hf: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], list[layout
     """Our leaves and their tensors."""
     values = hf_config.from_transformers(hf, get_config().to_dict(), Path("config.json"))
     values["data"]["tokenizer"] |= {"path": "tokenizer.json"}
-    built = importing.local_build(from_mapping(values))
+    built = build_lib.local(from_mapping(values))
     return layout.leaves(built), layout.transformers(built)
 
 
