@@ -27,7 +27,8 @@ _LONGEST = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, out = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
-    from lm import checkpoint  # after the flags are known to be right: imports jax
+    from lm import build as build_lib  # after the flags are known to be right: imports jax
+    from lm import checkpoint
     from lm.interop import exporting, folder
 
     found = checkpoint.locate(path)
