@@ -51,6 +51,7 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("TPU v5e", 197.0e12, 197.0e12),
     ("TPU v5", 459.0e12, 459.0e12),
     ("TPU v6", 918.0e12, 918.0e12),
+    ("TPU7x", 1153.5e12, 1153.5e12),  # half a chip
 )
 
 

@@ -44,7 +44,7 @@ LM_RANKS = (
     {"mapping", "files"},
     {"config"},
     {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics", "telling"},
-    {"mup"},
+    {"mup", "targets", "hlo"},
     {"sharding", "optim"},
     {"modules"},
     {"mixers"},
