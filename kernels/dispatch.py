@@ -14,7 +14,7 @@ is fine: a form pads to its own tiles, queries and keys each to theirs.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -260,21 +260,48 @@ def _unpack(*, mesh: Mesh | None = None, rules: Rules | None = None) -> tuple[An
 
 def _sharded(op: Op, call: Any, options: Options, placement: tuple[Mesh, Rules], dims: Dims) -> Any:
     """`call` under shard_map, with specs from the letters of inputs, state and output."""
-    mesh, rules = placement
+    mesh, rules = shard.here(*placement)
+    if not rules:
+        return call
     shard.check(dims, rules, mesh, "K V" + (" T" if op.sequence == "none" else ""))
-    state_specs = tuple(shard.spec(letters, rules) for _, letters in op.state.fields)
     letters = {name: spec.letters for name, spec in op.needed(options).items()}
+    grouped = None
+    if "H" in rules and "G" in dims and "G" not in rules:
+        grouped = shard.GroupedHeads(rules["H"], shard.num_shards("H", rules, mesh), dims["G"])
+    fields = [text for _, text in op.state.fields]
+
+    def each(change: Any, state: Any) -> Any:
+        leaves = zip(jax.tree.leaves(state), fields, strict=True)
+        changed = [_heads(change, x, text) for x, text in leaves]
+        return jax.tree.unflatten(jax.tree.structure(state), changed)
+
+    def local(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if grouped is not None:
+            inputs = {n: _heads(grouped.own, x, letters[n]) for n, x in inputs.items()}
+            if state is not None:
+                state = each(grouped.own, state)
+        return call(inputs, segment_ids, state)
 
     def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        specs = {name: shard.spec(letters[name], rules) for name in inputs}
-        empty = jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1))
-        tree = jax.tree.unflatten(jax.tree.structure(empty), state_specs)
+        empty = jax.tree.structure(jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1)))
+        before = jax.tree.unflatten(empty, [shard.spec(text, rules) for text in fields])
+        split = {**rules, "G": rules["H"]} if grouped is not None else rules
+        after = jax.tree.unflatten(empty, [shard.spec(text, split) for text in fields])
         in_specs = (
-            specs,
+            {name: shard.spec(letters[name], rules) for name in inputs},
             None if segment_ids is None else shard.spec("B T", rules),
-            None if state is None else tree,
+            None if state is None else before,
         )
-        out_specs = (shard.spec(op.out, rules), tree)
-        return shard.wrap(call, mesh, in_specs, out_specs)(inputs, segment_ids, state)
+        mapped = shard.wrap(local, mesh, in_specs, (shard.spec(op.out, rules), after))
+        out, state = mapped(inputs, segment_ids, state)
+        if grouped is not None:
+            state = each(grouped.once, state)
+        return out, state
 
     return run
+
+
+def _heads(change: Callable[[Array, int], Array], x: Array, letters: str) -> Array:
+    """`change` along G, where x has it."""
+    names = letters.split()
+    return change(x, names.index("G")) if "G" in names else x

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from kernels.contract import Dims
 
@@ -44,9 +44,65 @@ def check(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh, fixed: str) -> No
             raise ValueError(
                 f"{letter}={dims[letter]} must be a multiple of {shards}, the size of {axes}"
             )
-    if rules.get("H", ()) != rules.get("G", ()):
-        heads, groups = rules.get("H", ()), rules.get("G", ())
-        raise ValueError(f"rules split H over {heads} but G over {groups}; set both alike")
+    heads, groups = rules.get("H", ()), rules.get("G", ())
+    if groups and heads != groups:
+        raise ValueError(
+            f"rules split H over {heads} but G over {groups}; set both alike or leave G whole"
+        )
+    if "G" in dims and not groups:
+        ways = num_shards("H", rules, mesh)
+        if ways % dims["G"] and dims["G"] % ways:
+            raise ValueError(
+                f"G={dims['G']} heads, whole on {ways} shards of H, must divide them or be a "
+                "multiple of them"
+            )
+
+
+def fitting(letters: str, shape: tuple[int, ...], rules: Rules, mesh: Any) -> PartitionSpec:
+    """As `spec`, for a layout and not a program: a size that does not divide stays whole, and so
+    does a letter whose axes an earlier one has.
+    """
+    taken: set[str] = set()
+    axes = []
+    for letter, size in zip(letters.split(), shape, strict=True):
+        own = rules.get(letter, ())
+        fits = size % num_shards(letter, rules, mesh) == 0 and not taken & set(own)
+        taken |= set(own) if fits else set()
+        axes.append(own if fits and own else None)
+    return PartitionSpec(*axes)
+
+
+def here(mesh: Mesh, rules: Rules) -> tuple[Mesh | AbstractMesh, dict[str, tuple[str, ...]]]:
+    """Mesh and rules for a `jax.shard_map` or a sharding constraint at this place of the program:
+    inside a shard_map, the axes that it is over are spoken for.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    taken = [] if around.empty else [a for a in around.axis_names if _is_manual(around, a)]
+    left = {letter: tuple(a for a in axes if a not in taken) for letter, axes in rules.items()}
+    return around if taken else mesh, {letter: axes for letter, axes in left.items() if axes}
+
+
+def _is_manual(mesh: AbstractMesh, axis: str) -> bool:
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis] == AxisType.Manual
+
+
+class GroupedHeads:
+    """Key-value heads that are whole on every device while the query heads are split over `axes`
+    in `ways` parts: each part takes the G heads that its query heads read.
+    """
+
+    def __init__(self, axes: tuple[str, ...], ways: int, heads: int) -> None:
+        self.axes, self.ways, self.heads = axes, ways, heads
+        self.size = max(1, heads // ways)
+
+    def own(self, x: jax.Array, axis: int) -> jax.Array:
+        """Inside shard_map: [..., G, ...] -> [..., G / ways or 1, ...]."""
+        first = jax.lax.axis_index(self.axes) * self.heads // self.ways
+        return jax.lax.dynamic_slice_in_dim(x, first, self.size, axis)
+
+    def once(self, x: jax.Array, axis: int) -> jax.Array:
+        """Outside, what the parts gave side by side: every head once."""
+        return jax.lax.slice_in_dim(x, 0, None, max(1, self.ways // self.heads), axis)
 
 
 def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
@@ -57,7 +113,17 @@ def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
     return size
 
 
-def wrap(call: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def wrap(call: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`call` on the local part of every array."""
+    free = {
+        axis for axis in mesh.axis_names if isinstance(mesh, Mesh) or not _is_manual(mesh, axis)
+    }
     # The forms loop with while and custom_vjp, whose replication types JAX cannot infer.
-    return jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.shard_map(
+        call,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=free,
+        check_vma=False,
+    )

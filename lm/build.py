@@ -97,8 +97,9 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     _check_batch(config, mesh)
     multipliers = mup.create(config)
     numerics = Numerics.create(config.model.precision)
-    rules = sharding.activations(mesh, config.mesh.replicate)
-    context = Context(numerics, multipliers, config.model.norm_eps, mesh, rules)
+    rules = sharding.activations(config.mesh, mesh)
+    weights = sharding.weights(config.mesh, mesh)
+    context = Context(numerics, multipliers, config.model.norm_eps, mesh, rules, weights)
     vocab_size = config.data.tokenizer.vocab_size
     model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
 
@@ -121,11 +122,21 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
     abstract = jax.eval_shape(init, 0)
-    shardings = _state_shardings(abstract, infos, mesh, config.mesh.replicate)
-    batch_axes = rules.get("B", ())
-    loss = LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, batch_axes)
+    shardings = _state_shardings(abstract, infos, mesh, config)
+    axes = rules | {"D": weights.get("D", ())}
+    loss = LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, axes)
     parts = step_lib.Parts(
-        model, tx, infos, schedule, multipliers, per_step, config.run.accumulation, mesh, loss
+        model=model,
+        tx=tx,
+        infos=infos,
+        schedule=schedule,
+        multipliers=multipliers,
+        tokens_per_step=per_step,
+        accumulation=config.run.accumulation,
+        mesh=mesh,
+        loss=loss,
+        gradients=sharding.moments(infos, mesh, config.mesh),
+        host_state=shardings.opt_state if config.optimizer.memory == "host" else None,
     )
     return Build(
         config=config,
@@ -204,11 +215,12 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
 
 
-def _state_shardings(
-    abstract: TrainState, infos: Any, mesh: Mesh, replicate: tuple[str, ...]
-) -> TrainState:
-    params = sharding.params(infos, mesh, replicate)
-    opt_state = sharding.like_params(abstract.opt_state, params, mesh)
+def _state_shardings(abstract: TrainState, infos: Any, mesh: Mesh, config: Config) -> TrainState:
+    params = sharding.params(infos, mesh, config.mesh)
+    moments = sharding.moments(infos, mesh, config.mesh)
+    if config.optimizer.memory == "host":
+        moments = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), moments)
+    opt_state = sharding.like_params(abstract.opt_state, moments, mesh)
     step: Any = sharding.replicated(mesh)
     return TrainState(step, params, opt_state)
 

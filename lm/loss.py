@@ -9,6 +9,9 @@ The gradient is formed while the chunk's logits are at hand: dl = weight * (soft
 - onehot(target)), dh = dl W, dW += dl^T h; the backward pass only multiplies by the scalar
 cotangent. So the logits matmul runs once, at the price of holding dW in float32, which is valid
 because a sum is linear in its terms.
+
+On a mesh every device does this for its own tokens and its own part of the vocabulary (Shoeybi et
+al. 2019, arXiv 1909.08053, sec. 3): only the maxima, sums and target entries of logits travel.
 """
 
 from __future__ import annotations
@@ -22,25 +25,28 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from kernels import shard
+from kernels.shard import Rules
 from lm.config import LossConfig
 
 
 class LossOptions(NamedTuple):
     """Static. `vocab_size` masks the padded rows of the head; `operand_dtype` is what the logits
-    matmul multiplies.
+    matmul multiplies; `axes` are mesh axes by what they split: "B" rows, "vocab" and "D" the head.
     """
 
     z_loss: float
     chunk_size: int
     vocab_size: int
     operand_dtype: Any
-    batch_axes: tuple[str, ...]
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
 
     @staticmethod
     def create(
-        config: LossConfig, vocab_size: int, operand_dtype: Any, batch_axes: tuple[str, ...]
+        config: LossConfig, vocab_size: int, operand_dtype: Any, rules: Rules
     ) -> LossOptions:
-        return LossOptions(config.z_loss, config.chunk_size, vocab_size, operand_dtype, batch_axes)
+        axes = tuple((letter, tuple(rules.get(letter, ()))) for letter in ("B", "vocab", "D"))
+        return LossOptions(config.z_loss, config.chunk_size, vocab_size, operand_dtype, axes)
 
 
 def objective(
@@ -69,20 +75,59 @@ def score(
     hidden [B, T, D], head [vocab, D], targets int32 [B, T].
     """
 
-    def shard(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+    def part(
+        vocab: _Vocab, hidden: jax.Array, head: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, ...]:
         def body(x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            logits = _logits(options, x[0], head)
-            return _chunk(logits, x[1]).nll, jnp.argmax(logits, axis=-1) == x[1]
+            logits = _logits(options, vocab, x[0], head)
+            return _chunk(vocab, logits, x[1]).nll, vocab.first_best(logits) == x[1]
 
         chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets))
         return tuple(_join(x, targets.shape) for x in jax.lax.map(body, chunks))
 
-    nll, hit = _over_shards(shard, "rr", mesh, options.batch_axes)(hidden, head, targets)
+    nll, hit = _over_parts(part, "rr", mesh, options)(hidden, head, targets)
     return nll, hit
 
 
+class _Vocab(NamedTuple):
+    """The part of the vocabulary held here: mesh axes that split it (none: all of it), its first id
+    and its size.
+    """
+
+    axes: tuple[str, ...]
+    first: jax.Array | int
+    size: int
+
+    def ids(self) -> jax.Array:
+        return self.first + jnp.arange(self.size)
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, self.axes) if self.axes else x
+
+    def max(self, x: jax.Array) -> jax.Array:
+        return jax.lax.pmax(x, self.axes) if self.axes else x
+
+    def at(self, x: jax.Array, target: jax.Array) -> jax.Array:
+        """x [C, size] at the targets [C], of all parts."""
+        if not self.axes:
+            return jnp.take_along_axis(x, target[:, None], axis=1)[:, 0]
+        place = target - self.first
+        is_here = (place >= 0) & (place < self.size)
+        found = jnp.take_along_axis(x, jnp.where(is_here, place, 0)[:, None], axis=1)[:, 0]
+        return self.sum(jnp.where(is_here, found, 0.0))
+
+    def first_best(self, logits: jax.Array) -> jax.Array:
+        """The first of the likeliest ids [C]."""
+        best = self.first + jnp.argmax(logits, axis=-1)
+        if not self.axes:
+            return best
+        top = jnp.max(logits, axis=-1)
+        never = jnp.iinfo(jnp.int32).max
+        return jax.lax.pmin(jnp.where(top == self.max(top), best, never), self.axes)
+
+
 class _Chunk(NamedTuple):
-    """exp(l - max) [C, vocab], its row sums, and the losses of a chunk's tokens [C]."""
+    """exp(l - max) [C, part of vocab], its sums over all parts, losses of a chunk's tokens [C]."""
 
     exp: jax.Array
     norm: jax.Array
@@ -90,26 +135,27 @@ class _Chunk(NamedTuple):
     nll: jax.Array
 
 
-def _logits(options: LossOptions, h: jax.Array, head: jax.Array) -> jax.Array:
-    """h [C, D], head [vocab, D] -> float32 [C, vocab], -inf at the padding of the vocabulary."""
+def _logits(options: LossOptions, vocab: _Vocab, h: jax.Array, head: jax.Array) -> jax.Array:
+    """h [C, D], head [vocab, D] -> float32 [C, vocab], -inf at the padding of the vocabulary; of
+    the part held here.
+    """
     logits = jnp.einsum(
         "cd,vd->cv",
         h.astype(options.operand_dtype),
         head.astype(options.operand_dtype),
         preferred_element_type=jnp.float32,
     )
-    if options.vocab_size < head.shape[0]:
-        logits = jnp.where(jnp.arange(head.shape[0]) < options.vocab_size, logits, -jnp.inf)
+    if vocab.axes or options.vocab_size < head.shape[0]:
+        logits = jnp.where(vocab.ids() < options.vocab_size, logits, -jnp.inf)
     return logits
 
 
-def _chunk(logits: jax.Array, target: jax.Array) -> _Chunk:
-    top = jnp.max(logits, axis=-1, keepdims=True)
+def _chunk(vocab: _Vocab, logits: jax.Array, target: jax.Array) -> _Chunk:
+    top = vocab.max(jnp.max(logits, axis=-1, keepdims=True))
     exp = jnp.exp(logits - top)
-    norm = jnp.sum(exp, axis=-1)
+    norm = vocab.sum(jnp.sum(exp, axis=-1))
     lse = jnp.log(norm) + top[:, 0]
-    at_target = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-    return _Chunk(exp, norm, lse, lse - at_target)
+    return _Chunk(exp, norm, lse, lse - vocab.at(logits, target))
 
 
 def _weighted(options: LossOptions, chunk: _Chunk, weight: jax.Array) -> jax.Array:
@@ -117,24 +163,24 @@ def _weighted(options: LossOptions, chunk: _Chunk, weight: jax.Array) -> jax.Arr
 
 
 def _forward(
-    options: LossOptions, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
+    options: LossOptions, vocab: _Vocab, hidden: jax.Array, head: jax.Array, *rows: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One shard: sum [], nll [b, T]."""
+    """One part; `rows` are targets and weights: sum [], nll [b, T]."""
 
     def body(total: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h, target, weight = x
-        chunk = _chunk(_logits(options, h, head), target)
+        chunk = _chunk(vocab, _logits(options, vocab, h, head), target)
         return total + _weighted(options, chunk, weight), chunk.nll
 
-    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets, weights))
+    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, *rows))
     total, nll = jax.lax.scan(body, jnp.float32(0), chunks)
-    return total, _join(nll, targets.shape)
+    return total, _join(nll, rows[0].shape)
 
 
 def _forward_and_gradient(
-    options: LossOptions, hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
+    options: LossOptions, vocab: _Vocab, hidden: jax.Array, head: jax.Array, *rows: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One shard: sum [], nll [b, T], and the sum's gradient: d_hidden [b, T, D], d_head float32
+    """One part: sum [], nll [b, T], and the sum's gradient: d_hidden [b, T, D], d_head float32
     [vocab, D].
     """
     low = head.astype(options.operand_dtype)
@@ -142,9 +188,9 @@ def _forward_and_gradient(
     def body(carry: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         total, d_head = carry
         h, target, weight = x
-        chunk = _chunk(_logits(options, h, low), target)
+        chunk = _chunk(vocab, _logits(options, vocab, h, low), target)
         factor = weight * (1.0 + 2.0 * options.z_loss * chunk.lse) / chunk.norm
-        onehot = target[:, None] == jnp.arange(head.shape[0])
+        onehot = target[:, None] == vocab.ids()
         d_logits = chunk.exp * factor[:, None] - jnp.where(onehot, weight[:, None], 0.0)
         d_logits = d_logits.astype(low.dtype)
         d_h = jnp.einsum("cv,vd->cd", d_logits, low, preferred_element_type=jnp.float32)
@@ -152,12 +198,13 @@ def _forward_and_gradient(
             "cv,cd->vd", d_logits, h.astype(low.dtype), preferred_element_type=jnp.float32
         )
         total += _weighted(options, chunk, weight)
-        return (total, d_head), (chunk.nll, d_h.astype(h.dtype))
+        return (total, d_head), (chunk.nll, d_h if vocab.axes else d_h.astype(h.dtype))
 
     zero = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
-    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, targets, weights))
+    chunks = tuple(_split(x, options.chunk_size) for x in (hidden, *rows))
     (total, d_head), (nll, d_hidden) = jax.lax.scan(body, zero, chunks)
-    return total, _join(nll, targets.shape), _join(d_hidden, hidden.shape), d_head
+    d_hidden = vocab.sum(_join(d_hidden, hidden.shape)).astype(hidden.dtype)
+    return total, _join(nll, rows[0].shape), d_hidden, d_head
 
 
 def _split(x: jax.Array, chunk_size: int) -> jax.Array:
@@ -185,7 +232,7 @@ def _sum(
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     function = functools.partial(_forward, options)
-    mapped = _over_shards(function, "+r", mesh, options.batch_axes)
+    mapped = _over_parts(function, "+r", mesh, options)
     total, nll = mapped(hidden, head, targets, weights)
     return total, nll
 
@@ -199,7 +246,7 @@ def _sum_fwd(
     weights: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     function = functools.partial(_forward_and_gradient, options)
-    mapped = _over_shards(function, "+rr+", mesh, options.batch_axes)
+    mapped = _over_parts(function, "+rrh", mesh, options)
     total, nll, d_hidden, d_head = mapped(hidden, head, targets, weights)
     return (total, nll), (d_hidden, d_head.astype(head.dtype))
 
@@ -215,30 +262,41 @@ def _sum_bwd(
 _sum.defvjp(_sum_fwd, _sum_bwd)
 
 
-def _over_shards(
-    function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, axes: tuple[str, ...]
+def _over_parts(
+    function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, options: LossOptions
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """`function(hidden, head, *rows)` over the shards of the batch; of its outputs, "r"
-    are rows and "+" are summed. Axes that do not split the batch stay with the compiler, so that a
-    head whose vocabulary is sharded gives sharded logits.
+    """`function(vocab, hidden, head, *rows)` over the parts of batch and vocabulary; of its outputs
+    "r" are rows, "+" summed over them, and "h" is summed so and laid out as the head.
     """
-    if not axes:
-        return function
+    here, axes = shard.here(mesh, dict(options.axes))
+    batch, split, features = (axes.get(letter, ()) for letter in ("B", "vocab", "D"))
+    if not (batch or split or features):
+        return lambda hidden, head, *rows: function(_Vocab((), 0, len(head)), hidden, head, *rows)
 
-    def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
-        results = zip(outputs, function(*args), strict=True)
-        return tuple(jax.lax.psum(x, axes) if kind == "+" else x for kind, x in results)
+    def reduced(x: jax.Array, kind: str) -> jax.Array:
+        if kind == "r":
+            return x
+        scattered = features if kind == "h" else ()
+        summed = tuple(axis for axis in batch if axis not in scattered)
+        x = jax.lax.psum(x, summed) if summed else x
+        if not scattered:
+            return x
+        return jax.lax.psum_scatter(x, scattered, scatter_dimension=1, tiled=True)
 
-    rows = P(axes)
+    def part(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
+        if features:
+            # Rounded first: half the bytes travel.
+            low = head.astype(options.operand_dtype)
+            head = jax.lax.all_gather(low, features, axis=1, tiled=True)
+        first = jax.lax.axis_index(split) * len(head) if split else 0
+        found = function(_Vocab(split, first, len(head)), hidden, head, *rows)
+        return tuple(reduced(x, kind) for x, kind in zip(found, outputs, strict=True))
 
-    def mapped(hidden: jax.Array, head: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.shard_map(
-            shard,
-            mesh=mesh,
-            in_specs=(rows, P(), *(rows for _ in others)),
-            out_specs=tuple(P() if kind == "+" else rows for kind in outputs),
-            axis_names=set(axes),
-            check_vma=False,
-        )(hidden, head, *others)
+    specs = {"r": P(batch or None), "+": P(), "h": P(split or None, features or None)}
+
+    def mapped(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
+        inputs = (specs["r"], specs["h"], *(specs["r"] for _ in rows))
+        placed = shard.wrap(part, here, inputs, tuple(specs[kind] for kind in outputs))
+        return placed(hidden, head, *rows)
 
     return mapped

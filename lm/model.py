@@ -29,7 +29,7 @@ from kernels import dispatch
 from lm import mixers as mixer_folder
 from lm import sharding
 from lm.config import ModelConfig, UserError, convert, nearest
-from lm.modules.block import Block
+from lm.modules.block import NAMES, Block
 from lm.modules.context import Context
 from lm.modules.embed import Embed, Head
 from lm.modules.mixer import form_field
@@ -296,6 +296,14 @@ def check(config: ModelConfig) -> None:
     groups = parse_pattern(config.pattern, config.num_layers)
     for label in {*config.layers, *(label for group in groups for label in group.labels)}:
         _layer(label, config)
+    for name in config.kept:
+        if name not in NAMES:
+            raise UserError(f"unknown tensor model.kept.{name}; {nearest(name, NAMES)}")
+    if config.kept and config.remat != "named":
+        raise UserError(
+            f"model.kept={dict(config.kept)} is of model.remat='named', which is {config.remat!r}; "
+            "set one of them"
+        )
 
 
 def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) -> ModelConfig:

@@ -1,7 +1,8 @@
 """Letters to mesh axes: one table for parameters, one for activations, and what follows from them.
 
 A parameter dimension whose size does not divide its axes is an error unless its letter is listed in
-mesh.replicate. Optimizer state follows the parameter it belongs to.
+mesh.replicate. Optimizer state follows the parameter it belongs to; under ZeRO-1 (Rajbhandari et
+al. 2020, arXiv 1910.02054) it is split over the data axis besides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.config import UserError
+from lm.config import MeshConfig, UserError
 from lm.params import ParamInfo, is_info
 
 PARAMS: dict[str, tuple[str, ...]] = {
@@ -30,15 +31,23 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "H": ("tensor",),
     "G": ("tensor",),
     "F": ("tensor",),
+    "vocab": ("tensor",),
 }
+ZERO1 = PARAMS | {"D": ("fsdp", "data")}
+STREAM = "stream"  # T of the residual stream: under sequence parallelism over tensor too
 
 
-def activations(mesh: Mesh, replicate: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
     """The activation table for this mesh: axes of size 1 and replicated letters dropped."""
-    table = {
-        letter: _live(axes, mesh) for letter, axes in ACTIVATIONS.items() if letter not in replicate
-    }
+    time = ACTIVATIONS["T"] + (("tensor",) if config.sequence_parallel else ())
+    whole = ACTIVATIONS | {STREAM: time}
+    table = {x: _live(axes, mesh) for x, axes in whole.items() if x not in config.replicate}
     return {letter: axes for letter, axes in table.items() if axes}
+
+
+def weights(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
+    """The parameter table for this mesh, likewise."""
+    return {x: live for x, axes in PARAMS.items() if (live := _live(axes, mesh))}
 
 
 def check_heads(
@@ -49,16 +58,24 @@ def check_heads(
     Raises:
       UserError: they do not.
     """
-    if "G" in dims and rules.get("H") != rules.get("G"):
-        raise UserError("mesh.replicate names one of 'H' and 'G'; name both or neither")
+    if "G" in dims and rules.get("G") and not rules.get("H"):
+        raise UserError("mesh.replicate names 'H' and not 'G'; name both, or 'G' alone")
     for letter, size in dims.items():
         axes = rules.get(letter, ())
         ways = math.prod(mesh.shape[axis] for axis in axes)
         if size % ways:
             raise UserError(
                 f"{where}: {letter}={size} heads are not divisible by {ways} ({'*'.join(axes)}); "
-                "change the number or the mesh, or add 'H' and 'G' to mesh.replicate"
+                "change the number or the mesh, or add "
+                + ("'G'" if letter == "G" else "'H' and 'G'")
+                + " to mesh.replicate"
             )
+    groups, ways = dims.get("G", 1), math.prod(mesh.shape[axis] for axis in rules.get("H", ()))
+    if "G" not in rules and groups % ways and ways % groups:
+        raise UserError(
+            f"{where}: G={groups} heads, whole on each of {ways} devices, neither divide them nor "
+            "are a multiple of them; change the number or the mesh"
+        )
 
 
 def batch(mesh: Mesh) -> NamedSharding:
@@ -70,11 +87,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def params(infos: Any, mesh: Mesh, replicate: tuple[str, ...]) -> Any:
+def params(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
     """A tree of NamedSharding for a tree of ParamInfo."""
-    return jax.tree.map(
-        lambda info: NamedSharding(mesh, _spec(info, mesh, replicate)), infos, is_leaf=is_info
-    )
+    return _tree(PARAMS, infos, mesh, config)
+
+
+def moments(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
+    """The same for an array of the optimizer, and for the gradient that it is updated by."""
+    return _tree(ZERO1 if config.zero1 else PARAMS, infos, mesh, config)
 
 
 def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -92,11 +112,21 @@ def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree.map(assign, tree, is_leaf=is_params)
 
 
-def _spec(info: ParamInfo, mesh: Mesh, replicate: tuple[str, ...]) -> P:
+Table = Mapping[str, tuple[str, ...]]
+
+
+def _tree(table: Table, infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
+    def place(info: ParamInfo) -> NamedSharding:
+        return NamedSharding(mesh, _spec(table, info, mesh, config.replicate))
+
+    return jax.tree.map(place, infos, is_leaf=is_info)
+
+
+def _spec(table: Table, info: ParamInfo, mesh: Mesh, replicate: tuple[str, ...]) -> P:
     dims: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for letter, size in zip(info.letters.split(), info.shape, strict=True):
-        axes = tuple(a for a in _live(PARAMS.get(letter, ()), mesh) if a not in taken)
+        axes = tuple(a for a in _live(table.get(letter, ()), mesh) if a not in taken)
         ways = math.prod(mesh.shape[a] for a in axes)
         if size % ways and letter not in replicate:
             raise UserError(

@@ -6,11 +6,15 @@
 
 so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
 i, i + A, i + 2A, ...: every device keeps working on its own rows.
+
+The gradient is formed inside a shard_map over the data axis and reduced after the last microbatch,
+once, into the layout of the optimizer state: an all-reduce, under ZeRO-1 a reduce-scatter.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lm import loss as loss_lib
 from lm import optim, schedules
@@ -33,7 +38,9 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a step is made of; all static. `infos` is the tree of ParamInfo."""
+    """What a step is made of; all static. `infos` is the tree of ParamInfo, `gradients` one of
+    NamedSharding; `host_state` that of the optimizer state, if it waits in host memory.
+    """
 
     model: Model
     tx: optax.GradientTransformationExtraArgs
@@ -44,6 +51,8 @@ class Parts:
     accumulation: int
     mesh: Mesh
     loss: loss_lib.LossOptions
+    gradients: Any
+    host_state: Any
 
 
 class Sums(NamedTuple):
@@ -76,13 +85,21 @@ def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[Train
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss = sums.objective / weight
         extra = {"step": state.step, "loss": loss}
-        updates, opt_state = parts.tx.update(grads, state.opt_state, state.params, **extra)
+        before = _on_device(parts, state.opt_state)
+        updates, opt_state = parts.tx.update(grads, before, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         guard = typing.cast(optim.OptState, opt_state).guard
         metrics = _metrics(parts, state, sums, weight, (grads, updates, params, guard))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _on_device(parts: Parts, opt_state: Any) -> Any:
+    if parts.host_state is None:
+        return opt_state
+    near = lambda x, far: jax.device_put(x, far.with_memory_kind("device"))
+    return jax.tree.map(near, opt_state, parts.host_state)
 
 
 def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -99,6 +116,41 @@ def _hidden(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Arr
 
 
 def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:
+    """Over the whole batch, laid out as `parts.gradients`."""
+    local = functools.partial(_local_gradient, parts)
+    if parts.mesh.shape["data"] == 1:
+        return local(params, batch, token_bytes)
+    specs = jax.tree.map(_over_data, parts.gradients)
+
+    def reduce(x: jax.Array, spec: P) -> jax.Array:
+        if "data" not in spec:
+            return jax.lax.psum(x, "data")
+        return jax.lax.psum_scatter(x, "data", scatter_dimension=spec.index("data"), tiled=True)
+
+    def summed(params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:
+        grads, sums = local(params, batch, token_bytes)
+        return jax.tree.map(reduce, grads, specs), jax.lax.psum(sums, "data")
+
+    return jax.shard_map(
+        summed,
+        mesh=parts.mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=(specs, P()),
+        axis_names={"data"},
+        check_vma=False,
+    )(params, batch, token_bytes)
+
+
+def _over_data(sharding: NamedSharding) -> P:
+    """The data axis of a layout, the other axes left to the compiler."""
+    return P(*("data" if axes is not None and "data" in axes else None for axes in sharding.spec))
+
+
+def _local_gradient(
+    parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array
+) -> tuple[Any, Sums]:
+    """Over the rows of one place of the data axis."""
+
     def sums(params: Any, part: Batch) -> tuple[jax.Array, Sums]:
         objective, nll = _objective(parts, params, part)
         text, size = byte_weights(part, token_bytes)

@@ -15,6 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.modules.context import Context
 from lm.modules.norm import RMSNorm
 
+# Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
+# of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
+NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
+
 
 class Block(nn.Module):
     """`mixer` and `mlp` are unbound modules (mlp None: the mixer alone)."""
@@ -32,7 +36,9 @@ class Block(nn.Module):
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; `state` None in training. Returns the layer's output and mixer's state."""
-        mixed, state = self.mixer(self.mixer_norm(x), segment_ids, positions, state)
+        x = checkpoint_name(x, "stream")
+        normed = checkpoint_name(self.mixer_norm(x), "mixer_norm")
+        mixed, state = self.mixer(normed, segment_ids, positions, state)
         return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
 
     def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
@@ -41,7 +47,10 @@ class Block(nn.Module):
         return self._feed_forward(x + self._scaled(mixed)), state
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
-        return x if self.mlp is None else x + self._scaled(self.mlp(self.mlp_norm(x)))
+        if self.mlp is None:
+            return x
+        normed = checkpoint_name(self.mlp_norm(x), "mlp_norm")
+        return x + self._scaled(checkpoint_name(self.mlp(normed), "mlp"))
 
     def _scaled(self, branch: jax.Array) -> jax.Array:
         return branch * self.context.multipliers.residual

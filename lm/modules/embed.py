@@ -4,10 +4,16 @@ never occur.
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
+from kernels import shard
 from lm.modules.context import Context
 from lm.params import declare
 
@@ -27,8 +33,9 @@ class Embed(nn.Module):
         self.table = self.param("table", init, (self.padded_vocab_size, self.width))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.table, tokens, axis=0) * self.context.multipliers.embedding
-        return x.astype(self.context.numerics.compute_dtype)
+        x = lookup(self.context.mesh, self.context.rules, self.context.weights, self.table, tokens)
+        x = x * self.context.multipliers.embedding
+        return self.context.stream(x.astype(self.context.numerics.compute_dtype))
 
 
 class Head(nn.Module):
@@ -45,3 +52,76 @@ class Head(nn.Module):
 
     def __call__(self) -> jax.Array:
         return self.table
+
+
+def lookup(mesh: Any, rules: Any, weights: Any, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table [vocab, D] at tokens int32 [B, ...] -> [B, ..., D].
+
+    With the vocabulary split over devices, each looks up what it holds and the parts are summed
+    (Shoeybi et al. 2019, arXiv 1909.08053, sec. 3): no device sees the whole table.
+    """
+    mesh, rules = shard.here(mesh, {**rules, "D": weights.get("D", ())})
+    placed = _Placed(mesh, *(rules.get(letter, ()) for letter in ("B", "vocab", "D")))
+    if not (placed.rows or placed.vocab or placed.features):
+        return jnp.take(table, tokens, axis=0)
+    return _lookup(placed, table, tokens)
+
+
+class _Placed(NamedTuple):
+    """Mesh axes of the rows of a batch, of the vocabulary, and of the table's features."""
+
+    mesh: Any
+    rows: tuple[str, ...]
+    vocab: tuple[str, ...]
+    features: tuple[str, ...]
+
+    def over(self, function: Any, inputs: str, output: str) -> Any:
+        """`function` on local parts: "t" is a table, "b" has a batch in front."""
+        specs = {"t": P(self.vocab or None, self.features or None), "b": P(self.rows or None)}
+        return shard.wrap(function, self.mesh, tuple(specs[x] for x in inputs), specs[output])
+
+    def local(self, tokens: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+        """Row of the local part of the table, and whether the token is in it."""
+        if not self.vocab:
+            return tokens, jnp.ones(tokens.shape, bool)
+        row = tokens - jax.lax.axis_index(self.vocab) * rows
+        inside = (row >= 0) & (row < rows)
+        return jnp.where(inside, row, 0), inside
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(placed: _Placed, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    def part(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        if placed.features:
+            table = jax.lax.all_gather(table, placed.features, axis=1, tiled=True)
+        row, inside = placed.local(tokens, table.shape[0])
+        x = jnp.where(inside[..., None], jnp.take(table, row, axis=0), 0)
+        return jax.lax.psum(x, placed.vocab) if placed.vocab else x
+
+    return placed.over(part, "tb", "b")(table, tokens)
+
+
+def _lookup_fwd(placed: _Placed, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, Any]:
+    return _lookup(placed, table, tokens), (tokens, jnp.zeros((table.shape[0], 0), table.dtype))
+
+
+def _lookup_bwd(placed: _Placed, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    """The table's gradient: scattered where the rows are held, then summed over the batch."""
+    tokens, like = residuals
+    ways = math.prod(placed.mesh.shape[axis] for axis in placed.vocab)
+
+    def part(tokens: jax.Array, cotangent: jax.Array) -> jax.Array:
+        rows = like.shape[0] // ways
+        row, inside = placed.local(tokens, rows)
+        kept = jnp.where(inside[..., None], cotangent, 0).astype(jnp.float32)
+        d_table = jnp.zeros((rows, cotangent.shape[-1]), jnp.float32).at[row].add(kept)
+        summed = tuple(axis for axis in placed.rows if axis not in placed.features)
+        d_table = jax.lax.psum(d_table, summed) if summed else d_table
+        if not placed.features:
+            return d_table
+        return jax.lax.psum_scatter(d_table, placed.features, scatter_dimension=1, tiled=True)
+
+    return placed.over(part, "bb", "t")(tokens, cotangent).astype(like.dtype), None
+
+
+_lookup.defvjp(_lookup_fwd, _lookup_bwd)

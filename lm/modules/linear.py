@@ -28,5 +28,11 @@ class Linear(nn.Module):
         init = declare(nn.initializers.normal(std), self.letters, "hidden", decay=True)
         w = self.param("kernel", init, self.shape)
         lead, n = x.shape[: x.ndim - self.contracted], math.prod(self.shape[: self.contracted])
-        out = self.context.numerics.matmul(x.reshape(*lead, n), w.reshape(n, -1))
-        return out.reshape(*lead, *self.shape[self.contracted :])
+        names = self.letters.split()
+        inward, outward = names[: self.contracted], names[self.contracted :]
+        x = self.context.place(x, " ".join(["B T", *inward]))
+        out = self.context.matmul(x.reshape(*lead, n), w, self.letters)
+        out = out.reshape(*lead, *self.shape[self.contracted :])
+        if outward == ["D"]:
+            return self.context.stream(out)
+        return self.context.place(out, " ".join(["B T", *outward]))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels import dispatch
 from lm.modules.context import Context
@@ -60,7 +61,7 @@ class Along:
             mesh=context.mesh,
             rules=rules,
         )
-        return out
+        return checkpoint_name(out, "op") if name == "main" else out
 
 
 class Mixer(nn.Module):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.modules.context import Context
 from lm.modules.linear import Linear
@@ -24,4 +25,5 @@ class SwiGLU(nn.Module):
         self.down = Linear(self.context, "F D", (self.ffn_dim, self.width), 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(nn.silu(self.gate(x)) * self.up(x))
+        gate = checkpoint_name(self.gate(x), "mlp_gate")
+        return self.down(nn.silu(gate) * checkpoint_name(self.up(x), "mlp_up"))
