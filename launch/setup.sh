@@ -1,9 +1,12 @@
-# Sourced by launch/quickstart and launch/test, from the root of the repository.
+# shellcheck shell=bash
+# Sourced by the scripts of launch/, from the root of the repository.
 #
 #   run COMMAND...   prints a command, then runs it
 #   become COMMAND   prints a command, then runs it in place of the script, to receive its signals
 #   setup EXTRAS     .venv with the project and the named extras ("" or "data,dev"), pinned by
 #                    constraints.txt; nothing to do when neither the pins nor the place changed
+#   check_training_flags FLAGS   what launch/slurm.sh and launch/tpu_pod.sh hand to launch.train
+#   quieten_tpu      libtpu, where it is installed, looks for no TPU
 #
 # ESPALIER_PYTHON names the Python that .venv is made with; otherwise .python-version decides.
 
@@ -101,8 +104,33 @@ quieten_absent_devices() {
     fi
   done
   export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+  quieten_tpu
+}
+
+# Where there is no TPU: libtpu asks no metadata server, and every process of a node may load it.
+# Never on a TPU, where JAX finds the other workers of the pod through that server.
+quieten_tpu() {
   export TPU_SKIP_MDS_QUERY="${TPU_SKIP_MDS_QUERY:-1}"
   export TPU_WORKER_HOSTNAMES="${TPU_WORKER_HOSTNAMES:-localhost}"
   export TPU_ACCELERATOR_TYPE="${TPU_ACCELERATOR_TYPE:-v5litepod-4}"
   export ALLOW_MULTIPLE_LIBTPU_LOAD="${ALLOW_MULTIPLE_LIBTPU_LOAD:-1}"
+}
+
+# What is known to be wrong before anything is queued or copied.
+check_training_flags() {
+  local flag config="" workdir=""
+  for flag in "$@"; do
+    case "$flag" in
+      --config=?*) config="${flag#*=}" ;;
+      --workdir=?*) workdir="${flag#*=}" ;;
+      --processes | --processes=*) fail "$flag: the launcher sets --processes=auto; drop it" ;;
+      -?*) ;;
+      *) fail "unexpected argument '$flag'; flags are written --name=value" ;;
+    esac
+  done
+  if [ -z "$config" ]; then fail "missing flag --config; set --config=experiments/NAME.py"; fi
+  if [ -z "$workdir" ]; then fail "missing flag --workdir; set --workdir=FOLDER"; fi
+  case "$workdir" in
+    *://*) fail "--workdir=$workdir is an address; name a folder that all processes share" ;;
+  esac
 }

