@@ -1,15 +1,22 @@
 """Trains a model: `python -m launch.train --config=experiments/quickstart.py
 --workdir=runs/quickstart`.
+
+Several processes train as one: on a TPU pod or under Slurm start the same command everywhere with
+`--processes=auto`, elsewhere with `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import cli
+
+if TYPE_CHECKING:
+    from lm.train import Outcome
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -21,11 +28,20 @@ _DATA_DIR = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_integer(
     "profile_steps", 0, "steps to trace into WORKDIR/profile", lower_bound=0
 )
+_PROCESSES = flags.DEFINE_enum(
+    "processes", "one", ["one", "auto"], "auto: as many as the TPU pod or Slurm job says"
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens on")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of this run", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's number, from 0", lower_bound=0)
+_PATIENCE = flags.DEFINE_float(
+    "patience", 30.0, "seconds without a sign of life after which a process is gone", lower_bound=3
+)
 
 
 def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
-    from lm import train  # after the config is known to be right: this imports jax
+    from lm import processes, train  # after the config is known to be right: this imports jax
     from lm.data import prepare
 
     options = train.Options(
@@ -33,7 +49,16 @@ def main(argv: list[str]) -> None:
         data_dir=prepare.resolve_data_dir(_DATA_DIR.value),
         profile_steps=_PROFILE.value,
     )
-    outcome = train.run(config, options)
+    start = processes.choose(
+        _PROCESSES.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+    with processes.joined(start, _PATIENCE.value):
+        outcome = train.run(config, options)
+        if processes.is_first():
+            tell(outcome)
+
+
+def tell(outcome: Outcome) -> None:
     if not outcome.finished:
         command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
         print(f"stopped at step {outcome.step}, saved; resume with: {command}")

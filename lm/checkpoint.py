@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and the way back from them.
+"""Checkpoints of a run, and the way back from them, on any mesh and by any number of processes.
 
 `workdir/checkpoints/<step>/` holds four items: state (TrainState, Orbax standard), loader (its one
 integer and what it reads), config, and meta (tokens seen, where a decay branched, a digest of every
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,15 +21,16 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lm import build as build_lib
 from lm import model as model_lib
 from lm import params as params_lib
+from lm import processes
 from lm.build import Build
 from lm.config import Config, UserError, from_mapping, to_mapping
 from lm.data import tokenizers
+from lm.digest import digest
 from lm.model import Model
 from lm.state import TrainState
 from lm.telling import Telling, quiet
@@ -39,7 +38,6 @@ from lm.telling import Telling, quiet
 FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")
 TOKENIZER = "tokenizer.json"
-LARGE = 1 << 22  # elements of an array
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +95,9 @@ class Checkpointer:
             enable_async_checkpointing=True,
         )
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished()
+            with processes.first_alone():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._remove_unfinished()
             self._manager = ocp.CheckpointManager(
                 self._folder, options=self._options, item_names=ITEMS
             )
@@ -139,9 +138,14 @@ class Checkpointer:
             config=ocp.args.JsonSave(self._config),
             meta=ocp.args.JsonSave(meta._asdict()),
         )
+        self.check()
+        with Telling(self._unsaved):
+            self._manager.save(meta.step, args=args)
+
+    def check(self) -> None:
+        """Raises as `save` does, at once, if a save under way has failed."""
         with Telling(self._unsaved):
             self._manager.check_for_errors()
-            self._manager.save(meta.step, args=args)
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises as `save` does."""
@@ -162,6 +166,8 @@ class Checkpointer:
         )
 
     def _remove_unfinished(self) -> None:
+        if not processes.is_first():
+            return
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -172,17 +178,17 @@ class Checkpointer:
         Raises:
           UserError: checkpoints exist and every one is damaged; they stay where they are.
         """
-        damaged: dict[int, DamagedError] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = _read(self._folder / str(step), abstract)
-            except DamagedError as error:
-                damaged[step] = error
-            else:
-                for other, error in damaged.items():
-                    aside = self._move_aside(other)
-                    log.warning("%s; moved to %s, going on from step %d", error, aside, step)
-                return restored
+        damaged: dict[int, str] = {}
+        for step in processes.agree(sorted(self._manager.all_steps(), reverse=True)):
+            restored, told = self._try(step, abstract)
+            if restored is None:
+                damaged[step] = told
+                continue
+            for other, told in damaged.items():
+                aside = self._move_aside(other)
+                if processes.is_first():
+                    log.warning("%s; moved to %s, going on from step %d", told, aside, step)
+            return restored
         if damaged:
             raise UserError(
                 f"every checkpoint is damaged, the newest: {next(iter(damaged.values()))}; "
@@ -190,46 +196,34 @@ class Checkpointer:
             )
         return None
 
+    def _try(self, step: int, abstract: TrainState) -> tuple[Restored | None, str]:
+        """A checkpoint, or what is wrong with it. Each process reads what its devices need: one may
+        find damage that another does not.
+        """
+        path, restored, told = self._folder / str(step), None, ""
+        try:
+            restored = _read(path, abstract)
+        except DamagedError as error:
+            told = str(error)
+        told = next(filter(None, processes.gather(told)), "")
+        if restored is None or told:
+            return None, told
+        try:
+            _check(path, restored)
+        except DamagedError as error:
+            return None, str(error)
+        return restored, ""
+
     def _move_aside(self, step: int) -> Path:
         aside = self._folder.parent / "damaged" / str(step)
-        if aside.exists():
-            shutil.rmtree(aside)
-        aside.parent.mkdir(exist_ok=True)
-        (self._folder / str(step)).rename(aside)
+        if processes.is_first():
+            if aside.exists():
+                shutil.rmtree(aside)
+            aside.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside)
+        processes.wait()
         self._manager.reload()
         return aside
-
-
-def digest(state: Any) -> dict[str, int]:
-    """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show.
-    Weights stored in 16 bits count as the float32 numbers they are read back as.
-    """
-    devices = {d for x in jax.tree.leaves(state) if isinstance(x, jax.Array) for d in x.devices()}
-    is_large = max(x.size for x in jax.tree.leaves(state)) >= LARGE
-    is_alone = len(devices) == 1 and devices.pop().platform == "cpu"
-    # XLA:CPU would hold the product of a whole array, so a large one is taken in parts.
-    sums = jax.device_get(_digest(state, parts=4096 if is_large and is_alone else 1))
-    names = jax.tree.leaves(params_lib.names(state))
-    return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
-
-
-@functools.partial(jax.jit, static_argnames="parts")
-def _digest(state: Any, parts: int) -> Any:
-    def row(start: jax.Array, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
-        bits = jax.lax.bitcast_convert_type(wide, jnp.uint32)
-        place = start + jnp.arange(bits.size, dtype=jnp.uint32)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    def leaf(x: jax.Array) -> jax.Array:
-        count = math.gcd(x.size, parts)
-        if count == 1:
-            return row(jnp.uint32(0), x.reshape(-1))
-        starts = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(x.size // count)
-        sums = jax.lax.map(lambda xs: row(*xs), (starts, x.reshape(count, -1)))
-        return jnp.sum(sums, dtype=jnp.uint32)
-
-    return jax.tree.map(leaf, state)
 
 
 def locate(path: Path) -> Path:
@@ -276,7 +270,9 @@ def restore(path: Path, abstract: TrainState) -> Restored:
     """
     _check_shapes(path, abstract)
     with quiet():
-        return _read(path, abstract)
+        restored = _read(path, abstract)
+        _check(path, restored)
+        return restored
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
@@ -295,7 +291,8 @@ def read_params(path: Path, params: Any) -> Any:
     placed = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item, restore_args=placed, partial_restore=True)
     with quiet(), _telling_damage(path):
-        with ocp.PyTreeCheckpointer() as reader:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
             found = reader.restore(path / "state", args=args)
         _check_digest(found, _meta(_json(path, "meta")))
         return found["params"]
@@ -325,6 +322,7 @@ def load(
 
 
 def _read(path: Path, abstract: TrainState) -> Restored:
+    """What this process's devices hold of a checkpoint; no process waits for another."""
     with _telling_damage(path):
         meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
         if not any(name.startswith("opt_state/") for name in meta.digest):
@@ -332,13 +330,25 @@ def _read(path: Path, abstract: TrainState) -> Restored:
                 f"checkpoint {path} holds weights and no optimizer state; start a run in a new "
                 "workdir with init_from set to it"
             )
-        with ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             state = reader.restore(path / "state", abstract)
+        return Restored(state, loader, _json(path, "config"), meta)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for the other processes after reading, and for ever if one of them failed."""
+    me = processes.index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def _check(path: Path, restored: Restored) -> None:
+    """Of whole arrays: all processes come here together."""
+    state, loader, _, meta = restored
+    with _telling_damage(path):
         _check_digest(state, meta)
         steps = (int(state.step), meta.step, loader["next_step"])
         if len(set(steps)) > 1:
             raise ValueError(f"state, meta and loader are at steps {steps}")
-        return Restored(state, loader, _json(path, "config"), meta)
 
 
 def _check_digest(state: Any, meta: Meta) -> None:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import processes
 from lm.checkpoint import Loaded
 from lm.config import UserError
 from lm.model import Model
@@ -131,7 +132,7 @@ def generate(
         jax.random.key(options.seed),
     )
     program = _Program(model, options.max_new_tokens, vocabulary)
-    new = np.asarray(_run(program, params, tokens, lengths[rows], picking))
+    new = processes.to_host(_run(program, params, tokens, lengths[rows], picking))
     return [_until(row.tolist(), vocabulary.end_of_text) for row in new[: len(prompts)]]
 
 

@@ -19,14 +19,17 @@ LINES = 20  # plain lines a run prints where there is no terminal
 
 
 class TrainingBar:
-    """A context manager; `update` takes the metrics of a finished step."""
+    """A context manager; `update` takes the metrics of a finished step. Not `is_shown`: silent."""
 
-    def __init__(self, *, start: int, end: int, tokens_per_step: int) -> None:
+    def __init__(
+        self, *, start: int, end: int, tokens_per_step: int, is_shown: bool = True
+    ) -> None:
         self._start, self._end, self._tokens_per_step = start, end, tokens_per_step
         self._began = time.monotonic()
         self._last = (self._began, start)
         self._rate = 0.0
         self._console = Console(file=sys.stderr)
+        self._is_shown = is_shown
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
@@ -34,7 +37,7 @@ class TrainingBar:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (is_shown and self._console.is_terminal),
         )
         self._task = self._bar.add_task("train", total=end, completed=start, note="compiling")
 
@@ -52,6 +55,8 @@ class TrainingBar:
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """`values` as in metrics.jsonl; evaluations are shown when they come."""
+        if not self._is_shown:
+            return
         now = time.monotonic()
         evaluations = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("eval/")]
         if self._last[1] > self._start and step > self._last[1] and not evaluations:

@@ -5,9 +5,9 @@
     params.txt     the parameter table
     tokenizer.json
 
-A folder belongs to one live process. A second launch in the same folder resumes; its configuration
-may differ only in `FREE` keys, which change how long a run is or what it tells, never what a step
-computes.
+A folder belongs to one live run. A second launch in the same folder resumes; its configuration may
+differ only in `FREE` keys, which change how long a run is, what it tells, or where its numbers are
+and in which order they are summed; never what a step computes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import fcntl
 import functools
 import importlib.metadata
 import json
+import logging
 import operator
 import os
 import platform
@@ -28,17 +29,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lm import build as build_lib
-from lm import checkpoint, files
+from lm import checkpoint, files, processes
 from lm import params as params_lib
 from lm.build import Build
 from lm.checkpoint import TOKENIZER
 from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
 
-FREE = ("run.length", "evaluate.", "log.", "checkpoint.")
+log = logging.getLogger(__name__)
+
+FREE = (
+    "run.length",
+    "run.accumulation",
+    "evaluate.",
+    "log.",
+    "checkpoint.",
+    "mesh.",
+    "model.remat",
+    "model.kept",
+    "optimizer.memory",
+)
+LOCK = ".lock"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -54,14 +66,23 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock goes with the process, however it ends.
+    """Holds the folder for this run: the first of its processes does. The lock goes with that
+    process, however it ends.
 
     Raises:
-      UserError: another live process holds it, or it cannot be created.
+      UserError: another live process holds it, it cannot be created, or not all processes see it.
     """
+    if not processes.is_first():
+        if not (workdir / LOCK).exists():
+            raise UserError(
+                f"--workdir={workdir}, made by process 0, is not on {socket.gethostname()}; "
+                "choose a folder that all processes share"
+            )
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / ".lock", "a+")  # noqa: SIM115 (held open for as long as the lock)
+        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: {error.strerror}; choose a folder that can be written"
@@ -143,11 +164,29 @@ def write(
     decay_start: float | None,
 ) -> None:
     """Writes the four files, each atomically. `data`: what the loader reads, for run.json."""
+    _tell_other_devices(workdir, built)
     description = describe(built, tokenizer, data) | {"decay_start": decay_start}
     files.replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
     files.replace(workdir / "params.txt", params_lib.table(built.infos))
     files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
     tokenizer.save(workdir / TOKENIZER)
+
+
+def _tell_other_devices(workdir: Path, built: Build) -> None:
+    try:
+        old = json.loads((workdir / "run.json").read_text())
+        before = old["mesh"], old["processes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    now = dict(built.mesh.shape), processes.count()
+    if before != now:
+        log.warning(
+            "%s: from mesh %s of %d processes to mesh %s of %d: the same numbers, summed in "
+            "another order",
+            workdir,
+            *before,
+            *now,
+        )
 
 
 def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +200,7 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "cores": len(os.sched_getaffinity(0)),
         "devices": [str(device) for device in devices],
         "device_kind": devices[0].device_kind,
-        "processes": jax.process_count(),
+        "processes": processes.count(),
         "mesh": dict(built.mesh.shape),
         "layers": [record._asdict() for record in built.layers],
         "parameters": params_lib.count(built.infos),

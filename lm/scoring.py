@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
+from lm import processes
 from lm.build import Build
 from lm.config import UserError
 from lm.data.batch import Batch
@@ -90,7 +91,7 @@ class Scorer:
         found: list[Scored | None] = [None] * len(rows)
         pending: tuple[Sequence[int], Any] | None = None
         for bucket, chosen in self._batches(rows):
-            batch = self._built.put(self._batch(rows, chosen, bucket))
+            batch = self._put(self._batch(rows, chosen, bucket))
             dispatched = chosen, self._built.score(self._params, batch)
             self.buckets.add(bucket)
             if pending is not None:  # the device works on the next batch meanwhile
@@ -132,6 +133,12 @@ class Scorer:
         tokens, targets, segment_ids, positions, weights = fields
         return Batch(tokens, targets, segment_ids, positions, np.zeros(shape, np.int32), weights)
 
+    def _put(self, batch: Batch) -> Batch:
+        """Every process has all the rows, and gives its devices theirs."""
+        sharding = self._built.batch_sharding
+        make = jax.make_array_from_process_local_data
+        return Batch(*(make(sharding, x, x.shape) for x in batch))
+
     def _cost(self, rows: Sequence[Row], seconds: float) -> Cost:
         lengths = [int(np.count_nonzero(one.segment_ids)) for one in rows]
         for length in set(lengths) - self._flops.keys():
@@ -153,7 +160,7 @@ def _collect(
     rows: Sequence[Row], pending: tuple[Sequence[int], Any], found: list[Scored | None]
 ) -> None:
     chosen, arrays = pending
-    nll, hit = (np.asarray(x) for x in jax.device_get(arrays))
+    nll, hit = processes.to_host(arrays)
     for place, i in enumerate(chosen):
         used = rows[i].weights > 0
         # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite nll.

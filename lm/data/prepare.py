@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,6 +49,26 @@ class Prepared:
     stores: Mapping[str, Mapping[str, Store]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """The folder of prepared data, as this process sees it."""
+
+    data_dir: Path
+    is_writer: bool
+
+    def once(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The folder of this name, filled by `write` unless it exists."""
+        folder = self.data_dir / name
+        if self.is_writer:
+            _once(folder, write)
+        elif not folder.is_dir():
+            raise UserError(
+                f"{folder}, prepared by process 0, is not on {socket.gethostname()}; "
+                "set --data_dir (or ESPALIER_DATA) to a folder that all processes share"
+            )
+        return folder
+
+
 def resolve_data_dir(flag: str = "") -> Path:
     """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -62,18 +83,21 @@ def prepare(
     progress: bool = True,
     tokenizer: Tokenizer | None = None,
     verify: bool = False,
+    is_writer: bool = True,
 ) -> Prepared:
     """Prepares what is missing, opens everything; `tokenizer` (a run's own) replaces the config's.
+    Where not `is_writer`, another process has prepared it.
 
     Raises:
       UserError: a source, the tokenizer or a store cannot be used; nothing half-written is left.
     """
+    place = _Place(data_dir, is_writer)
     corpora = {name: sources.create(name, source) for name, source in config.sources.items()}
     with _bar(progress) as bar:
         if tokenizer is None:
-            tokenizer = _tokenizer(config, corpora, data_dir, bar)
+            tokenizer = _tokenizer(config, corpora, place, bar)
         tokenizers.check_vocab_size(tokenizer, config.tokenizer)
-        folders = {n: _tokenized(c, tokenizer, data_dir, bar) for n, c in corpora.items()}
+        folders = {n: _tokenized(c, tokenizer, place, bar) for n, c in corpora.items()}
     stores = {
         name: {
             split: open_store(folder / split, tokenizer.sha256, verify=verify) for split in SPLITS
@@ -106,20 +130,19 @@ def _check_splits(
 
 
 def _tokenizer(
-    config: DataConfig, corpora: Mapping[str, Corpus], data_dir: Path, bar: Progress
+    config: DataConfig, corpora: Mapping[str, Corpus], place: _Place, bar: Progress
 ) -> Tokenizer:
     if config.tokenizer.kind != "bpe":
         return tokenizers.create(config.tokenizer)
     weighted = [corpus for corpus in corpora.values() if corpus.config.weight > 0]
     identity = [config.tokenizer.vocab_size, [corpus.description for corpus in weighted]]
-    folder = data_dir / f"tokenizer-{_hash(identity)}"
 
     def write(temporary: Path) -> None:
         tokenizers.create(config.tokenizer, _training_texts(weighted, bar)).save(
             temporary / "tokenizer.json"
         )
 
-    _once(folder, write)
+    folder = place.once(f"tokenizer-{_hash(identity)}", write)
     return tokenizers.load(folder / "tokenizer.json")
 
 
@@ -132,17 +155,15 @@ def _training_texts(corpora: list[Corpus], bar: Progress) -> Iterator[str]:
                 yield text
 
 
-def _tokenized(corpus: Corpus, tokenizer: Tokenizer, data_dir: Path, bar: Progress) -> Path:
+def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progress) -> Path:
     name = re.sub(r"[^\w.-]", "_", corpus.name)
-    folder = data_dir / f"{name}-{_hash([corpus.description, tokenizer.sha256])}"
 
     def write(temporary: Path) -> None:
         tokenizer.save(temporary / "tokenizer.json")
         task = bar.add_task(f"tokenize {corpus.name}", total=corpus.num_bytes)
         _write_splits(corpus, tokenizer, temporary, lambda n: bar.advance(task, n))
 
-    _once(folder, write)
-    return folder
+    return place.once(f"{name}-{_hash([corpus.description, tokenizer.sha256])}", write)
 
 
 def _write_splits(

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from lm import checkpoint
 from lm.checkpoint import Meta
 from lm.config import Config, UserError, to_mapping
+from lm.digest import digest
 from lm.state import TrainState
 from lm.telling import Telling, quiet
 
@@ -29,7 +30,7 @@ def save(workdir: Path, config: Config, params: Any) -> None:
       UserError: it cannot be written (a full disk, say).
     """
     state = TrainState(jnp.zeros((), jnp.int32), params, ())
-    meta = Meta(0, 0, None, checkpoint.digest(state), checkpoint.shapes(params))
+    meta = Meta(0, 0, None, digest(state), checkpoint.shapes(params))
     # Files of chunks, not Orbax's database, which holds all it writes once more until the end.
     # The limit is on arrays under way, and must exceed the largest.
     room = max(x.nbytes for x in jax.tree.leaves(params)) // 10**9 + 2

@@ -23,6 +23,7 @@ from lm import checkpoint, evaluate, telling
 from lm.checkpoint import Checkpointer, DamagedError, Meta
 from lm.config import UserError
 from lm.data import prepare
+from lm.digest import digest
 from lm.evals import Given
 from lm.evals.bits_per_byte import BitsPerByte
 from lm.scoring import Scorer
@@ -118,7 +119,7 @@ def test_any_damage_to_any_file_is_noticed_or_harmless(
         data = file.read_bytes()
         damage(file)
         try:
-            is_same = checkpoint.digest(checkpoint.restore(path, abstract).state) == whole
+            is_same = digest(checkpoint.restore(path, abstract).state) == whole
         except DamagedError:
             is_same, noticed = True, noticed + 1
         assert is_same, file
@@ -184,7 +185,7 @@ def test_digest() -> None:
     array = rng.standard_normal(100).astype(np.float32)
 
     def of(x: np.ndarray) -> dict[str, int]:
-        return checkpoint.digest({"a": x, "b": np.int32(3)})
+        return digest({"a": x, "b": np.int32(3)})
 
     base = of(array)
     assert base.keys() == {"a", "b"}

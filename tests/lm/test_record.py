@@ -99,10 +99,16 @@ def test_what_only_tells_more_may_change(lab: Lab, tmp_path: Path) -> None:
         "evaluate.every": "1 steps",
         "log.samples": ("x",),
         "checkpoint.keep_last": 1,
+        "run.accumulation": 2,
+        "mesh.fsdp": 2,
+        "mesh.zero1": True,
+        "model.remat": "named",
+        "model.kept": {"x": "host"},
+        "optimizer.memory": "host",
     }
     record.check_unchanged(lab.whole, lab.config(free))
     record.check_unchanged(tmp_path / "new", lab.config({"seed": 3}))
-    assert "run.accumulation: 1 -> 2" in changes(lab, {"run.accumulation": 2})
+    assert "data.batch_size: 4 -> 8" in changes(lab, {"data.batch_size": 8})
 
 
 def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:

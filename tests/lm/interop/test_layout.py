@@ -17,7 +17,7 @@ from ml_dtypes import bfloat16
 
 from experiments.base import get_config
 from lm import build as build_lib
-from lm import checkpoint
+from lm import digest
 from lm.config import UserError, from_mapping
 from lm.interop import folder, hf_config, importing, layout
 
@@ -109,9 +109,9 @@ def test_a_digest_in_parts(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bits = array.astype(np.float32).view(np.uint32).reshape(-1).astype(object)
     wanted = int(sum(bits * (2 * np.arange(bits.size).astype(object) + 1)) % 2**32)
     placed = jax.device_put(array, jax.devices()[0])
-    assert checkpoint.digest({"a": placed}) == {"a": wanted}
-    monkeypatch.setattr(checkpoint, "LARGE", 1)
-    assert checkpoint.digest({"a": placed}) == {"a": wanted}
+    assert digest.digest({"a": placed}) == {"a": wanted}
+    monkeypatch.setattr(digest, "LARGE", 1)
+    assert digest.digest({"a": placed}) == {"a": wanted}
 
 
 def test_a_leaf_holds_every_tensor_once() -> None:

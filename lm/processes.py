@@ -1,0 +1,392 @@
+"""Several processes that train as one: how they meet, what they agree on, and their common fate.
+
+    choose -> joined: (initialize, a thread that watches) -> the run -> (all arrive, shutdown)
+
+Every process runs the same program in the same order. What is no array goes through the service
+that JAX's process 0 keeps for all of them: it needs no device, and waits as long as it takes.
+
+Each process gives a sign of life every second and looks for those of the others. When one fails,
+or falls silent, every other one says so in one line and ends, wherever it waits: a collective
+whose peer is gone can be neither cancelled nor timed out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax._src import distributed  # its client has no public name; Orbax, too, takes it from here
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from lm.config import UserError, difference
+
+START_SECONDS = 300.0  # in which all processes of a run must have been started
+BEAT_SECONDS = 1.0
+UNWIND_SECONDS = 20.0  # that a process which failed has to close its files
+WAIT_SECONDS = 7 * 24 * 3600.0  # for the others: the first may prepare data for hours
+# Exit statuses: a mistake would be made again, whereas a loss is mended by the same command.
+MISTAKE, LOST, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL of sysexits.h
+
+_ROOT = "espalier"
+# By function: all processes make the calls of one function in the same order.
+_calls: dict[str, Iterator[int]] = {name: itertools.count() for name in ("wait", "agree", "gather")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Who meets where. `coordinator` "HOST:PORT" is process 0's; "": a TPU pod or Slurm knows."""
+
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = 0
+
+
+def choose(
+    processes: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Start | None:
+    """What the four flags of the same names say; None: one process alone.
+
+    Raises:
+      UserError: they contradict each other, or say too little.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if coordinator is None or num_processes is None or process_id is None:
+        if len(missing) < len(given):
+            raise UserError(
+                f"--{missing[0]} is missing: --coordinator, --num_processes and --process_id go "
+                "together; set all three or none"
+            )
+        return Start() if processes == "auto" else None
+    if processes == "auto":
+        raise UserError(
+            f"--processes=auto and --coordinator={coordinator} exclude each other; drop one"
+        )
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, process 0's address")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} with --num_processes={num_processes}; number the "
+            f"processes from 0 to {num_processes - 1}"
+        )
+    return Start(coordinator, num_processes, process_id)
+
+
+def index() -> int:
+    """This process's number; touches no device, unlike jax.process_index()."""
+    return distributed.global_state.process_id
+
+
+def count() -> int:
+    return distributed.global_state.num_processes
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return index() == 0
+
+
+@contextlib.contextmanager
+def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
+    """The body runs as one of several processes; alone if `start` is None. To be entered before
+    any device is touched.
+
+    Raises:
+      UserError: the processes cannot meet.
+    """
+    if start is None:
+        yield
+        return
+    _initialize(start)
+    watch = _Watch(silence_seconds)
+    watch.start()
+    try:
+        yield
+        wait()
+    except BaseException as error:
+        watch.tell(error)
+        atexit.register(_depart, _status(error))
+        raise
+    watch.stop()
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def one_fate() -> Iterator[None]:
+    """What ends the body here ends the other processes, too; nothing to one process."""
+    try:
+        yield
+    except BaseException as error:
+        if _Watch.running is not None:
+            _Watch.running.tell(error)
+        raise
+
+
+def wait() -> None:
+    """Returns when every process is here."""
+    if count() > 1:
+        _client().wait_at_barrier(_next("wait"), int(1000 * WAIT_SECONDS))
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process runs the body; when it is done, the others do. No collective inside."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
+def agree(value: Any) -> Any:
+    """The first process's value, of what JSON can hold; the first does not wait for the others."""
+    if count() == 1:
+        return value
+    key = _next("agree")
+    if is_first():
+        _client().key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(_client().blocking_key_value_get(key, int(1000 * WAIT_SECONDS)))
+
+
+def gather(value: str) -> list[str]:
+    """The value of every process, by number."""
+    if count() == 1:
+        return [value]
+    folder = _next("gather")
+    _client().key_value_set(f"{folder}/{index()}", value)
+    timeout = int(1000 * WAIT_SECONDS)
+    return [_client().blocking_key_value_get(f"{folder}/{i}", timeout) for i in range(count())]
+
+
+def check_equal(what: str, value: Mapping[str, Any]) -> None:
+    """All processes must be given the same.
+
+    Raises:
+      UserError: this one was given something else than the first, with the first difference.
+    """
+    ours_all = json.loads(json.dumps(value))  # tuples become lists, as in what was agreed
+    for key, (theirs, ours) in difference(agree(ours_all), ours_all).items():
+        raise UserError(
+            f"process {index()} has {what} {key}={ours!r}, process 0 {theirs!r}; "
+            "start all of them with the same command"
+        )
+
+
+def rows(sharding: Sharding, shape: tuple[int, int]) -> tuple[int, int]:
+    """(rank, number of ranks): of [B, T] arrays this process's devices hold rows B / ranks * rank
+    and B / ranks - 1 after it. Processes that share rows have the same rank.
+
+    Raises:
+      UserError: they hold rows that are no such block.
+    """
+    size, places = shape[0], sharding.addressable_devices_indices_map(shape).values()
+    parts = sorted({place[0].indices(size)[:2] for place in places if place is not None})
+    start, stop = parts[0][0], parts[-1][1]
+    held = stop - start
+    is_whole = all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    if not is_whole or size % held or start % held:
+        raise UserError(
+            f"process {index()} of {count()} holds rows {start} to {stop - 1} of {size}, no share "
+            f"of its own; set mesh.tensor to a divisor or a multiple of its {len(places)} devices"
+        )
+    return start // held, size // held
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays as numpy arrays, whole in every process."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT ask for a stop, which all processes find at the same call of the function
+    given; in one process a second signal acts as it would have.
+    """
+    # Of several processes JAX takes SIGTERM itself: it tells the others, and finds the first call
+    # that none has made yet. That costs no communication until there is a signal.
+    taken = (signal.SIGTERM, signal.SIGINT) if count() == 1 else (signal.SIGINT,)
+    before = {s: signal.getsignal(s) for s in taken}
+    requested: list[int] = []
+    calls = itertools.count()
+
+    def handle(signum: int, frame: Any) -> None:
+        signal.signal(signum, before[signal.Signals(signum)])
+        if count() == 1:
+            requested.append(signum)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop() -> bool:
+        if count() == 1 or requested:
+            return bool(requested)
+        if multihost_utils.reached_preemption_sync_point(next(calls)):
+            requested.append(signal.SIGTERM)
+        return bool(requested)
+
+    for signum in taken:
+        signal.signal(signum, handle)
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _next(function: str) -> str:
+    return f"{_ROOT}/{function}/{next(_calls[function])}"
+
+
+def _initialize(start: Start) -> None:
+    where = f"--coordinator={start.coordinator}" if start.coordinator else "--processes=auto"
+
+    def give_up() -> None:
+        # JAX itself aborts, with a stack trace, when it has tried for long enough.
+        _end(MISTAKE, f"{where}: not all processes met within {START_SECONDS:g} s; start them all")
+
+    timer = threading.Timer(START_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    options: dict[str, Any] = {"initialization_timeout": int(2 * START_SECONDS)}
+    if start.coordinator:
+        options |= dataclasses.asdict(start) | {"coordinator_address": start.coordinator}
+        # Not what a cluster around the process says of its devices.
+        options |= {"cluster_detection_method": "deactivate"}
+        del options["coordinator"]
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        if not start.coordinator:
+            reason = f"no TPU pod and no Slurm job found ({reason}); set --coordinator"
+        raise UserError(f"{where}: {reason}") from None
+    finally:
+        timer.cancel()
+
+
+class _Watch(threading.Thread):
+    """Gives signs of life of this process and looks for those of the others."""
+
+    running: _Watch | None = None
+
+    def __init__(self, silence_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._silence = silence_seconds
+        self._stopped = threading.Event()
+        self._has_told = False
+        _Watch.running = self
+
+    def stop(self) -> None:
+        _Watch.running = None
+        self._stopped.set()
+        self.join()
+
+    def tell(self, error: BaseException) -> None:
+        """Tells the others what ended this process; once."""
+        if self._has_told:
+            return
+        self._has_told = True
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Perhaps only because a peer is gone: the watch learns that, and ends this process.
+            time.sleep(self._silence + 5 * BEAT_SECONDS)
+        line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # its service may be gone as well
+            _set("failed", json.dumps([_status(error), " ".join(line.split())]))
+
+    def run(self) -> None:
+        last = {i: ("", time.monotonic()) for i in range(count())}
+        for beat in itertools.count():
+            if self._stopped.wait(BEAT_SECONDS):
+                return
+            try:
+                _set("beat", str(beat))
+                beats, failures = _get("beat"), _get("failed")
+            except jax.errors.JaxRuntimeError:
+                if not self._stopped.is_set():
+                    _end(LOST, _gone(0))
+                return
+            now = time.monotonic()
+            if failures:
+                self._end_with(failures)
+            last |= {i: (value, now) for i, value in beats.items() if value != last[i][0]}
+            silent = [i for i, (_, seen) in last.items() if now - seen > self._silence]
+            if silent:
+                self._end_with({silent[0]: json.dumps([LOST, _gone(silent[0])])})
+
+    def _end_with(self, failures: dict[int, str]) -> NoReturn:
+        failed = index() if index() in failures else min(failures)
+        status, line = json.loads(failures[failed])
+        if failed == index():
+            time.sleep(UNWIND_SECONDS)  # in which it ends by itself, if it can
+        elif is_first():
+            time.sleep(3 * BEAT_SECONDS)  # the others read it here
+        _end(status, line if status == LOST else f"process {failed} of {count()}: {line}")
+
+
+def _set(what: str, value: str) -> None:
+    _client().key_value_set(f"{_ROOT}/{what}/{index()}", value, allow_overwrite=True)
+
+
+def _get(what: str) -> dict[int, str]:
+    """By process."""
+    found = _client().key_value_dir_get(f"{_ROOT}/{what}/")
+    return {int(key.rpartition("/")[2]): value for key, value in found}
+
+
+def _gone(process: int) -> str:
+    return (
+        f"process {process} of {count()} is gone; the last checkpoint counts, "
+        "start all of them again with the same command"
+    )
+
+
+def _status(error: BaseException) -> int:
+    """As launch/cli.py ends a process."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, UserError) or is_full:
+        return MISTAKE
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _end(status: int, line: str) -> NoReturn:
+    """Ends this process from any of its threads."""
+    print(f"error: {line}", file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _depart(status: int) -> NoReturn:
+    """At exit after a failure, in place of JAX's shutdown, which would wait for the others."""
+    if is_first():
+        time.sleep(3 * BEAT_SECONDS)  # the others read here what failed
+    _leave(status)
