@@ -123,7 +123,9 @@ check_training_flags() {
     case "$flag" in
       --config=?*) config="${flag#*=}" ;;
       --workdir=?*) workdir="${flag#*=}" ;;
-      --processes | --processes=*) fail "$flag: the launcher sets --processes=auto; drop it" ;;
+      --processes* | --coordinator* | --num_processes* | --process_id*)
+        fail "$flag: the launcher sets --processes=auto; drop it"
+        ;;
       -?*) ;;
       *) fail "unexpected argument '$flag'; flags are written --name=value" ;;
     esac

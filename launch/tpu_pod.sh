@@ -7,16 +7,16 @@ Trains on every worker of a Cloud TPU pod, from a machine with gcloud, and start
 preempted.
 
   launch/tpu_pod.sh --name=POD --zone=ZONE [flags below] -- \
-    --config=experiments/NAME.py --workdir=FOLDER [flags of launch.train]
+    --config=experiments/NAME.py --workdir=FOLDER --data_dir=FOLDER [flags of launch.train]
 
 Copies the checkout to ~/espalier of every worker, sets up its .venv, starts launch.train there and
-shows its output. FOLDER is on a file system that all workers mount at the same place (NFS, a bucket
-by gcsfuse); launch.train writes to no gs:// address.
+shows its output. Both FOLDERs are on a file system that all workers mount at the same place, such
+as NFS; launch.train writes to no gs:// address.
 
   --name=POD --zone=ZONE    the TPU; --project=PROJECT where it is not gcloud's default
   --repository=URL          workers fetch this instead of being sent the commit that is checked out
                             here; --ref=REF: a branch, tag or commit of it (default HEAD)
-  --prepare=COMMAND         run first on every worker: mount FOLDER, install Python 3.12
+  --prepare=COMMAND         run first on every worker: mount the file system, install Python 3.12
   --restart                 start again after a preemption or a failure: at most --retries=N times
                             (default 10), --pause=SECONDS (default 60) between them
   --recreate                with --restart: delete a TPU that is gone and create it again, with each
@@ -76,12 +76,19 @@ fi
 if [ $# = 0 ]; then fail "missing flags of launch.train; write them after --"; fi
 shift
 check_training_flags "$@"
+data_dir=""
 for flag in "$@"; do
   case "$flag" in
     --workdir=/*) ;;
-    --workdir=*) fail "$flag is a folder of each worker alone; give the path of a mount, /..." ;;
+    --data_dir=/*) data_dir="$flag" ;;
+    --workdir=* | --data_dir=*)
+      fail "$flag is a folder of each worker alone; give the path of one that all mount, /..."
+      ;;
   esac
 done
+if [ -z "$data_dir" ]; then
+  fail "missing flag --data_dir; set --data_dir=FOLDER, of the file system that holds --workdir"
+fi
 if [ -z "$repository" ] && [ -n "$(git status --porcelain)" ]; then
   fail "$PWD has changes that are not committed, which workers would not get; commit them"
 fi

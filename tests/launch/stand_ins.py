@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,17 +32,24 @@ def next_answer(kind):
 
 {answer}
 """
-# Runs the command as srun does, SIGTERM passed on; with `twice` also as Slurm itself would send it.
+# Runs the command as srun does, as often as `tasks` says, SIGTERM passed on; with `twice` also as
+# Slurm itself would send it.
 SRUN = """
 command = argv[next(i for i, x in enumerate(argv) if not x.startswith("-")):]
-child = subprocess.Popen(command)
+tasks = int(next_answer("tasks")) if os.path.exists(here + "/tasks") else 1
+job = {"SLURM_NTASKS": str(tasks), "SLURM_STEP_NODELIST": "localhost"}
+def start(task):
+    place = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+    return subprocess.Popen(command, env=os.environ | job | place)
+children = [start(task) for task in range(tasks)]
 times = 2 if os.path.exists(here + "/twice") else 1
 def forward(signum, frame):
     for _ in range(times):
-        child.send_signal(signum)
+        for child in children:
+            child.send_signal(signum)
         time.sleep(0.3)
 signal.signal(signal.SIGTERM, forward)
-sys.exit(child.wait())
+sys.exit(max(child.wait() for child in children))
 """
 # Trains until SIGTERM as launch.train does (a second one acts as it would have), or as told.
 TRAINING = """
@@ -107,7 +115,7 @@ class Bench(NamedTuple):
 
     def call(self, script: str, *arguments: str, **env: str) -> tuple[int, str, str]:
         process = self.start(script, *arguments, **env)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
 
@@ -123,6 +131,15 @@ def git(folder: Path, *arguments: str) -> str:
         ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
+
+
+def free_job() -> int:
+    """A job number of which JAX makes the number of a free port."""
+    for number in range(1, 4096):
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", 65536 - 4096 + number)):
+                return number
+    raise AssertionError("every port is taken")
 
 
 def create(folder: Path) -> Bench:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from lm import metrics
 from tests.launch import stand_ins
 from tests.launch.stand_ins import ROOT, Bench, git, stand_in
+from tests.lm import launched
 
-TRAIN = ["--config=experiments/x.py:a,b", "--workdir=/shared/a run", "--config.seed=7"]
+TRAIN = ["--config=experiments/x.py:a,b", "--workdir=/shared/a run", "--data_dir=/shared/d"]
 COMMAND = ["-m", "launch.train", "--processes=auto", *TRAIN]
 
 
@@ -76,7 +78,7 @@ def terminate(bench: Bench, **env: str) -> tuple[int, str]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     return process.returncode, err
 
 
@@ -108,6 +110,35 @@ def test_slurm_leaves_a_job_that_is_not_its_own_to_end(bench: Bench, state: str)
     assert [call["argv"][1] for call in bench.calls("scontrol")] == ["show"]
 
 
+@pytest.mark.slow
+def test_slurm_trains_two_processes_that_are_stopped_and_go_on(bench: Bench) -> None:
+    """launch.train itself, in a job of one node and two tasks; SIGTERM comes to them twice."""
+    shutil.rmtree(bench.checkout / "launch")
+    for name in ("launch", "lm", "kernels", "experiments"):
+        (bench.checkout / name).symlink_to(ROOT / name)
+    python = bench.checkout / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    bench.answers(state="RUNNING\n", tasks="2", twice="")
+    workdir = bench.here / "a run"
+    flags = [*launched.arguments(), f"--workdir={workdir}"]
+    # JAX's coordinator listens on a port made of the job's number.
+    env = job(bench, SLURM_JOB_ID=str(stand_ins.free_job()), **launched.environment())
+
+    process = bench.start("slurm.sh", *flags, **env)
+    launched.interrupt(process, workdir, signum=signal.SIGTERM, step=10)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (told,) = [line for line in out.splitlines() if line.startswith("stopped at step")]
+    assert "--processes=auto" in told
+    assert [call["argv"][0] for call in bench.calls("scontrol")] == ["--oneliner", "requeue"]
+
+    status, out, err = bench.call("slurm.sh", *flags, **env)
+    assert status == 0, err
+    assert out.endswith(f"report: {workdir / 'report.html'}\n")
+    assert [x["step"] for x in metrics.read(workdir)] == list(range(1, launched.STEPS + 1))
+    assert json.loads((workdir / "run.json").read_text())["processes"] == 2
+
+
 def slurm_mistakes() -> list[tuple[list[str], dict[str, str], str]]:
     gpus = {"SLURM_JOB_ID": "42", "SLURM_GPUS_ON_NODE": "8"}
     return [
@@ -115,7 +146,7 @@ def slurm_mistakes() -> list[tuple[list[str], dict[str, str], str]]:
         (["--config=x.py"], {}, "missing flag --workdir; set --workdir=FOLDER"),
         (["--config", "x.py"], {}, "unexpected argument 'x.py'; flags are written --name=value"),
         ([*TRAIN, "--workdir=gs://b/x"], {}, "--workdir=gs://b/x is an address; name a folder"),
-        ([*TRAIN, "--processes=0/2@h:1"], {}, "the launcher sets --processes=auto; drop it"),
+        ([*TRAIN, "--coordinator=h:1"], {}, "the launcher sets --processes=auto; drop it"),
         (TRAIN, {}, "not in a Slurm job; submit with sbatch"),
         (TRAIN, {"ESPALIER_GRACE": "2m"}, "ESPALIER_GRACE=2m is not a number of seconds"),
         (TRAIN, gpus, "submit with --ntasks-per-node=8"),
@@ -217,9 +248,8 @@ def test_pod_prints_what_it_would_do(bench: Bench) -> None:
     prepare, train = map(shlex.split, out.splitlines())
     assert prepare[:2] == train[:2] == ["+", "gcloud"]
     assert "git fetch -q https://example.org/r a\\ b;" in prepare[-1]
-    assert train[-1].endswith(
-        "--processes=auto --config=experiments/x.py:a\\,b --workdir=/shared/a\\ run --config.seed=7"
-    )
+    flags = "--config=experiments/x.py:a\\,b --workdir=/shared/a\\ run --data_dir=/shared/d"
+    assert train[-1].endswith(f"-m launch.train --processes=auto {flags}")
     assert not bench.calls("gcloud")
 
 
@@ -286,6 +316,8 @@ def pod_mistakes() -> list[tuple[list[str], str]]:
         ([*POD, config, "--", workdir], "is a flag of launch.train; write it after --"),
         ([*POD, "--", config, "--workdir=gs://b/x"], "--workdir=gs://b/x is an address; name"),
         ([*POD, "--", config, "--workdir=runs/x"], "a folder of each worker alone; give the path"),
+        ([*POD, "--", config, workdir], "missing flag --data_dir; set --data_dir=FOLDER"),
+        ([*POD, "--", config, workdir, "--data_dir=data"], "a folder of each worker alone; give"),
         ([*POD, "--name="], "unknown or empty flag '--name='; --help lists the flags"),
         ([*POD, "--zones=z"], "unknown or empty flag '--zones=z'"),
         ([*POD, "--retries=-1", "--", config, workdir], "give whole numbers"),
