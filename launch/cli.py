@@ -87,6 +87,8 @@ def path(flag: str, value: str) -> Path:
     """A path given by a flag; an empty one (an unset variable in a script) is a mistake."""
     if not value.strip():
         raise UserError(f"--{flag} is empty; name a path")
+    if "://" in value:  # as a path it would be a folder named gs: here
+        raise UserError(f"--{flag}={value} is an address; name a path, of a mounted file system")
     return Path(value).expanduser()
 
 

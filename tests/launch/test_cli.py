@@ -340,3 +340,9 @@ def test_layers_that_are_not_understood(
         text=True,
     )
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+@pytest.mark.parametrize(("value", "told"), [(" ", "is empty"), ("gs://b/x", "is an address")])
+def test_what_is_no_path(value: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        cli.path("workdir", value)
