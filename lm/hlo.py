@@ -4,8 +4,8 @@
     collectives(text, mesh)    every collective of the entry computation and all it calls
 
 A collective in a loop counts as often as the loop runs, nested loops multiply. An asynchronous one
-is counted at its start. Instructions that share a channel are one collective (TPU compilers spread
-one over several fusions). TPU spells reduce-scatter as an all-reduce inside a fusion whose
+is counted at its start. The TPU compiler spreads one over a chain of fusions and repeats it in each
+of them: a chain is one collective. It spells reduce-scatter as an all-reduce inside a fusion whose
 computation is named all-reduce-scatter.
 
 Bytes sent per device over R devices, X the full tensor, x the local one (ring algorithms):
@@ -199,8 +199,8 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             collective = _collective(instruction, kind, producers, mesh)
             if not collective.bytes_sent:
                 continue
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = channel[1] if channel else f"{name}/{instruction.name}"
+            chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+            key = f"chain {chain[1]}" if chain else f"{name}/{instruction.name}"
             before = found[key].times if key in found else 0
             found[key] = collective._replace(times=max(count, before))
     return list(found.values())

@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 LINES = 20  # plain lines a run prints where there is no terminal
 
@@ -148,3 +155,36 @@ class GridBar:
         if self._last and not self._is_terminal:
             print(self._last, file=sys.stderr, flush=True)
         self._last = ""
+
+
+class Waiting:
+    """A context manager around work whose length nobody knows: what is being done, and for how long
+    already. Without a terminal a line for each piece of work.
+    """
+
+    def __init__(self, note: str) -> None:
+        console = Console(file=sys.stderr)
+        self._is_terminal, self._note = console.is_terminal, note
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(note, total=None)
+
+    def __enter__(self) -> Waiting:
+        self._bar.start()
+        self.told(self._note)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def told(self, note: str) -> None:
+        """The next piece of work begins."""
+        self._bar.update(self._task, description=note)
+        if not self._is_terminal:
+            print(note, file=sys.stderr, flush=True)

@@ -24,9 +24,9 @@ import jax
 from jax.experimental import topologies
 
 from lm.config import UserError, nearest
-from lm.targets.chips import CHIPS, Chip
+from lm.targets.chips import CHIPS, MEM_FRACTION, Chip
 
-__all__ = ["Chip", "Target", "devices", "names", "parse", "start"]
+__all__ = ["MEM_FRACTION", "Chip", "Target", "devices", "names", "parse", "start"]
 
 # Chips -> shape of the slice. v5e and v6e: a 2D torus; the others: a 3D one ("TPU configurations"
 # of the Cloud TPU documentation).

@@ -1,0 +1,64 @@
+"""Plans a run on a machine that need not be there: `python -m launch.plan
+--config=experiments/quickstart.py --target=v5e-16 [--search] [--output=plan.json]`.
+
+Prints what the run is, what a device holds, what devices send, modelled times, and the line that
+starts it. --search tries every mesh, remat and accumulation and compiles the best three.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+from absl import flags
+
+from launch import cli
+
+_CONFIG = cli.config_flag()
+_TARGET = flags.DEFINE_string(
+    "target", None, "machine: v5e-16, v5p-256, v6e-8, v4-32, tpu7x-8, h100-64, cpu-8", required=True
+)
+_SEARCH = flags.DEFINE_bool("search", False, "choose mesh, remat and accumulation")
+_COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: by formulas alone, in seconds")
+_OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the launch line")
+
+
+def main(argv: list[str]) -> None:
+    config = cli.load_config(_CONFIG.value)
+    output = cli.path("output", _OUTPUT.value)
+    from lm import files, targets  # after the config is known to be right: this imports jax
+    from lm import plan as plan_lib
+    from lm.plan import explain, search, table
+    from lm.progress import Waiting
+
+    target = targets.parse(_TARGET.value)
+    targets.start(target)
+    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), _WORKDIR.value)
+    points: list[search.Point] = []
+    with Waiting(f"compiling for {target.name}") as waiting:
+        if _SEARCH.value:
+            found, points = search.search(config, target, launch, waiting.told)
+        else:
+            found = plan_lib.plan(config, target, launch, is_compiled=_COMPILE.value)
+    if points:
+        print(search.table(points), end="\n\n")
+    print(table.text(found), end="")
+    told = plan_lib.to_json(found) | {"search": search.to_json(points)}
+    if found.fits is False:
+        refusal = found.program.refusal if found.program else ""
+        told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
+        print(f"\n{told['explained']}", end="")
+    files.replace(output, json.dumps(told, indent=1) + "\n")
+    print(f"\nwritten: {output}")
+
+
+def _config_flags(argv: list[str]) -> str:
+    """The flags of the configuration, as given."""
+    kept = [x for x in argv if x.startswith(("--config=", "--config.", "--noconfig."))]
+    return shlex.join(kept)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,265 @@
+"""What a run would be on a machine, before it is there: size, memory, communication, time, launch.
+
+    plan(config, target, launch) -> Plan      compiles the real step (lm/build.py) for the target
+
+Formulas (memory.py, traffic.py, times.py) stand beside the compiler's own account (program.py);
+where the two are far apart, the compiler is right. Times are modelled, never measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from kernels import dispatch
+from lm import build as build_lib
+from lm import mesh as mesh_lib
+from lm import mup, optim, targets
+from lm import params as params_lib
+from lm.build import Build
+from lm.config import Config, to_mapping
+from lm.plan import changes, memory, program, times, traffic
+from lm.plan.changes import Values
+from lm.plan.memory import Memory
+from lm.plan.program import Program
+from lm.plan.times import Times
+from lm.plan.traffic import Flow
+from lm.targets import Target
+
+KERNELS = {"tpu": "pallas_tpu", "gpu": "triton_gpu"}  # the form written for a platform
+# Checkpoints: bytes/s that a host writes (assumed), and hours between failures of a host: 419
+# unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv 2407.21783,
+# table 5).
+WRITE_RATE = 1e9
+HOST_HOURS = 54 * 24 * 2048 / 419
+
+
+class FormRecord(NamedTuple):
+    """Layers of one label that use an op's form; `substituted`: why it is not the platform's own
+    kernel, "" where it is.
+    """
+
+    label: str
+    layers: int
+    op: str
+    form: str
+    reason: str
+    substituted: str
+
+
+class Rate(NamedTuple):
+    """Learning rates of the roles at a point of the run."""
+
+    at: str
+    tokens: float
+    rates: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Checkpoints: bytes of one, and how often one is worth its time (Young 1974: the interval is
+    sqrt(2 save M), M the time between failures of all hosts); steps are None without a step time.
+    """
+
+    bytes: int
+    seconds: float
+    interval_seconds: float
+    interval_steps: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`fits` is None for a target whose memory is not known (a CPU). `remedy` are keys to change
+    where it does not fit; `remedy_suffices` whether they do by the formula.
+    """
+
+    config: Config
+    target: Target
+    mesh: Mapping[str, int]
+    parameters: Mapping[str, Mapping[str, int]]
+    tokens_per_step: int
+    flops_per_step: float
+    memory: Memory
+    program: Program | None
+    fits: bool | None
+    flows: tuple[Flow, ...]
+    times: Times | None
+    schedule: tuple[Rate, ...]
+    saving: Saving
+    forms: tuple[FormRecord, ...]
+    launch: str
+    remedy: Values
+    remedy_suffices: bool
+
+    @property
+    def total(self) -> int:
+        """Bytes of a device: the compiler's if it says, else the formula's."""
+        known = self.program.total if self.program else None
+        return self.memory.total if known is None else known
+
+
+class Launch(NamedTuple):
+    """Flags of the run as written: "--config=x.py --config.a.b=1"; and its workdir."""
+
+    flags: str
+    workdir: str
+
+
+def plan(
+    config: Config,
+    target: Target,
+    launch: Launch,
+    *,
+    is_compiled: bool = True,
+    is_advised: bool = True,
+) -> Plan:
+    """The plan of a run; without `is_compiled` by formulas alone.
+
+    Raises:
+      UserError: a mesh that does not fit the target's devices, sizes that do not divide, a compiler
+      that is not installed.
+    """
+    devices = targets.devices(target)
+    built = build_lib.build(config, devices)
+    measured = memory.measure(config, devices[0])
+    needs = memory.estimate(built, measured)
+    compiled = program.create(built) if is_compiled else None
+    flows = traffic.formula(built)
+    known = list(compiled.flows) if compiled and not compiled.refusal else flows
+    modelled = times.estimate(built, target, needs, measured, known)
+    fits, excess = _fits(target, needs, compiled)
+    remedy: tuple[Values, bool] = ({}, False)
+    if fits is False and is_advised:
+        remedy = changes.remedy(config, devices, excess)
+    return Plan(
+        config=config,
+        target=target,
+        mesh=dict(built.mesh.shape),
+        parameters=parameters(built),
+        tokens_per_step=config.tokens_per_step,
+        flops_per_step=build_lib.flops_per_token(built) * config.tokens_per_step,
+        memory=needs,
+        program=compiled,
+        fits=fits,
+        flows=tuple(flows),
+        times=modelled,
+        schedule=schedule(built),
+        saving=saving(built, target, modelled),
+        forms=forms(built),
+        launch=launch_line(target, launch, remedy[0]),
+        remedy=remedy[0],
+        remedy_suffices=remedy[1],
+    )
+
+
+def _fits(target: Target, needs: Memory, compiled: Program | None) -> tuple[bool | None, float]:
+    """Whether a device holds it, and bytes it lacks, with a tenth of the budget to spare."""
+    budget = target.chip.usable_bytes
+    if budget is None:
+        return None, 0.0
+    total, is_refused = needs.total, False
+    if compiled is not None:
+        is_refused = bool(compiled.refusal)
+        total = total if compiled.total is None else compiled.total
+    return not is_refused and total <= budget, max(0.0, total - 0.9 * budget)
+
+
+def parameters(built: Build) -> dict[str, dict[str, int]]:
+    """Numbers by role and by part of the model, each with a "total"."""
+    infos = jax.tree.leaves(built.infos, is_leaf=params_lib.is_info)
+    names = jax.tree.leaves(params_lib.names(built.infos))
+    parts: dict[str, int] = {}
+    for name, info in zip(names, infos, strict=True):
+        found = re.search(r"(?:^|/)(embed|output|mixer|mlp)(?:/|$)", name)
+        part = {"embed": "embedding", "output": "head"}.get(found[1], found[1]) if found else "norm"
+        parts[part] = parts.get(part, 0) + math.prod(info.shape)
+    return {
+        "by role": params_lib.count(built.infos),
+        "by part": {**parts, "total": sum(parts.values())},
+    }
+
+
+def schedule(built: Build) -> tuple[Rate, ...]:
+    """Learning rates at the corners of the schedule."""
+    phases, end = built.schedule.phases, float(built.run_tokens)
+    points = [
+        ("start", 0.0),
+        ("after warm-up", phases.warmup_end),
+        ("before decay", phases.decay_start),
+        ("end", end),
+    ]
+    multipliers = mup.create(built.config)
+    rows = []
+    for at, tokens in points:
+        rates = optim.learning_rates(built.schedule, multipliers, built.infos, tokens)
+        rows.append(Rate(at, tokens, {role: float(rate) for role, rate in rates.items()}))
+    return tuple(rows)
+
+
+def saving(built: Build, target: Target, modelled: Times | None) -> Saving:
+    size = memory.whole_bytes(built.abstract_state)
+    seconds = size / (WRITE_RATE * target.hosts)
+    interval = math.sqrt(2 * seconds * HOST_HOURS * 3600 / target.hosts)
+    steps = None
+    if modelled is not None:
+        steps = min(built.config.run_steps, max(1, round(interval / modelled.step)))
+    return Saving(bytes=size, seconds=seconds, interval_seconds=interval, interval_steps=steps)
+
+
+def forms(built: Build) -> tuple[FormRecord, ...]:
+    """Forms by label, in the order of the layers."""
+    counts: dict[tuple[str, str, str, str], int] = {}
+    for record in built.layers:
+        key = record.label, record.op, record.form, record.reason
+        counts[key] = counts.get(key, 0) + 1
+    wanted = KERNELS.get(mesh_lib.target(built.mesh))
+    found = []
+    for (label, op, form, reason), count in counts.items():
+        missing = ""
+        if wanted and form == "chunked":
+            has = wanted in dispatch.get(op).forms
+            missing = f"{wanted} was not taken" if has else f"{op} has no {wanted} yet"
+        found.append(FormRecord(label, count, op, form, reason, missing))
+    return tuple(found)
+
+
+def launch_line(target: Target, launch: Launch, remedy: Values) -> str:
+    """The command that starts the run on the target, with the remedy's keys."""
+    extra = [f"--config.{key}={value}" for key, value in remedy.items()]
+    flags = " ".join([launch.flags, *extra, f"--workdir={launch.workdir}"])
+    if target.chip.platform == "tpu":
+        line = f"launch/tpu_pod.sh --name=POD --zone=ZONE --restart -- {flags}"
+        return line.replace("POD", target.name.replace("-", ""), 1)
+    if target.chip.platform == "cpu":
+        return f"JAX_NUM_CPU_DEVICES={target.devices} python -m launch.train {flags}"
+    fraction = f"XLA_PYTHON_CLIENT_MEM_FRACTION={targets.MEM_FRACTION}"
+    if target.hosts == 1:
+        return f"{fraction} python -m launch.train {flags}"
+    tasks = f"--nodes={target.hosts} --ntasks-per-node={target.devices_per_host}"
+    gpus = f"--gpus-per-node={target.devices_per_host} --time=24:00:00"
+    return f"{fraction} sbatch {tasks} {gpus} launch/slurm.sh {flags}"
+
+
+def to_json(found: Plan) -> dict[str, Any]:
+    """Plain values; bytes and seconds as they are."""
+    plain = _plain({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
+    plain["config"] = to_mapping(found.config)
+    plain["memory"] |= {"state": found.memory.state, "total": found.memory.total}
+    return plain | {"total": found.total}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return {}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x) for key, x in value.items()}
+    return [_plain(x) for x in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,124 @@
+"""What to change in a run that does not fit, and what each change saves by the memory formula."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm import build as build_lib
+from lm.build import Build
+from lm.config import Config, UserError
+from lm.plan import memory as memory_lib
+from lm.plan.memory import Activations, Memory
+
+Values = Mapping[str, Any]
+
+
+class Change(NamedTuple):
+    """Keys with their new values; `saved` bytes of a device; `memory` after it."""
+
+    values: Values
+    saved: int
+    memory: Memory
+
+    @property
+    def flags(self) -> str:
+        """As written on a command line."""
+        return " ".join(f"--config.{key}={value}" for key, value in self.values.items())
+
+
+def proposed(config: Config, devices: Sequence[Any], limit: int = 3) -> list[Change]:
+    """The `limit` changes that save most, largest first; each by itself."""
+    traces: dict[str, Activations] = {}
+    before = estimate(config, devices, traces)[1].total
+    found = []
+    for values in _candidates(build_lib.build(config, devices)):
+        try:
+            _, after = estimate(apply(config, values), devices, traces)
+        except UserError:  # sizes that do not divide: no advice
+            continue
+        if after.total < before:
+            found.append(Change(values, before - after.total, after))
+    return sorted(found, key=lambda change: -change.saved)[:limit]
+
+
+def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Values, bool]:
+    """Changes that together save `excess` bytes by the formula, the cheapest to run with first, and
+    whether they do. What saves less than a fiftieth is left alone.
+    """
+    values: dict[str, Any] = {}
+    traces: dict[str, Activations] = {}
+    built, first = estimate(config, devices, traces)
+    now = first.total
+    while first.total - now < excess:
+        for candidate in _candidates(built):
+            try:
+                changed, after = estimate(apply(built.config, candidate), devices, traces)
+            except UserError:  # sizes that do not divide
+                continue
+            if after.total < 0.98 * now:
+                values, built, now = values | dict(candidate), changed, after.total
+                break
+        else:
+            return values, False
+    return values, True
+
+
+def estimate(
+    config: Config, devices: Sequence[Any], traces: dict[str, Activations]
+) -> tuple[Build, Memory]:
+    """`traces` keeps what depends on the model alone."""
+    built = build_lib.build(config, devices)
+    key = repr((config.model, config.data.context_length))
+    if key not in traces:
+        traces[key] = memory_lib.measure(config, devices[0])
+    return built, memory_lib.estimate(built, traces[key])
+
+
+def apply(config: Config, values: Values) -> Config:
+    """`config` with dotted keys replaced."""
+    for key, value in values.items():
+        section, name = key.split(".")
+        group = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: group})
+    return config
+
+
+def _candidates(built: Build) -> Iterator[Values]:
+    """Cheapest to run with first: what moves nothing more over the network, then what does, then
+    what makes the run another one.
+    """
+    config, sizes = built.config, built.mesh.shape
+    data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
+    if data > 1 and not config.mesh.zero1:
+        yield {"mesh.zero1": True}
+    rows = config.data.batch_size // (data * fsdp)
+    if rows > config.run.accumulation:
+        yield {"run.accumulation": _next_divisor(rows, config.run.accumulation)}
+    if tensor > 1 and not config.mesh.sequence_parallel:
+        yield {"mesh.sequence_parallel": True}
+    if config.model.remat != "full":
+        yield {"model.remat": "full"} | ({"model.kept": {}} if config.model.kept else {})
+    if data > 1:
+        yield _mesh(config, 1, fsdp * data, tensor)
+    if data % 2 == 0:
+        yield _mesh(config, data // 2, fsdp, tensor * 2)
+    elif fsdp % 2 == 0:
+        yield _mesh(config, data, fsdp // 2, tensor * 2)
+    if config.loss.chunk_size > 256:
+        yield {"loss.chunk_size": config.loss.chunk_size // 2}
+    if config.optimizer.memory == memory_lib.DEVICE:
+        yield {"optimizer.memory": memory_lib.HOST}
+    if config.data.batch_size > data * fsdp:
+        yield {"data.batch_size": config.data.batch_size // 2}
+
+
+def _mesh(config: Config, data: int, fsdp: int, tensor: int) -> Values:
+    """The sizes that differ from the configuration's."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return {f"mesh.{a}": n for a, n in sizes.items() if getattr(config.mesh, a) != n}
+
+
+def _next_divisor(number: int, above: int) -> int:
+    return next(n for n in range(above + 1, number + 1) if number % n == 0)

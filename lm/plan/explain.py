@@ -1,0 +1,122 @@
+"""Out of memory, explained: the largest buffers by module, and three changes with what they save.
+
+    explain(config, devices, error) -> text
+
+Buffers are those the error names, where a compiler lists them; else state, gradients and what the
+forward pass keeps for the backward one, from the formulas of memory.py. Nothing is compiled or run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from lm import build as build_lib
+from lm import params as params_lib
+from lm.build import Build
+from lm.config import Config
+from lm.plan import changes, memory, program
+from lm.plan.memory import Activations
+from lm.plan.table import rows, size
+
+BUFFERS = 8
+
+
+class Buffer(NamedTuple):
+    """`what`: parameters, optimizer, gradients, activations, logits, or the compiler's word."""
+
+    bytes: float
+    what: str
+    module: str
+    shape: str
+
+
+def explain(config: Config, devices: Sequence[Any], error: str) -> str:
+    """What takes the memory of a device and what to change, for a terminal; `error` is the message
+    of a RESOURCE_EXHAUSTED, or "".
+    """
+    traces: dict[str, Activations] = {}
+    built, needs = changes.estimate(config, devices, traces)
+    (measured,) = traces.values()
+    named = from_message(error)
+    source = "named by the compiler" if named else "estimated"
+    found = (named or buffers(built, measured))[:BUFFERS]
+    lines = [("", "bytes", "of", "shape")]
+    lines += [(b.module, size(b.bytes), b.what, b.shape) for b in found]
+    told = [f"out of memory: {' '.join(error.split())[:300]}"] if error else []
+    needed = program.needed_bytes(error)
+    told.append(
+        f"a device needs {size(needs.total)} by the formula: state {size(needs.state)}, gradients "
+        f"{size(needs.gradients)}, activations {size(needs.activations)}, working "
+        f"{size(needs.working)}" + (f"; the error says {size(needed)}" if needed else "")
+    )
+    told.append(f"largest buffers of a device ({source})\n{rows(lines)}")
+    proposals = changes.proposed(config, devices)
+    table = [("change", "saves", "leaves")]
+    table += [(c.flags, size(c.saved), size(c.memory.total)) for c in proposals]
+    told.append("each by itself, by the formula\n" + rows(table))
+    return "\n\n".join(told) + "\n"
+
+
+def from_message(error: str) -> list[Buffer]:
+    """The allocations that TPU compilers list: "Size: 1.50G ... op_name="..." ... Shape: ..."."""
+    found = []
+    for entry in re.split(r"\n\s*\d+\. (?=Size: )", error)[1:]:
+        amount = re.match(r"Size: ([\d.]+)([KMGT]?)", entry)
+        name = re.search(r'op_name="([^"]*)"', entry)
+        shape = re.search(r"Shape: ([\w\[\],]+)", entry)
+        if amount is None:
+            continue
+        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+        where = memory.module_of(name[1]) if name else "other"
+        bytes_ = float(amount[1]) * (1 << units[amount[2]])
+        found.append(Buffer(bytes_, "program", where, shape[1] if shape else ""))
+    return sorted(found, key=lambda buffer: -buffer.bytes)
+
+
+def buffers(built: Build, measured: Activations) -> list[Buffer]:
+    """By the formulas, largest first, of one device."""
+    config = built.config
+    rows_at_once = config.data.batch_size / build_lib.batch_ways(built.mesh)
+    rows_at_once /= config.run.accumulation
+    tensor = built.mesh.shape["tensor"]
+    stream_ways = tensor if config.mesh.sequence_parallel else 1
+    found = []
+    for residual in measured.residuals:
+        if residual.is_host:
+            continue
+        ways = stream_ways if residual.is_stream else tensor
+        amount = residual.row_bytes * rows_at_once / ways
+        shape = f"{residual.dtype}{list(residual.shape)} a row"
+        found.append(Buffer(amount, "activations", residual.module, shape))
+    found += _weights(built)
+    vocab = built.model.padded_vocab_size // tensor
+    tokens = int(min(config.loss.chunk_size, rows_at_once * config.data.context_length))
+    found.append(Buffer(4 * tokens * vocab, "logits", "loss", f"float32[{tokens}, {vocab}]"))
+    return sorted(found, key=lambda buffer: -buffer.bytes)
+
+
+def _weights(built: Build) -> list[Buffer]:
+    """Parameters with their moments, and gradients."""
+    params = jax.tree.leaves(built.abstract_state.params)
+    names = jax.tree.leaves(params_lib.names(built.infos))
+    moments = [
+        x
+        for x in jax.tree.leaves(built.abstract_state.opt_state)
+        if x.ndim and x.sharding.memory_kind != "pinned_host"
+    ]
+    found = []
+    for i, (name, param) in enumerate(zip(names, params, strict=True)):
+        shard = param.sharding.shard_shape(param.shape)
+        module, shape = memory.module_of(name), f"float32{list(shard)}"
+        amount = 4 * math.prod(shard)
+        found += [Buffer(amount, what, module, shape) for what in ("parameters", "gradients")]
+        for moment in moments[i :: len(params)]:
+            shard = moment.sharding.shard_shape(moment.shape)
+            amount, shape = 4 * math.prod(shard), f"float32{list(shard)}"
+            found.append(Buffer(amount, "optimizer", module, shape))
+    return found

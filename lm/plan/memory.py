@@ -1,0 +1,275 @@
+"""Bytes of device memory a training step needs, from formulas: before and without a compiler.
+
+    parameters, optimizer   the shards of the abstract state (exact)
+    gradients               a float32 tree laid out as the parameters; under accumulation also the
+                            sum over microbatches
+    activations             what the backward pass reads: `jax.vjp` of the model is traced and the
+                            residuals that grow with the rows of a batch are counted, so a remat
+                            policy and any mixer are counted as they are
+    working                 one layer's own activations while it is differentiated, the gathered
+                            weights of that layer, of the next and of the vocabulary, a chunk of
+                            logits, the gradients of hidden states and head
+    batch                   tokens, targets, ... of a device, and the bytes of each token id
+
+A compiler reuses and pads buffers as it sees fit, so activations and working are estimates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm import build as build_lib
+from lm.build import Build
+from lm.config import Config
+from lm.model import PLACES
+from lm.modules.context import Numerics
+
+DEVICE, HOST = PLACES
+# Words of a program's names that are no modules.
+INPUT = "input of the layers"
+_PROGRAM = (
+    "while",
+    "body",
+    "cond",
+    "checkpoint",
+    "rematted_computation",
+    "shard_map",
+    "eval_jaxpr",
+)
+BATCH_BYTES = 6 * 4  # of a token: the fields of a Batch are int32 or float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device; `host` is what waits in host memory, per device."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int
+    working: int
+    batch: int
+    host: int
+
+    @property
+    def state(self) -> int:
+        return self.parameters + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.state + self.gradients + self.activations + self.working + self.batch
+
+
+class Residual(NamedTuple):
+    """An array kept for the backward pass: the module that makes it, its shape for one row, bytes
+    that each row adds. `is_stream`: as wide as the model; `is_host`: it waits in host memory.
+    """
+
+    module: str
+    dtype: str
+    shape: tuple[int, ...]
+    row_bytes: float
+    is_stream: bool
+    is_host: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Activations:
+    """What one row of the batch keeps for the backward pass, all layers; `layer_stream` and
+    `layer_inner` are bytes of one layer that keeps everything.
+
+    `stream` is as wide as the model, `inner` the rest (heads, feed-forward), which tensor
+    parallelism divides; `host` waits in host memory.
+    """
+
+    residuals: tuple[Residual, ...]
+    layer_stream: float
+    layer_inner: float
+
+    @property
+    def stream(self) -> float:
+        return sum(r.row_bytes for r in self.residuals if r.is_stream and not r.is_host)
+
+    @property
+    def inner(self) -> float:
+        return sum(r.row_bytes for r in self.residuals if not r.is_stream and not r.is_host)
+
+    @property
+    def host(self) -> float:
+        return sum(r.row_bytes for r in self.residuals if r.is_host)
+
+
+def measure(config: Config, device: Any) -> Activations:
+    """Traces the backward pass of the model for one device; a few seconds, nothing is compiled."""
+    everything = dataclasses.replace(config.model, remat="none", kept={})
+    whole = residuals(dataclasses.replace(config, model=everything), device)
+    layers = config.model.num_layers
+    return Activations(
+        residuals=residuals(config, device),
+        layer_stream=sum(r.row_bytes for r in whole if r.is_stream) / layers,
+        layer_inner=sum(r.row_bytes for r in whole if not r.is_stream) / layers,
+    )
+
+
+def residuals(config: Config, device: Any) -> tuple[Residual, ...]:
+    """What the model's forward pass hands to its backward pass and grows with the batch, largest
+    first.
+    """
+    alone = dataclasses.replace(
+        config,
+        mesh=build_lib.ONE_DEVICE,
+        optimizer=dataclasses.replace(config.optimizer, memory=DEVICE),
+        run=dataclasses.replace(config.run, accumulation=1),
+    )
+    built = build_lib.build(alone, [device])
+    one, two = (_trace(built, rows) for rows in (1, 2))
+    found = []
+    for a, b in zip(one.outvars, two.outvars, strict=True):
+        shape, dtype = a.aval.shape, a.aval.dtype
+        grown = float(math.prod(b.aval.shape) - math.prod(shape)) * dtype.itemsize
+        if grown:
+            is_host = "host" in str(getattr(a.aval, "memory_space", "")).lower()
+            is_stream = shape[-1:] == (config.model.width,)
+            module = module_of(_origin(one, a))
+            found.append(Residual(module, str(dtype), shape, grown, is_stream, is_host))
+    return tuple(sorted(found, key=lambda r: -r.row_bytes))
+
+
+def _trace(built: Build, rows: int) -> Any:
+    """The jaxpr whose results are the residuals of the model."""
+    ids = jax.ShapeDtypeStruct((rows, built.config.data.context_length), jnp.int32)
+
+    def backward(params: Any, tokens: Any, segment_ids: Any, positions: Any) -> Any:
+        def hidden(params: Any) -> Any:
+            variables = {"params": params}
+            return built.model.apply(variables, tokens, segment_ids, positions)[0]
+
+        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+
+    return jax.make_jaxpr(backward)(built.abstract_state.params, ids, ids, ids).jaxpr
+
+
+def _origin(jaxpr: Any, result: Any) -> str:
+    """The name stack of the equation that makes a result, inside scans and calls too."""
+    if any(given is result for given in jaxpr.invars):
+        return INPUT
+    for equation in jaxpr.eqns:
+        if not any(out is result for out in equation.outvars):
+            continue
+        if equation.primitive.name == "name":  # jax.ad_checkpoint.checkpoint_name
+            return f"{equation.source_info.name_stack}/{equation.params['name']}"
+        if equation.primitive.name in ("device_put", "convert_element_type"):
+            return _origin(jaxpr, equation.invars[0])
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.outvars) == len(equation.outvars):
+            place = [out is result for out in equation.outvars].index(True)
+            if deeper := _origin(inner, inner.outvars[place]):
+                return deeper
+        return str(equation.source_info.name_stack)
+    return ""
+
+
+def module_of(name: str) -> str:
+    """The module a name of the program belongs to.
+
+    >>> module_of("jit(step)/jvp(Model)/groups_0.layer/while/body/groups_0/blocks_0/mlp/up/dot")
+    'groups_0/blocks_0/mlp/up'
+    """
+    known = re.compile(r"groups_\d+|blocks_\d+|mixer|mlp|embed|output|\w*norm|kernel|table|scale")
+    parts = name.split("/")
+    if name == INPUT:
+        return INPUT
+    start = next((i for i, part in enumerate(parts) if known.fullmatch(part)), None)
+    if start is None:
+        return "loss" if "shard_map" in name or "loss" in name else "other"
+    words = [part for part in parts[start:] if re.fullmatch(r"[a-z]\w*", part)]
+    kept = [w for i, w in enumerate(words) if w not in _PROGRAM and (i < 3 or w not in words[:i])]
+    named = [w for w in kept if known.fullmatch(w)]
+    last = kept.index(named[-1])
+    return "/".join(kept[: last + 2] if named[-1] in ("mixer", "mlp") else kept[: last + 1])
+
+
+def estimate(built: Build, measured: Activations) -> Memory:
+    """Bytes per device of the step of `built`."""
+    config, mesh = built.config, built.mesh
+    device, host = _by_place(built.abstract_state.opt_state)
+    params = shard_bytes(built.abstract_state.params)
+    rows = config.data.batch_size / build_lib.batch_ways(mesh)
+    rows_at_once = rows / config.run.accumulation
+    tensor = mesh.shape["tensor"]
+    stream_ways = tensor if config.mesh.sequence_parallel else 1
+    kept = measured.stream / stream_ways + measured.inner / tensor
+    layer = measured.layer_stream / stream_ways + measured.layer_inner / tensor
+    gradients = params * (2 if config.run.accumulation > 1 else 1)
+    working = layer * rows_at_once + _gathered(built) + _loss(built, rows_at_once)
+    if host:  # the moments of one update are on the device while they are used
+        working += host
+    return Memory(
+        parameters=params,
+        optimizer=device,
+        gradients=gradients,
+        activations=int(kept * rows_at_once),
+        working=int(working),
+        batch=int(rows * config.data.context_length * BATCH_BYTES)
+        + 4 * config.data.tokenizer.vocab_size,
+        host=host + int(measured.host / stream_ways * rows_at_once),
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Of one device, of a tree of shapes with shardings."""
+    return sum(_shard(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def whole_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shard(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _by_place(opt_state: Any) -> tuple[int, int]:
+    """Bytes of a device's shards in device memory and in host memory."""
+    places: Mapping[bool, list[Any]] = {True: [], False: []}
+    for leaf in jax.tree.leaves(opt_state):
+        places[leaf.sharding.memory_kind == "pinned_host"].append(leaf)
+    return shard_bytes(places[False]), shard_bytes(places[True])
+
+
+def _gathered(built: Build) -> float:
+    """Weights gathered over fsdp: a layer's and the next one's, and the table, rounded."""
+    ways = built.mesh.shape["fsdp"]
+    if ways == 1:
+        return 0.0
+    params = built.abstract_state.params
+    layers = sum(shard_bytes(v) for k, v in params.items() if k.startswith("groups_"))
+    rest = shard_bytes(params) - layers
+    rounded = _operand_bytes(built.config) / 4
+    return ways * rounded * (2 * layers / built.config.model.num_layers + rest)
+
+
+def _loss(built: Build, rows: float) -> float:
+    """Chunk of logits with its exponentials and gradient, gradients of head and hidden states."""
+    config = built.config
+    tokens = rows * config.data.context_length
+    vocab = built.model.padded_vocab_size / built.mesh.shape["tensor"]
+    chunk = min(config.loss.chunk_size, tokens)
+    item = Numerics.create(config.model.precision).compute_dtype.dtype.itemsize
+    return (
+        chunk * vocab * (4 + 4 + _operand_bytes(config))
+        + 4 * vocab * config.model.width
+        + 2 * tokens * config.model.width * item
+    )
+
+
+def _operand_bytes(config: Config) -> int:
+    return jnp.dtype(Numerics.create(config.model.precision).operand_dtype).itemsize

@@ -1,0 +1,107 @@
+"""The step compiled for the target: its memory, its collectives, or why the compiler refuses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from lm.build import Build
+from lm.plan import memory, traffic
+from lm.plan.traffic import Flow
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Bytes of one device by the compiler's account (`memory_analysis`): `state` is updated in
+    place, `temporaries` are everything between. `refusal` is the compiler's message where the
+    program does not fit; then only `total` is known, as far as the message says.
+    """
+
+    seconds: float
+    state: int | None
+    batch: int | None
+    temporaries: int | None
+    code: int | None
+    host: int | None
+    total: int | None
+    flows: tuple[Flow, ...]
+    refusal: str
+
+
+def create(built: Build) -> Program:
+    """Lowers and compiles the real step.
+
+    Raises:
+      jax.errors.JaxRuntimeError: what is no lack of memory.
+    """
+    began = time.monotonic()
+    arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
+    step: Any = built.step
+    try:
+        executable = step.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(str(error)):
+            raise
+        return _refused(built, str(error), time.monotonic() - began)
+    account = executable.memory_analysis()
+    alias = account.alias_size_in_bytes
+    # What comes out and is not the state: metrics, of no size.
+    rest = account.argument_size_in_bytes - alias
+    temporaries = account.temp_size_in_bytes + account.output_size_in_bytes - alias
+    code = account.generated_code_size_in_bytes
+    return Program(
+        seconds=time.monotonic() - began,
+        state=alias,
+        batch=rest,
+        temporaries=temporaries,
+        code=code,
+        host=account.host_argument_size_in_bytes + account.host_temp_size_in_bytes,
+        total=alias + rest + temporaries + code,
+        flows=tuple(traffic.compiled(executable.as_text(), dict(built.mesh.shape))),
+        refusal="",
+    )
+
+
+def _refused(built: Build, message: str, seconds: float) -> Program:
+    total = needed_bytes(message)
+    if total is not None and "temporaries" in message:  # the arguments come on top
+        total += memory.shard_bytes(built.abstract_state)
+    return Program(
+        seconds=seconds,
+        state=None,
+        batch=None,
+        temporaries=None,
+        code=None,
+        host=None,
+        total=total,
+        flows=(),
+        refusal=" ".join(message.split()),
+    )
+
+
+def is_out_of_memory(message: str) -> bool:
+    return "RESOURCE_EXHAUSTED" in message or "CompileTimeHbmOom" in message
+
+
+def needed_bytes(message: str) -> int | None:
+    """What a compiler or an allocator says it would need; None if it does not say.
+
+    >>> needed_bytes("memory required for HLO temporaries (18.02G) exceeds available HBM (15.75G)")
+    19348827668
+    """
+    patterns = (
+        r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available",
+        r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+        r"([\d.]+)([KMGT]) exceeds [\d.]+[KMGT]",
+        r"trying to allocate ([\d.]+)\s?([KMGT]?)i?[Bb]",
+    )
+    for pattern in patterns:
+        if found := re.search(pattern, message):
+            return int(float(found[1]) * _UNITS[found[2]])
+    return None

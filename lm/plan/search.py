@@ -1,0 +1,172 @@
+"""Which mesh, remat and accumulation: every one by formula, the best three by the compiler.
+
+Order of steps: every way to write the devices as data x fsdp x tensor (with and without ZeRO-1) is
+built, which refuses sizes that do not divide; each gets every remat and a few accumulations; those
+that fit come first, ordered by the modelled time of a step; the best are compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from lm import build as build_lib
+from lm import plan as plan_lib
+from lm import targets
+from lm.build import Build
+from lm.config import Config, UserError
+from lm.plan import Launch, Plan, changes, memory, times, traffic
+from lm.plan.changes import Values
+from lm.plan.memory import Activations, Memory
+from lm.plan.table import duration, rows, size
+from lm.plan.times import Times
+from lm.targets import Target
+
+COMPILED = 3
+MAX_TENSOR = 16
+ACCUMULATIONS = (1, 2, 4, 8)
+MARGIN = 0.9  # share of the usable memory that the formula may fill
+
+
+class Point(NamedTuple):
+    """`values` are the keys that differ; `plan` where it was compiled."""
+
+    values: Values
+    memory: Memory
+    times: Times | None
+    fits: bool
+    plan: Plan | None
+
+
+def search(
+    config: Config, target: Target, launch: Launch, told: Callable[[str], None]
+) -> tuple[Plan, list[Point]]:
+    """The best plan that compiles and fits (else the best), and all points, best first.
+
+    Args:
+      told: hears a line before each long piece of work.
+
+    Raises:
+      UserError: no mesh of these devices divides the sizes.
+    """
+    devices = targets.devices(target)
+    told("searching by formula")
+    points = sorted(_points(config, target, devices), key=_rank)
+    if not points:
+        raise UserError(
+            f"no mesh of {len(devices)} devices divides the sizes of the run; change "
+            f"data.batch_size={config.data.batch_size} or model.width={config.model.width}"
+        )
+    best: Plan | None = None
+    for i, point in enumerate(points[:COMPILED]):
+        told(f"compiling {i + 1} of {min(COMPILED, len(points))}: {_words(point.values)}")
+        flags = [f"--config.{key}={value}" for key, value in point.values.items()]
+        flagged = launch._replace(flags=" ".join([launch.flags, *flags]))
+        found = plan_lib.plan(
+            changes.apply(config, point.values), target, flagged, is_advised=False
+        )
+        points[i] = point._replace(plan=found)
+        if best is None or _order(found) < _order(best):
+            best = found
+    assert best is not None
+    return best, points
+
+
+def _points(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
+    traces: dict[str, Activations] = {}
+    for values in _meshes(len(devices)):
+        try:
+            built = build_lib.build(changes.apply(config, values), devices)
+        except UserError:  # sizes that do not divide
+            continue
+        flows = traffic.formula(built)
+        for remat in dict.fromkeys([config.model.remat, "none", "dots", "full"]):
+            for accumulation in ACCUMULATIONS:
+                changed = {"model.remat": remat, "run.accumulation": accumulation}
+                if remat != "named" and config.model.kept:
+                    changed["model.kept"] = {}
+                here = _changed(built, changed)
+                if here is None:
+                    continue
+                key = str(remat)
+                if key not in traces:
+                    traces[key] = memory.measure(here.config, devices[0])
+                needs = memory.estimate(here, traces[key])
+                sent = flows if accumulation == 1 else traffic.formula(here)
+                modelled = times.estimate(here, target, needs, traces[key], sent)
+                budget = target.chip.usable_bytes
+                fits = budget is None or needs.total <= MARGIN * budget
+                yield Point(values | changed, needs, modelled, fits, None)
+
+
+def _changed(built: Build, values: Values) -> Build | None:
+    """The build with keys that change neither shapes nor shardings; None where rows do not divide.
+    Its compiled functions are the old ones and not used here.
+    """
+    accumulation = values["run.accumulation"]
+    ways = build_lib.batch_ways(built.mesh) * accumulation
+    if built.config.data.batch_size % ways:
+        return None
+    return built._replace(config=changes.apply(built.config, values))
+
+
+def _meshes(devices: int) -> Iterator[dict[str, Any]]:
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    for tensor in (n for n in divisors if n <= MAX_TENSOR):
+        for fsdp in (n for n in divisors if devices // tensor % n == 0):
+            data = devices // tensor // fsdp
+            sizes = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+            parallel = {"mesh.sequence_parallel": tensor > 1}
+            for zero1 in (False, True) if data > 1 else (False,):
+                yield {**sizes, **parallel, "mesh.zero1": zero1}
+
+
+def _rank(point: Point) -> tuple[bool, float]:
+    return not point.fits, point.memory.total if point.times is None else point.times.step
+
+
+def _order(found: Plan) -> tuple[bool, float]:
+    return found.fits is False, found.total if found.times is None else found.times.step
+
+
+def table(points: list[Point], limit: int = 12) -> str:
+    """The best points; times are modelled, not measured."""
+    lines = [("", "by formula", "fits", "step, modelled", "compiled", "fits", "step, modelled")]
+    for point in points[:limit]:
+        found = point.plan
+        lines.append(
+            (
+                _words(point.values),
+                size(point.memory.total),
+                "yes" if point.fits else "no",
+                duration(point.times.step) if point.times else "-",
+                size(found.total) if found else "",
+                {True: "yes", False: "no", None: "-"}[found.fits] if found else "",
+                duration(found.times.step) if found and found.times else "",
+            )
+        )
+    return rows(lines)
+
+
+def _words(values: Values) -> str:
+    """Keys as words: what is off or 1 is left out."""
+    shown = {key.split(".")[1]: value for key, value in values.items()}
+    return " ".join(
+        name if value is True else f"{name}={value}"
+        for name, value in shown.items()
+        if value is True or value not in (False, 1, {})
+    )
+
+
+def to_json(points: list[Point]) -> list[dict[str, Any]]:
+    return [
+        {
+            "values": dict(point.values),
+            "bytes": point.memory.total,
+            "fits": point.fits,
+            "step_seconds": point.times.step if point.times else None,
+            "compiled_bytes": point.plan.total if point.plan else None,
+            "compiled_fits": point.plan.fits if point.plan else None,
+        }
+        for point in points
+    ]

@@ -1,0 +1,98 @@
+"""How long a step would take: modelled from the target's published rates, never measured.
+
+    compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s
+    memory    bytes to and from HBM / its bandwidth: weights read for every pass over every
+              microbatch, activations written and read, parameters, moments and gradients updated
+    network   bytes sent / bandwidth of the links they take, one collective after another
+    step      max(compute, memory) + network: nothing is hidden behind the network
+
+A real step is slower where matmuls miss the peak, faster where communication is hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lm import build as build_lib
+from lm import params as params_lib
+from lm.build import Build
+from lm.plan import traffic
+from lm.plan.memory import Activations, Memory
+from lm.plan.traffic import Flow
+from lm.targets import Target
+
+_UPDATE = 4 * 7  # of a parameter: p, m, v, gradient are read, p, m, v written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+    """Seconds of a step; `mfu` is the share of peak FLOP/s that the model's own FLOPs take."""
+
+    compute: float
+    memory: float
+    network: float
+    step: float
+    tokens_per_second: float
+    mfu: float
+
+
+def estimate(
+    built: Build,
+    target: Target,
+    memory: Memory,
+    measured: Activations,
+    flows: list[Flow],
+) -> Times | None:
+    """None for a target without published rates."""
+    config = built.config
+    peak = target.chip.peak_flops(config.model.precision)
+    network = traffic.seconds(flows, built, target)
+    if peak is None or target.chip.hbm_bandwidth is None or network is None:
+        return None
+    flops = build_lib.flops_per_token(built) * config.tokens_per_step / built.mesh.size
+    compute = flops * (1 + recomputed(built) / 3) / peak
+    traffic_bytes = _hbm_bytes(built, memory, measured)
+    to_memory = traffic_bytes / target.chip.hbm_bandwidth
+    step = max(compute, to_memory) + network
+    return Times(
+        compute=compute,
+        memory=to_memory,
+        network=network,
+        step=step,
+        tokens_per_second=config.tokens_per_step / step,
+        mfu=flops / peak / step,
+    )
+
+
+def recomputed(built: Build) -> float:
+    """Share of the forward pass that the backward pass runs again, by FLOPs."""
+    config = built.config
+    if config.model.remat == "none":
+        return 0.0
+    if config.model.remat == "full":
+        return 1.0
+    length = config.data.context_length
+    forward = build_lib.forward_flops(built, length)
+    head = 2.0 * config.model.width * built.model.padded_vocab_size * length
+    matmul = 2.0 * params_lib.count(built.infos).get("hidden", 0) * length
+    ops = forward - head - matmul
+    if config.model.remat == "dots":
+        return ops / forward
+    branch = 2.0 * config.model.width * config.model.ffn_dim * length * config.model.num_layers
+    saved = {"op": ops, "mlp_gate": branch, "mlp_up": branch, "mlp": branch}
+    kept = sum(flops for name, flops in saved.items() if name in config.model.kept)
+    return max(0.0, ops + matmul - kept) / forward
+
+
+def _hbm_bytes(built: Build, memory: Memory, measured: Activations) -> float:
+    """Of one device and step."""
+    config, mesh = built.config, built.mesh
+    tensor = mesh.shape["tensor"]
+    weights = 2 * memory.parameters / 4 * mesh.shape["fsdp"]  # gathered, rounded to two bytes
+    passes = config.run.accumulation * (3 + recomputed(built))
+    rows = config.data.batch_size / build_lib.batch_ways(mesh)
+    layer = measured.layer_stream + measured.layer_inner / tensor
+    activations = 2 * rows * layer * config.model.num_layers * (1 + recomputed(built))
+    chunks = rows * config.data.context_length * built.model.padded_vocab_size / tensor
+    update = _UPDATE * (memory.optimizer + memory.host) / 8
+    return passes * weights + activations + 4 * 4 * chunks + update

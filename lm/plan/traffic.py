@@ -1,0 +1,164 @@
+"""What a training step sends between devices: by formula, by the compiled program, and how long.
+
+Bytes sent by one device per step (lm/hlo.py has the ring formulas; n a device's elements of a
+parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari et al. 2020, arXiv
+1910.02054, and Shoeybi et al. 2019, arXiv 1909.08053):
+
+    data      all-reduce of gradients 8 n (R-1)/R once; under ZeRO-1 a reduce-scatter and an
+              all-gather of new parameters, 4 n (R-1)/R each
+    fsdp      per microbatch: every weight gathered for the forward and for the backward pass,
+              2 w n (R-1), gradients reduce-scattered, 4 n (R-1)
+    tensor    per layer and microbatch an all-reduce of [B, T, D] after mixer and feed-forward in
+              the forward pass and before them in the backward one (under sequence parallelism an
+              all-gather and a reduce-scatter each); one of the embeddings, one of their gradient
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import hlo
+from lm import params as params_lib
+from lm.build import Build, batch_ways
+from lm.config import Config
+from lm.modules.context import Numerics
+from lm.targets import Target
+
+GRADIENT = 4  # bytes of an element: gradients and parameters are float32
+
+
+class Flow(NamedTuple):
+    """`bytes` a device sends per step by one kind of collective over `axes`."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+
+
+def formula(built: Build) -> list[Flow]:
+    """Flows of a step of `built`, as its mesh asks for; those of a few scalars are left out."""
+    flows: list[Flow] = []
+    infos = jax.tree.leaves(built.infos, is_leaf=params_lib.is_info)
+    params = jax.tree.leaves(built.abstract_state.params)
+    moments = _moments(built)
+    for info, param, moment in zip(infos, params, moments, strict=True):
+        flows += _weight(built, info.role, param, moment)
+    flows += _tensor(built)
+    return total(flows)
+
+
+def total(flows: Iterable[Flow]) -> list[Flow]:
+    """Summed by kind and axes, largest first."""
+    sums: dict[tuple[str, tuple[str, ...]], float] = {}
+    for flow in flows:
+        key = flow.kind, flow.axes
+        sums[key] = sums.get(key, 0.0) + flow.bytes
+    found = [Flow(*key, size) for key, size in sums.items() if size]
+    return sorted(found, key=lambda flow: -flow.bytes)
+
+
+def compiled(text: str, mesh: Mapping[str, int]) -> list[Flow]:
+    """Flows of a compiled step."""
+    found = hlo.collectives(text, mesh)
+    return total(Flow(c.kind, c.axes, c.times * c.bytes_sent) for c in found)
+
+
+def _moments(built: Build) -> list[Any]:
+    """The first moment of every parameter, in the order of the parameters."""
+    count = len(jax.tree.leaves(built.abstract_state.params))
+    shapes = [x for x in jax.tree.leaves(built.abstract_state.opt_state) if x.ndim]
+    assert len(shapes) == 2 * count, (len(shapes), count)
+    return shapes[:count]
+
+
+def _axes(leaf: Any) -> set[str]:
+    parts = (part if isinstance(part, tuple) else (part,) for part in leaf.sharding.spec if part)
+    return {axis for part in parts for axis in part}
+
+
+def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
+    """Gathers and reductions of one parameter."""
+    config, sizes = built.config, built.mesh.shape
+    microbatches = config.run.accumulation
+    local = math.prod(param.sharding.shard_shape(param.shape))
+    flows = []
+    ways = sizes["fsdp"]
+    if "fsdp" in _axes(param):
+        rounded = GRADIENT if role == "vector" else _operand_bytes(config)
+        # The embedding is looked up in float32, and read again, rounded, where it is the head.
+        reads = {"input": [GRADIENT], "output": [rounded]}.get(role, [rounded, rounded])
+        reductions = 1
+        if role == "input" and config.model.tied_embeddings:
+            reads, reductions = [GRADIENT, rounded], 2
+        sent = local * (ways - 1) * microbatches
+        flows += [Flow("all-gather", ("fsdp",), sent * sum(reads))]
+        flows += [Flow("reduce-scatter", ("fsdp",), sent * GRADIENT * reductions)]
+    elif ways > 1:  # whole on every device of a batch axis: summed over it
+        sent = 2 * local * GRADIENT * (ways - 1) / ways
+        flows += [Flow("all-reduce", ("fsdp",), sent * microbatches)]
+    ways = sizes["data"]
+    if ways > 1:
+        sent = local * GRADIENT * (ways - 1) / ways
+        kinds = ["reduce-scatter", "all-gather"] if "data" in _axes(moment) else ["all-reduce"] * 2
+        flows += [Flow(kind, ("data",), sent) for kind in kinds]
+    return flows
+
+
+def _tensor(built: Build) -> list[Flow]:
+    """Reductions of the residual stream over the tensor axis."""
+    config, ways = built.config, built.mesh.shape["tensor"]
+    if ways == 1:
+        return []
+    numerics = Numerics.create(config.model.precision)
+    item = jnp.dtype(numerics.compute_dtype).itemsize
+    tokens = config.tokens_per_step / batch_ways(built.mesh)
+    stream = tokens * config.model.width * (ways - 1) / ways
+    branches = sum(
+        repeat * sum(1 if block.mlp is None else 2 for block in period.blocks)
+        for repeat, period in zip(built.model.repeats, built.model.groups, strict=True)
+    )
+    # Partial products of a matmul are summed in float32, before they are rounded.
+    reduced, gathered = 4 * stream, item * stream
+    lookup = [Flow("all-reduce", ("tensor",), 2 * 4 * stream)]
+    head = [Flow("all-reduce", ("tensor",), 2 * item * stream)]
+    if not config.mesh.sequence_parallel:
+        return [*lookup, *head, Flow("all-reduce", ("tensor",), 2 * branches * 2 * reduced)]
+    scattered = Flow("reduce-scatter", ("tensor",), 2 * branches * reduced)
+    return [*lookup, *head, scattered, Flow("all-gather", ("tensor",), 2 * branches * gathered)]
+
+
+def seconds(flows: Iterable[Flow], built: Build, target: Target) -> float | None:
+    """All flows one after another at the target's bandwidths; None if those are not known."""
+    if target.chip.link_bandwidth is None:
+        return None
+    return sum(flow.bytes / bandwidth(flow.axes, built, target) for flow in flows)
+
+
+def bandwidth(axes: tuple[str, ...], built: Build, target: Target) -> float:
+    """Bytes/s one device sends in a collective over these axes (() counts as all of them).
+
+    Within a slice (TPU) or a host (GPU) that of its links. Between hosts every device has an
+    adapter, and those of one host that take part share the work.
+    """
+    chip, mesh = target.chip, built.mesh
+    assert chip.link_bandwidth is not None
+    if chip.network_bandwidth is None:
+        return chip.link_bandwidth
+    moved = axes or mesh.axis_names
+    grid = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
+    place = tuple(slice(None) if axis in moved else 0 for axis in mesh.axis_names)
+    hosts = grid[place].ravel() // target.devices_per_host
+    members = int(np.bincount(hosts).max())
+    if len(set(hosts.tolist())) == 1:
+        return chip.link_bandwidth
+    return min(chip.link_bandwidth, members * chip.network_bandwidth)
+
+
+def _operand_bytes(config: Config) -> int:
+    return jnp.dtype(Numerics.create(config.model.precision).operand_dtype).itemsize
