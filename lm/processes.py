@@ -1,13 +1,9 @@
-"""Several processes that train as one: how they meet, what they agree on, and their common fate.
+"""Several processes that train as one: how they meet, and what they agree on.
 
-    choose -> joined: (initialize, a thread that watches) -> the run -> (all arrive, shutdown)
+    choose -> joined: (initialize, watch) -> the run -> (all arrive, shutdown)
 
 Every process runs the same program in the same order. What is no array goes through the service
 that JAX's process 0 keeps for all of them: it needs no device, and waits as long as it takes.
-
-Each process gives a sign of life every second and looks for those of the others. When one fails,
-or falls silent, every other one says so in one line and ends, wherever it waits: a collective
-whose peer is gone can be neither cancelled nor timed out.
 """
 
 from __future__ import annotations
@@ -15,32 +11,26 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import errno
 import itertools
 import json
 import os
 import re
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # its client has no public name; Orbax, too, takes it from here
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from lm import watch
 from lm.config import UserError, difference
+from lm.watch import Watch, count, index
 
 START_SECONDS = 300.0  # in which all processes of a run must have been started
-BEAT_SECONDS = 1.0
-UNWIND_SECONDS = 20.0  # that a process which failed has to close its files
 WAIT_SECONDS = 7 * 24 * 3600.0  # for the others: the first may prepare data for hours
-# Exit statuses: a mistake would be made again, whereas a loss is mended by the same command.
-MISTAKE, LOST, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL of sysexits.h
 
 _ROOT = "espalier"
 # By function: all processes make the calls of one function in the same order.
@@ -87,15 +77,6 @@ def choose(
     return Start(coordinator, num_processes, process_id)
 
 
-def index() -> int:
-    """This process's number; touches no device, unlike jax.process_index()."""
-    return distributed.global_state.process_id
-
-
-def count() -> int:
-    return distributed.global_state.num_processes
-
-
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     return index() == 0
@@ -113,34 +94,24 @@ def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
         yield
         return
     _initialize(start)
-    watch = _Watch(silence_seconds)
-    watch.start()
+    watch.have_last_word()
+    running = Watch(silence_seconds)
+    running.start()
     try:
         yield
         wait()
     except BaseException as error:
-        watch.tell(error)
-        atexit.register(_depart, _status(error))
+        running.tell(error)
+        atexit.register(watch.depart, watch.status(error))
         raise
-    watch.stop()
+    running.stop()
     jax.distributed.shutdown()
-
-
-@contextlib.contextmanager
-def one_fate() -> Iterator[None]:
-    """What ends the body here ends the other processes, too; nothing to one process."""
-    try:
-        yield
-    except BaseException as error:
-        if _Watch.running is not None:
-            _Watch.running.tell(error)
-        raise
 
 
 def wait() -> None:
     """Returns when every process is here."""
     if count() > 1:
-        _client().wait_at_barrier(_next("wait"), int(1000 * WAIT_SECONDS))
+        watch.client().wait_at_barrier(_next("wait"), int(1000 * WAIT_SECONDS))
 
 
 @contextlib.contextmanager
@@ -159,9 +130,9 @@ def agree(value: Any) -> Any:
         return value
     key = _next("agree")
     if is_first():
-        _client().key_value_set(key, json.dumps(value))
+        watch.client().key_value_set(key, json.dumps(value))
         return value
-    return json.loads(_client().blocking_key_value_get(key, int(1000 * WAIT_SECONDS)))
+    return json.loads(watch.client().blocking_key_value_get(key, int(1000 * WAIT_SECONDS)))
 
 
 def gather(value: str) -> list[str]:
@@ -169,9 +140,9 @@ def gather(value: str) -> list[str]:
     if count() == 1:
         return [value]
     folder = _next("gather")
-    _client().key_value_set(f"{folder}/{index()}", value)
+    watch.client().key_value_set(f"{folder}/{index()}", value)
     timeout = int(1000 * WAIT_SECONDS)
-    return [_client().blocking_key_value_get(f"{folder}/{i}", timeout) for i in range(count())]
+    return [watch.client().blocking_key_value_get(f"{folder}/{i}", timeout) for i in range(count())]
 
 
 def check_equal(what: str, value: Mapping[str, Any]) -> None:
@@ -254,10 +225,6 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(signum, handler)
 
 
-def _client() -> Any:
-    return distributed.global_state.client
-
-
 def _next(function: str) -> str:
     return f"{_ROOT}/{function}/{next(_calls[function])}"
 
@@ -267,7 +234,10 @@ def _initialize(start: Start) -> None:
 
     def give_up() -> None:
         # JAX itself aborts, with a stack trace, when it has tried for long enough.
-        _end(MISTAKE, f"{where}: not all processes met within {START_SECONDS:g} s; start them all")
+        watch.end(
+            watch.MISTAKE,
+            f"{where}: not all processes met within {START_SECONDS:g} s; start them all",
+        )
 
     timer = threading.Timer(START_SECONDS, give_up)
     timer.daemon = True
@@ -287,106 +257,3 @@ def _initialize(start: Start) -> None:
         raise UserError(f"{where}: {reason}") from None
     finally:
         timer.cancel()
-
-
-class _Watch(threading.Thread):
-    """Gives signs of life of this process and looks for those of the others."""
-
-    running: _Watch | None = None
-
-    def __init__(self, silence_seconds: float) -> None:
-        super().__init__(daemon=True)
-        self._silence = silence_seconds
-        self._stopped = threading.Event()
-        self._has_told = False
-        _Watch.running = self
-
-    def stop(self) -> None:
-        _Watch.running = None
-        self._stopped.set()
-        self.join()
-
-    def tell(self, error: BaseException) -> None:
-        """Tells the others what ended this process; once."""
-        if self._has_told:
-            return
-        self._has_told = True
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # Perhaps only because a peer is gone: the watch learns that, and ends this process.
-            time.sleep(self._silence + 5 * BEAT_SECONDS)
-        line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # its service may be gone as well
-            _set("failed", json.dumps([_status(error), " ".join(line.split())]))
-
-    def run(self) -> None:
-        last = {i: ("", time.monotonic()) for i in range(count())}
-        for beat in itertools.count():
-            if self._stopped.wait(BEAT_SECONDS):
-                return
-            try:
-                _set("beat", str(beat))
-                beats, failures = _get("beat"), _get("failed")
-            except jax.errors.JaxRuntimeError:
-                if not self._stopped.is_set():
-                    _end(LOST, _gone(0))
-                return
-            now = time.monotonic()
-            if failures:
-                self._end_with(failures)
-            last |= {i: (value, now) for i, value in beats.items() if value != last[i][0]}
-            silent = [i for i, (_, seen) in last.items() if now - seen > self._silence]
-            if silent:
-                self._end_with({silent[0]: json.dumps([LOST, _gone(silent[0])])})
-
-    def _end_with(self, failures: dict[int, str]) -> NoReturn:
-        failed = index() if index() in failures else min(failures)
-        status, line = json.loads(failures[failed])
-        if failed == index():
-            time.sleep(UNWIND_SECONDS)  # in which it ends by itself, if it can
-        elif is_first():
-            time.sleep(3 * BEAT_SECONDS)  # the others read it here
-        _end(status, line if status == LOST else f"process {failed} of {count()}: {line}")
-
-
-def _set(what: str, value: str) -> None:
-    _client().key_value_set(f"{_ROOT}/{what}/{index()}", value, allow_overwrite=True)
-
-
-def _get(what: str) -> dict[int, str]:
-    """By process."""
-    found = _client().key_value_dir_get(f"{_ROOT}/{what}/")
-    return {int(key.rpartition("/")[2]): value for key, value in found}
-
-
-def _gone(process: int) -> str:
-    return (
-        f"process {process} of {count()} is gone; the last checkpoint counts, "
-        "start all of them again with the same command"
-    )
-
-
-def _status(error: BaseException) -> int:
-    """As launch/cli.py ends a process."""
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, UserError) or is_full:
-        return MISTAKE
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-
-
-def _end(status: int, line: str) -> NoReturn:
-    """Ends this process from any of its threads."""
-    print(f"error: {line}", file=sys.stderr)
-    _leave(status)
-
-
-def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _depart(status: int) -> NoReturn:
-    """At exit after a failure, in place of JAX's shutdown, which would wait for the others."""
-    if is_first():
-        time.sleep(3 * BEAT_SECONDS)  # the others read here what failed
-    _leave(status)

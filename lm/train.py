@@ -21,7 +21,18 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import checkpoint, evals, evaluate, files, generate, metrics, processes, record, report
+from lm import (
+    checkpoint,
+    evals,
+    evaluate,
+    files,
+    generate,
+    metrics,
+    processes,
+    record,
+    report,
+    watch,
+)
 from lm import model as model_lib
 from lm import origin as origin_lib
 from lm.build import Build
@@ -78,7 +89,7 @@ def run(config: Config, options: Options) -> Outcome:
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {evaluate.ALWAYS: BitsPerByte()}
     is_first = processes.is_first()
     processes.check_equal("config", to_mapping(config))
-    with contextlib.ExitStack() as stack, processes.one_fate():
+    with contextlib.ExitStack() as stack, watch.one_fate():
         with processes.first_alone():
             stack.enter_context(record.locked(workdir))
             origin = origin_lib.find(config, workdir, options.data_dir)

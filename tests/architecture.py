@@ -44,8 +44,8 @@ LM_RANKS = (
     {"mapping", "files"},
     {"config"},
     {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics", "telling"}
-    | {"processes"},
-    {"mup", "digest", "targets", "hlo"},
+    | {"watch"},
+    {"mup", "digest", "processes", "targets", "hlo"},
     {"sharding", "optim"},
     {"modules"},
     {"mixers"},

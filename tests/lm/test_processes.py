@@ -1,0 +1,302 @@
+"""Several processes train as one process would, end together, and go on as any other number."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from lm import checkpoint, metrics, processes, watch
+from lm.config import UserError
+from lm.processes import Start
+from tests.lm import lab as lab_lib
+from tests.lm import launched
+from tests.lm.lab import Lab, assert_equal_runs, records
+
+STEPS = 12
+PATIENCE = 4.0
+TIMEOUT = 180.0
+CHANGES: dict[str, Any] = {
+    "mesh.data": 8,
+    "data.batch_size": 8,
+    "optimizer.eps": 1e-3,  # a rounding error of a gradient near 0 must not become a sign
+    "run.length": f"{STEPS} steps",
+    "evaluate.every": "6 steps",
+    "checkpoint.every": "4 steps",
+    "checkpoint.keep_last": 20,
+    "log.samples": "('the ',)",
+    "log.sample_tokens": 3,
+}
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def start(
+    workdir: Path, num: int, devices: int, changes: dict[int, dict[str, Any]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """`num` processes of `devices` each; `changes` by process."""
+    port, found = free_port(), []
+    for i in range(num):
+        keys = CHANGES | (changes or {}).get(i, {})
+        command = [*launched.command(workdir)[:3], *launched.arguments(**keys)]
+        command += [f"--workdir={workdir}", f"--patience={PATIENCE}"]
+        if num > 1:
+            command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num}"]
+            command += [f"--process_id={i}"]
+        env = os.environ | launched.environment() | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        pipe = subprocess.PIPE
+        found.append(
+            subprocess.Popen(
+                command, stdout=pipe, stderr=pipe, text=True, cwd=launched.ROOT, env=env
+            )
+        )
+    return found
+
+
+def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str]]]:
+    """Of each process its status, what it printed, and the errors it told."""
+    found = []
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    for process, (out, err) in zip(started, outputs, strict=True):
+        expected = (0, watch.MISTAKE, watch.LOST, -signal.SIGKILL)
+        assert process.returncode in expected, err
+        assert "Traceback" not in err, err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        found.append((process.returncode, out, errors))
+    return found
+
+
+def trained(workdir: Path, num: int, devices: int) -> Path:
+    """A run to its end, of which the first process tells."""
+    told = outcome(start(workdir, num, devices))
+    assert [(status, errors) for status, _, errors in told] == [(0, [])] * num
+    assert [f"report: {workdir}/report.html" in out for _, out, _ in told] == [
+        i == 0 for i in range(num)
+    ]
+    return workdir
+
+
+def assert_close(a: Path, b: Path, rel: float = 1e-6) -> None:
+    """Losses of every step and evaluation."""
+    ours, theirs = records(a), records(b)
+    assert [x["step"] for x in ours] == [x["step"] for x in theirs]
+    for x, y in zip(ours, theirs, strict=True):
+        assert x.keys() == y.keys()
+        for key in (k for k in x if k == "train/loss" or k.startswith("eval/")):
+            assert x[key] == pytest.approx(y[key], rel=rel, abs=0), (x["step"], key)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("one") / "run", 1, 8)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("two") / "run", 2, 4)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, of which the second was killed after a checkpoint."""
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    started = start(workdir, 2, 4)
+    while not any(x["step"] >= 6 for x in metrics.read(workdir)):
+        assert all(process.poll() is None for process in started)
+    started[1].kill()
+    (status, _, errors), (other, _, none) = outcome(started)
+    assert (status, other, none) == (watch.LOST, -signal.SIGKILL, [])
+    (line,) = errors
+    assert line.startswith("error: process 1 of 2 is gone; the last checkpoint counts, start all")
+    assert checkpoint.steps(workdir) == [4]
+    return workdir
+
+
+def test_two_processes_train_as_one(one: Path, two: Path) -> None:
+    assert_close(one, two)
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    assert (two / "report.html").exists()
+    assert checkpoint.steps(two) == checkpoint.steps(one)
+    assert len(list((two / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_it_was(killed: Path, two: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    assert_equal_runs(trained(tmp_path / "run", 2, 4), two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [8, 4])
+def test_a_killed_run_goes_on_in_one_process(
+    killed: Path, two: Path, tmp_path: Path, devices: int
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    (started,) = start(tmp_path / "run", 1, devices, {0: {"mesh.data": -1}})
+    _, err = started.communicate(timeout=TIMEOUT)
+    assert started.returncode == 0, err
+    assert f"'data': {devices}, 'fsdp': 1, 'tensor': 1, 'sequence': 1}} of 1: the same" in err
+    assert_close(tmp_path / "run", two)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path) -> None:
+    """At the same step, saved; and the run goes on to the same end."""
+    workdir = tmp_path / "run"
+    started = start(workdir, 2, 4)
+    launched.interrupt(started[1], workdir, signum=signal.SIGTERM, step=2)
+    (status, out, errors), (other, nothing, none) = outcome(started)
+    assert (status, other, errors, none) == (0, 0, [], [])
+    assert "stopped at step" in out
+    assert "stopped" not in nothing
+    assert 2 < checkpoint.steps(workdir)[-1] < STEPS
+    assert_equal_runs(trained(workdir, 2, 4), two)
+
+
+def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
+    """Of the second process, and of the first, which looks at the folder before the second does."""
+    told = outcome(start(tmp_path / "run", 2, 4, {1: {"seed": 5}}))
+    line = "process 1 has config seed=5, process 0 0; start all of them with the same command"
+    assert [status for status, _, _ in told] == [2, 2]
+    assert [errors for *_, errors in told] == [
+        [f"error: process 1 of 2: {line}"],
+        [f"error: {line}"],
+    ]
+    changed: dict[str, Any] = {"optimizer.beta1": 0.8}
+    told = outcome(start(two, 2, 4, {0: changed, 1: changed}))
+    assert [status for status, _, _ in told] == [2, 2]
+    line = f"--workdir={two} holds a run with another config (optimizer.beta1: 0.9 -> 0.8)"
+    assert [len(errors) for *_, errors in told] == [1, 1]
+    assert told[0][2][0].startswith(f"error: {line}")
+    assert told[1][2][0].startswith(f"error: process 0 of 2: {line}")
+
+
+def test_elastic(tmp_path: Path) -> None:
+    """8, then 4, then 2 devices: the losses of a run that stayed on 8."""
+    lab_lib.write_corpus(tmp_path / "corpus")
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-m", "tests.lm.elastic", str(tmp_path)]
+    done = subprocess.run(
+        command, check=False, cwd=launched.ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "moved", tmp_path / "whole")
+    assert checkpoint.steps(tmp_path / "moved") == [4, 8, STEPS]
+    told = [line for line in done.stderr.splitlines() if "summed in another order" in line]
+    assert len(told) == 2
+    assert "from mesh {'data': 4, 'fsdp': 2, 'tensor': 1, 'sequence': 1} of 1 processes" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("one", "a:1", None, None), "--num_processes is missing: --coordinator, --num_"),
+        (("one", None, 2, 0), "--coordinator is missing"),
+        (("one", "a:1", 2, None), "--process_id is missing"),
+        (("one", "a:1", 2, 2), "--process_id=2 with --num_processes=2; number .* from 0 to 1"),
+        (("one", "a", 2, 0), "--coordinator=a is not HOST:PORT"),
+        (("auto", "a:1", 2, 0), "--processes=auto and --coordinator=a:1 exclude each other"),
+    ],
+    ids=str,
+)
+def test_wrong_flags(flags: tuple[Any, ...], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        processes.choose(*flags)
+
+
+def test_flags() -> None:
+    assert processes.choose("one", None, None, None) is None
+    assert processes.choose("auto", None, None, None) == Start()
+    assert processes.choose("one", "a:1", 3, 2) == Start("a:1", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--coordinator=127.0.0.1:1"], "error: --num_processes is missing"),
+        (["--processes=auto"], "error: --processes=auto: no TPU pod and no Slurm job found"),
+        (["--num_processes=0"], "error: flag --num_processes=0: "),
+        (["--processes=two"], "error: flag --processes=two: "),
+    ],
+    ids=str,
+)
+def test_wrong_flags_end_in_one_line(tmp_path: Path, flags: list[str], told: str) -> None:
+    command = [*launched.command(tmp_path / "run"), *flags]
+    process = launched.start(command)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2
+    (line,) = err.splitlines()
+    assert line.startswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+@dataclasses.dataclass
+class Layout:
+    """The part of a sharding that `rows` reads: of each device the rows it holds."""
+
+    held: list[tuple[int, int]]
+
+    def addressable_devices_indices_map(self, shape: tuple[int, int]) -> dict[int, Any]:
+        return {i: (slice(*rows), slice(None)) for i, rows in enumerate(self.held)}
+
+
+@pytest.mark.parametrize(
+    ("held", "rank"),
+    [
+        ([(0, 2), (2, 4)], (0, 2)),
+        ([(6, 8), (4, 6)], (1, 2)),
+        ([(2, 4), (2, 4)], (1, 4)),
+        ([(0, 8), (0, 8)], (0, 1)),
+    ],
+)
+def test_rows(held: list[tuple[int, int]], rank: tuple[int, int]) -> None:
+    layout: Any = Layout(held)
+    assert processes.rows(layout, (8, 3)) == rank
+
+
+@pytest.mark.parametrize("held", [[(0, 2), (4, 6)], [(2, 4), (4, 6)], [(0, 2), (2, 4), (4, 6)]])
+def test_rows_that_are_no_share(held: list[tuple[int, int]]) -> None:
+    layout: Any = Layout(held)
+    with pytest.raises(UserError, match=r"process 0 of 1 holds rows \d to \d of 8, no share"):
+        processes.rows(layout, (8, 3))
+
+
+def test_alone() -> None:
+    """One process waits for nobody and agrees with itself."""
+    with processes.joined(None, 3.0), watch.one_fate(), processes.first_alone():
+        processes.wait()
+        assert processes.agree({"a": 1}) == {"a": 1}
+        assert processes.gather("x") == ["x"]
+        processes.check_equal("config", {"a": (1,)})
+    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert processes.rows(sharding, (6, 2)) == (0, 1)
+
+
+def test_memory_that_runs_out_is_told_with_the_step(lab: Lab, tmp_path: Path) -> None:
+    def fail(call: int, args: Any) -> None:
+        if call == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 GiB")
+
+    with pytest.raises(UserError, match="step 3 does not fit the memory of a device") as caught:
+        lab.run(tmp_path / "run", step=fail)
+    assert "\n" not in str(caught.value)
+    assert "launch.plan" in str(caught.value)
