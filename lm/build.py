@@ -95,12 +95,8 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     """
     mesh = mesh_lib.create(config.mesh, devices)
     _check_batch(config, mesh)
-    multipliers = mup.create(config)
-    numerics = Numerics.create(config.model.precision)
-    rules = sharding.activations(config.mesh, mesh)
-    weights = sharding.weights(config.mesh, mesh)
-    context = Context(numerics, multipliers, config.model.norm_eps, mesh, rules, weights)
-    vocab_size = config.data.tokenizer.vocab_size
+    context = _context(config, mesh)
+    multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
     model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
 
     def init_params(seed: jax.Array) -> Any:
@@ -123,8 +119,6 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
     abstract = jax.eval_shape(init, 0)
     shardings = _state_shardings(abstract, infos, mesh, config)
-    axes = rules | {"D": weights.get("D", ())}
-    loss = LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, axes)
     parts = step_lib.Parts(
         model=model,
         tx=tx,
@@ -134,7 +128,7 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         tokens_per_step=per_step,
         accumulation=config.run.accumulation,
         mesh=mesh,
-        loss=loss,
+        loss=_loss_options(config, context),
         gradients=sharding.moments(infos, mesh, config.mesh),
         host_state=shardings.opt_state if config.optimizer.memory == "host" else None,
     )
@@ -153,6 +147,23 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
         score=jax.jit(functools.partial(step_lib.score, parts)),
     )
+
+
+def _context(config: Config, mesh: Mesh) -> Context:
+    return Context(
+        numerics=Numerics.create(config.model.precision),
+        multipliers=mup.create(config),
+        norm_eps=config.model.norm_eps,
+        mesh=mesh,
+        rules=sharding.activations(config.mesh, mesh),
+        weights=sharding.weights(config.mesh, mesh),
+    )
+
+
+def _loss_options(config: Config, context: Context) -> LossOptions:
+    axes = {**context.rules, "D": context.weights.get("D", ())}
+    vocab_size, dtype = config.data.tokenizer.vocab_size, context.numerics.operand_dtype
+    return LossOptions.create(config.loss, vocab_size, dtype, axes)
 
 
 def local(config: Config, decay_start: float | None = None) -> Build:
@@ -201,6 +212,12 @@ def forward_flops(built: Build, length: int) -> float:
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
+    time, tensor = config.data.context_length, mesh.shape["tensor"]
+    if config.mesh.sequence_parallel and time % tensor:
+        raise UserError(
+            f"mesh.sequence_parallel splits data.context_length={time} over mesh.tensor={tensor}; "
+            "set a multiple, or sequence_parallel to False"
+        )
     ways = batch_ways(mesh)
     rows = config.data.batch_size // config.run.accumulation
     if rows % ways:

@@ -198,12 +198,12 @@ def _forward_and_gradient(
             "cv,cd->vd", d_logits, h.astype(low.dtype), preferred_element_type=jnp.float32
         )
         total += _weighted(options, chunk, weight)
-        return (total, d_head), (chunk.nll, d_h if vocab.axes else d_h.astype(h.dtype))
+        return (total, d_head), (chunk.nll, d_h.astype(h.dtype))
 
     zero = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
     chunks = tuple(_split(x, options.chunk_size) for x in (hidden, *rows))
     (total, d_head), (nll, d_hidden) = jax.lax.scan(body, zero, chunks)
-    d_hidden = vocab.sum(_join(d_hidden, hidden.shape)).astype(hidden.dtype)
+    d_hidden = vocab.sum(_join(d_hidden, hidden.shape))
     return total, _join(nll, rows[0].shape), d_hidden, d_head
 
 

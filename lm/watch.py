@@ -63,8 +63,8 @@ def one_fate() -> Iterator[None]:
 
 def have_last_word() -> None:
     """When a process dies, JAX's service (if it was process 0) or gloo (on CPU) may abort this one
-    before the watch sees that. A handler of SIGABRT runs in the thread that aborts, and so can be in
-    Python.
+    before the watch sees that. A handler of SIGABRT runs in the thread that aborts, and so can be
+    in Python.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, type(_on_abort)], ctypes.c_void_p

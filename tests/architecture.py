@@ -64,7 +64,7 @@ LM_RANKS = (
     {"studies"},
     {""},
 )
-KERNELS_FOR_LM = {"dispatch", "letters", "contract", "segments", "primitives"}
+KERNELS_FOR_LM = {"dispatch", "letters", "contract", "segments", "primitives", "shard"}
 KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "op.cases"}
 KERNELS_THIRD_PARTY = {"jax", "numpy", "jaxtyping"}
 TRITON = {"triton", "jax_triton", "tokamax"}

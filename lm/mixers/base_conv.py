@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.params import declare
 
@@ -62,10 +62,11 @@ class BaseConv(Mixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
+        values, gate = project(x, self.input, self.gate)
         inputs = {
-            "x": self.input(x),
+            "x": values,
             "weight": self.filter,
             "bias": self.filter_bias,
-            "gate": self.gate(x) + self.gate_bias.astype(x.dtype),
+            "gate": gate + self.gate_bias.astype(x.dtype),
         }
         return self.out(run("main", inputs))

@@ -58,11 +58,12 @@ class Deltanet(LinearMixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
-        heads = jnp.concatenate(self.project(x), axis=-1)
+        *heads, beta = self.project(x, self.beta)
+        heads = jnp.concatenate(heads, axis=-1)
         if self.conv_size:
             heads = self.conv(heads, run, "conv")
         q, k, v = jnp.split(jax.nn.silu(heads), [self.key_dim, 2 * self.key_dim], axis=-1)
-        beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
+        beta = jax.nn.sigmoid(beta.astype(jnp.float32))
         beta = 2.0 * beta if self.negative_eigenvalues else beta
         out = run("main", {"q": unit(q), "k": unit(k), "v": v, "beta": beta})
         return self.out(self.norm(out))

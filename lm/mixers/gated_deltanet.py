@@ -68,14 +68,15 @@ class GatedDeltanet(LinearMixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
-        heads = self.conv(jnp.concatenate(self.project(x), axis=-1), run, "conv")
+        *heads, beta, decay, gate = self.project(x, self.beta, self.decay, self.gate)
+        heads = self.conv(jnp.concatenate(heads, axis=-1), run, "conv")
         q, k, v = jnp.split(jax.nn.silu(heads), [self.key_dim, 2 * self.key_dim], axis=-1)
-        dt = jax.nn.softplus(self.decay(x).astype(jnp.float32) + self.dt_bias)
+        dt = jax.nn.softplus(decay.astype(jnp.float32) + self.dt_bias)
         inputs = {
             "q": unit(q),
             "k": unit(k),
             "v": v,
-            "beta": jax.nn.sigmoid(self.beta(x).astype(jnp.float32)),
+            "beta": jax.nn.sigmoid(beta.astype(jnp.float32)),
             "log_decay": -jnp.exp(self.A_log) * dt,
         }
-        return self.out(self.norm(run("main", inputs), self.gate(x)))
+        return self.out(self.norm(run("main", inputs), gate))

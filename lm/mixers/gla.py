@@ -49,7 +49,7 @@ class Gla(LinearMixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
-        q, k, v = self.project(x)
+        q, k, v, gate = self.project(x, self.gate)
         log_decay = jax.nn.log_sigmoid(self.decay(x).astype(jnp.float32)) / self.gate_divisor
         out = run("main", {"q": q, "k": k, "v": v, "log_decay": log_decay})
-        return self.out(self.norm(out, self.gate(x)))
+        return self.out(self.norm(out, gate))

@@ -16,7 +16,7 @@ import jax
 from flax import linen as nn
 
 from lm.modules.diagonal import Diagonal
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.params import declare
 
@@ -70,7 +70,7 @@ class H3(Mixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
-        q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k, v = project(x, self.query, self.key, self.value)
         weight = self.shift.at[..., -1].add(self.shift_skip)
         kv = run("shift", {"x": k, "weight": weight, "gate": v})
         return self.out(q * self.ssm(kv, run, "main"))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.modules.norm_gate import NormGate
 from lm.modules.short_conv import ShortConv
@@ -90,10 +90,11 @@ class Mamba2(Mixer):
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
-        values = jax.nn.silu(self.conv(self.value(x), run, "conv"))
-        shared = jax.nn.silu(self.group_conv(self.shared(x), run, "group_conv"))
+        value, shared, dt, gate = project(x, self.value, self.shared, self.dt, self.gate)
+        values = jax.nn.silu(self.conv(value, run, "conv"))
+        shared = jax.nn.silu(self.group_conv(shared, run, "group_conv"))
         keys, queries = jnp.split(shared, 2, axis=-2)
-        dt = jax.nn.softplus(self.dt(x).astype(jnp.float32) + self.dt_bias)
+        dt = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias)
         repeat = self.num_heads // self.num_groups
         inputs = {
             "q": jnp.repeat(queries, repeat, axis=-2),
@@ -102,4 +103,4 @@ class Mamba2(Mixer):
             "log_decay": -jnp.exp(self.A_log) * dt,
         }
         out = run("main", inputs) + (self.D[:, None] * values).astype(values.dtype)
-        return self.out(self.norm(out, self.gate(x)))
+        return self.out(self.norm(out, gate))

@@ -47,9 +47,9 @@ class Retnet(LinearMixer):
         self.norm = NormGate(self.context)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
-        q, k, v = self.project(x)
+        q, k, v, gate = self.project(x, self.gate)
         q, k = (rope.rotate(heads, positions, theta=self.rope_theta) for heads in (q, k))
         head = jnp.arange(self.num_heads, dtype=jnp.float32)
         log_decay = jnp.broadcast_to(jnp.log1p(-(2.0 ** (-5.0 - head))), v.shape[:-1])
         out = run("main", {"q": q, "k": k, "v": v, "log_decay": log_decay})
-        return self.out(self.norm(out, self.gate(x)))
+        return self.out(self.norm(out, gate))

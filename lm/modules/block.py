@@ -37,7 +37,8 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; `state` None in training. Returns the layer's output and mixer's state."""
         x = checkpoint_name(x, "stream")
-        normed = checkpoint_name(self.mixer_norm(x), "mixer_norm")
+        normed = self.context.place(self.mixer_norm(x), "B T D")
+        normed = checkpoint_name(normed, "mixer_norm")
         mixed, state = self.mixer(normed, segment_ids, positions, state)
         return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
 
@@ -49,7 +50,7 @@ class Block(nn.Module):
     def _feed_forward(self, x: jax.Array) -> jax.Array:
         if self.mlp is None:
             return x
-        normed = checkpoint_name(self.mlp_norm(x), "mlp_norm")
+        normed = checkpoint_name(self.context.place(self.mlp_norm(x), "B T D"), "mlp_norm")
         return x + self._scaled(checkpoint_name(self.mlp(normed), "mlp"))
 
     def _scaled(self, branch: jax.Array) -> jax.Array:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import shard
 from lm.mup import Multipliers
@@ -76,41 +77,107 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 _rounded_matmul.defvjp(_rounded_fwd, _rounded_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gathered_matmul(
-    dtype: Any, whole: NamedSharding, parts: NamedSharding, x: jax.Array, w: jax.Array
-) -> jax.Array:
-    """x [N, M] times w, whose leading dimensions multiply to M and which is held in `parts`.
+class _Layout(NamedTuple):
+    """Of a split parameter w [*M, *N], M of `contracted` dimensions: how w is held and how it is
+    multiplied, the layouts of x and of x w, and that of the cotangent of x w as it is multiplied.
+    Over `added` the products x w are parts of a sum, over `summed` those with w^T.
+    """
+
+    contracted: int
+    held: NamedSharding
+    used: NamedSharding
+    source: PartitionSpec
+    product: PartitionSpec
+    cotangent: PartitionSpec
+    added: tuple[str, ...]
+    summed: tuple[str, ...]
+
+    def gathered(self, w: jax.Array, dtype: Any) -> jax.Array:
+        return jax.lax.with_sharding_constraint(w.astype(dtype), self.used)
+
+    def at(self, layout: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self.used.mesh, layout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _split_matmul(
+    numerics: Numerics, layouts: Sequence[_Layout], x: jax.Array, ws: Any
+) -> list[jax.Array]:
+    """x [..., *M] times each parameter w [*M, *N] -> [..., *N].
 
     The weight is rounded, then gathered, in the forward and again in the backward pass, so that a
-    gathered weight never outlives its layer (ZeRO-3); its gradient is summed in float32.
+    gathered weight never outlives its layer (ZeRO-3); its gradient is summed in float32. What
+    several devices have parts of, an output or the gradient of x by all weights, is summed once, in
+    the activations' dtype. Nothing is reshaped: the partitioner follows dimensions, not products of
+    them.
     """
-    return _product(x.astype(dtype), _gather(dtype, whole, w, x.shape[1]))
+    low = x.astype(numerics.operand_dtype)
+    return [_product_of(numerics, a, low, w) for a, w in zip(layouts, ws, strict=True)]
 
 
-def _gather(dtype: Any, whole: NamedSharding, w: jax.Array, rows: int) -> jax.Array:
-    return jax.lax.with_sharding_constraint(w.astype(dtype), whole).reshape(rows, -1)
+def _product_of(numerics: Numerics, layout: _Layout, x: jax.Array, w: jax.Array) -> jax.Array:
+    w = layout.gathered(w, numerics.operand_dtype)
+
+    def part(x: jax.Array, w: jax.Array) -> jax.Array:
+        out = _contract(x, w, layout.contracted).astype(numerics.compute_dtype)
+        if "tensor" in _axes(layout.product, 1):
+            return jax.lax.psum_scatter(out, layout.added, scatter_dimension=1, tiled=True)
+        return jax.lax.psum(out, layout.added)
+
+    if not layout.added:
+        return _contract(x, w, layout.contracted).astype(numerics.compute_dtype)
+    specs = layout.source, layout.used.spec
+    return shard.wrap(part, layout.used.mesh, specs, layout.product)(x, w)
 
 
-def _gathered_fwd(
-    dtype: Any, whole: NamedSharding, parts: NamedSharding, x: jax.Array, w: jax.Array
+def _contract(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+    return jnp.tensordot(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _split_fwd(
+    numerics: Numerics, layouts: Sequence[_Layout], x: jax.Array, ws: Any
+) -> tuple[Any, Any]:
+    return _split_matmul(numerics, layouts, x, ws), (x.astype(numerics.operand_dtype), ws)
+
+
+def _split_bwd(
+    numerics: Numerics, layouts: Sequence[_Layout], residuals: Any, cotangents: Any
 ) -> tuple[jax.Array, Any]:
-    x_low = x.astype(dtype)
-    product = _product(x_low, _gather(dtype, whole, w, x.shape[1]))
-    return product, (x_low, w, jnp.zeros((0,), x.dtype))
+    x, ws = residuals
+    lead = tuple(range(x.ndim - layouts[0].contracted))
+    lows = [
+        jax.lax.with_sharding_constraint(c.astype(numerics.operand_dtype), a.at(a.cotangent))
+        for a, c in zip(layouts, cotangents, strict=True)
+    ]
+
+    def back(lows: Any, whole: Any) -> jax.Array:
+        total = jnp.float32(0)
+        for layout, low, w in zip(layouts, lows, whole, strict=True):
+            outward = w.ndim - layout.contracted
+            ends = tuple(range(low.ndim - outward, low.ndim)), tuple(range(-outward, 0))
+            total = total + _contract(low, w, ends)
+        total = total.astype(numerics.compute_dtype)
+        return jax.lax.psum(total, layouts[0].summed) if layouts[0].summed else total
+
+    whole = [a.gathered(w, numerics.operand_dtype) for a, w in zip(layouts, ws, strict=True)]
+    if layouts[0].summed:
+        specs = [a.cotangent for a in layouts], [a.used.spec for a in layouts]
+        back = shard.wrap(back, layouts[0].used.mesh, specs, layouts[0].source)
+    d_ws = [
+        jax.lax.with_sharding_constraint(_contract(x, low, (lead, lead)).astype(w.dtype), a.held)
+        for a, low, w in zip(layouts, lows, ws, strict=True)
+    ]
+    return back(lows, whole), d_ws
 
 
-def _gathered_bwd(
-    dtype: Any, whole: NamedSharding, parts: NamedSharding, residuals: Any, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, w, like = residuals
-    low = cotangent.astype(dtype)
-    d_x = _product(low, _gather(dtype, whole, w, x.shape[1]).T).astype(like.dtype)
-    d_w = _product(x.T, low).astype(w.dtype).reshape(w.shape)
-    return d_x, jax.lax.with_sharding_constraint(d_w, parts)
+_split_matmul.defvjp(_split_fwd, _split_bwd)
 
 
-_gathered_matmul.defvjp(_gathered_fwd, _gathered_bwd)
+def _axes(spec: PartitionSpec, *dims: int) -> tuple[str, ...]:
+    """The mesh axes of some dimensions; a PartitionSpec writes a single one without a tuple."""
+    entries = [spec[i] for i in dims if i < len(spec)]
+    tuples = [(e,) if isinstance(e, str) else e or () for e in entries]
+    return tuple(axis for axes in tuples for axis in axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,17 +205,47 @@ class Context:
         """The residual stream [B, T, D], between layers."""
         return self.place(x, f"B {STREAM} D") if x.ndim == 3 else x
 
-    def matmul(self, x: jax.Array, w: jax.Array, letters: str) -> jax.Array:
-        """x [..., M] times the parameter `w` of leading dimensions multiplying to M -> [..., N]."""
+    def matmul(self, x: jax.Array, *weights: tuple[jax.Array, str, int]) -> list[jax.Array]:
+        """x [..., *M] times parameters -> [..., *N] of each, in the activations' dtype. A weight is
+        the array [*M, *N], its letters, and the number of dimensions M.
+        """
+        _, rules = shard.here(self.mesh, self.weights)
+        if not rules:
+            return [self._local_matmul(x, w, contracted) for w, _, contracted in weights]
+        layouts = [self._layout(x, *weight) for weight in weights]
+        found: dict[int, jax.Array] = {}
+        # One sum for all that are split alike; what no axis splits has none.
+        for summed in dict.fromkeys(layout.summed for layout in layouts):
+            chosen = [i for i, layout in enumerate(layouts) if layout.summed == summed]
+            alike, ws = [layouts[i] for i in chosen], [weights[i][0] for i in chosen]
+            products: Any = _split_matmul(self.numerics, tuple(alike), x, ws)
+            found |= dict(zip(chosen, products, strict=True))
+        return [found[i] for i in range(len(weights))]
+
+    def _local_matmul(self, x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
+        lead, rows = x.shape[: x.ndim - contracted], math.prod(w.shape[:contracted])
+        out = self.numerics.matmul(x.reshape(*lead, rows), w.reshape(rows, -1))
+        return out.reshape(*lead, *w.shape[contracted:])
+
+    def _layout(self, x: jax.Array, w: jax.Array, letters: str, contracted: int) -> _Layout:
         mesh, weights = shard.here(self.mesh, self.weights)
-        n = x.shape[-1]
-        if "fsdp" not in weights.get("D", ()):
-            return self.numerics.matmul(x, w.reshape(n, -1))
-        whole = {letter: axes for letter, axes in weights.items() if letter != "D"}
-        sharding = [
-            NamedSharding(mesh, shard.fitting(letters, w.shape, rules, mesh))
-            for rules in (whole, weights)
-        ]
-        rows = x.reshape(-1, n)
-        product: jax.Array = _gathered_matmul(self.numerics.operand_dtype, *sharding, rows, w)
-        return product.astype(self.numerics.compute_dtype).reshape(*x.shape[:-1], -1)
+        _, rules = shard.here(self.mesh, self.rules)
+        names, span = letters.split(), x.ndim - contracted
+        lead = ["B", "T"] if span == 2 else ["B"]
+        stream = ["B", STREAM] if span == 2 and names[contracted:] == ["D"] else lead
+        whole = {n: tuple(a for a in axes if a != "fsdp") for n, axes in weights.items()}
+        held, used = (shard.fitting(letters, w.shape, table, mesh) for table in (weights, whole))
+        rows, streamed = (
+            shard.fitting(" ".join(text), x.shape[:span], rules, mesh) for text in (lead, stream)
+        )
+        inward, outward = used[:contracted], used[contracted:]
+        return _Layout(
+            contracted,
+            NamedSharding(mesh, held),
+            NamedSharding(mesh, used),
+            source=PartitionSpec(*rows, *inward),
+            product=PartitionSpec(*streamed, *outward),
+            cotangent=PartitionSpec(*rows, *outward),
+            added=_axes(used, *range(contracted)),
+            summed=_axes(used, *range(contracted, w.ndim)),
+        )

@@ -33,9 +33,7 @@ class Embed(nn.Module):
         self.table = self.param("table", init, (self.padded_vocab_size, self.width))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = lookup(self.context.mesh, self.context.rules, self.context.weights, self.table, tokens)
-        x = x * self.context.multipliers.embedding
-        return self.context.stream(x.astype(self.context.numerics.compute_dtype))
+        return self.context.stream(lookup(self.context, self.table, tokens))
 
 
 class Head(nn.Module):
@@ -54,26 +52,32 @@ class Head(nn.Module):
         return self.table
 
 
-def lookup(mesh: Any, rules: Any, weights: Any, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """table [vocab, D] at tokens int32 [B, ...] -> [B, ..., D].
+def lookup(context: Context, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """multiplier * table [vocab, D] at tokens int32 [B, ...] -> [B, ..., D], activations' dtype.
 
     With the vocabulary split over devices, each looks up what it holds and the parts are summed
     (Shoeybi et al. 2019, arXiv 1909.08053, sec. 3): no device sees the whole table.
     """
-    mesh, rules = shard.here(mesh, {**rules, "D": weights.get("D", ())})
-    placed = _Placed(mesh, *(rules.get(letter, ()) for letter in ("B", "vocab", "D")))
-    if not (placed.rows or placed.vocab or placed.features):
-        return jnp.take(table, tokens, axis=0)
-    return _lookup(placed, table, tokens)
+    scale, dtype = context.multipliers.embedding, context.numerics.compute_dtype
+    rules = {**context.rules, "D": context.weights.get("D", ())}
+    mesh, rules = shard.here(context.mesh, rules)
+    rows, vocab, features = (rules.get(letter, ()) for letter in ("B", "vocab", "D"))
+    if not (rows or vocab or features):
+        return (jnp.take(table, tokens, axis=0) * scale).astype(dtype)
+    return _lookup(_Placed(mesh, rows, vocab, features, scale, dtype), table, tokens)
 
 
 class _Placed(NamedTuple):
-    """Mesh axes of the rows of a batch, of the vocabulary, and of the table's features."""
+    """Mesh axes of the rows of a batch, of the vocabulary, and of the table's features; multiplier
+    and dtype of the result.
+    """
 
     mesh: Any
     rows: tuple[str, ...]
     vocab: tuple[str, ...]
     features: tuple[str, ...]
+    scale: float
+    dtype: Any
 
     def over(self, function: Any, inputs: str, output: str) -> Any:
         """`function` on local parts: "t" is a table, "b" has a batch in front."""
@@ -92,6 +96,7 @@ class _Placed(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(placed: _Placed, table: jax.Array, tokens: jax.Array) -> jax.Array:
     def part(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        table = (table * placed.scale).astype(placed.dtype)
         if placed.features:
             table = jax.lax.all_gather(table, placed.features, axis=1, tiled=True)
         row, inside = placed.local(tokens, table.shape[0])
@@ -113,7 +118,7 @@ def _lookup_bwd(placed: _Placed, residuals: Any, cotangent: jax.Array) -> tuple[
     def part(tokens: jax.Array, cotangent: jax.Array) -> jax.Array:
         rows = like.shape[0] // ways
         row, inside = placed.local(tokens, rows)
-        kept = jnp.where(inside[..., None], cotangent, 0).astype(jnp.float32)
+        kept = jnp.where(inside[..., None], cotangent.astype(jnp.float32) * placed.scale, 0.0)
         d_table = jnp.zeros((rows, cotangent.shape[-1]), jnp.float32).at[row].add(kept)
         summed = tuple(axis for axis in placed.rows if axis not in placed.features)
         d_table = jax.lax.psum(d_table, summed) if summed else d_table

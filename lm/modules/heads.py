@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.modules.norm import RMSNorm
 
@@ -34,7 +34,7 @@ class HeadMixer(Mixer):
 
     def op_inputs(self, x: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
         """x [..., D], positions [...] -> the op's inputs."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k, v = project(x, self.query, self.key, self.value)
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         return {"q": q, "k": k, "v": v}

@@ -4,8 +4,6 @@ standard deviation.
 
 from __future__ import annotations
 
-import math
-
 import jax
 from flax import linen as nn
 
@@ -22,17 +20,28 @@ class Linear(nn.Module):
     contracted: int  # leading dimensions of the parameter that are summed over
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *shape[:contracted]] -> [..., *shape[contracted:]]"""
+    def weight(self) -> jax.Array:
+        """[*shape]"""
         std = self.context.multipliers.init_std("hidden")
         init = declare(nn.initializers.normal(std), self.letters, "hidden", decay=True)
-        w = self.param("kernel", init, self.shape)
-        lead, n = x.shape[: x.ndim - self.contracted], math.prod(self.shape[: self.contracted])
-        names = self.letters.split()
-        inward, outward = names[: self.contracted], names[self.contracted :]
-        x = self.context.place(x, " ".join(["B T", *inward]))
-        out = self.context.matmul(x.reshape(*lead, n), w, self.letters)
-        out = out.reshape(*lead, *self.shape[self.contracted :])
+        return self.param("kernel", init, self.shape)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *shape[:contracted]] -> [..., *shape[contracted:]]"""
+        return project(x, self)[0]
+
+    def place(self, out: jax.Array) -> jax.Array:
+        """The output laid out by its letters; what returns to the residual stream, as that is."""
+        outward = self.letters.split()[self.contracted :]
         if outward == ["D"]:
             return self.context.stream(out)
         return self.context.place(out, " ".join(["B T", *outward]))
+
+
+def project(x: jax.Array, *layers: Linear) -> list[jax.Array]:
+    """The outputs of several matrices of one input. Under tensor parallelism the gradient of that
+    input is then summed over the devices once.
+    """
+    weights = [(layer.weight(), layer.letters, layer.contracted) for layer in layers]
+    products = layers[0].context.matmul(x, *weights)
+    return [layer.place(y) for layer, y in zip(layers, products, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 from lm.modules.mixer import Call, Mixer
 
 
@@ -56,9 +56,9 @@ class LinearMixer(Mixer):
         self.value = Linear(self.context, "D H V", (d, h, v), 1)
         self.out = Linear(self.context, "H V D", (h, v, d), 2)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [..., D] -> q, k [..., H, K], v [..., H, V]."""
-        return self.query(x), self.key(x), self.value(x)
+    def project(self, x: jax.Array, *others: Linear) -> list[jax.Array]:
+        """x [..., D] -> q, k [..., H, K], v [..., H, V], and the outputs of `others`."""
+        return project(x, self.query, self.key, self.value, *others)
 
 
 def with_ones(v: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.modules.context import Context
-from lm.modules.linear import Linear
+from lm.modules.linear import Linear, project
 
 
 class SwiGLU(nn.Module):
@@ -25,5 +25,6 @@ class SwiGLU(nn.Module):
         self.down = Linear(self.context, "F D", (self.ffn_dim, self.width), 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = checkpoint_name(self.gate(x), "mlp_gate")
-        return self.down(nn.silu(gate) * checkpoint_name(self.up(x), "mlp_up"))
+        gate, up = project(x, self.gate, self.up)
+        gate = checkpoint_name(gate, "mlp_gate")
+        return self.down(nn.silu(gate) * checkpoint_name(up, "mlp_up"))

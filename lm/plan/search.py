@@ -51,7 +51,7 @@ def search(
     """
     devices = targets.devices(target)
     told("searching by formula")
-    points = sorted(_points(config, target, devices), key=_rank)
+    points = sorted(by_formula(config, target, devices), key=_rank)
     if not points:
         raise UserError(
             f"no mesh of {len(devices)} devices divides the sizes of the run; change "
@@ -72,7 +72,8 @@ def search(
     return best, points
 
 
-def _points(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
+def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
+    """Every point whose sizes divide, in no order."""
     traces: dict[str, Activations] = {}
     for values in _meshes(len(devices)):
         try:

@@ -46,7 +46,7 @@ def estimate(
     """None for a target without published rates."""
     config = built.config
     peak = target.chip.peak_flops(config.model.precision)
-    network = traffic.seconds(flows, built, target)
+    network = traffic.seconds(flows, built.mesh, target)
     if peak is None or target.chip.hbm_bandwidth is None or network is None:
         return None
     flops = build_lib.flops_per_token(built) * config.tokens_per_step / built.mesh.size

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lm import hlo
 from lm import params as params_lib
@@ -133,20 +134,20 @@ def _tensor(built: Build) -> list[Flow]:
     return [*lookup, *head, scattered, Flow("all-gather", ("tensor",), 2 * branches * gathered)]
 
 
-def seconds(flows: Iterable[Flow], built: Build, target: Target) -> float | None:
+def seconds(flows: Iterable[Flow], mesh: Mesh, target: Target) -> float | None:
     """All flows one after another at the target's bandwidths; None if those are not known."""
     if target.chip.link_bandwidth is None:
         return None
-    return sum(flow.bytes / bandwidth(flow.axes, built, target) for flow in flows)
+    return sum(flow.bytes / bandwidth(flow.axes, mesh, target) for flow in flows)
 
 
-def bandwidth(axes: tuple[str, ...], built: Build, target: Target) -> float:
+def bandwidth(axes: tuple[str, ...], mesh: Mesh, target: Target) -> float:
     """Bytes/s one device sends in a collective over these axes (() counts as all of them).
 
     Within a slice (TPU) or a host (GPU) that of its links. Between hosts every device has an
     adapter, and those of one host that take part share the work.
     """
-    chip, mesh = target.chip, built.mesh
+    chip = target.chip
     assert chip.link_bandwidth is not None
     if chip.network_bandwidth is None:
         return chip.link_bandwidth

@@ -49,7 +49,8 @@ def test_letters_become_specs():
         ({"B": 3, "H": 4, "G": 4}, {"B": ("data",)}, "B=3 must be a multiple of 2"),
         ({"B": 4, "T": 8, "H": 4, "G": 4}, {"T": ("data",)}, "cannot split T"),
         ({"B": 4, "H": 4, "G": 4}, {"B": ("row",)}, "'row'"),
-        ({"B": 4, "H": 4, "G": 2}, {"H": ("data",)}, "set both alike"),
+        ({"B": 4, "H": 4, "G": 2}, {"G": ("data",)}, "set both alike or leave G whole"),
+        ({"B": 4, "H": 6, "G": 3}, {"H": ("data",)}, "G=3 heads, whole on 2 shards"),
     ],
 )
 def test_misfits_are_errors(dims: dict[str, int], rules: shard.Rules, message: str):

@@ -1,11 +1,6 @@
-"""What `build` puts together: shardings, initial parameters, FLOPs; a step on four devices."""
+"""What `build` puts together: shardings, initial parameters, FLOPs."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,60 +11,6 @@ from lm import build as build_lib
 from lm import params as params_lib
 from lm.config import UserError
 from tests.lm import tiny
-
-ROOT = Path(__file__).resolve().parents[2]
-MESHES: list[dict[str, Any]] = [
-    {"mesh.fsdp": 2, "mesh.tensor": 2, "run.accumulation": 2},
-]
-SLOW_MESHES: list[dict[str, Any]] = [
-    {"mesh.data": 2, "mesh.fsdp": 2},
-    {"mesh.data": 4},
-    {"mesh.fsdp": 4},
-    {"mesh.data": 2, "mesh.tensor": 2},
-    {"mesh.tensor": 4, "mesh.replicate": ["H", "G"]},
-]
-BAD_MESHES = [
-    ({"mesh.data": 3}, "needs 3 devices or a multiple, found 4; set mesh.data=-1"),
-    ({"mesh.data": 2, "mesh.sequence": 2}, "mesh.sequence=2: no op shards the time axis yet"),
-    ({"mesh.tensor": 4}, "G=2 heads are not divisible by 4 (tensor)"),
-    ({"mesh.tensor": 4, "mesh.replicate": ["G"]}, "names one of 'H' and 'G'"),
-    ({"mesh.data": 4, "run.accumulation": 2}, "= 2 rows do not divide over data*fsdp = 4"),
-    ({"mesh.data": 2, "mesh.tensor": 2, "model.ffn_dim": 47}, "F=47, not divisible by 2 (tensor)"),
-]
-
-
-def run_on_four_devices(meshes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Other tests want one device, and the number is fixed once JAX has started."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    command = [sys.executable, "-m", "tests.lm.sharded_step", json.dumps(meshes)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-def check_equal(found: dict[str, Any]) -> None:
-    assert found["sharded"] > 0 or found["mesh"].get("mesh.data") == 4
-    assert found["updates"] < 1e-4
-    assert found["metrics"] < 1e-5
-    assert found["nll"] < 1e-4
-
-
-def test_four_devices_step_like_one() -> None:
-    found = run_on_four_devices(MESHES + [mesh for mesh, _ in BAD_MESHES])
-    for mesh, got in zip(MESHES, found[: len(MESHES)], strict=True):
-        check_equal(got | {"mesh": mesh})
-    for (_, message), got in zip(BAD_MESHES, found[len(MESHES) :], strict=True):
-        assert message in got["error"]
-        assert "\n" not in got["error"]
-
-
-@pytest.mark.slow
-def test_more_meshes_of_four_devices_step_like_one() -> None:
-    for mesh, got in zip(SLOW_MESHES, run_on_four_devices(SLOW_MESHES), strict=True):
-        check_equal(got | {"mesh": mesh})
 
 
 @functools.cache

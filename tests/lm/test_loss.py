@@ -26,7 +26,7 @@ def mesh() -> Mesh:
 
 def options(**changes: Any) -> LossOptions:
     plain = LossOptions(
-        z_loss=0.0, chunk_size=16, vocab_size=VOCAB, operand_dtype=jnp.float32, batch_axes=()
+        z_loss=0.0, chunk_size=16, vocab_size=VOCAB, operand_dtype=jnp.float32, axes=()
     )
     return plain._replace(**changes)
 

@@ -1,0 +1,90 @@
+"""Every way of splitting a step gives the step of one device: on eight CPU devices, in a process of
+its own, since the number of devices is fixed once JAX has started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HYBRID = {
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "mesh.zero1": True,
+    "mesh.sequence_parallel": True,
+    "run.accumulation": 2,
+}
+TENSOR = {"mesh.tensor": 8, "mesh.replicate": ["G"]}
+FAST: dict[str, dict[str, Any]] = {"hybrid": HYBRID, "zero1": {"mesh.data": 8, "mesh.zero1": True}}
+SLOW: dict[str, dict[str, Any]] = {
+    "dp": {"mesh.data": 8},
+    "zero3": {"mesh.fsdp": 8},
+    "tp": TENSOR,
+    "tp+sp": TENSOR | {"mesh.sequence_parallel": True},
+    "heads whole": {"mesh.data": 2, "mesh.tensor": 4, "mesh.replicate": ["H", "G"]},
+    "data x fsdp": {"mesh.data": 4, "mesh.fsdp": 2, "model.remat": "full"},
+    "host": {"mesh.data": 4, "mesh.tensor": 2, "mesh.zero1": True, "optimizer.memory": "host"},
+}
+BAD = [
+    ({"mesh.data": 3}, "needs 3 devices or a multiple, found 8; set mesh.data=-1"),
+    ({"mesh.data": 4, "mesh.sequence": 2}, "mesh.sequence=2: no op shards the time axis yet"),
+    ({"mesh.tensor": 8}, "G=4 heads are not divisible by 8 (tensor)"),
+    ({"mesh.tensor": 8, "mesh.replicate": ["H"]}, "names 'H' and not 'G'"),
+    ({"mesh.data": 8, "run.accumulation": 2}, "= 4 rows do not divide over data*fsdp = 8"),
+    ({"mesh.data": 4, "mesh.tensor": 2, "model.ffn_dim": 47}, "F=47, not divisible by 2 (tensor)"),
+    (
+        {"mesh.data": 2, "mesh.tensor": 4, "mesh.sequence_parallel": True}
+        | {"data.context_length": 26},
+        "splits data.context_length=26 over mesh.tensor=4",
+    ),
+]
+
+
+def run(meshes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-m", "tests.lm.sharded_step", json.dumps(meshes)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def check(name: str, found: dict[str, Any]) -> None:
+    """Per tensor, at each of three steps; the gradient norm is the same however it is summed."""
+    assert found["loss"] < 1e-5, name
+    assert found["norm"] < 1e-5, name
+    assert found["gradient"] < 1e-5, name
+    assert found["nll"] < 1e-4, name
+
+
+def test_eight_devices_step_like_one() -> None:
+    found = run([*FAST.values(), *(mesh for mesh, _ in BAD)])
+    for name, got in zip(FAST, found, strict=False):
+        check(name, got)
+    hybrid, zero1 = found[0], found[1]
+    assert 0.25 <= hybrid["bytes/params"] < 0.3
+    assert 0.125 <= hybrid["bytes/optimizer"] < 0.2
+    assert zero1["bytes/params"] == 1.0
+    assert 0.125 <= zero1["bytes/optimizer"] < 0.15
+    for (_, message), got in zip(BAD, found[len(FAST) :], strict=True):
+        assert message in got["error"]
+        assert "\n" not in got["error"]
+
+
+@pytest.mark.slow
+def test_more_meshes_of_eight_devices_step_like_one() -> None:
+    found = dict(zip(SLOW, run(list(SLOW.values())), strict=True))
+    for name, got in found.items():
+        check(name, got)
+    assert 0.125 <= found["zero3"]["bytes/params"] < 0.15
+    assert 0.125 <= found["zero3"]["bytes/optimizer"] < 0.15
