@@ -105,12 +105,8 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))
     per_step = config.tokens_per_step
-    schedule = schedules.create(
-        config.schedule,
-        run_tokens=config.run_tokens,
-        tokens_per_step=per_step,
-        decay_start=decay_start,
-    )
+    lengths = {"run_tokens": config.run_tokens, "tokens_per_step": per_step}
+    schedule = schedules.create(config.schedule, **lengths, decay_start=decay_start)
     tx = optim.create(config.optimizer, multipliers, infos, schedule, per_step)
 
     def init(seed: jax.Array) -> TrainState:
