@@ -10,7 +10,7 @@ from lm import build as build_lib
 from lm.build import Build
 from lm.config import Config, UserError
 from lm.plan import memory as memory_lib
-from lm.plan.memory import Activations, Memory
+from lm.plan.memory import Memory
 
 Values = Mapping[str, Any]
 
@@ -30,12 +30,11 @@ class Change(NamedTuple):
 
 def proposed(config: Config, devices: Sequence[Any], limit: int = 3) -> list[Change]:
     """The `limit` changes that save most, largest first; each by itself."""
-    traces: dict[str, Activations] = {}
-    before = estimate(config, devices, traces)[1].total
+    before = estimate(config, devices)[1].total
     found = []
     for values in _candidates(build_lib.build(config, devices)):
         try:
-            _, after = estimate(apply(config, values), devices, traces)
+            _, after = estimate(apply(config, values), devices)
         except UserError:  # sizes that do not divide: no advice
             continue
         if after.total < before:
@@ -48,13 +47,12 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
     whether they do. What saves less than a fiftieth is left alone.
     """
     values: dict[str, Any] = {}
-    traces: dict[str, Activations] = {}
-    built, first = estimate(config, devices, traces)
+    built, first = estimate(config, devices)
     now = first.total
     while first.total - now < excess:
         for candidate in _candidates(built):
             try:
-                changed, after = estimate(apply(built.config, candidate), devices, traces)
+                changed, after = estimate(apply(built.config, candidate), devices)
             except UserError:  # sizes that do not divide
                 continue
             if after.total < 0.98 * now:
@@ -65,15 +63,9 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
     return values, True
 
 
-def estimate(
-    config: Config, devices: Sequence[Any], traces: dict[str, Activations]
-) -> tuple[Build, Memory]:
-    """`traces` keeps what depends on the model alone."""
+def estimate(config: Config, devices: Sequence[Any]) -> tuple[Build, Memory]:
     built = build_lib.build(config, devices)
-    key = repr((config.model, config.data.context_length))
-    if key not in traces:
-        traces[key] = memory_lib.measure(config, devices[0])
-    return built, memory_lib.estimate(built, traces[key])
+    return built, memory_lib.estimate(built, memory_lib.measure(config, devices[0]))
 
 
 def apply(config: Config, values: Values) -> Config:

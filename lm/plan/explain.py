@@ -39,9 +39,8 @@ def explain(config: Config, devices: Sequence[Any], error: str) -> str:
     """What takes the memory of a device and what to change, for a terminal; `error` is the message
     of a RESOURCE_EXHAUSTED, or "".
     """
-    traces: dict[str, Activations] = {}
-    built, needs = changes.estimate(config, devices, traces)
-    (measured,) = traces.values()
+    built, needs = changes.estimate(config, devices)
+    measured = memory.measure(config, devices[0])
     named = from_message(error)
     source = "named by the compiler" if named else "estimated"
     found = (named or buffers(built, measured))[:BUFFERS]

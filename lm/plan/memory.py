@@ -33,6 +33,8 @@ from lm.modules.context import Numerics
 
 DEVICE, HOST = PLACES
 # Words of a program's names that are no modules.
+_TOP = r"groups_\d+|embed|output|final_norm"  # the modules a model is made of
+_TRACED: dict[str, tuple[Residual, ...]] = {}  # by what a trace depends on
 INPUT = "input of the layers"
 _PROGRAM = (
     "while",
@@ -120,8 +122,16 @@ def measure(config: Config, device: Any) -> Activations:
 
 def residuals(config: Config, device: Any) -> tuple[Residual, ...]:
     """What the model's forward pass hands to its backward pass and grows with the batch, largest
-    first.
+    first; traced once in a process.
     """
+    data = config.data
+    key = repr((device.device_kind, config.model, config.mup, data.context_length, data.tokenizer))
+    if key not in _TRACED:
+        _TRACED[key] = _traced(config, device)
+    return _TRACED[key]
+
+
+def _traced(config: Config, device: Any) -> tuple[Residual, ...]:
     alone = dataclasses.replace(
         config,
         mesh=build_lib.ONE_DEVICE,
@@ -164,7 +174,7 @@ def _origin(jaxpr: Any, result: Any) -> str:
         if not any(out is result for out in equation.outvars):
             continue
         if equation.primitive.name == "name":  # jax.ad_checkpoint.checkpoint_name
-            return f"{equation.source_info.name_stack}/{equation.params['name']}"
+            return f"{equation.source_info.name_stack}/{equation.params['name']}/name"
         if equation.primitive.name in ("device_put", "convert_element_type"):
             return _origin(jaxpr, equation.invars[0])
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
@@ -173,28 +183,26 @@ def _origin(jaxpr: Any, result: Any) -> str:
             place = [out is result for out in equation.outvars].index(True)
             if deeper := _origin(inner, inner.outvars[place]):
                 return deeper
-        return str(equation.source_info.name_stack)
+        return f"{equation.source_info.name_stack}/{equation.primitive.name}"
     return ""
 
 
 def module_of(name: str) -> str:
-    """The module a name of the program belongs to.
+    """The module that a name of the program or of a parameter belongs to; its last word is an
+    operation or the parameter.
 
     >>> module_of("jit(step)/jvp(Model)/groups_0.layer/while/body/groups_0/blocks_0/mlp/up/dot")
     'groups_0/blocks_0/mlp/up'
     """
-    known = re.compile(r"groups_\d+|blocks_\d+|mixer|mlp|embed|output|\w*norm|kernel|table|scale")
-    parts = name.split("/")
     if name == INPUT:
         return INPUT
-    start = next((i for i, part in enumerate(parts) if known.fullmatch(part)), None)
+    parts = name.split("/")[:-1]
+    words = [w for w in parts if re.fullmatch(r"[a-z]\w*", w) and w not in _PROGRAM]
+    start = next((i for i, w in enumerate(words) if re.fullmatch(_TOP, w)), None)
     if start is None:
-        return "loss" if "shard_map" in name or "loss" in name else "other"
-    words = [part for part in parts[start:] if re.fullmatch(r"[a-z]\w*", part)]
-    kept = [w for i, w in enumerate(words) if w not in _PROGRAM and (i < 3 or w not in words[:i])]
-    named = [w for w in kept if known.fullmatch(w)]
-    last = kept.index(named[-1])
-    return "/".join(kept[: last + 2] if named[-1] in ("mixer", "mlp") else kept[: last + 1])
+        return "loss" if "shard_map" in parts else "other"
+    depth = 4 if words[start].startswith("groups_") else 1
+    return "/".join(list(dict.fromkeys(words[start:]))[:depth])
 
 
 def estimate(built: Build, measured: Activations) -> Memory:

@@ -17,7 +17,7 @@ from lm.build import Build
 from lm.config import Config, UserError
 from lm.plan import Launch, Plan, changes, memory, times, traffic
 from lm.plan.changes import Values
-from lm.plan.memory import Activations, Memory
+from lm.plan.memory import Memory
 from lm.plan.table import duration, rows, size
 from lm.plan.times import Times
 from lm.targets import Target
@@ -74,7 +74,6 @@ def search(
 
 def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
     """Every point whose sizes divide, in no order."""
-    traces: dict[str, Activations] = {}
     for values in _meshes(len(devices)):
         try:
             built = build_lib.build(changes.apply(config, values), devices)
@@ -89,12 +88,10 @@ def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[P
                 here = _changed(built, changed)
                 if here is None:
                     continue
-                key = str(remat)
-                if key not in traces:
-                    traces[key] = memory.measure(here.config, devices[0])
-                needs = memory.estimate(here, traces[key])
+                measured = memory.measure(here.config, devices[0])
+                needs = memory.estimate(here, measured)
                 sent = flows if accumulation == 1 else traffic.formula(here)
-                modelled = times.estimate(here, target, needs, traces[key], sent)
+                modelled = times.estimate(here, target, needs, measured, sent)
                 budget = target.chip.usable_bytes
                 fits = budget is None or needs.total <= MARGIN * budget
                 yield Point(values | changed, needs, modelled, fits, None)

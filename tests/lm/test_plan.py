@@ -1,0 +1,205 @@
+"""Plans on CPU devices: formulas beside the compiler, ranks of a search, launch lines, mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from lm import mesh as mesh_lib
+from lm import plan as plan_lib
+from lm import targets
+from lm.build import build
+from lm.config import UserError
+from lm.plan import Launch, memory, program, search, table, traffic
+from tests.lm import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = Launch("--config=x.py", "run")
+MODES: dict[str, dict[str, Any]] = {
+    "dp": {"mesh.data": 4},
+    "zero1": {"mesh.data": 4, "mesh.zero1": True},
+    "zero3": {"mesh.data": 1, "mesh.fsdp": 4},
+    "tp": {"mesh.data": 2, "mesh.tensor": 2},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_state_is_what_the_compiler_updates_in_place(mode: str) -> None:
+    config = tiny.config(MODES[mode] | {"model.remat": "full"})
+    built = build(config, jax.devices()[:4])
+    compiled = program.create(built)
+    needs = memory.estimate(built, memory.measure(config, jax.devices()[0]))
+    assert compiled.state is not None
+    assert needs.state == pytest.approx(compiled.state, rel=0.01)
+    assert compiled.batch == pytest.approx(needs.batch, rel=0.3)  # fields nobody reads go
+    sent = sum(flow.bytes for flow in traffic.formula(built))
+    # The CPU backend writes reduce-scatters as all-reduces, which send twice as much.
+    assert 0.5 < sent / sum(flow.bytes for flow in compiled.flows) < 1.3
+
+
+def test_zero3_holds_a_part_of_the_state() -> None:
+    sizes = []
+    for ways in (1, 2, 4):
+        config = tiny.config({"mesh.data": 1, "mesh.fsdp": ways})
+        sizes.append(memory.shard_bytes(build(config, jax.devices()[:ways]).abstract_state))
+    assert sizes[0] / sizes[1] == pytest.approx(2, rel=0.01)
+    assert sizes[0] / sizes[2] == pytest.approx(4, rel=0.01)
+
+
+def test_a_data_parallel_step_sends_its_gradients_once() -> None:
+    """2 (R-1)/R of every parameter, four bytes each, whatever the microbatches."""
+    for accumulation in (1, 2):
+        changes = {"mesh.data": 2, "run.accumulation": accumulation}
+        built = build(tiny.config(changes), jax.devices()[:2])
+        count = plan_lib.parameters(built)["by role"]["total"]
+        (flow,) = traffic.formula(built)
+        assert flow == ("all-reduce", ("data",), 4 * count)
+
+
+def test_gathers_of_zero3_repeat_with_the_microbatches() -> None:
+    sums = []
+    for accumulation in (1, 2):
+        changes = {"mesh.data": 1, "mesh.fsdp": 2, "run.accumulation": accumulation}
+        built = build(tiny.config(changes), jax.devices()[:2])
+        sums.append(sum(flow.bytes for flow in traffic.formula(built)))
+    assert sums[1] == pytest.approx(2 * sums[0])
+
+
+def test_what_remat_keeps_is_counted() -> None:
+    def kept(**model: Any) -> memory.Activations:
+        changes = {f"model.{key}": value for key, value in model.items()}
+        config = tiny.config(changes | {"model.num_layers": 3})
+        return memory.measure(config, jax.devices()[0])
+
+    none, full = kept(remat="none"), kept(remat="full")
+    stream = 3 * 24 * 32 * 4  # layers x time x width in float32: what each layer takes in
+    assert full.stream + full.inner < 0.3 * (none.stream + none.inner)
+    assert full.stream >= stream
+    far = kept(remat="named", kept={"mixer": "device", "mlp_up": "host"})
+    assert far.host == 3 * 24 * 48 * 4
+    assert far.stream == full.stream + stream
+    assert {r.module for r in far.residuals if r.is_host} == {"groups_0/blocks_0/mlp/mlp_up"}
+
+
+def plan_of(changes: dict[str, Any], *, is_compiled: bool = False) -> plan_lib.Plan:
+    target = targets.parse("cpu-4")
+    return plan_lib.plan(tiny.config(changes), target, LAUNCH, is_compiled=is_compiled)
+
+
+def test_a_plan_is_told_and_written() -> None:
+    found = plan_of({"mesh.data": 4}, is_compiled=True)
+    written = json.loads(json.dumps(plan_lib.to_json(found)))
+    assert written["target"]["topology"] == "4"
+    assert found.program is not None
+    assert written["program"]["state"] == pytest.approx(written["memory"]["state"], rel=0.01)
+    assert written["total"] == found.program.total
+    assert written["config"]["mesh"]["data"] == 4
+    by_part = found.parameters["by part"]
+    assert by_part["total"] == found.parameters["by role"]["total"]
+    assert set(by_part) == {"embedding", "mixer", "mlp", "norm", "total"}
+    assert [row.at for row in found.schedule] == ["start", "after warm-up", "before decay", "end"]
+    assert found.saving.bytes == pytest.approx(12 * by_part["total"], rel=0.01)
+    assert found.fits is None
+    assert found.times is None
+    text = table.text(found)
+    for part in ("cpu-4: 4 chips", "all-reduce over data", "after warm-up", "launch.train"):
+        assert part in text
+    assert "not modelled" in text
+
+
+LINES = {
+    "cpu-4": "JAX_NUM_CPU_DEVICES=4 python -m launch.train --config=x.py --workdir=run",
+    "h100-8": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m launch.train --config=x.py "
+    "--workdir=run",
+    "h100-64": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 sbatch --nodes=8 --ntasks-per-node=8 "
+    "--gpus-per-node=8 --time=24:00:00 launch/slurm.sh --config=x.py --workdir=run",
+    "v5p-256": "launch/tpu_pod.sh --name=v5p256 --zone=ZONE --restart -- --config=x.py "
+    "--workdir=run",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_launch_lines(name: str) -> None:
+    assert plan_lib.launch_line(targets.parse(name), LAUNCH, {}) == LINES[name]
+
+
+def mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """Of numbers in place of devices."""
+    grid: Any = np.array([jax.devices()[0]] * (data * fsdp * tensor))
+    grid = grid.reshape(data, fsdp, tensor, 1)
+    return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def test_bandwidth_depends_on_the_hosts_a_group_spans() -> None:
+    gpus = targets.parse("h100-64")
+    grid = mesh(2, 8, 4)
+    assert traffic.bandwidth(("tensor",), grid, gpus) == 450e9  # inside a host
+    assert traffic.bandwidth(("data",), grid, gpus) == 50e9  # one adapter each
+    assert traffic.bandwidth(("fsdp",), grid, gpus) == 100e9  # two of a host take part
+    assert traffic.bandwidth((), grid, gpus) == 400e9  # all of them
+    tpus = targets.parse("v5e-64")
+    assert traffic.bandwidth(("data",), grid, tpus) == tpus.chip.link_bandwidth
+
+
+def test_a_search_tries_every_mesh_that_divides() -> None:
+    config = tiny.config({"data.batch_size": 8})
+    target = targets.parse("cpu-4")
+    points = list(search.by_formula(config, target, jax.devices()[:4]))
+    meshes = {
+        tuple(p.values[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")) for p in points
+    }
+    # tensor 4: two key-value heads do not divide
+    assert meshes == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)}
+    assert {p.values["model.remat"] for p in points} == {"none", "dots", "full"}
+    for point in points:
+        rows = 8 // point.values["mesh.data"] // point.values["mesh.fsdp"]
+        assert rows % point.values["run.accumulation"] == 0
+    assert "remat=full" in search.table(points, limit=len(points))
+    assert math.isfinite(json.loads(json.dumps(search.to_json(points)))[0]["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mesh.data": 3}, "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices"),
+        ({"mesh.data": 1, "mesh.tensor": 4}, "divisible by 4"),
+        ({"mesh.data": 4, "data.batch_size": 6}, r"6 rows do not divide over data\*fsdp = 4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_told_with_both_values(changes: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        plan_of(changes)
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch.plan", "--config=experiments/base.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_launcher_writes_a_plan(tmp_path: Path) -> None:
+    output = tmp_path / "plan.json"
+    done = launched("--target=cpu-8", "--nocompile", f"--output={output}", "--config.seed=3")
+    assert done.returncode == 0, done.stderr
+    assert "cpu-8: 8 chips" in done.stdout
+    written = json.loads(output.read_text())
+    assert written["launch"].endswith(
+        "launch.train --config=experiments/base.py --config.seed=3 --workdir=runs/planned"
+    )
+
+
+def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
+    output = tmp_path / "plan.json"
+    done = launched("--target=v5p-255", f"--output={output}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --target=v5p-255: no such machine; did you mean 'v5p-25")
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()
