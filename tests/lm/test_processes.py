@@ -189,6 +189,7 @@ def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
     assert told[1][2][0].startswith(f"error: process 0 of 2: {line}")
 
 
+@pytest.mark.slow
 def test_elastic(tmp_path: Path) -> None:
     """8, then 4, then 2 devices: the losses of a run that stayed on 8."""
     lab_lib.write_corpus(tmp_path / "corpus")
