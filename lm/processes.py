@@ -183,7 +183,7 @@ def to_host(tree: Any) -> Any:
     """Arrays as numpy arrays, whole in every process."""
 
     def whole(x: jax.Array) -> np.ndarray:
-        if x.is_fully_addressable or x.is_fully_replicated:
+        if count() == 1 or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
