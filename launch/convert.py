@@ -34,13 +34,15 @@ def main(argv: list[str]) -> None:
     pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
     from lm import checkpoint, record  # after the flags are known to be right: imports jax
     from lm.interop import convert, folder, importing, weights
+    from lm.progress import WeightsBar
 
     with folder.created(workdir) as partial:
         config = checkpoint.read_config(checkpoint.locate(path))
         model = convert.model_config(config.model, pattern, layers)
         config = dataclasses.replace(config, model=model, init_from="")
         built = importing.local_build(config)
-        loaded = checkpoint.load(path)
+        with WeightsBar("reading", None):
+            loaded = checkpoint.load(path)
         params, report = convert.convert(loaded.params, loaded.build, built, _SEED.value)
         weights.save(partial, config, params)
         importing.write_experiment(partial, workdir)

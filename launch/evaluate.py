@@ -13,7 +13,6 @@ as LM-Infinite does.
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 from absl import flags
 from rich.console import Console
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> None:
     if len(extra) < len(_SOURCE.value):
         raise UserError("--source gives a name twice; choose another name")
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
-    asked = cli.tasks(_TASK.value)
+    asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import checkpoint, evals, evaluate, files  # after the flags: imports jax
     from lm.data import prepare
     from lm.progress import ScoringBar
@@ -58,10 +57,10 @@ def main(argv: list[str]) -> None:
     with ScoringBar({k: evaluate.num_tokens(x) for k, x in questions.items()}) as bar:
         results = evaluate.run(questions, Scorer(loaded.build, loaded.params), advance=bar.advance)
     Console().print(*evaluate.tables(results))
-    if _OUT.value:
+    if out:
         found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
         try:
-            files.replace(Path(_OUT.value).expanduser(), json.dumps(found, indent=1) + "\n")
+            files.replace(out, json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
 

@@ -11,6 +11,7 @@ A label that the source has not takes over the options of the source's layers of
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.config import ModelConfig
 from lm.interop.hf_config import FLAX_FIELDS
+from lm.progress import WeightsBar
 
 # Layer (None: outside of layers) and the parameter's name within it.
 Key = tuple[int | None, str]
@@ -102,11 +104,13 @@ def convert(
     taken = {key for key in taken if source[key].shape == target[key].shape}
     theirs = dict(_by_name(params_from))
     made = {name: np.array(leaf) for name, leaf in _by_name(_init(built_to, seed))}
-    for key in taken:
-        a, b = source[key], target[key]
-        made[b.leaf][... if b.row is None else b.row] = np.asarray(
-            theirs[a.leaf] if a.row is None else theirs[a.leaf][a.row]
-        )
+    sizes = [math.prod(target[key].shape) * made[target[key].leaf].itemsize for key in taken]
+    with WeightsBar("copying", sum(sizes)) as bar:
+        for key in taken:
+            a, b = source[key], target[key]
+            value = np.asarray(theirs[a.leaf] if a.row is None else theirs[a.leaf][a.row])
+            made[b.leaf][... if b.row is None else b.row] = value
+            bar.advance(value.nbytes)
     abstract = built_to.abstract_state.params
     arrays = [jax.device_put(made[name], like.sharding) for name, like in _by_name(abstract)]
     params = jax.tree.unflatten(jax.tree.structure(abstract), arrays)
