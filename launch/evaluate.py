@@ -40,10 +40,11 @@ def main(argv: list[str]) -> None:
     asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import checkpoint, evals, evaluate, files  # after the flags: imports jax
     from lm.data import prepare
+    from lm.evals import bits_per_byte
     from lm.progress import ScoringBar
     from lm.scoring import Scorer
 
-    tasks = evals.create({"bits_per_byte": {}} | asked, "--task")
+    tasks = evals.create(asked, "--task")
     loaded = checkpoint.load(path, layers)
     config, tokenizer = loaded.config, loaded.tokenizer
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | tasks
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--source={clash[0]}:... is a source of the run; choose another name")
     data = dataclasses.replace(config.data, sources={**config.data.sources, **extra})
     data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
+    if bits_per_byte.has_sets(data) or not tasks:
+        tasks = evals.create({"bits_per_byte": {}}, "--task") | tasks
     prepared = prepare.prepare(data, data_dir, tokenizer=tokenizer)
     max_tokens = _MAX_TOKENS.value or config.evaluate.max_tokens
     questions = evaluate.prepare(tasks, evals.Given(tokenizer, prepared, data, max_tokens))

@@ -35,7 +35,6 @@ from lm.data import tokenizers
 from lm.data.loader import Loader
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
-from lm.evals.bits_per_byte import BitsPerByte
 from lm.progress import TrainingBar
 from lm.scoring import Scorer
 from lm.state import TrainState
@@ -76,7 +75,7 @@ def run(config: Config, options: Options) -> Outcome:
     """
     workdir = options.workdir
     model_lib.check(config.model)
-    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {evaluate.ALWAYS: BitsPerByte()}
+    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(record.locked(workdir))
         record.check_unchanged(workdir, config)
