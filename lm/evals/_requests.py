@@ -155,13 +155,6 @@ def num_bytes(rows: Sequence[Row], tokenizer: Tokenizer) -> np.ndarray:
     return np.array([sizes.sum() for sizes in scored], np.int64)
 
 
-def num_chars(request: Request, num_bytes: int) -> int:
-    """Characters that end among the `num_bytes` scored, which are the last of the request."""
-    text = request.context + request.continuation
-    raw = text.encode()
-    return len(text) - len(raw[: len(raw) - num_bytes].decode(errors="ignore"))
-
-
 def credit(scores: np.ndarray, gold: int) -> float:
     """1 if the right one of the choices [k] has the largest score; of m that share it, 1 / m."""
     best = np.isclose(scores, scores.max(), rtol=TIE, atol=TIE)

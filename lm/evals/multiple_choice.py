@@ -2,8 +2,8 @@
 (lm/evals/_requests.py has the files: HellaSwag, ARC, CommonsenseQA, ... as requests, and PIQA).
 
     none      log p(continuation | context)
-    per_char  the same over the characters scored: white space moved from the end of the context
-              counts, a first token that is given does not
+    per_char  the same over its characters, the space at its start included; as published files and
+              lm-evaluation-harness count them, whatever of them is scored
     pmi       log p(continuation | context) - log p(continuation | "Answer:")
 
 After Brown et al. 2020 (arXiv 2005.14165, sec. 2.4) and Holtzman et al. 2021 (arXiv 2104.08315);
@@ -26,9 +26,7 @@ from lm.evals import Given, Items, Number, Scored, _json_lines, _requests
 
 
 class Choice(NamedTuple):
-    """A document of k rows, or with its bare ones 2 k; `chars` [k] that are scored, `num_bytes` of
-    the gold.
-    """
+    """A document of k rows, or with its bare ones 2 k; `chars` [k], `num_bytes` of the gold."""
 
     gold: int
     chars: np.ndarray
@@ -65,12 +63,7 @@ class MultipleChoice(_requests.Asked):
         sizes = _requests.num_bytes(rows, given.tokenizer)
         about, start = [], 0
         for document in chosen:
-            chars = np.array(
-                [
-                    _requests.num_chars(one, int(size))
-                    for one, size in zip(document.choices, sizes[start:], strict=False)
-                ]
-            )
+            chars = np.array([len(one.continuation) for one in document.choices])
             about.append(Choice(document.gold, chars, int(sizes[start + document.gold])))
             start += len(chars) * (2 if self.normalization == "pmi" else 1)
         return Items(rows, about)
