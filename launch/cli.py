@@ -14,6 +14,7 @@ import errno
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 import traceback
@@ -90,6 +91,22 @@ def path(flag: str, value: str) -> Path:
     if "://" in value:  # as a path it would be a folder named gs: here
         raise UserError(f"--{flag}={value} is an address; name a path, of a mounted file system")
     return Path(value).expanduser()
+
+
+def out_file(flag: str, value: str) -> Path | None:
+    """A file to write at the end of long work, so its folder is looked at before; None: not asked
+    for.
+    """
+    if not value:
+        return None
+    found = Path(value).expanduser()
+    if not found.parent.is_dir():
+        raise UserError(f"--{flag}={value}: no such folder {found.parent}")
+    if found.is_dir():
+        raise UserError(f"--{flag}={value} is a folder; name a file")
+    if not os.access(found.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={value}: {found.parent} cannot be written; name another folder")
+    return found
 
 
 def layer_flag() -> flags.FlagHolder[list[str]]:

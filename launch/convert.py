@@ -5,8 +5,10 @@
         --layer=local.mixer=softmax --layer=local.window=128 --layer=full.mixer=softmax
 
 Layer n takes over what has the same name and shape in layer n of A; the rest is initialized, and
-both are listed. A pattern of groups is written as in an experiment: '((3, "softmax"), (1, "gla"))'.
-B is a run folder as launch.import_hf makes, with an experiment.py that goes on from it.
+both are listed. A new label has the options of A's layers of its mixer, unless --layer sets them;
+options that change are listed too. A pattern of groups is written as in an experiment,
+'((3, "softmax"), (1, "gla"))', and says how deep B is. B is a run folder as launch.import_hf makes,
+with an experiment.py that goes on from it.
 """
 
 import ast
@@ -33,19 +35,16 @@ def main(argv: list[str]) -> None:
     pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
     from lm import checkpoint, record  # after the flags are known to be right: imports jax
     from lm.interop import convert, folder, importing, weights
+    from lm.progress import WeightsBar
 
     with folder.created(workdir) as partial:
-        loaded = checkpoint.load(path)
-        model = loaded.config.model
-        merged = {
-            **model.layers,
-            **{k: {**model.layers.get(k, {}), **v} for k, v in layers.items()},
-        }
-        model = dataclasses.replace(model, pattern=pattern, layers=merged)
-        config = dataclasses.replace(loaded.config, model=model, init_from="")
+        config = checkpoint.read_config(checkpoint.locate(path))
+        model = convert.model_config(config.model, pattern, layers)
+        config = dataclasses.replace(config, model=model, init_from="")
         built = build_lib.local(config)
-        infos = loaded.build.infos
-        params, report = convert.convert(loaded.params, infos, built, _SEED.value)
+        with WeightsBar("reading", None):
+            loaded = checkpoint.load(path)
+        params, report = convert.convert(loaded.params, loaded.build, built, _SEED.value)
         weights.save(partial, config, params)
         importing.write_experiment(partial, workdir)
         record.write(partial, built, loaded.tokenizer, {"converted_from": str(path)}, None)
@@ -59,7 +58,7 @@ def _pattern(text: str) -> object:
     if not text.lstrip().startswith("("):
         return text
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         raise UserError(
             f"--pattern={text} is no tuple of groups; write ((2, 'a,b'), ...)"

@@ -31,6 +31,7 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
+    out = cli.out_file("out", _OUT.value)
     folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
     if folder and not folder.is_dir():
         raise UserError(f"--tasks_dir={folder} is no folder")
@@ -57,10 +58,10 @@ def main(argv: list[str]) -> None:
         bootstrap_iters=1000,
     )
     print(utils.make_table(results))
-    if _OUT.value:
+    if out:
         found = {name: results[name] for name in ("results", "versions", "n-samples")}
         try:
-            files.replace(Path(_OUT.value).expanduser(), json.dumps(found, indent=1) + "\n")
+            files.replace(out, json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
 

@@ -13,7 +13,6 @@ as LM-Infinite does.
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 from absl import flags
 from rich.console import Console
@@ -38,13 +37,14 @@ def main(argv: list[str]) -> None:
     if len(extra) < len(_SOURCE.value):
         raise UserError("--source gives a name twice; choose another name")
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
-    asked = cli.tasks(_TASK.value)
+    asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import checkpoint, evals, evaluate, files  # after the flags: imports jax
     from lm.data import prepare
+    from lm.evals import bits_per_byte
     from lm.progress import ScoringBar
     from lm.scoring import Scorer
 
-    tasks = evals.create({"bits_per_byte": {}} | asked, "--task")
+    tasks = evals.create(asked, "--task")
     loaded = checkpoint.load(path, layers)
     config, tokenizer = loaded.config, loaded.tokenizer
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | tasks
@@ -52,16 +52,18 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--source={clash[0]}:... is a source of the run; choose another name")
     data = dataclasses.replace(config.data, sources={**config.data.sources, **extra})
     data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
+    if bits_per_byte.has_sets(data) or not tasks:
+        tasks = evals.create({"bits_per_byte": {}}, "--task") | tasks
     prepared = prepare.prepare(data, data_dir, tokenizer=tokenizer)
     max_tokens = _MAX_TOKENS.value or config.evaluate.max_tokens
     questions = evaluate.prepare(tasks, evals.Given(tokenizer, prepared, data, max_tokens))
     with ScoringBar({k: evaluate.num_tokens(x) for k, x in questions.items()}) as bar:
         results = evaluate.run(questions, Scorer(loaded.build, loaded.params), advance=bar.advance)
     Console().print(*evaluate.tables(results))
-    if _OUT.value:
+    if out:
         found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
         try:
-            files.replace(Path(_OUT.value).expanduser(), json.dumps(found, indent=1) + "\n")
+            files.replace(out, json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
 

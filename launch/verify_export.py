@@ -4,14 +4,17 @@
     python -m launch.verify_export --folder=HF_DIR --checkpoint=WORKDIR
 
 PYTHON is an interpreter that has torch and transformers (CONTRIBUTING.md). Exit status 1 where a
-logit differs by more than --tolerance.
+logit differs by more than --tolerance, or is not finite.
 """
+
+import math
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from launch import cli
+from lm.config import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
@@ -26,14 +29,19 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "of each prompt", l
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     path, folder = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
+    if not (math.isfinite(_TOLERANCE.value) and _TOLERANCE.value >= 0):
+        raise UserError(f"--tolerance={_TOLERANCE.value} is no finite number >= 0; set it to 1e-3")
     from lm import checkpoint  # after the flags are known to be right: imports jax
     from lm.interop import verify
 
+    prompts = _PROMPT.value or verify.PROMPTS
     verify.interpreter()
+    config = checkpoint.read_config(checkpoint.locate(path))
+    verify.check(folder, config.data.tokenizer.vocab_size, prompts)
     found = verify.compare(
         checkpoint.load(path),
         folder,
-        prompts=_PROMPT.value or verify.PROMPTS,
+        prompts=prompts,
         dtype=_DTYPE.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
     )
@@ -48,7 +56,7 @@ def main(argv: list[str]) -> int:
     for prompt, ours, theirs in found.texts:
         if ours != theirs:
             print(f"{prompt!r}:\n  ours   {ours!r}\n  theirs {theirs!r}")
-    return int(found.max_difference > _TOLERANCE.value)
+    return int(not found.is_within(_TOLERANCE.value))
 
 
 if __name__ == "__main__":

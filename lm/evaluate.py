@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from lm.evals import Given, Items, Task
+from lm.config import DataConfig, UserError
+from lm.evals import Given, Items, Task, bits_per_byte
+from lm.evals.bits_per_byte import BitsPerByte
 from lm.scoring import Cost, Scorer
 from lm.statistics import Number
 
-ALWAYS = ""  # the label of the task every run has; none of a configuration can have it
+ALWAYS = ""  # the label of the task of `always`; none of a configuration can have it
+
+
+def always(data: DataConfig) -> dict[str, Task]:
+    """The task every run has that holds out text."""
+    return {ALWAYS: BitsPerByte()} if bits_per_byte.has_sets(data) else {}
 
 
 class Result(NamedTuple):
@@ -40,9 +47,17 @@ def prepare(tasks: Mapping[str, Task], given: Given) -> dict[str, Prepared]:
     """Reads what every task asks.
 
     Raises:
-      UserError: a task's file is missing, empty or damaged, or a row is over its limit.
+      UserError: a task's file is missing, empty or damaged, or a row is over its limit; the label
+      is named.
     """
-    return {label: Prepared(task, task.items(given)) for label, task in tasks.items()}
+    return {label: Prepared(task, _items(label, task, given)) for label, task in tasks.items()}
+
+
+def _items(label: str, task: Task, given: Given) -> Items:
+    try:
+        return task.items(given)
+    except UserError as error:
+        raise UserError(f"task {label or 'bits_per_byte'}: {error}") from error
 
 
 def run(
@@ -137,7 +152,7 @@ def _rows(numbers: Mapping[str, Number]) -> list[list[str]]:
         [
             name,
             f"{x.value:.4f}",
-            f"{x.low:.4f} to {x.high:.4f}",
+            x.interval(".4f"),
             f"{x.num:,}",
             "at chance" if x.is_at_chance else "",
         ]

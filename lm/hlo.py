@@ -166,21 +166,39 @@ def _called(instruction: Instruction) -> Iterator[tuple[str, bool]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """Runs of a while loop's body: as annotated, else the bound its condition compares with; 1 if
-    it depends on data.
+    """Runs of a while loop's body: as annotated, else from 0 to the bound its condition compares
+    with, in steps of what its body adds; 1 if it depends on data.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     called = dict(_CALLED.findall(loop.attributes))
     condition = {i.name: i for i in module.computations.get(called["condition"], [])}
     root = next((i for i in condition.values() if i.is_root), None)
-    bounds = [condition[o] for o in root.operands if o in condition] if root else []
-    values = [re.match(r"\((\d+)\)", i.attributes) for i in bounds if i.opcode == "constant"]
-    if root is None or len(values) != 1 or not values[0]:
+    if root is None or (root.opcode == "compare" and "direction=LT" not in root.attributes):
         return 1
-    if root.opcode == "fusion" or "direction=LT" in root.attributes:
-        return int(values[0][1])
-    return 1
+    read = [condition[o] for o in root.operands if o in condition]
+    bounds = [int(m[1]) for i in read if (m := _value(i))]
+    places = [m[1] for i in read if (m := re.search(r"index=(\d+)", i.attributes))]
+    if len(bounds) != 1 or len(places) != 1:
+        return 1
+    return -(-bounds[0] // _step(module, called["body"], int(places[0])))
+
+
+def _value(instruction: Instruction) -> re.Match[str] | None:
+    return re.match(r"\((\d+)\)", instruction.attributes) if not instruction.operands else None
+
+
+def _step(module: Module, body: str, place: int) -> int:
+    """What a loop's body adds to element `place` of its state; 1 if that cannot be read."""
+    producers = {i.name: i for i in module.computations.get(body, [])}
+    root = next((i for i in producers.values() if i.is_root and i.opcode == "tuple"), None)
+    found = producers.get(root.operands[place]) if root else None
+    while found is not None and found.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+        found = producers.get(found.operands[0])
+    if found is None or found.opcode != "add":
+        return 1
+    values = [int(m[1]) for o in found.operands if o in producers and (m := _value(producers[o]))]
+    return max(1, values[0]) if values else 1
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:

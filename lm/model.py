@@ -246,7 +246,24 @@ def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
         repeat, rest = divmod(num_layers, len(labels))
         groups = (Group(repeat, labels), Group(1, labels[:rest]))
         return tuple(group for group in groups if group.repeat and group.labels)
-    for group in labels:
+    groups = _groups(labels)
+    depth = sum(group.repeat * len(group.labels) for group in groups)
+    if depth != num_layers:
+        raise UserError(
+            f"model.pattern has {depth} layers, model.num_layers={num_layers}; make them equal"
+        )
+    return groups
+
+
+def pattern_depth(pattern: Any, num_layers: int) -> int:
+    """The layers that explicit groups add up to; `num_layers` for a cycled pattern."""
+    if not isinstance(pattern, tuple) or all(isinstance(label, str) for label in pattern):
+        return num_layers
+    return sum(group.repeat * len(group.labels) for group in _groups(pattern))
+
+
+def _groups(pairs: Any) -> tuple[Group, ...]:
+    for group in pairs:
         fits = (
             isinstance(group, tuple)
             and len(group) == 2
@@ -255,17 +272,10 @@ def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
         )
         if not fits or not isinstance(group[1], str | tuple) or not group[1]:
             raise UserError(f"model.pattern: group {group!r} must be (repeat >= 1, labels)")
-    pairs: Any = labels
-    groups = tuple(
+    return tuple(
         Group(n, tuple(p.strip() for p in s.split(",")) if isinstance(s, str) else s)
         for n, s in pairs
     )
-    depth = sum(group.repeat * len(group.labels) for group in groups)
-    if depth != num_layers:
-        raise UserError(
-            f"model.pattern has {depth} layers, model.num_layers={num_layers}; make them equal"
-        )
-    return groups
 
 
 def mixer_names() -> tuple[str, ...]:

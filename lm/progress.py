@@ -1,8 +1,8 @@
 """The live line of long work: step, loss, bits per byte, tokens per second, time left of a training
-run; tokens done of each task of an evaluation.
+run; tokens done of each task of an evaluation; weights read or written.
 
 On a terminal a rich progress bar; elsewhere (a log file, CI) one plain line for every twentieth of
-the run, or for each task.
+the run, for each task, or every ten seconds.
 """
 
 from __future__ import annotations
@@ -10,22 +10,46 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
 )
 
 LINES = 20  # plain lines a run prints where there is no terminal
+LINE_SECONDS = 10.0  # between the lines of reading and writing
 
 
-class TrainingBar:
+class _Bar:
+    """A context manager: on a terminal `title`, a bar, `columns` and the time, while it is open."""
+
+    def __init__(self, title: str, *columns: ProgressColumn, is_shown: bool = True) -> None:
+        self._console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn(title),
+            BarColumn(bar_width=None),
+            *columns,
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not (is_shown and self._console.is_terminal),
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+
+class TrainingBar(_Bar):
     """A context manager; `update` takes the metrics of a finished step. Not `is_shown`: silent."""
 
     def __init__(
@@ -35,30 +59,10 @@ class TrainingBar:
         self._began = time.monotonic()
         self._last = (self._began, start)
         self._rate = 0.0
-        self._console = Console(file=sys.stderr)
         self._is_shown = is_shown
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not (is_shown and self._console.is_terminal),
-        )
+        columns = MofNCompleteColumn(), TextColumn("{task.fields[note]}")
+        super().__init__("training", *columns, is_shown=is_shown)
         self._task = self._bar.add_task("train", total=end, completed=start, note="compiling")
-
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """`values` as in metrics.jsonl; evaluations are shown when they come."""
@@ -87,29 +91,14 @@ class TrainingBar:
         return step == self._start + 1 or (step - self._start) % span == 0
 
 
-class ScoringBar:
+class ScoringBar(_Bar):
     """A context manager over tasks; `totals` maps their labels to tokens."""
 
     def __init__(self, totals: Mapping[str, int]) -> None:
-        console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._console = console
+        done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
+        super().__init__("{task.description}", done)
         self._tasks = {label: self._bar.add_task(label, total=n) for label, n in totals.items()}
         self._left = dict(totals)
-
-    def __enter__(self) -> ScoringBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
 
     def advance(self, label: str, tokens: int) -> None:
         """`tokens` more of this task are done."""
@@ -119,31 +108,15 @@ class ScoringBar:
             print(f"scored {label}", file=sys.stderr, flush=True)
 
 
-class GridBar:
+class GridBar(_Bar):
     """A context manager: trainings done of a grid, and where the present one is. Without a terminal
     a line for every training.
     """
 
     def __init__(self, total: int) -> None:
-        console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("trainings"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._is_terminal, self._last = console.is_terminal, ""
+        super().__init__("trainings", MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        self._last = ""
         self._task = self._bar.add_task("points", total=total, note="")
-
-    def __enter__(self) -> GridBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
 
     def told(self, name: str, step: int, note: str) -> None:
         """Of the training `name`; step 0: it is done, or not needed."""
@@ -152,7 +125,7 @@ class GridBar:
             self._bar.update(self._task, note=self._last)
             return
         self._bar.advance(self._task)
-        if self._last and not self._is_terminal:
+        if self._last and not self._console.is_terminal:
             print(self._last, file=sys.stderr, flush=True)
         self._last = ""
 
@@ -188,3 +161,25 @@ class Waiting:
         self._bar.update(self._task, description=note)
         if not self._is_terminal:
             print(note, file=sys.stderr, flush=True)
+
+
+class WeightsBar(_Bar):
+    """A context manager over `total` bytes of weights; `what` is done to them. None: they are
+    not counted, and the bar only shows that work goes on.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
+        super().__init__(what, TextColumn("{task.fields[note]}"))
+        self._what, self._done, self._total = what, 0, total
+        self._last = time.monotonic()
+        self._task = self._bar.add_task("weights", total=total, note="")
+
+    def advance(self, size: int) -> None:
+        """`size` bytes more are done."""
+        self._done += size
+        note = f"{self._done / 1e9:.2f}/{(self._total or 0) / 1e9:.2f} GB"
+        self._bar.update(self._task, completed=self._done, note=note)
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS and not self._console.is_terminal:
+            self._last = now
+            print(f"{self._what} {note}", file=sys.stderr, flush=True)

@@ -2,8 +2,10 @@
 
 The unit that is resampled is what was drawn independently: a document, a book, an item; never a
 token. Ratios of sums (nats per token, bits per byte) take a cluster bootstrap (Efron & Tibshirani
-1993, ch. 6): units are drawn with replacement and both sums formed anew. Shares of items take
-Wilson's interval (1927), which does not collapse at 0 and 1.
+1993, ch. 6): units are drawn with replacement and both sums formed anew. Of fewer than `FEW` units
+the bootstrap says too little, and they take Student's t over the linearized ratio (Cochran 1977,
+sec. 6.3); one unit has no interval. Shares of items take Wilson's interval (1927), which does not
+collapse at 0 and 1.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+FEW = 30  # units; below, quantiles of the bootstrap are too narrow
 BLOCK = 1 << 24  # counts held at once: 128 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """`low`, `high`: the 95 % interval over `num` independent units. `chance`: what guessing gives
-    (None: not a number that has one). `units` [num, 2], numerator and denominator of each unit in a
-    fixed order, where two models may be compared unit by unit.
+    """`low`, `high`: the 95 % interval over `num` independent units, nan where they give none.
+    `chance`: what guessing gives (None: not a number that has one). `units` [num, 2], numerator and
+    denominator of each unit in a fixed order, where two models may be compared unit by unit.
     """
 
     value: float
@@ -38,16 +41,22 @@ class Number:
     @property
     def is_at_chance(self) -> bool:
         """Whether guessing explains it: no verdict may rest on such a number."""
-        return self.chance is not None and self.low <= self.chance
+        return self.chance is not None and not self.low > self.chance
+
+    def interval(self, form: str) -> str:
+        """ "low to high" for people, or why there is none; `form` as ".4f"."""
+        if math.isnan(self.low):
+            return "one unit: no interval" if self.num == 1 else "no interval"
+        return f"{self.low:{form}} to {self.high:{form}}"
 
     def to_mapping(self, *, with_units: bool = False) -> dict[str, Any]:
-        """Plain values; None, not nan, where nothing was counted: JSON has no nan."""
+        """Plain values; None where a value is not finite, and no units then: JSON has no nan."""
         plain = {
             key: _plain(getattr(self, key)) for key in ("value", "low", "high", "num", "chance")
         }
         if self.chance is not None:
             plain["at_chance"] = self.is_at_chance
-        if with_units and self.units is not None:
+        if with_units and self.units is not None and np.isfinite(self.units).all():
             plain["units"] = np.round(self.units, 6).tolist()
         return plain
 
@@ -74,7 +83,7 @@ def ratio(
     if not units[:, 1].sum() > 0:
         return Number(math.nan, math.nan, math.nan, 0, chance)
     value = float(units[:, 0].sum() / units[:, 1].sum())
-    low, high = _interval(_resampled(units))
+    low, high = _interval(units, value)
     return Number(value, low, high, len(units), chance, units if keep_units else None)
 
 
@@ -84,16 +93,30 @@ def share(hits: Sequence[float] | np.ndarray, *, chance: float | None = None) ->
     if not len(hits):
         return Number(math.nan, math.nan, math.nan, 0, chance)
     n, p = len(hits), float(hits.mean())
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # Rounding leaves 1 - 1e-17 of an exact 1.
-    low, high = min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
-    return Number(p, low, high, n, chance, np.stack([hits, np.ones(n)], 1))
+    return Number(p, *_wilson(p, n), n, chance, np.stack([hits, np.ones(n)], 1))
+
+
+def share_of_several(
+    hits: Sequence[float] | np.ndarray,
+    asked: Sequence[float] | np.ndarray,
+    *,
+    chance: float | None = None,
+    keep_units: bool = False,
+) -> Number:
+    """sum(hits) / sum(asked), where each unit [num] was asked several times. The interval is that
+    of a ratio within [0, 1]; where all units agree, which would leave it no width, Wilson's.
+    """
+    number = ratio(hits, asked, chance=chance, keep_units=keep_units)
+    if math.isnan(number.low):
+        return number
+    low, high = max(0.0, number.low), min(1.0, number.high)
+    if high - low < 1e-9:
+        low, high = _wilson(number.value, number.num)
+    return dataclasses.replace(number, low=low, high=high)
 
 
 def mean(values: Sequence[float] | np.ndarray, *, chance: float | None = None) -> Number:
-    """The mean over units [num], bootstrapped."""
+    """The mean over units [num]."""
     return ratio(values, np.ones(len(values)), chance=chance)
 
 
@@ -106,9 +129,42 @@ def difference(ours: Number, theirs: Number) -> Number:
     a, b = ours.units, theirs.units
     if a is None or b is None or a.shape != b.shape:
         raise ValueError("the two numbers are not of one sample of units")
-    pairs = _resampled(np.concatenate([a, b], 1))
-    low, high = _interval(pairs)
-    return Number(ours.value - theirs.value, low, high, len(a))
+    value = ours.value - theirs.value
+    return Number(value, *_interval(np.concatenate([a, b], 1), value), len(a))
+
+
+def _interval(units: np.ndarray, value: float) -> tuple[float, float]:
+    """Around the ratio of units [num, 2], or the difference of two ratios of units [num, 4]."""
+    units = units[(units[:, 1::2] > 0).any(axis=1)]
+    num, tail = len(units), (1 - CONFIDENCE) / 2
+    if num < 2:
+        return math.nan, math.nan
+    if num < FEW:
+        half = float(stats.t.ppf(1 - tail, num - 1)) * _standard_error(units)
+        return value - half, value + half
+    samples = _resampled(units)
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _standard_error(units: np.ndarray) -> float:
+    """Of what `_interval` is around, by the residual of each unit from the ratio."""
+    pairs = [units[:, i : i + 2] for i in range(0, units.shape[1], 2)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parts = [(a - a.sum() / b.sum() * b) / b.mean() for a, b in (pair.T for pair in pairs)]
+    rest = parts[0] - parts[1] if len(parts) == 2 else parts[0]
+    return float(np.sqrt(np.sum(rest**2) / (len(units) * (len(units) - 1))))
+
+
+def _wilson(p: float, num: int) -> tuple[float, float]:
+    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    middle = (p + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * math.sqrt(p * (1 - p) / num + z**2 / (4 * num**2))
+    # Rounding leaves 1 - 1e-17 of an exact 1.
+    return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
 
 
 def _resampled(units: np.ndarray) -> np.ndarray:
@@ -124,14 +180,5 @@ def _resampled(units: np.ndarray) -> np.ndarray:
         return found - sums[:, 2] / sums[:, 3] if units.shape[1] == 4 else found
 
 
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    known = samples[~np.isnan(samples)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

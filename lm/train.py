@@ -44,7 +44,6 @@ from lm.data.loader import Loader
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
-from lm.evals.bits_per_byte import BitsPerByte
 from lm.origin import Origin
 from lm.progress import TrainingBar
 from lm.scoring import Scorer
@@ -86,7 +85,7 @@ def run(config: Config, options: Options) -> Outcome:
     """
     workdir = options.workdir
     model_lib.check(config.model)
-    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | {evaluate.ALWAYS: BitsPerByte()}
+    tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     is_first = processes.is_first()
     processes.check_equal("config", to_mapping(config))
     with contextlib.ExitStack() as stack, watch.one_fate():

@@ -56,6 +56,8 @@ PRESETS = {
 def get_config(arg: str = "cpu") -> ConfigDict:
     """`arg`: a preset, or a preset and the folder of the data, "cpu,DATA"."""
     name, _, data = arg.partition(",")
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; presets: {', '.join(PRESETS)}")
     preset = PRESETS[name]
     run = base.get_config()
     run.model.update(preset["model"] | {"num_kv_heads": preset["model"]["num_heads"]})

@@ -111,6 +111,8 @@ PRESETS = {"smoke": smoke, "cpu": cpu, "figure2": figure2, "based": based}
 
 def get_config(arg: str = "cpu") -> ConfigDict:
     """`arg`: a preset."""
+    if arg not in PRESETS:
+        raise ValueError(f"there is no preset {arg!r}; presets: {', '.join(PRESETS)}")
     grid, is_small = PRESETS[arg](), arg in ("smoke", "cpu")
     run = base.get_config()
     run.model.update({"num_layers": 2, "num_heads": 1, "num_kv_heads": 1})

@@ -56,7 +56,7 @@ def create(built: Build) -> Callable[[State, Batch], tuple[State, jax.Array]]:
     config = built.config
     numerics = Numerics.create(config.model.precision)
     vocab_size = config.data.tokenizer.vocab_size
-    options = loss.LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, ())
+    options = loss.LossOptions.create(config.loss, vocab_size, numerics.operand_dtype, {})
 
     def objective(params: Params, batch: Batch) -> jax.Array:
         hidden = _hidden(built, numerics, params, batch)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lm import statistics
+from lm.config import DataConfig, UserError
 from lm.data import loader
 from lm.data.batch import byte_weights
 from lm.evals import Given, Items, Number, Scored
@@ -53,7 +54,15 @@ class BitsPerByte:
 def held_out(given: Given, max_tokens: int) -> Items:
     """The validation rows of every source. `about`: "sets" name -> row indices; of every row
     "documents" [n], -1 at padding, and "num_bytes" [n] of the targets.
+
+    Raises:
+      UserError: no source holds out any text.
     """
+    if not has_sets(given.data):
+        raise UserError(
+            "no source of data has a valid_fraction above 0, so there are no validation sets; set "
+            "data.sources.*.valid_fraction (launch.evaluate: --source=NAME:PATH adds a set)"
+        )
     about: dict[str, Any] = {"sets": {}, "documents": [], "num_bytes": []}
     rows: list[Row] = []
     token_bytes = given.tokenizer.token_bytes
@@ -73,6 +82,11 @@ def held_out(given: Given, max_tokens: int) -> Items:
             about["documents"].append(found.documents(i))
             about["num_bytes"].append(byte_weights(batch, token_bytes)[1])
     return Items(rows, about)
+
+
+def has_sets(data: DataConfig) -> bool:
+    """Whether any source holds out text."""
+    return any(source.valid_fraction > 0 for source in data.sources.values())
 
 
 def _by_document(items: Items, scored: Sequence[Scored], chosen: Sequence[int]) -> np.ndarray:

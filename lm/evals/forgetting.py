@@ -94,8 +94,8 @@ class Forgetting:
             """hits [segments, gaps, 2] of all the gaps together."""
             sums = np.bincount(about.unit) * hits.shape[1] * float(self.segment - 1)
             copy, lm = (np.bincount(about.unit, hits[:, :, i].sum(axis=1)) for i in range(2))
-            without = statistics.ratio(lm, sums)
-            copied = statistics.ratio(copy, sums, chance=without.value, keep_units=True)
+            without = statistics.share_of_several(lm, sums)
+            copied = statistics.share_of_several(copy, sums, chance=without.value, keep_units=True)
             return {f"copy{at}": copied, f"lm{at}": without}
 
         found = both(hits, "")

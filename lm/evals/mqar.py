@@ -56,7 +56,7 @@ class Mqar:
         known = given.tokenizer.vocab_size
         if self.vocab_size > known:
             raise UserError(
-                f"mqar: vocab_size={self.vocab_size} is more than the tokenizer's {known}; set "
+                f"vocab_size={self.vocab_size} is more than the tokenizer's {known}; set "
                 "vocab_size to that or less"
             )
         found = mqar.examples(self.setting, self.vocab_size or known, self.rows, [self.seed])
@@ -71,7 +71,9 @@ class Mqar:
         asked = examples.targets > 0
         chance = 1 / self.pairs
         found = {
-            "accuracy": statistics.ratio(hit.sum(1), asked.sum(1), chance=chance, keep_units=True),
+            "accuracy": statistics.share_of_several(
+                hit.sum(1), asked.sum(1), chance=chance, keep_units=True
+            ),
             "loss": statistics.ratio([one.nll.sum() for one in scored], asked.sum(1)),
         }
         parts = {}
@@ -84,7 +86,8 @@ class Mqar:
         for b in np.unique(bucket[asked]):
             parts[f"accuracy@{2 ** (b - 1)}"] = asked & (bucket == b)
         for name, part in parts.items():
-            found[name] = statistics.ratio((hit & part).sum(1), part.sum(1), chance=chance)
+            right = (hit & part).sum(1)
+            found[name] = statistics.share_of_several(right, part.sum(1), chance=chance)
         return found
 
 

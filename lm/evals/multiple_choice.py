@@ -2,7 +2,8 @@
 (lm/evals/_requests.py has the files: HellaSwag, ARC, CommonsenseQA, ... as requests, and PIQA).
 
     none      log p(continuation | context)
-    per_char  the same over its characters, the space at its start included
+    per_char  the same over its characters, the space at its start included; as published files and
+              lm-evaluation-harness count them, whatever of them is scored
     pmi       log p(continuation | context) - log p(continuation | "Answer:")
 
 After Brown et al. 2020 (arXiv 2005.14165, sec. 2.4) and Holtzman et al. 2021 (arXiv 2104.08315);

@@ -3,11 +3,16 @@
 Layer n takes from layer n whatever has the same name within the layer and the same shape: norms,
 the feed-forward, and query, key, value and out of mixers that have them. Embedding, head and final
 norm likewise. The rest is initialized, and the report says which.
+
+A label that the source has not takes over the options of the source's layers of the same mixer
+(the base of RoPE, say); what differs all the same is in the report too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +22,9 @@ from lm import build as build_lib
 from lm import model as model_lib
 from lm import params as params_lib
 from lm.build import Build
+from lm.config import ModelConfig
+from lm.interop.hf_config import FLAX_FIELDS
+from lm.progress import WeightsBar
 
 # Layer (None: outside of layers) and the parameter's name within it.
 Key = tuple[int | None, str]
@@ -32,39 +40,101 @@ class Place(NamedTuple):
 
 class Report(NamedTuple):
     """Parameters by layer and name: taken over; new and initialized; of the source, without a
-    place.
+    place. `changed`: options of layers, with both values in place of a name.
     """
 
     copied: list[Key]
     initialized: list[Key]
     unused: list[Key]
+    changed: list[Key]
 
     def lines(self) -> list[str]:
         """One line for each list."""
         return [f"{name}: {_told(keys)}" for name, keys in self._asdict().items()]
 
 
+def model_config(
+    source: ModelConfig, pattern: Any, given: Mapping[str, Mapping[str, Any]]
+) -> ModelConfig:
+    """`source` with another pattern, as deep as its groups say, and the options `given` by label;
+    what they leave open is as in the source.
+    """
+    num_layers = model_lib.pattern_depth(pattern, source.num_layers)
+    target = dataclasses.replace(source, pattern=pattern, num_layers=num_layers)
+    before, after = _labels(source), _labels(target)
+    layers = {label: dict(options) for label, options in source.layers.items()}
+    for label in dict.fromkeys([*after, *given]):
+        old, new = layers.get(label, {}), dict(given.get(label, {}))
+        mixer = new.get("mixer", old.get("mixer", label))
+        if label not in _mixers(source) or mixer != old.get("mixer", label):
+            there = [a for a, b in zip(before, after, strict=False) if b == label]
+            old = _shared(source, mixer, there) or _shared(source, mixer, before)
+        if found := old | new:
+            layers[label] = found
+    return dataclasses.replace(target, layers=layers)
+
+
+def _labels(config: ModelConfig) -> list[str]:
+    """The label of every layer."""
+    groups = model_lib.parse_pattern(config.pattern, config.num_layers)
+    return [label for group in groups for _ in range(group.repeat) for label in group.labels]
+
+
+def _mixers(config: ModelConfig) -> dict[str, str]:
+    """The mixer of every label that the pattern or the options name."""
+    labels = dict.fromkeys([*config.layers, *_labels(config)])
+    return {label: config.layers.get(label, {}).get("mixer", label) for label in labels}
+
+
+def _shared(source: ModelConfig, mixer: str, labels: Iterable[str]) -> dict[str, Any]:
+    """The options that all those of `labels` with this mixer set alike."""
+    mixers = _mixers(source)
+    alike = [dict(source.layers.get(x, {})) for x in labels if mixers[x] == mixer]
+    return {k: v for k, v in alike[0].items() if all(o.get(k) == v for o in alike)} if alike else {}
+
+
 def convert(
-    params_from: Any, infos_from: Any, built_to: Build, seed: int = 0
+    params_from: Any, built_from: Build, built_to: Build, seed: int = 0
 ) -> tuple[Any, Report]:
     """The parameters of `built_to`: those of `params_from` that fit, the rest initialized from
     `seed`.
     """
-    source, target = places(infos_from), places(built_to.infos)
+    source, target = places(built_from.infos), places(built_to.infos)
     taken = {key for key, place in target.items() if key in source}
     taken = {key for key in taken if source[key].shape == target[key].shape}
     theirs = dict(_by_name(params_from))
     made = {name: np.array(leaf) for name, leaf in _by_name(_init(built_to, seed))}
-    for key in taken:
-        a, b = source[key], target[key]
-        made[b.leaf][... if b.row is None else b.row] = np.asarray(
-            theirs[a.leaf] if a.row is None else theirs[a.leaf][a.row]
-        )
+    sizes = [math.prod(target[key].shape) * made[target[key].leaf].itemsize for key in taken]
+    with WeightsBar("copying", sum(sizes)) as bar:
+        for key in taken:
+            a, b = source[key], target[key]
+            value = np.asarray(theirs[a.leaf] if a.row is None else theirs[a.leaf][a.row])
+            made[b.leaf][... if b.row is None else b.row] = value
+            bar.advance(value.nbytes)
     abstract = built_to.abstract_state.params
     arrays = [jax.device_put(made[name], like.sharding) for name, like in _by_name(abstract)]
     params = jax.tree.unflatten(jax.tree.structure(abstract), arrays)
     lists = ([k for k in target if k in taken], [k for k in target if k not in taken])
-    return params, Report(*lists, [k for k in source if k not in taken])
+    unused = [k for k in source if k not in taken]
+    return params, Report(*lists, unused, list(changed(built_from, built_to)))
+
+
+def changed(built_from: Build, built_to: Build) -> Iterator[Key]:
+    """Options of layers that keep their mixer, "rope_theta 500000.0 -> 10000.0"."""
+    pairs = zip(_blocks(built_from), _blocks(built_to), strict=False)
+    for layer, (a, b) in enumerate(pairs):
+        if type(a.mixer) is type(b.mixer):
+            names = {field.name for field in dataclasses.fields(a.mixer)} - {*FLAX_FIELDS}
+            for name in sorted(n for n in names if n != "form" and not n.endswith("_form")):
+                old, new = getattr(a.mixer, name), getattr(b.mixer, name)
+                if old != new:
+                    yield layer, f"{name} {old} -> {new}"
+
+
+def _blocks(built: Build) -> list[Any]:
+    """The block of every layer."""
+    periods = zip(built.model.repeats, built.model.groups, strict=True)
+    return [block for n, period in periods for _ in range(n) for block in period.blocks]
 
 
 def places(infos: Any) -> dict[Key, Place]:

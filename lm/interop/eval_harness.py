@@ -114,6 +114,11 @@ class EspalierLM(TemplateLM):
                     f"{self.max_length}; set max_gen_toks in the task, or max_length"
                 )
             ids = self.tok_encode(context)[-room:]
+            if not ids:
+                raise UserError(
+                    f"task {request.task_name}, document {request.doc_id}: its context is empty, "
+                    "and nothing is known of a first token; change doc_to_text or leave it out"
+                )
             groups[(len(ids) - 1).bit_length(), options].append(_Prompt(i, ids, until))
         found = [""] * len(requests)
         for (_, options), prompts in groups.items():

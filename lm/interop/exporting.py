@@ -151,11 +151,14 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     if not isinstance(own, dict) or (lacking := sorted(needed - own.keys())):
         lacking = lacking if isinstance(own, dict) else [KEY]
         raise UserError(f"{where}: {KEY} lacks {lacking[0]}; get the file again")
+    for key in ("model", "mup", "tokenizer"):
+        if not isinstance(own[key], Mapping):
+            raise UserError(f"{where}: {KEY}.{key}={own[key]!r} is no object; get the file again")
     if own["format"] != FORMAT:
         raise UserError(f"{where}: format {own['format']}, this reads {FORMAT}; update Espalier")
     kind, size = (own["tokenizer"].get(key) for key in ("kind", "vocab_size"))
     paths = {"bytes": "", "bpe": "", "json": "tokenizer.json", "tiktoken": RANKS}
-    if kind not in paths:
+    if not isinstance(kind, str) or kind not in paths:
         raise UserError(f"{where}: unknown tokenizer {kind!r}; {nearest(str(kind), paths)}")
     kept = {key: base["model"][key] for key in ("precision", "remat", "kept", "unroll")}
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}

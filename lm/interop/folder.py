@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
 from lm.config import UserError
+from lm.progress import WeightsBar
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,6 +44,7 @@ class Header(NamedTuple):
 @contextlib.contextmanager
 def created(path: Path) -> Iterator[Path]:
     """A folder to fill, beside `path`, which becomes `path` at the end, or nothing if that fails.
+    What a killed process left of the same folder is removed.
 
     Raises:
       UserError: `path` exists, or cannot be created.
@@ -49,14 +53,55 @@ def created(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} exists; remove it or name a new folder")
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for left in _left(partial.parent, path.name):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
     except OSError as error:
         raise UserError(f"cannot create {path}: {error.strerror}; name another folder") from None
+    with _unwinding_on_sigterm():
+        try:
+            yield partial
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _left(parent: Path, name: str) -> list[Path]:
+    """Folders for `name` of processes that are no more; of this one's number: an earlier one's."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
+    named = [(path, pattern.fullmatch(path.name)) for path in parent.iterdir()]
+    return [path for path, found in named if found and not _is_other_alive(int(found[1]))]
+
+
+def _is_other_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
     try:
-        yield partial
-        partial.rename(path)
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process by an exception, so that what is partial is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can be told of signals
+        return
+
+    def end(signum: int, frame: object) -> None:
+        del frame
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -187,15 +232,17 @@ def write_tensors(
     files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
     files = [SINGLE] if len(parts) == 1 else files
     source = iter(tensors)
-    for file, names in zip(files, parts, strict=True):
-        held: dict[str, np.ndarray] = {}
-        for wanted in names:
-            name, value = next(source)
-            assert (name, value.nbytes) == (wanted, sizes[wanted]), (name, wanted)
-            held[name] = np.ascontiguousarray(value)
-            del value
-        save_file(held, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # the library writes it for its owner alone
+    with WeightsBar("writing", sum(sizes.values())) as bar:
+        for file, names in zip(files, parts, strict=True):
+            held: dict[str, np.ndarray] = {}
+            for wanted in names:
+                name, value = next(source)
+                assert (name, value.nbytes) == (wanted, sizes[wanted]), (name, wanted)
+                held[name] = np.ascontiguousarray(value)
+                del value
+                bar.advance(sizes[name])
+            save_file(held, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # the library writes it for its owner alone
     if len(parts) > 1:
         weight_map = {n: file for file, names in zip(files, parts, strict=True) for n in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

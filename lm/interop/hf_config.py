@@ -57,7 +57,7 @@ def from_transformers(
     model["num_kv_heads"] = number(hf, "num_key_value_heads", where, int, heads)
     model["head_dim"] = number(hf, "head_dim", where, int, width // max(heads, 1))
     model["norm_eps"] = number(hf, "rms_norm_eps", where, float)
-    model["tied_embeddings"] = hf.get("tie_word_embeddings", False)
+    model["tied_embeddings"] = _flag(hf, "tie_word_embeddings", where)
     options: dict[str, Any] = {"mixer": "softmax", **_rope(hf, where)}
     std = number(hf, "initializer_range", where, float, 0.02)
     mup = {"parametrization": "standard", "base_width": float(width), "init_std": std}
@@ -142,7 +142,7 @@ def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:
 
 
 def number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: Any = None) -> Any:
-    """hf[key], positive; `default` where the key is absent or null."""
+    """hf[key], positive, below 2^31 if it is whole; `default` where the key is absent or null."""
     value = hf.get(key)
     value = default if value is None else value
     if value is None:
@@ -150,7 +150,17 @@ def number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: An
     is_number = isinstance(value, int | (float if kind is float else int))
     if not is_number or isinstance(value, bool) or not (value > 0 and math.isfinite(value)):
         raise UserError(f"{where}: {key}={value!r} is not a positive {kind.__name__}")
+    if kind is int and value >= 1 << 31:
+        raise UserError(f"{where}: {key}={value} must be below 2^31; get the file again")
     return kind(value)
+
+
+def _flag(hf: Mapping[str, Any], key: str, where: Path) -> bool:
+    """hf[key]; false where the key is absent or null."""
+    value = hf.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{where}: {key}={value!r} is neither true nor false")
+    return bool(value)
 
 
 def to_transformers(built: Build, max_position_embeddings: int) -> dict[str, Any]:

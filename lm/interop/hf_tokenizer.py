@@ -50,6 +50,16 @@ def config(tokenizer: Tokenizer, text: str, max_length: int) -> dict[str, Any]:
     }
 
 
+def first_ids(path: Path) -> list[int]:
+    """What the tokenizer of transformers puts before every text: tokenizer.json does."""
+    plain, whole = (
+        hf.Tokenizer.from_file(str(path)).encode("a", add_special_tokens=special).ids
+        for special in (False, True)
+    )
+    places = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+    return whole[: places[0]] if places else []
+
+
 def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], *, is_split: bool) -> str:
     """`is_split`: by GPT-2's pattern, which that of our tiktoken kind is."""
     made = hf.Tokenizer(hf.models.BPE(vocab, merges, ignore_merges=is_split))

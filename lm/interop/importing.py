@@ -1,7 +1,7 @@
 """A folder of transformers, or one that `exporting` wrote, as a run folder of ours.
 
     config.json -> our configuration -> build (shapes only)
-    headers of all tensors checked against it
+    headers of all tensors checked against it, the embedding's before anything is built
     one leaf at a time: read its tensors, stack, to the device -> checkpoint of step 0, weights only
 
 Weights are stored in the type they come in (bfloat16 stays so, mixed types become float32) and read
@@ -15,10 +15,11 @@ that goes on training from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,16 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
+from lm import model as model_lib
 from lm.build import Build
-from lm.config import TokenizerConfig, UserError, from_mapping
+from lm.config import Config, TokenizerConfig, UserError, from_mapping
 from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
-from lm.interop import exporting, folder, hf_config, layout, weights
+from lm.interop import exporting, folder, hf_config, hf_tokenizer, layout, weights
 from lm.interop.exporting import ORIGIN
 from lm.interop.folder import Tensors
 from lm.interop.layout import Entry
+from lm.progress import WeightsBar
 
 KEPT = (
     "config.json",
@@ -105,17 +108,31 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     if values["data"]["tokenizer"]["path"]:
         path = workdir.absolute() / ORIGIN / values["data"]["tokenizer"]["path"]
         values["data"]["tokenizer"]["path"] = str(path)
-    config = from_mapping(values)
-    built = build_lib.local(config)
+    with _naming(where):
+        config = from_mapping(values)
     tensors = Tensors(source)
+    _check_table(tensors, config, source, is_own)
+    with _naming(where):
+        built = build_lib.local(config)
     entries = layout.own(built) if is_own else layout.transformers(built)
     check_tensors(tensors, entries, source)
-    params = read_params(built, tensors, entries)
+    params, broken = read_params(built, tensors, entries)
     weights.save(partial, built.config, params)
     write_experiment(partial, workdir)
     name = exporting.ARCHITECTURE if is_own else hf_config.architecture(hf, where)
     facts = {"imported_from": name, "stored_as": _stored_as(params)}
-    return Imported(built, tokenizer, facts, _notes(hf, tokenizer))
+    notes = _of_start(source, hf, tokenizer) if not is_own else []
+    notes = [*_of_end(hf, tokenizer), *notes, *_of_broken(broken)]
+    return Imported(built, tokenizer, facts, notes)
+
+
+@contextlib.contextmanager
+def _naming(where: Path) -> Iterator[None]:
+    """Mistakes are told with the file they are in; their words are our keys."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def write_experiment(partial: Path, workdir: Path) -> None:
@@ -124,22 +141,30 @@ def write_experiment(partial: Path, workdir: Path) -> None:
     (partial / "experiment.py").write_text(text, encoding="utf-8")
 
 
-def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> Any:
-    """The tree of parameters, leaf by leaf."""
+def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> tuple[Any, list[str]]:
+    """The tree of parameters, leaf by leaf; names of tensors that hold NaN or infinity."""
     kinds = {tensors.headers[entry.name].dtype for entry in entries}
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
     by_leaf: dict[str, list[Entry]] = {}
     for entry in entries:
         by_leaf.setdefault(entry.leaf, []).append(entry)
     placed = jax.tree.leaves(built.abstract_state.params)
-    arrays = []
-    for (name, shape), like in zip(layout.leaves(built).items(), placed, strict=True):
-        leaf = _zeros(shape, np.dtype(dtype))
-        for entry in by_leaf[name]:
-            entry.put(tensors.read(entry.name), leaf)
-        arrays.append(jax.block_until_ready(jax.device_put(leaf, like.sharding)))
-        del leaf
-    return jax.tree.unflatten(jax.tree.structure(built.abstract_state.params), arrays)
+    arrays, broken = [], []
+    sizes = [math.prod(entry.shape) * np.dtype(dtype).itemsize for entry in entries]
+    with WeightsBar("reading", sum(sizes)) as bar:
+        for (name, shape), like in zip(layout.leaves(built).items(), placed, strict=True):
+            leaf = _zeros(shape, np.dtype(dtype))
+            for entry in by_leaf[name]:
+                value = tensors.read(entry.name)
+                if not np.isfinite(value).all():
+                    broken.append(entry.name)
+                entry.put(value, leaf)
+                del value
+                bar.advance(math.prod(entry.shape) * leaf.itemsize)
+            arrays.append(jax.block_until_ready(jax.device_put(leaf, like.sharding)))
+            del leaf
+    tree = jax.tree.unflatten(jax.tree.structure(built.abstract_state.params), arrays)
+    return tree, broken
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -148,6 +173,21 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _check_table(tensors: Tensors, config: Config, source: Path, is_own: bool) -> None:
+    """The embedding's shape, without a model: of sizes beyond reason none can be made."""
+    size, width = config.data.tokenizer.vocab_size, config.model.width
+    name = "embed.table" if is_own else layout.TABLES["embed/table"]
+    shape = (model_lib.padded_vocab_size(size) if is_own else size, width)
+    if name in tensors.headers and tensors.headers[name].shape != shape:
+        raise _other_shape(source, name, tensors.headers[name].shape, shape)
+
+
+def _other_shape(source: Path, name: str, found: Any, wanted: Any) -> UserError:
+    return UserError(
+        f"{source}: {name} has shape {list(found)}, its config.json says {list(wanted)}"
+    )
 
 
 def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
@@ -176,10 +216,7 @@ def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
         )
     for name, shape in wanted.items():
         if found[name].shape != shape:
-            raise UserError(
-                f"{source}: {name} has shape {list(found[name].shape)}, its config.json says "
-                f"{list(shape)}"
-            )
+            raise _other_shape(source, name, found[name].shape, shape)
 
 
 def _tokenizer(source: Path, values: dict[str, Any], is_own: bool) -> Tokenizer:
@@ -217,7 +254,7 @@ def _stored_as(params: Any) -> str:
     return str(jax.tree.leaves(params)[0].dtype)
 
 
-def _notes(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+def _of_end(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
     ends = hf.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None] or tokenizer.end_of_text in ends:
@@ -226,3 +263,22 @@ def _notes(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
         f"eos_token_id={hf['eos_token_id']} in config.json, the tokenizer's end of text is "
         f"{tokenizer.end_of_text}: documents end, and generation stops, at the latter"
     ]
+
+
+def _of_start(source: Path, hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """Of a start token: one that tokenizer.json puts first, or that config.json names."""
+    first = hf_tokenizer.first_ids(source / "tokenizer.json")
+    named = hf.get("bos_token_id")
+    if not first and named in (None, tokenizer.end_of_text):
+        return []
+    told = f"tokenizer.json puts {first} before texts" if first else f"bos_token_id={named}"
+    return [
+        f"{told}; here no text begins with a start token, so a model that was trained with one "
+        "does worse at first tokens (lm/interop/README.md)"
+    ]
+
+
+def _of_broken(names: list[str]) -> list[str]:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    told = "hold values that are not finite" if more else "holds values that are not finite"
+    return [f"{names[0]}{more} {told}; what the model says may be NaN"] if names else []

@@ -4,9 +4,9 @@ shares no code with this project and is never imported by it.
     python transformers_run.py REQUEST.json FOLDER
 
 REQUEST is {"model": folder, "dtype": "float32", "rows": [[ids], ..], "prompts": ["text", ..],
-"max_new_tokens": n, "end_of_text": id}. FOLDER gets logits.npz ("0", "1", ..: [T, vocab] float32 of
-each row) and answer.json: {"class", "dtype", "ids": [[ids of prompt], ..], "new": [[greedy], ..],
-"text": [..]}.
+"max_new_tokens": n, "end_of_text": id, "num_ids": n}; ids from num_ids on are never drawn. FOLDER
+gets logits.npz ("0", "1", ..: [T, vocab] float32 of each row) and answer.json: {"class", "dtype",
+"ids": [[ids of prompt], ..], "new": [[greedy], ..], "text": [..]}.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main(request_path: Path, folder: Path) -> None:
     answer = {"class": type(model).__name__, "dtype": request["dtype"]}
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in request["prompts"]]
     end = request["end_of_text"]
+    unused = list(range(request["num_ids"], model.config.vocab_size))
     logits, new = {}, []
     with torch.no_grad():
         for i, row in enumerate(request["rows"]):
@@ -41,6 +42,7 @@ def main(request_path: Path, folder: Path) -> None:
                 max_new_tokens=request["max_new_tokens"],
                 eos_token_id=end,
                 pad_token_id=end,
+                suppress_tokens=unused or None,
             )
             row = found[0, len(ids) :].tolist()
             new.append(row[: row.index(end)] if end in row else row)

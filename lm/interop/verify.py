@@ -28,6 +28,8 @@ from lm import generate
 from lm.checkpoint import Loaded
 from lm.config import UserError
 from lm.generate import GenerateOptions, Vocabulary
+from lm.interop import exporting, hf_config
+from lm.interop.folder import read_json
 
 VARIABLE = "ESPALIER_INTEROP_PYTHON"
 SCRIPT = Path(__file__).with_name("transformers_run.py")
@@ -51,6 +53,10 @@ class Comparison(NamedTuple):
     new_tokens: int
     texts: list[tuple[str, str, str]]
 
+    def is_within(self, tolerance: float) -> bool:
+        """Whether no logit differs by more; one that is not finite does."""
+        return self.max_difference <= tolerance
+
 
 def interpreter() -> str:
     """The interpreter that has torch and transformers.
@@ -69,6 +75,32 @@ def interpreter() -> str:
     return named
 
 
+def check(folder: Path, vocab_size: int, prompts: Sequence[str]) -> None:
+    """Whether `compare` has something to compare, before anything is loaded.
+
+    Raises:
+      UserError: no folder, one of our own, another vocabulary than `vocab_size`, or a prompt
+      without text.
+    """
+    if not all(prompts):
+        raise UserError("a prompt is empty; nothing is known of a first token")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    where = folder / "config.json"
+    hf = read_json(where)
+    if exporting.KEY in hf:
+        raise UserError(
+            f"{folder} holds {exporting.ARCHITECTURE}, which transformers has not; "
+            "launch.import_hf reads it"
+        )
+    size = hf_config.number(hf, "vocab_size", where, int)
+    if size != vocab_size:
+        raise UserError(
+            f"{where}: vocab_size={size}, the checkpoint's is {vocab_size}; "
+            "give the folder that was exported from it, or that it came from"
+        )
+
+
 def compare(
     loaded: Loaded,
     folder: Path,
@@ -78,7 +110,8 @@ def compare(
     length: int = 64,
     max_new_tokens: int = 32,
 ) -> Comparison:
-    """A loaded checkpoint and a folder, on the prompts and two rows of `length` random ids.
+    """A loaded checkpoint and a folder, on the prompts and two rows of `length` random ids; ids
+    beyond the tokenizer's are drawn by neither side.
 
     Raises:
       UserError: no interpreter for transformers, or it cannot load the folder.
@@ -94,6 +127,7 @@ def compare(
         "prompts": list(prompts),
         "max_new_tokens": max_new_tokens,
         "end_of_text": tokenizer.end_of_text,
+        "num_ids": tokenizer.vocab_size,
     }
     answer, theirs = _ask(python, request)
     ours = logits(loaded, rows)
@@ -140,10 +174,11 @@ def logits(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
 def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
     """Logits [N, vocab] -> max |difference|, RMS of ours, mean KL, argmax agreement."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    log_p, log_q = a - _log_sum_exp(a), b - _log_sum_exp(b)
-    kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
-    agreement = float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
-    return float(np.abs(a - b).max()), float(np.sqrt((a * a).mean())), kl, agreement
+    with np.errstate(invalid="ignore"):  # what is not finite makes the difference NaN
+        log_p, log_q = a - _log_sum_exp(a), b - _log_sum_exp(b)
+        kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+        agreement = float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
+        return float(np.abs(a - b).max()), float(np.sqrt((a * a).mean())), kl, agreement
 
 
 def _log_sum_exp(x: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from lm import checkpoint
 from lm.checkpoint import Meta
 from lm.config import Config, UserError, to_mapping
 from lm.digest import digest
+from lm.progress import WeightsBar
 from lm.state import TrainState
 from lm.telling import Telling, quiet
 
@@ -48,5 +49,6 @@ def save(workdir: Path, config: Config, params: Any) -> None:
     )
     path = (workdir / checkpoint.FOLDER / "0").absolute()
     told = lambda reason: UserError(f"cannot save {path}: {reason}; mend that and try again")
-    with quiet(), Telling(told), ocp.Checkpointer(handler) as saver:
+    bar = WeightsBar("saving", None)
+    with bar, quiet(), Telling(told), ocp.Checkpointer(handler) as saver:
         saver.save(path, args)

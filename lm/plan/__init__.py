@@ -32,6 +32,8 @@ from lm.plan.traffic import Flow
 from lm.targets import Target
 
 KERNELS = {"tpu": "pallas_tpu", "gpu": "triton_gpu"}  # the form written for a platform
+SPARE = 0.9  # share of the usable memory that a remedy may fill
+ATTEMPTS = 3  # remedies that are compiled
 # Checkpoints: bytes/s that a host writes (assumed), and hours between failures of a host: 419
 # unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv 2407.21783,
 # table 5).
@@ -74,8 +76,9 @@ class Saving:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`fits` is None for a target whose memory is not known (a CPU). `remedy` are keys to change
-    where it does not fit; `remedy_suffices` whether they do by the formula.
+    """`fits` is None for a target whose memory is not known (a CPU). `remedy`: keys to change where
+    it does not fit; `mended`: the step compiled with them, None where no change is enough by the
+    formula or nothing is compiled.
     """
 
     config: Config
@@ -94,7 +97,7 @@ class Plan:
     forms: tuple[FormRecord, ...]
     launch: str
     remedy: Values
-    remedy_suffices: bool
+    mended: Program | None
 
     @property
     def total(self) -> int:
@@ -132,10 +135,10 @@ def plan(
     flows = traffic.formula(built)
     known = list(compiled.flows) if compiled and not compiled.refusal else flows
     modelled = times.estimate(built, target, needs, measured, known)
-    fits, excess = _fits(target, needs, compiled)
-    remedy: tuple[Values, bool] = ({}, False)
+    fits = _fits(target, needs, compiled)
+    remedy, mended = ({}, None)
     if fits is False and is_advised:
-        remedy = changes.remedy(config, devices, excess)
+        remedy, mended = _mend(config, target, devices, needs, compiled)
     return Plan(
         config=config,
         target=target,
@@ -151,22 +154,43 @@ def plan(
         schedule=schedule(built),
         saving=saving(built, target, modelled),
         forms=forms(built),
-        launch=launch_line(target, launch, remedy[0]),
-        remedy=remedy[0],
-        remedy_suffices=remedy[1],
+        launch=launch_line(target, launch, remedy),
+        remedy=remedy,
+        mended=mended,
     )
 
 
-def _fits(target: Target, needs: Memory, compiled: Program | None) -> tuple[bool | None, float]:
-    """Whether a device holds it, and bytes it lacks, with a tenth of the budget to spare."""
+def _fits(target: Target, needs: Memory, compiled: Program | None) -> bool | None:
     budget = target.chip.usable_bytes
     if budget is None:
-        return None, 0.0
-    total, is_refused = needs.total, False
-    if compiled is not None:
-        is_refused = bool(compiled.refusal)
-        total = total if compiled.total is None else compiled.total
-    return not is_refused and total <= budget, max(0.0, total - 0.9 * budget)
+        return None
+    return not (compiled and compiled.refusal) and _total(needs, compiled) <= budget
+
+
+def _total(needs: Memory, compiled: Program | None) -> int:
+    """The compiler's account where it gives one, else the formula's."""
+    return needs.total if compiled is None or compiled.total is None else compiled.total
+
+
+def _mend(
+    config: Config, target: Target, devices: list[Any], needs: Memory, compiled: Program | None
+) -> tuple[Values, Program | None]:
+    """Changes that fill nine tenths of the budget or less, by the formula corrected by what the
+    compiler said of the run; compiled in turn, and more of them while that does not fit.
+    """
+    budget = target.chip.usable_bytes
+    assert budget is not None
+    share = SPARE * budget / _total(needs, compiled)
+    for _ in range(ATTEMPTS):
+        remedy, suffices = changes.remedy(config, devices, needs.total * (1 - share))
+        if compiled is None or not suffices:
+            return remedy, None
+        changed = build_lib.build(changes.apply(config, remedy), devices)
+        mended = program.create(changed)
+        if not mended.refusal and (mended.total or 0) <= budget:
+            return remedy, mended
+        share *= min(SPARE, SPARE * budget / (mended.total or budget))
+    return remedy, mended
 
 
 def parameters(built: Build) -> dict[str, dict[str, int]]:

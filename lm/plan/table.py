@@ -124,9 +124,21 @@ def _memory(plan: Plan) -> str:
         told.append(f"the compiler: {program.refusal[:300]}")
     if plan.remedy:
         flags = " ".join(f"--config.{key}={value}" for key, value in plan.remedy.items())
-        enough = "would fit by the formula" if plan.remedy_suffices else "saves most, not enough"
-        told.append(f"change ({enough}): {flags}")
+        told.append(f"change: {flags}")
+        told.append(_mended(plan))
     return "\n".join(told)
+
+
+def _mended(plan: Plan) -> str:
+    found, budget = plan.mended, size(plan.target.chip.usable_bytes)
+    if found is None:
+        return "not compiled with that" if plan.program is None else "that saves most, not enough"
+    verdict = "does not fit" if found.refusal or (found.total or 0) > _budget(plan) else "fits"
+    return f"compiled with that: {size(found.total)} of {budget} usable, {verdict}"
+
+
+def _budget(plan: Plan) -> int:
+    return plan.target.chip.usable_bytes or 0
 
 
 def _flows(plan: Plan) -> str:

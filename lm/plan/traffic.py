@@ -9,8 +9,10 @@ parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari e
     fsdp      per microbatch: every weight gathered for the forward and for the backward pass,
               2 w n (R-1), gradients reduce-scattered, 4 n (R-1)
     tensor    per layer and microbatch an all-reduce of [B, T, D] after mixer and feed-forward in
-              the forward pass and before them in the backward one (under sequence parallelism an
-              all-gather and a reduce-scatter each); one of the embeddings, one of their gradient
+              the forward pass and before them in the backward one, and the mixer's again where
+              remat runs the layer again; one of the embeddings, one of their gradient. Under
+              sequence parallelism each is a reduce-scatter, and an all-gather comes before every
+              branch, in every pass
 """
 
 from __future__ import annotations
@@ -92,14 +94,14 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     ways = sizes["fsdp"]
     if "fsdp" in _axes(param):
         rounded = GRADIENT if role == "vector" else _operand_bytes(config)
-        # The embedding is looked up in float32, and read again, rounded, where it is the head.
-        reads = {"input": [GRADIENT], "output": [rounded]}.get(role, [rounded, rounded])
-        reductions = 1
+        # The embedding is gathered as activations are, and again, rounded, where it is the head.
+        looked_up = _activation_bytes(config)
+        reads = {"input": [looked_up], "output": [rounded]}.get(role, [rounded, rounded])
         if role == "input" and config.model.tied_embeddings:
-            reads, reductions = [GRADIENT, rounded], 2
+            reads = [looked_up, rounded]
         sent = local * (ways - 1) * microbatches
         flows += [Flow("all-gather", ("fsdp",), sent * sum(reads))]
-        flows += [Flow("reduce-scatter", ("fsdp",), sent * GRADIENT * reductions)]
+        flows += [Flow("reduce-scatter", ("fsdp",), sent * GRADIENT)]
     elif ways > 1:  # whole on every device of a batch axis: summed over it
         sent = 2 * local * GRADIENT * (ways - 1) / ways
         flows += [Flow("all-reduce", ("fsdp",), sent * microbatches)]
@@ -112,26 +114,27 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
 
 
 def _tensor(built: Build) -> list[Flow]:
-    """Reductions of the residual stream over the tensor axis."""
+    """Sums of the residual stream over the tensor axis, in the dtype of activations."""
     config, ways = built.config, built.mesh.shape["tensor"]
     if ways == 1:
         return []
-    numerics = Numerics.create(config.model.precision)
-    item = jnp.dtype(numerics.compute_dtype).itemsize
     tokens = config.tokens_per_step / batch_ways(built.mesh)
-    stream = tokens * config.model.width * (ways - 1) / ways
-    branches = sum(
-        repeat * sum(1 if block.mlp is None else 2 for block in period.blocks)
-        for repeat, period in zip(built.model.repeats, built.model.groups, strict=True)
-    )
-    # Partial products of a matmul are summed in float32, before they are rounded.
-    reduced, gathered = 4 * stream, item * stream
-    lookup = [Flow("all-reduce", ("tensor",), 2 * 4 * stream)]
-    head = [Flow("all-reduce", ("tensor",), 2 * item * stream)]
+    once = tokens * config.model.width * _activation_bytes(config) * (ways - 1) / ways
+    branches = both = 0  # of all layers; layers with both a mixer and a feed-forward
+    for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
+        with_mlp = sum(block.mlp is not None for block in period.blocks)
+        branches += repeat * (len(period.blocks) + with_mlp)
+        both += repeat * with_mlp
+    is_remade = config.model.remat != "none"
+    # The feed-forward of a layer can be run again only after the mixer's sum.
+    again = both if is_remade and "mixer" not in config.model.kept else 0
+    ends = 2  # the embeddings, and the gradient of what the head reads
+    sums = 2 * branches + again + ends
     if not config.mesh.sequence_parallel:
-        return [*lookup, *head, Flow("all-reduce", ("tensor",), 2 * branches * 2 * reduced)]
-    scattered = Flow("reduce-scatter", ("tensor",), 2 * branches * reduced)
-    return [*lookup, *head, scattered, Flow("all-gather", ("tensor",), 2 * branches * gathered)]
+        return [Flow("all-reduce", ("tensor",), 2 * once * sums)]
+    gathers = 2 * branches + (branches if is_remade else 0) + ends
+    scattered = Flow("reduce-scatter", ("tensor",), once * sums)
+    return [scattered, Flow("all-gather", ("tensor",), once * gathers)]
 
 
 def seconds(flows: Iterable[Flow], mesh: Mesh, target: Target) -> float | None:
@@ -159,6 +162,10 @@ def bandwidth(axes: tuple[str, ...], mesh: Mesh, target: Target) -> float:
     if len(set(hosts.tolist())) == 1:
         return chip.link_bandwidth
     return min(chip.link_bandwidth, members * chip.network_bandwidth)
+
+
+def _activation_bytes(config: Config) -> int:
+    return jnp.dtype(Numerics.create(config.model.precision).compute_dtype).itemsize
 
 
 def _operand_bytes(config: Config) -> int:

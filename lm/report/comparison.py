@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from lm.report import recall
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
+from lm.statistics import Number
 
 Found = Mapping[str, Any]
 FEWEST = 64  # positions below hold too few tokens for a curve
@@ -154,12 +155,13 @@ def _inks(rows: Sequence[Found]) -> list[str]:
 def _loss(axes: Axes, row: Found, ink: str) -> None:
     if not row["curve"]:  # not trained
         return
-    tokens, bits = np.array(row["curve"]["tokens"]), np.array(row["curve"]["bits"])
+    tokens, bits = (np.array(row["curve"][key], float) for key in ("tokens", "bits"))
     axes.fill_between(tokens, bits.min(0), bits.max(0), color=ink, alpha=0.2, linewidth=0)
     axes.plot(tokens, bits.mean(0), color=ink, label=row["pattern"])
     low = bits[:, len(tokens) // 8 :]  # the first steps would flatten the rest
-    top = max(axes.get_ylim()[1] if len(axes.lines) > 1 else 0.0, float(low.max()) * 1.02)
-    axes.set_ylim(top=top)
+    low = low[np.isfinite(low)]
+    top = max(axes.get_ylim()[1] if len(axes.lines) > 1 else 0.0, low.max(initial=0.0) * 1.02)
+    axes.set_ylim(top=top or None)
 
 
 def _points(axes: Axes, row: Found, ink: str, label: str, word: str) -> None:
@@ -249,12 +251,13 @@ def _cards(found: Found) -> str:
 
 
 def _ranked(rows: Sequence[Found]) -> list[Found]:
-    key = lambda row: _values(row, "bits_per_byte", "bpb").mean()
+    """Least bits per byte first; what is not finite last."""
+    key = lambda row: np.nan_to_num(_values(row, "bits_per_byte", "bpb").mean(), nan=np.inf)
     return sorted(rows, key=key)
 
 
 def _verdicts(found: Found) -> str:
-    marks = {"better": "first", "worse": "warn", "same": "", "none": ""}
+    marks = {"better": "first", "worse": "warn", "same": "", "none": "", "diverged": "warn"}
     lines = [
         f'<div class="card {marks[v["outcome"]]}"><div class="note">{text(v["sentence"])}</div>'
         "</div>\n"
@@ -323,7 +326,7 @@ def _task(rows: Sequence[Found], label: str) -> str:
         for row in rows:
             values = _values(row, label, name)
             first = row["tasks"][label]["seeds"][0]["numbers"][name]
-            interval = f"{_float(first['low']):.3g} to {_float(first['high']):.3g}"
+            interval = Number.from_mapping(first).interval(".3g")
             chance = ", at chance" if first.get("at_chance") else ""
             cells.append(
                 f'{values.mean():.4g} <span class="soft small">({interval}{chance})</span>'

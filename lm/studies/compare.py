@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +28,14 @@ from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
 from lm.evals import Given, Task
-from lm.progress import GridBar, ScoringBar
+from lm.progress import GridBar
 from lm.report import comparison, folder
 from lm.report.figures import standalone
-from lm.scoring import Scorer
 from lm.statistics import Number
-from lm.studies import measure, recall, verdict
+from lm.studies import answers, measure, recall, verdict
+from lm.studies.answers import Reading
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
-ANSWERS = "tasks"
 CURVE_POINTS = 60
 
 
@@ -92,6 +92,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
     if any(context < 1 for context in study.decode_contexts):
         raise UserError(f"config.decode_contexts={study.decode_contexts} must be positive")
     evals.create(study.tasks, "config.tasks")
+    _check_names(study)
     if study.recall:
         recall.create(study.recall)
     for pattern in study.patterns:
@@ -121,28 +122,31 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
         for pattern in study.patterns
     }
     places = {key: workdir / place(*key) for key in planned}
+    readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
+    readings |= study.variants
+    runs = {
+        (name, seed): Reading(places[reading.of, seed], name, reading.layers)
+        for seed in study.seeds
+        for name, reading in readings.items()
+    }
     for key, config in planned.items():  # all, before the first of them takes its hours
         record.check_unchanged(places[key], config)
-    tasks = evals.create({"bits_per_byte": {}} | dict(study.tasks), "config.tasks")
+    for reading in runs.values():
+        answers.known(reading)
+    questions = answers.questions(study.tasks, study.run["evaluate"]["max_tokens"])
     left = [key for key, config in planned.items() if not is_finished(places[key], config)]
     if left:  # a task that cannot be asked is told now, not after the training
         data = planned[left[0]].data
         prepared = prepare.prepare(data, data_dir)
-        max_tokens = study.run["evaluate"]["max_tokens"]
-        evaluate.prepare(tasks, Given(prepared.tokenizer, prepared, data, max_tokens))
+        given = Given(prepared.tokenizer, prepared, data, questions.max_tokens)
+        evaluate.prepare(questions.tasks, given)
     for key, config in planned.items():
         if key not in left:
             continue
         outcome = train.run(config, train.Options(workdir=places[key], data_dir=data_dir))
         if not outcome.finished:
             return None
-    readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
-    readings |= study.variants
-    answers = {
-        (name, seed): answer(study, places[reading.of, seed], (name, reading), tasks, data_dir)
-        for seed in study.seeds
-        for name, reading in readings.items()
-    }
+    found = {key: answers.ask(reading, questions, data_dir) for key, reading in runs.items()}
     builds = {
         name: build(study, reading.of, sizes[reading.of], reading.layers)
         for name, reading in readings.items()
@@ -151,13 +155,13 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
     decoding = measure.decode_steps(builds, study.decode_contexts, study.timing_rounds)
     rows = []
     for name, built in builds.items():
-        runs = [places[name, seed] for seed in study.seeds if name in study.patterns]
+        trained = [places[name, seed] for seed in study.seeds if name in study.patterns]
         rows.append(
             {"pattern": name, "parameters": measure.parameters(built)}
             | sizes[readings[name].of]._asdict()
             | _cost(built, training[name], decoding[name])
-            | {"curve": _curve(folder.load(runs))}
-            | {"tasks": _by_task(tasks, [answers[name, seed] for seed in study.seeds])}
+            | {"curve": _curve(folder.load(trained))}
+            | {"tasks": _by_task(questions.tasks, [found[name, seed] for seed in study.seeds])}
         )
     return rows
 
@@ -174,11 +178,13 @@ def recalled(study: Study, workdir: Path) -> list[dict[str, Any]]:
 
 def place(pattern: str, seed: int) -> str:
     """The name of a run's folder."""
-    return f"{pattern.replace(',', '+')}-{seed}"
+    return f"{answers.stem(pattern)}-{seed}"
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[verdict.Verdict]:
-    """Every pattern against the first, for the headline of every task."""
+def verdicts(rows: list[dict[str, Any]], variants: Collection[str] = ()) -> list[verdict.Verdict]:
+    """Every pattern against the first, for the headline of every task; `variants`: those that were
+    not trained.
+    """
     found = []
     for label, asked in rows[0]["tasks"].items():
         name = asked["headline"]
@@ -189,7 +195,9 @@ def verdicts(rows: list[dict[str, Any]]) -> list[verdict.Verdict]:
             for row in rows
         }
         what = label if name == label else f"{label} {name}"
-        found += verdict.judge(what, numbers, is_better=asked["is_better"], unit=asked["unit"])
+        found += verdict.judge(
+            what, numbers, is_better=asked["is_better"], unit=asked["unit"], variants=variants
+        )
     return verdict.shortened(found)
 
 
@@ -209,60 +217,30 @@ def write(
         "seeds": list(study.seeds),
         "tokens": _config(study, study.patterns[0], study.seeds[0]).run_tokens,
         "rows": _without_units(rows),
-        "verdicts": verdict.to_mapping(verdicts(rows)),
+        "verdicts": verdict.to_mapping(verdicts(rows, study.variants)),
         "recall": recalls,
     }
-    files.replace(workdir / "compare.json", json.dumps(found, indent=1) + "\n")
+    files.replace(workdir / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     files.replace(workdir / "compare.md", comparison.markdown(found))
     files.replace(workdir / "compare.html", comparison.page(found))
     for name, svg in comparison.figures(found).items():
         files.replace(workdir / f"{name}.svg", standalone(svg))
 
 
-def answer(
-    study: Study,
-    workdir: Path,
-    named: tuple[str, Variant],
-    tasks: Mapping[str, Task],
-    data_dir: Path,
-) -> Any:
-    """label -> {"numbers", "cost"} of a trained run, read as the variant says; kept in its folder,
-    and asked again only where the options of a task, of a layer, or the step differ.
-    """
-    name, reading = named
-    path = workdir / f"{ANSWERS}-{name.replace(',', '+')}.json"
-    asked = {
-        label: [type(task).__name__, dataclasses.asdict(task)] for label, task in tasks.items()
-    }
-    asked = json.loads(json.dumps(asked))
-    step = checkpoint.steps(workdir)[-1]
-    known = json.loads(path.read_text()) if path.exists() else {}
-    layers = json.loads(json.dumps(to_mapping(dict(reading.layers))))
-    step_known = (known.get("step"), known.get("layers")) == (step, layers)
-    kept = {
-        label: known["found"][label]
-        for label in asked
-        if step_known and known["asked"].get(label) == asked[label]
-    }
-    left = {label: task for label, task in tasks.items() if label not in kept}
-    if left:
-        loaded = checkpoint.load(workdir, reading.layers)
-        data = loaded.config.data
-        prepared = prepare.prepare(data, data_dir, tokenizer=loaded.tokenizer)
-        given = Given(loaded.tokenizer, prepared, data, study.run["evaluate"]["max_tokens"])
-        scorer = Scorer(loaded.build, loaded.params)
-        questions = evaluate.prepare(left, given)
-        who = workdir.name + (f" as {name}" if reading.layers else "")
-        totals = {f"{who} {k}": evaluate.num_tokens(x) for k, x in questions.items()}
-        with ScoringBar(totals) as bar:
-            for label, question in questions.items():  # kept one by one, as each takes its minutes
-                told = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
-                results = evaluate.run({label: question}, scorer, advance=told)
-                kept |= evaluate.to_mapping(results, with_units=True)
-                done = {"step": step, "layers": layers, "found": kept}
-                done["asked"] = {name: asked[name] for name in kept}
-                files.replace(path, json.dumps(done) + "\n")
-    return {label: kept[label] for label in tasks}
+def _check_names(study: Study) -> None:
+    """Variants, and patterns beside them, need files of their own."""
+    stems = [answers.stem(name) for name in (*study.patterns, *study.variants)]
+    for name in study.variants:
+        if not re.fullmatch(r"[\w ,.+-]+", name):
+            raise UserError(
+                f"config.variants holds {name!r}, and names of variants are those of files; use "
+                "letters, digits, spaces and , . + - _"
+            )
+    if twice := [x for x in stems if stems.count(x) > 1]:
+        raise UserError(
+            f"two patterns or variants would share the file tasks-{twice[0]}.json (a comma is "
+            "written + there); rename one"
+        )
 
 
 def _config(study: Study, pattern: str, seed: int, size: Size | None = None) -> Config:
@@ -365,10 +343,12 @@ def _by_task(tasks: Mapping[str, Task], answers: list[Any]) -> dict[str, Any]:
 
 
 def _without_units(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as they are committed: every document's sums would be most of the file."""
+    """The rows as they are committed: every document's sums would be most of the file. What is not
+    finite is None.
+    """
     digits = lambda x: round(x, 6) if isinstance(x, float) else x
     drop = lambda number: {k: digits(v) for k, v in number.items() if k != "units"}
-    plain = json.loads(json.dumps(rows))
+    plain = json.loads(json.dumps(rows), parse_constant=lambda _: None)
     for row in plain:
         for task in row["tasks"].values():
             for seed in task["seeds"]:

@@ -131,12 +131,20 @@ def create(mapping: Mapping[str, Any]) -> Study:
     """
     study: Study = convert(Study, mapping, "config")
     for name in ("problems", "patterns", "widths", "learning_rates", "seeds"):
-        if not getattr(study, name):
+        values = getattr(study, name)
+        if not values:
             raise UserError(f"config.{name} is empty; name at least one")
+        if len(set(values)) < len(values):
+            raise UserError(f"config.{name}={values} names one twice; name each once")
     if not 0 < study.solved <= 1:
         raise UserError(f"config.solved={study.solved} must lie in (0, 1]; 1 never stops early")
     for label, problem in study.problems.items():
         _check(problem, f"config.problems.{label}")
+    names = [point.name for point in points(study)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"two points would share the file {twice[0]}.json; rename what they differ in"
+        )
     first = points(study)[0]
     for point in points(study):  # layers by themselves, and all else with the first of them
         if point[1:3] != first[1:3] and point != (first[0], *point[1:3], *first[3:]):

@@ -3,19 +3,24 @@
 Seeds: patterns were trained on the same order of the same data for every seed, which makes a seed a
 block. With x_ps the number of pattern p under seed s, r_ps = x_ps - mean_s - mean_p + mean is what
 is left to chance, s^2 = sum r^2 / ((P - 1)(S - 1)), and a difference of two patterns' means has the
-standard error s sqrt(2 / S) (two-way layout without interaction; Box, Hunter & Hunter 2005, ch. 4).
-Its p-values, of every pattern against the first, are corrected by Holm (1979).
+standard error s sqrt(2 / S) (two-way layout without interaction; Box, Hunter & Hunter 2005, ch.
+4). Only patterns that were trained have a place in the layout: a variant reads the runs of another,
+and its row would count the same chance twice. It is compared with the first by itself, which is the
+paired t-test over seeds. All p-values are corrected together by Holm (1979); where nothing is left
+to chance (equal differences with every seed) there is none.
 
 Items: the difference of the two, averaged over seeds, under a paired bootstrap of documents or
 items (lm/statistics.py), where the task keeps them.
 
 A difference is called significant if its corrected p is below 0.05 and the interval over items
-leaves out 0. A task at chance in both patterns has no verdict.
+leaves out 0. A task at chance in both patterns has no verdict, nor has one with a value that is not
+finite, which is left out of the layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +30,19 @@ from lm import statistics
 from lm.statistics import Number
 
 ALPHA = 0.05
+NOTHING = 1e-9  # a residual below that share of the values is rounding
 
 
 class Verdict(NamedTuple):
     """`difference` = pattern - against. `low`, `high` over items, `p` over seeds (corrected); None
     where that source of chance could not be measured. `outcome`: better, worse, same (no
-    significant difference), or none (at chance).
+    significant difference), none (at chance) or diverged.
     """
 
     task: str
     pattern: str
     against: str
-    difference: float
+    difference: float | None
     low: float | None
     high: float | None
     p: float | None
@@ -50,42 +56,65 @@ def judge(
     *,
     is_better: str,
     unit: str,
+    variants: Collection[str] = (),
 ) -> list[Verdict]:
-    """Every pattern against the first; `numbers[pattern]` one a seed, in the same order."""
+    """Every pattern against the first; `numbers[pattern]` one a seed, in the same order.
+    `variants`: those of them that were not trained.
+    """
     first, *others = numbers
-    values = np.array([[x.value for x in row] for row in numbers.values()])
-    p_values = seed_p_values(values)
+    values = {name: np.array([x.value for x in row]) for name, row in numbers.items()}
+    finite = {name: x for name, x in values.items() if np.isfinite(x).all()}
+    p_values = seed_p_values(finite, variants) if first in finite else {}
     verdicts = []
-    for i, pattern in enumerate(others):
+    for pattern in others:
+        if pattern not in p_values:
+            lost = pattern if pattern not in finite else first
+            sentence = f"{task}: {lost} diverged; no verdict on {pattern} against {first}."
+            nothing = (None, None, None, None)
+            verdicts.append(Verdict(task, pattern, first, *nothing, "diverged", sentence))
+            continue
         ours, base = numbers[pattern], numbers[first]
-        difference = float(values[i + 1].mean() - values[0].mean())
+        means = float(values[pattern].mean()), float(values[first].mean())
+        difference, p = means[0] - means[1], p_values[pattern]
         items = _over_items(ours, base)
-        p = None if p_values is None else float(p_values[i])
         at_chance = all(x.is_at_chance for x in (*ours, *base))
         outcome = _outcome(difference, items, p, is_better) if not at_chance else "none"
-        sentence = _sentence(task, (pattern, first), values[[i + 1, 0]].mean(1), outcome, unit)
+        sentence = _sentence(task, (pattern, first), means, outcome, unit)
         sentence += _evidence(items, p, len(base), base[0].num) if outcome != "none" else ""
-        low, high = items or (None, None)
+        low, high = items if items and not math.isnan(items[0]) else (None, None)
         verdicts.append(
             Verdict(task, pattern, first, difference, low, high, p, outcome, sentence + ".")
         )
     return verdicts
 
 
-def seed_p_values(values: np.ndarray) -> np.ndarray | None:
-    """values [P, S] -> Holm's corrected p of rows 1.. against row 0; None with fewer than two
-    seeds or patterns.
+def seed_p_values(
+    values: Mapping[str, np.ndarray], variants: Collection[str] = ()
+) -> dict[str, float | None]:
+    """values[name] [S] -> Holm's corrected p of every name against the first; None where it cannot
+    be measured: with one seed, or with nothing left to chance.
     """
+    first, *trained = (name for name in values if name not in variants)
+    found = dict(zip(trained, _layout([values[first], *(values[x] for x in trained)]), strict=True))
+    found |= {x: _layout([values[first], values[x]])[0] for x in values if x in variants}
+    known = {name: p for name, p in found.items() if not math.isnan(p)}
+    corrected = dict(zip(known, holm(np.array(list(known.values()))).tolist(), strict=True))
+    return {name: corrected.get(name) for name in values if name != first}
+
+
+def _layout(rows: Sequence[np.ndarray]) -> list[float]:
+    """p of rows 1.. [S] against row 0, not corrected; nan where it cannot be measured."""
+    values = np.stack(rows)
     patterns, seeds = values.shape
     if patterns < 2 or seeds < 2:
-        return None
+        return [math.nan] * (patterns - 1)
     rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     dof = (patterns - 1) * (seeds - 1)
-    error = np.sqrt(np.sum(rest**2) / dof * 2 / seeds)
-    difference = values[1:].mean(1) - values[0].mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(difference == 0, 0.0, np.abs(difference) / error)
-    return holm(2 * stats.t.sf(t, dof))
+    error = float(np.sqrt(np.sum(rest**2) / dof * 2 / seeds))
+    difference = np.abs(values[1:].mean(1) - values[0].mean())
+    if error <= NOTHING * np.abs(values).max():
+        return [1.0 if x == 0 else math.nan for x in difference]
+    return (2 * stats.t.sf(difference / error, dof)).tolist()
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -116,13 +145,15 @@ def _outcome(
     difference: float, items: tuple[float, float] | None, p: float | None, is_better: str
 ) -> str:
     """Both sources of chance must leave no doubt, and at least that of seeds must be known."""
-    sure = p is not None and p < ALPHA and (items is None or not items[0] <= 0 <= items[1])
-    if not sure:
+    leave_none = items is None or items[0] > 0 or items[1] < 0  # neither, of one unit: nan
+    if p is None or p >= ALPHA or not leave_none:
         return "same"
     return "better" if (difference > 0) == (is_better == "higher") else "worse"
 
 
-def _sentence(task: str, names: tuple[str, str], means: np.ndarray, outcome: str, unit: str) -> str:
+def _sentence(
+    task: str, names: tuple[str, str], means: tuple[float, float], outcome: str, unit: str
+) -> str:
     ours, base = (f"{x:.4g}" for x in means)
     if outcome == "none":
         return f"{task}: {names[0]} ({ours}) and {names[1]} ({base}) are at chance; no verdict"
@@ -135,14 +166,18 @@ def _sentence(task: str, names: tuple[str, str], means: np.ndarray, outcome: str
 
 
 def _evidence(items: tuple[float, float] | None, p: float | None, seeds: int, num: int) -> str:
-    if p is None:
+    if seeds == 1:
         over_seeds = "one seed says nothing of others"
+    elif p is None:
+        over_seeds = f"equal differences over {seeds} seeds give no p"
     else:
-        over_seeds = (
-            f"p = {p:.2g} over {seeds} seeds" if p >= 1e-4 else f"p < 1e-4 over {seeds} seeds"
-        )
+        over_seeds = f"p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'} over {seeds} seeds"
     if items is None:
         return f"; {over_seeds}"
+    if math.isnan(items[0]):
+        return f"; {over_seeds}, {num} unit{'s' * (num > 1)}: no interval"
+    if items == (0, 0):
+        return f"; {over_seeds}, none of {num} units differs"
     return f"; {over_seeds}, 95 % over {num} units {items[0]:+.3g} to {items[1]:+.3g}"
 
 

@@ -159,6 +159,7 @@ def _tpu(target: Target) -> list[Any]:
     _need("libtpu", target, "the TPU compiler")
     for key, value in _LIBTPU.items():
         os.environ.setdefault(key, value)
+    _skip_cache()
     options: dict[str, Any] = {}
     if target.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device of a chip's two cores
@@ -173,6 +174,7 @@ def _tpu(target: Target) -> list[Any]:
 
 def _gpu(target: Target) -> list[Any]:
     _need("jax_plugins.xla_cuda13", target, "the CUDA compiler of JAX")
+    _skip_cache()
     config = (Path(__file__).parent / "h100.txtpb").read_text(encoding="utf-8")
     topology = topologies.get_topology_desc(
         platform="cuda",
@@ -182,6 +184,11 @@ def _gpu(target: Target) -> list[Any]:
     )
     assert len(topology.devices) == target.devices, (target, len(topology.devices))
     return list(topology.devices)
+
+
+def _skip_cache() -> None:
+    """JAX's cache on disk writes programs for absent devices, warns, and cannot read them back."""
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _need(module: str, target: Target, what: str) -> None:

@@ -58,6 +58,7 @@ def request(architecture: str, config: dict[str, Any], **options: Any) -> dict[s
 
 REQUESTS = {
     "llama_tied": request("LlamaForCausalLM", rope(1e4) | {"tie_word_embeddings": True}),
+    "llama_unused_ids": request("LlamaForCausalLM", rope(1e4) | {"vocab_size": 300}),
     "llama_untied_shards": request(
         "LlamaForCausalLM", rope(5e5) | {"head_dim": 16}, max_shard_size="30KB"
     ),

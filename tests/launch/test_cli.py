@@ -318,6 +318,24 @@ def test_options_of_layers() -> None:
     assert cli.layers([]) == {}
 
 
+@pytest.mark.parametrize("name", ["compare", "recall"])
+def test_presets_are_listed(name: str) -> None:
+    path = ROOT / "experiments" / name / "config.py"
+    with pytest.raises(UserError, match="there is no preset 'nope'; presets: smoke, cpu, "):
+        cli.read_config_file(f"{path}:nope")
+
+
+def test_a_task_is_added_to_a_comparison(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.compare", "--workdir=runs"]
+    command += [f"--config={ROOT}/experiments/mixers/config.py", "--task=position"]
+    command += ["--task=mine.task=mqar", "--task=mine.pair=4"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    message = "error: unknown option config.tasks.mine.pair; did you mean 'pairs'?\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 @pytest.mark.parametrize("module", ["launch.evaluate", "launch.generate"])
 @pytest.mark.parametrize(
     ("layers", "message"),
@@ -346,3 +364,32 @@ def test_layers_that_are_not_understood(
 def test_what_is_no_path(value: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         cli.path("workdir", value)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("evaluate", ["--out=none/x.json"], "--out=none/x.json: no such folder none"),
+        (
+            "eval_harness",
+            ["--tasks=a", "--out=."],
+            "--out=. is a folder; name a file",
+        ),
+        (
+            "verify_export",
+            ["--folder=absent", "--tolerance=nan"],
+            "--tolerance=nan is no finite number >= 0; set it to 1e-3",
+        ),
+    ],
+)
+def test_mistakes_told_before_anything_is_read(
+    module: str, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"launch.{module}", "--checkpoint=absent", *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")

@@ -37,14 +37,14 @@ def test_experiments_convert() -> None:
 
 
 def test_groups_fit_into_an_experiment() -> None:
-    config = base.get_config()
+    config: Any = base.get_config()
     config.model.pattern = ((5, ("stickbreaking",)), (1, ("softmax",)))
     assert from_mapping(config.to_dict()).model.pattern[1] == (1, ("softmax",))
     assert base.get_config().model.pattern == "stickbreaking"
 
 
 def test_empty_prompt_is_refused_before_training() -> None:
-    config = base.get_config()
+    config: Any = base.get_config()
     config.log.samples = ("",)
     with pytest.raises(UserError, match="empty prompt"):
         from_mapping(config.to_dict())

@@ -155,6 +155,28 @@ def test_results_cost_and_tables() -> None:
     assert "12 tokens, 24 FLOPs, 1.0 s" in text
 
 
+def test_one_unit_is_told_in_the_table() -> None:
+    one = evaluate.Result({"bpb": statistics.ratio([2.0], [1.0])}, evaluate.Cost(1, 1.0, 1.0))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(*evaluate.tables({"a": one}))
+    text = console.export_text()
+    assert "one unit: no interval" in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize("task", [BitsPerByte(), Position()])
+def test_no_validation_set_is_told(lab: Lab, task: Any) -> None:
+    """Before anything is asked; training goes on without the task that every other run has."""
+    sources = lab.config().data.sources
+    changes = {"text": dataclasses.replace(sources["text"], valid_fraction=0.0)}
+    data = dataclasses.replace(lab.config().data, sources=changes)
+    assert list(evaluate.always(lab.config().data)) == [evaluate.ALWAYS]
+    assert evaluate.always(data) == {}
+    nothing: Any = None
+    with pytest.raises(UserError, match=r"^task mine: no source of data has a valid_fraction"):
+        evaluate.prepare({"mine": task}, Given(nothing, nothing, data, 64))
+
+
 def test_stop_is_asked_between_batches() -> None:
     asked: list[int] = []
 

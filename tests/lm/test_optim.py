@@ -23,6 +23,7 @@ OPTIMIZER = OptimizerConfig(
     weight_decay=0.1,
     weight_decay_mode="coupled",
     clip_norm=1e9,
+    memory="device",
     spike_ratio=0.0,
     max_skipped=10,
 )

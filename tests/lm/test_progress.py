@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lm import progress
-from lm.progress import LINES, TrainingBar
+from lm.progress import LINES, TrainingBar, WeightsBar
 
 VALUES = {"train/loss": 2.5, "train/bpb": 3.25}
 
@@ -65,3 +65,16 @@ def test_short_and_resumed_runs(
     found = lines(capsys)
     assert len(found) == end - start
     assert all(re.match(rf"step \d/{end}  loss nan", line) for line in found)
+
+
+def test_weights_are_told_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with WeightsBar("reading", 10**10) as bar:
+        for _ in range(10):
+            clock[0] += 4.0
+            bar.advance(10**9)
+    assert lines(capsys) == [f"reading {done}.00/10.00 GB" for done in (3, 6, 9)]
+    with WeightsBar("saving", None):
+        clock[0] += 100.0
+    assert lines(capsys) == []

@@ -33,8 +33,8 @@ def test_at_chance() -> None:
 def test_ratio_is_of_sums() -> None:
     found = statistics.ratio([1.0, 9.0], [1.0, 3.0])
     assert found.value == 10 / 4
-    assert (found.low, found.high) == (1.0, 3.0), "one unit twice, or the other"
     assert found.num == 2
+    assert found.low < 1.0 < 3.0 < found.high, "two units say little"
     assert statistics.ratio([1.0, 5.0], [1.0, 0.0]).num == 1, "what weighs nothing is no unit"
 
 
@@ -48,6 +48,54 @@ def test_interval_covers_as_often_as_it_says() -> None:
         found = statistics.ratio(means * sizes, sizes)
         covered += found.low <= 2.0 <= found.high
     assert 0.89 < covered / 300 < 0.985
+
+
+@pytest.mark.parametrize("num", [2, 5, 9])
+def test_few_units_cover_as_often_too(num: int) -> None:
+    """Quantiles of a bootstrap of five units would hold the true ratio in 83 of 100."""
+    rng = np.random.default_rng(num)
+    covered = paired = 0
+    for _ in range(1000):
+        sizes = rng.integers(40, 60, num)
+        ours, theirs = rng.normal(2.0, 0.3, (2, num))
+        first, second = (
+            statistics.ratio(x * sizes, sizes, keep_units=True) for x in (ours, theirs)
+        )
+        covered += first.low <= 2.0 <= first.high
+        found = statistics.difference(first, second)
+        paired += found.low <= 0 <= found.high
+    for count in (covered, paired):
+        assert 0.93 < count / 1000 < 0.97
+
+
+def test_few_units_are_a_t_test() -> None:
+    values = np.random.default_rng(0).normal(size=7)
+    found = statistics.mean(values)
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_one_unit_has_no_interval() -> None:
+    one = statistics.ratio([3.0], [2.0], chance=1.0, keep_units=True)
+    assert one.value == 1.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert one.is_at_chance, "it shows nothing"
+    assert one.interval(".2f") == "one unit: no interval"
+    assert statistics.mean([1.0, 1.0]).interval(".2f") == "1.00 to 1.00"
+    mapping = one.to_mapping()
+    assert (mapping["low"], mapping["high"], mapping["at_chance"]) == (None, None, True)
+    assert math.isnan(statistics.difference(one, one).low)
+
+
+def test_units_that_agree_leave_a_share_open() -> None:
+    """Ten rows of eight answers, all right: rows are what was drawn."""
+    found = statistics.share_of_several(np.full(10, 8.0), np.full(10, 8.0), chance=0.1)
+    wanted = statistics.share(np.ones(10))
+    assert (found.low, found.high) == (wanted.low, wanted.high)
+    mixed = statistics.share_of_several([8.0, 8.0, 0.0], [8.0, 8.0, 8.0])
+    assert (mixed.low, mixed.high) == (0.0, 1.0)
+    assert statistics.share_of_several(np.full(2, 8.0), np.full(2, 8.0), chance=0.4).is_at_chance
 
 
 def test_clusters_are_not_tokens() -> None:
@@ -90,3 +138,6 @@ def test_a_model_that_is_not_finite_is_nan() -> None:
     found = statistics.ratio([math.nan, 1.0], [1.0, 1.0])
     assert math.isnan(found.value)
     json.dumps(found.to_mapping(), allow_nan=False)
+    kept = statistics.ratio([math.nan, math.inf], [1.0, 1.0], keep_units=True)
+    json.dumps(kept.to_mapping(with_units=True), allow_nan=False)
+    assert statistics.ratio([math.inf, 1.0], [1.0, 1.0]).to_mapping()["value"] is None

@@ -20,7 +20,17 @@ from lm import checkpoint, metrics
 from lm.config import TokenizerConfig, UserError, from_mapping, to_mapping
 from lm.data import prepare, tokenizers
 from tests.lm import lab as lab_lib
-from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, files, meta, records
+from tests.lm.lab import (
+    DECAY_START,
+    STEPS,
+    Lab,
+    assert_equal_runs,
+    copy,
+    files,
+    meta,
+    records,
+    sources,
+)
 
 LONGER = {"run.length": f"{2 * STEPS} steps"}
 
@@ -186,6 +196,18 @@ def test_durations_in_any_unit(lab: Lab, tmp_path: Path) -> None:
     lab.run(tmp_path, changes)
     assert checkpoint.steps(tmp_path) == [3, 6, 9, 12]
     assert_equal_runs(tmp_path, lab.whole)
+
+
+def test_a_run_without_validation_sets(lab: Lab, tmp_path: Path) -> None:
+    """It trains; a task that needs one is told before the first step."""
+    text = sources(lab.root / "corpus")["text"] | {"valid_fraction": 0.0}
+    changes: dict[str, Any] = {"data.sources": {"text": text}}
+    outcome = lab.run(tmp_path / "plain", changes)
+    assert (outcome.finished, outcome.evaluation) == (True, {})
+    changes |= {"evaluate.tasks": {"position": {}}}
+    with pytest.raises(UserError, match="task position: no source of data has a valid_fraction"):
+        lab.run(tmp_path / "asked", changes)
+    assert not records(tmp_path / "asked")
 
 
 def test_keep_last_and_keep_every(lab: Lab, tmp_path: Path) -> None:

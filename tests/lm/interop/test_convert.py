@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 
+from lm import build as build_lib
+from lm.config import UserError
 from lm.interop import convert
 from tests.lm import tiny
 
@@ -22,7 +26,7 @@ def test_softmax_into_a_hybrid() -> None:
     groups = ((1, "softmax,gated_deltanet,softmax"), (1, "softmax"))
     target = tiny.create(COMMON | {"model.pattern": groups})
     given = tiny.params(source, seed=1)
-    got, report = convert.convert(given, source.infos, target, seed=3)
+    got, report = convert.convert(given, source, target, seed=3)
     theirs = block(given, 0, 0)
     for layer, (group, place) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0)]):
         ours = block(got, group, place)
@@ -56,8 +60,8 @@ def test_the_same_pattern_is_the_identity() -> None:
     groups = ((2, "softmax,stickbreaking"),)
     target = tiny.create(COMMON | {"model.pattern": groups})
     given = tiny.params(source, seed=1)
-    got, report = convert.convert(given, source.infos, target)
-    assert report.lines()[1:] == ["initialized: nothing", "unused: nothing"]
+    got, report = convert.convert(given, source, target)
+    assert report.lines()[1:] == [f"{x}: nothing" for x in ("initialized", "unused", "changed")]
     for place in (0, 1):
         a, b = block(given, 0, place), block(got, 0, place)
         np.testing.assert_array_equal(a["mixer"]["out"]["kernel"], b["mixer"]["out"]["kernel"])
@@ -69,7 +73,7 @@ def test_layers_and_shapes_that_differ() -> None:
     wide = {"softmax": {"num_kv_heads": 4}}
     target = tiny.create({"model.num_layers": 3, "model.pattern": "softmax", "model.layers": wide})
     given = tiny.params(source, seed=1)
-    got, report = convert.convert(given, source.infos, target)
+    got, report = convert.convert(given, source, target)
     ours, theirs = block(got, 0, 0), block(given, 0, 0)
     np.testing.assert_array_equal(
         ours["mixer"]["out"]["kernel"][:2], theirs["mixer"]["out"]["kernel"]
@@ -78,3 +82,51 @@ def test_layers_and_shapes_that_differ() -> None:
     assert (2, "mlp/up/kernel") in report.initialized
     assert (0, "mixer/key/kernel") in report.unused
     assert np.std(ours["mlp"]["up"]["kernel"][2]) > 0
+
+
+IMPORTED = {"softmax": {"mixer": "softmax", "rope_theta": 5e5, "scale": 0.2}}
+LOCAL = {"local": {"mixer": "softmax", "window": 4}, "full": {"mixer": "softmax"}}
+
+
+def converted(changes: dict[str, Any], pattern: Any, given: Any) -> tuple[Any, list[str]]:
+    """Options by label of the converted model, and what is told of changed ones."""
+    source = tiny.create(COMMON | changes)
+    model = convert.model_config(source.config.model, pattern, given)
+    target = build_lib.local(dataclasses.replace(source.config, model=model))
+    report = convert.Report([], [], [], list(convert.changed(source, target)))
+    return model.layers, report.lines()[3:]
+
+
+def test_new_labels_have_the_options_of_their_mixer() -> None:
+    """As in the launcher's docstring; what --layer sets wins, and is told."""
+    changes = {"model.pattern": "softmax", "model.layers": IMPORTED}
+    layers, told = converted(changes, "local,full", LOCAL)
+    assert layers["full"] == IMPORTED["softmax"]
+    assert layers["local"] == IMPORTED["softmax"] | {"window": 4}
+    assert told == ["changed: window 0 -> 4 of layers 0 2"]
+    given = {"a": {"mixer": "softmax", "rope_theta": 1e4}}
+    layers, told = converted(changes, "a,gated_deltanet", given)
+    assert layers["a"] == IMPORTED["softmax"] | {"rope_theta": 1e4}
+    assert told == ["changed: rope_theta 500000.0 -> 10000.0 of layers 0 2"]
+
+
+def test_options_that_differ_between_the_layers_of_the_source() -> None:
+    """Layers of the same places decide; what they have not in common is told."""
+    options = {"local": IMPORTED["softmax"] | {"window": 4}, "full": IMPORTED["softmax"]}
+    changes = {"model.pattern": "local,full", "model.layers": options}
+    layers, told = converted(changes, "near,full", {"near": {"mixer": "softmax"}})
+    assert (layers["near"], told) == (options["local"], ["changed: nothing"])
+    layers, told = converted(changes, "softmax", {})
+    assert layers["softmax"] == IMPORTED["softmax"]
+    assert told == ["changed: window 4 -> 0 of layers 0 2"]
+    layers, _ = converted(changes, "local", {"local": {"mixer": "gated_deltanet"}})
+    assert layers["local"] == {"mixer": "gated_deltanet"}
+
+
+def test_groups_say_how_deep_the_new_model_is() -> None:
+    source = tiny.create({"model.num_layers": 2}).config.model
+    depth = lambda pattern: convert.model_config(source, pattern, {}).num_layers
+    assert depth(((4, "softmax"), (1, "gla,gla"))) == 6
+    assert depth(("softmax", "gla", "gla")) == depth("softmax") == 2
+    with pytest.raises(UserError, match=r"group \(0, 'softmax'\) must be \(repeat >= 1, labels\)"):
+        depth(((0, "softmax"),))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers as hf
 from safetensors.numpy import load_file, save_file
 
 from lm import build as build_lib
 from lm import checkpoint
 from lm.config import UserError
-from lm.interop import folder
+from lm.interop import folder, verify
 from tests.lm.interop import runs
 
 GATE = "model.layers.1.mlp.gate_proj.weight"
@@ -23,13 +27,14 @@ GATE = "model.layers.1.mlp.gate_proj.weight"
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tied and a Granite folder, each in one file, and the tied one in shards."""
+    """A tied, a Granite folder and one of our own, each in one file, and the tied one in shards."""
     root = tmp_path_factory.mktemp("whole")
-    for name, changes in (("tied", runs.STANDARD), ("granite", {})):
+    sink = {"model.layers": {"softmax": {"sink": True}}}
+    for name, changes in (("tied", runs.STANDARD), ("granite", {}), ("own", sink)):
         runs.create(root / f"run_{name}", changes | {"model.num_layers": 2})
         runs.exported(root / f"run_{name}", root / name)
     runs.exported(root / "run_tied", root / "shards", max_shard_size="20KB")
-    return {name: root / name for name in ("tied", "granite", "shards", "run_tied")}
+    return {name: root / name for name in ("tied", "granite", "own", "shards", "run_tied")}
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
@@ -39,6 +44,17 @@ def config(**changes: Any) -> Callable[[Path], None]:
         values = json.loads((path / "config.json").read_text()) | changes
         kept = {key: value for key, value in values.items() if value is not None}
         (path / "config.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def own(**changes: Any) -> Callable[[Path], None]:
+    """Changes keys of our part of config.json."""
+
+    def change(path: Path) -> None:
+        values = json.loads((path / "config.json").read_text())
+        values["espalier"] |= changes
+        (path / "config.json").write_text(json.dumps(values))
 
     return change
 
@@ -92,7 +108,31 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a negative number": ("tied", config(num_hidden_layers=-2), "num_hidden_layers=-2 is not"),
     "a divisor of zero": ("granite", config(logits_scaling=0.0), "logits_scaling=0.0 is not a pos"),
     "no multiplier": ("granite", config(residual_multiplier=None), "lacks residual_multiplier"),
-    "heads": ("tied", config(num_key_value_heads=3), "num_heads=4 is not a multiple of .*=3"),
+    "heads": (
+        "tied",
+        config(num_key_value_heads=3),
+        r"source/config.json: model.num_heads=4 is not a multiple of .*=3",
+    ),
+    "an odd head": ("tied", config(head_dim=7), "source/config.json: .* even K, got head_dim=7"),
+    "no flag": ("tied", config(tie_word_embeddings="no"), "tie_word_embeddings='no' is neither"),
+    "a huge number": ("tied", config(head_dim=1 << 40), "head_dim=1099511627776 must be below"),
+    "a huge vocabulary": (
+        "tied",
+        config(vocab_size=2**31 - 2),
+        r"\[257, 32\], its config.json says \[2147483646, 32\]",
+    ),
+    "own, a huge vocabulary": (
+        "own",
+        own(tokenizer={"kind": "bytes", "vocab_size": 10**12}),
+        r"\[384, 32\], its config.json says \[1000000000000, 32\]",
+    ),
+    "own, no tokenizer": ("own", own(tokenizer=5), "espalier.tokenizer=5 is no object; get the"),
+    "own, no model": ("own", own(model=5), "source/config.json: espalier.model=5 is no object"),
+    "own, a kind that is none": (
+        "own",
+        own(tokenizer={"kind": [], "vocab_size": 257}),
+        r"unknown tokenizer \[\]; known: bpe",
+    ),
     "biases": ("tied", config(attention_bias=True), "attention_bias=true; our layers have no"),
     "biases within": ("granite", config(mlp_bias=True), "mlp_bias=true; our layers have no"),
     "activation": ("tied", config(hidden_act="gelu"), "hidden_act='gelu'; our feed-forward is"),
@@ -189,7 +229,7 @@ def test_harmless_differences(llama: dict[str, Path], tmp_path: Path) -> None:
     more = lambda t: t.update({HEAD: t["model.embed_tokens.weight"], buffer: np.ones(4, "f4")})
     weights(more)(source)
     config(rope_parameters=None, rope_scaling=None, rope_theta=1e4, head_dim=None)(source)
-    runs.imported(source, tmp_path / "run")
+    assert runs.imported(source, tmp_path / "run").notes == []
     given, got = (
         checkpoint.read_meta(checkpoint.locate(p)) for p in (llama["run_tied"], tmp_path / "run")
     )
@@ -225,3 +265,78 @@ def test_weights_alone_are_no_run_to_resume(llama: dict[str, Path]) -> None:
     built = build_lib.local(checkpoint.read_config(path))
     with pytest.raises(UserError, match=r"holds weights and no optimizer state; .* init_from"):
         checkpoint.restore(path, built.abstract_state)
+
+
+def test_what_an_import_tells(llama: dict[str, Path], tmp_path: Path) -> None:
+    """Numbers that are none; start tokens, which texts here have not; null is the default."""
+    source = tmp_path / "source"
+    shutil.copytree(llama["granite"], source)
+    weights(lambda t: t.update({HEAD: t["model.embed_tokens.weight"].copy()}))(source)
+    weights(lambda t: t[GATE].__setitem__((0, 0), np.nan))(source)
+    path = source / "config.json"
+    values = json.loads(path.read_text()) | {"tie_word_embeddings": None, "bos_token_id": 1}
+    path.write_text(json.dumps(values))
+    notes = runs.imported(source, tmp_path / "run").notes
+    assert [note.partition(";")[0] for note in notes] == [
+        "bos_token_id=1",
+        f"{GATE} holds values that are not finite",
+    ]
+    assert not checkpoint.read_config(checkpoint.locate(tmp_path / "run")).model.tied_embeddings
+    text = hf.Tokenizer.from_file(str(source / "tokenizer.json"))
+    end = ("<|endoftext|>", 256)
+    text.post_processor = hf.processors.TemplateProcessing(
+        single=f"{end[0]} $A", special_tokens=[end]
+    )
+    text.save(str(source / "tokenizer.json"))
+    notes = runs.imported(source, tmp_path / "other").notes
+    assert notes[0].startswith("tokenizer.json puts [256] before texts; here no text begins")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """And nothing of living ones, or of other folders."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    left = [f".a.b.{pid}.partial" for pid in (gone.pid, os.getpid(), 10**30)]
+    kept = [f".a.b.{os.getppid()}.partial", f".axb.{gone.pid}.partial", ".a.b.x.partial"]
+    for name in left + kept:
+        (tmp_path / name).mkdir()
+    with folder.created(tmp_path / "a.b") as partial:
+        assert not any((tmp_path / name).exists() for name in left if name != partial.name)
+        (partial / "file").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.b"}
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    def work() -> None:
+        with folder.created(tmp_path / "run") as partial:
+            (partial / "file").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        work()
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_folders_that_cannot_be_compared(llama: dict[str, Path], tmp_path: Path) -> None:
+    """Told without transformers."""
+    verify.check(llama["tied"], 257, ["a"])
+    for path, size, prompt, told in (
+        (tmp_path / "none", 257, "a", "none: no such folder"),
+        (tmp_path, 257, "a", "cannot read .*config.json"),
+        (llama["own"], 257, "a", "own holds EspalierForCausalLM, which transformers has not"),
+        (llama["tied"], 300, "a", "config.json: vocab_size=257, the checkpoint's is 300; give"),
+        (llama["tied"], 257, "", "a prompt is empty"),
+    ):
+        with pytest.raises(UserError, match=told):
+            verify.check(path, size, [prompt])
+
+
+def test_a_logit_that_is_none_is_not_within() -> None:
+    zeros = np.zeros((2, 3))
+    found = verify.Comparison("", 2, 0.0, 0.0, 0.0, 1.0, True, 0, 0, [])
+    for broken in (np.nan, np.inf):
+        difference, *_ = verify.distance(zeros + broken, zeros + broken)
+        assert not found._replace(max_difference=difference).is_within(1e9)
+    assert found._replace(max_difference=verify.distance(zeros, zeros)[0]).is_within(0.0)

@@ -27,6 +27,7 @@ from tests.lm import tiny
 from tests.lm.evals import asked, planted
 
 CONTEXT = 48
+HEADING = ["Tasks", "Version", "Filter"]
 TEXTS = [
     "A short text.",
     "x",
@@ -52,9 +53,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
             patch.setenv(name, "1")
         reason = "lm-eval is not installed (pip install 'espalier[eval]')"
         pytest.importorskip("lm_eval", reason=reason)
-        names = ("lm.interop.eval_harness", "lm_eval.evaluator", "lm_eval.tasks")
-        adapter, evaluator, tasks = map(importlib.import_module, names)
-        yield SimpleNamespace(adapter=adapter, evaluator=evaluator, tasks=tasks)
+        names = ("lm.interop.eval_harness", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.utils")
+        adapter, evaluator, tasks, utils = map(importlib.import_module, names)
+        yield SimpleNamespace(adapter=adapter, evaluator=evaluator, tasks=tasks, utils=utils)
 
 
 def evaluate(harness: Any, folder: Path, records: Sequence[Any], task: dict[str, Any]) -> Any:
@@ -72,6 +73,8 @@ def evaluate(harness: Any, folder: Path, records: Sequence[Any], task: dict[str,
     )
     samples = sorted(found["samples"]["local"], key=lambda sample: sample["doc_id"])
     metrics = {key.split(",")[0]: value for key, value in found["results"]["local"].items()}
+    heading = harness.utils.make_table(found).partition("\n")[0]
+    assert [word.strip() for word in heading.strip("|").split("|")][:3] == HEADING
     return metrics, samples
 
 
@@ -211,6 +214,9 @@ def test_generate_until(harness: Any) -> None:
     assert drawn != whole
     with pytest.raises(UserError, match="asks for 48 new tokens and max_length is 48"):
         ask(until=[], max_gen_toks=CONTEXT)
+    empty = SimpleNamespace(args=("", {"max_gen_toks": 8}), task_name="gen", doc_id=3)
+    with pytest.raises(UserError, match="task gen, document 3: its context is empty, and nothing"):
+        model.generate_until([empty])
     with pytest.raises(UserError, match=r"unknown generation_kwargs.num_beams"):
         ask(until=[], max_gen_toks=8, num_beams=4)
 

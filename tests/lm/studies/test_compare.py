@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.base import get_config
-from lm import evaluate, metrics, train
+from lm import evaluate, metrics, statistics, train
 from lm.config import UserError
-from lm.studies import compare, measure
+from lm.studies import answers, compare, measure
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus
 
@@ -88,6 +90,11 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
             "did you mean 'window'",
         ),
         ({"tasks": {"positions": {}}}, r"config\.tasks\.positions: unknown task"),
+        ({"variants": {"a/b": {"of": "softmax", "layers": {}}}}, r"config\.variants holds 'a/b'"),
+        (
+            {"variants": {x: {"of": "softmax", "layers": {}} for x in ("a,b", "a+b")}},
+            r"share the file tasks-a\+b\.json",
+        ),
     ],
 )
 def test_mistakes_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -127,6 +134,21 @@ def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, cor
     assert not (tmp_path / "study").exists()
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
+    """What is trained (nothing is) and the labels of the tasks that are scored, from now on."""
+    trained: list[Any] = []
+    scored: list[str] = []
+    monkeypatch.setattr(train, "run", lambda *x: trained.append(x))
+    evaluate_run = evaluate.run
+
+    def run(questions: Any, *args: Any, **options: Any) -> Any:
+        scored.extend(questions)
+        return evaluate_run(questions, *args, **options)
+
+    monkeypatch.setattr(evaluate, "run", run)
+    return trained, scored
+
+
 def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, asked, timed and written for real, at the smallest size; a second call does nothing
     again, and a task with other options is asked alone.
@@ -163,16 +185,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert not re.search(r"(?:src|href)=\"http", page)
     assert {path.stem for path in workdir.glob("*.svg")} == {"loss", "position", "decode"}
 
-    trained: list[Any] = []
-    scored: list[Any] = []
-    monkeypatch.setattr(train, "run", lambda *x: trained.append(x))
-    evaluate_run = evaluate.run
-
-    def counted(questions: Any, *args: Any, **options: Any) -> Any:
-        scored.extend(questions)
-        return evaluate_run(questions, *args, **options)
-
-    monkeypatch.setattr(evaluate, "run", counted)
+    trained, scored = counted(monkeypatch)
     again = compare.run(study, workdir, data)
     assert again is not None
     assert [row["tasks"] for row in again] == [row["tasks"] for row in rows]
@@ -181,3 +194,50 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     other = compare.create(values(run=run, patterns=("softmax", "gla"), tasks={"position": {}}))
     compare.run(other, workdir, data)
     assert scored == ["position"] * 4
+    damaged = workdir / "gla-1" / "tasks-gla.json"
+    damaged.write_text(damaged.read_text()[:100])
+    with pytest.raises(UserError, match=r"tasks-gla\.json is damaged; remove it to ask"):
+        compare.run(other, workdir, data)
+
+
+def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    ask = lambda name: answers.questions({"lambada": {"path": str(tmp_path / name)}}, 64).asked
+    path.write_text('{"text": "one two"}\n')
+    before = ask("*.jsonl")
+    assert ask("*.jsonl") == before
+    path.write_text('{"text": "one six"}\n')
+    assert ask("*.jsonl")["lambada"] != before["lambada"]
+    assert ask("*.jsonl")["bits_per_byte"] == before["bits_per_byte"]
+    assert answers.digest(str(tmp_path)) != answers.digest(str(tmp_path / "none"))
+    more = answers.questions({}, 128).asked
+    assert more["bits_per_byte"] != before["bits_per_byte"]
+
+
+def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
+    """compare.json of a study where one run is not finite, and its page."""
+    study = compare.create(values(variants={"wide": {"of": "softmax", "layers": {}}}))
+    spread = np.arange(40) % 7
+
+    def row(name: str, bits: list[float]) -> dict[str, Any]:
+        seeds = [
+            {"numbers": {"bpb": statistics.mean(x + spread).to_mapping(with_units=True)},
+             "cost": {"tokens": 1, "flops": 1.0, "seconds": 1.0}}
+            for x in bits
+        ]  # fmt: skip
+        task = {"headline": "bpb", "is_better": "lower", "unit": "bits", "seeds": seeds}
+        cost = {"parameters": 1, "ffn_dim": 8, "num_layers": 1, "tokens_per_second": 1.0}
+        cost |= {"peak_bytes": 1, "flops_per_token": 1.0, "decode_seconds": {}}
+        curve = {"tokens": [1.0, 2.0], "bits": [[x, x] for x in bits]} if name != "wide" else {}
+        return (
+            cost
+            | {"pattern": name, "state_bytes": {"32": 1}, "curve": curve}
+            | {"tasks": {"bits_per_byte": task}}
+        )
+
+    rows = [row("softmax", [2.0, 2.1]), row("retnet", [math.nan, 2.0]), row("wide", [2.0, 2.1])]
+    compare.write(study, rows, [], {}, tmp_path)
+    text = (tmp_path / "compare.json").read_text()
+    saved = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert [v["outcome"] for v in saved["verdicts"]] == ["diverged", "same"]
+    assert "retnet diverged" in (tmp_path / "compare.md").read_text()

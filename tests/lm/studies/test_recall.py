@@ -209,6 +209,9 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ("changes", "message"),
     [
         ({"widths": ()}, r"config\.widths is empty"),
+        ({"patterns": ("softmax", "softmax")}, r"config\.patterns=.* names one twice"),
+        ({"learning_rates": (1e-2, 0.01)}, r"config\.learning_rates=.* names one twice"),
+        ({"learning_rates": (1e-2, 1.0000001e-2)}, "two points would share the file"),
         ({"solved": 0.0}, r"solved=0\.0 must lie in \(0, 1\]"),
         ({"patterns": ("softmaxx",)}, "did you mean 'softmax'"),
         ({"steps": 0}, r"problems\.16\.steps=0"),

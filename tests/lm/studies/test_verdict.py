@@ -1,5 +1,8 @@
 """Verdicts against scipy's tests, planted differences and planted chance."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -30,6 +33,11 @@ def planted(
 
 def judged(numbers: dict[str, list[Number]], is_better: str = "lower") -> list[verdict.Verdict]:
     return verdict.judge("bits", numbers, is_better=is_better, unit="bits per byte")
+
+
+def p_values(values: np.ndarray) -> dict[str, float | None]:
+    """values [P, S]; patterns are named by their row."""
+    return verdict.seed_p_values({str(i): row for i, row in enumerate(values)})
 
 
 def test_a_planted_difference_is_found_and_a_twin_is_not() -> None:
@@ -89,9 +97,8 @@ def test_a_task_where_all_are_at_chance_is_one_sentence() -> None:
 def test_two_patterns_are_a_paired_t_test() -> None:
     """With P = 2 the two-way layout is the paired t-test."""
     values = np.random.default_rng(0).normal(size=(2, 6)) + np.array([[0.0], [0.8]])
-    found = verdict.seed_p_values(values)
-    assert found is not None
-    assert found[0] == pytest.approx(stats.ttest_rel(values[1], values[0]).pvalue)
+    found = p_values(values)
+    assert found["1"] == pytest.approx(stats.ttest_rel(values[1], values[0]).pvalue)
 
 
 def test_false_alarms_are_as_rare_as_they_say() -> None:
@@ -100,15 +107,67 @@ def test_false_alarms_are_as_rare_as_they_say() -> None:
     alarms = 0
     for _ in range(400):
         values = rng.normal(size=(6, 2)) + rng.normal(0, 10, (1, 2))
-        p = verdict.seed_p_values(values)
-        assert p is not None
-        alarms += p.min() < 0.05
+        alarms += min(p or 1.0 for p in p_values(values).values()) < 0.05
     assert alarms / 400 < 0.07
 
 
+def test_variants_are_no_trained_patterns() -> None:
+    """Three equal patterns, two seeds, and four readings of the first's runs, 1,000 studies: as
+    rows of the layout they would make a false alarm of every fifth.
+    """
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(1000):
+        trained = rng.normal(size=(3, 2))
+        copies = trained[0] + rng.normal(0, 0.01, (4, 2))
+        values = dict(zip("abcdefg", [*trained, *copies], strict=True))
+        found = verdict.seed_p_values(values, "defg")
+        assert list(found) == list("bcdefg")
+        alarms += min(p or 1.0 for p in found.values()) < 0.05
+    assert alarms / 1000 < 0.07
+
+
+def test_a_variant_is_compared_by_pairs() -> None:
+    values = dict(zip("abc", np.random.default_rng(0).normal(size=(3, 6)), strict=True))
+    found = verdict.seed_p_values(values, "c")
+    paired = [stats.ttest_rel(values[x], values["a"]).pvalue for x in "bc"]
+    assert [found[x] for x in "bc"] == pytest.approx(verdict.holm(np.array(paired)).tolist())
+
+
 def test_equal_numbers_are_no_difference() -> None:
-    values = np.ones((3, 2))
-    p = verdict.seed_p_values(values)
-    assert p is not None
-    assert p.tolist() == [1.0, 1.0]
-    assert verdict.seed_p_values(np.ones((1, 3))) is None
+    assert p_values(np.ones((3, 2))) == {"1": 1.0, "2": 1.0}
+    assert p_values(np.ones((1, 3))) == {}
+
+
+def test_equal_differences_give_no_p() -> None:
+    """Nothing is left to chance, which is no proof: of two runs of one program, say."""
+    values = np.array([[0.1, 0.7], [0.1, 0.7], [0.1, 0.7]]) + np.array([[0], [0], [0.3]])
+    assert p_values(values) == {"1": 1.0, "2": None}
+    bits = lambda extra: [statistics.mean(x + extra + np.arange(60) % 7) for x in (0.1, 0.7)]
+    found = judged({"a": bits(0.0), "b": bits(0.3)})[0]
+    assert (found.p, found.outcome) == (None, "same")
+    assert "equal differences over 2 seeds give no p" in found.sentence
+
+
+def test_a_run_that_diverged_takes_no_other_with_it() -> None:
+    numbers, nothing = planted(0.05), statistics.mean([math.nan] * 60)
+    wanted = judged(numbers)
+    found = judged(numbers | {"lost": [numbers["first"][0], nothing, nothing]})
+    assert [v.outcome for v in found] == ["same", "worse", "diverged"]
+    assert found[1].difference == wanted[1].difference
+    assert found[1].p == wanted[1].p, "it has no part in the layout, nor in Holm's correction"
+    assert found[2].sentence == "bits: lost diverged; no verdict on lost against first."
+    json.dumps(verdict.to_mapping(found), allow_nan=False)
+    first = judged({"first": [nothing] * 3} | {x: numbers[x] for x in ("twin", "third")})
+    assert [v.outcome for v in first] == ["diverged"] * 2
+    assert "first diverged" in first[0].sentence
+
+
+def test_one_unit_is_no_evidence() -> None:
+    numbers = planted(0.05, docs=1)
+    third = judged(numbers)[1]
+    assert third.p is not None
+    assert third.p < 0.05
+    assert (third.low, third.high, third.outcome) == (None, None, "same")
+    assert third.sentence.endswith("over 3 seeds, 1 unit: no interval.")
+    json.dumps(verdict.to_mapping([third]), allow_nan=False)

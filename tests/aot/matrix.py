@@ -1,0 +1,109 @@
+"""Train and decode steps of every op's family compiled for slices that are not there.
+
+    python -m tests.aot.matrix            compiles all and prints bytes per device
+    python -m tests.aot.matrix --write    and makes them the golden ones (golden.json)
+
+Needs the compiler of the target: the extra `aot`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm import sharding, targets
+from lm.build import Build, build
+from lm.config import UserError
+from tests.lm import tiny
+
+GOLDEN = Path(__file__).with_name("golden.json")
+# A mixer for every op.
+FAMILIES = ("softmax", "stickbreaking", "gla", "gated_deltanet", "s4d", "base_conv")
+MESHES: dict[str, dict[str, Any]] = {
+    "v5e-8": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.sequence_parallel": True},
+    "v5p-8": {"mesh.data": 2, "mesh.tensor": 2, "mesh.zero1": True},
+    "h100-8": {"mesh.fsdp": 8},
+}
+PROGRAMS = ("train", "decode")
+CHANGES: dict[str, Any] = {
+    "model.width": 256,
+    "model.num_layers": 2,
+    "model.num_heads": 4,
+    "model.num_kv_heads": 2,
+    "model.head_dim": 64,
+    "model.ffn_dim": 512,
+    "model.precision": "bfloat16",
+    "mup.base_width": 256,
+    "data.tokenizer.vocab_size": 4096,
+    "data.context_length": 512,
+    "data.batch_size": 16,
+    "loss.chunk_size": 256,
+}
+FIELDS = ("argument", "output", "alias", "temp")
+
+
+def compiled(target: str, family: str, program: str) -> Any:
+    """The executable; a TPU's own compiler accepts or refuses it."""
+    machine = targets.parse(target)
+    changes = CHANGES | MESHES[target] | {"model.pattern": family}
+    built = build(tiny.config(changes), targets.devices(machine))
+    if program == "train":
+        arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
+        return built.step.lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    return _decode(built)
+
+
+def _decode(built: Build) -> Any:
+    """One token of 16 rows after at most 1,024, the state updated in place."""
+    rows = sharding.batch(built.mesh)
+    place = functools.partial(_placed, rows=rows)
+    state = jax.tree.map(place, jax.eval_shape(lambda: built.model.init_state(16, 1024)))
+    tokens = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=rows)
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params: Any, tokens: jax.Array, state: Any) -> Any:
+        return built.model.apply({"params": params}, tokens, state, method="step")
+
+    return step.lower(built.abstract_state.params, tokens, state).compile()
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, rows: Any) -> jax.ShapeDtypeStruct:
+    """States are [L, B, ...], the next positions [B]."""
+    spec = rows.spec if leaf.ndim == 1 else jax.sharding.PartitionSpec(None, *rows.spec)
+    where = jax.sharding.NamedSharding(rows.mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def measured(target: str, family: str, program: str) -> dict[str, int]:
+    """Bytes of a device, in the compiler's account."""
+    memory = compiled(target, family, program).memory_analysis()
+    return {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
+
+
+def main() -> None:
+    found: dict[str, dict[str, int]] = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    for target in MESHES:
+        machine = targets.parse(target)
+        targets.start(machine)
+        try:
+            targets.devices(machine)
+        except UserError as missing:
+            print(missing)
+            continue
+        for family in FAMILIES:
+            for program in PROGRAMS:
+                name = f"{target}/{family}/{program}"
+                found[name] = measured(target, family, program)
+                print(name, found[name], flush=True)
+    if "--write" in sys.argv[1:]:
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
