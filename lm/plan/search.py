@@ -156,7 +156,8 @@ def _words(values: Values) -> str:
     )
 
 
-def to_json(points: list[Point]) -> list[dict[str, Any]]:
+def to_json(points: list[Point], limit: int = 24) -> list[dict[str, Any]]:
+    """The best points, as plain values."""
     return [
         {
             "values": dict(point.values),
@@ -166,5 +167,5 @@ def to_json(points: list[Point]) -> list[dict[str, Any]]:
             "compiled_bytes": point.plan.total if point.plan else None,
             "compiled_fits": point.plan.fits if point.plan else None,
         }
-        for point in points
+        for point in points[:limit]
     ]
