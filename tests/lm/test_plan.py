@@ -19,7 +19,7 @@ from lm import plan as plan_lib
 from lm import targets
 from lm.build import build
 from lm.config import UserError
-from lm.plan import Launch, memory, program, search, table, traffic
+from lm.plan import Launch, memory, page, program, search, table, traffic
 from tests.lm import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,3 +203,20 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: --target=v5p-255: no such machine; did you mean 'v5p-25")
     assert done.stderr.count("\n") == 1
     assert not output.exists()
+
+
+def test_the_committed_page_is_that_of_the_committed_plans() -> None:
+    folder = ROOT / "experiments" / "plans"
+    paths = sorted(folder.glob("*.json"))
+    assert paths
+    assert page.page(paths) == (folder / "plans.md").read_text(encoding="utf-8")
+
+
+def test_what_is_no_plan_is_told(tmp_path: Path) -> None:
+    wrong = tmp_path / "x.json"
+    for content in ("{", "[]", "{}"):
+        wrong.write_text(content)
+        with pytest.raises(UserError, match=r"x\.json is no plan; name files that launch.plan"):
+            page.page([wrong])
+    with pytest.raises(UserError, match="No such file"):
+        page.page([tmp_path / "absent.json"])
