@@ -1,5 +1,7 @@
 """Every key of a run, once. An experiment takes this and changes what its question is about."""
 
+from typing import Any
+
 from ml_collections import ConfigDict, FieldReference
 
 MODEL = {
@@ -79,23 +81,22 @@ MESH = {
 
 def get_config() -> ConfigDict:
     """A small run on the standard library; change anything."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "init_from": "",  # a checkpoint of which only the weights are taken
-            # Labels or mixer names: "a", "a,b" cycled over the depth, or groups like
-            # ((5, "a"), (1, "a,b")); a reference, since a string and a tuple must both fit.
-            "model": {**MODEL, "pattern": FieldReference("stickbreaking", field_type=object)},
-            "mup": MUP,
-            "data": DATA,
-            "schedule": SCHEDULE,
-            "optimizer": OPTIMIZER,
-            "loss": {"z_loss": 0.0, "chunk_size": 1024},
-            "mesh": MESH,
-            "run": {"length": "1000000 tokens", "accumulation": 1},
-            # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
-            "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},
-            "log": {"every": "1 steps", "samples": ("def ",), "sample_tokens": 64},
-            "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},
-        }
-    )
+    values: dict[str, Any] = {
+        "seed": 0,
+        "init_from": "",  # a checkpoint of which only the weights are taken
+        # Labels or mixer names: "a", "a,b" cycled over the depth, or groups like
+        # ((5, "a"), (1, "a,b")); a reference, since a string and a tuple must both fit.
+        "model": {**MODEL, "pattern": FieldReference("stickbreaking", field_type=object)},
+        "mup": MUP,
+        "data": DATA,
+        "schedule": SCHEDULE,
+        "optimizer": OPTIMIZER,
+        "loss": {"z_loss": 0.0, "chunk_size": 1024},
+        "mesh": MESH,
+        "run": {"length": "1000000 tokens", "accumulation": 1},
+        # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
+        "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},
+        "log": {"every": "1 steps", "samples": ("def ",), "sample_tokens": 64},
+        "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},
+    }
+    return ConfigDict(values)

@@ -141,7 +141,8 @@ def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -
         mesh=parts.mesh,
         in_specs=(P(), P("data"), P()),
         out_specs=(specs, P()),
-        axis_names={"data"},
+        # An axis of one device splits nothing, and a kernel wants no axis left to the compiler.
+        axis_names={"data"} | {axis for axis, size in parts.mesh.shape.items() if size == 1},
         check_vma=False,
     )(params, batch, token_bytes)
 

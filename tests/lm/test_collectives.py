@@ -1,0 +1,68 @@
+"""Which collectives a step asks for: exactly, in the program that JAX hands to any compiler.
+
+What the partitioner adds where arrays are only laid out (the gathers of ZeRO-3's weights, those of
+the residual stream) is not in it; tests/aot looks at what the compilers of TPU and GPU make.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import Any
+
+import jax
+import pytest
+
+from tests.lm import tiny
+
+CHANGES = {"data.batch_size": 8, "model.num_heads": 8, "model.num_kv_heads": 8, "mesh.data": 1}
+LEAVES = 11  # parameters of one softmax layer with tied embeddings
+KINDS = "all_reduce|all_gather|reduce_scatter|all_to_all|collective_permute"
+SUMS = 4  # objective, nats, nats and bytes of text
+TENSOR = {"mesh.tensor": 8}
+
+
+def collectives(changes: dict[str, Any], leaves: int | None = LEAVES) -> dict[str, int]:
+    """Kind -> number of places in the text, of those between more than one device."""
+    built = tiny.create(CHANGES | changes, num_devices=8)
+    assert leaves in (None, len(jax.tree.leaves(built.abstract_state.params)))
+    arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
+    text = built.step.lower(*arguments).as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    found: collections.Counter[str] = collections.Counter()
+    for kind, axes in re.findall(rf'"stablehlo.({KINDS})".*?axes = \[(.*?)\]', text):
+        names = re.findall(r'name = "(\w+)"', axes)
+        found[kind] += any(built.mesh.shape[name] > 1 for name in names)
+    return {kind: count for kind, count in found.items() if count}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_data_parallel_reduces_once_a_step(accumulation: int) -> None:
+    """Every gradient and every sum, however many microbatches there are."""
+    mesh = {"mesh.data": 8, "data.batch_size": 8 * accumulation, "run.accumulation": accumulation}
+    assert collectives(mesh) == {"all_reduce": LEAVES + SUMS}
+    zero1 = collectives(mesh | {"mesh.zero1": True})
+    assert zero1 == {"reduce_scatter": LEAVES, "all_reduce": SUMS}
+
+
+def test_sharded_parameters() -> None:
+    """The table is gathered for the lookup and for the logits, its two gradients are scattered; the
+    objective is summed.
+    """
+    expected = {"all_gather": 2, "reduce_scatter": 2, "all_reduce": 1}
+    assert collectives({"mesh.fsdp": 8}) == expected
+
+
+def test_tensor_parallel() -> None:
+    """Of a layer two sums forward and two backward (mixer, feed-forward); one of the lookup; of a
+    chunk of logits the maximum, the sum and the target's; one of the gradient of hidden states.
+    """
+    assert collectives(TENSOR) == {"all_reduce": 4 + 1 + 3 + 1}
+    # The forward sums of a layer come out in parts of T.
+    streamed = collectives(TENSOR | {"mesh.sequence_parallel": True})
+    assert streamed == {"reduce_scatter": 2, "all_reduce": 2 + 1 + 3 + 1}
+
+
+@pytest.mark.parametrize(("pattern", "rest"), [("gla", 1), ("gated_deltanet", 0)])
+def test_a_mixer_sums_its_input_once(pattern: str, rest: int) -> None:
+    """However many projections read it; `rest`: the low-rank gate of GLA has a sum of its own."""
+    assert collectives(TENSOR | {"model.pattern": pattern}, None) == {"all_reduce": 9 + rest}
