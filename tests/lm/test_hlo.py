@@ -31,6 +31,18 @@ def test_handwritten_program() -> None:
     ]
 
 
+def test_a_loop_in_steps_of_two() -> None:
+    """As windowed matmuls of the TPU compiler are unrolled: 0, 2, 4 below 5."""
+    before = "  %i = s32[] get-tuple-element(%p), index=0\n  %v"
+    after = """  %two = s32[] constant(2)
+  %i.0 = s32[] get-tuple-element(%p), index=0
+  %i = s32[] add(%i.0, %two)
+  %v"""
+    assert before in NESTED
+    found = hlo.collectives(NESTED.replace(before, after), MESH)
+    assert [c.times for c in found if c.kind == "all-reduce"] == [3 * 3]
+
+
 @pytest.mark.parametrize(
     ("spelling", "first", "axes"),
     [
