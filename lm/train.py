@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
 from lm.origin import Origin
+from lm.plan import explain
+from lm.plan import program as plan
 from lm.progress import TrainingBar
 from lm.scoring import Scorer
 from lm.state import TrainState
@@ -94,6 +97,7 @@ def run(config: Config, options: Options) -> Outcome:
             origin = origin_lib.find(config, workdir, options.data_dir)
         prepared, decay_start = origin.data, origin.decay_start
         built = build_lib.build(config, jax.devices(), decay_start)
+        stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared))
         saver = stack.enter_context(Checkpointer(workdir, config))
         state = _restore_or_init(built, saver, loader, origin)
@@ -140,27 +144,26 @@ def run(config: Config, options: Options) -> Outcome:
             _mend_record(workdir, step, evaluation)
         writer = stack.enter_context(metrics.Writer(workdir, is_active=is_first))
         pending: tuple[int, Any] | None = None
-        with _out_of_memory(lambda: step):
-            while step < end and not stop():
-                batch = built.put(next(loader))
-                profiler.at(step)
-                saver.check()
-                state, arrays = built.step(state, batch, token_bytes)
-                finish(pending, {})
-                step, pending = step + 1, (step + 1, arrays)
-                if due(config.evaluate.every):
-                    jax.block_until_ready(arrays)
-                    timing = clock.lap(step)
-                    finish(pending, timing | (evaluation() or {}))
-                    pending = None
-                    clock.pause()
-                if due(config.checkpoint.every):
-                    finish(pending, {})
-                    pending = None
-                    save()
+        while step < end and not stop():
+            batch = built.put(next(loader))
+            profiler.at(step)
+            saver.check()
+            state, arrays = built.step(state, batch, token_bytes)
             finish(pending, {})
-            save()
-            saver.wait()
+            step, pending = step + 1, (step + 1, arrays)
+            if due(config.evaluate.every):
+                jax.block_until_ready(arrays)
+                timing = clock.lap(step)
+                finish(pending, timing | (evaluation() or {}))
+                pending = None
+                clock.pause()
+            if due(config.checkpoint.every):
+                finish(pending, {})
+                pending = None
+                save()
+        finish(pending, {})
+        save()
+        saver.wait()
         finished = step >= end and not stop()
         loaded = checkpoint.Loaded(
             built.model, state.params, prepared.tokenizer, config, step, built
@@ -220,17 +223,19 @@ def _restore_or_init(
 
 
 @contextlib.contextmanager
-def _out_of_memory(step: Callable[[], int]) -> Iterator[None]:
-    """The one place where a step that does not fit the devices is told."""
+def _out_of_memory(built: Build) -> Iterator[None]:
+    """Where a run does not fit the devices: what takes their memory, and what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not plan.is_out_of_memory(str(error)):
             raise
+        if processes.is_first():
+            devices = list(built.mesh.devices.flat)
+            print(explain.explain(built.config, devices, str(error)), file=sys.stderr)
         raise UserError(
-            f"step {step() + 1} does not fit the memory of a device "
-            f"({' '.join(str(error).split())[:160]}); see what takes it with "
-            "python -m launch.plan and the same --config"
+            f"each of {built.mesh.size} devices has too little memory for this run; take "
+            "a change of the table above, and plan it with python -m launch.plan"
         ) from None
 
 
