@@ -6,7 +6,7 @@ train_step: against the same step by hand. matmul_fraction: of the machine's mat
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
 memory: largest arrays. compile: 24 layers against 2. decode: a token against the state's length.
 evaluation: its share of a run. Named only: peers (flash-linear-attention), skipping (stick-breaking
-with a tolerance, on the q, k, v of the run --workdir).
+with a tolerance, on the q, k, v of the run --workdir), meshes (formulas and the TPU compiler).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
-CASES = (*DEFAULT, "peers", "skipping")
+CASES = (*DEFAULT, "peers", "skipping", "meshes")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 

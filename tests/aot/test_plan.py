@@ -1,7 +1,6 @@
 """Formulas of lm/plan beside the TPU compiler's account: state, and bytes sent, within a tenth.
 
-The width is such that a device's part of it fills the 128 lanes of a TPU even after eight ways: a
-smaller part is padded, and its gradient reduced whole.
+On the sizes and meshes of `launch.bench --cases=meshes`.
 """
 
 from __future__ import annotations
@@ -9,10 +8,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-from typing import Any
 
 import pytest
 
+from experiments.base import get_config
+from launch.benchmarks import meshes
+from launch.benchmarks.meshes import MODES, SIZES
 from lm import plan as plan_lib
 from lm import targets
 from lm.plan import Launch, Plan, explain
@@ -26,37 +27,10 @@ pytestmark = [
     ),
 ]
 
-SIZES: dict[str, Any] = {
-    "model.pattern": "stickbreaking",
-    "model.width": 1024,
-    "model.num_layers": 2,
-    "model.num_heads": 8,
-    "model.num_kv_heads": 8,
-    "model.head_dim": 128,
-    "model.ffn_dim": 1024,
-    "model.precision": "bfloat16",
-    "model.remat": "full",
-    "mup.base_width": 256,
-    "data.tokenizer.vocab_size": 2048,
-    "data.context_length": 256,
-    "data.batch_size": 16,
-    "loss.chunk_size": 512,
-}
-MODES: dict[str, dict[str, Any]] = {
-    "dp": {"mesh.data": 8},
-    "dp, accumulated": {"mesh.data": 8, "run.accumulation": 2},
-    "zero1": {"mesh.data": 8, "mesh.zero1": True},
-    "zero3": {"mesh.data": 1, "mesh.fsdp": 8},
-    "hybrid": {"mesh.data": 2, "mesh.fsdp": 4},
-    "tp": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4},
-    "tp+sp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.sequence_parallel": True},
-}
-
 
 @functools.cache
 def planned(mode: str) -> Plan:
-    config = tiny.config(SIZES | MODES[mode])
-    return plan_lib.plan(config, targets.parse("v5e-8"), Launch("--config=x.py", "run"))
+    return meshes.planned(get_config().to_dict(), MODES[mode])
 
 
 @pytest.mark.parametrize("mode", MODES)
