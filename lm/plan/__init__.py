@@ -129,7 +129,7 @@ def plan(
     """
     devices = targets.devices(target)
     built = build_lib.build(config, devices)
-    measured = memory.measure(config, devices[0])
+    measured = memory.measure(config, devices)
     needs = memory.estimate(built, measured)
     compiled = program.create(built) if is_compiled else None
     flows = traffic.formula(built)

@@ -60,12 +60,14 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
                 break
         else:
             return values, False
+    if values.get("mesh.data") == 1:
+        values.pop("mesh.zero1", None)  # of no use any more
     return values, True
 
 
 def estimate(config: Config, devices: Sequence[Any]) -> tuple[Build, Memory]:
     built = build_lib.build(config, devices)
-    return built, memory_lib.estimate(built, memory_lib.measure(config, devices[0]))
+    return built, memory_lib.estimate(built, memory_lib.measure(config, devices))
 
 
 def apply(config: Config, values: Values) -> Config:
@@ -94,10 +96,10 @@ def _candidates(built: Build) -> Iterator[Values]:
         yield {"model.remat": "full"} | ({"model.kept": {}} if config.model.kept else {})
     if data > 1:
         yield _mesh(config, 1, fsdp * data, tensor)
-    if data % 2 == 0:
-        yield _mesh(config, data // 2, fsdp, tensor * 2)
-    elif fsdp % 2 == 0:
-        yield _mesh(config, data, fsdp // 2, tensor * 2)
+    if data * fsdp % 2 == 0:  # twice the rows for half the devices, in as many more microbatches
+        half = (data // 2, fsdp) if data % 2 == 0 else (data, fsdp // 2)
+        more = {"mesh.sequence_parallel": True, "run.accumulation": 2 * config.run.accumulation}
+        yield {**_mesh(config, *half, tensor * 2), **more}
     if config.loss.chunk_size > 256:
         yield {"loss.chunk_size": config.loss.chunk_size // 2}
     if config.optimizer.memory == memory_lib.DEVICE:

@@ -40,7 +40,7 @@ def explain(config: Config, devices: Sequence[Any], error: str) -> str:
     of a RESOURCE_EXHAUSTED, or "".
     """
     built, needs = changes.estimate(config, devices)
-    measured = memory.measure(config, devices[0])
+    measured = memory.measure(config, devices)
     named = from_message(error)
     source = "named by the compiler" if named else "estimated"
     found = (named or buffers(built, measured))[:BUFFERS]

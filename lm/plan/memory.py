@@ -19,15 +19,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm import build as build_lib
+from lm import mesh as mesh_lib
 from lm.build import Build
-from lm.config import Config
+from lm.config import Config, MeshConfig
 from lm.model import PLACES
 from lm.modules.context import Numerics
 
@@ -35,7 +36,7 @@ DEVICE, HOST = PLACES
 # Words of a program's names that are no modules.
 _TOP = r"groups_\d+|embed|output|final_norm"  # the modules a model is made of
 _TRACED: dict[str, tuple[Residual, ...]] = {}  # by what a trace depends on
-INPUT = "input of the layers"
+INPUT, CARRY = "input of the layers", "carry"
 _PROGRAM = (
     "while",
     "body",
@@ -108,47 +109,59 @@ class Activations:
         return sum(r.row_bytes for r in self.residuals if r.is_host)
 
 
-def measure(config: Config, device: Any) -> Activations:
-    """Traces the backward pass of the model for one device; a few seconds, nothing is compiled."""
+def measure(config: Config, devices: Sequence[Any]) -> Activations:
+    """Traces the backward pass of the model; a few seconds, nothing is compiled."""
     everything = dataclasses.replace(config.model, remat="none", kept={})
-    whole = residuals(dataclasses.replace(config, model=everything), device)
+    whole = residuals(dataclasses.replace(config, model=everything), devices)
     layers = config.model.num_layers
     return Activations(
-        residuals=residuals(config, device),
+        residuals=residuals(config, devices),
         layer_stream=sum(r.row_bytes for r in whole if r.is_stream) / layers,
         layer_inner=sum(r.row_bytes for r in whole if not r.is_stream) / layers,
     )
 
 
-def residuals(config: Config, device: Any) -> tuple[Residual, ...]:
+def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
     """What the model's forward pass hands to its backward pass and grows with the batch, largest
-    first; traced once in a process.
+    first, of a mesh of two devices along each axis that the run splits: what is kept depends on
+    which axes those are, not on their sizes. Traced once in a process.
     """
     data = config.data
-    key = repr((device.device_kind, config.model, config.mup, data.context_length, data.tokenizer))
+    mesh = _small(config, devices)
+    kind, time = devices[0].device_kind, data.context_length
+    key = repr((kind, mesh, config.model, config.mup, time, data.tokenizer))
     if key not in _TRACED:
-        _TRACED[key] = _traced(config, device)
+        _TRACED[key] = _traced(dataclasses.replace(config, mesh=mesh), devices)
     return _TRACED[key]
 
 
-def _traced(config: Config, device: Any) -> tuple[Residual, ...]:
+def _small(config: Config, devices: Sequence[Any]) -> MeshConfig:
+    sizes = mesh_lib.create(config.mesh, devices).shape
+    two = {axis: min(2, ways) for axis, ways in sizes.items()}
+    return dataclasses.replace(config.mesh, **two, zero1=False)
+
+
+def _traced(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
+    sizes = [getattr(config.mesh, axis) for axis in mesh_lib.AXES]
+    ways = config.mesh.data * config.mesh.fsdp
     alone = dataclasses.replace(
         config,
-        mesh=build_lib.ONE_DEVICE,
+        data=dataclasses.replace(config.data, batch_size=ways),
         optimizer=dataclasses.replace(config.optimizer, memory=DEVICE),
         run=dataclasses.replace(config.run, accumulation=1),
     )
-    built = build_lib.build(alone, [device])
-    one, two = (_trace(built, rows) for rows in (1, 2))
+    built = build_lib.build(alone, devices[: math.prod(sizes)])
+    one, two = (_trace(built, rows) for rows in (ways, 2 * ways))
     found = []
     for a, b in zip(one.outvars, two.outvars, strict=True):
-        shape, dtype = a.aval.shape, a.aval.dtype
-        grown = float(math.prod(b.aval.shape) - math.prod(shape)) * dtype.itemsize
+        dtype, pairs = a.aval.dtype, list(zip(a.aval.shape, b.aval.shape, strict=True))
+        grown = float(math.prod(y for _, y in pairs) - math.prod(x for x, _ in pairs))
         if grown:
+            shape = tuple(x if x == y else max(1, x // ways) for x, y in pairs)
             is_host = "host" in str(getattr(a.aval, "memory_space", "")).lower()
             is_stream = shape[-1:] == (config.model.width,)
-            module = module_of(_origin(one, a))
-            found.append(Residual(module, str(dtype), shape, grown, is_stream, is_host))
+            module, size = module_of(_origin(one, a)), grown * dtype.itemsize / ways
+            found.append(Residual(module, str(dtype), shape, size, is_stream, is_host))
     return tuple(sorted(found, key=lambda r: -r.row_bytes))
 
 
@@ -167,24 +180,28 @@ def _trace(built: Build, rows: int) -> Any:
 
 
 def _origin(jaxpr: Any, result: Any) -> str:
-    """The name stack of the equation that makes a result, inside scans and calls too."""
-    if any(given is result for given in jaxpr.invars):
-        return INPUT
-    for equation in jaxpr.eqns:
-        if not any(out is result for out in equation.outvars):
-            continue
-        if equation.primitive.name == "name":  # jax.ad_checkpoint.checkpoint_name
-            return f"{equation.source_info.name_stack}/{equation.params['name']}/name"
-        if equation.primitive.name in ("device_put", "convert_element_type"):
-            return _origin(jaxpr, equation.invars[0])
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        inner = getattr(inner, "jaxpr", inner)
-        if inner is not None and len(inner.outvars) == len(equation.outvars):
-            place = [out is result for out in equation.outvars].index(True)
-            if deeper := _origin(inner, inner.outvars[place]):
-                return deeper
-        return f"{equation.source_info.name_stack}/{equation.primitive.name}"
-    return ""
+    """The name of what makes a result, through scans and calls; "" for an argument of `jaxpr`."""
+    equation = next((e for e in jaxpr.eqns if any(out is result for out in e.outvars)), None)
+    if equation is None:
+        return ""
+    stack, name = str(equation.source_info.name_stack), equation.primitive.name
+    if name == "name":  # jax.ad_checkpoint.checkpoint_name
+        return f"{stack}/{equation.params['name']}/name"
+    if name in ("device_put", "convert_element_type"):
+        return _origin(jaxpr, equation.invars[0]) or f"{stack}/{name}"
+    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    inner = getattr(inner, "jaxpr", inner)
+    if inner is None or len(inner.outvars) != len(equation.outvars):
+        return f"{stack}/{name}"
+    place = [out is result for out in equation.outvars].index(True)
+    made = inner.outvars[place]
+    given = [arg is made for arg in inner.invars]
+    if not any(given):
+        return f"{stack}/{_origin(inner, made) or name}"
+    outer = equation.invars[given.index(True)]
+    if name == "scan" and outer.aval.shape == inner.invars[given.index(True)].aval.shape:
+        return f"{stack}/{CARRY}"  # handed from one layer or chunk to the next
+    return _origin(jaxpr, outer) or f"{stack}/{name}"
 
 
 def module_of(name: str) -> str:
@@ -194,11 +211,11 @@ def module_of(name: str) -> str:
     >>> module_of("jit(step)/jvp(Model)/groups_0.layer/while/body/groups_0/blocks_0/mlp/up/dot")
     'groups_0/blocks_0/mlp/up'
     """
-    if name == INPUT:
-        return INPUT
     parts = name.split("/")[:-1]
     words = [w for w in parts if re.fullmatch(r"[a-z]\w*", w) and w not in _PROGRAM]
     start = next((i for i, w in enumerate(words) if re.fullmatch(_TOP, w)), None)
+    if start is None and name.endswith(f"/{CARRY}"):
+        return INPUT
     if start is None:
         return "loss" if "shard_map" in parts else "other"
     depth = 4 if words[start].startswith("groups_") else 1

@@ -88,7 +88,7 @@ def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[P
                 here = _changed(built, changed)
                 if here is None:
                     continue
-                measured = memory.measure(here.config, devices[0])
+                measured = memory.measure(here.config, devices)
                 needs = memory.estimate(here, measured)
                 sent = flows if accumulation == 1 else traffic.formula(here)
                 modelled = times.estimate(here, target, needs, measured, sent)

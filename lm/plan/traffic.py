@@ -30,6 +30,7 @@ from lm import hlo
 from lm import params as params_lib
 from lm.build import Build, batch_ways
 from lm.config import Config
+from lm.mesh import target as platform
 from lm.modules.context import Numerics
 from lm.targets import Target
 
@@ -99,6 +100,8 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
         reads = {"input": [looked_up], "output": [rounded]}.get(role, [rounded, rounded])
         if role == "input" and config.model.tied_embeddings:
             reads = [looked_up, rounded]
+        elif role == "hidden" and platform(built.mesh) == "gpu" and config.model.remat != "none":
+            reads.append(rounded)  # XLA:GPU gathers anew for what remat runs again
         sent = local * (ways - 1) * microbatches
         flows += [Flow("all-gather", ("fsdp",), sent * sum(reads))]
         flows += [Flow("reduce-scatter", ("fsdp",), sent * GRADIENT)]
