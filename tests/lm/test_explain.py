@@ -58,6 +58,7 @@ def total(config: Any) -> int:
     return changes.estimate(config, jax.devices()[:4])[1].total
 
 
+@pytest.mark.slow
 def test_changes_save_what_is_predicted() -> None:
     config = tiny.config(WIDE)
     found = changes.proposed(config, jax.devices()[:4])
@@ -69,13 +70,14 @@ def test_changes_save_what_is_predicted() -> None:
         assert change.flags.startswith("--config.")
 
 
+@pytest.mark.slow
 def test_the_explanation_names_buffers_and_changes() -> None:
     text = explain.explain(tiny.config(WIDE), jax.devices()[:4], "RESOURCE_EXHAUSTED: 20.00G")
     assert "out of memory: RESOURCE_EXHAUSTED: 20.00G" in text
     assert "groups_0/blocks_0/mlp" in text
     assert "activations" in text
     assert "--config.model.remat=full" in text
-    assert text.count("--config.") == 3
+    assert sum(line.startswith("--config.") for line in text.splitlines()) == 3
     listed = explain.explain(tiny.config(WIDE), jax.devices()[:4], MESSAGE)
     assert "named by the compiler" in listed
     assert "the error says 18.50 GiB" in listed
@@ -84,12 +86,13 @@ def test_the_explanation_names_buffers_and_changes() -> None:
 def test_buffers_are_those_of_a_device() -> None:
     config = tiny.config(WIDE | {"mesh.data": 1, "mesh.fsdp": 4})
     built, needs = changes.estimate(config, jax.devices()[:4])
-    found = explain.buffers(built, memory.measure(config, jax.devices()[0]))
+    found = explain.buffers(built, memory.measure(config, jax.devices()[:4]))
     assert found == sorted(found, key=lambda b: -b.bytes)
     for what, size in (("parameters", needs.parameters), ("activations", needs.activations)):
         assert sum(b.bytes for b in found if b.what == what) == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_remedy_is_found_or_said_not_to_be() -> None:
     config = tiny.config(WIDE)
     before = total(config)

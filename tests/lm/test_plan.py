@@ -32,12 +32,13 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_state_is_what_the_compiler_updates_in_place(mode: str) -> None:
     config = tiny.config(MODES[mode] | {"model.remat": "full"})
     built = build(config, jax.devices()[:4])
     compiled = program.create(built)
-    needs = memory.estimate(built, memory.measure(config, jax.devices()[0]))
+    needs = memory.estimate(built, memory.measure(config, jax.devices()[:4]))
     assert compiled.state is not None
     assert needs.state == pytest.approx(compiled.state, rel=0.01)
     assert compiled.batch == pytest.approx(needs.batch, rel=0.3)  # fields nobody reads go
@@ -78,7 +79,7 @@ def test_what_remat_keeps_is_counted() -> None:
     def kept(**model: Any) -> memory.Activations:
         changes = {f"model.{key}": value for key, value in model.items()}
         config = tiny.config(changes | {"model.num_layers": 3})
-        return memory.measure(config, jax.devices()[0])
+        return memory.measure(config, jax.devices()[:1])
 
     none, full = kept(remat="none"), kept(remat="full")
     stream = 3 * 24 * 32 * 4  # layers x time x width in float32: what each layer takes in
@@ -150,19 +151,16 @@ def test_bandwidth_depends_on_the_hosts_a_group_spans() -> None:
     assert traffic.bandwidth(("data",), grid, tpus) == tpus.chip.link_bandwidth
 
 
+@pytest.mark.slow
 def test_a_search_tries_every_mesh_that_divides() -> None:
-    config = tiny.config({"data.batch_size": 8})
-    target = targets.parse("cpu-4")
-    points = list(search.by_formula(config, target, jax.devices()[:4]))
+    config = tiny.config({"data.batch_size": 4, "model.num_kv_heads": 1})
+    points = list(search.by_formula(config, targets.parse("cpu-2"), jax.devices()[:2]))
     meshes = {
         tuple(p.values[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")) for p in points
     }
-    # tensor 4: two key-value heads do not divide
-    assert meshes == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)}
+    assert meshes == {(2, 1, 1), (1, 2, 1)}  # one key-value head is not split over two devices
     assert {p.values["model.remat"] for p in points} == {"none", "dots", "full"}
-    for point in points:
-        rows = 8 // point.values["mesh.data"] // point.values["mesh.fsdp"]
-        assert rows % point.values["run.accumulation"] == 0
+    assert {p.values["run.accumulation"] for p in points} == {1, 2}  # of two rows a device
     assert "remat=full" in search.table(points, limit=len(points))
     assert math.isfinite(json.loads(json.dumps(search.to_json(points)))[0]["bytes"])
 
@@ -185,6 +183,7 @@ def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_launcher_writes_a_plan(tmp_path: Path) -> None:
     output = tmp_path / "plan.json"
     done = launched("--target=cpu-8", "--nocompile", f"--output={output}", "--config.seed=3")
