@@ -26,6 +26,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kernels import shard
 from lm import loss as loss_lib
 from lm import optim, schedules
 from lm.data.batch import Batch, byte_weights
@@ -121,35 +122,64 @@ def _gradient(parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array) -
     local = functools.partial(_local_gradient, parts)
     if parts.mesh.shape["data"] == 1:
         return local(params, batch, token_bytes)
-    specs = jax.tree.map(_over_data, parts.gradients)
+    places = jax.tree.map(_place, parts.gradients)
+    is_place = lambda leaf: isinstance(leaf, _Place)
+    specs = lambda name: jax.tree.map(lambda p: getattr(p, name), places, is_leaf=is_place)
 
-    def reduce(x: jax.Array, spec: P) -> jax.Array:
-        if "data" not in spec:
-            return jax.lax.psum(x, "data")
-        axis = spec.index("data")
-        # Of as few dimensions as can be: the TPU compiler makes an all-reduce of more.
-        rows = x.reshape(-1, *x.shape[axis : axis + 1], math.prod(x.shape[axis + 1 :]))
-        part = jax.lax.psum_scatter(rows, "data", scatter_dimension=1, tiled=True)
-        return part.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    def reduced(grads: Any) -> Any:
+        return jax.tree.map(lambda place, x: place.reduce(x), places, grads, is_leaf=is_place)
 
     def summed(params: Any, batch: Batch, token_bytes: jax.Array) -> tuple[Any, Sums]:
         grads, sums = local(params, batch, token_bytes)
-        return jax.tree.map(reduce, grads, specs), jax.lax.psum(sums, "data")
+        # Over every axis: where some are left to the compiler it gathers what it should scatter.
+        mesh, _ = shard.here(parts.mesh, {})
+        inner = shard.wrap(reduced, mesh, (specs("held"),), specs("scattered"))
+        return inner(grads), jax.lax.psum(sums, "data")
 
-    return jax.shard_map(
+    grads, sums = jax.shard_map(
         summed,
         mesh=parts.mesh,
         in_specs=(P(), P("data"), P()),
-        out_specs=(specs, P()),
+        out_specs=(specs("over_data"), P()),
         # An axis of one device splits nothing, and a kernel wants no axis left to the compiler.
         axis_names={"data"} | {axis for axis, size in parts.mesh.shape.items() if size == 1},
         check_vma=False,
     )(params, batch, token_bytes)
+    whole = jax.tree.map(lambda x, like: x.reshape(like.shape), grads, params)
+    return jax.lax.with_sharding_constraint(whole, parts.gradients), sums
 
 
-def _over_data(sharding: NamedSharding) -> P:
-    """The data axis of a layout, the other axes left to the compiler."""
-    return P(*("data" if axes is not None and "data" in axes else None for axes in sharding.spec))
+class _Place(NamedTuple):
+    """How a gradient, laid out as `held` over the other axes, is summed over the data axis: whole
+    where `axis` is None; else scattered along that dimension, which then is two, what the other
+    axes make of it and what the data axis makes of that: `scattered`, `over_data`.
+    """
+
+    axis: int | None
+    held: P
+    scattered: P
+    over_data: P
+
+    def reduce(self, x: jax.Array) -> jax.Array:
+        """Of what a device holds."""
+        if self.axis is None:
+            return jax.lax.psum(x, "data")
+        lead, rest = x.shape[: self.axis], x.shape[self.axis + 1 :]
+        # What follows as one dimension: the TPU compiler makes an all-reduce of more.
+        rows = x.reshape(*lead, x.shape[self.axis], math.prod(rest))
+        part = jax.lax.psum_scatter(rows, "data", scatter_dimension=self.axis, tiled=True)
+        return part.reshape(*lead, 1, -1, *rest)
+
+
+def _place(sharding: NamedSharding) -> _Place:
+    """From a layout with the data axis at most once, as the inner axis of a dimension."""
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in sharding.spec]
+    axis = next((i for i, names in enumerate(entries) if "data" in names), None)
+    held = [tuple(name for name in names if name != "data") or None for names in entries]
+    if axis is None:
+        return _Place(None, P(*held), P(*held), P())
+    split = P(*held[: axis + 1], None, *held[axis + 1 :])
+    return _Place(axis, P(*held), split, P(*(None for _ in held[: axis + 1]), "data"))
 
 
 def _local_gradient(

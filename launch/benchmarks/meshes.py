@@ -41,6 +41,8 @@ MODES: dict[str, dict[str, Any]] = {
     "zero1": {"mesh.data": 8, "mesh.zero1": True},
     "zero3": {"mesh.data": 1, "mesh.fsdp": 8},
     "hybrid": {"mesh.data": 2, "mesh.fsdp": 4},
+    "zero1 x fsdp": {"mesh.data": 2, "mesh.fsdp": 4, "mesh.zero1": True},
+    "zero1 x tp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.zero1": True},
     "tp": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4},
     "tp+sp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.sequence_parallel": True},
 }
