@@ -146,13 +146,15 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
 
 def _context(config: Config, mesh: Mesh) -> Context:
+    vocab = model_lib.padded_vocab_size(config.data.tokenizer.vocab_size)
+    sizes = {"D": config.model.width, "vocab": vocab}
     return Context(
         numerics=Numerics.create(config.model.precision),
         multipliers=mup.create(config),
         norm_eps=config.model.norm_eps,
         mesh=mesh,
         rules=sharding.activations(config.mesh, mesh),
-        weights=sharding.weights(config.mesh, mesh),
+        weights=sharding.weights(config.mesh, mesh, sizes),
     )
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "to_mapping",
 ]
 
+REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -282,6 +284,9 @@ def validate(config: Config) -> None:
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.sequence]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise UserError(f"mesh sizes {sizes} must be positive, at most one of them -1")
+    for letter in config.mesh.replicate:
+        if letter not in REPLICABLE:
+            raise UserError(f"mesh.replicate: {letter!r} is no size; {nearest(letter, REPLICABLE)}")
 
 
 def _positive(config: Config) -> None:

@@ -18,6 +18,7 @@ def digest(state: Any) -> dict[str, int]:
     """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show.
     Weights stored in 16 bits count as the float32 numbers they are read back as.
     """
+    state = jax.tree.map(_near, state)
     devices = {d for x in jax.tree.leaves(state) if isinstance(x, jax.Array) for d in x.devices()}
     is_large = max(x.size for x in jax.tree.leaves(state)) >= LARGE
     is_alone = len(devices) == 1 and devices.pop().platform == "cpu"
@@ -25,6 +26,13 @@ def digest(state: Any) -> dict[str, int]:
     sums = jax.device_get(_digest(state, parts=4096 if is_large and is_alone else 1))
     names = jax.tree.leaves(params_lib.names(state))
     return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
+
+
+def _near(x: Any) -> Any:
+    """What waits in host memory is summed on the device."""
+    if not isinstance(x, jax.Array) or x.sharding.memory_kind != "pinned_host":
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind("device"))
 
 
 @functools.partial(jax.jit, static_argnames="parts")

@@ -29,10 +29,11 @@ def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
         given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(
-            f"mesh {given} needs {fixed} devices or a multiple, found {len(devices)}; "
-            "set mesh.data=-1"
-        )
+        wanted = f"a multiple of {fixed}" if -1 in sizes else f"{fixed}"
+        rest = fixed // config.data if config.data > 0 else 0
+        fits = rest > 0 and len(devices) % rest == 0
+        advice = "mesh.data=-1" if fits else f"sizes that multiply to {len(devices)}"
+        raise UserError(f"mesh {given} needs {wanted} devices, found {len(devices)}; set {advice}")
     if sizes[AXES.index("sequence")] > 1:
         raise UserError(
             f"mesh.sequence={sizes[3]}: no op shards the time axis yet; set mesh.sequence=1"

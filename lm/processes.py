@@ -253,7 +253,8 @@ def _initialize(start: Start) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         if not start.coordinator:
-            reason = f"no TPU pod and no Slurm job found ({reason}); set --coordinator"
+            reason = f"no TPU pod and no Slurm job found ({reason}); "
+            reason += "set --coordinator, --num_processes, --process_id"
         raise UserError(f"{where}: {reason}") from None
     finally:
         timer.cancel()

@@ -45,9 +45,29 @@ def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
     return {letter: axes for letter, axes in table.items() if axes}
 
 
-def weights(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
-    """The parameter table for this mesh, likewise."""
-    return {x: live for x, axes in PARAMS.items() if (live := _live(axes, mesh))}
+def weights(config: MeshConfig, mesh: Mesh, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """The parameter table for this mesh, likewise; of `sizes` what need not divide and does not is
+    dropped.
+
+    Raises:
+      UserError: one of `sizes` must divide and does not.
+    """
+    table = {x: live for x, axes in PARAMS.items() if (live := _live(axes, mesh))}
+    for letter, size in sizes.items():
+        ways = math.prod(mesh.shape[axis] for axis in table.get(letter, ()))
+        if size % ways and letter not in config.replicate:
+            raise UserError(_indivisible(f"the model has {letter}={size}", table[letter], ways))
+        if size % ways:
+            del table[letter]
+    return table
+
+
+def _indivisible(what: str, axes: tuple[str, ...], ways: int) -> str:
+    letter = what.split("=")[0].split()[-1]
+    return (
+        f"{what}, not divisible by {ways} ({'*'.join(axes)}); change the size or the mesh, or add "
+        f"{letter!r} to mesh.replicate"
+    )
 
 
 def check_heads(
@@ -67,14 +87,15 @@ def check_heads(
             raise UserError(
                 f"{where}: {letter}={size} heads are not divisible by {ways} ({'*'.join(axes)}); "
                 "change the number or the mesh, or add "
-                + ("'G'" if letter == "G" else "'H' and 'G'")
+                + ("'G'" if letter == "G" and ways % size == 0 else "'H' and 'G'")
                 + " to mesh.replicate"
             )
     groups, ways = dims.get("G", 1), math.prod(mesh.shape[axis] for axis in rules.get("H", ()))
     if "G" not in rules and groups % ways and ways % groups:
         raise UserError(
-            f"{where}: G={groups} heads, whole on each of {ways} devices, neither divide them nor "
-            "are a multiple of them; change the number or the mesh"
+            f"{where}: G={groups} heads, whole on each of {ways} devices "
+            f"({'*'.join(rules['H'])}), neither divide them nor are a multiple of them; change the "
+            "number or the mesh, or add 'H' to mesh.replicate"
         )
 
 
@@ -129,12 +150,10 @@ def _spec(table: Table, info: ParamInfo, mesh: Mesh, replicate: tuple[str, ...])
         axes = tuple(a for a in _live(table.get(letter, ()), mesh) if a not in taken)
         ways = math.prod(mesh.shape[a] for a in axes)
         if size % ways and letter not in replicate:
-            raise UserError(
-                f"a parameter with letters {info.letters!r} has {letter}={size}, not divisible by "
-                f"{ways} ({'*'.join(axes)}); change the size or the mesh, "
-                f"or add {letter!r} to mesh.replicate"
-            )
-        axes = () if size % ways else axes
+            what = f"a parameter with letters {info.letters!r} has {letter}={size}"
+            raise UserError(_indivisible(what, axes, ways))
+        while size % math.prod(mesh.shape[a] for a in axes):
+            axes = axes[:-1]
         taken |= set(axes)
         dims.append(axes or None)
     return P(*dims)

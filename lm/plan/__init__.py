@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +36,7 @@ from lm.targets import Target
 KERNELS = {"tpu": "pallas_tpu", "gpu": "triton_gpu"}  # the form written for a platform
 SPARE = 0.9  # share of the usable memory that a remedy may fill
 ATTEMPTS = 3  # remedies that are compiled
+SHARED = PurePosixPath("/shared")  # stands for what all workers of a pod mount
 # Checkpoints: bytes/s that a host writes (assumed), and hours between failures of a host: 419
 # unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv 2407.21783,
 # table 5).
@@ -253,10 +256,19 @@ def forms(built: Build) -> tuple[FormRecord, ...]:
 
 
 def launch_line(target: Target, launch: Launch, remedy: Values) -> str:
-    """The command that starts the run on the target, with the remedy's keys."""
+    """The command that starts the run on the target, with the remedy's keys. Workers of a TPU pod
+    share no checkout, so theirs names folders that all of them mount.
+    """
     extra = [f"--config.{key}={value}" for key, value in remedy.items()]
-    flags = " ".join([launch.flags, *extra, f"--workdir={launch.workdir}"])
-    if target.chip.platform == "tpu":
+    is_pod = target.chip.platform == "tpu"
+    workdir = PurePosixPath(launch.workdir)
+    if is_pod and not workdir.is_absolute():
+        workdir = SHARED / "runs" / workdir.name
+    extra.append(shlex.quote(f"--workdir={workdir}"))
+    if is_pod:
+        extra.append(f"--data_dir={SHARED / 'data'}")
+    flags = " ".join([launch.flags, *extra])
+    if is_pod:
         line = f"launch/tpu_pod.sh --name=POD --zone=ZONE --restart -- {flags}"
         return line.replace("POD", target.name.replace("-", ""), 1)
     if target.chip.platform == "cpu":

@@ -179,6 +179,18 @@ def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
     assert restored.params["embed"]["table"].sharding.device_set == {jax.devices()[0]}
 
 
+def test_moments_in_host_memory(tmp_path: Path) -> None:
+    """Saved from there, restored to there, and read by a run that keeps them on its device."""
+    built, state = created({"optimizer.memory": "host", "mesh.data": 2, "mesh.zero1": True}, 2)
+    save(tmp_path, built, state, 3)
+    alone, _ = created()
+    for target, memory in ((built, "pinned_host"), (alone, "device")):
+        found = checkpoint.restore(tmp_path / "checkpoints" / "3", target.abstract_state).state
+        jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+        moments = [x for x in jax.tree.leaves(found.opt_state) if x.ndim]
+        assert {x.sharding.memory_kind for x in moments} == {memory}
+
+
 def test_digest() -> None:
     """Every bit counts, and so does every place."""
     rng = np.random.default_rng(0)

@@ -34,7 +34,13 @@ SLOW: dict[str, dict[str, Any]] = {
     "host": {"mesh.data": 4, "mesh.tensor": 2, "mesh.zero1": True, "optimizer.memory": "host"},
 }
 BAD = [
-    ({"mesh.data": 3}, "needs 3 devices or a multiple, found 8; set mesh.data=-1"),
+    (
+        {"mesh.data": 3},
+        "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices, found 8; set mesh.data=-1",
+    ),
+    ({"mesh.data": -1, "mesh.tensor": 3}, "needs a multiple of 3 devices, found 8; set sizes that"),
+    ({"mesh.fsdp": 8, "model.width": 36, "mup.base_width": 36}, "has D=36, not divisible by 8"),
+    ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is no size"),
     ({"mesh.data": 4, "mesh.sequence": 2}, "mesh.sequence=2: no op shards the time axis yet"),
     ({"mesh.tensor": 8}, "G=4 heads are not divisible by 8 (tensor)"),
     ({"mesh.tensor": 8, "mesh.replicate": ["H"]}, "names 'H' and not 'G'"),

@@ -124,7 +124,7 @@ LINES = {
     "h100-64": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 sbatch --nodes=8 --ntasks-per-node=8 "
     "--gpus-per-node=8 --time=24:00:00 launch/slurm.sh --config=x.py --workdir=run",
     "v5p-256": "launch/tpu_pod.sh --name=v5p256 --zone=ZONE --restart -- --config=x.py "
-    "--workdir=run",
+    "--workdir=/shared/runs/run --data_dir=/shared/data",
 }
 
 
