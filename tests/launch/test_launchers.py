@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import metrics
+from lm import metrics, plan, targets
 from tests.launch import stand_ins
 from tests.launch.stand_ins import ROOT, Bench, git, stand_in
 from tests.lm import launched
@@ -251,6 +251,17 @@ def test_pod_prints_what_it_would_do(bench: Bench) -> None:
     flags = "--config=experiments/x.py:a\\,b --workdir=/shared/a\\ run --data_dir=/shared/d"
     assert train[-1].endswith(f"-m launch.train --processes=auto {flags}")
     assert not bench.calls("gcloud")
+
+
+@pytest.mark.parametrize("name", ["v5e-16", "h100-64"])
+@pytest.mark.parametrize("workdir", ["runs/a b", "/mnt/run"])
+def test_scripts_take_the_line_that_a_plan_prints(bench: Bench, name: str, workdir: str) -> None:
+    launch = plan.Launch("--config=x.py", workdir)
+    words = shlex.split(plan.launch_line(targets.parse(name), launch, {"mesh.data": 4}))
+    script = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+    status, out, err = bench.call(Path(words[script]).name, "--dry-run", *words[script + 1 :])
+    assert (status, err) == (0, "")
+    assert "--config.mesh.data=4" in out
 
 
 STOPPED = "0 stopped at step 9, saved; resume with: x"
