@@ -253,7 +253,9 @@ def _initialize(start: Start) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         if not start.coordinator:
-            reason = f"no TPU pod and no Slurm job found ({reason}); "
+            # What JAX misses then is an argument of its own, no flag.
+            why = "" if "coordinator_address" in reason else f" ({reason})"
+            reason = f"no TPU pod and no Slurm job found{why}; "
             reason += "set --coordinator, --num_processes, --process_id"
         raise UserError(f"{where}: {reason}") from None
     finally:

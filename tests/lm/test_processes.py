@@ -233,7 +233,11 @@ def test_flags() -> None:
     ("flags", "told"),
     [
         (["--coordinator=127.0.0.1:1"], "error: --num_processes is missing"),
-        (["--processes=auto"], "error: --processes=auto: no TPU pod and no Slurm job found"),
+        (
+            ["--processes=auto"],
+            "error: --processes=auto: no TPU pod and no Slurm job found; set --coordinator, "
+            "--num_processes, --process_id",
+        ),
         (["--num_processes=0"], "error: flag --num_processes=0: "),
         (["--processes=two"], "error: flag --processes=two: "),
     ],
