@@ -50,9 +50,10 @@ def estimate(
     if peak is None or target.chip.hbm_bandwidth is None or network is None:
         return None
     flops = build_lib.flops_per_token(built) * config.tokens_per_step / built.mesh.size
-    compute = flops * (1 + recomputed(built) / 3) / peak
-    traffic_bytes = _hbm_bytes(built, memory, measured)
-    to_memory = traffic_bytes / target.chip.hbm_bandwidth
+    again = recomputed(built, measured)
+    compute = flops * (1 + again / 3) / peak
+    moved = _hbm_bytes(built, memory, measured, again)
+    to_memory = moved / target.chip.hbm_bandwidth
     step = max(compute, to_memory) + network
     return Times(
         compute=compute,
@@ -64,13 +65,14 @@ def estimate(
     )
 
 
-def recomputed(built: Build) -> float:
+def recomputed(built: Build, measured: Activations) -> float:
     """Share of the forward pass that the backward pass runs again, by FLOPs."""
     config = built.config
     if config.model.remat == "none":
         return 0.0
-    if config.model.remat == "full":
-        return 1.0
+    everything = measured.layer_inner * config.model.num_layers
+    if config.model.remat == "full" or measured.inner + measured.host < 0.05 * everything:
+        return 1.0  # a policy that keeps nothing, as "dots" inside a custom derivative
     length = config.data.context_length
     forward = build_lib.forward_flops(built, length)
     head = 2.0 * config.model.width * built.model.padded_vocab_size * length
@@ -84,15 +86,15 @@ def recomputed(built: Build) -> float:
     return max(0.0, ops + matmul - kept) / forward
 
 
-def _hbm_bytes(built: Build, memory: Memory, measured: Activations) -> float:
+def _hbm_bytes(built: Build, memory: Memory, measured: Activations, again: float) -> float:
     """Of one device and step."""
     config, mesh = built.config, built.mesh
     tensor = mesh.shape["tensor"]
     weights = 2 * memory.parameters / 4 * mesh.shape["fsdp"]  # gathered, rounded to two bytes
-    passes = config.run.accumulation * (3 + recomputed(built))
+    passes = config.run.accumulation * (3 + again)
     rows = config.data.batch_size / build_lib.batch_ways(mesh)
     layer = measured.layer_stream + measured.layer_inner / tensor
-    activations = 2 * rows * layer * config.model.num_layers * (1 + recomputed(built))
+    activations = 2 * rows * layer * config.model.num_layers * (1 + again)
     chunks = rows * config.data.context_length * built.model.padded_vocab_size / tensor
     update = _UPDATE * (memory.optimizer + memory.host) / 8
     return passes * weights + activations + 4 * 4 * chunks + update
