@@ -8,6 +8,7 @@ starts it. --search tries every mesh, remat and accumulation and compiles the be
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 
@@ -55,8 +56,17 @@ def main(argv: list[str]) -> None:
 
 
 def _config_flags(argv: list[str]) -> str:
-    """The flags of the configuration, as given."""
-    kept = [x for x in argv if x.startswith(("--config=", "--config.", "--noconfig."))]
+    """The flags of the configuration, each as one word: --config.mesh.data 2, -config.mesh.data=2
+    and --config.mesh.data=2 are the same.
+    """
+    kept, words = [], iter(argv)
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        known = name in flags.FLAGS  # a switch that is turned off is not: --noconfig.x
+        if known and not equals and not flags.FLAGS[name].boolean:
+            equals, value = "=", next(words)
+        if re.fullmatch(r"(no)?config(\..+)?", name):
+            kept.append(f"--{name}{equals}{value}")
     return shlex.join(kept)
 
 

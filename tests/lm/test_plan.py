@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,25 @@ LINES = {
     "v5p-256": "launch/tpu_pod.sh --name=v5p256 --zone=ZONE --restart -- --config=x.py "
     "--workdir=/shared/runs/run --data_dir=/shared/data",
 }
+
+
+CODE = "import sys; from launch import cli, plan; cli.parse(sys.argv, plan.flags.FLAGS); "
+CODE += "print(plan._config_flags(sys.argv[1:]))"
+
+
+def test_flags_of_the_configuration_are_kept_however_they_are_written() -> None:
+    words = "--target v5e-16 --config experiments/base.py --config.mesh.data 2 -config.seed=-3 "
+    words += "--search --config.mesh.zero1 --workdir runs/x --noconfig.model.unroll "
+    command = [sys.executable, "-c", CODE, *words.split(), "--config.init_from=a b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shlex.split(done.stdout) == [
+        "--config=experiments/base.py",
+        "--config.mesh.data=2",
+        "--config.seed=-3",
+        "--config.mesh.zero1",
+        "--noconfig.model.unroll",
+        "--config.init_from=a b",
+    ], done.stderr
 
 
 @pytest.mark.parametrize("name", LINES)
