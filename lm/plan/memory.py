@@ -124,7 +124,7 @@ def measure(config: Config, devices: Sequence[Any]) -> Activations:
 
 def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
     """What the model's forward pass hands to its backward pass and grows with the batch, largest
-    first, of a mesh of two devices along each axis that the run splits: what is kept depends on
+    first, of a mesh of few devices along each axis that the run splits: what is kept depends on
     which axes those are, not on their sizes. Traced once in a process.
     """
     data = config.data
@@ -137,9 +137,13 @@ def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
 
 
 def _small(config: Config, devices: Sequence[Any]) -> MeshConfig:
+    """Each axis cut to its smallest prime factor, which divides whatever the axis divides."""
     sizes = mesh_lib.create(config.mesh, devices).shape
-    two = {axis: min(2, ways) for axis, ways in sizes.items()}
-    return dataclasses.replace(config.mesh, **two, zero1=False)
+    few = {
+        axis: next((n for n in range(2, ways) if ways % n == 0), ways)
+        for axis, ways in sizes.items()
+    }
+    return dataclasses.replace(config.mesh, **few, zero1=False)
 
 
 def _traced(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
