@@ -22,21 +22,23 @@ _TARGET = flags.DEFINE_string(
 )
 _SEARCH = flags.DEFINE_bool("search", False, "choose mesh, remat and accumulation")
 _COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: by formulas alone, in seconds")
-_OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write")
+_OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write; empty: none")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the launch line")
 
 
 def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
-    output = cli.path("output", _OUTPUT.value)
-    from lm import files, targets  # after the config is known to be right: this imports jax
+    output = cli.out_file("output", _OUTPUT.value)
+    workdir = str(cli.path("workdir", _WORKDIR.value))
+    from lm import files, model, targets  # after the config is known to be right: this imports jax
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
     from lm.progress import Waiting
 
+    model.check(config.model)
     target = targets.parse(_TARGET.value)
     targets.start(target)
-    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), _WORKDIR.value)
+    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), workdir)
     points: list[search.Point] = []
     with Waiting(f"compiling for {target.name}") as waiting:
         if _SEARCH.value:
@@ -51,8 +53,9 @@ def main(argv: list[str]) -> None:
         refusal = found.program.refusal if found.program else ""
         told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
         print(f"\n{told['explained']}", end="")
-    files.replace(output, json.dumps(told, indent=1) + "\n")
-    print(f"\nwritten: {output}")
+    if output:
+        files.replace(output, json.dumps(told, indent=1) + "\n")
+        print(f"\nwritten: {output}")
 
 
 def _config_flags(argv: list[str]) -> str:

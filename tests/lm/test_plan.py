@@ -92,6 +92,12 @@ def test_what_remat_keeps_is_counted() -> None:
     assert {r.module for r in far.residuals if r.is_host} == {"groups_0/blocks_0/mlp/mlp_up"}
 
 
+def test_a_mesh_of_three_is_measured() -> None:
+    changes = {"mesh.data": 1, "mesh.tensor": 3, "model.num_heads": 3, "model.num_kv_heads": 3}
+    found = memory.measure(tiny.config(changes), jax.devices()[:3])
+    assert found.inner > 0
+
+
 def plan_of(changes: dict[str, Any], *, is_compiled: bool = False) -> plan_lib.Plan:
     target = targets.parse("cpu-4")
     return plan_lib.plan(tiny.config(changes), target, LAUNCH, is_compiled=is_compiled)
@@ -222,6 +228,22 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: --target=v5p-255: no such machine; did you mean 'v5p-25")
     assert done.stderr.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--output=absent/plan.json"], "error: --output=absent/plan.json: no such folder absent"),
+        (["--config.model.kept={'mixr': 'device'}"], "error: unknown tensor model.kept.mixr; did"),
+        (["--workdir=gs://b/run"], "error: --workdir=gs://b/run is an address; name a path"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_before_any_work(flags: list[str], told: str) -> None:
+    done = launched("--target=cpu-8", *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_committed_page_is_that_of_the_committed_plans() -> None:
