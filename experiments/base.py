@@ -18,7 +18,7 @@ MODEL = {
     "norm_eps": 1e-5,
     "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
     "remat": "none",  # none | full | dots | named
-    # for remat "named": {"mixer": "device", "mlp_up": "host"}, names of lm/modules/block.py
+    # for remat "named": {"mixer": "device", "mlp_up": "host"}, names of lm/modules/remat.py
     "kept": {},
     "unroll": False,
 }

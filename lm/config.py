@@ -39,7 +39,7 @@ class ModelConfig:
     ...).
 
     `remat`: what the backward pass computes anew; under "named" everything but the tensors of
-    `kept`, name (lm/modules/block.py: NAMES) -> where it waits.
+    `kept`, name (lm/modules/remat.py: NAMES) -> where it waits.
     """
 
     width: int

@@ -29,15 +29,15 @@ from kernels import dispatch
 from lm import mixers as mixer_folder
 from lm import sharding
 from lm.config import ModelConfig, UserError, convert, nearest
-from lm.modules.block import NAMES, Block
+from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.modules.embed import Embed, Head
 from lm.modules.mixer import form_field
 from lm.modules.mlp import SwiGLU
 from lm.modules.norm import RMSNorm
+from lm.modules.remat import NAMES, remat_policy
 
 # What a layer takes from the model's sizes unless its options say otherwise, where it has them.
-PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
 HEAD_SIZES = ("num_heads", "num_kv_heads", "head_dim")
 
 
@@ -203,26 +203,6 @@ def create(
     repeats = tuple(group.repeat for group in groups)
     size = padded_vocab_size(vocab_size)
     return Model(context, config, size, repeats, tuple(periods)), records
-
-
-def remat_policy(config: ModelConfig) -> Any:
-    """What `jax.checkpoint` keeps of a layer's forward pass; every tensor of `kept` is named where
-    it is made (lm/modules).
-    """
-    policies = jax.checkpoint_policies
-    if config.remat == "full":
-        return policies.nothing_saveable
-    if config.remat == "dots":
-        return policies.dots_with_no_batch_dims_saveable
-    places = {place: [n for n, p in config.kept.items() if p == place] for place in PLACES}
-    if not places["host"]:
-        return policies.save_only_these_names(*places["device"])
-    return policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=places["device"],
-        names_which_can_be_offloaded=places["host"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
 
 
 def padded_vocab_size(vocab_size: int) -> int:

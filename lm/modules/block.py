@@ -15,10 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.modules.context import Context
 from lm.modules.norm import RMSNorm
 
-# Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
-# of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
-NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
-
 
 class Block(nn.Module):
     """`mixer` and `mlp` are unbound modules (mlp None: the mixer alone)."""

@@ -79,7 +79,8 @@ class Saving:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`fits` is None for a target whose memory is not known (a CPU). `remedy`: keys to change where
+    """`fits` is None for a target whose memory is not known (a CPU), False for what its compiler
+    refuses, whatever the reason. `remedy`: keys to change where
     it does not fit; `mended`: the step compiled with them, None where no change is enough by the
     formula or nothing is compiled.
     """
@@ -140,7 +141,7 @@ def plan(
     modelled = times.estimate(built, target, needs, measured, known)
     fits = _fits(target, needs, compiled)
     remedy, mended = ({}, None)
-    if fits is False and is_advised:
+    if fits is False and is_advised and not (compiled and compiled.is_unsupported):
         remedy, mended = _mend(config, target, devices, needs, compiled)
     return Plan(
         config=config,
@@ -164,10 +165,10 @@ def plan(
 
 
 def _fits(target: Target, needs: Memory, compiled: Program | None) -> bool | None:
+    if compiled and compiled.refusal:
+        return False
     budget = target.chip.usable_bytes
-    if budget is None:
-        return None
-    return not (compiled and compiled.refusal) and _total(needs, compiled) <= budget
+    return None if budget is None else _total(needs, compiled) <= budget
 
 
 def _total(needs: Memory, compiled: Program | None) -> int:
@@ -182,7 +183,8 @@ def _mend(
     compiler said of the run; compiled in turn, and more of them while that does not fit.
     """
     budget = target.chip.usable_bytes
-    assert budget is not None
+    if budget is None:
+        return {}, None
     share = SPARE * budget / _total(needs, compiled)
     for _ in range(ATTEMPTS):
         remedy, suffices = changes.remedy(config, devices, needs.total * (1 - share))

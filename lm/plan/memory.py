@@ -30,8 +30,8 @@ from lm import build as build_lib
 from lm import mesh as mesh_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
-from lm.model import PLACES
 from lm.modules.context import Numerics
+from lm.modules.remat import PLACES
 
 DEVICE, HOST = PLACES
 # Words of a program's names that are no modules.

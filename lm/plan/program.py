@@ -19,8 +19,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """Bytes of one device by the compiler's account (`memory_analysis`): `state` is updated in
-    place, `temporaries` are everything between. `refusal` is the compiler's message where the
-    program does not fit; then only `total` is known, as far as the message says.
+    place, `temporaries` are everything between. `refusal` is the compiler's message where it
+    makes no program; of one that does not fit `total` is known, as far as the message says.
     """
 
     seconds: float
@@ -33,22 +33,22 @@ class Program:
     flows: tuple[Flow, ...]
     refusal: str
 
+    @property
+    def is_unsupported(self) -> bool:
+        """Refused for another reason than its size: what the compiler cannot do, or its fault."""
+        return bool(self.refusal) and not is_out_of_memory(self.refusal)
+
 
 def create(built: Build) -> Program:
-    """Lowers and compiles the real step.
-
-    Raises:
-      jax.errors.JaxRuntimeError: what is no lack of memory.
-    """
+    """Lowers and compiles the real step; what the compiler says against it is its refusal."""
     began = time.monotonic()
     arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
     step: Any = built.step
     try:
         executable = step.lower(*arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(str(error)):
-            raise
-        return _refused(built, str(error), time.monotonic() - began)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        message = str(error) or type(error).__name__
+        return _refused(built, message, time.monotonic() - began)
     account = executable.memory_analysis()
     alias = account.alias_size_in_bytes
     # What comes out and is not the state: metrics, of no size.
@@ -69,7 +69,7 @@ def create(built: Build) -> Program:
 
 
 def _refused(built: Build, message: str, seconds: float) -> Program:
-    total = needed_bytes(message)
+    total = needed_bytes(message) if is_out_of_memory(message) else None
     if total is not None and "temporaries" in message:  # the arguments come on top
         total += memory.shard_bytes(built.abstract_state)
     return Program(

@@ -39,9 +39,15 @@ class Point(NamedTuple):
 
 
 def search(
-    config: Config, target: Target, launch: Launch, told: Callable[[str], None]
+    config: Config,
+    target: Target,
+    launch: Launch,
+    told: Callable[[str], None],
+    *,
+    is_compiled: bool = True,
 ) -> tuple[Plan, list[Point]]:
-    """The best plan that compiles and fits (else the best), and all points, best first.
+    """The best plan that compiles and fits (else the best), and all points, best first; without
+    `is_compiled` the best by formula.
 
     Args:
       told: hears a line before each long piece of work.
@@ -57,14 +63,21 @@ def search(
             f"no mesh of {len(devices)} devices divides the sizes of the run; change "
             f"data.batch_size={config.data.batch_size} or model.width={config.model.width}"
         )
+
+    def planned(values: Values) -> Plan:
+        flags = [f"--config.{key}={value}" for key, value in values.items()]
+        flagged = launch._replace(flags=" ".join([launch.flags, *flags]))
+        changed = changes.apply(config, values)
+        return plan_lib.plan(changed, target, flagged, is_compiled=is_compiled, is_advised=False)
+
+    if not is_compiled:
+        return planned(points[0].values), points
     best: Plan | None = None
     for i, point in enumerate(points[:COMPILED]):
         told(f"compiling {i + 1} of {min(COMPILED, len(points))}: {_words(point.values)}")
-        flags = [f"--config.{key}={value}" for key, value in point.values.items()]
-        flagged = launch._replace(flags=" ".join([launch.flags, *flags]))
-        found = plan_lib.plan(
-            changes.apply(config, point.values), target, flagged, is_advised=False
-        )
+        found = planned(point.values)
+        if found.program and found.program.is_unsupported:
+            told(f"refused: {found.program.refusal[:300]}")
         points[i] = point._replace(plan=found)
         if best is None or _order(found) < _order(best):
             best = found
@@ -77,24 +90,29 @@ def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[P
     for values in _meshes(len(devices)):
         try:
             built = build_lib.build(changes.apply(config, values), devices)
+            found = list(_of_mesh(built, values, target, devices))
         except UserError:  # sizes that do not divide
             continue
-        flows = traffic.formula(built)
-        for remat in dict.fromkeys([config.model.remat, "none", "dots", "full"]):
-            for accumulation in ACCUMULATIONS:
-                changed = {"model.remat": remat, "run.accumulation": accumulation}
-                if remat != "named" and config.model.kept:
-                    changed["model.kept"] = {}
-                here = _changed(built, changed)
-                if here is None:
-                    continue
-                measured = memory.measure(here.config, devices)
-                needs = memory.estimate(here, measured)
-                sent = flows if accumulation == 1 else traffic.formula(here)
-                modelled = times.estimate(here, target, needs, measured, sent)
-                budget = target.chip.usable_bytes
-                fits = budget is None or needs.total <= MARGIN * budget
-                yield Point(values | changed, needs, modelled, fits, None)
+        yield from found
+
+
+def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -> Iterator[Point]:
+    """Every remat and accumulation of one mesh, which `values` say."""
+    config = built.config
+    for remat in dict.fromkeys([config.model.remat, "none", "dots", "full"]):
+        for accumulation in ACCUMULATIONS:
+            changed: dict[str, Any] = {"model.remat": remat, "run.accumulation": accumulation}
+            if remat != "named" and config.model.kept:
+                changed["model.kept"] = {}
+            here = _changed(built, changed)
+            if here is None:
+                continue
+            measured = memory.measure(here.config, devices)
+            needs = memory.estimate(here, measured)
+            modelled = times.estimate(here, target, needs, measured, traffic.formula(here))
+            budget = target.chip.usable_bytes
+            fits = budget is None or needs.total <= MARGIN * budget
+            yield Point({**values, **changed}, needs, modelled, fits, None)
 
 
 def _changed(built: Build, values: Values) -> Build | None:
@@ -138,12 +156,17 @@ def table(points: list[Point], limit: int = 12) -> str:
                 size(point.memory.total),
                 "yes" if point.fits else "no",
                 duration(point.times.step) if point.times else "-",
-                size(found.total) if found else "",
+                _compiled(found) if found else "",
                 {True: "yes", False: "no", None: "-"}[found.fits] if found else "",
                 duration(found.times.step) if found and found.times else "",
             )
         )
     return rows(lines)
+
+
+def _compiled(found: Plan) -> str:
+    is_unsupported = found.program is not None and found.program.is_unsupported
+    return "refused" if is_unsupported else size(found.total)
 
 
 def _words(values: Values) -> str:
@@ -164,7 +187,9 @@ def to_json(points: list[Point], limit: int = 24) -> list[dict[str, Any]]:
             "bytes": point.memory.total,
             "fits": point.fits,
             "step_seconds": point.times.step if point.times else None,
-            "compiled_bytes": point.plan.total if point.plan else None,
+            "compiled_bytes": point.plan.program.total
+            if point.plan and point.plan.program
+            else None,
             "compiled_fits": point.plan.fits if point.plan else None,
         }
         for point in points[:limit]

@@ -119,7 +119,8 @@ def _memory(plan: Plan) -> str:
         False: f"DOES NOT FIT: {budget}",
         None: "memory of the target is not known",
     }
-    told = [rows(lines), verdicts[plan.fits]]
+    unsupported = program is not None and program.is_unsupported
+    told = [rows(lines), "REFUSED by the compiler" if unsupported else verdicts[plan.fits]]
     if program is not None and program.refusal:
         told.append(f"the compiler: {program.refusal[:300]}")
     if plan.remedy:

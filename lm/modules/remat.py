@@ -1,0 +1,34 @@
+"""What the backward pass keeps of the forward pass, and where; the rest is computed anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from lm.config import ModelConfig
+
+# Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
+# of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
+NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
+PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
+
+
+def remat_policy(config: ModelConfig) -> Any:
+    """What `jax.checkpoint` keeps of a layer's forward pass; every tensor of `kept` is named where
+    it is made (lm/modules).
+    """
+    policies = jax.checkpoint_policies
+    if config.remat == "full":
+        return policies.nothing_saveable
+    if config.remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    places = {place: [n for n, p in config.kept.items() if p == place] for place in PLACES}
+    if not places["host"]:
+        return policies.save_only_these_names(*places["device"])
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=places["device"],
+        names_which_can_be_offloaded=places["host"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
