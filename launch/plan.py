@@ -42,14 +42,16 @@ def main(argv: list[str]) -> None:
     points: list[search.Point] = []
     with Waiting(f"compiling for {target.name}") as waiting:
         if _SEARCH.value:
-            found, points = search.search(config, target, launch, waiting.told)
+            found, points = search.search(
+                config, target, launch, waiting.told, is_compiled=_COMPILE.value
+            )
         else:
             found = plan_lib.plan(config, target, launch, is_compiled=_COMPILE.value)
     if points:
         print(search.table(points), end="\n\n")
     print(table.text(found), end="")
     told = plan_lib.to_json(found) | {"search": search.to_json(points)}
-    if found.fits is False:
+    if found.fits is False and not (found.program and found.program.is_unsupported):
         refusal = found.program.refusal if found.program else ""
         told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
         print(f"\n{told['explained']}", end="")

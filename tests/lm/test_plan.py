@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -189,6 +190,66 @@ def test_a_search_tries_every_mesh_that_divides() -> None:
     assert {p.values["run.accumulation"] for p in points} == {1, 2}  # of two rows a device
     assert "remat=full" in search.table(points, limit=len(points))
     assert math.isfinite(json.loads(json.dumps(search.to_json(points)))[0]["bytes"])
+
+
+class Refusing:
+    """A step that no compiler takes."""
+
+    def lower(self, *arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(
+            "UNIMPLEMENTED: no such\n  collective (1.00G exceeds 0.5G)"
+        )
+
+
+def test_what_a_compiler_cannot_do_is_its_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(tiny.config({"mesh.data": 4}), jax.devices()[:4])
+    refused = program.create(built._replace(step=Refusing()))
+    assert refused.refusal == "UNIMPLEMENTED: no such collective (1.00G exceeds 0.5G)"
+    assert (refused.total, refused.is_unsupported) == (None, True)
+    monkeypatch.setattr(program, "create", lambda built: refused)
+    found = plan_of({"mesh.data": 4}, is_compiled=True)
+    assert (found.fits, found.remedy) == (False, {})
+    text = table.text(found)
+    assert "REFUSED by the compiler\nthe compiler: UNIMPLEMENTED: no such" in text
+    full = dataclasses.replace(refused, refusal="RESOURCE_EXHAUSTED: 1.00G exceeds 0.5G")
+    assert not full.is_unsupported
+
+
+def some_points(*_: Any) -> list[search.Point]:
+    needs = dict.fromkeys((f.name for f in dataclasses.fields(memory.Memory)), 1)
+    meshes = ({"mesh.data": 2, "mesh.fsdp": 1}, {"mesh.data": 1, "mesh.fsdp": 2})
+    return [search.Point(values, memory.Memory(**needs), None, True, None) for values in meshes]
+
+
+def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls, told = program.create, [], []
+
+    def create(built: Any) -> program.Program:
+        calls.append(dict(built.mesh.shape))
+        refused = real(built._replace(step=Refusing()))
+        return refused if len(calls) == 1 else dataclasses.replace(refused, refusal="", total=1)
+
+    monkeypatch.setattr(search, "by_formula", some_points)
+    monkeypatch.setattr(program, "create", create)
+    target = targets.parse("cpu-2")
+    best, points = search.search(tiny.config(), target, LAUNCH, told.append)
+    assert [(call["data"], call["fsdp"]) for call in calls] == [(2, 1), (1, 2)]
+    assert best is points[1].plan
+    assert best.fits is None
+    assert any(line.startswith("refused: UNIMPLEMENTED") for line in told)
+    lines = search.table(points).splitlines()
+    assert [("refused" in line) for line in lines] == [False, True, False]
+    assert search.to_json(points)[0]["compiled_bytes"] is None
+
+
+def test_a_search_by_formula_alone_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "by_formula", some_points)
+    monkeypatch.setattr(program, "create", None)
+    target = targets.parse("cpu-2")
+    best, points = search.search(tiny.config(), target, LAUNCH, print, is_compiled=False)
+    assert best.program is None
+    assert "--config.mesh.data=2" in best.launch
+    assert all(point.plan is None for point in points)
 
 
 @pytest.mark.parametrize(
