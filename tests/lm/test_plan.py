@@ -217,15 +217,15 @@ def test_what_a_compiler_cannot_do_is_its_refusal(monkeypatch: pytest.MonkeyPatc
 
 def some_points(*_: Any) -> list[search.Point]:
     needs = dict.fromkeys((f.name for f in dataclasses.fields(memory.Memory)), 1)
-    meshes = ({"mesh.data": 2, "mesh.fsdp": 1}, {"mesh.data": 1, "mesh.fsdp": 2})
-    return [search.Point(values, memory.Memory(**needs), None, True, None) for values in meshes]
+    values = [{"mesh.data": 2, "run.accumulation": n} for n in (1, 2)]
+    return [search.Point(v, memory.Memory(**needs), None, True, None) for v in values]
 
 
 def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls, told = program.create, [], []
 
     def create(built: Any) -> program.Program:
-        calls.append(dict(built.mesh.shape))
+        calls.append(built.config.run.accumulation)
         refused = real(built._replace(step=Refusing()))
         return refused if len(calls) == 1 else dataclasses.replace(refused, refusal="", total=1)
 
@@ -233,7 +233,7 @@ def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(program, "create", create)
     target = targets.parse("cpu-2")
     best, points = search.search(tiny.config(), target, LAUNCH, told.append)
-    assert [(call["data"], call["fsdp"]) for call in calls] == [(2, 1), (1, 2)]
+    assert calls == [1, 2]
     assert best is points[1].plan
     assert best.fits is None
     assert any(line.startswith("refused: UNIMPLEMENTED") for line in told)
