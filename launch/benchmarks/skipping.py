@@ -64,7 +64,9 @@ def capture(model: Model, params: Any, batch: Batch) -> list[Layer]:
     apply = functools.partial(
         model.apply,
         mutable=["intermediates"],
-        capture_intermediates=lambda module, method: module.name in wanted,
+        capture_intermediates=lambda module, method: (
+            module.name in wanted and method in ("__call__", "place")
+        ),
     )
     arrays = batch.tokens, batch.segment_ids, batch.positions
     found: Any = jax.jit(apply)({"params": params}, *arrays)[1]
@@ -80,7 +82,7 @@ def capture(model: Model, params: Any, batch: Batch) -> list[Layer]:
                 for tree in (found["intermediates"], params)
             )
             # In this order a norm, where there is one, takes the place of what it normalizes.
-            stacked = {name[0]: x["__call__"][0] for name, x in sorted(outputs.items())}
+            stacked = {name[0]: next(iter(x.values()))[0] for name, x in sorted(outputs.items())}
             if "remainder_bias" in weights:
                 stacked["remainder_bias"] = weights["remainder_bias"]
             for n in range(repeat):

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 # Every stand-in: appends {"name", "argv", "env"} to log; `answer` does the rest.
-STAND_IN = """#!{python}
-import json, os, signal, subprocess, sys, time
+STAND_IN = """import json, os, signal, subprocess, sys, time
 here = {here!r}
-name, argv = os.path.basename(sys.argv[0]), sys.argv[1:]
+name, argv = os.path.basename(sys.argv[0]).removesuffix(".py"), sys.argv[1:]
 kept = {{k: v for k, v in os.environ.items() if k.startswith(("TPU_", "JAX_"))}}
 with open(here + "/log", "a") as file:
     file.write(json.dumps({{"name": name, "argv": argv, "env": kept}}) + "\\n")
@@ -121,7 +120,10 @@ class Bench(NamedTuple):
 
 def stand_in(path: Path, here: Path, answer: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(STAND_IN.format(python=sys.executable, here=str(here), answer=answer))
+    program = path.with_name(f"{path.name}.py")
+    program.write_text(STAND_IN.format(here=str(here), answer=answer))
+    # Not as the first line of the program: there a path must not have a space.
+    path.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{program}' \"$@\"\n")
     path.chmod(0o755)
 
 

@@ -117,7 +117,7 @@ def test_slurm_trains_two_processes_that_are_stopped_and_go_on(bench: Bench) -> 
     for name in ("launch", "lm", "kernels", "experiments"):
         (bench.checkout / name).symlink_to(ROOT / name)
     python = bench.checkout / ".venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
     bench.answers(state="RUNNING\n", tasks="2", twice="")
     workdir = bench.here / "a run"
     flags = [*launched.arguments(), f"--workdir={workdir}"]
