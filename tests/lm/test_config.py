@@ -40,7 +40,8 @@ def test_groups_fit_into_an_experiment() -> None:
     config: Any = base.get_config()
     config.model.pattern = ((5, ("stickbreaking",)), (1, ("softmax",)))
     assert from_mapping(config.to_dict()).model.pattern[1] == (1, ("softmax",))
-    assert base.get_config().model.pattern == "stickbreaking"
+    other: Any = base.get_config()
+    assert other.model.pattern == "stickbreaking"
 
 
 def test_empty_prompt_is_refused_before_training() -> None:
