@@ -1,6 +1,6 @@
 """Three steps on meshes of eight CPU devices against one device; a process of test_meshes.py.
 
-    python -m tests.lm.sharded_step '[{"mesh.data": 2, ...}, ...]'
+    python -m tests.lm.sharded_step '[{"mesh.data": 2, ...}, ...]' '{"model.num_layers": 2, ...}'
 
 Prints a JSON list: per mesh the differences from the single device, or the message of a UserError.
 The rows hold unequal numbers of valid tokens, so that a mean of means would show.
@@ -106,7 +106,8 @@ def _bytes(built: Build) -> dict[str, float]:
 
 
 def main() -> None:
-    changes = json.loads(sys.argv[1])
+    changes, shared = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+    CHANGES.update(shared)
     one = run(tiny.create(CHANGES))
     print(json.dumps([compare(mesh, one) for mesh in changes]))
 
