@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
     output = cli.out_file("output", _OUTPUT.value)
     workdir = str(cli.path("workdir", _WORKDIR.value))
+    from launch.benchmarks import machine
     from lm import files, model, targets  # after the config is known to be right: this imports jax
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
         print(f"\n{told['explained']}", end="")
     if output:
-        files.replace(output, json.dumps(told, indent=1) + "\n")
+        files.replace(output, json.dumps(machine.describe("launch.plan") | told, indent=1) + "\n")
         print(f"\nwritten: {output}")
 
 
