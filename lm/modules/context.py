@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import shard
+from lm.modules.remat import PROJECTION
 from lm.mup import Multipliers
 from lm.sharding import STREAM
 
@@ -219,7 +221,8 @@ class Context:
             chosen = [i for i, layout in enumerate(layouts) if layout.summed == summed]
             alike, ws = [layouts[i] for i in chosen], [weights[i][0] for i in chosen]
             products: Any = _split_matmul(self.numerics, tuple(alike), x, ws)
-            found |= dict(zip(chosen, products, strict=True))
+            named = [checkpoint_name(product, PROJECTION) for product in products]
+            found |= dict(zip(chosen, named, strict=True))
         return [found[i] for i in range(len(weights))]
 
     def _local_matmul(self, x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:

@@ -11,6 +11,7 @@ from lm.config import ModelConfig
 # Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
 # of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
 NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
+PROJECTION = "projection"  # of a parameter that is split over a mesh
 PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
 
 
@@ -22,7 +23,9 @@ def remat_policy(config: ModelConfig) -> Any:
     if config.remat == "full":
         return policies.nothing_saveable
     if config.remat == "dots":
-        return policies.dots_with_no_batch_dims_saveable
+        # Inside the derivative rule of a split projection the policy sees no dot: they are named.
+        dots = policies.dots_with_no_batch_dims_saveable
+        return policies.save_from_both_policies(dots, policies.save_only_these_names(PROJECTION))
     places = {place: [n for n, p in config.kept.items() if p == place] for place in PLACES}
     if not places["host"]:
         return policies.save_only_these_names(*places["device"])
