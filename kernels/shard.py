@@ -8,10 +8,11 @@ declaration implies; one outside would have to spell those sums out per op.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from kernels.contract import Dims
 
@@ -27,8 +28,8 @@ class Placement(TypedDict, total=False):
 
 def spec(letters: str, rules: Rules) -> PartitionSpec:
     """The PartitionSpec of an array with these letters."""
-    axes = (rules.get(letter, ()) for letter in letters.split())
-    return PartitionSpec(*(axis or None for axis in axes))
+    split = (rules.get(letter, ()) for letter in letters.split())
+    return PartitionSpec(*(names or None for names in split))
 
 
 def check(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh, fixed: str) -> None:
@@ -63,13 +64,13 @@ def fitting(letters: str, shape: tuple[int, ...], rules: Rules, mesh: Any) -> Pa
     does a letter whose axes an earlier one has.
     """
     taken: set[str] = set()
-    axes = []
+    dims = []
     for letter, size in zip(letters.split(), shape, strict=True):
         own = rules.get(letter, ())
         fits = size % num_shards(letter, rules, mesh) == 0 and not taken & set(own)
         taken |= set(own) if fits else set()
-        axes.append(own if fits and own else None)
-    return PartitionSpec(*axes)
+        dims.append(own if fits and own else None)
+    return PartitionSpec(*dims)
 
 
 def here(mesh: Mesh, rules: Rules) -> tuple[Mesh | AbstractMesh, dict[str, tuple[str, ...]]]:
@@ -77,28 +78,55 @@ def here(mesh: Mesh, rules: Rules) -> tuple[Mesh | AbstractMesh, dict[str, tuple
     inside a shard_map, the axes that it is over are spoken for.
     """
     around = jax.sharding.get_abstract_mesh()
-    taken = [] if around.empty else [a for a in around.axis_names if _is_manual(around, a)]
+    taken = around.manual_axes
     left = {letter: tuple(a for a in axes if a not in taken) for letter, axes in rules.items()}
     return around if taken else mesh, {letter: axes for letter, axes in left.items() if axes}
 
 
-def _is_manual(mesh: AbstractMesh, axis: str) -> bool:
-    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis] == AxisType.Manual
+def axes(layout: PartitionSpec, *dims: int) -> tuple[str, ...]:
+    """The mesh axes of these dimensions (of all, if none is named); a PartitionSpec writes a single
+    axis without a tuple, and leaves whole dimensions out at its end.
+    """
+    entries = [layout[i] for i in dims if i < len(layout)] if dims else layout
+    tuples = [(entry,) if isinstance(entry, str) else entry or () for entry in entries]
+    return tuple(axis for names in tuples for axis in names)
 
 
-class GroupedHeads:
+def total(
+    x: jax.Array, over: tuple[str, ...], scattered: tuple[str, ...] = (), dimension: int = 0
+) -> jax.Array:
+    """Inside shard_map: the sum over the devices of these axes, and over those of `scattered`, of
+    which each then holds a part along `dimension`.
+    """
+    plain = tuple(axis for axis in over if axis not in scattered)
+    x = jax.lax.psum(x, plain) if plain else x
+    if not scattered:
+        return x
+    return jax.lax.psum_scatter(x, scattered, scatter_dimension=dimension, tiled=True)
+
+
+def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax.Array, jax.Array]:
+    """Inside shard_map: where an index of a dimension split over `over` lies in this device's
+    `size` of it (0 where it does not), and whether it does.
+    """
+    place = index - jax.lax.axis_index(over) * size
+    is_here = (place >= 0) & (place < size)
+    return jnp.where(is_here, place, 0), is_here
+
+
+class GroupedHeads(NamedTuple):
     """Key-value heads that are whole on every device while the query heads are split over `axes`
-    in `ways` parts: each part takes the G heads that its query heads read.
+    in `ways` parts: each part takes the G `heads` that its query heads read.
     """
 
-    def __init__(self, axes: tuple[str, ...], ways: int, heads: int) -> None:
-        self.axes, self.ways, self.heads = axes, ways, heads
-        self.size = max(1, heads // ways)
+    axes: tuple[str, ...]
+    ways: int
+    heads: int
 
     def own(self, x: jax.Array, axis: int) -> jax.Array:
         """Inside shard_map: [..., G, ...] -> [..., G / ways or 1, ...]."""
         first = jax.lax.axis_index(self.axes) * self.heads // self.ways
-        return jax.lax.dynamic_slice_in_dim(x, first, self.size, axis)
+        return jax.lax.dynamic_slice_in_dim(x, first, max(1, self.heads // self.ways), axis)
 
     def once(self, x: jax.Array, axis: int) -> jax.Array:
         """Outside, what the parts gave side by side: every head once."""
@@ -115,15 +143,12 @@ def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
 
 def wrap(call: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`call` on the local part of every array."""
-    free = {
-        axis for axis in mesh.axis_names if isinstance(mesh, Mesh) or not _is_manual(mesh, axis)
-    }
     # The forms loop with while and custom_vjp, whose replication types JAX cannot infer.
     return jax.shard_map(
         call,
         mesh=mesh,
         in_specs=in_specs,
         out_specs=out_specs,
-        axis_names=free,
+        axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
     )

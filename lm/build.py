@@ -76,6 +76,11 @@ class Build(NamedTuple):
         size = self.config.data.tokenizer.vocab_size
         return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding.replicated(self.mesh))
 
+    def lowered(self) -> jax.stages.Lowered:
+        """The step on abstract arguments, to be compiled; the devices may be absent ones."""
+        step: Any = self.step
+        return step.lower(self.abstract_state, self.abstract_batch, self.abstract_token_bytes)
+
     def put(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays on the mesh."""
         make = functools.partial(jax.make_array_from_process_local_data, self.batch_sharding)

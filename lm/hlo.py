@@ -291,18 +291,20 @@ def axes_of(group: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The mesh axes along which a group's devices differ; () if the group is not all of their
     product.
     """
-    places = np.stack(np.unravel_index(np.asarray(group), tuple(mesh.values())))
-    axes = [axis for axis, row in zip(mesh, places, strict=True) if len(set(row.tolist())) > 1]
-    return tuple(axes) if math.prod(mesh[axis] for axis in axes) == len(group) else ()
+    axes = _differing(group, mesh)
+    return axes if math.prod(mesh[axis] for axis in axes) == len(group) else ()
 
 
 def _moved(pairs: Sequence[tuple[int, ...]], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The axes that the hops of a permutation move along."""
-    found: set[str] = set()
-    for pair in pairs:
-        places = np.stack(np.unravel_index(np.asarray(pair), tuple(mesh.values())))
-        found |= {a for a, row in zip(mesh, places, strict=True) if len(set(row.tolist())) > 1}
+    found = {axis for pair in pairs for axis in _differing(pair, mesh)}
     return tuple(axis for axis in mesh if axis in found)
+
+
+def _differing(devices: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    places = np.stack(np.unravel_index(np.asarray(devices), tuple(mesh.values())))
+    rows = zip(mesh, places, strict=True)
+    return tuple(axis for axis, row in rows if len(set(row.tolist())) > 1)
 
 
 def _pairs(attributes: str) -> list[tuple[int, ...]]:

@@ -102,7 +102,7 @@ class _Vocab(NamedTuple):
         return self.first + jnp.arange(self.size)
 
     def sum(self, x: jax.Array) -> jax.Array:
-        return jax.lax.psum(x, self.axes) if self.axes else x
+        return shard.total(x, self.axes)
 
     def max(self, x: jax.Array) -> jax.Array:
         return jax.lax.pmax(x, self.axes) if self.axes else x
@@ -111,9 +111,8 @@ class _Vocab(NamedTuple):
         """x [C, size] at the targets [C], of all parts."""
         if not self.axes:
             return jnp.take_along_axis(x, target[:, None], axis=1)[:, 0]
-        place = target - self.first
-        is_here = (place >= 0) & (place < self.size)
-        found = jnp.take_along_axis(x, jnp.where(is_here, place, 0)[:, None], axis=1)[:, 0]
+        place, is_here = shard.local_index(target, self.axes, self.size)
+        found = jnp.take_along_axis(x, place[:, None], axis=1)[:, 0]
         return self.sum(jnp.where(is_here, found, 0.0))
 
     def first_best(self, logits: jax.Array) -> jax.Array:
@@ -274,14 +273,7 @@ def _over_parts(
         return lambda hidden, head, *rows: function(_Vocab((), 0, len(head)), hidden, head, *rows)
 
     def reduced(x: jax.Array, kind: str) -> jax.Array:
-        if kind == "r":
-            return x
-        scattered = features if kind == "h" else ()
-        summed = tuple(axis for axis in batch if axis not in scattered)
-        x = jax.lax.psum(x, summed) if summed else x
-        if not scattered:
-            return x
-        return jax.lax.psum_scatter(x, scattered, scatter_dimension=1, tiled=True)
+        return x if kind == "r" else shard.total(x, batch, features if kind == "h" else (), 1)
 
     def part(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
         if features:

@@ -130,36 +130,32 @@ class GridBar(_Bar):
         self._last = ""
 
 
-class Waiting:
+class Waiting(_Bar):
     """A context manager around work whose length nobody knows: what is being done, and for how long
     already. Without a terminal a line for each piece of work.
     """
 
     def __init__(self, note: str) -> None:
-        console = Console(file=sys.stderr)
-        self._is_terminal, self._note = console.is_terminal, note
+        self._console, self._note = Console(file=sys.stderr), note
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
-            console=console,
+            console=self._console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(note, total=None)
 
-    def __enter__(self) -> Waiting:
-        self._bar.start()
+    def __enter__(self) -> Self:
+        super().__enter__()
         self.told(self._note)
         return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
 
     def told(self, note: str) -> None:
         """The next piece of work begins."""
         self._bar.update(self._task, description=note)
-        if not self._is_terminal:
+        if not self._console.is_terminal:
             print(note, file=sys.stderr, flush=True)
 
 

@@ -173,7 +173,7 @@ class _Place(NamedTuple):
 
 def _place(sharding: NamedSharding) -> _Place:
     """From a layout with the data axis at most once, as the inner axis of a dimension."""
-    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in sharding.spec]
+    entries = [shard.axes(sharding.spec, i) for i in range(len(sharding.spec))]
     axis = next((i for i, names in enumerate(entries) if "data" in names), None)
     held = [tuple(name for name in names if name != "data") or None for names in entries]
     if axis is None:

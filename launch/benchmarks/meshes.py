@@ -7,7 +7,6 @@ parts: a smaller part is padded, and its gradient reduced whole. Needs the extra
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from launch.benchmarks.timing import Goal, Result
 from lm import plan, targets
 from lm.config import Config, from_mapping
 from lm.plan import Launch, Plan
+from lm.plan.changes import apply
 
 TARGET = "v5e-8"
 GOAL = Goal("<=", 0.1)
@@ -68,14 +68,7 @@ def planned(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Plan:
 
 
 def config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    values = copy.deepcopy(dict(base))
-    for key, value in (SIZES | dict(changes)).items():
-        *groups, leaf = key.split(".")
-        node: Any = values
-        for group in groups:
-            node = node[group]
-        node[leaf] = value
-    return from_mapping(values)
+    return apply(from_mapping(base), SIZES | dict(changes))
 
 
 def _distances(name: str, found: Plan) -> list[Result]:

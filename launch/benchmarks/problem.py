@@ -102,5 +102,4 @@ def token_bytes(sizes: Sizes) -> np.ndarray:
 
 def compiled_step(options: Options, built: Build) -> Any:
     """The train step, compiled ahead of time."""
-    arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
-    return built.step.lower(*arguments).compile(dict(options.compiler_options))
+    return built.lowered().compile(dict(options.compiler_options))

@@ -39,6 +39,14 @@ class Numerics:
         table = {"float32": (f32, f32), "bfloat16": (bf16, bf16), "bfloat16_operands": (f32, bf16)}
         return Numerics(*table[precision])
 
+    @property
+    def compute_bytes(self) -> int:
+        return jnp.dtype(self.compute_dtype).itemsize
+
+    @property
+    def operand_bytes(self) -> int:
+        return jnp.dtype(self.operand_dtype).itemsize
+
     def matmul(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """`x` [..., M] times the parameter `w` [M, N]: operands in `operand_dtype`, sums float32,
         result in `compute_dtype`.
@@ -122,9 +130,8 @@ def _product_of(numerics: Numerics, layout: _Layout, x: jax.Array, w: jax.Array)
 
     def part(x: jax.Array, w: jax.Array) -> jax.Array:
         out = _contract(x, w, layout.contracted).astype(numerics.compute_dtype)
-        if "tensor" in _axes(layout.product, 1):
-            return jax.lax.psum_scatter(out, layout.added, scatter_dimension=1, tiled=True)
-        return jax.lax.psum(out, layout.added)
+        is_streamed = "tensor" in shard.axes(layout.product, 1)
+        return shard.total(out, layout.added, layout.added if is_streamed else (), 1)
 
     if not layout.added:
         return _contract(x, w, layout.contracted).astype(numerics.compute_dtype)
@@ -159,7 +166,7 @@ def _split_bwd(
             ends = tuple(range(low.ndim - outward, low.ndim)), tuple(range(-outward, 0))
             total = total + _contract(low, w, ends)
         total = total.astype(numerics.compute_dtype)
-        return jax.lax.psum(total, layouts[0].summed) if layouts[0].summed else total
+        return shard.total(total, layouts[0].summed)
 
     whole = [a.gathered(w, numerics.operand_dtype) for a, w in zip(layouts, ws, strict=True)]
     if layouts[0].summed:
@@ -173,13 +180,6 @@ def _split_bwd(
 
 
 _split_matmul.defvjp(_split_fwd, _split_bwd)
-
-
-def _axes(spec: PartitionSpec, *dims: int) -> tuple[str, ...]:
-    """The mesh axes of some dimensions; a PartitionSpec writes a single one without a tuple."""
-    entries = [spec[i] for i in dims if i < len(spec)]
-    tuples = [(e,) if isinstance(e, str) else e or () for e in entries]
-    return tuple(axis for axes in tuples for axis in axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +249,6 @@ class Context:
             source=PartitionSpec(*rows, *inward),
             product=PartitionSpec(*streamed, *outward),
             cotangent=PartitionSpec(*rows, *outward),
-            added=_axes(used, *range(contracted)),
-            summed=_axes(used, *range(contracted, w.ndim)),
+            added=shard.axes(used, *range(contracted)),
+            summed=shard.axes(used, *range(contracted, w.ndim)),
         )

@@ -88,9 +88,7 @@ class _Placed(NamedTuple):
         """Row of the local part of the table, and whether the token is in it."""
         if not self.vocab:
             return tokens, jnp.ones(tokens.shape, bool)
-        row = tokens - jax.lax.axis_index(self.vocab) * rows
-        inside = (row >= 0) & (row < rows)
-        return jnp.where(inside, row, 0), inside
+        return shard.local_index(tokens, self.vocab, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -101,7 +99,7 @@ def _lookup(placed: _Placed, table: jax.Array, tokens: jax.Array) -> jax.Array:
             table = jax.lax.all_gather(table, placed.features, axis=1, tiled=True)
         row, inside = placed.local(tokens, table.shape[0])
         x = jnp.where(inside[..., None], jnp.take(table, row, axis=0), 0)
-        return jax.lax.psum(x, placed.vocab) if placed.vocab else x
+        return shard.total(x, placed.vocab)
 
     return placed.over(part, "tb", "b")(table, tokens)
 
@@ -120,11 +118,7 @@ def _lookup_bwd(placed: _Placed, residuals: Any, cotangent: jax.Array) -> tuple[
         row, inside = placed.local(tokens, rows)
         kept = jnp.where(inside[..., None], cotangent.astype(jnp.float32) * placed.scale, 0.0)
         d_table = jnp.zeros((rows, cotangent.shape[-1]), jnp.float32).at[row].add(kept)
-        summed = tuple(axis for axis in placed.rows if axis not in placed.features)
-        d_table = jax.lax.psum(d_table, summed) if summed else d_table
-        if not placed.features:
-            return d_table
-        return jax.lax.psum_scatter(d_table, placed.features, scatter_dimension=1, tiled=True)
+        return shard.total(d_table, placed.rows, placed.features, 1)
 
     return placed.over(part, "bb", "t")(tokens, cotangent).astype(like.dtype), None
 

@@ -106,8 +106,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes of a device: the compiler's if it says, else the formula's."""
-        known = self.program.total if self.program else None
-        return self.memory.total if known is None else known
+        return _total(self.memory, self.program)
 
 
 class Launch(NamedTuple):

@@ -30,9 +30,9 @@ class Change(NamedTuple):
 
 def proposed(config: Config, devices: Sequence[Any], limit: int = 3) -> list[Change]:
     """The `limit` changes that save most, largest first; each by itself."""
-    before = estimate(config, devices)[1].total
-    found = []
-    for values in _candidates(build_lib.build(config, devices)):
+    built, needs = estimate(config, devices)
+    before, found = needs.total, []
+    for values in _candidates(built):
         try:
             _, after = estimate(apply(config, values), devices)
         except UserError:  # sizes that do not divide: no advice
@@ -73,10 +73,14 @@ def estimate(config: Config, devices: Sequence[Any]) -> tuple[Build, Memory]:
 def apply(config: Config, values: Values) -> Config:
     """`config` with dotted keys replaced."""
     for key, value in values.items():
-        section, name = key.split(".")
-        group = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section: group})
+        config = _replaced(config, key, value)
     return config
+
+
+def _replaced(node: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    value = _replaced(getattr(node, name), rest, value) if rest else value
+    return dataclasses.replace(node, **{name: value})
 
 
 def _candidates(built: Build) -> Iterator[Values]:

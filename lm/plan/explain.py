@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lm import build as build_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config
@@ -70,9 +69,8 @@ def from_message(error: str) -> list[Buffer]:
         shape = re.search(r"Shape: ([\w\[\],]+)", entry)
         if amount is None:
             continue
-        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
         where = memory.module_of(name[1]) if name else "other"
-        bytes_ = float(amount[1]) * (1 << units[amount[2]])
+        bytes_ = float(amount[1]) * program.UNITS[amount[2]]
         found.append(Buffer(bytes_, "program", where, shape[1] if shape else ""))
     return sorted(found, key=lambda buffer: -buffer.bytes)
 
@@ -80,15 +78,12 @@ def from_message(error: str) -> list[Buffer]:
 def buffers(built: Build, measured: Activations) -> list[Buffer]:
     """By the formulas, largest first, of one device."""
     config = built.config
-    rows_at_once = config.data.batch_size / build_lib.batch_ways(built.mesh)
-    rows_at_once /= config.run.accumulation
-    tensor = built.mesh.shape["tensor"]
-    stream_ways = tensor if config.mesh.sequence_parallel else 1
+    rows_at_once, tensor = memory.rows_at_once(built), built.mesh.shape["tensor"]
     found = []
     for residual in measured.residuals:
         if residual.is_host:
             continue
-        ways = stream_ways if residual.is_stream else tensor
+        ways = memory.stream_ways(built) if residual.is_stream else tensor
         amount = residual.row_bytes * rows_at_once / ways
         shape = f"{residual.dtype}{list(residual.shape)} a row"
         found.append(Buffer(amount, "activations", residual.module, shape))

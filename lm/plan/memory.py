@@ -30,7 +30,6 @@ from lm import build as build_lib
 from lm import mesh as mesh_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
-from lm.modules.context import Numerics
 from lm.modules.remat import PLACES
 
 DEVICE, HOST = PLACES
@@ -232,28 +231,37 @@ def estimate(built: Build, measured: Activations) -> Memory:
     config, mesh = built.config, built.mesh
     device, host = _by_place(built.abstract_state.opt_state)
     params = shard_bytes(built.abstract_state.params)
-    rows = config.data.batch_size / build_lib.batch_ways(mesh)
-    rows_at_once = rows / config.run.accumulation
-    tensor = mesh.shape["tensor"]
-    stream_ways = tensor if config.mesh.sequence_parallel else 1
-    kept = measured.stream / stream_ways + measured.inner / tensor
-    layer = measured.layer_stream / stream_ways + measured.layer_inner / tensor
+    rows, at_once = config.data.batch_size / build_lib.batch_ways(mesh), rows_at_once(built)
+    tensor, stream = mesh.shape["tensor"], stream_ways(built)
+    kept = measured.stream / stream + measured.inner / tensor
+    layer = measured.layer_stream / stream + measured.layer_inner / tensor
     gradients = params * (2 if config.run.accumulation > 1 else 1)
     # What remat runs again at once is a period of the pattern.
     remade = 1 if config.model.remat == "none" else max(len(p.blocks) for p in built.model.groups)
-    working = remade * layer * rows_at_once + _gathered(built) + _loss(built, rows_at_once)
+    working = remade * layer * at_once + _gathered(built) + _loss(built, at_once)
     if host:  # the moments of one update are on the device while they are used
         working += host
     return Memory(
         parameters=params,
         optimizer=device,
         gradients=gradients,
-        activations=int(kept * rows_at_once),
+        activations=int(kept * at_once),
         working=int(working),
         batch=int(rows * config.data.context_length * BATCH_BYTES)
         + 4 * config.data.tokenizer.vocab_size,
-        host=host + int(measured.host / stream_ways * rows_at_once),
+        host=host + int(measured.host / stream * at_once),
     )
+
+
+def rows_at_once(built: Build) -> float:
+    """Rows of a microbatch that one device holds."""
+    rows = built.config.data.batch_size / build_lib.batch_ways(built.mesh)
+    return rows / built.config.run.accumulation
+
+
+def stream_ways(built: Build) -> int:
+    """Parts of the residual stream's time."""
+    return built.mesh.shape["tensor"] if built.config.mesh.sequence_parallel else 1
 
 
 def shard_bytes(tree: Any) -> int:
@@ -285,7 +293,7 @@ def _gathered(built: Build) -> float:
     params = built.abstract_state.params
     layers = sum(shard_bytes(v) for k, v in params.items() if k.startswith("groups_"))
     rest = shard_bytes(params) - layers
-    rounded = _operand_bytes(built.config) / 4
+    rounded = built.model.context.numerics.operand_bytes / 4
     return ways * rounded * (2 * layers / built.config.model.num_layers + rest)
 
 
@@ -295,13 +303,9 @@ def _loss(built: Build, rows: float) -> float:
     tokens = rows * config.data.context_length
     vocab = built.model.padded_vocab_size / built.mesh.shape["tensor"]
     chunk = min(config.loss.chunk_size, tokens)
-    item = Numerics.create(config.model.precision).compute_dtype.dtype.itemsize
+    numerics = built.model.context.numerics
     return (
-        chunk * vocab * (4 + 4 + _operand_bytes(config))
+        chunk * vocab * (4 + 4 + numerics.operand_bytes)
         + 4 * vocab * config.model.width
-        + 2 * tokens * config.model.width * item
+        + 2 * tokens * config.model.width * numerics.compute_bytes
     )
-
-
-def _operand_bytes(config: Config) -> int:
-    return jnp.dtype(Numerics.create(config.model.precision).operand_dtype).itemsize

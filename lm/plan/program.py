@@ -13,7 +13,7 @@ from lm.build import Build
 from lm.plan import memory, traffic
 from lm.plan.traffic import Flow
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,8 @@ class Program:
 def create(built: Build) -> Program:
     """Lowers and compiles the real step; what the compiler says against it is its refusal."""
     began = time.monotonic()
-    arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
-    step: Any = built.step
     try:
-        executable = step.lower(*arguments).compile()
+        executable: Any = built.lowered().compile()
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         message = str(error) or type(error).__name__
         return _refused(built, message, time.monotonic() - began)
@@ -103,5 +101,5 @@ def needed_bytes(message: str) -> int | None:
     )
     for pattern in patterns:
         if found := re.search(pattern, message):
-            return int(float(found[1]) * _UNITS[found[2]])
+            return int(float(found[1]) * UNITS[found[2]])
     return None

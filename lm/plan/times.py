@@ -72,7 +72,7 @@ def recomputed(built: Build, measured: Activations) -> float:
         return 0.0
     everything = measured.layer_inner * config.model.num_layers
     if config.model.remat == "full" or measured.inner + measured.host < 0.05 * everything:
-        return 1.0  # a policy that keeps nothing, as "dots" inside a custom derivative
+        return 1.0  # a policy that keeps next to nothing
     length = config.data.context_length
     forward = build_lib.forward_flops(built, length)
     head = 2.0 * config.model.width * built.model.padded_vocab_size * length

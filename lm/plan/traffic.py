@@ -22,16 +22,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kernels import shard
 from lm import hlo
 from lm import params as params_lib
 from lm.build import Build, batch_ways
-from lm.config import Config
 from lm.mesh import target as platform
-from lm.modules.context import Numerics
 from lm.targets import Target
 
 GRADIENT = 4  # bytes of an element: gradients and parameters are float32
@@ -81,11 +79,6 @@ def _moments(built: Build) -> list[Any]:
     return shapes[:count]
 
 
-def _axes(leaf: Any) -> set[str]:
-    parts = (part if isinstance(part, tuple) else (part,) for part in leaf.sharding.spec if part)
-    return {axis for part in parts for axis in part}
-
-
 def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     """Gathers and reductions of one parameter."""
     config, sizes = built.config, built.mesh.shape
@@ -93,10 +86,11 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     local = math.prod(param.sharding.shard_shape(param.shape))
     flows = []
     ways = sizes["fsdp"]
-    if "fsdp" in _axes(param):
-        rounded = GRADIENT if role == "vector" else _operand_bytes(config)
+    if "fsdp" in shard.axes(param.sharding.spec):
+        numerics = built.model.context.numerics
+        rounded = GRADIENT if role == "vector" else numerics.operand_bytes
         # The embedding is gathered as activations are, and again, rounded, where it is the head.
-        looked_up = _activation_bytes(config)
+        looked_up = numerics.compute_bytes
         reads = {"input": [looked_up], "output": [rounded]}.get(role, [rounded, rounded])
         if role == "input" and config.model.tied_embeddings:
             reads = [looked_up, rounded]
@@ -111,7 +105,11 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     ways = sizes["data"]
     if ways > 1:
         sent = local * GRADIENT * (ways - 1) / ways
-        kinds = ["reduce-scatter", "all-gather"] if "data" in _axes(moment) else ["all-reduce"] * 2
+        kinds = (
+            ["reduce-scatter", "all-gather"]
+            if "data" in shard.axes(moment.sharding.spec)
+            else ["all-reduce"] * 2
+        )
         flows += [Flow(kind, ("data",), sent) for kind in kinds]
     return flows
 
@@ -122,7 +120,8 @@ def _tensor(built: Build) -> list[Flow]:
     if ways == 1:
         return []
     tokens = config.tokens_per_step / batch_ways(built.mesh)
-    once = tokens * config.model.width * _activation_bytes(config) * (ways - 1) / ways
+    width = config.model.width * built.model.context.numerics.compute_bytes
+    once = tokens * width * (ways - 1) / ways
     branches = both = 0  # of all layers; layers with both a mixer and a feed-forward
     for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
         with_mlp = sum(block.mlp is not None for block in period.blocks)
@@ -165,11 +164,3 @@ def bandwidth(axes: tuple[str, ...], mesh: Mesh, target: Target) -> float:
     if len(set(hosts.tolist())) == 1:
         return chip.link_bandwidth
     return min(chip.link_bandwidth, members * chip.network_bandwidth)
-
-
-def _activation_bytes(config: Config) -> int:
-    return jnp.dtype(Numerics.create(config.model.precision).compute_dtype).itemsize
-
-
-def _operand_bytes(config: Config) -> int:
-    return jnp.dtype(Numerics.create(config.model.precision).operand_dtype).itemsize

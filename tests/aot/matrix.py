@@ -55,8 +55,7 @@ def compiled(target: str, family: str, program: str) -> Any:
     changes = CHANGES | MESHES[target] | {"model.pattern": family}
     built = build(tiny.config(changes), targets.devices(machine))
     if program == "train":
-        arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
-        return built.step.lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        return built.lowered().compile()
     return _decode(built)
 
 

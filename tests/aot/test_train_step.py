@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import os
 import re
 from typing import Any
 
 import jax
 import pytest
-from jax.experimental import topologies
 
+from lm import targets
 from lm.build import Build, build
 from tests.lm import tiny
 
@@ -28,13 +27,6 @@ pytestmark = [
     ),
 ]
 
-# Ask no metadata server, and let several processes compile at once.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 BATCH, TIME, VOCAB = 8, 512, 4096
 CHANGES: dict[str, Any] = {
     "model.width": 256,
@@ -56,14 +48,9 @@ CHANGES: dict[str, Any] = {
 
 @functools.cache
 def compiled(pattern: str) -> tuple[Build, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            if name not in os.environ:
-                patch.setenv(name, value)
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-        built = build(tiny.config(CHANGES | {"model.pattern": pattern}), topology.devices)
-        arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
-        return built, built.step.lower(*arguments).compile()  # pyright: ignore
+    devices = targets.devices(targets.parse("v5e-4"))
+    built = build(tiny.config(CHANGES | {"model.pattern": pattern}), devices)
+    return built, built.lowered().compile()
 
 
 @pytest.fixture(params=["softmax", "stickbreaking"])

@@ -26,8 +26,7 @@ def collectives(changes: dict[str, Any], leaves: int | None = LEAVES) -> dict[st
     """Kind -> number of places in the text, of those between more than one device."""
     built = tiny.create(CHANGES | changes, num_devices=8)
     assert leaves in (None, len(jax.tree.leaves(built.abstract_state.params)))
-    arguments = built.abstract_state, built.abstract_batch, built.abstract_token_bytes
-    text = built.step.lower(*arguments).as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    text = built.lowered().as_text()
     found: collections.Counter[str] = collections.Counter()
     for kind, axes in re.findall(rf'"stablehlo.({KINDS})".*?axes = \[(.*?)\]', text):
         names = re.findall(r'name = "(\w+)"', axes)
