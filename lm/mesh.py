@@ -5,7 +5,7 @@ explicitly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh
 from lm.config import MeshConfig, UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
+SWITCHES = {"zero1": "data", "sequence_parallel": "tensor"}  # and the axis each is about
 BATCH_AXES = ("data", "fsdp")  # the axes over which the batch is split
 
 
@@ -48,3 +49,14 @@ def target(mesh: Mesh) -> str:
     """
     platform = str(mesh.devices.flat[0].platform)
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+
+
+def words(sizes: Mapping[str, int], switches: Mapping[str, Any]) -> list[str]:
+    """What of a mesh takes effect: axes of more than one device, and the switches of such axes.
+
+    >>> words({"data": 2, "tensor": 1}, {"zero1": True, "sequence_parallel": True})
+    ['data 2', 'zero1']
+    """
+    split = [axis for axis, size in sizes.items() if size > 1]
+    named = [key for key, axis in SWITCHES.items() if switches[key] and axis in split]
+    return [f"{axis} {sizes[axis]}" for axis in split] + named

@@ -74,14 +74,16 @@ class Period(nn.Module):
     """The layers of one repeat of a group."""
 
     blocks: tuple[Block, ...]
+    config: ModelConfig
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, states: Any
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; `states` a tuple over blocks, or None in training."""
-        out = []
+        out, through = [], self._rematted()
         for i, block in enumerate(self.blocks):
-            x, state = block(x, segment_ids, positions, None if states is None else states[i])
+            given = None if states is None else states[i]
+            x, state = through(block, x, segment_ids, positions, given)
             out.append(state)
         return x, None if states is None else tuple(out)
 
@@ -91,6 +93,18 @@ class Period(nn.Module):
             x, state = block.step(x, positions, state)
             out.append(state)
         return x, tuple(out)
+
+    def _rematted(self) -> Any:
+        """A block's forward pass under the policy of the configuration: one block at a time is run
+        again, whatever the length of the period.
+        """
+        if self.config.remat == "none":
+            return Block.__call__
+        # A scan alone keeps the two passes apart; several blocks in its body need the barrier, or
+        # a compiler may run all of them again before the backward pass of the last.
+        prevent_cse = self.config.unroll or len(self.blocks) > 1
+        policy = remat_policy(self.config)
+        return nn.remat(Block.__call__, policy=policy, prevent_cse=prevent_cse)
 
 
 class Model(nn.Module):
@@ -165,10 +179,6 @@ class Model(nn.Module):
 
     def _through(self, layer: Any, x: jax.Array, states: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         out = []
-        if self.config.remat != "none":
-            layer = nn.remat(
-                layer, policy=remat_policy(self.config), prevent_cse=self.config.unroll
-            )
         for repeat, group, state in zip(self.repeats, self.groups, states, strict=True):
             scan = nn.scan(
                 layer,
@@ -197,7 +207,7 @@ def create(
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.
         made = [_block(label, config, context, target) for label in group.labels]
-        periods.append(Period(tuple(block for block, _ in made)))
+        periods.append(Period(tuple(block for block, _ in made), config))
         layers += [found for _, found in made] * group.repeat
     records = [record._replace(layer=i) for i, found in enumerate(layers) for record in found]
     repeats = tuple(group.repeat for group in groups)

@@ -22,6 +22,7 @@ import logging
 import operator
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,7 +68,7 @@ PACKAGES = (
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the folder for this run: the first of its processes does. The lock goes with that
-    process, however it ends.
+    process, however it ends; a folder that was made for a run which wrote nothing goes with it.
 
     Raises:
       UserError: another live process holds it, it cannot be created, or not all processes see it.
@@ -80,6 +81,7 @@ def locked(workdir: Path) -> Iterator[None]:
             )
         yield
         return
+    is_new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
@@ -99,7 +101,11 @@ def locked(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if is_new and not any(p.is_file() and p != workdir / LOCK for p in workdir.rglob("*")):
+                shutil.rmtree(workdir, ignore_errors=True)
 
 
 def check_unchanged(workdir: Path, config: Config) -> None:

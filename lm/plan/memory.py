@@ -6,10 +6,9 @@
     activations             what the backward pass reads: `jax.vjp` of the model is traced and the
                             residuals that grow with the rows of a batch are counted, so a remat
                             policy and any mixer are counted as they are
-    working                 the activations of a layer (under remat of a period of the pattern)
-                            while it is differentiated, the gathered weights of a layer, of the
-                            next and of the vocabulary, a chunk of logits, the gradients of hidden
-                            states and head
+    working                 the activations of a layer while it is differentiated, the gathered
+                            weights of a layer, of the next and of the vocabulary, a chunk of
+                            logits, the gradients of hidden states and head
     batch                   tokens, targets, ... of a device, and the bytes of each token id
 
 A compiler reuses and pads buffers as it sees fit, so activations and working are estimates.
@@ -236,9 +235,7 @@ def estimate(built: Build, measured: Activations) -> Memory:
     kept = measured.stream / stream + measured.inner / tensor
     layer = measured.layer_stream / stream + measured.layer_inner / tensor
     gradients = params * (2 if config.run.accumulation > 1 else 1)
-    # What remat runs again at once is a period of the pattern.
-    remade = 1 if config.model.remat == "none" else max(len(p.blocks) for p in built.model.groups)
-    working = remade * layer * at_once + _gathered(built) + _loss(built, at_once)
+    working = layer * at_once + _gathered(built) + _loss(built, at_once)
     if host:  # the moments of one update are on the device while they are used
         working += host
     return Memory(

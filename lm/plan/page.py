@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm import mesh as mesh_lib
 from lm.config import UserError
 from lm.plan.table import duration, size
 
@@ -69,11 +70,9 @@ def _table(plans: Mapping[str, Written]) -> str:
 
 
 def _mesh(plan: Written) -> str:
-    sizes = [f"{axis} {ways}" for axis, ways in plan["mesh"].items() if ways > 1]
     config = plan["config"]
-    switches = [key for key in ("zero1", "sequence_parallel") if config["mesh"][key]]
     accumulation = config["run"]["accumulation"]
-    words = [*sizes, *switches, f"remat {config['model']['remat']}"]
+    words = [*mesh_lib.words(plan["mesh"], config["mesh"]), f"remat {config['model']['remat']}"]
     return ", ".join(words + ([f"accumulation {accumulation}"] if accumulation > 1 else []))
 
 

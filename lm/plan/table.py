@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lm import mesh as mesh_lib
 from lm.plan import Plan
 from lm.plan.traffic import Flow
 
@@ -63,14 +64,13 @@ def duration(seconds: float) -> str:
 
 def _head(plan: Plan) -> str:
     target, config = plan.target, plan.config
-    mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items() if ways > 1)
-    switches = [key for key in ("zero1", "sequence_parallel") if getattr(config.mesh, key)]
+    mesh = ", ".join(mesh_lib.words(plan.mesh, vars(config.mesh)))
     return "\n".join(
         [
             f"target    {target.name}: {target.chips} chips, {target.devices} devices on "
             f"{target.hosts} hosts, topology {target.topology}",
-            f"mesh      {', '.join([mesh or 'one device', *switches])}; remat "
-            f"{config.model.remat}, accumulation {config.run.accumulation}",
+            f"mesh      {mesh or 'one device'}; remat {config.model.remat}, accumulation "
+            f"{config.run.accumulation}",
             f"step      {plan.tokens_per_step:,} tokens ({config.data.batch_size:,} rows of "
             f"{config.data.context_length:,}), {plan.flops_per_step:.3g} FLOPs",
             f"run       {config.run_steps:,} steps, {config.run_tokens:,} tokens",

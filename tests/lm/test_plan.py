@@ -93,6 +93,34 @@ def test_what_remat_keeps_is_counted() -> None:
     assert {r.module for r in far.residuals if r.is_host} == {"groups_0/blocks_0/mlp/mlp_up"}
 
 
+def test_what_remat_keeps_of_a_mesh_is_what_one_device_keeps() -> None:
+    """A split projection is no dot to the policy: it is named, so `dots` keeps it all the same."""
+
+    def kept(remat: str, mesh: dict[str, Any], devices: int) -> float:
+        changes = {"model.remat": remat, "model.num_heads": 8, "model.num_kv_heads": 8}
+        config = tiny.config(changes | {"data.batch_size": 8, "mesh.data": 1} | mesh)
+        return sum(r.row_bytes for r in memory.measure(config, jax.devices()[:devices]).residuals)
+
+    for remat in ("dots", "full"):
+        alone = kept(remat, {}, 1)
+        assert kept(remat, {"mesh.fsdp": 2}, 2) == pytest.approx(alone, rel=0.02)
+        assert kept(remat, {"mesh.tensor": 2}, 2) == pytest.approx(alone, rel=0.02)
+    assert kept("full", {}, 1) < 0.5 * kept("dots", {}, 1)
+
+
+def test_remat_runs_one_layer_at_a_time() -> None:
+    """Of a pattern as of equal layers: each layer's input is kept, and nothing inside it."""
+    layers = {label: {"mixer": "softmax"} for label in "ab"}
+    changes = {"model.remat": "full", "model.num_layers": 4, "model.layers": layers}
+    equal, pattern = (
+        memory.measure(tiny.config(changes | {"model.pattern": labels}), jax.devices()[:1])
+        for labels in ("a", "a,b")
+    )
+    rows = [sum(r.row_bytes for r in found.residuals) for found in (equal, pattern)]
+    assert rows[1] == pytest.approx(rows[0], rel=0.01)
+    assert pattern.stream == equal.stream
+
+
 def test_a_mesh_of_three_is_measured() -> None:
     changes = {"mesh.data": 1, "mesh.tensor": 3, "model.num_heads": 3, "model.num_kv_heads": 3}
     found = memory.measure(tiny.config(changes), jax.devices()[:3])

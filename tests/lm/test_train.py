@@ -275,7 +275,10 @@ def test_origins_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:
     assert "is neither a run with checkpoints nor a checkpoint" in line
     line = refused(lab, tmp_path / "c", decay_from(lab.longer) | {"data.batch_size": 8})
     assert "batch_size was 4, is 8" in line
-    assert not list(tmp_path.glob("*/checkpoints/*"))
+    assert not list(tmp_path.iterdir())  # no stub is left that only looks like a run
+    (tmp_path / "mine").mkdir()
+    refused(lab, tmp_path / "mine", {"init_from": str(lab.whole), "model.width": 64})
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_another_tokenizer_is_refused(lab: Lab, tmp_path: Path) -> None:
