@@ -28,6 +28,7 @@ from jaxtyping import Array, DTypeLike, Int
 from kernels import quarantine, shard
 from kernels.contract import Dims, InputSpec, Op, Options
 from kernels.letters import Inputs
+from kernels.primitives import device
 from kernels.shard import Placement, Rules
 
 
@@ -65,13 +66,13 @@ def resolve(
     bound = bind_options(op, options, dims)
     if form != "auto":
         _check_known("form", form, (*op.forms, "auto"))
-        reason = _refusal(op, form, dims, dtype, bound, target)
+        reason = refusal(op, form, dims, dtype, bound, target)
         if reason is not None:
             raise ValueError(f"{name} cannot run as {form} on {target}: {reason}")
         return Resolved(form, "named by the user")
     refused: list[str] = []
     for candidate, why in op.prefer[target]:
-        reason = _refusal(op, candidate, dims, dtype, bound, target)
+        reason = refusal(op, candidate, dims, dtype, bound, target)
         if reason is None:
             return Resolved(candidate, "; ".join([why, *refused]))
         refused.append(f"not {candidate}: {reason}")
@@ -105,8 +106,8 @@ def apply(
     inputs = complete_inputs(op, inputs, bound, dims)
     mesh, rules = _unpack(**placement)
     # A mesh may be of devices that are not attached.
-    target = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    reason = _refusal(op, form, dims, inputs[op.inputs[0].name].dtype, bound, target)
+    target = jax.default_backend() if mesh is None else device.platform(mesh.devices.flat[0])
+    reason = refusal(op, form, dims, inputs[op.inputs[0].name].dtype, bound, target)
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
     _check_state(op, state, dims)
@@ -160,12 +161,14 @@ def flops(name: str, dims: Dims, options: Options | None = None) -> float:
     return op.flops(dims, bind_options(op, options, dims))
 
 
-def _refusal(
+def refusal(
     op: Op, form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
     """Why this cannot run, or None: what holds for every op, then the op's own reasons."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"its inputs are {jnp.dtype(dtype).name}; set a floating dtype"
+    if (reason := device.refusal(form, target)) is not None:
+        return reason
     return op.unsupported(form, dims, dtype, options, target)
 
 

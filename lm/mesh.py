@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from kernels.primitives import device
 from lm.config import MeshConfig, UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -47,8 +48,7 @@ def target(mesh: Mesh) -> str:
     """Platform the mesh's devices belong to: cpu, gpu or tpu (they may be absent ones, from a
     topology).
     """
-    platform = str(mesh.devices.flat[0].platform)
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    return device.platform(mesh.devices.flat[0])
 
 
 def words(sizes: Mapping[str, int], switches: Mapping[str, Any]) -> list[str]:

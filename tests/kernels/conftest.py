@@ -5,14 +5,23 @@ every form on this device, for `launch.catalog`.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kernels.primitives import device
 from launch.benchmarks import machine
 from lm import files
+
+# Triton's decorator reads it when a kernel's module is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Of a form that is interpreted here, the first few of these are fast; everything else is slow.
+INTERPRETED = {"test_equals_reference": 3, "test_packed_documents_are_separate": 1}
 
 FILES = ("test_contract.py", "test_documents.py")
 
@@ -25,6 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
     path: Any = config.getoption("--proof", default=None)
     if path:
         config.pluginmanager.register(Proof(Path(path)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: Counter[tuple[str, ...]] = Counter()
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("form") in device.TARGETS:
+            test: Any = item
+            key = (test.originalname, params["name"], params["form"])
+            seen[key] += 1
+            if seen[key] > INTERPRETED.get(test.originalname, 0):
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def interpreted() -> Iterator[None]:
+    """Pallas kernels run without their device."""
+    with device.interpreted():
+        yield
 
 
 class Proof:

@@ -41,7 +41,7 @@ def refusal(name: str, form: str, case: Case) -> str | None:
     """Why this form refuses the case, as it declares."""
     op = dispatch.get(name)
     options = {**op.options, **case.options}
-    return op.unsupported(form, case.dims, jnp.dtype(case.dtype), options, "cpu")
+    return dispatch.refusal(op, form, case.dims, jnp.dtype(case.dtype), options, "cpu")
 
 
 # Compiling takes nearly all of the time of these tests; this halves it.

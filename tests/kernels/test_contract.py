@@ -100,11 +100,20 @@ def variants() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
-def test_split_and_steps_equal_one_call(name: str, options: Any):
-    """33 + 33 tokens with carried state, with padding in between, and 66 steps, equal one call."""
+SPLIT = [
+    pytest.param(*variant.values[:1], form, *variant.values[1:], marks=variant.marks)
+    for variant in variants()
+    for form in dispatch.get(variant.values[0]).forms
+]
+
+
+@pytest.mark.parametrize(("name", "form", "options"), SPLIT, ids=str)
+def test_split_equals_one_call(name: str, form: str, options: Any):
+    """33 + 33 tokens with carried state, with padding in between, equal one call."""
     op = dispatch.get(name)
     half, whole = (a_case(time=time, options=options) for time in (33, 66))
+    if refused(name, form, options, half):
+        pytest.skip("the form does not take these options")
     problem = contract.sample(op, whole)
     want = answer(name, "reference", whole, problem).out
     state = op.init_state(asked(op, half), jnp.float32, 2, 70)
@@ -117,28 +126,36 @@ def test_split_and_steps_equal_one_call(name: str, options: Any):
         if op.state.growth == "linear":
             assert [int(n) for n in state.length] == list(lengths)
 
-    for form in op.forms:
-        if refused(name, form, options, half):
-            continue
-        run = jax.jit(
-            lambda inputs, ids, state, form=form: dispatch.apply(
-                name, inputs, segment_ids=ids, state=state, form=form, options=options
-            ),
-            compiler_options=QUICK,
-        )
-        # Row 0 holds 20 tokens of the first call, row 1 all 33; the rest of row 0 is padding.
-        ids = jnp.asarray(np.arange(33) < np.array([[20], [33]]), jnp.int32)
-        first, carried = run(cut(0, 33), ids, state)
-        check_length(carried, 20, 33)
-        later = {
-            k: jnp.stack([x[0, 20:53], x[1, 33:]]) for k, x in problem.inputs.items() if k in along
-        }
-        second, carried = run({**problem.inputs, **later}, jnp.ones((2, 33), jnp.int32), carried)
-        row_0 = jnp.concatenate([first[0, :20], second[0]])
-        row_1 = jnp.concatenate([first[1], second[1]])
-        assert error(row_0, want[0, :53]) <= tolerance(name, form), form
-        assert error(row_1, want[1]) <= tolerance(name, form), form
-        check_length(carried, 53, 66)
+    run = jax.jit(
+        lambda inputs, ids, state: dispatch.apply(
+            name, inputs, segment_ids=ids, state=state, form=form, options=options
+        ),
+        compiler_options=QUICK,
+    )
+    # Row 0 holds 20 tokens of the first call, row 1 all 33; the rest of row 0 is padding.
+    ids = jnp.asarray(np.arange(33) < np.array([[20], [33]]), jnp.int32)
+    first, carried = run(cut(0, 33), ids, state)
+    check_length(carried, 20, 33)
+    later = {
+        k: jnp.stack([x[0, 20:53], x[1, 33:]]) for k, x in problem.inputs.items() if k in along
+    }
+    second, carried = run({**problem.inputs, **later}, jnp.ones((2, 33), jnp.int32), carried)
+    row_0 = jnp.concatenate([first[0, :20], second[0]])
+    row_1 = jnp.concatenate([first[1], second[1]])
+    assert error(row_0, want[0, :53]) <= tolerance(name, form)
+    assert error(row_1, want[1]) <= tolerance(name, form)
+    check_length(carried, 53, 66)
+
+
+@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+def test_steps_equal_one_call(name: str, options: Any):
+    """66 steps from an empty state."""
+    op = dispatch.get(name)
+    case = a_case(time=66, options=options)
+    problem = contract.sample(op, case)
+    want = answer(name, "reference", case, problem).out
+    state = op.init_state(asked(op, case), jnp.float32, 2, 70)
+    along = over_time(name, options)
 
     def one(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
         token = {k: x[:, t] if k in along else x for k, x in problem.inputs.items()}
@@ -169,7 +186,8 @@ def test_property(name: str, form: str, fact: contract.Property):
     def run(inputs: Any, options: Any) -> jax.Array:
         first = next(iter(inputs.values()))
         dims = {"K": first.shape[-1], "V": inputs.get("v", first).shape[-1]}
-        if dispatch.get(name).unsupported(form, dims, jnp.float32, defaults | options, "cpu"):
+        op = dispatch.get(name)
+        if dispatch.refusal(op, form, dims, jnp.dtype("float32"), defaults | options, "cpu"):
             pytest.skip("the form does not take this problem")
         call = lambda inputs: dispatch.apply(name, inputs, form=form, options=options)[0]
         return jax.jit(call, compiler_options=QUICK)(inputs)

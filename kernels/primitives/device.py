@@ -1,0 +1,58 @@
+"""Where kernels written for a device run: on that device, or interpreted anywhere, as tests do.
+
+    pallas_tpu     on a TPU; elsewhere within `interpreted()`, which Pallas then evaluates
+    triton_gpu     on an NVIDIA GPU; elsewhere in a process started with TRITON_INTERPRET=1, which
+                   makes Triton itself evaluate kernels with numpy
+
+Nothing is interpreted unless that was asked for: it takes thousands of times as long.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+TARGETS = {"pallas_tpu": "tpu", "triton_gpu": "gpu"}  # forms that are written for one
+
+_INTERPRETER: ContextVar[Any] = ContextVar("interpreter", default=False)
+
+
+def refusal(form: str, target: str) -> str | None:
+    """Why no kernel of this form runs on `target` ("cpu", "gpu", "tpu"), or None."""
+    if form not in TARGETS:
+        return None
+    if form == "triton_gpu" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; install the extra gpu"
+    if target == TARGETS[form] or (target == "cpu" and _is_interpreted(form)):
+        return None
+    return f"it is written for {TARGETS[form]}; set form to auto"
+
+
+def platform(device: Any) -> str:
+    """The target that a JAX device is, attached or from a topology: "cpu", "gpu" or "tpu"."""
+    return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+
+
+@contextmanager
+def interpreted(how: Any = True) -> Iterator[None]:
+    """Pallas kernels traced within are interpreted; `how` may be a `pltpu.InterpretParams`, which
+    simulates a TPU's memories, far slower still.
+    """
+    token = _INTERPRETER.set(how)
+    try:
+        yield
+    finally:
+        _INTERPRETER.reset(token)
+
+
+def interpreter() -> Any:
+    """What `pallas_call` takes as `interpret`."""
+    return _INTERPRETER.get()
+
+
+def _is_interpreted(form: str) -> bool:
+    if form == "pallas_tpu":
+        return bool(_INTERPRETER.get())
+    return os.environ.get("TRITON_INTERPRET") == "1"
