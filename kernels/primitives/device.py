@@ -9,7 +9,7 @@ Nothing is interpreted unless that was asked for: it takes thousands of times as
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -32,11 +32,12 @@ def refusal(form: str, target: str) -> str | None:
 
 def platform(device: Any) -> str:
     """The target that a JAX device is, attached or from a topology: "cpu", "gpu" or "tpu"."""
-    return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+    name = str(device.platform)
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 @contextmanager
-def interpreted(how: Any = True) -> Iterator[None]:
+def interpreted(how: Any = True) -> Generator[None]:
     """Pallas kernels traced within are interpreted; `how` may be a `pltpu.InterpretParams`, which
     simulates a TPU's memories, far slower still.
     """
