@@ -136,11 +136,16 @@ def test_carried_keys_are_passed_over_too():
     exact = dispatch.apply("stickbreaking", inputs, form="reference", options=options)[0]
     dims = {"B": B, "H": H, "G": G, "K": K, "V": K}
     state = dispatch.init_state("stickbreaking", dims=dims, dtype="float32", batch=B, max_len=T)
-    call = {"form": "chunked", "options": options, "blocks": BLOCKS}
+    call = jax.jit(
+        lambda inputs, state: dispatch.apply(
+            "stickbreaking", inputs, state=state, form="chunked", options=options, blocks=BLOCKS
+        ),
+        compiler_options=QUICK,
+    )
     outs = []
     for part in (slice(0, 100), slice(100, T)):
         taken = {name: x[:, part] for name, x in inputs.items()}
-        out, state = dispatch.apply("stickbreaking", taken, state=state, **call)
+        out, state = call(taken, state)
         outs.append(out)
     error = float(jnp.max(jnp.abs(jnp.concatenate(outs, axis=1) - exact)))
     assert 0.0 < error <= 2e-3 * float(jnp.max(jnp.abs(inputs["v"])))

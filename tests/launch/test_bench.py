@@ -283,6 +283,7 @@ def test_peers_need_a_gpu() -> None:
         peers.run(options())
 
 
+@pytest.mark.slow
 def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
     """The op on what was captured is the layer; nothing is passed over in rows of one block."""
     layers = {"stick": {"mixer": "stickbreaking", "qk_norm": True, "remainder": "bias"}}
