@@ -164,6 +164,14 @@ class Op:
         """The function of a form; its module is imported on first use."""
         return import_module(self.forms[name]).apply
 
+    def default_blocks(self, name: str) -> Any:
+        """The tiles of a form written for a device, where nobody has measured better ones."""
+        return import_module(self.forms[name]).DEFAULT
+
+    def candidate_blocks(self, name: str) -> tuple[Any, ...]:
+        """The tiles of such a form that are worth a measurement (`launch.tune`)."""
+        return import_module(self.forms[name]).CANDIDATES
+
 
 def modules(package: str, *names: str) -> dict[str, str]:
     """The forms of an op: name -> module of its folder."""

@@ -12,6 +12,7 @@ Arrays carry the letters of `letters.LEGEND`: q [B, T, H, K], k [B, T, G, K], v 
 is fine: a form pads to its own tiles, queries and keys each to theirs.
 """
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, DTypeLike, Int
 
-from kernels import quarantine, shard
+from kernels import measured, quarantine, shard
 from kernels.contract import Dims, InputSpec, Op, Options
 from kernels.letters import Inputs
 from kernels.primitives import device
@@ -59,8 +60,12 @@ def resolve(
     dims: Dims,
     dtype: DTypeLike,
     options: Options | None = None,
+    device_kind: str = "",
 ) -> Resolved:
-    """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reason."""
+    """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reason.
+
+    What is known of kernels on a device of this kind (`measured`) decides "auto" first.
+    """
     op = get(name)
     _check_known("target", target, tuple(op.prefer))
     bound = bind_options(op, options, dims)
@@ -71,7 +76,10 @@ def resolve(
             raise ValueError(f"{name} cannot run as {form} on {target}: {reason}")
         return Resolved(form, "named by the user")
     refused: list[str] = []
-    for candidate, why in op.prefer[target]:
+    known = measured.table(device_kind)
+    row = measured.find(known, name, None, dims, jnp.dtype(dtype).name, bound)
+    first = ((row.form, measured.reason(known, row)),) if known and row and row.wins else ()
+    for candidate, why in (*first, *op.prefer[target]):
         reason = refusal(op, candidate, dims, dtype, bound, target)
         if reason is None:
             return Resolved(candidate, "; ".join([why, *refused]))
@@ -106,11 +114,14 @@ def apply(
     inputs = complete_inputs(op, inputs, bound, dims)
     mesh, rules = _unpack(**placement)
     # A mesh may be of devices that are not attached.
-    target = jax.default_backend() if mesh is None else device.platform(mesh.devices.flat[0])
-    reason = refusal(op, form, dims, inputs[op.inputs[0].name].dtype, bound, target)
+    placed = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    dtype = inputs[op.inputs[0].name].dtype
+    reason = refusal(op, form, dims, dtype, bound, device.platform(placed))
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
     _check_state(op, state, dims)
+    if blocks is None and form in device.TARGETS:
+        blocks = _blocks(op, form, dims, dtype, bound, placed.device_kind)
 
     specs = op.needed(bound)
 
@@ -170,6 +181,16 @@ def refusal(
     if (reason := device.refusal(form, target)) is not None:
         return reason
     return op.unsupported(form, dims, dtype, options, target)
+
+
+def _blocks(
+    op: Op, form: str, dims: Dims, dtype: DTypeLike, options: Options, device_kind: str
+) -> Any:
+    """The tiles that were fastest on this kind of device, else the form's own."""
+    known = measured.table(device_kind)
+    row = measured.find(known, op.name, form, dims, jnp.dtype(dtype).name, options)
+    default = op.default_blocks(form)
+    return dataclasses.replace(default, **row.blocks) if row else default
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:

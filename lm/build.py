@@ -102,7 +102,7 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     _check_batch(config, mesh)
     context = _context(config, mesh)
     multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
-    model, layers = model_lib.create(config.model, vocab_size, context, mesh_lib.target(mesh))
+    model, layers = model_lib.create(config.model, vocab_size, context)
 
     def init_params(seed: jax.Array) -> Any:
         dummy = model_lib.dummy_inputs(batch_ways(mesh), 8)

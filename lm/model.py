@@ -26,6 +26,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from kernels import dispatch
+from lm import mesh as mesh_lib
 from lm import mixers as mixer_folder
 from lm import sharding
 from lm.config import ModelConfig, UserError, convert, nearest
@@ -194,9 +195,10 @@ class Model(nn.Module):
 
 
 def create(
-    config: ModelConfig, vocab_size: int, context: Context, target: str
+    config: ModelConfig, vocab_size: int, context: Context
 ) -> tuple[Model, list[LayerRecord]]:
-    """The model for a target platform, its ops' forms resolved once; and the record of every layer.
+    """The model for the devices of a mesh, its ops' forms resolved once; and the record of every
+    layer.
 
     Raises:
       UserError: an unknown label, mixer or option, a pattern that does not fit the depth, a form
@@ -206,7 +208,7 @@ def create(
     periods, layers = [], []
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.
-        made = [_block(label, config, context, target) for label in group.labels]
+        made = [_block(label, config, context) for label in group.labels]
         periods.append(Period(tuple(block for block, _ in made), config))
         layers += [found for _, found in made] * group.repeat
     records = [record._replace(layer=i) for i, found in enumerate(layers) for record in found]
@@ -361,9 +363,7 @@ def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[s
     return name, cls, mlp, options
 
 
-def _block(
-    label: str, config: ModelConfig, context: Context, target: str
-) -> tuple[Block, list[LayerRecord]]:
+def _block(label: str, config: ModelConfig, context: Context) -> tuple[Block, list[LayerRecord]]:
     name, cls, mlp, options = _layer(label, config)
     mixer = cls(context, config.width, **options)
     forms, records = {}, []
@@ -372,10 +372,11 @@ def _block(
             resolved = dispatch.resolve(
                 call.op,
                 getattr(mixer, form_field(key)),
-                target=target,
+                target=mesh_lib.target(context.mesh),
                 dims=call.dims,
                 dtype=context.numerics.compute_dtype,
                 options=call.options,
+                device_kind=context.mesh.devices.flat[0].device_kind,
             )
         except ValueError as error:
             raise UserError(f"model.layers.{label}: {error}") from None

@@ -33,7 +33,7 @@ OP_FILES = {"README.md"} | {
 }
 KERNEL_RANKS = (
     {"letters"},
-    {"segments", "blocks", "contract"},
+    {"segments", "blocks", "contract", "measured"},
     {"primitives", "oracle"},
     *({f"op.{name}" for name in names} for names in OP_RANKS),
     {"shard", "quarantine"},
@@ -65,7 +65,7 @@ LM_RANKS = (
     {""},
 )
 KERNELS_FOR_LM = {"dispatch", "letters", "contract", "segments", "primitives", "shard"}
-KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "op.cases"}
+KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "measured", "op.cases"}
 KERNELS_THIRD_PARTY = {"jax", "numpy", "jaxtyping"}
 TRITON = {"triton", "jax_triton", "tokamax"}
 FILE_LINES, KERNEL_FILE_LINES, MAIN_LINES = 400, 600, 80

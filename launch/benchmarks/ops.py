@@ -65,6 +65,7 @@ def resolve(name: str, case: Case) -> str:
         dims=case.dims,
         dtype=case.dtype,
         options=case.options,
+        device_kind=jax.devices()[0].device_kind,
     ).form
 
 

@@ -1,0 +1,95 @@
+"""What `launch.tune` found out about the kernels of a device: which win, and in which tiles.
+
+One JSON file a device kind. `evidence` is "measured" (seconds on that device) or "modelled" (the
+compiler's memory and the chip's rates; where no such device was at hand). A row is one problem:
+
+    op, form, options, dims, dtype      what was asked
+    blocks                              the fastest tiles of the form
+    ratio                               time of the form over that of chunked: forward, both
+    peak                                bytes of the form over those of chunked: forward, both
+    wins                                no ratio above 1 and, where modelled, no peak above 1
+
+`auto` takes a kernel only where a row says that it wins; without a file it never does.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent
+
+
+class Row(NamedTuple):
+    """One problem; see above."""
+
+    op: str
+    form: str
+    options: Mapping[str, Any]
+    dims: Mapping[str, int]
+    dtype: str
+    blocks: Mapping[str, int]
+    ratio: Mapping[str, float]
+    peak: Mapping[str, float]
+    wins: bool
+
+
+class Table(NamedTuple):
+    """All rows of one device kind, and where they come from."""
+
+    device_kind: str
+    evidence: str
+    rows: tuple[Row, ...]
+
+
+def path(device_kind: str) -> Path:
+    """The file of a device kind, "NVIDIA H200" -> nvidia_h200.json."""
+    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '_', device_kind.lower()).strip('_')}.json"
+
+
+@cache
+def table(device_kind: str) -> Table | None:
+    """What is known of a device kind, None where nothing is."""
+    file = path(device_kind)
+    if not file.exists():
+        return None
+    values = json.loads(file.read_text(encoding="utf-8"))
+    rows = tuple(Row(**{name: row[name] for name in Row._fields}) for row in values["rows"])
+    return Table(values["device_kind"], values["evidence"], rows)
+
+
+def find(
+    known: Table | None,
+    op: str,
+    form: str | None,
+    dims: Mapping[str, int],
+    dtype: str,
+    options: Mapping[str, Any],
+) -> Row | None:
+    """The row nearest to a problem: same op, dtype and options (those that a row names), then the
+    nearest head widths, then the nearest length.
+    """
+    fitting = [
+        row
+        for row in (known.rows if known else ())
+        if row.op == op
+        and form in (None, row.form)
+        and row.dtype == dtype
+        and all(options.get(name) == value for name, value in row.options.items())
+    ]
+
+    def distance(row: Row) -> tuple[float, float]:
+        width = sum(abs(row.dims[x] - dims[x]) for x in "KV" if x in row.dims and x in dims)
+        # A model is built before its length is known to an op: then the longest row decides.
+        time = abs(row.dims["T"] - dims["T"]) if "T" in dims else -row.dims["T"]
+        return width, time
+
+    return min(fitting, key=distance, default=None)
+
+
+def reason(known: Table, row: Row) -> str:
+    """Why `auto` takes the form of a row."""
+    times = ", ".join(f"{name} {value:.2f}" for name, value in row.ratio.items())
+    return f"{known.evidence} on {known.device_kind} over chunked: {times}"

@@ -1,0 +1,162 @@
+"""What a form of an op costs on a device: measured where it is here, modelled where it is not.
+
+    modelled seconds   max(FLOPs of the op / peak, bytes / HBM bandwidth), bytes = arguments +
+                       outputs + twice the temporaries, by the target's compiler
+    peak bytes         arguments + outputs + temporaries, by the same compiler
+
+The backward pass counts `Op.backward_flops` times the forward. A model says nothing of how well a
+kernel fills the units; it says what no kernel of these bytes can beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kernels import contract, dispatch
+from kernels.contract import Case
+from kernels.primitives import device
+from launch.benchmarks import timing
+from lm.targets import Chip
+
+BASELINE = "chunked"
+WIDTHS = (64, 128)
+LENGTHS = (2048, 8192)
+DIMS = {"B": 2, "H": 8, "G": 8}
+RULES = {"B": ("data",)}
+
+
+class Cost(NamedTuple):
+    """Of one pass."""
+
+    seconds: float
+    peak: int
+
+
+class Costs(NamedTuple):
+    """Of the forward pass, and of forward and backward together."""
+
+    forward: Cost
+    both: Cost
+
+
+def problems(
+    names: Sequence[str], widths: Sequence[int] = WIDTHS, lengths: Sequence[int] = LENGTHS
+) -> Iterator[tuple[str, Case]]:
+    """Every setting of the bench cases of these ops, in bfloat16."""
+    for name in names:
+        settings = [c.options for c in dispatch.get(name).cases if c.tag == "bench"]
+        for options in {str(options): options for options in settings}.values():
+            for width in widths:
+                for time in lengths:
+                    dims = {**DIMS, "T": time, "K": width, "V": width}
+                    yield name, Case(dims, options, dtype="bfloat16")
+
+
+def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: Any) -> Costs:
+    """Compiles for one device of a target, `place`.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler refuses.
+    """
+    op = dispatch.get(name)
+    peak, bandwidth = chip.peak_flops("bfloat16"), chip.hbm_bandwidth
+    assert peak is not None
+    assert bandwidth is not None
+    forward = dispatch.flops(name, case.dims, case.options)
+    found = []
+    work = {"forward": forward, "both": (1 + op.backward_flops) * forward}
+    for which, function in passes(name, case, form, blocks, mesh(place)).items():
+        stats = _lower(function, name, case, mesh(place)).compile().memory_analysis()
+        held = stats.argument_size_in_bytes + stats.output_size_in_bytes
+        moved = held + 2 * stats.temp_size_in_bytes
+        seconds = max(work[which] / peak, moved / bandwidth)
+        found.append(Cost(seconds, held + stats.temp_size_in_bytes))
+    return Costs(*found)
+
+
+def measured(
+    name: str, case: Case, sides: Mapping[str, tuple[str, Any]], pairs: int
+) -> dict[str, Costs]:
+    """Each side is a form and its tiles; all are run in turn on the first device."""
+    here = mesh(jax.devices()[0])
+    arrays = _arrays(name, case)
+    costs: dict[str, list[Cost]] = {side: [] for side in sides}
+    for which in ("forward", "both"):
+        compiled = {
+            side: jax.jit(passes(name, case, *how, here)[which]).lower(*arrays).compile()
+            for side, how in sides.items()
+        }
+        calls = {side: _call(program, arrays) for side, program in compiled.items()}
+        samples = timing.interleave(calls, pairs)
+        for side, program in compiled.items():
+            stats = program.memory_analysis()
+            peak = stats.argument_size_in_bytes + stats.output_size_in_bytes
+            peak += stats.temp_size_in_bytes
+            costs[side].append(Cost(float(np.median(samples[side])), peak))
+    return {side: Costs(*found) for side, found in costs.items()}
+
+
+def passes(
+    name: str, case: Case, form: str, blocks: Any, mesh: Mesh
+) -> dict[str, Callable[..., Any]]:
+    """(inputs, cotangent) -> the output; the same with the gradients."""
+
+    def forward(inputs: Any, cotangent: jax.Array) -> Any:
+        del cotangent
+        return dispatch.apply(
+            name,
+            inputs,
+            form=form,
+            options=case.options,
+            blocks=blocks,
+            mesh=mesh,
+            rules=RULES,
+        )[0]
+
+    def both(inputs: Any, cotangent: jax.Array) -> Any:
+        out, pull = jax.vjp(lambda inputs: forward(inputs, cotangent), inputs)
+        return out, pull(cotangent)
+
+    return {"forward": forward, "both": both}
+
+
+def mesh(place: Any) -> Mesh:
+    """Of this one device."""
+    return Mesh(np.array([place]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def refusal(name: str, case: Case, form: str, target: str) -> str | None:
+    """Why the form cannot take the problem on this target, or None."""
+    op = dispatch.get(name)
+    options = dispatch.bind_options(op, case.options, case.dims)
+    return dispatch.refusal(op, form, case.dims, jax.numpy.dtype("bfloat16"), options, target)
+
+
+def kernel(name: str, target: str) -> str | None:
+    """The op's form that is written for this target, if it has one."""
+    found = [f for f in dispatch.get(name).forms if device.TARGETS.get(f) == target]
+    return found[0] if found else None
+
+
+def _call(program: Any, arrays: Any) -> Callable[[], object]:
+    return lambda: jax.block_until_ready(program(*arrays))
+
+
+def _arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
+    inputs = contract.sample(dispatch.get(name), case).inputs
+    shape = [case.dims[letter] for letter in dispatch.get(name).out.split()]
+    drawn = np.random.default_rng(1).standard_normal(shape)
+    return inputs, jax.numpy.asarray(drawn, case.dtype)
+
+
+def _lower(function: Callable[..., Any], name: str, case: Case, mesh: Mesh) -> Any:
+    """For devices that are not there: shapes alone."""
+    shapes = jax.eval_shape(lambda: _arrays(name, case))
+    whole = NamedSharding(mesh, PartitionSpec())
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    return jax.jit(function).lower(*placed)

@@ -1,0 +1,194 @@
+"""Which tiles of a kernel are fastest on a device, and whether it wins over the chunked form.
+
+A kernel wins where neither pass is slower than chunked and, if that was modelled, neither takes
+more memory: what a model says of time is too little to pay for it with memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from kernels import dispatch
+from kernels.contract import Case
+from launch.benchmarks import forms
+from launch.benchmarks.forms import BASELINE, Costs
+from lm.config import UserError, nearest
+from lm.targets import Chip
+
+TRIALS = 3  # runs of each candidate before the best stands beside chunked
+KERNEL = "kernel"
+
+Sides = Mapping[str, tuple[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """A device that is not here: `place` comes from its compiler."""
+
+    chip: Chip
+    place: Any
+    evidence = "modelled"
+
+    @property
+    def device_kind(self) -> str:
+        return self.chip.device_kind
+
+    @property
+    def platform(self) -> str:
+        return self.chip.platform
+
+    def head(self) -> dict[str, Any]:
+        return {"device_kind": self.device_kind, "evidence": self.evidence}
+
+    def costs(self, name: str, case: Case, sides: Sides, trials: int) -> dict[str, Costs]:
+        """A side that the compiler refuses is left out."""
+        del trials
+        found = {}
+        for side, (form, blocks) in sides.items():
+            try:
+                found[side] = forms.modelled(name, case, form, blocks, self.chip, self.place)
+            except jax.errors.JaxRuntimeError:
+                continue
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Here:
+    """The first device of this machine."""
+
+    device_kind: str
+    platform: str
+    pairs: int
+    evidence = "measured"
+
+    def head(self) -> dict[str, Any]:
+        return {"device_kind": self.device_kind, "evidence": self.evidence, "pairs": self.pairs}
+
+    def costs(self, name: str, case: Case, sides: Sides, trials: int) -> dict[str, Costs]:
+        """A side that does not compile or does not fit is left out."""
+        fitting = {}
+        for side, how in sides.items():
+            try:
+                fitting[side] = forms.measured(name, case, {side: how}, 1) and how
+            except jax.errors.JaxRuntimeError:
+                continue
+        return forms.measured(name, case, fitting, trials or self.pairs)
+
+
+def here(pairs: int) -> Here:
+    """Raises:
+    UserError: no kernel is written for what JAX finds here.
+    """
+    platform = jax.default_backend()
+    if not any(forms.kernel(name, platform) for name in dispatch.names()):
+        raise UserError(
+            f"no op has a kernel for {platform}, which is what JAX finds here; "
+            "set --target to a machine such as v5e-1"
+        )
+    return Here(jax.devices()[0].device_kind, platform, pairs)
+
+
+def names(place: Absent | Here, asked: Sequence[str]) -> list[str]:
+    """The ops to tune.
+
+    Raises:
+      UserError: one that does not exist or has no kernel for the device.
+    """
+    able = [name for name in dispatch.names() if forms.kernel(name, place.platform)]
+    for name in asked:
+        if name not in dispatch.names():
+            raise UserError(f"--ops: no op {name!r}; {nearest(name, dispatch.names())}")
+        if name not in able:
+            raise UserError(
+                f"--ops: {name} has no kernel for {place.platform}; name some of {', '.join(able)}"
+            )
+    return list(asked) or able
+
+
+def kept(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a file about other ops than these.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return [row for row in rows if row["op"] not in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it or name another --out") from None
+
+
+def rows(
+    place: Absent | Here, names: Sequence[str], told: Callable[[str], object]
+) -> Iterator[dict[str, Any]]:
+    """A row of kernels/measured for every problem that the kernel takes."""
+    for name, case in forms.problems(names):
+        form = forms.kernel(name, place.platform)
+        assert form is not None
+        told(f"{name} {case.name}")
+        if forms.refusal(name, case, form, place.platform) is None:
+            yield _row(place, name, case, form)
+
+
+def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, Any]:
+    op = dispatch.get(name)
+    candidates = {str(blocks): (form, blocks) for blocks in op.candidate_blocks(form)}
+    tried = place.costs(name, case, candidates, TRIALS)
+    row: dict[str, Any] = {
+        "op": name,
+        "form": form,
+        "options": dict(case.options),
+        "dims": dict(case.dims),
+        "dtype": case.dtype,
+        "tried": {side: _told(costs) for side, costs in tried.items()},
+        "refused": sorted(candidates.keys() - tried.keys()),
+    }
+    if not tried:
+        return row | {"blocks": {}, "ratio": {}, "peak": {}, "wins": False}
+    best = min(tried, key=lambda side: (tried[side].both.seconds, tried[side].both.peak))
+    sides = {KERNEL: candidates[best], BASELINE: (BASELINE, None)}
+    found = place.costs(name, case, sides, 0)
+    ours = found[KERNEL]
+    row |= {"blocks": dataclasses.asdict(candidates[best][1]), KERNEL: _told(ours)}
+    if BASELINE not in found:  # it does not even compile
+        return row | {"ratio": {}, "peak": {}, "wins": True}
+    theirs = found[BASELINE]
+    ratio = {which: a.seconds / b.seconds for which, a, b in _pairs(ours, theirs)}
+    peak = {which: a.peak / b.peak for which, a, b in _pairs(ours, theirs)}
+    judged = [*ratio.values(), *(peak.values() if place.evidence == "modelled" else ())]
+    told = {BASELINE: _told(theirs), "ratio": ratio, "peak": peak}
+    return row | told | {"wins": max(judged) <= 1.0}
+
+
+def _pairs(a: Costs, b: Costs) -> Iterator[tuple[str, Any, Any]]:
+    yield from zip(Costs._fields, a, b, strict=True)
+
+
+def _told(costs: Costs) -> dict[str, Any]:
+    return {which: cost._asdict() for which, cost in costs._asdict().items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each problem."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("op", "options", "T", "K", "tiles", "time", "memory", "wins"):
+        table.add_column(column)
+    for row in rows:
+        dims = row["dims"]
+        times, peaks = (
+            " / ".join(f"{x:.2f}" for x in row[key].values()) for key in ("ratio", "peak")
+        )
+        tiles = ", ".join(f"{k} {v}" for k, v in row["blocks"].items())
+        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+        wins = "yes" if row["wins"] else "no"
+        table.add_row(row["op"], options, str(dims["T"]), str(dims["K"]), tiles, times, peaks, wins)
+    return table

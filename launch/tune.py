@@ -1,0 +1,54 @@
+"""Finds the fastest tiles of the kernels of a device, and where they win over the chunked forms.
+
+    python -m launch.tune [--ops=stickbreaking,...] [--pairs=20]    on the device at hand: measured
+    python -m launch.tune --target=v5e-1                            absent: compiled and modelled
+
+Writes kernels/measured/DEVICE.json, which `auto` and the kernels read; --out names another file.
+What the other ops of that file say is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from launch import cli
+
+_TARGET = flags.DEFINE_string("target", "", "machine that is not here: v5e-1, v5p-8, h100-1")
+_OPS = flags.DEFINE_list("ops", [], "ops to tune; all that have a kernel for the device")
+_PAIRS = flags.DEFINE_integer("pairs", 20, "samples of each side", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    out = cli.out_file("out", _OUT.value)
+    from kernels import measured
+    from launch.benchmarks import machine, tuning
+    from lm import files, targets
+    from lm.progress import Waiting
+
+    if _TARGET.value:
+        target = targets.parse(_TARGET.value)
+        targets.start(target)
+        place = tuning.Absent(target.chip, targets.devices(target)[0])
+    else:
+        place = tuning.here(_PAIRS.value)
+    names = tuning.names(place, _OPS.value)
+    head = machine.describe("launch.tune") | place.head()
+    path = Path(out) if out else measured.path(place.device_kind)
+    kept = tuning.kept(path, names)
+    rows: list[dict[str, object]] = []
+    with Waiting(f"kernels of {place.device_kind}") as waiting:
+        for row in tuning.rows(place, names, waiting.told):
+            rows.append(row)
+            files.replace(path, json.dumps(head | {"rows": kept + rows}, indent=1) + "\n")
+    Console(highlight=False, markup=False).print(tuning.table(rows))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
