@@ -50,6 +50,35 @@ class Chunk:
             )
 
 
+@dataclass(frozen=True)
+class TritonAttention:
+    """Tiles of `block_q` queries by `block_kv` keys on a GPU, and how a tile is computed.
+
+    A program has `num_warps` warps and holds `num_stages` tiles of keys in flight; it looks at what
+    is left to do after every `span` tiles.
+    """
+
+    block_q: int = 128
+    block_kv: int = 128
+    num_warps: int = 8
+    num_stages: int = 2
+    span: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_kv", "num_warps"):
+            size = getattr(self, name)
+            if size < 1 or size & (size - 1):
+                raise ValueError(f"{name}={size} must be a power of two")
+        for name in ("num_stages", "span"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.block_kv < 32 or self.block_q % self.block_kv:
+            raise ValueError(
+                f"block_q={self.block_q} must be a multiple of block_kv={self.block_kv}, "
+                "which is at least 32"
+            )
+
+
 def attention(num_queries: int, num_keys: int) -> Attention:
     """Default tiles for this many queries and keys."""
     size = 128 if num_keys <= 1024 else 256
