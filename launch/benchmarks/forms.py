@@ -72,6 +72,7 @@ def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: A
     work = {"forward": forward, "both": (1 + op.backward_flops) * forward}
     for which, function in passes(name, case, form, blocks, mesh(place)).items():
         stats = _lower(function, name, case, mesh(place)).compile().memory_analysis()
+        assert stats is not None
         held = stats.argument_size_in_bytes + stats.output_size_in_bytes
         moved = held + 2 * stats.temp_size_in_bytes
         seconds = max(work[which] / peak, moved / bandwidth)
@@ -95,6 +96,7 @@ def measured(
         samples = timing.interleave(calls, pairs)
         for side, program in compiled.items():
             stats = program.memory_analysis()
+            assert stats is not None
             peak = stats.argument_size_in_bytes + stats.output_size_in_bytes
             peak += stats.temp_size_in_bytes
             costs[side].append(Cost(float(np.median(samples[side])), peak))
