@@ -79,6 +79,38 @@ class TritonAttention:
             )
 
 
+@dataclass(frozen=True)
+class GpuChunk:
+    """A recurrence on a GPU: chunks of `length` tokens, tiles of `key` by `value` channels.
+
+    `state_key` and `state_value` are the tile that a program carries from chunk to chunk: smaller
+    ones make more programs, which each read all tokens again. `base` is where the inverse of the
+    delta rule starts. All are powers of two that the tensor cores take; `num_warps` and
+    `num_stages` are Triton's.
+    """
+
+    length: int = 64
+    key: int = 64
+    value: int = 64
+    state_key: int = 64
+    state_value: int = 64
+    base: int = 16
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("length", "key", "value", "state_key", "state_value", "base"):
+            size = getattr(self, name)
+            if size < 16 or size & (size - 1):
+                raise ValueError(f"{name}={size} must be a power of two, 16 or more")
+        if self.length < self.base:
+            raise ValueError(f"base={self.base} must be at most length={self.length}")
+        if self.num_warps not in (1, 2, 4, 8, 16):
+            raise ValueError(f"num_warps={self.num_warps} must be one of 1, 2, 4, 8, 16")
+        if self.num_stages < 1:
+            raise ValueError(f"num_stages={self.num_stages} must be at least 1")
+
+
 def attention(num_queries: int, num_keys: int) -> Attention:
     """Default tiles for this many queries and keys."""
     size = 128 if num_keys <= 1024 else 256
