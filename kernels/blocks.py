@@ -80,7 +80,7 @@ class TritonAttention:
 
 
 @dataclass(frozen=True)
-class GpuChunk:
+class TritonChunk:
     """A recurrence on a GPU: chunks of `length` tokens, tiles of `key` by `value` channels.
 
     `state_key` and `state_value` are the tile that a program carries from chunk to chunk: smaller
