@@ -1,0 +1,493 @@
+"""Chunks of a recurrence in Triton: what the GPU forms of the recurrent ops share.
+
+Pass 1, one program a head and tile of the state, goes from chunk to chunk, carries S in registers
+and writes what enters each chunk; pass 2 has a program for every chunk. With `row` (from the entry
+to the token), `col` (from the token to the end) and D_ij (from token j to i, 0 for i < j) as in the
+tile.py of the ops:
+
+    outputs   O  = scale (row q) S + P V        P = D (q k^T), D inside the sum over K per channel
+    values    dV = scale P^T dO + (col k) dS'   dS' of what leaves the chunk
+
+Decay per channel: the halving of `decay_halves`. At each level the factor of a token is the decay
+between it and the border of its two halves of h tokens. The sums of log decay to the borders of a
+level are one product with a matrix of zeros and ones, and so is their derivative. Every sum is over
+the tokens of its own span; none is a difference.
+
+Arrays are [B, T, H, ...] as the op has them; decays per head and other gates [B, H, T] float32,
+zero on padding. `marks` [B, 1 + T] has the document of what is carried in and of every token; where
+that is d, padding has -1 - d. States are [B, H, N, K, V]. With HALF the tensor cores get bfloat16,
+else all is float32; sums are always float32.
+"""
+
+# pyright: basic
+# ruff: noqa: ANN201
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import triton
+import triton.language as tl
+from jaxtyping import Array, Float, Int
+
+from kernels import segments
+from kernels.blocks import TritonChunk
+from kernels.primitives import triton_call
+
+DEFAULT = TritonChunk()
+CANDIDATES = tuple(
+    TritonChunk(state_key=key, state_value=value, num_warps=warps, num_stages=stages)
+    for key, value in ((64, 64), (32, 64), (64, 32))
+    for warps in (4, 8)
+    for stages in (2, 3)
+)
+
+
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    scale: float
+    decay: str
+    docs: bool
+    blocks: TritonChunk
+
+
+class Launch(NamedTuple):
+    """Sizes of one call, for its launches."""
+
+    static: Static
+    shape: tuple[int, int, int, int, int]  # B T H K V
+    half: bool
+    fine: bool
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.shape[1] // self.static.blocks.length)
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        batch, _, heads, key, value = self.shape
+        return batch, heads, self.num_chunks, key, value
+
+    @property
+    def levels(self) -> int:
+        """How often a chunk can be halved."""
+        return self.static.blocks.length.bit_length() - 1
+
+    @property
+    def dtype(self) -> Any:
+        """What the tensor cores would round an operand to, so that is how it is kept."""
+        return jnp.bfloat16 if self.half else jnp.float32
+
+    def tiles(self, key: int, value: int) -> tuple[int, int, int, int]:
+        """Tile of K and V that covers no more than the width, at least 16; how many of each."""
+        sizes = [
+            min(size, max(16, 1 << (width - 1).bit_length()))
+            for size, width in zip((key, value), self.shape[3:], strict=True)
+        ]
+        counts = [-(-width // size) for size, width in zip(sizes, self.shape[3:], strict=True)]
+        return sizes[0], sizes[1], counts[0], counts[1]
+
+    def constants(self, key: int, value: int) -> dict[str, Any]:
+        """Constants that every kernel here takes, for tiles of these sizes."""
+        _, time, heads, *widths = self.shape
+        block_k, block_v, _, _ = self.tiles(key, value)
+        return {
+            "HEADS": heads,
+            "T": time,
+            "K": widths[0],
+            "V": widths[1],
+            "C": self.static.blocks.length,
+            "BK": block_k,
+            "BV": block_v,
+            "SCALE": self.static.scale,
+            "DECAY": self.static.decay,
+            "DOCS": self.static.docs,
+            "HALF": self.half,
+            "FINE": self.fine,
+        }
+
+
+def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
+    """What the launches of one call share."""
+    fine = gates is not None and gates.dtype != jnp.bfloat16
+    half = q.dtype == jnp.bfloat16 and v.dtype == jnp.bfloat16
+    return Launch(static, (*q.shape, v.shape[3]), half, fine)
+
+
+def mark(
+    segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], time: int
+) -> tuple[Int[Array, "B 1+T"] | None, Int[Array, " B"]]:
+    """`marks`, None where every row is one document without padding; each row's last document."""
+    belongs = segments.continued(segment_ids, entry, time)
+    if segment_ids is None:
+        return None, belongs[:, -1]
+    here = jnp.where(segment_ids != 0, belongs, -1 - belongs)
+    return jnp.concatenate([entry[:, None], here], axis=1), belongs[:, -1]
+
+
+def per_head(
+    gate: Float[Array, "B T H"], segment_ids: Int[Array, "B T"] | None
+) -> Float[Array, "B H T"]:
+    """A gate as the kernels read it: float32, zero on padding."""
+    gate = gate.astype(jnp.float32)
+    if segment_ids is not None:
+        gate = jnp.where((segment_ids != 0)[..., None], gate, 0.0)
+    return jnp.swapaxes(gate, 1, 2)
+
+
+@triton.jit
+def product(x, y, HALF: tl.constexpr):
+    """x @ y in float32."""
+    if HALF:
+        z = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
+    else:
+        z = tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="ieee")
+    return z
+
+
+@triton.jit
+def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexpr, BLOCK):
+    """Offsets of chunk n in an array [T, HEADS, WIDTH], from a channel on, and which exist."""
+    i = tl.arange(0, C)[:, None]
+    j = column + tl.arange(0, BLOCK)[None, :]
+    start = tl.cast(n, tl.int64) * C * HEADS * WIDTH
+    return start + (i * HEADS * WIDTH + j), (n * C + i < T) & (j < WIDTH)
+
+
+@triton.jit
+def corner(n, row, column, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+    """Offsets of a tile of state n in an array [N, K, V], and which exist."""
+    i = row + tl.arange(0, BK)[:, None]
+    j = column + tl.arange(0, BV)[None, :]
+    return tl.cast(n, tl.int64) * K * V + (i * V + j), (i < K) & (j < V)
+
+
+@triton.jit
+def documents(marks, n, T: tl.constexpr, C: tl.constexpr):
+    """The document of each token, which tokens are real, the documents at the entry and the end."""
+    i = n * C + tl.arange(0, C)
+    mark = tl.load(marks + 1 + i, mask=i < T, other=-1)
+    entered = tl.load(marks + n * C)
+    left = tl.load(marks + tl.minimum(n * C + C, T))
+    entered = tl.where(entered < 0, -1 - entered, entered)
+    left = tl.where(left < 0, -1 - left, left)
+    return tl.where(mark < 0, -1 - mark, mark), mark >= 0, entered, left
+
+
+@triton.jit
+def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr):
+    """Which tokens of chunk n exist and are no padding."""
+    i = n * C + tl.arange(0, C)
+    real = i < T
+    if DOCS:
+        real = tl.load(marks + 1 + i, mask=real, other=-1) >= 0
+    return real
+
+
+@triton.jit
+def ends(
+    gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS: tl.constexpr
+):
+    """row [C], col [C] and what passes through, with the decay of the head."""
+    i = tl.arange(0, C)
+    real = n * C + i < T
+    row = tl.where(real, 1.0, 0.0)
+    col = row
+    through = 1.0
+    if DECAY == "scalar":
+        own = tl.load(gates + n * C + i, mask=real, other=0.0)
+        later = (i + 1 < C) & (n * C + i + 1 < T)
+        after = tl.load(gates + n * C + i + 1, mask=later, other=0.0)
+        row = tl.where(real, tl.exp(tl.cumsum(own, 0)), 0.0)
+        col = tl.where(real, tl.exp(tl.cumsum(after, 0, reverse=True)), 0.0)
+        through = tl.exp(tl.sum(own, 0))
+    if DOCS:
+        document, real, entered, left = documents(marks, n, T, C)
+        row = tl.where(real & (document == entered), row, 0.0)
+        col = tl.where(real & (document == left), col, 0.0)
+        through = tl.where(entered == left, through, 0.0)
+    return row, col, through
+
+
+@triton.jit
+def pairs(
+    gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS: tl.constexpr
+):
+    """D [C, C] with the decay of the head."""
+    i = tl.arange(0, C)[:, None]
+    j = tl.arange(0, C)[None, :]
+    between = tl.where(i >= j, 1.0, 0.0)
+    if DECAY == "scalar":
+        at = n * C + tl.arange(0, C)
+        own = tl.load(gates + at, mask=at < T, other=0.0)
+        span = tl.cumsum(tl.where(i > j, own[:, None], 0.0), 0)
+        between = tl.where(i >= j, tl.exp(span), 0.0)
+    if DOCS:
+        document, real, _, _ = documents(marks, n, T, C)
+        same = document[:, None] == document[None, :]
+        between = tl.where(same & real[:, None] & real[None, :], between, 0.0)
+    return between
+
+
+@triton.jit
+def pull_ends(d_row, d_col, d_through, C: tl.constexpr):
+    """Cotangent of log decays from those of log row, log col [C] and log through, per head."""
+    i = tl.arange(0, C)[:, None]
+    j = tl.arange(0, C)[None, :]
+    earlier = tl.sum(tl.where(i > j, d_col[None, :], 0.0), 1)
+    return tl.cumsum(d_row, 0, reverse=True) + earlier + d_through
+
+
+@triton.jit
+def pull_pairs(d_pairs, C: tl.constexpr):
+    """Cotangent of log decays from that of log D [C, C]: g_s is in D_ij for j < s <= i."""
+    i = tl.arange(0, C)[:, None]
+    j = tl.arange(0, C)[None, :]
+    later = tl.cumsum(tl.where(i > j, d_pairs, 0.0), 0, reverse=True)
+    return tl.sum(tl.where(i > j, later, 0.0), 1)
+
+
+@triton.jit
+def log_decay(gates, at, inside, real):
+    """Log decays per channel, in float32, of one tile; zero on padding."""
+    own = tl.load(gates + at, mask=inside, other=0.0).to(tl.float32)
+    # Below this nothing is left anyway, and 0 times infinity is no number.
+    own = tl.where(own < -1e4, -1e4, own)
+    return tl.where(real[:, None], own, 0.0)
+
+
+@triton.jit
+def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr):
+    """For each row of `chosen` [C, C] the sum of the rows of x that it marks.
+
+    Zeros and ones are exact in bfloat16; FINE keeps another 8 bits of x.
+    """
+    ones = tl.where(chosen, 1.0, 0.0)
+    if HALF:
+        ones = ones.to(tl.bfloat16)
+        head = x.to(tl.bfloat16)
+        total = tl.dot(ones, head)
+        if FINE:
+            total = tl.dot(ones, (x - head.to(tl.float32)).to(tl.bfloat16), total)
+    else:
+        total = tl.dot(ones, x, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def toward(SIZE: tl.constexpr, C: tl.constexpr):
+    """Token t, s: whether s is between t and the border of the halves of SIZE tokens about it."""
+    t = tl.arange(0, C)[:, None]
+    s = tl.arange(0, C)[None, :]
+    is_second = (t // SIZE) % 2 == 1
+    return (t // SIZE == s // SIZE) & ((is_second & (s <= t)) | ((t // SIZE % 2 == 0) & (s > t)))
+
+
+@triton.jit
+def across(SIZE: tl.constexpr, C: tl.constexpr):
+    """Pairs i, j that the borders between halves of SIZE tokens separate."""
+    i = tl.arange(0, C)[:, None] // SIZE
+    j = tl.arange(0, C)[None, :] // SIZE
+    return (i % 2 == 1) & (j == i - 1)
+
+
+@triton.jit
+def channel_scores(q, k, g, C: tl.constexpr, LEVELS: tl.constexpr, HALF: tl.constexpr, FINE):
+    """A_ij = sum_c q_ic k_jc exp(sum_{j < s <= i} g_sc) for i >= j, else 0."""
+    i = tl.arange(0, C)[:, None]
+    j = tl.arange(0, C)[None, :]
+    scores = tl.where(i == j, tl.sum(q * k, 1)[:, None], 0.0)
+    for level in tl.static_range(LEVELS):
+        factor = tl.exp(add_up(toward(1 << level, C), g, HALF, FINE))
+        found = product(q * factor, tl.trans(k * factor), HALF)
+        scores += tl.where(across(1 << level, C), found, 0.0)
+    return scores
+
+
+@triton.jit
+def outputs_kernel(
+    q,
+    k,
+    v,
+    gates,
+    marks,
+    entered,
+    out,
+    HEADS: tl.constexpr,
+    T: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    SCALE: tl.constexpr,
+    DECAY: tl.constexpr,
+    DOCS: tl.constexpr,
+    HALF: tl.constexpr,
+    FINE: tl.constexpr,
+):
+    """O of chunk, head and tile of V."""
+    n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
+    token = head // HEADS * T * HEADS + head % HEADS
+    q, k, v, out = q + token * K, k + token * K, v + token * V, out + token * V
+    marks += head // HEADS * (T + 1)
+    entered += head * ((T + C - 1) // C) * K * V
+    if DECAY == "vector":
+        gates += token * K
+    else:
+        gates += head * T
+    i = tl.arange(0, C)
+    found = tl.zeros((C, BV), tl.float32)
+    scores = tl.zeros((C, C), tl.float32)
+    for column in range(0, K, BK):
+        at, inside = place(n, column, T, K, HEADS, C, BK)
+        q_here = tl.load(q + at, mask=inside, other=0.0)
+        k_here = tl.load(k + at, mask=inside, other=0.0)
+        there, exists = corner(n, column, first, K, V, BK, BV)
+        s = tl.load(entered + there, mask=exists, other=0.0)
+        if DECAY == "vector":
+            g = log_decay(gates, at, inside, is_real(marks, n, T, C, DOCS))
+            q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
+            since = tl.exp(add_up(i[:, None] >= i[None, :], g, HALF, FINE))
+            found += product(q_here * since, s, HALF)
+            scores += channel_scores(q_here, k_here, g, C, LEVELS, HALF, FINE)
+        else:
+            found += product(q_here, s, HALF)
+            scores += product(q_here, tl.trans(k_here), HALF)
+    row, _, _ = ends(gates, marks, n, T, C, DECAY, DOCS)
+    scores *= pairs(gates, marks, n, T, C, DECAY, DOCS)
+    at, inside = place(n, first, T, V, HEADS, C, BV)
+    v_here = tl.load(v + at, mask=inside, other=0.0)
+    found = row[:, None] * found + product(scores, v_here, HALF)
+    tl.store(out + at, (SCALE * found).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def values_kernel(
+    q,
+    k,
+    d_out,
+    gates,
+    marks,
+    d_left,
+    d_v,
+    HEADS: tl.constexpr,
+    T: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    SCALE: tl.constexpr,
+    DECAY: tl.constexpr,
+    DOCS: tl.constexpr,
+    HALF: tl.constexpr,
+    FINE: tl.constexpr,
+    STATE: tl.constexpr,
+):
+    """dV of chunk, head and tile of V; without STATE only what comes from inside the chunk."""
+    n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
+    token = head // HEADS * T * HEADS + head % HEADS
+    q, k, d_out, d_v = q + token * K, k + token * K, d_out + token * V, d_v + token * V
+    marks += head // HEADS * (T + 1)
+    if STATE:
+        d_left += head * ((T + C - 1) // C) * K * V
+    if DECAY == "vector":
+        gates += token * K
+    else:
+        gates += head * T
+    i = tl.arange(0, C)
+    found = tl.zeros((C, BV), tl.float32)
+    scores = tl.zeros((C, C), tl.float32)
+    for column in range(0, K, BK):
+        at, inside = place(n, column, T, K, HEADS, C, BK)
+        q_here = tl.load(q + at, mask=inside, other=0.0)
+        k_here = tl.load(k + at, mask=inside, other=0.0)
+        kept = k_here
+        if DECAY == "vector":
+            g = log_decay(gates, at, inside, is_real(marks, n, T, C, DOCS))
+            q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
+            scores += channel_scores(q_here, k_here, g, C, LEVELS, HALF, FINE)
+            kept = k_here * tl.exp(add_up(i[:, None] < i[None, :], g, HALF, FINE))
+        else:
+            scores += product(q_here, tl.trans(k_here), HALF)
+        if STATE:
+            there, exists = corner(n, column, first, K, V, BK, BV)
+            found += product(kept, tl.load(d_left + there, mask=exists, other=0.0), HALF)
+    scores *= SCALE * pairs(gates, marks, n, T, C, DECAY, DOCS)
+    at, inside = place(n, first, T, V, HEADS, C, BV)
+    d_here = tl.load(d_out + at, mask=inside, other=0.0)
+    if STATE:
+        _, col, _ = ends(gates, marks, n, T, C, DECAY, DOCS)
+        found *= col[:, None]
+    found += product(tl.trans(scores), d_here, HALF)
+    tl.store(d_v + at, found.to(d_v.dtype.element_ty), mask=inside)
+
+
+def given(gates: Array | None, marks: Array | None) -> tuple[Array, Array]:
+    """Arguments of a kernel; what is None is never read."""
+    return (
+        jnp.zeros((1,), jnp.float32) if gates is None else gates,
+        jnp.zeros((1,), jnp.int32) if marks is None else marks,
+    )
+
+
+def outputs(
+    sizes: Launch,
+    qkv: tuple[Array, ...],
+    gates: Array | None,
+    marks: Array | None,
+    entered: Float[Array, "B H N K V"],
+) -> Float[Array, "B T H V"]:
+    """O of all chunks, in the dtype of q."""
+    q, _, v = qkv
+    (out,) = _launch(
+        sizes, outputs_kernel, (*qkv, *given(gates, marks), entered), (v.shape, q.dtype), {}
+    )
+    return out
+
+
+def values(
+    sizes: Launch,
+    qk_d_out: tuple[Array, ...],
+    gates: Array | None,
+    marks: Array | None,
+    d_left: Float[Array, "B H N K V"] | None,
+    dtype: Any,
+) -> Float[Array, "B T H V"]:
+    """dV of all chunks; without `d_left` only what comes from inside each."""
+    state = jnp.zeros((1,), sizes.dtype) if d_left is None else d_left
+    (d_v,) = _launch(
+        sizes,
+        values_kernel,
+        (*qk_d_out, *given(gates, marks), state),
+        (qk_d_out[2].shape, dtype),
+        {"STATE": d_left is not None},
+    )
+    return d_v
+
+
+def _launch(
+    sizes: Launch,
+    kernel: Any,
+    arrays: tuple[Array, ...],
+    out: tuple[tuple[int, ...], Any],
+    constants: dict[str, Any],
+) -> list[Array]:
+    """A program for each chunk, head and tile of V."""
+    blocks = sizes.static.blocks
+    _, _, _, num_value = sizes.tiles(blocks.key, blocks.value)
+    return triton_call.call(
+        kernel,
+        *arrays,
+        out_shape=[jax.ShapeDtypeStruct(*out)],
+        grid=(sizes.num_chunks, sizes.shape[0] * sizes.shape[2], num_value),
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        LEVELS=sizes.levels,
+        **sizes.constants(blocks.key, blocks.value),
+        **constants,
+    )
