@@ -1,5 +1,6 @@
 """Stick-breaking attention: keys take shares of a stick, the nearest first. No positions needed."""
 
+import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from kernels import segments
@@ -12,11 +13,20 @@ from kernels.stickbreaking.cases import CASES, PROPERTIES, TOLERANCES
 def _unsupported(
     form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
-    del form, dims, dtype, target
     if options["remainder"] not in ("none", "value", "bias"):
         return f"remainder={options['remainder']!r} must be one of none, value, bias"
     if not 0.0 <= options["tolerance"] < 1.0:
         return f"tolerance={options['tolerance']} must lie in [0, 1); 0 is exact"
+    return _unsupported_triton(dims, dtype, target) if form == "triton_gpu" else None
+
+
+def _unsupported_triton(dims: Dims, dtype: DTypeLike, target: str) -> str | None:
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
+    if target == "cpu" and dtype != jnp.float32:
+        return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
+    if max(dims["K"], dims["V"]) > 256:
+        return f"K={dims['K']}, V={dims['V']} are heads wider than 256; set form to chunked"
     return None
 
 
@@ -34,7 +44,7 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "attend_current": False, "remainder": "none", "tolerance": 0.0},
-    forms=modules(__name__, "reference", "chunked"),
+    forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
     prefer=everywhere("chunked", "the tiled form for any backend"),
     state=StateSpec(kv_cache.FIELDS, "linear"),

@@ -25,7 +25,7 @@ from kernels import segments
 from kernels.blocks import Attention
 from kernels.contract import Options
 from kernels.letters import Inputs
-from kernels.primitives import causal_tiles, kv_cache
+from kernels.primitives import causal_tiles, kv_cache, log_space
 from kernels.primitives.causal_tiles import Sight, Tiles, add, block, put
 from kernels.primitives.kv_cache import CacheState
 from kernels.stickbreaking import tile
@@ -38,6 +38,12 @@ class Static(NamedTuple):
     run: int
     tolerance: float
     parts: int
+
+    def suffix(self, x: Array) -> tuple[Array, Array]:
+        return log_space.suffix_sum(x, self.run)
+
+    def prefix(self, x: Array) -> tuple[Array, Array]:
+        return log_space.prefix_sum(x, self.run)
 
 
 class Residuals(NamedTuple):
@@ -113,7 +119,8 @@ def _forward(
         i, j = pair
         seen = causal_tiles.mask(tiles, i, j, static.sight)
         here = block(sums.left, i)
-        weights, _, total = tile.weigh(block(q, i), block(k_t, j), seen, here, static.run)
+        z = tile.mask(block(q, i) @ block(k_t, j), seen)
+        weights, _, total = tile.weigh(z, here[..., None], static.suffix)
         out = add(sums.out, i, weights @ block(v, j))
         after = here + total
         return Sums(out, put(sums.left, i, after), put(sums.lefts, place, here)), after
@@ -164,13 +171,15 @@ def _backward(
         step = tiles.needed - 1 - back
         i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, static.sight)
-        weighed = tile.weigh(block(q, i), block(k_t, j), seen, block(lefts, step), static.run)
+        z = tile.mask(block(q, i) @ block(k_t, j), seen)
+        weighed = tile.weigh(z, block(lefts, step)[..., None], static.suffix)
         d_weights = block(d_out, i) @ block(v_t, j)
-        d_z, here = tile.logit_cotangent(weighed, d_weights, block(flow, i), static.run)
+        here = block(flow, i)
+        d_z, total = tile.logit_cotangent(weighed, d_weights, here[..., None], static.prefix)
         d_q = add(d_q, i, d_z @ block(k, j))
         d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
         d_v_t = add(d_v_t, j, block(d_out_t, i) @ weighed.weights)
-        return d_q, d_k_t, d_v_t, put(flow, i, here)
+        return d_q, d_k_t, d_v_t, put(flow, i, here + total)
 
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
     start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t), d_log_rem)

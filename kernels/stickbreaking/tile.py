@@ -5,15 +5,20 @@ With `left` the sum of softplus over nearer keys in blocks already visited, stri
     log A_j = z_j - softplus(z_j) - sum_{l > j} softplus(z_l) - left            all of it <= 0
     dz_j = G_j - sigmoid(z_j) (sum_{l <= j} G_l + flow)          G = A (dO V^T)
 
-where `flow` holds the G of farther keys and the cotangent of log rem. All is float32.
+where `flow` holds the G of farther keys and the cotangent of log rem. All is float32. Either axis
+may be the keys': the sums along keys come with the tile, and `left` and `flow` have its rank.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kernels.primitives import log_space
+
+# What follows each key (`weigh`) or leads up to it (`logit_cotangent`), and the sum of all keys.
+type SumOverKeys = Callable[[Array], tuple[Array, Array]]
 
 # A finite stand-in for -inf: softplus, its exponential and the weight are then exactly 0.
 MASKED = -1e30
@@ -22,33 +27,31 @@ MASKED = -1e30
 class Weights(NamedTuple):
     """Weights of a tile, e^z (bounded), and the sum of softplus over the tile's keys."""
 
-    weights: Float[Array, "*rows S"]
-    exp: Float[Array, "*rows S"]
+    weights: Float[Array, "*tile"]
+    exp: Float[Array, "*tile"]
     total: Float[Array, "*rows"]
 
 
-def weigh(
-    q: Float[Array, "*batch rows K"],
-    k_t: Float[Array, "*batch K S"],
-    seen: Bool[Array, "*batch rows S"],
-    left: Float[Array, "*batch rows"],
-    run: int,
-) -> Weights:
-    """The weights of one tile; q is scaled already."""
-    z = jnp.where(seen, q @ k_t, MASKED)
+def mask(products: Float[Array, "*tile"], seen: Bool[Array, "*tile"]) -> Float[Array, "*tile"]:
+    """Logits of one tile from scale q k."""
+    return jnp.where(seen, products, MASKED)
+
+
+def weigh(z: Float[Array, "*tile"], left: Float[Array, "#*tile"], suffix: SumOverKeys) -> Weights:
+    """The weights of one tile of masked logits."""
     broken, u = log_space.softplus_and_exp(z)
-    nearer, total = log_space.suffix_sum(broken, run)
-    return Weights(jnp.exp((z - broken) - (nearer + left[..., None])), u, total)
+    nearer, total = suffix(broken)
+    return Weights(jnp.exp((z - broken) - (nearer + left)), u, total)
 
 
 def logit_cotangent(
     tile: Weights,
-    d_weights: Float[Array, "*rows S"],
-    flow: Float[Array, "*rows"],
-    run: int,
-) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
-    """Cotangent of the tile's logits, and `flow` for the next nearer tile."""
+    d_weights: Float[Array, "*tile"],
+    flow: Float[Array, "#*tile"],
+    prefix: SumOverKeys,
+) -> tuple[Float[Array, "*tile"], Float[Array, "*rows"]]:
+    """Cotangent of the tile's logits, and what the tile adds to the `flow` of the next nearer."""
     moved = tile.weights * d_weights
-    farther, total = log_space.prefix_sum(moved, run)
+    farther, total = prefix(moved)
     beta = tile.exp / (1.0 + tile.exp)
-    return moved - beta * (farther + flow[..., None]), flow + total
+    return moved - beta * (farther + flow), total

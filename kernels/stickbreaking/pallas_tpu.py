@@ -1,0 +1,705 @@
+"""Stick-breaking attention as TPU kernels: forward, dq, and dk with dv.
+
+Time runs along lanes everywhere (q, k, v as [.., width, T]), and tiles are [keys, queries]: what is
+kept of each query is one row of a register's lanes, and no array in HBM is padded to 128 of them.
+
+    forward    for every block of queries: key blocks from the nearest to the farthest, carrying
+               `left`; with a tolerance it stops where all sticks of the block are used up
+    dq         the same key blocks from the farthest to the nearest, carrying `flow`
+    dk, dv     for every block of keys: the blocks of queries, of all its heads, that saw it
+
+Each is one program per block with a loop inside that fetches the next block while it works on this
+one; a block that nobody sees is neither computed nor fetched. Saved: inputs, log rem, `left` before
+each tile (T S / block_kv floats per head), and the block each loop stopped at. The backward adds
+`flow`, as large as `left`. No two programs write to one place, so sums have one order.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from kernels import segments
+from kernels.blocks import Attention, round_up
+from kernels.contract import Options
+from kernels.letters import Inputs
+from kernels.primitives import device, kv_cache, log_space, products
+from kernels.primitives.kv_cache import CacheState, Placed
+from kernels.stickbreaking import tile
+
+LANES = 128
+DEFAULT = Attention(512, 512, LANES)
+CANDIDATES = tuple(Attention(q, kv, LANES) for q in (256, 512, 1024) for kv in (256, 512, 1024))
+
+# A program's buffers and the intermediates of one tile; the compiler's own limit is 16 MiB.
+_VMEM = 64 * 2**20
+
+
+class Static(NamedTuple):
+    """What is known at trace time; rows N = B H of queries, M = B G of keys."""
+
+    heads: int
+    groups: int
+    blocks: Attention
+    scale: float
+    strict: bool
+    tolerance: float
+    dtype: DTypeLike
+    out_dtype: DTypeLike
+
+    @property
+    def ratio(self) -> int:
+        return self.heads // self.groups
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether operands keep all digits of float32."""
+        return jnp.dtype(self.dtype) == jnp.float32
+
+    @property
+    def products(self) -> products.Products:
+        return products.EXACT if self.is_exact else products.ROUNDED
+
+    def suffix(self, x: Array) -> tuple[Array, Array]:
+        return log_space.suffix_rows(x, 3 if self.is_exact else 2)
+
+    def prefix(self, x: Array) -> tuple[Array, Array]:
+        return log_space.prefix_rows(x, 3 if self.is_exact else 2)
+
+
+class Rows(NamedTuple):
+    """Slot and document of every query and key, None where all are one; with a tolerance, also the
+    first block of keys that may hold a query's document.
+    """
+
+    slot: Int[Array, "B 1 T"]
+    segment: Int[Array, "B 1 T"] | None
+    kv_segment: Int[Array, "B 1 S"] | None
+    farthest: Int[Array, "B 1 T"] | None
+
+
+class Where(NamedTuple):
+    """Who sees whom: the nearest and the farthest block of keys that each block of queries needs
+    (nearest < farthest if it needs none).
+    """
+
+    nearest: Int[Array, "B I"]
+    farthest: Int[Array, "B I"]
+    rows: Rows
+
+
+class Operands(NamedTuple):
+    """Queries, keys and values with time along lanes."""
+
+    q: Float[Array, "N K T"]
+    k: Float[Array, "M K S"]
+    v: Float[Array, "M V S"]
+
+
+class Found(NamedTuple):
+    """What the forward kernel writes; `stop` is the last block of keys that was read."""
+
+    out: Float[Array, "N V T"]
+    log_rem: Float[Array, "N 1 T"]
+    left: Float[Array, "N J 1 T"]
+    stop: Int[Array, "N 1 I"]
+
+
+def apply(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"] | None,
+    state: CacheState | None,
+    *,
+    options: Options,
+    blocks: Attention | None = None,
+) -> tuple[Float[Array, "B T H V"], CacheState]:
+    """Output and state of T more tokens.
+
+    Raises:
+      ValueError: blocks that do not fill whole rows of lanes.
+    """
+    q = inputs["q"]
+    placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
+    batch, time, heads = q.shape[:3]
+    source, groups = placed.k.shape[1:3]
+    blocks = _fit(blocks or DEFAULT, time, source)
+    rest = options["remainder"] != "none"
+    static = Static(
+        heads=heads,
+        groups=groups,
+        blocks=blocks,
+        scale=options["scale"],
+        strict=not options["attend_current"],
+        tolerance=options["tolerance"],
+        dtype=jnp.bfloat16 if q.dtype == jnp.bfloat16 else jnp.float32,
+        out_dtype=jnp.float32 if rest else q.dtype,
+    )
+    operands = Operands(
+        _along_lanes(q.astype(static.dtype), blocks.block_q),
+        _along_lanes(placed.k.astype(static.dtype), blocks.block_kv),
+        _along_lanes(placed.v.astype(static.dtype), blocks.block_kv),
+    )
+    out, log_rem = attend(static, operands, _where(static, placed, time))
+    out = _from_lanes(out, batch, time)
+    if rest:
+        out = out + jnp.exp(_from_lanes(log_rem, batch, time)) * _rest(inputs, options)
+    return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
+
+
+def _fit(blocks: Attention, time: int, source: int) -> Attention:
+    for name, size in (("block_q", blocks.block_q), ("block_kv", blocks.block_kv)):
+        if size % LANES:
+            raise ValueError(f"{name}={size} must be a multiple of {LANES} on a TPU")
+    return Attention(blocks.block_q, blocks.block_kv, LANES).fit(time, source)
+
+
+def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
+    """What takes the unbroken rest of the stick."""
+    if options["remainder"] == "bias":
+        return inputs["remainder_bias"].astype(jnp.float32)
+    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
+    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
+
+
+def _along_lanes(x: Float[Array, "B T H K"], block: int) -> Float[Array, "BH K T"]:
+    """Time padded to whole blocks, and last."""
+    batch, time, heads, width = x.shape
+    x = x.transpose(0, 2, 3, 1).reshape(batch * heads, width, time)
+    return _pad(x, block)
+
+
+def _from_lanes(x: Float[Array, "BH K T"], batch: int, time: int) -> Float[Array, "B T H K"]:
+    rows, width, _ = x.shape
+    return x[..., :time].reshape(batch, rows // batch, width, time).transpose(0, 3, 1, 2)
+
+
+def _pad(x: Array, block: int) -> Array:
+    more = round_up(x.shape[-1], block) - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
+
+
+def _where(static: Static, placed: Placed, time: int) -> Where:
+    """Blocks of keys for every block of queries: decided by shapes where each row is one document,
+    else by the first and last document of each block.
+    """
+    batch, source = placed.k.shape[:2]
+    block_q, block_kv = static.blocks.block_q, static.blocks.block_kv
+    num_q, num_kv = -(-time // block_q), -(-source // block_kv)
+    if placed.q_segment is None or placed.kv_segment is None:
+        slot = jnp.arange(num_q * block_q, dtype=jnp.int32)
+        last = np.arange(1, num_q + 1) * block_q - 1 - static.strict
+        nearest = jnp.asarray(np.minimum(last // block_kv, num_kv - 1), jnp.int32)
+        nearest = jnp.broadcast_to(nearest, (batch, num_q))
+        slot = jnp.broadcast_to(slot, (batch, 1, slot.shape[0]))
+        farthest = jnp.zeros_like(slot) if static.tolerance else None
+        return Where(nearest, jnp.zeros_like(nearest), Rows(slot, None, None, farthest))
+    slot = placed.q_slot
+    if slot is None:
+        slot = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
+    slot, q_segment = _pad(slot, block_q), _pad(placed.q_segment, block_q)
+    kv_segment = _pad(placed.kv_segment, block_kv)
+    q_low, q_high = _span(q_segment, q_segment, block_q)
+    kv_low, kv_high = _span(kv_segment, kv_segment, block_kv)
+    last = _span(slot, q_segment, block_q)[1] - static.strict
+    meet = (q_low[..., None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[..., None])
+    index = jnp.arange(num_kv, dtype=jnp.int32)
+    meet &= index * block_kv <= last[..., None]
+    nearest = jnp.max(jnp.where(meet, index, -1), axis=-1)
+    farthest = jnp.min(jnp.where(meet, index, num_kv), axis=-1)
+    begins = None
+    if static.tolerance:
+        holds = (kv_low[..., None] <= q_segment[:, None]) & (
+            q_segment[:, None] <= kv_high[..., None]
+        )
+        begins = jnp.min(jnp.where(holds, index[:, None], num_kv), axis=1)[:, None]
+    return Where(
+        nearest, farthest, Rows(slot[:, None], q_segment[:, None], kv_segment[:, None], begins)
+    )
+
+
+def _span(
+    x: Int[Array, "B T"], segment: Int[Array, "B T"], block: int
+) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+    """Smallest and largest of each block, padding apart."""
+    batch = x.shape[0]
+    x, real = x.reshape(batch, -1, block), segment.reshape(batch, -1, block) > 0
+    low = jnp.min(jnp.where(real, x, np.iinfo(np.int32).max), axis=-1)
+    return low, jnp.max(jnp.where(real, x, -1), axis=-1)
+
+
+# Inside of kernels.
+
+
+class Walk(NamedTuple):
+    """A loop over blocks in HBM: the next is on its way while this one is worked on.
+
+    `copies(step)` are the transfers of a step, into one of two buffers by turns.
+    """
+
+    count: Array
+    copies: Callable[[Array], list[Any]]
+
+    def run[Carry](
+        self, visit: Callable[[Array, Carry], tuple[Array, Carry]], start: Carry
+    ) -> tuple[Array, Carry]:
+        """Steps until `visit` says stop; how many there were, and what was carried."""
+
+        def fetch(step: Array) -> None:
+            @pl.when(step < self.count)
+            def _() -> None:
+                for copy in self.copies(step):
+                    copy.start()
+
+        def wait(step: Array) -> None:
+            for copy in self.copies(step):
+                copy.wait()
+
+        def body(carry: tuple[Array, Array, Carry]) -> tuple[Array, Array, Carry]:
+            step, _, carried = carry
+            fetch(step + 1)
+            wait(step)
+            goes_on, carried = visit(step, carried)
+            return step + 1, goes_on.astype(jnp.int32), carried
+
+        first = jnp.int32(0)
+        fetch(first)
+        going = lambda carry: (carry[0] < self.count) & (carry[1] > 0)
+        steps, _, end = lax.while_loop(going, body, (first, jnp.int32(1), start))
+
+        @pl.when(steps < self.count)
+        def _() -> None:
+            wait(steps)  # asked for in vain, but it must have arrived before the buffer is reused
+
+        return steps, end
+
+
+def _at(block: Array, size: int) -> Any:
+    """Where a block lies along lanes."""
+    return pl.ds(pl.multiple_of(block * size, size), size)
+
+
+def _tile_logits(
+    static: Static, q: Array, k: Array, rows: Rows, j: Array
+) -> Float[Array, "S rows"]:
+    """Masked logits of one tile: q [K, rows], k [K, S], rows of one block each."""
+    shape = k.shape[1], q.shape[1]
+    source = j * static.blocks.block_kv + lax.broadcasted_iota(jnp.int32, shape, 0)
+    kv_segment = rows.kv_segment
+    if kv_segment is not None:
+        # A row of lanes as a column: of eight equal ones, which is what a transposition takes.
+        column = jnp.broadcast_to(cast(Array, kv_segment), (8, shape[0])).T[:, :1]
+        kv_segment = jnp.broadcast_to(column, shape)
+    seen = segments.visible(rows.slot, source, rows.segment, kv_segment, strict=static.strict)
+    return tile.mask(static.products.tn(k, q) * static.scale, seen)
+
+
+def _read(rows: Rows, j: Array, block_kv: int) -> Rows:
+    """The values of a block of queries and of block j of the keys."""
+    kv_segment = None
+    if rows.kv_segment is not None:
+        kv_segment = cast(Any, rows.kv_segment)[0, :, _at(j, block_kv)]
+    return Rows(rows.slot[0], None if rows.segment is None else rows.segment[0], kv_segment, None)
+
+
+def forward_kernel(
+    static: Static,
+    nearest: Any,
+    farthest: Any,
+    rows: Any,
+    operands: Any,
+    found: Any,
+    acc: Any,
+    k_two: Any,
+    v_two: Any,
+    arrived: Any,
+) -> None:
+    """One block of queries of one head; `found` is of this block, keys and values are in HBM."""
+    row, i = pl.program_id(0), pl.program_id(1)
+    batch, key_row = row // static.heads, row // static.ratio
+    block_kv, near = static.blocks.block_kv, nearest[batch, i]
+    acc[...] = jnp.zeros_like(acc)
+
+    def copies(step: Array) -> list[Any]:
+        at, turn = _at(near - step, block_kv), step % 2
+        return [
+            pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
+            for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
+        ]
+
+    def visit(step: Array, left: Array) -> tuple[Array, Array]:
+        j, turn = near - step, step % 2
+        found.left[0, j] = left
+        here = _read(rows, j, block_kv)
+        z = _tile_logits(static, operands.q[0], k_two[turn], here, j)
+        weights, _, total = tile.weigh(z, left, static.suffix)
+        acc[...] += static.products.nn(v_two[turn], weights)
+        left = left + total
+        if not static.tolerance:
+            return jnp.bool_(True), left
+        # A row whose document begins in this block of keys has nothing to gain from farther ones.
+        wants = (left < -math.log(static.tolerance)) & (rows.farthest[0] < j)
+        return jnp.max(jnp.where(wants, 1, 0)) > 0, left
+
+    walk = Walk(jnp.maximum(near - farthest[batch, i] + 1, 0), copies)
+    steps, left = walk.run(visit, jnp.zeros((1, static.blocks.block_q), jnp.float32))
+    found.stop[0, 0, i] = near - steps + 1
+    found.log_rem[0] = -left
+    found.out[0] = acc[...].astype(found.out.dtype)
+
+
+def dq_kernel(
+    static: Static,
+    nearest: Any,
+    rows: Any,
+    operands: Any,
+    saved: Any,
+    d_out: Any,
+    d_log_rem: Any,
+    d_q: Any,
+    flows: Any,
+    acc: Any,
+    k_two: Any,
+    v_two: Any,
+    arrived: Any,
+) -> None:
+    """One block of queries of one head; leaves `flow` before each tile for dk and dv."""
+    row, i = pl.program_id(0), pl.program_id(1)
+    batch, key_row = row // static.heads, row // static.ratio
+    block_kv, far = static.blocks.block_kv, saved.stop[0, 0, i]
+    acc[...] = jnp.zeros_like(acc)
+
+    def copies(step: Array) -> list[Any]:
+        at, turn = _at(far + step, block_kv), step % 2
+        return [
+            pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
+            for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
+        ]
+
+    def visit(step: Array, flow: Array) -> tuple[Array, Array]:
+        j, turn = far + step, step % 2
+        flows[0, j] = flow
+        here = _read(rows, j, block_kv)
+        z = _tile_logits(static, operands.q[0], k_two[turn], here, j)
+        weighed = tile.weigh(z, saved.left[0, j], static.suffix)
+        d_weights = static.products.tn(v_two[turn], d_out[0])
+        d_z, total = tile.logit_cotangent(weighed, d_weights, flow, static.prefix)
+        acc[...] += static.products.nn(k_two[turn], d_z)
+        return jnp.bool_(True), flow + total
+
+    walk = Walk(jnp.maximum(nearest[batch, i] - far + 1, 0), copies)
+    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    walk.run(visit, d_log_rem[0])
+    d_q[0] = (acc[...] * static.scale).astype(d_q.dtype)
+
+
+def dkv_kernel(
+    static: Static,
+    nearest: Any,
+    rows: Any,
+    k: Any,
+    v: Any,
+    stop: Any,
+    streams: Any,
+    d_k: Any,
+    d_v: Any,
+    k_acc: Any,
+    v_acc: Any,
+    two: Any,
+    arrived: Any,
+    seers: Any,
+) -> None:
+    """One block of keys of one key head; q, d_out, left and flow (`streams`) are in HBM."""
+    key_row, j = pl.program_id(0), pl.program_id(1)
+    batch, block_q = key_row // static.groups, static.blocks.block_q
+    num_q = stop.shape[-1]
+    k_acc[...] = jnp.zeros_like(k_acc)
+    v_acc[...] = jnp.zeros_like(v_acc)
+
+    def note(number: Array, count: Array) -> Array:
+        head, i = number // num_q, number % num_q
+        saw = (stop[head, 0, i] <= j) & (j <= nearest[batch, i])
+
+        @pl.when(saw)
+        def _() -> None:
+            seers[count] = number
+
+        return count + saw.astype(jnp.int32)
+
+    count = lax.fori_loop(0, static.ratio * num_q, note, jnp.int32(0))
+
+    def copies(step: Array) -> list[Any]:
+        head, i = seers[step] // num_q, seers[step] % num_q
+        row, at, turn = key_row * static.ratio + head, _at(i, block_q), step % 2
+        parts = [
+            streams.q.at[row, :, at],
+            streams.d_out.at[row, :, at],
+            streams.left.at[row, j, :, at],
+            streams.flow.at[row, j, :, at],
+        ]
+        return [
+            pltpu.make_async_copy(part, buffer.at[turn], arrived.at[number, turn])
+            for number, (part, buffer) in enumerate(zip(parts, two, strict=True))
+        ]
+
+    def visit(step: Array, carry: Array) -> tuple[Array, Array]:
+        turn, at = step % 2, _at(seers[step] % num_q, block_q)
+        q, d_out, left, flow = (x[turn] for x in two)
+        here = Rows(
+            rows.slot[0, :, at],
+            None if rows.segment is None else rows.segment[0, :, at],
+            None if rows.kv_segment is None else rows.kv_segment[0],
+            None,
+        )
+        z = _tile_logits(static, q, k[0], here, j)
+        weighed = tile.weigh(z, left, static.suffix)
+        d_weights = static.products.tn(v[0], d_out)
+        d_z, _ = tile.logit_cotangent(weighed, d_weights, flow, static.prefix)
+        k_acc[...] += static.products.nt(d_z, q)
+        v_acc[...] += static.products.nt(weighed.weights, d_out)
+        return jnp.bool_(True), carry
+
+    Walk(count, copies).run(visit, jnp.int32(0))
+    d_k[0] = (k_acc[...] * static.scale).T.astype(d_k.dtype)
+    d_v[0] = v_acc[...].T.astype(d_v.dtype)
+
+
+# Calls of the kernels.
+
+
+class Streams(NamedTuple):
+    """What the kernel of dk and dv fetches for each block of queries."""
+
+    q: Float[Array, "N K T"]
+    d_out: Float[Array, "N V T"]
+    left: Float[Array, "N J 1 T"]
+    flow: Float[Array, "N J 1 T"]
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs."""
+
+    operands: Operands
+    where: Where
+    left: Float[Array, "N J 1 T"]
+    stop: Int[Array, "N 1 I"]
+
+
+_HBM = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def _block(shape: tuple[int, ...], index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
+    return pl.BlockSpec(shape, lambda *at: index(at[0], at[1]))
+
+
+def _rows_specs(static: Static, rows: Rows, is_dkv: bool) -> Rows:
+    """Blocks of the rows: of dk and dv all queries and one block of keys, else the reverse."""
+    heads = static.groups if is_dkv else static.heads
+    block_q = rows.slot.shape[-1] if is_dkv else static.blocks.block_q
+    queries = _block((1, 1, block_q), lambda n, i: (n // heads, 0, 0 if is_dkv else i))
+    keys = None
+    if rows.kv_segment is not None:
+        block_kv = static.blocks.block_kv if is_dkv else rows.kv_segment.shape[-1]
+        keys = _block((1, 1, block_kv), lambda n, j: (n // heads, 0, j if is_dkv else 0))
+    has_segments, has_farthest = rows.segment is not None, rows.farthest is not None
+    return Rows(
+        queries,
+        queries if has_segments else None,
+        keys,
+        queries if has_farthest and not is_dkv else None,
+    )
+
+
+def _two(static: Static, *widths: int, size: int) -> list[Any]:
+    """Two buffers for each stream of blocks of the operands, and a semaphore for each buffer."""
+    buffers = [pltpu.VMEM((2, width, size), static.dtype) for width in widths]
+    return [*buffers, pltpu.SemaphoreType.DMA((len(widths), 2))]
+
+
+def _parameters(*dimensions: Any) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=dimensions, vmem_limit_bytes=_VMEM)
+
+
+def _attend(
+    static: Static, operands: Operands, where: Where
+) -> tuple[Float[Array, "N V T"], Float[Array, "N 1 T"]]:
+    """Output before the remainder, and log rem."""
+    return _forward(static, operands, where)[0]
+
+
+def _forward(
+    static: Static, operands: Operands, where: Where
+) -> tuple[tuple[Array, Array], Residuals]:
+    number, width, time = operands.q.shape
+    value, source = operands.v.shape[1:]
+    block_q, block_kv = static.blocks.block_q, static.blocks.block_kv
+    num_q, num_kv = time // block_q, source // block_kv
+    along = lambda size: _block((1, size, block_q), lambda n, i: (n, 0, i))
+
+    def kernel(*refs: Any) -> None:
+        forward_kernel(static, *refs)
+
+    (found,) = pl.pallas_call(
+        kernel,
+        out_shape=(
+            Found(
+                jax.ShapeDtypeStruct((number, value, time), static.out_dtype),
+                jax.ShapeDtypeStruct((number, 1, time), jnp.float32),
+                jax.ShapeDtypeStruct((number, num_kv, 1, time), jnp.float32),
+                jax.ShapeDtypeStruct((number, 1, num_q), jnp.int32),
+            ),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(number, num_q),
+            in_specs=[
+                _rows_specs(static, where.rows, is_dkv=False),
+                Operands(along(width), _HBM, _HBM),
+            ],
+            out_specs=(
+                Found(
+                    along(value),
+                    along(1),
+                    _block((1, num_kv, 1, block_q), lambda n, i: (n, 0, 0, i)),
+                    _stops(1, num_q),
+                ),
+            ),
+            scratch_shapes=[
+                pltpu.VMEM((value, block_q), jnp.float32),
+                *_two(static, width, value, size=block_kv),
+            ],
+        ),
+        compiler_params=_parameters("parallel", "arbitrary"),
+        interpret=device.interpreter(),
+        name="stickbreaking_forward",
+    )(where.nearest, where.farthest, where.rows, operands)
+    return (found.out, found.log_rem), Residuals(operands, where, found.left, found.stop)
+
+
+def _backward(
+    static: Static, saved: Residuals, cotangents: tuple[Array, Array]
+) -> tuple[Operands, None]:
+    d_out, d_log_rem = cotangents
+    # The cotangent of an output that was rounded to this type has no more digits.
+    d_out = d_out.astype(static.dtype)
+    d_q, flow = _backward_q(static, saved, d_out, d_log_rem)
+    return Operands(d_q, *_backward_kv(static, saved, d_out, flow)), None
+
+
+def _backward_q(
+    static: Static, saved: Residuals, d_out: Array, d_log_rem: Array
+) -> tuple[Float[Array, "N K T"], Float[Array, "N J 1 T"]]:
+    operands, where = saved.operands, saved.where
+    number, width, time = operands.q.shape
+    value, num_kv, block_q = operands.v.shape[1], saved.left.shape[1], static.blocks.block_q
+    along = lambda size: _block((1, size, block_q), lambda n, i: (n, 0, i))
+    carries = _block((1, num_kv, 1, block_q), lambda n, i: (n, 0, 0, i))
+    saved_specs = Residuals(None, None, carries, _stops(1, saved.stop.shape[-1]))
+
+    def kernel(*refs: Any) -> None:
+        dq_kernel(static, *refs)
+
+    return pl.pallas_call(
+        kernel,
+        out_shape=(
+            jax.ShapeDtypeStruct(operands.q.shape, static.dtype),
+            jax.ShapeDtypeStruct(saved.left.shape, jnp.float32),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(number, time // block_q),
+            in_specs=[
+                _rows_specs(static, where.rows, is_dkv=False),
+                Operands(along(width), _HBM, _HBM),
+                saved_specs,
+                along(value),
+                along(1),
+            ],
+            out_specs=(along(width), carries),
+            scratch_shapes=[
+                pltpu.VMEM((width, block_q), jnp.float32),
+                *_two(static, width, value, size=static.blocks.block_kv),
+            ],
+        ),
+        compiler_params=_parameters("parallel", "parallel"),
+        interpret=device.interpreter(),
+        name="stickbreaking_dq",
+    )(
+        where.nearest,
+        where.rows,
+        operands,
+        saved._replace(operands=None, where=None),
+        d_out,
+        d_log_rem,
+    )
+
+
+def _backward_kv(
+    static: Static, saved: Residuals, d_out: Array, flow: Array
+) -> tuple[Float[Array, "M K S"], Float[Array, "M V S"]]:
+    operands, where = saved.operands, saved.where
+    rows, width, source = operands.k.shape
+    value, block_q, block_kv = operands.v.shape[1], static.blocks.block_q, static.blocks.block_kv
+    along = lambda size: _block((1, size, block_kv), lambda m, j: (m, 0, j))
+    num_q = saved.stop.shape[-1]
+
+    def kernel(*refs: Any) -> None:
+        dkv_kernel(static, *refs)
+
+    d_k, d_v = pl.pallas_call(
+        kernel,
+        out_shape=(
+            jax.ShapeDtypeStruct(operands.k.shape, static.dtype),
+            jax.ShapeDtypeStruct(operands.v.shape, static.dtype),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(rows, source // block_kv),
+            in_specs=[
+                _rows_specs(static, where.rows, is_dkv=True),
+                along(width),
+                along(value),
+                _stops(static.ratio, num_q),
+                Streams(_HBM, _HBM, _HBM, _HBM),
+            ],
+            out_specs=(along(width), along(value)),
+            scratch_shapes=[
+                pltpu.VMEM((block_kv, width), jnp.float32),
+                pltpu.VMEM((block_kv, value), jnp.float32),
+                Streams(
+                    pltpu.VMEM((2, width, block_q), static.dtype),
+                    pltpu.VMEM((2, value, block_q), static.dtype),
+                    pltpu.VMEM((2, 1, block_q), jnp.float32),
+                    pltpu.VMEM((2, 1, block_q), jnp.float32),
+                ),
+                pltpu.SemaphoreType.DMA((4, 2)),
+                pltpu.SMEM((static.ratio * num_q,), jnp.int32),
+            ],
+        ),
+        compiler_params=_parameters("parallel", "parallel"),
+        interpret=device.interpreter(),
+        name="stickbreaking_dkv",
+    )(
+        where.nearest,
+        where.rows._replace(farthest=None),
+        operands.k,
+        operands.v,
+        saved.stop,
+        Streams(operands.q, d_out, saved.left, flow),
+    )
+    return d_k, d_v
+
+
+def _stops(rows: int, num_q: int) -> pl.BlockSpec:
+    """The stops of all blocks of queries, of the heads that read one key head."""
+    return pl.BlockSpec((rows, 1, num_q), lambda *at: (at[0], 0, 0), memory_space=pltpu.SMEM)
+
+
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
+attend.defvjp(_forward, _backward)
