@@ -4,9 +4,10 @@
 
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
-memory: largest arrays. compile: 24 layers against 2. decode: a token against the state's length.
+memory: largest arrays. compile: 24 layers, or 2. decode: a token against the state's length.
 evaluation: its share of a run. Named only: peers (flash-linear-attention), skipping (stick-breaking
-with a tolerance, on the q, k, v of the run --workdir), meshes (formulas and the TPU compiler).
+with a tolerance, on the q, k, v of the run --workdir), meshes (formulas and the TPU compiler),
+kernels (those of a GPU or TPU, beside softmax's, the chunked forms and the device's ceilings).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
-CASES = (*DEFAULT, "peers", "skipping", "meshes")
+CASES = (*DEFAULT, "peers", "skipping", "meshes", "kernels")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
@@ -38,9 +39,7 @@ _PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of steps and
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    if not _CASES.value:
-        raise UserError(f"--cases is empty; name some of {', '.join(CASES)}")
-    for name in _CASES.value:
+    for name in _CASES.value or [""]:
         if name not in CASES:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
     out = Path(_OUT.value).expanduser() if _OUT.value else None

@@ -85,14 +85,14 @@ def measured(
 ) -> dict[str, Costs]:
     """Each side is a form and its tiles; all are run in turn on the first device."""
     here = mesh(jax.devices()[0])
-    arrays = _arrays(name, case)
+    given = arrays(name, case)
     costs: dict[str, list[Cost]] = {side: [] for side in sides}
     for which in ("forward", "both"):
         compiled = {
-            side: jax.jit(passes(name, case, *how, here)[which]).lower(*arrays).compile()
+            side: jax.jit(passes(name, case, *how, here)[which]).lower(*given).compile()
             for side, how in sides.items()
         }
-        calls = {side: _call(program, arrays) for side, program in compiled.items()}
+        calls = {side: timing.waiting(program, given) for side, program in compiled.items()}
         samples = timing.interleave(calls, pairs)
         for side, program in compiled.items():
             stats = program.memory_analysis()
@@ -145,11 +145,8 @@ def kernel(name: str, target: str) -> str | None:
     return found[0] if found else None
 
 
-def _call(program: Any, arrays: Any) -> Callable[[], object]:
-    return lambda: jax.block_until_ready(program(*arrays))
-
-
-def _arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
+def arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
+    """Inputs of a problem, and a cotangent of its output."""
     inputs = contract.sample(dispatch.get(name), case).inputs
     shape = [case.dims[letter] for letter in dispatch.get(name).out.split()]
     drawn = np.random.default_rng(1).standard_normal(shape)
@@ -158,7 +155,7 @@ def _arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
 
 def _lower(function: Callable[..., Any], name: str, case: Case, mesh: Mesh) -> Any:
     """For devices that are not there: shapes alone."""
-    shapes = jax.eval_shape(lambda: _arrays(name, case))
+    shapes = jax.eval_shape(lambda: arrays(name, case))
     whole = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     return jax.jit(function).lower(*placed)

@@ -75,7 +75,11 @@ def interleave(sides: Mapping[str, Callable[[], object]], pairs: int) -> Samples
 
 def call(function: Callable[..., Any], *args: Any) -> Callable[[], object]:
     """A side: compiled for `args` and waited for; results stay on the device."""
-    compiled = jax.jit(function).lower(*args).compile()
+    return waiting(jax.jit(function).lower(*args).compile(), args)
+
+
+def waiting(compiled: Callable[..., Any], args: Any) -> Callable[[], object]:
+    """A side: a compiled function run on `args`."""
     return lambda: jax.block_until_ready(compiled(*args))
 
 
