@@ -81,34 +81,41 @@ class TritonAttention:
 
 @dataclass(frozen=True)
 class TritonChunk:
-    """A recurrence on a GPU: chunks of `length` tokens, tiles of `key` by `value` channels.
+    """A recurrence in Triton: chunks of `length` tokens, tiles of `key` by `value` channels.
 
-    `state_key` and `state_value` are the tile that a program carries from chunk to chunk: smaller
-    ones make more programs, which each read all tokens again. `base` is where the inverse of the
-    delta rule starts. All are powers of two that the tensor cores take; `num_warps` and
-    `num_stages` are Triton's.
+    `channel_key` takes the place of `key` where the decay is per channel. `state_key` and
+    `state_value` are the tile that a program carries from chunk to chunk: smaller ones make more
+    programs, which each read all tokens again. `base` is where the inverse of the delta rule
+    starts. All are powers of two that the tensor cores take. Warps and stages are Triton's, `state`
+    for what goes from chunk to chunk, `wide` for programs that hold many tiles at once.
     """
 
     length: int = 64
     key: int = 64
+    channel_key: int = 32
     value: int = 64
     state_key: int = 64
     state_value: int = 64
     base: int = 16
     num_warps: int = 4
+    wide_warps: int = 8
+    state_warps: int = 4
     num_stages: int = 2
+    state_stages: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("length", "key", "value", "state_key", "state_value", "base"):
+        for name in ("length", "key", "channel_key", "value", "state_key", "state_value", "base"):
             size = getattr(self, name)
             if size < 16 or size & (size - 1):
                 raise ValueError(f"{name}={size} must be a power of two, 16 or more")
         if self.length < self.base:
             raise ValueError(f"base={self.base} must be at most length={self.length}")
-        if self.num_warps not in (1, 2, 4, 8, 16):
-            raise ValueError(f"num_warps={self.num_warps} must be one of 1, 2, 4, 8, 16")
-        if self.num_stages < 1:
-            raise ValueError(f"num_stages={self.num_stages} must be at least 1")
+        for name in ("num_warps", "wide_warps", "state_warps"):
+            if getattr(self, name) not in (1, 2, 4, 8, 16):
+                raise ValueError(f"{name}={getattr(self, name)} must be one of 1, 2, 4, 8, 16")
+        for name in ("num_stages", "state_stages"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def attention(num_queries: int, num_keys: int) -> Attention:

@@ -37,13 +37,13 @@ from kernels.primitives.triton_chunks import (
     add_up,
     corner,
     ends,
-    is_real,
     log_decay,
     pairs,
     place,
     product,
     pull_ends,
     pull_pairs,
+    read_chunk,
     toward,
 )
 
@@ -88,22 +88,29 @@ def states_kernel(
     i = tl.arange(0, C)
     whole, exists = corner(head, k0, v0, K, V, BK, BV)
     s = tl.load(first + whole, mask=exists, other=0.0)
+    n = num_chunks - 1 if REVERSE else 0
+    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     for step in range((T + C - 1) // C):
         n = num_chunks - 1 - step if REVERSE else step
+        row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
+        keep = real
+        following = tl.maximum(n - 1, 0) if REVERSE else tl.minimum(n + 1, num_chunks - 1)
+        real, reads, stays, goes_on, own, after = read_chunk(
+            gates, marks, following, T, C, DECAY, DOCS
+        )
         there, _ = corner(n, k0, v0, K, V, BK, BV)
         tl.store(visited + there, s.to(visited.dtype.element_ty), mask=exists)
         at, inside = place(n, k0, T, K, HEADS, C, BK)
         x_here = tl.load(x + at, mask=inside, other=0.0)
         y_at, y_inside = place(n, v0, T, V, HEADS, C, BV)
         y_here = tl.load(y + y_at, mask=y_inside, other=0.0)
-        row, col, through = ends(gates, marks, n, T, C, DECAY, DOCS)
-        factor = row if REVERSE else col
         if DECAY == "vector":
-            g = log_decay(gates, at, inside, is_real(marks, n, T, C, DOCS))
+            g = log_decay(gates, at, inside, keep)
             chosen = i[:, None] >= i[None, :] if REVERSE else i[:, None] < i[None, :]
             x_here = x_here.to(tl.float32) * tl.exp(add_up(chosen, g, HALF, FINE))
             s *= tl.exp(tl.sum(g, 0))[:, None]
         if DECAY != "none" or DOCS:
+            factor = row if REVERSE else col
             y_here = y_here.to(tl.float32) * factor[:, None]
             s *= through
         s += SCALE * product(tl.trans(x_here), y_here, HALF)
@@ -165,7 +172,8 @@ def keys_kernel(
         gates += token * K
     else:
         gates += head * T
-    row, col, through = ends(gates, marks, n, T, C, DECAY, DOCS)
+    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
     d_scores *= SCALE * pairs(gates, marks, n, T, C, DECAY, DOCS)
     d_read *= SCALE * row[:, None]
     d_kept *= col[:, None]
@@ -173,7 +181,6 @@ def keys_kernel(
     q_here = tl.load(q + at, mask=inside, other=0.0)
     k_here = tl.load(k + at, mask=inside, other=0.0)
     if DECAY == "vector":
-        real = is_real(marks, n, T, C, DOCS)
         g = log_decay(gates, at, inside, real)
         q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
         d_read *= tl.exp(add_up(i >= j, g, HALF, FINE))
@@ -184,16 +191,16 @@ def keys_kernel(
         near = tl.sum(tl.where(i == j, d_scores, 0.0), 1)[:, None]
         d_read += near * k_here
         d_kept += near * q_here
-        for level in tl.static_range(LEVELS):
-            factor = tl.exp(add_up(toward(1 << level, C), g, HALF, FINE))
-            d_pairs = tl.where(across(1 << level, C), d_scores, 0.0)
+        for level in range(LEVELS):
+            factor = tl.exp(add_up(toward(level, C), g, HALF, FINE))
+            d_pairs = tl.where(across(level, C), d_scores, 0.0)
             rows, columns = q_here * factor, k_here * factor
             d_rows = product(d_pairs, columns, HALF)
             d_columns = product(tl.trans(d_pairs), rows, HALF)
             d_read += factor * d_rows
             d_kept += factor * d_columns
             d_factor = rows * d_rows + columns * d_columns
-            d_g += add_up(tl.trans(toward(1 << level, C)), d_factor, HALF, False)
+            d_g += add_up(tl.trans(toward(level, C)), d_factor, HALF, False)
         d_g = tl.where(real[:, None], d_g, 0.0)
         tl.store(d_gates + token * K + at, d_g.to(d_gates.dtype.element_ty), mask=inside)
     else:
@@ -286,8 +293,8 @@ def _visit(
             jax.ShapeDtypeStruct(s.shape, jnp.float32),
         ],
         grid=(batch * heads, num_key, num_value),
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
+        num_warps=blocks.state_warps,
+        num_stages=blocks.state_stages,
         REVERSE=reverse,
         **constants,
     )
@@ -314,7 +321,8 @@ def _keys(
     """dq, dk and the cotangent of the gates."""
     static, blocks = sizes.static, sizes.static.blocks
     batch, time, heads, key, _ = sizes.shape
-    _, _, num_key, _ = sizes.tiles(blocks.key, blocks.value)
+    key_size, value_size = sizes.tile
+    _, _, num_key, _ = sizes.tiles(key_size, value_size)
     d_gates = {
         "none": jax.ShapeDtypeStruct((1,), jnp.float32),
         "scalar": jax.ShapeDtypeStruct((num_key, batch, heads, time), jnp.float32),
@@ -336,10 +344,10 @@ def _keys(
             d_gates,
         ],
         grid=(sizes.num_chunks, batch * heads, num_key),
-        num_warps=blocks.num_warps,
+        num_warps=blocks.wide_warps,
         num_stages=blocks.num_stages,
         LEVELS=sizes.levels,
-        **sizes.constants(blocks.key, blocks.value),
+        **sizes.constants(key_size, value_size),
     )
     if static.decay == "none":
         return d_q, d_k, None

@@ -36,10 +36,12 @@ from kernels.primitives import triton_call
 
 DEFAULT = TritonChunk()
 CANDIDATES = tuple(
-    TritonChunk(state_key=key, state_value=value, num_warps=warps, num_stages=stages)
+    TritonChunk(
+        state_key=key, state_value=value, state_stages=ahead, value=width, num_stages=stages
+    )
     for key, value in ((64, 64), (32, 64), (64, 32))
-    for warps in (4, 8)
-    for stages in (2, 3)
+    for ahead in (2, 3)
+    for width, stages in ((64, 2), (64, 3), (128, 2))
 )
 
 
@@ -78,6 +80,12 @@ class Launch(NamedTuple):
     def dtype(self) -> Any:
         """What the tensor cores would round an operand to, so that is how it is kept."""
         return jnp.bfloat16 if self.half else jnp.float32
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Sizes along K and V of what a program of one chunk visits."""
+        blocks = self.static.blocks
+        return blocks.channel_key if self.static.decay == "vector" else blocks.key, blocks.value
 
     def tiles(self, key: int, value: int) -> tuple[int, int, int, int]:
         """Tile of K and V that covers no more than the width, at least 16; how many of each."""
@@ -176,37 +184,37 @@ def documents(marks, n, T: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr):
-    """Which tokens of chunk n exist and are no padding."""
-    i = n * C + tl.arange(0, C)
-    real = i < T
-    if DOCS:
-        real = tl.load(marks + 1 + i, mask=real, other=-1) >= 0
-    return real
+def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS):
+    """What `ends` needs of chunk n: only loads, so that a loop can issue them one chunk ahead.
 
-
-@triton.jit
-def ends(
-    gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS: tl.constexpr
-):
-    """row [C], col [C] and what passes through, with the decay of the head."""
+    Which tokens are real, which of these read what entered and reach the end, whether the entry
+    does, and the log decay of each token and of the one after it.
+    """
     i = tl.arange(0, C)
     real = n * C + i < T
-    row = tl.where(real, 1.0, 0.0)
-    col = row
-    through = 1.0
+    reads, stays, goes_on = real, real, True
+    own = tl.zeros((C,), tl.float32)
+    after = own
     if DECAY == "scalar":
         own = tl.load(gates + n * C + i, mask=real, other=0.0)
         later = (i + 1 < C) & (n * C + i + 1 < T)
         after = tl.load(gates + n * C + i + 1, mask=later, other=0.0)
-        row = tl.where(real, tl.exp(tl.cumsum(own, 0)), 0.0)
-        col = tl.where(real, tl.exp(tl.cumsum(after, 0, reverse=True)), 0.0)
-        through = tl.exp(tl.sum(own, 0))
     if DOCS:
         document, real, entered, left = documents(marks, n, T, C)
-        row = tl.where(real & (document == entered), row, 0.0)
-        col = tl.where(real & (document == left), col, 0.0)
-        through = tl.where(entered == left, through, 0.0)
+        reads, stays = real & (document == entered), real & (document == left)
+        goes_on = entered == left
+    return real, reads, stays, goes_on, own, after
+
+
+@triton.jit
+def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr):
+    """row [C], col [C] and what passes through, with the decay of the head."""
+    row, col = tl.where(reads, 1.0, 0.0), tl.where(stays, 1.0, 0.0)
+    through = tl.where(goes_on, 1.0, 0.0)
+    if DECAY == "scalar":
+        row *= tl.exp(tl.cumsum(own, 0))
+        col *= tl.exp(tl.cumsum(after, 0, reverse=True))
+        through *= tl.exp(tl.sum(own, 0))
     return row, col, through
 
 
@@ -276,20 +284,20 @@ def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr):
 
 
 @triton.jit
-def toward(SIZE: tl.constexpr, C: tl.constexpr):
-    """Token t, s: whether s is between t and the border of the halves of SIZE tokens about it."""
+def toward(level, C: tl.constexpr):
+    """[t, s]: whether s is between t and the border of its two halves of 2^level tokens."""
     t = tl.arange(0, C)[:, None]
     s = tl.arange(0, C)[None, :]
-    is_second = (t // SIZE) % 2 == 1
-    return (t // SIZE == s // SIZE) & ((is_second & (s <= t)) | ((t // SIZE % 2 == 0) & (s > t)))
+    is_second = ((t >> level) & 1) == 1
+    return ((t >> level) == (s >> level)) & ((is_second & (s <= t)) | ((is_second == 0) & (s > t)))
 
 
 @triton.jit
-def across(SIZE: tl.constexpr, C: tl.constexpr):
-    """Pairs i, j that the borders between halves of SIZE tokens separate."""
-    i = tl.arange(0, C)[:, None] // SIZE
-    j = tl.arange(0, C)[None, :] // SIZE
-    return (i % 2 == 1) & (j == i - 1)
+def across(level, C: tl.constexpr):
+    """Pairs i, j that the borders between halves of 2^level tokens separate."""
+    i = tl.arange(0, C)[:, None] >> level
+    j = tl.arange(0, C)[None, :] >> level
+    return ((i & 1) == 1) & (j == i - 1)
 
 
 @triton.jit
@@ -298,10 +306,10 @@ def channel_scores(q, k, g, C: tl.constexpr, LEVELS: tl.constexpr, HALF: tl.cons
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     scores = tl.where(i == j, tl.sum(q * k, 1)[:, None], 0.0)
-    for level in tl.static_range(LEVELS):
-        factor = tl.exp(add_up(toward(1 << level, C), g, HALF, FINE))
+    for level in range(LEVELS):
+        factor = tl.exp(add_up(toward(level, C), g, HALF, FINE))
         found = product(q * factor, tl.trans(k * factor), HALF)
-        scores += tl.where(across(1 << level, C), found, 0.0)
+        scores += tl.where(across(level, C), found, 0.0)
     return scores
 
 
@@ -341,6 +349,7 @@ def outputs_kernel(
     i = tl.arange(0, C)
     found = tl.zeros((C, BV), tl.float32)
     scores = tl.zeros((C, C), tl.float32)
+    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     for column in range(0, K, BK):
         at, inside = place(n, column, T, K, HEADS, C, BK)
         q_here = tl.load(q + at, mask=inside, other=0.0)
@@ -348,7 +357,7 @@ def outputs_kernel(
         there, exists = corner(n, column, first, K, V, BK, BV)
         s = tl.load(entered + there, mask=exists, other=0.0)
         if DECAY == "vector":
-            g = log_decay(gates, at, inside, is_real(marks, n, T, C, DOCS))
+            g = log_decay(gates, at, inside, real)
             q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
             since = tl.exp(add_up(i[:, None] >= i[None, :], g, HALF, FINE))
             found += product(q_here * since, s, HALF)
@@ -356,7 +365,7 @@ def outputs_kernel(
         else:
             found += product(q_here, s, HALF)
             scores += product(q_here, tl.trans(k_here), HALF)
-    row, _, _ = ends(gates, marks, n, T, C, DECAY, DOCS)
+    row, _, _ = ends(reads, stays, goes_on, own, after, DECAY)
     scores *= pairs(gates, marks, n, T, C, DECAY, DOCS)
     at, inside = place(n, first, T, V, HEADS, C, BV)
     v_here = tl.load(v + at, mask=inside, other=0.0)
@@ -402,13 +411,14 @@ def values_kernel(
     i = tl.arange(0, C)
     found = tl.zeros((C, BV), tl.float32)
     scores = tl.zeros((C, C), tl.float32)
+    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     for column in range(0, K, BK):
         at, inside = place(n, column, T, K, HEADS, C, BK)
         q_here = tl.load(q + at, mask=inside, other=0.0)
         k_here = tl.load(k + at, mask=inside, other=0.0)
         kept = k_here
         if DECAY == "vector":
-            g = log_decay(gates, at, inside, is_real(marks, n, T, C, DOCS))
+            g = log_decay(gates, at, inside, real)
             q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
             scores += channel_scores(q_here, k_here, g, C, LEVELS, HALF, FINE)
             kept = k_here * tl.exp(add_up(i[:, None] < i[None, :], g, HALF, FINE))
@@ -421,7 +431,7 @@ def values_kernel(
     at, inside = place(n, first, T, V, HEADS, C, BV)
     d_here = tl.load(d_out + at, mask=inside, other=0.0)
     if STATE:
-        _, col, _ = ends(gates, marks, n, T, C, DECAY, DOCS)
+        _, col, _ = ends(reads, stays, goes_on, own, after, DECAY)
         found *= col[:, None]
     found += product(tl.trans(scores), d_here, HALF)
     tl.store(d_v + at, found.to(d_v.dtype.element_ty), mask=inside)
@@ -479,15 +489,15 @@ def _launch(
 ) -> list[Array]:
     """A program for each chunk, head and tile of V."""
     blocks = sizes.static.blocks
-    _, _, _, num_value = sizes.tiles(blocks.key, blocks.value)
+    _, _, _, num_value = sizes.tiles(*sizes.tile)
     return triton_call.call(
         kernel,
         *arrays,
         out_shape=[jax.ShapeDtypeStruct(*out)],
         grid=(sizes.num_chunks, sizes.shape[0] * sizes.shape[2], num_value),
-        num_warps=blocks.num_warps,
+        num_warps=blocks.wide_warps if sizes.static.decay == "vector" else blocks.num_warps,
         num_stages=blocks.num_stages,
         LEVELS=sizes.levels,
-        **sizes.constants(blocks.key, blocks.value),
+        **sizes.constants(*sizes.tile),
         **constants,
     )
