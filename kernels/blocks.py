@@ -85,9 +85,10 @@ class TritonChunk:
 
     `channel_key` takes the place of `key` where the decay is per channel. `state_key` and
     `state_value` are the tile that a program carries from chunk to chunk: smaller ones make more
-    programs, which each read all tokens again. `base` is where the inverse of the delta rule
-    starts. All are powers of two that the tensor cores take. Warps and stages are Triton's, `state`
-    for what goes from chunk to chunk, `wide` for programs that hold many tiles at once.
+    programs, which each read all tokens again. The delta rule carries all of K by `recall_value`,
+    and its inverse starts from blocks of `base`. All are powers of two that the tensor cores take.
+    Warps and stages are Triton's, `state` for what goes from chunk to chunk, `wide` for programs
+    that hold many tiles at once.
     """
 
     length: int = 64
@@ -96,6 +97,7 @@ class TritonChunk:
     value: int = 64
     state_key: int = 64
     state_value: int = 64
+    recall_value: int = 32
     base: int = 16
     num_warps: int = 4
     wide_warps: int = 8
@@ -104,7 +106,8 @@ class TritonChunk:
     state_stages: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("length", "key", "channel_key", "value", "state_key", "state_value", "base"):
+        tiles = "key", "channel_key", "value", "state_key", "state_value", "recall_value"
+        for name in ("length", "base", *tiles):
             size = getattr(self, name)
             if size < 16 or size & (size - 1):
                 raise ValueError(f"{name}={size} must be a power of two, 16 or more")

@@ -11,9 +11,16 @@ from kernels.delta_rule.cases import CASES, PROPERTIES, TOLERANCES
 def _unsupported(
     form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
-    del form, dims, dtype, target
     if options["decay"] not in ("none", "scalar"):
         return f"decay={options['decay']!r} must be one of none, scalar"
+    if form != "triton_gpu":
+        return None
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
+    if target == "cpu" and dtype != jnp.float32:
+        return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
+    if max(dims["K"], dims["V"]) > 256:
+        return f"K={dims['K']}, V={dims['V']} are heads wider than 256; set form to chunked"
     return None
 
 
@@ -48,7 +55,7 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "decay": "none"},
-    forms=modules(__name__, "reference", "chunked"),
+    forms=modules(__name__, "reference", "chunked", "triton_gpu"),
     unsupported=_unsupported,
     prefer=everywhere("chunked", "the chunk form for any backend"),
     state=StateSpec(tile.FIELDS, "constant"),
