@@ -49,7 +49,11 @@ def problems(
 ) -> Iterator[tuple[str, Case]]:
     """Every setting of the bench cases of these ops, in bfloat16."""
     for name in names:
-        settings = [c.options for c in dispatch.get(name).cases if c.tag == "bench"]
+        op = dispatch.get(name)
+        bench = [case.options for case in op.cases if case.tag == "bench"]
+        # What one of them sets, the others leave at its default: that is said too.
+        usual = {key: op.options[key] for options in bench for key in options}
+        settings = [usual | dict(options) for options in bench]
         for options in {str(options): options for options in settings}.values():
             for width in widths:
                 for time in lengths:

@@ -1,0 +1,81 @@
+"""launch.tune on kernels whose costs are made up, and its mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels import dispatch, measured
+from kernels.contract import Case
+from launch.benchmarks import forms, tuning
+from launch.benchmarks.forms import Cost, Costs
+from lm.config import UserError
+
+
+class Made:
+    """A device on which larger tiles are faster, up to one that does not compile."""
+
+    device_kind, platform, evidence = "Made 1", "tpu", "modelled"
+
+    def __init__(self, chunked: float, peak: int = 100) -> None:
+        self.chunked, self.peak = chunked, peak
+
+    def costs(self, name: str, case: Case, sides: Any, trials: int) -> dict[str, Costs]:
+        found, order = {}, list(dispatch.get(name).candidate_blocks("pallas_tpu"))
+        for side, (form, blocks) in sides.items():
+            if form == "chunked":
+                found[side] = Costs(Cost(self.chunked, 100), Cost(self.chunked, 100))
+            elif blocks != order[-1]:
+                seconds = 1.0 / (1 + order.index(blocks))
+                found[side] = Costs(Cost(seconds, self.peak), Cost(seconds, self.peak))
+        return found
+
+
+def first_row(place: Any) -> dict[str, Any]:
+    return next(tuning.rows(place, ["gated_linear"], lambda told: None))
+
+
+def test_the_fastest_tiles_that_compile_are_taken() -> None:
+    order = dispatch.get("gated_linear").candidate_blocks("pallas_tpu")
+    assert len(order) > 1
+    row = first_row(Made(chunked=2.0))
+    assert row["refused"] == [str(order[-1])]
+    made = order[-2]
+    assert row["blocks"] == {name: getattr(made, name) for name in row["blocks"]}
+    assert row["wins"]
+    assert row["ratio"]["both"] == pytest.approx(0.5 / (len(order) - 1))
+    assert set(measured.Row._fields) <= set(row)
+
+
+def test_a_kernel_that_is_slower_or_takes_more_memory_loses() -> None:
+    assert not first_row(Made(chunked=1e-3))["wins"]
+    assert not first_row(Made(chunked=2.0, peak=101))["wins"]
+
+
+def test_every_setting_and_size_is_tried() -> None:
+    found = list(forms.problems(["gated_linear"]))
+    assert len(found) == len({case.name for _, case in found})
+    assert {case.options["decay"] for _, case in found} == {"none", "scalar", "vector"}
+
+
+def test_rows_of_other_ops_stay(tmp_path: Path) -> None:
+    path = tmp_path / "made.json"
+    assert tuning.kept(path, ["gated_linear"]) == []
+    path.write_text(json.dumps({"rows": [{"op": "gated_linear"}, {"op": "delta_rule"}]}))
+    assert tuning.kept(path, ["gated_linear"]) == [{"op": "delta_rule"}]
+    path.write_text("[")
+    with pytest.raises(UserError, match="is damaged"):
+        tuning.kept(path, ["gated_linear"])
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="no op has a kernel for cpu"):
+        tuning.here(1)
+    place: Any = Made(1.0)
+    with pytest.raises(UserError, match="no op 'sofmax'"):
+        tuning.names(place, ["sofmax"])
+    with pytest.raises(UserError, match="gated_conv has no kernel for tpu"):
+        tuning.names(place, ["gated_conv"])
