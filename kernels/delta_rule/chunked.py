@@ -16,25 +16,25 @@ from kernels import segments
 from kernels.blocks import Chunk, round_up
 from kernels.contract import Options
 from kernels.delta_rule import tile
-from kernels.delta_rule.tile import Memory, Tokens
+from kernels.delta_rule.tile import How, Memory, Tokens
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import Documents
+from kernels.primitives.chunks import Marks
+from kernels.primitives.products import AS_GIVEN
 
 
 class Static(NamedTuple):
     """What is known at trace time."""
 
     scale: float
-    length: int
-    base: int
+    how: How
 
 
 class Residuals(NamedTuple):
     """What the backward pass needs; everything has the chunks first."""
 
     x: Tokens
-    documents: Documents | None
+    marks: Marks | None
     entered: Float[Array, "N B H K V"]
 
 
@@ -53,47 +53,44 @@ def apply(
     if state is None:
         s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
         state = Memory(s, jnp.zeros((batch,), jnp.int32))
-    documents, segment = chunks.documents(segment_ids, state.segment, length, time)
+    marks, segment = chunks.marks(segment_ids, state.segment, length, time)
     x = Tokens(
         chunks.cut(inputs["q"], length),
         chunks.cut(inputs["k"], length),
         chunks.cut(inputs["v"], length),
-        chunks.cut(_unless_padding(inputs["beta"], segment_ids), length),
-        None
-        if "log_decay" not in inputs
-        else chunks.cut(_unless_padding(inputs["log_decay"], segment_ids), length),
+        _rows(inputs["beta"], segment_ids, length),
+        None if "log_decay" not in inputs else _rows(inputs["log_decay"], segment_ids, length),
     )
-    static = Static(options["scale"], length, blocks.sub)
-    out, s = recur(static, x, documents, state.s.astype(jnp.float32))
+    static = Static(options["scale"], How(AS_GIVEN, blocks.sub))
+    out, s = recur(static, x, chunks.per_head(marks), state.s.astype(jnp.float32))
     out = segments.blank_padding(chunks.join(out, time), segment_ids)
     return out.astype(inputs["q"].dtype), Memory(s, segment)
 
 
-def _unless_padding(x: Float[Array, "B T H"], segment_ids: Array | None) -> Float[Array, "B T H"]:
-    """With beta = 0 and no decay a token leaves the state as it is, whatever its key."""
-    if segment_ids is None:
-        return x
-    return jnp.where((segment_ids != 0)[..., None], x, jnp.zeros((), x.dtype))
+def _rows(
+    x: Float[Array, "B T H"], segment_ids: Array | None, length: int
+) -> Float[Array, "N B H 1 C"]:
+    """With beta = 0 and no decay a token of padding leaves the state as it is."""
+    return chunks.cut(segments.blank_padding(x, segment_ids), length)[..., None, :]
 
 
 def _recur(
-    static: Static, x: Tokens, documents: Documents | None, s: Array
+    static: Static, x: Tokens, marks: Marks | None, s: Array
 ) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
     """Output of all chunks, and the state after them."""
-    return _forward(static, x, documents, s)[0]
+    return _forward(static, x, marks, s)[0]
 
 
 def _forward(
-    static: Static, x: Tokens, documents: Documents | None, s: Array
+    static: Static, x: Tokens, marks: Marks | None, s: Array
 ) -> tuple[tuple[Array, Array], Residuals]:
-    def advance(s: Array, chunk: tuple[Tokens, Documents | None]) -> tuple[Array, Any]:
+    def advance(s: Array, chunk: tuple[Tokens, Marks | None]) -> tuple[Array, Any]:
         now = _widen(chunk[0], static)
-        gate = tile.gates(now.log_decay, chunk[1], static.length)
-        out, new = tile.forward(now, gate, s, static.base)
+        out, new = tile.forward(now, chunks.documents(chunk[1]), s, static.how)
         return new, (out, s)
 
-    s, (out, entered) = lax.scan(advance, s, (x, documents))
-    return (out, s), Residuals(x, documents, entered)
+    s, (out, entered) = lax.scan(advance, s, (x, marks))
+    return (out, s), Residuals(x, marks, entered)
 
 
 def _backward(
@@ -102,10 +99,9 @@ def _backward(
     d_out, d_s = cotangents
 
     def retreat(d_s: Array, chunk: tuple[Residuals, Array]) -> tuple[Array, Tokens]:
-        (x, documents, s), d_out = chunk
+        (x, marks, s), d_out = chunk
         now = _widen(x, static)
-        gate = tile.gates(now.log_decay, documents, static.length)
-        d_x, d_s = tile.backward(now, gate, s, d_out, d_s, static.base)
+        d_x, d_s = tile.backward(now, chunks.documents(marks), s, d_out, d_s, static.how)
         d_x = d_x._replace(q=d_x.q * static.scale)
         return d_s, jax.tree.map(lambda grad, primal: grad.astype(primal.dtype), d_x, x)
 

@@ -21,14 +21,12 @@ All is float32; q is scaled.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from kernels.primitives import decay_span
+from kernels.primitives import decay_span, square
 from kernels.primitives.chunks import Documents
-
-HIGHEST = lax.Precision.HIGHEST
+from kernels.primitives.products import EXACT, Products
 
 
 class Memory(NamedTuple):
@@ -47,23 +45,31 @@ class Tokens(NamedTuple):
     q: Float[Array, "*batch C K"]
     k: Float[Array, "*batch C K"]
     v: Float[Array, "*batch C V"]
-    beta: Float[Array, "*batch C"]
-    log_decay: Float[Array, "*batch C"] | None
+    beta: Float[Array, "*batch 1 C"]
+    log_decay: Float[Array, "*batch 1 C"] | None
+
+
+class How(NamedTuple):
+    """How products are taken, those of the inverse apart, which are exact; and the rows of the
+    blocks that it starts from, None for `masked_inverse`."""
+
+    products: Products
+    base: int | None
 
 
 class Gates(NamedTuple):
     """What is left of S at each token, of each token at the end, of S at the end, of j at i."""
 
-    read: Float[Array, "*batch C"]
-    write: Float[Array, "*batch C"]
-    through: Float[Array, "*batch"]
+    read: Float[Array, "*batch C 1"]
+    write: Float[Array, "*batch C 1"]
+    through: Float[Array, "*batch 1 1"]
     between: Float[Array, "*batch C C"]
 
 
 class Inner(NamedTuple):
-    """The products inside a chunk that forward and backward share."""
+    """What forward and backward share: beta as a column, and the products inside a chunk."""
 
-    gram: Float[Array, "*batch C C"]
+    beta: Float[Array, "*batch C 1"]
     lower: Float[Array, "*batch C C"]
     weights: Float[Array, "*batch C C"]
     inverse: Float[Array, "*batch C C"]
@@ -71,77 +77,76 @@ class Inner(NamedTuple):
     wrote: Float[Array, "*batch C V"]
 
 
-def gates(
-    log_decay: Float[Array, "*batch C"] | None, documents: Documents | None, length: int
-) -> Gates:
-    """The gates of one chunk; constants without decay and documents, which XLA then removes."""
-    causal = np.tri(length, dtype=bool)
-    if log_decay is None:
-        ones = jnp.ones((length,))
-        found = Gates(ones, ones, jnp.ones(()), jnp.asarray(causal, jnp.float32))
-    else:
-        start, span = jnp.cumsum(log_decay, axis=-1), decay_span.spans(log_decay)
-        between = jnp.where(causal, jnp.exp(span), 0.0)
-        found = Gates(jnp.exp(start), between[..., -1, :], jnp.exp(start[..., -1]), between)
-    if documents is None:
-        return found
-    entry, last, same, through = (_per_head(mask) for mask in documents[:4])
-    return Gates(
-        jnp.where(entry, found.read, 0.0),
-        jnp.where(last, found.write, 0.0),
-        jnp.where(through, found.through, 0.0),
-        jnp.where(same, found.between, 0.0),
-    )
-
-
 def forward(
-    x: Tokens, gate: Gates, s: Float[Array, "*batch K V"], base: int
+    x: Tokens, documents: Documents | None, s: Float[Array, "*batch K V"], how: How
 ) -> tuple[Float[Array, "*batch C V"], Float[Array, "*batch K V"]]:
     """Output of the chunk and the state after it."""
-    inner = _inner(x, gate, s, base)
-    out = gate.read[..., None] * (x.q @ s) + inner.weights @ inner.wrote
-    kept = gate.write[..., None] * x.k
-    return out, gate.through[..., None, None] * s + _transposed(kept) @ inner.wrote
+    gate, products = _gates(x, documents), how.products
+    inner = _inner(x, gate, s, how)
+    out = gate.read * products.nn(x.q, s) + products.nn(inner.weights, inner.wrote)
+    return out, gate.through * s + products.tn(gate.write * x.k, inner.wrote)
 
 
 def backward(
     x: Tokens,
-    gate: Gates,
+    documents: Documents | None,
     s: Float[Array, "*batch K V"],
     d_out: Float[Array, "*batch C V"],
     d_s: Float[Array, "*batch K V"],
-    base: int,
+    how: How,
 ) -> tuple[Tokens, Float[Array, "*batch K V"]]:
     """Cotangents of the chunk's inputs and of the state at its entry."""
-    inner = _inner(x, gate, s, base)
-    read, write, beta = gate.read[..., None], gate.write[..., None], x.beta[..., None]
-    d_wrote = _transposed(inner.weights) @ d_out + (write * x.k) @ d_s
-    d_x = _transposed(inner.inverse) @ d_wrote
+    gate, products = _gates(x, documents), how.products
+    inner = _inner(x, gate, s, how)
+    read, write, beta = gate.read, gate.write, inner.beta
+    d_wrote = products.tn(inner.weights, d_out) + products.nn(write * x.k, d_s)
+    d_x = products.tn(inner.inverse, d_wrote)
     d_error = beta * d_x
-    wrote_t, s_t = _transposed(inner.wrote), _transposed(s)
     # Entries above the diagonal are masked by the zeros of `between` and of `lower`'s mask.
-    strict = np.tri(inner.gram.shape[-1], k=-1, dtype=bool)
-    d_m = jnp.where(strict, -(d_x @ wrote_t), 0.0)
-    d_weights = d_out @ wrote_t
+    d_m = jnp.where(square.below(beta.shape[-2]), -products.nt(d_x, inner.wrote), 0.0)
+    d_weights = products.nt(d_out, inner.wrote)
     d_scores = gate.between * d_weights
     d_gram = gate.between * (beta * d_m)
-    d_read_q = read * (d_out @ s_t)
-    d_read_k = -read * (d_error @ s_t)
-    d_write_k = write * (inner.wrote @ _transposed(d_s))
-    d_q = d_read_q + d_scores @ x.k
-    d_k = d_read_k + d_write_k + _transposed(d_scores) @ x.q
-    d_k = d_k + (d_gram + _transposed(d_gram)) @ x.k
-    d_beta = jnp.sum(d_x * inner.error, axis=-1) + jnp.sum(d_m * inner.lower, axis=-1)
-    d_entry = gate.through[..., None, None] * d_s
-    d_entry = d_entry + _transposed(read * x.q) @ d_out - _transposed(read * x.k) @ d_error
+    d_read_q = read * products.nt(d_out, s)
+    d_read_k = -read * products.nt(d_error, s)
+    d_write_k = write * products.nt(inner.wrote, d_s)
+    d_q = d_read_q + products.nn(d_scores, x.k)
+    d_k = d_read_k + d_write_k + products.tn(d_scores, x.q)
+    d_k = d_k + products.nn(d_gram, x.k) + products.tn(d_gram, x.k)
+    d_beta = jnp.sum(d_x * inner.error, axis=-1, keepdims=True)
+    d_beta = d_beta + jnp.sum(d_m * inner.lower, axis=-1, keepdims=True)
+    d_entry = gate.through * d_s
+    d_entry = d_entry + products.tn(read * x.q, d_out) - products.tn(read * x.k, d_error)
     d_decay = None
     if x.log_decay is not None:
         d_span = d_weights * inner.weights + beta * d_m * inner.lower
-        d_start = jnp.sum(x.q * d_read_q + x.k * d_read_k, axis=-1)
-        d_rest = jnp.sum(x.k * d_write_k, axis=-1)
-        d_through = gate.through * jnp.sum(s * d_s, axis=(-1, -2))
+        d_start = jnp.sum(x.q * d_read_q + x.k * d_read_k, axis=-1, keepdims=True)
+        d_rest = jnp.sum(x.k * d_write_k, axis=-1, keepdims=True)
+        d_through = gate.through * jnp.sum(s * d_s, axis=(-1, -2), keepdims=True)
         d_decay = decay_span.cotangent(d_span, d_start, d_rest, d_through)
-    return Tokens(d_q, d_k, d_error, d_beta, d_decay), d_entry
+    return Tokens(d_q, d_k, d_error, square.to_row(d_beta), d_decay), d_entry
+
+
+def _gates(x: Tokens, documents: Documents | None) -> Gates:
+    """The gates of one chunk; constants without decay and documents, which XLA then removes."""
+    length = x.q.shape[-2]
+    causal = square.lower(length)
+    if x.log_decay is None:
+        ones = jnp.ones((length, 1))
+        found = Gates(ones, ones, jnp.ones((1, 1)), causal.astype(jnp.float32))
+    else:
+        start, span = decay_span.start(x.log_decay), decay_span.spans(x.log_decay)
+        between = jnp.where(causal, jnp.exp(span), 0.0)
+        read = jnp.exp(start)
+        found = Gates(read, jnp.exp(decay_span.rest(x.log_decay)), read[..., -1:, :], between)
+    if documents is None:
+        return found
+    return Gates(
+        jnp.where(documents.entry, found.read, 0.0),
+        jnp.where(documents.last, found.write, 0.0),
+        jnp.where(documents.through, found.through, 0.0),
+        jnp.where(documents.same, found.between, 0.0),
+    )
 
 
 def unit_inverse(m: Float[Array, "*batch C C"], base: int) -> Float[Array, "*batch C C"]:
@@ -165,7 +170,7 @@ def unit_inverse(m: Float[Array, "*batch C C"], base: int) -> Float[Array, "*bat
         middle = (first + end) // 2
         a, c = merge(first, middle), merge(middle, end)
         b = m[..., middle * base : end * base, first * base : middle * base]
-        corner = -jnp.matmul(c, jnp.matmul(b, a, precision=HIGHEST), precision=HIGHEST)
+        corner = -EXACT.nn(c, EXACT.nn(b, a))
         above = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, c.shape[-1])])
         return jnp.concatenate([above, jnp.concatenate([corner, c], axis=-1)], axis=-2)
 
@@ -183,21 +188,32 @@ def _substitute(m: Float[Array, "*batch R R"]) -> Float[Array, "*batch R R"]:
     return lax.fori_loop(0, size - 1, eliminate, jnp.broadcast_to(jnp.eye(size), m.shape))
 
 
-def _inner(x: Tokens, gate: Gates, s: Array, base: int) -> Inner:
-    k_t = _transposed(x.k)
-    gram = jnp.matmul(x.k, k_t, precision=HIGHEST)
-    strict = np.tri(gram.shape[-1], k=-1, dtype=bool)
-    lower = jnp.where(strict, gate.between * gram, 0.0)
-    weights = gate.between * (x.q @ k_t)
-    beta = x.beta[..., None]
-    inverse = unit_inverse(beta * lower, base)
-    error = x.v - gate.read[..., None] * (x.k @ s)
-    return Inner(gram, lower, weights, inverse, error, inverse @ (beta * error))
+def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
+    """The same by masks on whole matrices, which suits a matrix unit as wide as they are: blocks of
+    eight rows (C is 8, 16, 32, ...), then the corners of all pairs of blocks at once.
+    """
+    length, size = m.shape[-1], square.SUBLANES
+    row, column = square.index(length, 0), square.index(length, 1)
+    inverse = jnp.broadcast_to(square.diagonal(length).astype(m.dtype), m.shape)
+    for j in range(size - 1):
+        here = column == row // size * size + j
+        factor = jnp.sum(jnp.where(here, m, 0.0), axis=-1, keepdims=True)
+        inverse = inverse - factor * square.spread(inverse, j, size)
+    while size < length:
+        corner = jnp.where(square.border(length, size), m, 0.0)
+        inverse = inverse - EXACT.nn(inverse, EXACT.nn(corner, inverse))
+        size *= 2
+    return inverse
 
 
-def _transposed(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
-
-
-def _per_head(mask: Bool[Array, "B ..."]) -> Bool[Array, "B 1 ..."]:
-    return mask[:, None]
+def _inner(x: Tokens, gate: Gates, s: Array, how: How) -> Inner:
+    products = how.products
+    # Keys of bfloat16 are exact as they are.
+    gram = (products if products.dtype == "bfloat16" else EXACT).nt(x.k, x.k)
+    lower = jnp.where(square.below(gram.shape[-1]), gate.between * gram, 0.0)
+    weights = gate.between * products.nt(x.q, x.k)
+    beta = square.to_column(x.beta)
+    m = beta * lower
+    inverse = masked_inverse(m) if how.base is None else unit_inverse(m, how.base)
+    error = x.v - gate.read * products.nn(x.k, s)
+    return Inner(beta, lower, weights, inverse, error, products.nn(inverse, beta * error))

@@ -16,10 +16,11 @@ from kernels import segments
 from kernels.blocks import Chunk as Sizes
 from kernels.contract import Options
 from kernels.gated_linear import tile
-from kernels.gated_linear.tile import Chunk, GatedState
+from kernels.gated_linear.tile import Chunk, GatedState, How
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import Documents
+from kernels.primitives.chunks import Marks
+from kernels.primitives.products import AS_GIVEN
 
 DEFAULT = Sizes(length=64, sub=8)
 
@@ -43,9 +44,10 @@ def apply(
     if state is None:
         empty = jnp.zeros((batch, heads, width, inputs["v"].shape[-1]), jnp.float32)
         state = GatedState(empty, jnp.zeros((batch,), jnp.int32))
-    documents, segment = chunks.documents(segment_ids, state.segment, sizes.length, time)
-    x = _cut(inputs, documents, sizes.length, options["scale"])
-    out, s = attend(sizes.sub, x, documents, state.s.astype(jnp.float32))
+    marks, segment = chunks.marks(segment_ids, state.segment, sizes.length, time)
+    marks = chunks.per_head(marks)
+    x = _cut(inputs, marks, sizes.length, options["scale"])
+    out, s = attend(How(AS_GIVEN, sizes.sub), x, marks, state.s.astype(jnp.float32))
     out = segments.blank_padding(chunks.join(out, time), segment_ids)
     return out.astype(inputs["q"].dtype), GatedState(s, segment)
 
@@ -56,51 +58,49 @@ def _fit(sizes: Sizes, time: int) -> Sizes:
     return Sizes(length, math.gcd(sizes.sub, length))
 
 
-def _cut(inputs: Inputs, documents: Documents | None, length: int, scale: float) -> Chunk:
+def _cut(inputs: Inputs, marks: Marks | None, length: int, scale: float) -> Chunk:
     """Chunks of float32 inputs; padding neither writes nor decays."""
     x = {name: chunks.cut(x.astype(jnp.float32), length) for name, x in inputs.items()}
-    x["q"] = scale * x["q"]
-    if documents is not None:
-        keep = documents.keep[:, :, None]
+    if marks is not None:
+        keep = jnp.swapaxes(marks.real, -1, -2) > 0.0
         for name in x.keys() - {"q", "v"}:
-            x[name] = jnp.where(keep if x[name].ndim == 4 else keep[..., None], x[name], 0.0)
-    return Chunk(x["q"], x["k"], x["v"], x.get("log_decay"))
+            x[name] = jnp.where(keep if x[name].ndim == 5 else keep[..., 0], x[name], 0.0)
+    log_decay = x.get("log_decay")
+    head = channel = None
+    if log_decay is not None and log_decay.ndim == 4:
+        head = log_decay[..., None, :]
+    else:
+        channel = log_decay
+    return Chunk(scale * x["q"], x["k"], x["v"], head, channel)
 
 
 def _attend(
-    sub: int, x: Chunk, documents: Documents | None, s: Float[Array, "B H K V"]
+    how: How, x: Chunk, marks: Marks | None, s: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
     """Output of all chunks, and what leaves the last."""
-    return _forward(sub, x, documents, s)[0]
-
-
-def _per_head(documents: Documents | None) -> Documents | None:
-    """Masks of one chunk, the same for all heads."""
-    return None if documents is None else Documents(*(mask[:, None] for mask in documents))
+    return _forward(how, x, marks, s)[0]
 
 
 def _forward(
-    sub: int, x: Chunk, documents: Documents | None, s: Array
-) -> tuple[tuple[Array, Array], tuple[Chunk, Documents | None, Array]]:
-    def visit(s: Array, now: tuple[Chunk, Documents | None]) -> tuple[Array, tuple[Array, Array]]:
-        here, documents = now
-        out, left = tile.forward(here, _per_head(documents), s, sub)
+    how: How, x: Chunk, marks: Marks | None, s: Array
+) -> tuple[tuple[Array, Array], tuple[Chunk, Marks | None, Array]]:
+    def visit(s: Array, now: tuple[Chunk, Marks | None]) -> tuple[Array, tuple[Array, Array]]:
+        here, marks = now
+        out, left = tile.forward(here, chunks.documents(marks), s, how)
         return left, (out, s)
 
-    s, (out, entered) = lax.scan(visit, s, (x, documents))
-    return (out, s), (x, documents, entered)
+    s, (out, entered) = lax.scan(visit, s, (x, marks))
+    return (out, s), (x, marks, entered)
 
 
 def _backward(
-    sub: int, saved: tuple[Chunk, Documents | None, Array], cotangents: tuple[Array, Array]
+    how: How, saved: tuple[Chunk, Marks | None, Array], cotangents: tuple[Array, Array]
 ) -> tuple[Chunk, None, Array]:
     d_out, d_s = cotangents
 
-    def visit(
-        d_left: Array, now: tuple[Chunk, Documents | None, Array, Array]
-    ) -> tuple[Array, Chunk]:
-        here, documents, s, d_out = now
-        d_here, d_s = tile.backward(here, _per_head(documents), s, d_out, d_left, sub)
+    def visit(d_left: Array, now: tuple[Chunk, Marks | None, Array, Array]) -> tuple[Array, Chunk]:
+        here, marks, s, d_out = now
+        d_here, d_s = tile.backward(here, chunks.documents(marks), s, d_out, d_left, how)
         return d_s, d_here
 
     d_s, d_x = lax.scan(visit, d_s, (*saved, d_out), reverse=True)

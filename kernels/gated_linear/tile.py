@@ -22,12 +22,12 @@ Where documents meet inside the chunk, the masks of `chunks.Documents` set facto
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels.primitives import decay_halves, decay_span
+from kernels.primitives import decay_halves, decay_span, square
 from kernels.primitives.chunks import Documents
 from kernels.primitives.decay_halves import Level
+from kernels.primitives.products import Products
 
 
 class GatedState(NamedTuple):
@@ -41,12 +41,20 @@ FIELDS = (("s", "B H K V"), ("segment", "B"))
 
 
 class Chunk(NamedTuple):
-    """Inputs of a chunk, q scaled, or their cotangents; decay of heads [C] or channels [C K]."""
+    """Inputs of a chunk, q scaled, or their cotangents; `head` and `channel` are log decays."""
 
     q: Float[Array, "*batch C K"]
     k: Float[Array, "*batch C K"]
     v: Float[Array, "*batch C V"]
-    log_decay: Float[Array, "*batch"] | None
+    head: Float[Array, "*batch 1 C"] | None
+    channel: Float[Array, "*batch C K"] | None
+
+
+class How(NamedTuple):
+    """How products are taken, and `sub` of `decay_halves`."""
+
+    products: Products
+    sub: int | None
 
 
 class Gates(NamedTuple):
@@ -55,7 +63,7 @@ class Gates(NamedTuple):
     `pairs` is D of decays per head; `levels` hold that of decays per channel.
     """
 
-    seen: Bool[Array, "*batch C C"] | np.ndarray
+    seen: Bool[Array, "*batch C C"]
     pairs: Float[Array, "*batch C C"] | None
     levels: tuple[Level, ...]
     row: Float[Array, "*batch C #K"] | None
@@ -64,12 +72,13 @@ class Gates(NamedTuple):
 
 
 def forward(
-    x: Chunk, documents: Documents | None, s: Float[Array, "*batch K V"], sub: int
+    x: Chunk, documents: Documents | None, s: Float[Array, "*batch K V"], how: How
 ) -> tuple[Float[Array, "*batch C V"], Float[Array, "*batch K V"]]:
     """Output of the chunk, and what leaves it."""
-    gates = _gates(x, documents)
-    out = _times(gates.row, x.q) @ s + _weigh(x, gates, sub) @ x.v
-    return out, _times(gates.total, s) + _transpose(_times(gates.col, x.k)) @ x.v
+    gates, products = _gates(x, documents, how), how.products
+    reading, writing = _times(gates.row, x.q), _times(gates.col, x.k)
+    out = products.nn(reading, s) + products.nn(_weigh(x, gates, how), x.v)
+    return out, _times(gates.total, s) + products.tn(writing, x.v)
 
 
 def backward(
@@ -78,72 +87,74 @@ def backward(
     s: Float[Array, "*batch K V"],
     d_out: Float[Array, "*batch C V"],
     d_left: Float[Array, "*batch K V"],
-    sub: int,
+    how: How,
 ) -> tuple[Chunk, Float[Array, "*batch K V"]]:
     """Cotangents of the inputs, and of what enters."""
-    gates = _gates(x, documents)
-    weights = _weigh(x, gates, sub)
-    d_weights = jnp.where(gates.seen, d_out @ _transpose(x.v), 0.0)
+    gates, products = _gates(x, documents, how), how.products
+    weights = _weigh(x, gates, how)
+    d_weights = jnp.where(gates.seen, products.nt(d_out, x.v), 0.0)
     reading, writing = _times(gates.row, x.q), _times(gates.col, x.k)
-    d_v = _transpose(weights) @ d_out + writing @ d_left
-    d_reading, d_writing = d_out @ _transpose(s), x.v @ _transpose(d_left)
-    d_s = _times(gates.total, d_left) + _transpose(reading) @ d_out
+    d_v = products.tn(weights, d_out) + products.nn(writing, d_left)
+    d_reading, d_writing = products.nt(d_out, s), products.nt(x.v, d_left)
+    d_s = _times(gates.total, d_left) + products.tn(reading, d_out)
     ends = Level(reading * d_reading, writing * d_writing)
     through = None if gates.total is None else gates.total * jnp.sum(s * d_left, -1, keepdims=True)
+    d_head = d_channel = None
     if gates.levels:
         assert through is not None
-        d_q, d_k, inner = decay_halves.cotangents(x.q, x.k, gates.levels, d_weights, sub)
-        d_log_decay = decay_halves.pull([*inner, ends]) + _transpose(through)
+        d_q, d_k, inner = decay_halves.cotangents(
+            x.q, x.k, gates.levels, d_weights, how.sub, products
+        )
+        d_channel = decay_halves.pull([*inner, ends], how.sub) + square.to_row(through)
     else:
         d_scores = _times(gates.pairs, d_weights)
-        d_q, d_k = d_scores @ x.k, _transpose(d_scores) @ x.q
-        d_log_decay = None
-        if through is not None:
-            d_log_decay = decay_span.cotangent(
+        d_q, d_k = products.nn(d_scores, x.k), products.tn(d_scores, x.q)
+        if x.head is not None:
+            assert through is not None
+            d_head = decay_span.cotangent(
                 weights * d_weights,
-                jnp.sum(ends.since, axis=-1),
-                jnp.sum(ends.until, axis=-1),
-                jnp.sum(through, axis=(-2, -1)),
+                jnp.sum(ends.since, axis=-1, keepdims=True),
+                jnp.sum(ends.until, axis=-1, keepdims=True),
+                jnp.sum(through, axis=-2, keepdims=True),
             )
     d_q = d_q + _times(gates.row, d_reading)
     d_k = d_k + _times(gates.col, d_writing)
-    return Chunk(d_q, d_k, d_v, d_log_decay), d_s
+    return Chunk(d_q, d_k, d_v, d_head, d_channel), d_s
 
 
-def _gates(x: Chunk, documents: Documents | None) -> Gates:
+def _gates(x: Chunk, documents: Documents | None, how: How) -> Gates:
     """All factors of the chunk, those between documents zero."""
-    gates = Gates(np.tri(x.q.shape[-2], dtype=bool), None, (), None, None, None)
-    if x.log_decay is not None and x.log_decay.ndim == x.q.ndim:
-        levels = decay_halves.levels(x.log_decay)
+    gates = Gates(square.lower(x.q.shape[-2]), None, (), None, None, None)
+    if x.channel is not None:
+        levels = decay_halves.levels(x.channel, how.sub)
         since, until = levels[-1]
         gates = gates._replace(
-            levels=levels, row=since, col=until, total=_transpose(since[..., -1:, :])
+            levels=levels, row=since, col=until, total=square.to_column(since[..., -1:, :])
         )
-    elif x.log_decay is not None:
-        span = decay_span.spans(x.log_decay)
-        row = jnp.exp(span[..., 0] + x.log_decay[..., :1])[..., None]
+    elif x.head is not None:
+        row = jnp.exp(decay_span.start(x.head))
         gates = gates._replace(
-            pairs=jnp.exp(span),
+            pairs=jnp.exp(decay_span.spans(x.head)),
             row=row,
-            col=jnp.exp(span[..., -1, :])[..., None],
+            col=jnp.exp(decay_span.rest(x.head)),
             total=row[..., -1:, :],
         )
     if documents is None:
         return gates
     return gates._replace(
         seen=gates.seen & documents.same,
-        row=_only(documents.entry[..., None], gates.row),
-        col=_only(documents.last[..., None], gates.col),
-        total=_only(documents.through[..., None, None], gates.total),
+        row=_only(documents.entry, gates.row),
+        col=_only(documents.last, gates.col),
+        total=_only(documents.through, gates.total),
     )
 
 
-def _weigh(x: Chunk, gates: Gates, sub: int) -> Float[Array, "*batch C C"]:
+def _weigh(x: Chunk, gates: Gates, how: How) -> Float[Array, "*batch C C"]:
     """P: what each token takes of each value."""
     if gates.levels:
-        scores = decay_halves.scores(x.q, x.k, gates.levels, sub)
+        scores = decay_halves.scores(x.q, x.k, gates.levels, how.sub, how.products)
     else:
-        scores = _times(gates.pairs, x.q @ _transpose(x.k))
+        scores = _times(gates.pairs, how.products.nt(x.q, x.k))
     return jnp.where(gates.seen, scores, 0.0)
 
 
@@ -153,7 +164,3 @@ def _only(mask: Bool[Array, "*any"], factor: Array | None) -> Array:
 
 def _times(factor: Array | None, x: Array) -> Array:
     return x if factor is None else factor * x
-
-
-def _transpose(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)

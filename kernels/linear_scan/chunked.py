@@ -207,11 +207,11 @@ def _by_row(h: Float[Array, "D B N"], like: Array) -> Float[Array, "B H K N"]:
 
 
 def _rank(segment_ids: Array, entry: Array, length: int) -> Ranked:
-    masks, _ = chunks.documents(segment_ids, entry, length, segment_ids.shape[1])
-    assert masks is not None
-    starts = ~jnp.diagonal(masks.same, -1, axis1=-2, axis2=-1)
-    rank = jnp.pad(jnp.cumsum(starts, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
-    return Ranked(masks.entry, masks.last, masks.through, rank)
+    marks, _ = chunks.marks(segment_ids, entry, length, segment_ids.shape[1])
+    assert marks is not None
+    begun, left = marks.begun, marks.begun[..., -1]
+    rank = (begun - begun[..., :1]).astype(jnp.int32)
+    return Ranked(begun == 0.0, begun == left[..., None], left == 0.0, rank)
 
 
 def _leave(

@@ -15,21 +15,33 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
 from kernels.blocks import round_up
 from kernels.contract import Case, Options, thinned
+from kernels.primitives import square
+
+
+class Marks(NamedTuple):
+    """Of each token: how many documents began in its chunk so far, and 1, or 0 for padding.
+
+    float32, which TPU kernels sum along lanes.
+    """
+
+    begun: Float[Array, "*batch C"]
+    real: Float[Array, "*batch C"]
 
 
 class Documents(NamedTuple):
-    """Masks of each chunk; `segment` is the document at the end of the last one."""
+    """Masks of a chunk: i still in the document at its entry, j in that at its end, i and j in one,
+    all of the chunk in one; and what is no padding."""
 
-    entry: Bool[Array, "N B C"]
-    last: Bool[Array, "N B C"]
-    same: Bool[Array, "N B C C"]
-    through: Bool[Array, "N B"]
-    keep: Bool[Array, "N B C"]
+    entry: Bool[Array, "*batch C 1"]
+    last: Bool[Array, "*batch C 1"]
+    same: Bool[Array, "*batch C C"]
+    through: Bool[Array, "*batch 1 1"]
+    keep: Bool[Array, "*batch C 1"]
 
 
 def cut(x: Array, length: int) -> Array:
@@ -48,28 +60,37 @@ def join(x: Array, time: int) -> Array:
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :time]
 
 
-def documents(
+def marks(
     segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], length: int, time: int
-) -> tuple[Documents | None, Int[Array, " B"]]:
-    """The masks, None where every row is one document without padding; and each row's last
+) -> tuple[Marks | None, Int[Array, " B"]]:
+    """Marks [N, B, C], None where every row is one document without padding; and each row's last
     document."""
     belongs = segments.continued(segment_ids, entry, time)
     if segment_ids is None:
         return None, belongs[:, -1]
-    wide = ((0, 0), (0, round_up(time, length) - time))
-    doc = jnp.pad(belongs, wide, mode="edge").reshape(entry.shape[0], -1, length)
-    keep = jnp.pad(segment_ids != 0, wide).reshape(doc.shape)
-    doc, keep = doc.swapaxes(0, 1), keep.swapaxes(0, 1)
-    left = doc[:, :, -1]
-    entered = jnp.concatenate([entry[None], left[:-1]])
-    masks = Documents(
-        doc == entered[..., None],
-        doc == left[..., None],
-        doc[..., :, None] == doc[..., None, :],
-        entered == left,
-        keep,
-    )
-    return masks, belongs[:, -1]
+    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+
+    def cut_row(x: Bool[Array, "B T"]) -> Float[Array, "N B C"]:
+        wide = ((0, 0), (0, round_up(time, length) - time))
+        return jnp.pad(x, wide).astype(jnp.float32).reshape(x.shape[0], -1, length).swapaxes(0, 1)
+
+    begun = jnp.cumsum(cut_row(belongs != before), axis=-1)
+    return Marks(begun, cut_row(segment_ids != 0)), belongs[:, -1]
+
+
+def documents(rows: Marks | None) -> Documents | None:
+    """The masks, from marks of shape [..., 1, C]."""
+    if rows is None:
+        return None
+    begun = square.to_column(rows.begun)
+    left = jnp.max(rows.begun, axis=-1, keepdims=True)
+    real = square.to_column(rows.real)
+    return Documents(begun == 0.0, begun == left, begun == rows.begun, left == 0.0, real > 0.0)
+
+
+def per_head(marks: Marks | None) -> Marks | None:
+    """Marks [..., B, C] as rows [..., B, 1, 1, C] beside arrays [..., B, H, C, K]."""
+    return None if marks is None else Marks(*(x[..., None, None, :] for x in marks))
 
 
 def dims(time: int, key: int, value: int, **others: int) -> dict[str, int]:

@@ -17,14 +17,18 @@ The factors of a level come from those of the level below by one multiplication.
 of decays, at most one, and nothing is subtracted or divided, so no strength of decay overflows or
 cancels digits; the same holds for the derivative by g. The factors of h = C decay what enters and
 what leaves the chunk. Levels within parts of `sub` tokens are computed for the whole part and
-masked: products of a few rows cost more than the work they save. C and sub are powers of two.
+masked: products of a few rows cost more than the work they save. C and sub are powers of two. With
+`sub` None the chunk is the only part and no array is cut below eight rows, as TPU kernels need.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
+
+from kernels.primitives import square
+from kernels.primitives.products import Products
 
 
 class Level(NamedTuple):
@@ -34,11 +38,14 @@ class Level(NamedTuple):
     until: Float[Array, "*batch C K"]
 
 
-def levels(g: Float[Array, "*batch C K"]) -> tuple[Level, ...]:
+def levels(g: Float[Array, "*batch C K"], sub: int | None) -> tuple[Level, ...]:
     """The factors for h = 1, 2, 4, ..., C, from log decays."""
     decay = jnp.exp(g)
     found = [Level(decay, jnp.ones_like(decay))]
     while (size := 2 ** (len(found) - 1)) < g.shape[-2]:
+        if sub is None:
+            found.append(_double(found[-1], size))
+            continue
         since, until = (_halve(x, size) for x in found[-1])
         first = since[..., 0, -1:, :]
         second = since[..., 1, -1:, :]
@@ -51,44 +58,71 @@ def levels(g: Float[Array, "*batch C K"]) -> tuple[Level, ...]:
     return tuple(found)
 
 
-def pull(cotangents: list[Level]) -> Float[Array, "*batch C K"]:
+def _double(factors: Level, size: int) -> Level:
+    """The next level in whole arrays: the whole of a half is the `since` of its last token."""
+    since, until = factors
+    is_second = square.token(since) // size % 2 == 1
+    first = square.spread(since, size - 1, 2 * size)
+    second = square.spread(since, 2 * size - 1, 2 * size)
+    return Level(
+        jnp.where(is_second, since * first, since), jnp.where(is_second, until, until * second)
+    )
+
+
+def pull(cotangents: list[Level], sub: int | None) -> Float[Array, "*batch C K"]:
     """Cotangent of g from those of log since and log until for h = 1, 2, 4, ..., C."""
     since, until = cotangents[-1]
     for level, below in reversed(list(enumerate(cotangents[:-1]))):
         size = 2**level
+        if sub is None:
+            since = below.since + (since + _wholes(since, until, size))
+            until = below.until + until
+            continue
         d_since, d_until = _halve(since, size), _halve(until, size)
         # The whole of a half is the `since` of its last token.
-        first = jnp.sum(d_since[..., 1, :, :], axis=-2)
-        second = jnp.sum(d_until[..., 0, :, :], axis=-2)
-        whole = jnp.stack([first, second], axis=-2)[..., None, :]
-        last = (np.arange(size) == size - 1)[:, None]
-        since = below.since + (d_since + jnp.where(last, whole, 0.0)).reshape(since.shape)
+        first = jnp.sum(d_since[..., 1, :, :], axis=-2, keepdims=True)
+        second = jnp.sum(d_until[..., 0, :, :], axis=-2, keepdims=True)
+        last = lax.broadcasted_iota(jnp.int32, d_since.shape[-2:], 0) == size - 1
+        since = below.since + _unite(
+            d_since[..., 0, :, :] + jnp.where(last, first, 0.0),
+            d_since[..., 1, :, :] + jnp.where(last, second, 0.0),
+        )
         until = below.until + until
     return since
+
+
+def _wholes(since: Array, until: Array, size: int) -> Float[Array, "*batch C K"]:
+    """Cotangents of the wholes of halves, at their last tokens."""
+    place = square.token(since) % (2 * size)
+    first = square.spread_sum(since, 1, size)
+    second = square.spread_sum(until, 0, size)
+    return jnp.where(place == size - 1, first, jnp.where(place == 2 * size - 1, second, 0.0))
 
 
 def scores(
     q: Float[Array, "*batch C K"],
     k: Float[Array, "*batch C K"],
     factors: tuple[Level, ...],
-    sub: int,
+    sub: int | None,
+    products: Products,
 ) -> Float[Array, "*batch C C"]:
     """A, as defined above."""
+    length = q.shape[-2] if sub is None else sub
     q_part, k_part = _part(q, sub), _part(k, sub)
-    near = jnp.sum(q_part * k_part, axis=-1)[..., None]
-    parts = jnp.where(np.eye(sub, dtype=bool), near, 0.0)
-    for level in range(_log2(sub)):
+    near = jnp.sum(q_part * k_part, axis=-1, keepdims=True)
+    parts = jnp.where(square.diagonal(length), near, 0.0)
+    for level in range(_log2(length)):
         since, until = (_part(x, sub) for x in factors[level])
-        product = (q_part * since) @ _transpose(k_part * until)
-        parts = parts + jnp.where(_border(sub, level), product, 0.0)
-    for level in range(_log2(sub), len(factors) - 1):
+        product = products.nt(q_part * since, k_part * until)
+        parts = parts + jnp.where(square.border(length, 2**level), product, 0.0)
+    for level in range(_log2(length), len(factors) - 1):
         rows, columns = _sides(q, k, factors[level], 2**level)
-        product = rows @ _transpose(columns)
+        product = products.nt(rows, columns)
         blocks = parts.reshape(*parts.shape[:-3], -1, 2, *parts.shape[-2:])
         upper = jnp.concatenate([blocks[..., 0, :, :], jnp.zeros_like(product)], axis=-1)
         lower = jnp.concatenate([product, blocks[..., 1, :, :]], axis=-1)
         parts = jnp.concatenate([upper, lower], axis=-2)
-    return parts[..., 0, :, :]
+    return parts if sub is None else parts[..., 0, :, :]
 
 
 def cotangents(
@@ -96,36 +130,39 @@ def cotangents(
     k: Float[Array, "*batch C K"],
     factors: tuple[Level, ...],
     d_scores: Float[Array, "*batch C C"],
-    sub: int,
+    sub: int | None,
+    products: Products,
 ) -> tuple[Array, Array, list[Level]]:
     """Cotangents of q, of k, and of the logarithms of the factors for h < C.
 
     With Q = q since and K = k until: dQ = dA K, dq = dQ since, dlog since = Q dQ; K likewise.
     """
-    d_near = jnp.diagonal(d_scores, axis1=-2, axis2=-1)[..., None]
+    length = q.shape[-2] if sub is None else sub
+    on_diagonal = jnp.where(square.diagonal(d_scores.shape[-1]), d_scores, 0.0)
+    d_near = jnp.sum(on_diagonal, axis=-1, keepdims=True)
     d_q, d_k = d_near * k, d_near * q
     found: list[Level] = []
-    blocks = d_scores[..., None, :, :]
-    for level in reversed(range(_log2(sub), len(factors) - 1)):
+    blocks = d_scores if sub is None else d_scores[..., None, :, :]
+    for level in reversed(range(_log2(length), len(factors) - 1)):
         size = 2**level
         rows, columns = _sides(q, k, factors[level], size)
         since, until = _sides(factors[level].since, factors[level].until, None, size)
         blocks = blocks.reshape(*blocks.shape[:-2], 2, size, 2, size)
         d_product = blocks[..., 1, :, 0, :]
-        d_rows = d_product @ columns
-        d_columns = _transpose(d_product) @ rows
+        d_rows = products.nn(d_product, columns)
+        d_columns = products.tn(d_product, rows)
         none = jnp.zeros_like(d_rows)
         d_q = d_q + _unite(none, d_rows * since)
         d_k = d_k + _unite(d_columns * until, none)
         found.append(Level(_unite(none, rows * d_rows), _unite(columns * d_columns, none)))
         kept = jnp.stack([blocks[..., 0, :, 0, :], blocks[..., 1, :, 1, :]], axis=-3)
         blocks = kept.reshape(*kept.shape[:-4], -1, size, size)
-    for level in reversed(range(_log2(sub))):
+    for level in reversed(range(_log2(length))):
         since, until = (_part(x, sub) for x in factors[level])
         rows, columns = _part(q, sub) * since, _part(k, sub) * until
-        d_product = jnp.where(_border(sub, level), blocks, 0.0)
-        d_rows = d_product @ columns
-        d_columns = _transpose(d_product) @ rows
+        d_product = jnp.where(square.border(length, 2**level), blocks, 0.0)
+        d_rows = products.nn(d_product, columns)
+        d_columns = products.tn(d_product, rows)
         d_q = d_q + (d_rows * since).reshape(q.shape)
         d_k = d_k + (d_columns * until).reshape(k.shape)
         found.append(
@@ -143,22 +180,12 @@ def _sides(q: Array, k: Array, factors: Level | None, size: int) -> tuple[Array,
     return rows * since, columns * until
 
 
-def _border(sub: int, level: int) -> np.ndarray:
-    """Pairs of a part that this level's borders separate: i in a second half, j in its first."""
-    half = np.arange(sub) >> level
-    return (half[:, None] % 2 == 1) & (half[None, :] == half[:, None] - 1)
-
-
 def _log2(size: int) -> int:
     return size.bit_length() - 1
 
 
-def _transpose(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
-
-
-def _part(x: Float[Array, "*batch C K"], sub: int) -> Float[Array, "*batch P sub K"]:
-    return x.reshape(*x.shape[:-2], -1, sub, x.shape[-1])
+def _part(x: Float[Array, "*batch C K"], sub: int | None) -> Float[Array, "*batch P sub K"]:
+    return x if sub is None else x.reshape(*x.shape[:-2], -1, sub, x.shape[-1])
 
 
 def _halve(x: Float[Array, "*batch C K"], size: int) -> Float[Array, "*batch P 2 size K"]:

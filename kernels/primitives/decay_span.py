@@ -8,36 +8,50 @@ product with a triangle of ones. The plain form is the double loop.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from kernels.primitives import square
 
-def spans(g: Float[Array, "*batch C"]) -> Float[Array, "*batch C C"]:
+
+def spans(g: Float[Array, "*batch 1 C"]) -> Float[Array, "*batch C C"]:
     """The sums of all pairs."""
     length = g.shape[-1]
-    terms = jnp.where(np.tri(length, dtype=bool), g[..., None, :], 0.0)
-    return _times(terms, np.tri(length, k=-1))
+    return _times(_since(g), square.below(length).astype(g.dtype))
+
+
+def start(g: Float[Array, "*batch 1 C"]) -> Float[Array, "*batch C 1"]:
+    """sum_{s <= i} g_s"""
+    return jnp.sum(_since(g), axis=-1, keepdims=True)
+
+
+def rest(g: Float[Array, "*batch 1 C"]) -> Float[Array, "*batch C 1"]:
+    """sum_{s > j} g_s"""
+    later = jnp.where(square.lower(g.shape[-1]), 0.0, g)
+    return jnp.sum(later, axis=-1, keepdims=True)
 
 
 def cotangent(
     d_span: Float[Array, "*batch C C"],
-    d_start: Float[Array, "*batch C"],
-    d_rest: Float[Array, "*batch C"],
-    d_total: Float[Array, "*batch"],
-) -> Float[Array, "*batch C"]:
-    """Cotangent of g from those of span_ij, of sum_{s <= i} g_s, of sum_{s > j} g_s and of the sum
-    of all; `d_span` is zero above the diagonal."""
-    length = d_start.shape[-1]
-    through = _times(d_span, np.tri(length, k=-1).T)
-    between = jnp.sum(jnp.where(np.tri(length, dtype=bool), through, 0.0), axis=-2)
-    later = _times(d_start, np.tri(length))
-    earlier = _times(d_rest, np.tri(length, k=-1).T)
-    return between + later + earlier + d_total[..., None]
+    d_start: Float[Array, "*batch C 1"],
+    d_rest: Float[Array, "*batch C 1"],
+    d_total: Float[Array, "*batch 1 1"],
+) -> Float[Array, "*batch 1 C"]:
+    """Cotangent of g from those of `spans`, `start`, `rest` and of the sum of all; `d_span` is zero
+    above the diagonal."""
+    length = d_span.shape[-1]
+    # Token s is in span_ij where j < s <= i, in start_i where s <= i, in rest_j where s > j.
+    earlier = square.index(length, 0) < square.index(length, 1)
+    through = _times(d_span, earlier.astype(d_span.dtype)) + d_start
+    return jnp.sum(jnp.where(earlier, d_rest, through), axis=-2, keepdims=True) + d_total
 
 
-def _times(x: Float[Array, "*batch C"], triangle: np.ndarray) -> Float[Array, "*batch C"]:
+def _since(g: Float[Array, "*batch 1 C"]) -> Float[Array, "*batch C C"]:
+    return jnp.where(square.lower(g.shape[-1]), g, 0.0)
+
+
+def _times(x: Float[Array, "*batch C C"], triangle: Float[Array, "C C"]) -> Array:
     """x @ triangle as one flat product."""
     flat = x.reshape(-1, x.shape[-1])
-    product = lax.dot(flat, jnp.asarray(triangle, x.dtype), precision=lax.Precision.HIGHEST)
+    product = lax.dot(flat, triangle, precision=lax.Precision.HIGHEST)
     return product.reshape(x.shape)

@@ -1,6 +1,6 @@
 """What the contract suite does not ask of the delta rule: its inverse, chunks, and extremes."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -27,9 +27,11 @@ def keys(kind: str, length: int) -> np.ndarray:
     return k / np.linalg.norm(k, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize(("length", "base"), [(64, 16), (64, 64), (48, 16), (33, 11)])
+@pytest.mark.parametrize(
+    ("length", "base"), [(64, 16), (64, 64), (48, 16), (33, 11), (64, None), (128, None)]
+)
 @pytest.mark.parametrize("kind", ["random", "close", "same"])
-def test_residual_of_the_inverse(kind: str, length: int, base: int):
+def test_residual_of_the_inverse(kind: str, length: int, base: int | None):
     """(I + M) A = I, also where a power series explodes.
 
     At beta = 1 in absolute terms. At beta = 2, the edge of the domain, I + M of keys alike has
@@ -38,7 +40,8 @@ def test_residual_of_the_inverse(kind: str, length: int, base: int):
     gram = np.einsum("bik,bjk->bij", keys(kind, length), keys(kind, length))
     for beta in (1.0, 2.0):
         m = np.float32(beta * np.tril(gram, -1))
-        inverse = np.asarray(tile.unit_inverse(jnp.asarray(m), base), np.float64)
+        invert = partial(tile.unit_inverse, base=base) if base else tile.masked_inverse
+        inverse = np.asarray(invert(jnp.asarray(m)), np.float64)
         matrix = np.eye(length) + m
         size = lambda x: np.linalg.norm(x, axis=(1, 2))
         residual = size(matrix @ inverse - np.eye(length))
@@ -55,18 +58,21 @@ def test_decay_spans_are_the_double_loop():
     for i in range(20):
         for j in range(i):
             want[:, i, j] = g[:, j + 1 : i + 1].sum(axis=-1)
-    got = np.asarray(decay_span.spans(jnp.asarray(g, jnp.float32)))
+    got = np.asarray(decay_span.spans(jnp.asarray(g[:, None], jnp.float32)))
     np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
 def test_cotangent_of_decay_spans():
-    g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20)), jnp.float32)
+    g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 1, 20)), jnp.float32)
 
     def sums(g: jax.Array) -> tuple[jax.Array, ...]:
-        start = jnp.cumsum(g, axis=-1)
-        return decay_span.spans(g), start, start[:, -1:] - start, start[:, -1]
+        start = jnp.cumsum(jnp.swapaxes(g, 1, 2), axis=1)
+        total = start[:, -1:]
+        return decay_span.spans(g), start, total - start, total
 
     out, pull = jax.vjp(sums, g)
+    np.testing.assert_allclose(decay_span.start(g), out[1], rtol=1e-5)
+    np.testing.assert_allclose(decay_span.rest(g), out[2], rtol=1e-5, atol=1e-5)
     random = np.random.default_rng(1)
     given = [jnp.asarray(random.standard_normal(x.shape), jnp.float32) for x in out]
     given[0] = jnp.tril(given[0])

@@ -1,0 +1,45 @@
+"""Matrix products of a chunk, of operands rounded as the form asks; sums are float32.
+
+    nn(x, y) = x y        nt(x, y) = x y^T        tn(x, y) = x^T y
+
+`AS_GIVEN` leaves float32 operands to the backend's default; `EXACT` keeps all their digits, six
+passes of a TPU's matrix unit; `ROUNDED` takes bfloat16 operands, one pass.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, DTypeLike, Float
+
+
+class Products(NamedTuple):
+    """One way to multiply; batch dimensions are those in front, the same on both sides."""
+
+    dtype: DTypeLike
+    precision: lax.Precision | None
+
+    def nn(self, x: Float[Array, "*b I K"], y: Float[Array, "*b K J"]) -> Float[Array, "*b I J"]:
+        return self._sum_over(x, y, -1, -2)
+
+    def nt(self, x: Float[Array, "*b I K"], y: Float[Array, "*b J K"]) -> Float[Array, "*b I J"]:
+        return self._sum_over(x, y, -1, -1)
+
+    def tn(self, x: Float[Array, "*b K I"], y: Float[Array, "*b K J"]) -> Float[Array, "*b I J"]:
+        return self._sum_over(x, y, -2, -2)
+
+    def _sum_over(self, x: Array, y: Array, left: int, right: int) -> Array:
+        batch = tuple(range(x.ndim - 2))
+        contracted = ((x.ndim + left,), (y.ndim + right,))
+        return lax.dot_general(
+            x.astype(self.dtype),
+            y.astype(self.dtype),
+            (contracted, (batch, batch)),
+            precision=self.precision,
+            preferred_element_type=jnp.float32,
+        )
+
+
+AS_GIVEN = Products("float32", None)
+EXACT = Products("float32", lax.Precision.HIGHEST)
+ROUNDED = Products("bfloat16", None)
