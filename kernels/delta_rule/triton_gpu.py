@@ -37,9 +37,6 @@ from kernels.delta_rule.tile import Memory
 from kernels.letters import Inputs
 from kernels.primitives import triton_call, triton_chunks
 from kernels.primitives.triton_chunks import (
-    CANDIDATES as CANDIDATES,
-)
-from kernels.primitives.triton_chunks import (
     DEFAULT,
     Launch,
     Static,
@@ -53,19 +50,23 @@ from kernels.primitives.triton_chunks import (
     read_chunk,
 )
 
-
-@triton.jit
-def exactly(x, y, HALF: tl.constexpr):
-    """x @ y nearly as float32 has it: rounding to 10 bits would spoil an inverse."""
-    if HALF:
-        z = tl.dot(x, y, input_precision="tf32x3")
-    else:
-        z = tl.dot(x, y, input_precision="ieee")
-    return z
+SHARED_MEMORY = 216 * 1024  # of the 227 KB that a program may have on Hopper
+CANDIDATES = tuple(
+    TritonChunk(recall_value=width, state_warps=warps, state_stages=ahead, num_stages=stages)
+    for width, warps in ((16, 4), (32, 4), (64, 4), (64, 8))
+    for ahead in (2, 3)
+    for stages in (2, 3)
+)
 
 
 @triton.jit
-def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr, HALF):
+def exactly(x, y):
+    """x @ y of float32 in three passes: rounded to 11 bits, an inverse would be spoilt."""
+    return tl.dot(x, y, input_precision="tf32x3")
+
+
+@triton.jit
+def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr):
     """(I + m)^-1 of strictly lower triangular m: `tile.unit_inverse`.
 
     Blocks of BASE rows by substitution, all at once. With X the inverse of the diagonal blocks of a
@@ -88,7 +89,7 @@ def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr, H
     for merge in range(MERGES):
         size = BASE << merge
         couples = ((i // size) % 2 == 1) & (j // size == i // size - 1)
-        x -= exactly(exactly(x, tl.where(couples, m, 0.0), HALF), x, HALF)
+        x -= exactly(exactly(x, tl.where(couples, m, 0.0)), x)
     return x
 
 
@@ -128,7 +129,7 @@ def inverse_kernel(
     lower = gram * pairs(gates, marks, n, T, C, DECAY, DOCS)
     gate = tl.load(beta + head * T + n * C + i, mask=n * C + i < T, other=0.0)
     m = tl.where(i[:, None] > i[None, :], gate[:, None] * lower, 0.0)
-    found = unit_inverse(m, C, BASE, MERGES, HALF)
+    found = unit_inverse(m, C, BASE, MERGES)
     there = (head * ((T + C - 1) // C) + n) * C * C + (i[:, None] * C + i[None, :])
     tl.store(inverse + there, found.to(inverse.dtype.element_ty))
 
@@ -167,7 +168,7 @@ def products_kernel(
     gate = tl.load(beta + head * T + n * C + i, mask=n * C + i < T, other=0.0)
     there = (head * ((T + C - 1) // C) + n) * C * C + (i[:, None] * C + i[None, :])
     solved = tl.load(inverse + there).to(tl.float32) * gate[None, :]
-    _, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     row, _, _ = ends(reads, stays, goes_on, own, after, DECAY)
     for column in range(0, K, BK):
         at, inside = place(n, column, T, K, HEADS, C, BK)
@@ -215,14 +216,12 @@ def recall_kernel(
     entered += head * num_chunks * K * V
     whole, exists = corner(head, 0, v0, K, V, BK, BV)
     s = tl.load(first + whole, mask=exists, other=0.0)
-    _, reads, stays, goes_on, own, after = read_chunk(gates, marks, 0, T, C, DECAY, DOCS)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, 0, T, C, DECAY, DOCS)
     for n in range((T + C - 1) // C):
-        _, col, through = ends(reads, stays, goes_on, own, after, DECAY)
+        _row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
         following = tl.minimum(n + 1, num_chunks - 1)
-        _, reads, stays, goes_on, own, after = read_chunk(
-            gates, marks, following, T, C, DECAY, DOCS
-        )
-        there, _ = corner(n, 0, v0, K, V, BK, BV)
+        reads, stays, goes_on, own, after = read_chunk(gates, marks, following, T, C, DECAY, DOCS)
+        there, exists = corner(n, 0, v0, K, V, BK, BV)
         tl.store(entered + there, s.to(entered.dtype.element_ty), mask=exists)
         at, inside = place(n, 0, T, K, HEADS, C, BK)
         w_here = tl.load(w + at, mask=inside, other=0.0)
@@ -275,16 +274,14 @@ def retreat_kernel(
     d_left += head * num_chunks * K * V
     whole, exists = corner(head, 0, v0, K, V, BK, BV)
     d_s = tl.load(d_last + whole, mask=exists, other=0.0)
-    _, reads, stays, goes_on, own, after = read_chunk(
-        gates, marks, num_chunks - 1, T, C, DECAY, DOCS
-    )
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, num_chunks - 1, T, C, DECAY, DOCS)
     for step in range((T + C - 1) // C):
         n = num_chunks - 1 - step
         row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
-        _, reads, stays, goes_on, own, after = read_chunk(
+        reads, stays, goes_on, own, after = read_chunk(
             gates, marks, tl.maximum(n - 1, 0), T, C, DECAY, DOCS
         )
-        there, _ = corner(n, 0, v0, K, V, BK, BV)
+        there, exists = corner(n, 0, v0, K, V, BK, BV)
         tl.store(d_left + there, d_s.to(d_left.dtype.element_ty), mask=exists)
         at, inside = place(n, 0, T, K, HEADS, C, BK)
         q_here = tl.load(q + at, mask=inside, other=0.0)
@@ -376,7 +373,7 @@ def keys_kernel(
             v_here = tl.load(v + at, mask=inside, other=0.0).to(tl.float32)
             d_gate += tl.sum(d_x * v_here, 1)
             tl.store(d_v + at, (gate[:, None] * d_x).to(d_v.dtype.element_ty), mask=inside)
-    _, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
     between = pairs(gates, marks, n, T, C, DECAY, DOCS)
     at, inside = place(n, tile * BK, T, K, HEADS, C, BK)
@@ -560,14 +557,19 @@ def _along(
 ) -> list[Array]:
     """A program for each head and tile of V, which goes from chunk to chunk with all of K."""
     blocks = sizes.static.blocks
-    tile = 256, blocks.recall_value
+    width = triton_chunks.power_of_two(sizes.shape[3])
+    tile = 512, blocks.recall_value * 128 // max(128, width)
+    block_k, block_v, _, num_value = sizes.tiles(*tile)
+    itemsize = jnp.dtype(sizes.dtype).itemsize
+    ahead = itemsize * blocks.length * (3 * block_k + 2 * block_v)
+    room = SHARED_MEMORY - itemsize * block_k * block_v
     return triton_call.call(
         kernel,
         *arrays,
         out_shape=[jax.ShapeDtypeStruct(*out) for out in outs],
-        grid=(sizes.shape[0] * sizes.shape[2], sizes.tiles(*tile)[3]),
+        grid=(sizes.shape[0] * sizes.shape[2], num_value),
         num_warps=blocks.state_warps,
-        num_stages=blocks.state_stages,
+        num_stages=max(1, min(blocks.state_stages, room // ahead)),
         **sizes.constants(*tile),
     )
 

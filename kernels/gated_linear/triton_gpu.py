@@ -27,9 +27,6 @@ from kernels.gated_linear.tile import GatedState
 from kernels.letters import Inputs
 from kernels.primitives import triton_call, triton_chunks
 from kernels.primitives.triton_chunks import (
-    CANDIDATES as CANDIDATES,
-)
-from kernels.primitives.triton_chunks import (
     DEFAULT,
     Launch,
     Static,
@@ -37,6 +34,7 @@ from kernels.primitives.triton_chunks import (
     add_up,
     corner,
     ends,
+    is_real,
     log_decay,
     pairs,
     place,
@@ -45,6 +43,15 @@ from kernels.primitives.triton_chunks import (
     pull_pairs,
     read_chunk,
     toward,
+)
+
+CANDIDATES = tuple(
+    TritonChunk(
+        state_key=key, state_value=value, state_stages=ahead, value=width, num_stages=stages
+    )
+    for key, value in ((64, 64), (32, 64), (64, 32))
+    for ahead in (2, 3)
+    for width, stages in ((64, 2), (64, 3), (128, 2))
 )
 
 
@@ -89,16 +96,16 @@ def states_kernel(
     whole, exists = corner(head, k0, v0, K, V, BK, BV)
     s = tl.load(first + whole, mask=exists, other=0.0)
     n = num_chunks - 1 if REVERSE else 0
-    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    real = is_real(marks, n, T, C, DOCS)
     for step in range((T + C - 1) // C):
         n = num_chunks - 1 - step if REVERSE else step
         row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
         keep = real
         following = tl.maximum(n - 1, 0) if REVERSE else tl.minimum(n + 1, num_chunks - 1)
-        real, reads, stays, goes_on, own, after = read_chunk(
-            gates, marks, following, T, C, DECAY, DOCS
-        )
-        there, _ = corner(n, k0, v0, K, V, BK, BV)
+        reads, stays, goes_on, own, after = read_chunk(gates, marks, following, T, C, DECAY, DOCS)
+        real = is_real(marks, following, T, C, DOCS)
+        there, exists = corner(n, k0, v0, K, V, BK, BV)
         tl.store(visited + there, s.to(visited.dtype.element_ty), mask=exists)
         at, inside = place(n, k0, T, K, HEADS, C, BK)
         x_here = tl.load(x + at, mask=inside, other=0.0)
@@ -172,7 +179,7 @@ def keys_kernel(
         gates += token * K
     else:
         gates += head * T
-    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     row, col, through = ends(reads, stays, goes_on, own, after, DECAY)
     d_scores *= SCALE * pairs(gates, marks, n, T, C, DECAY, DOCS)
     d_read *= SCALE * row[:, None]
@@ -181,6 +188,7 @@ def keys_kernel(
     q_here = tl.load(q + at, mask=inside, other=0.0)
     k_here = tl.load(k + at, mask=inside, other=0.0)
     if DECAY == "vector":
+        real = is_real(marks, n, T, C, DOCS)
         g = log_decay(gates, at, inside, real)
         q_here, k_here = q_here.to(tl.float32), k_here.to(tl.float32)
         d_read *= tl.exp(add_up(i >= j, g, HALF, FINE))

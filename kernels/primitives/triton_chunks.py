@@ -16,7 +16,7 @@ the tokens of its own span; none is a difference.
 Arrays are [B, T, H, ...] as the op has them; decays per head and other gates [B, H, T] float32,
 zero on padding. `marks` [B, 1 + T] has the document of what is carried in and of every token; where
 that is d, padding has -1 - d. States are [B, H, N, K, V]. With HALF the tensor cores get bfloat16,
-else all is float32; sums are always float32.
+else float32 in three passes (2^-22); sums are always float32.
 """
 
 # pyright: basic
@@ -35,14 +35,6 @@ from kernels.blocks import TritonChunk
 from kernels.primitives import triton_call
 
 DEFAULT = TritonChunk()
-CANDIDATES = tuple(
-    TritonChunk(
-        state_key=key, state_value=value, state_stages=ahead, value=width, num_stages=stages
-    )
-    for key, value in ((64, 64), (32, 64), (64, 32))
-    for ahead in (2, 3)
-    for width, stages in ((64, 2), (64, 3), (128, 2))
-)
 
 
 class Static(NamedTuple):
@@ -88,9 +80,12 @@ class Launch(NamedTuple):
         return blocks.channel_key if self.static.decay == "vector" else blocks.key, blocks.value
 
     def tiles(self, key: int, value: int) -> tuple[int, int, int, int]:
-        """Tile of K and V that covers no more than the width, at least 16; how many of each."""
+        """Tile of K and V, at least 16 and hardly wider than the heads; how many there are of each.
+
+        Float32 takes twice the room of bfloat16, so its tiles are half as wide.
+        """
         sizes = [
-            min(size, max(16, 1 << (width - 1).bit_length()))
+            min(max(16, size if self.half else size // 2), max(16, power_of_two(width)))
             for size, width in zip((key, value), self.shape[3:], strict=True)
         ]
         counts = [-(-width // size) for size, width in zip(sizes, self.shape[3:], strict=True)]
@@ -114,6 +109,11 @@ class Launch(NamedTuple):
             "HALF": self.half,
             "FINE": self.fine,
         }
+
+
+def power_of_two(size: int) -> int:
+    """The smallest that is not below `size`."""
+    return 1 << (size - 1).bit_length()
 
 
 def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
@@ -146,11 +146,11 @@ def per_head(
 
 @triton.jit
 def product(x, y, HALF: tl.constexpr):
-    """x @ y in float32."""
+    """x @ y, summed in float32; float32 operands are three parts of 11 bits on the tensor cores."""
     if HALF:
         z = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
     else:
-        z = tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="ieee")
+        z = tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="tf32x3")
     return z
 
 
@@ -184,11 +184,21 @@ def documents(marks, n, T: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
+def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr):
+    """Which tokens of chunk n exist and are no padding."""
+    i = n * C + tl.arange(0, C)
+    real = i < T
+    if DOCS:
+        real = tl.load(marks + 1 + i, mask=real, other=-1) >= 0
+    return real
+
+
+@triton.jit
 def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS):
     """What `ends` needs of chunk n: only loads, so that a loop can issue them one chunk ahead.
 
-    Which tokens are real, which of these read what entered and reach the end, whether the entry
-    does, and the log decay of each token and of the one after it.
+    Which tokens read what entered, which reach the end, whether the entry does, and the log decay
+    of each token and of the one after it.
     """
     i = tl.arange(0, C)
     real = n * C + i < T
@@ -203,7 +213,7 @@ def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.cons
         document, real, entered, left = documents(marks, n, T, C)
         reads, stays = real & (document == entered), real & (document == left)
         goes_on = entered == left
-    return real, reads, stays, goes_on, own, after
+    return reads, stays, goes_on, own, after
 
 
 @triton.jit
@@ -279,7 +289,7 @@ def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr):
         if FINE:
             total = tl.dot(ones, (x - head.to(tl.float32)).to(tl.bfloat16), total)
     else:
-        total = tl.dot(ones, x, input_precision="ieee")
+        total = tl.dot(ones, x, input_precision="tf32x3")
     return total
 
 
@@ -349,7 +359,7 @@ def outputs_kernel(
     i = tl.arange(0, C)
     found = tl.zeros((C, BV), tl.float32)
     scores = tl.zeros((C, C), tl.float32)
-    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    real = is_real(marks, n, T, C, DOCS)
     for column in range(0, K, BK):
         at, inside = place(n, column, T, K, HEADS, C, BK)
         q_here = tl.load(q + at, mask=inside, other=0.0)
@@ -365,6 +375,7 @@ def outputs_kernel(
         else:
             found += product(q_here, s, HALF)
             scores += product(q_here, tl.trans(k_here), HALF)
+    reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
     row, _, _ = ends(reads, stays, goes_on, own, after, DECAY)
     scores *= pairs(gates, marks, n, T, C, DECAY, DOCS)
     at, inside = place(n, first, T, V, HEADS, C, BV)
@@ -411,7 +422,7 @@ def values_kernel(
     i = tl.arange(0, C)
     found = tl.zeros((C, BV), tl.float32)
     scores = tl.zeros((C, C), tl.float32)
-    real, reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
+    real = is_real(marks, n, T, C, DOCS)
     for column in range(0, K, BK):
         at, inside = place(n, column, T, K, HEADS, C, BK)
         q_here = tl.load(q + at, mask=inside, other=0.0)
@@ -431,6 +442,7 @@ def values_kernel(
     at, inside = place(n, first, T, V, HEADS, C, BV)
     d_here = tl.load(d_out + at, mask=inside, other=0.0)
     if STATE:
+        reads, stays, goes_on, own, after = read_chunk(gates, marks, n, T, C, DECAY, DOCS)
         _, col, _ = ends(reads, stays, goes_on, own, after, DECAY)
         found *= col[:, None]
     found += product(tl.trans(scores), d_here, HALF)
