@@ -80,6 +80,21 @@ class TritonAttention:
 
 
 @dataclass(frozen=True)
+class PallasChunk:
+    """A recurrence on a TPU: chunks of `length` tokens, a power of two, and up to `heads` heads in
+    one program (more only where fewer do not fill whole lanes)."""
+
+    length: int = 128
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.length < 16 or self.length & (self.length - 1):
+            raise ValueError(f"length={self.length} must be a power of two, 16 or more")
+        if self.heads < 1:
+            raise ValueError(f"heads={self.heads} must be at least 1")
+
+
+@dataclass(frozen=True)
 class TritonChunk:
     """A recurrence in Triton: chunks of `length` tokens, tiles of `key` by `value` channels.
 

@@ -6,6 +6,7 @@ from jaxtyping import DTypeLike
 from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.delta_rule import decode, reference, tile
 from kernels.delta_rule.cases import CASES, PROPERTIES, TOLERANCES
+from kernels.primitives import device, pallas_chunks
 
 
 def _unsupported(
@@ -13,10 +14,12 @@ def _unsupported(
 ) -> str | None:
     if options["decay"] not in ("none", "scalar"):
         return f"decay={options['decay']!r} must be one of none, scalar"
-    if form != "triton_gpu":
+    if form not in device.TARGETS:
         return None
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
+    if form == "pallas_tpu":
+        return pallas_chunks.refusal(dims["H"], (dims["K"], dims["V"]))
     if target == "cpu" and dtype != jnp.float32:
         return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
     if dims["K"] > 256:
@@ -55,7 +58,7 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "decay": "none"},
-    forms=modules(__name__, "reference", "chunked", "triton_gpu"),
+    forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
     prefer=everywhere("chunked", "the chunk form for any backend"),
     state=StateSpec(tile.FIELDS, "constant"),

@@ -42,6 +42,8 @@ TOLERANCES = {
     ("reference", "bfloat16"): Tolerance(5e-3, _OUTPUT),
     ("chunked", "float32"): Tolerance(1e-5, _ROUNDING),
     ("chunked", "bfloat16"): Tolerance(5e-3, _OUTPUT),
+    ("pallas_tpu", "float32"): Tolerance(1e-5, _ROUNDING),
+    ("pallas_tpu", "bfloat16"): Tolerance(5e-3, _OPERANDS),
     ("triton_gpu", "float32"): Tolerance(1e-5, _ROUNDING),
     ("triton_gpu", "bfloat16"): Tolerance(5e-3, _OPERANDS),
 }

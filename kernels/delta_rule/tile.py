@@ -196,7 +196,7 @@ def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
     row, column = square.index(length, 0), square.index(length, 1)
     inverse = jnp.broadcast_to(square.diagonal(length).astype(m.dtype), m.shape)
     for j in range(size - 1):
-        here = column == row // size * size + j
+        here = column == (row & -size) + j
         factor = jnp.sum(jnp.where(here, m, 0.0), axis=-1, keepdims=True)
         inverse = inverse - factor * square.spread(inverse, j, size)
     while size < length:

@@ -7,6 +7,7 @@ from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere
 from kernels.gated_linear import decode, reference
 from kernels.gated_linear.cases import CASES, PROPERTIES, TOLERANCES
 from kernels.gated_linear.tile import FIELDS, GatedState
+from kernels.primitives import device, pallas_chunks
 
 
 def _unsupported(
@@ -14,10 +15,12 @@ def _unsupported(
 ) -> str | None:
     if options["decay"] not in ("none", "scalar", "vector"):
         return f"decay={options['decay']!r} must be one of none, scalar, vector"
-    if form != "triton_gpu":
+    if form not in device.TARGETS:
         return None
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
+    if form == "pallas_tpu":
+        return pallas_chunks.refusal(dims["H"], (dims["K"], dims["V"]))
     if target == "cpu" and dtype != jnp.float32:
         return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
     return None
@@ -54,7 +57,7 @@ OP = Op(
     ),
     out="B T H V",
     options={"scale": None, "decay": "none"},
-    forms=modules(__name__, "reference", "chunked", "triton_gpu"),
+    forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
     prefer=everywhere("chunked", "the chunked form for any backend"),
     state=StateSpec(FIELDS, "constant"),

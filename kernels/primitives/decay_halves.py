@@ -61,7 +61,7 @@ def levels(g: Float[Array, "*batch C K"], sub: int | None) -> tuple[Level, ...]:
 def _double(factors: Level, size: int) -> Level:
     """The next level in whole arrays: the whole of a half is the `since` of its last token."""
     since, until = factors
-    is_second = square.token(since) // size % 2 == 1
+    is_second = (square.token(since) & size) != 0
     first = square.spread(since, size - 1, 2 * size)
     second = square.spread(since, 2 * size - 1, 2 * size)
     return Level(
@@ -93,7 +93,7 @@ def pull(cotangents: list[Level], sub: int | None) -> Float[Array, "*batch C K"]
 
 def _wholes(since: Array, until: Array, size: int) -> Float[Array, "*batch C K"]:
     """Cotangents of the wholes of halves, at their last tokens."""
-    place = square.token(since) % (2 * size)
+    place = square.token(since) & (2 * size - 1)
     first = square.spread_sum(since, 1, size)
     second = square.spread_sum(until, 0, size)
     return jnp.where(place == size - 1, first, jnp.where(place == 2 * size - 1, second, 0.0))

@@ -30,9 +30,11 @@ def diagonal(length: int) -> Bool[Array, "C C"]:
 
 
 def border(length: int, size: int) -> Bool[Array, "C C"]:
-    """Pairs in one block of 2 `size` tokens with i in its second half and j in its first."""
-    i, j = index(length, 0) // size, index(length, 1) // size
-    return (i % 2 == 1) & (j == i - 1)
+    """Pairs in one block of 2 `size` tokens, a power of two, with i in its second half and j in its
+    first: `size` is the highest bit in which they differ."""
+    i, j = index(length, 0), index(length, 1)
+    differ = i ^ j
+    return (differ >= size) & (differ < 2 * size) & (i > j)
 
 
 def to_column(row: Float[Array, "*batch 1 C"]) -> Float[Array, "*batch C 1"]:
@@ -69,6 +71,6 @@ def spread_sum(x: Float[Array, "*batch C K"], half: int, size: int) -> Float[Arr
         )
     groups = x.reshape(*x.shape[:-2], -1, 2 * size, x.shape[-1])
     number = lax.broadcasted_iota(jnp.int32, groups.shape[-2:], 0)
-    kept = jnp.where(number // size == half, groups, 0.0)
+    kept = jnp.where((number & size) == half * size, groups, 0.0)
     found = jnp.sum(kept, axis=-2, keepdims=True)
     return jnp.broadcast_to(found, groups.shape).reshape(x.shape)

@@ -1,0 +1,76 @@
+"""The delta rule as TPU kernels: `tile`'s chunk in the grid of `pallas_chunks`.
+
+The inverse of a chunk's triangular matrix is taken over the whole matrix by masks, each merge of
+blocks two products as wide as the matrix unit, float32; the backward computes it again.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels.blocks import PallasChunk
+from kernels.contract import Options
+from kernels.delta_rule import tile
+from kernels.delta_rule.tile import How, Memory, Tokens
+from kernels.letters import Inputs
+from kernels.primitives import pallas_chunks
+from kernels.primitives.chunks import Documents
+from kernels.primitives.pallas_chunks import Mathematics, Named
+
+DEFAULT = PallasChunk()
+CANDIDATES = tuple(PallasChunk(n, heads) for n in (32, 64, 128) for heads in (2, 4, 8))
+
+
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    scale: float
+    how: How
+
+
+def apply(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T"] | None,
+    state: Memory | None,
+    *,
+    options: Options,
+    blocks: PallasChunk | None = None,
+) -> tuple[Float[Array, "B T H V"], Memory]:
+    """Output and state of T more tokens."""
+    batch, _, heads, width = inputs["k"].shape
+    if state is None:
+        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
+        state = Memory(s, jnp.zeros((batch,), jnp.int32))
+    how = How(pallas_chunks.products(inputs["q"].dtype), None)
+    mathematics = Mathematics(_forward, _backward, Static(options["scale"], how))
+    out, s, segment = pallas_chunks.run(
+        mathematics, inputs, segment_ids, (state.s, state.segment), blocks or DEFAULT
+    )
+    return out, Memory(s, segment)
+
+
+def _forward(
+    static: Static, x: Named, documents: Documents | None, s: Array
+) -> tuple[Array, Array]:
+    return tile.forward(_tokens(static, x), documents, s, static.how)
+
+
+def _backward(
+    static: Static,
+    x: Named,
+    documents: Documents | None,
+    s: Array,
+    d_out: Array,
+    d_s: Array,
+) -> tuple[Named, Array]:
+    d_x, d_s = tile.backward(_tokens(static, x), documents, s, d_out, d_s, static.how)
+    grads = {"q": static.scale * d_x.q, "k": d_x.k, "v": d_x.v, "beta": d_x.beta}
+    if d_x.log_decay is not None:
+        grads["log_decay"] = d_x.log_decay
+    return grads, d_s
+
+
+def _tokens(static: Static, x: Named) -> Tokens:
+    """Queries scaled."""
+    return Tokens(static.scale * x["q"], x["k"], x["v"], x["beta"], x.get("log_decay"))
