@@ -5,7 +5,7 @@
 
 A sum over n keys is done in runs of r: inside a run by one product with an [r, r] triangle of
 ones, across runs by one with an [n/r, n/r] triangle. The plain forms are `jax.nn.softplus` and
-`jnp.cumsum`. `suffix_rows` and `prefix_rows` sum along the first axis, inside of TPU kernels.
+`jnp.cumsum`.
 """
 
 import jax.numpy as jnp
@@ -26,6 +26,11 @@ def softplus_and_exp(
     series = u * (1.0 - u * (0.5 - u * (1.0 / 3.0 - 0.25 * u)))
     logarithm = jnp.where(u < 0.015625, series, jnp.log(1.0 + u))
     return jnp.maximum(z, logarithm), u
+
+
+def softplus_to_six_digits(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """softplus(z) with an error of 6e-8 also where it is smaller, in a third of the operations."""
+    return jnp.maximum(z, jnp.log(1.0 + jnp.exp(jnp.minimum(z, LINEAR))))
 
 
 def _run_sums(x: Float[Array, "*rows S"], triangle: np.ndarray) -> Float[Array, "*rows S"]:
@@ -62,60 +67,3 @@ def prefix_sum(
     earlier = _run_sums(totals, np.triu(np.ones((number, number)), 1))
     sums = sums + earlier[..., None]
     return sums.reshape(x.shape), earlier[..., -1] + totals[..., -1]
-
-
-# Keys to one product inside a TPU kernel: the side of its matrix unit.
-_RUN = 128
-# The bits of a float32 that bfloat16 has too: sign, exponent, seven digits.
-_HIGH = -(2**16)
-
-
-def suffix_rows(
-    x: Float[Array, "S rows"], parts: int
-) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """Sum of what follows each key, and the sum of all keys; S is a multiple of 128.
-
-    The triangle is of ones, which bfloat16 holds exactly, so x is cut into `parts` numbers of
-    eight digits each, of which each costs one pass: two leave an error of 2^-16, three none.
-    """
-    key, other = (lax.broadcasted_iota(jnp.int32, (_RUN, _RUN), axis) for axis in (0, 1))
-    after = jnp.where(other > key, 1.0, 0.0).astype(jnp.bfloat16)
-    total = jnp.zeros_like(x[:1])
-    found: list[Array] = []
-    for start in reversed(range(0, x.shape[0], _RUN)):
-        run = x[start : start + _RUN]
-        inside = _ones_times(after, run, parts)
-        found.append(inside + total)
-        total = total + inside[:1] + run[:1]
-    return jnp.concatenate(found[::-1], axis=0), total
-
-
-def prefix_rows(
-    x: Float[Array, "S rows"], parts: int
-) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """Sum up to and including each key, and the sum of all keys, as `suffix_rows`."""
-    key, other = (lax.broadcasted_iota(jnp.int32, (_RUN, _RUN), axis) for axis in (0, 1))
-    until = jnp.where(other <= key, 1.0, 0.0).astype(jnp.bfloat16)
-    total = jnp.zeros_like(x[:1])
-    found: list[Array] = []
-    for start in range(0, x.shape[0], _RUN):
-        found.append(_ones_times(until, x[start : start + _RUN], parts) + total)
-        total = found[-1][-1:]
-    return jnp.concatenate(found, axis=0), total
-
-
-def _ones_times(
-    ones: Float[Array, "S S"], x: Float[Array, "S rows"], parts: int
-) -> Float[Array, "S rows"]:
-    """ones @ x, smallest digits first."""
-    pieces: list[Array] = []
-    for _ in range(parts):
-        # Bits are cut off because XLA may leave out a rounding to bfloat16 and back.
-        bits = lax.bitcast_convert_type(x, jnp.int32) & _HIGH
-        piece = lax.bitcast_convert_type(bits, jnp.float32)
-        pieces.append(piece.astype(jnp.bfloat16))
-        x = x - piece
-    products = [
-        lax.dot(ones, piece, preferred_element_type=jnp.float32) for piece in reversed(pieces)
-    ]
-    return sum(products[1:], start=products[0])

@@ -120,7 +120,8 @@ def _forward(
         seen = causal_tiles.mask(tiles, i, j, static.sight)
         here = block(sums.left, i)
         z = tile.mask(block(q, i) @ block(k_t, j), seen)
-        weights, _, total = tile.weigh(z, here[..., None], static.suffix)
+        broken, _ = log_space.softplus_and_exp(z)
+        weights, _, total = tile.weigh(z, broken, here[..., None], static.suffix)
         out = add(sums.out, i, weights @ block(v, j))
         after = here + total
         return Sums(out, put(sums.left, i, after), put(sums.lefts, place, here)), after
@@ -172,13 +173,15 @@ def _backward(
         i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, static.sight)
         z = tile.mask(block(q, i) @ block(k_t, j), seen)
-        weighed = tile.weigh(z, block(lefts, step)[..., None], static.suffix)
+        broken, u = log_space.softplus_and_exp(z)
+        left, here = block(lefts, step)[..., None], block(flow, i)
+        weights = tile.weigh(z, broken, left, static.suffix).weights
         d_weights = block(d_out, i) @ block(v_t, j)
-        here = block(flow, i)
-        d_z, total = tile.logit_cotangent(weighed, d_weights, here[..., None], static.prefix)
+        beta = u / (1.0 + u)
+        d_z, total = tile.logit_cotangent(weights, beta, d_weights, here[..., None], static.prefix)
         d_q = add(d_q, i, d_z @ block(k, j))
         d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
-        d_v_t = add(d_v_t, j, block(d_out_t, i) @ weighed.weights)
+        d_v_t = add(d_v_t, j, block(d_out_t, i) @ weights)
         return d_q, d_k_t, d_v_t, put(flow, i, here + total)
 
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.

@@ -30,7 +30,7 @@ from kernels import segments
 from kernels.blocks import Attention, round_up
 from kernels.contract import Options
 from kernels.letters import Inputs
-from kernels.primitives import device, kv_cache, log_space, products
+from kernels.primitives import device, interleaved, kv_cache, log_space, products
 from kernels.primitives.kv_cache import CacheState, Placed
 from kernels.stickbreaking import tile
 
@@ -67,16 +67,27 @@ class Static(NamedTuple):
     def products(self) -> products.Products:
         return products.EXACT if self.is_exact else products.ROUNDED
 
-    def suffix(self, x: Array) -> tuple[Array, Array]:
-        return log_space.suffix_rows(x, 3 if self.is_exact else 2)
+    def weigh(self, z: Array, left: Array) -> tile.Weights:
+        if self.is_exact:
+            broken, _ = log_space.softplus_and_exp(z)
+        else:
+            broken = log_space.softplus_to_six_digits(z)
+        return tile.weigh(z, broken, left, interleaved.suffix_sum)
 
-    def prefix(self, x: Array) -> tuple[Array, Array]:
-        return log_space.prefix_rows(x, 3 if self.is_exact else 2)
+    def logit_cotangent(
+        self, weighed: tile.Weights, d_weights: Array, flow: Array
+    ) -> tuple[Array, Array]:
+        beta = jnp.exp(weighed.log_beta)  # a division takes ten operations on a TPU
+        return tile.logit_cotangent(weighed.weights, beta, d_weights, flow, interleaved.prefix_sum)
+
+    def order(self, keys: Array) -> Array:
+        """Keys or values as the rows of a tile hold them."""
+        return interleaved.order(keys, self.products)
 
 
 class Rows(NamedTuple):
     """Slot and document of every query and key, None where all are one; with a tolerance, also the
-    first block of keys that may hold a query's document.
+    first block of keys that may hold a query's document. Keys are in the order of `interleaved`.
     """
 
     slot: Int[Array, "B 1 T"]
@@ -220,7 +231,14 @@ def _where(static: Static, placed: Placed, time: int) -> Where:
         )
         begins = jnp.min(jnp.where(holds, index[:, None], num_kv), axis=1)[:, None]
     return Where(
-        nearest, farthest, Rows(slot[:, None], q_segment[:, None], kv_segment[:, None], begins)
+        nearest,
+        farthest,
+        Rows(
+            slot[:, None],
+            q_segment[:, None],
+            interleaved.order_ids(kv_segment)[:, None],
+            begins,
+        ),
     )
 
 
@@ -234,7 +252,8 @@ def _span(
     return low, jnp.max(jnp.where(real, x, -1), axis=-1)
 
 
-# Inside of kernels.
+# Inside of kernels. No index is negative, so `lax.div` and `lax.rem` do what // and % would; those
+# look at signs, for which Mosaic asks what TPU it is, and there may be none.
 
 
 class Walk(NamedTuple):
@@ -288,9 +307,9 @@ def _at(block: Array, size: int) -> Any:
 def _tile_logits(
     static: Static, q: Array, k: Array, rows: Rows, j: Array
 ) -> Float[Array, "S rows"]:
-    """Masked logits of one tile: q [K, rows], k [K, S], rows of one block each."""
+    """Masked logits of one tile: q [K, rows], k [K, S] in order, rows of one block each."""
     shape = k.shape[1], q.shape[1]
-    source = j * static.blocks.block_kv + lax.broadcasted_iota(jnp.int32, shape, 0)
+    source = j * static.blocks.block_kv + interleaved.keys(*shape)
     kv_segment = rows.kv_segment
     if kv_segment is not None:
         # A row of lanes as a column: of eight equal ones, which is what a transposition takes.
@@ -322,24 +341,25 @@ def forward_kernel(
 ) -> None:
     """One block of queries of one head; `found` is of this block, keys and values are in HBM."""
     row, i = pl.program_id(0), pl.program_id(1)
-    batch, key_row = row // static.heads, row // static.ratio
+    batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
     block_kv, near = static.blocks.block_kv, nearest[batch, i]
     acc[...] = jnp.zeros_like(acc)
 
     def copies(step: Array) -> list[Any]:
-        at, turn = _at(near - step, block_kv), step % 2
+        at, turn = _at(near - step, block_kv), lax.rem(step, 2)
         return [
             pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
             for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
         ]
 
     def visit(step: Array, left: Array) -> tuple[Array, Array]:
-        j, turn = near - step, step % 2
+        j, turn = near - step, lax.rem(step, 2)
         found.left[0, j] = left
         here = _read(rows, j, block_kv)
-        z = _tile_logits(static, operands.q[0], k_two[turn], here, j)
-        weights, _, total = tile.weigh(z, left, static.suffix)
-        acc[...] += static.products.nn(v_two[turn], weights)
+        k, v = static.order(k_two[turn]), static.order(v_two[turn])
+        z = _tile_logits(static, operands.q[0], k, here, j)
+        weights, _, total = static.weigh(z, left)
+        acc[...] += static.products.nn(v, weights)
         left = left + total
         if not static.tolerance:
             return jnp.bool_(True), left
@@ -371,26 +391,27 @@ def dq_kernel(
 ) -> None:
     """One block of queries of one head; leaves `flow` before each tile for dk and dv."""
     row, i = pl.program_id(0), pl.program_id(1)
-    batch, key_row = row // static.heads, row // static.ratio
+    batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
     block_kv, far = static.blocks.block_kv, saved.stop[0, 0, i]
     acc[...] = jnp.zeros_like(acc)
 
     def copies(step: Array) -> list[Any]:
-        at, turn = _at(far + step, block_kv), step % 2
+        at, turn = _at(far + step, block_kv), lax.rem(step, 2)
         return [
             pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
             for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
         ]
 
     def visit(step: Array, flow: Array) -> tuple[Array, Array]:
-        j, turn = far + step, step % 2
+        j, turn = far + step, lax.rem(step, 2)
         flows[0, j] = flow
         here = _read(rows, j, block_kv)
-        z = _tile_logits(static, operands.q[0], k_two[turn], here, j)
-        weighed = tile.weigh(z, saved.left[0, j], static.suffix)
-        d_weights = static.products.tn(v_two[turn], d_out[0])
-        d_z, total = tile.logit_cotangent(weighed, d_weights, flow, static.prefix)
-        acc[...] += static.products.nn(k_two[turn], d_z)
+        k, v = static.order(k_two[turn]), static.order(v_two[turn])
+        z = _tile_logits(static, operands.q[0], k, here, j)
+        weighed = static.weigh(z, saved.left[0, j])
+        d_weights = static.products.tn(v, d_out[0])
+        d_z, total = static.logit_cotangent(weighed, d_weights, flow)
+        acc[...] += static.products.nn(k, d_z)
         return jnp.bool_(True), flow + total
 
     walk = Walk(jnp.maximum(nearest[batch, i] - far + 1, 0), copies)
@@ -411,19 +432,22 @@ def dkv_kernel(
     d_v: Any,
     k_acc: Any,
     v_acc: Any,
+    k_ordered: Any,
+    v_ordered: Any,
     two: Any,
     arrived: Any,
     seers: Any,
 ) -> None:
     """One block of keys of one key head; q, d_out, left and flow (`streams`) are in HBM."""
     key_row, j = pl.program_id(0), pl.program_id(1)
-    batch, block_q = key_row // static.groups, static.blocks.block_q
+    batch, block_q = lax.div(key_row, static.groups), static.blocks.block_q
     num_q = stop.shape[-1]
     k_acc[...] = jnp.zeros_like(k_acc)
     v_acc[...] = jnp.zeros_like(v_acc)
+    k_ordered[...], v_ordered[...] = static.order(k[0]), static.order(v[0])
 
     def note(number: Array, count: Array) -> Array:
-        head, i = number // num_q, number % num_q
+        head, i = lax.div(number, num_q), lax.rem(number, num_q)
         saw = (stop[head, 0, i] <= j) & (j <= nearest[batch, i])
 
         @pl.when(saw)
@@ -435,8 +459,8 @@ def dkv_kernel(
     count = lax.fori_loop(0, static.ratio * num_q, note, jnp.int32(0))
 
     def copies(step: Array) -> list[Any]:
-        head, i = seers[step] // num_q, seers[step] % num_q
-        row, at, turn = key_row * static.ratio + head, _at(i, block_q), step % 2
+        head, i = lax.div(seers[step], num_q), lax.rem(seers[step], num_q)
+        row, at, turn = key_row * static.ratio + head, _at(i, block_q), lax.rem(step, 2)
         parts = [
             streams.q.at[row, :, at],
             streams.d_out.at[row, :, at],
@@ -449,7 +473,7 @@ def dkv_kernel(
         ]
 
     def visit(step: Array, carry: Array) -> tuple[Array, Array]:
-        turn, at = step % 2, _at(seers[step] % num_q, block_q)
+        turn, at = lax.rem(step, 2), _at(lax.rem(seers[step], num_q), block_q)
         q, d_out, left, flow = (x[turn] for x in two)
         here = Rows(
             rows.slot[0, :, at],
@@ -457,17 +481,18 @@ def dkv_kernel(
             None if rows.kv_segment is None else rows.kv_segment[0],
             None,
         )
-        z = _tile_logits(static, q, k[0], here, j)
-        weighed = tile.weigh(z, left, static.suffix)
-        d_weights = static.products.tn(v[0], d_out)
-        d_z, _ = tile.logit_cotangent(weighed, d_weights, flow, static.prefix)
+        z = _tile_logits(static, q, k_ordered[...], here, j)
+        weighed = static.weigh(z, left)
+        d_weights = static.products.tn(v_ordered[...], d_out)
+        d_z, _ = static.logit_cotangent(weighed, d_weights, flow)
         k_acc[...] += static.products.nt(d_z, q)
         v_acc[...] += static.products.nt(weighed.weights, d_out)
         return jnp.bool_(True), carry
 
     Walk(count, copies).run(visit, jnp.int32(0))
-    d_k[0] = (k_acc[...] * static.scale).T.astype(d_k.dtype)
-    d_v[0] = v_acc[...].T.astype(d_v.dtype)
+    for acc, found, scale in ((k_acc, d_k, static.scale), (v_acc, d_v, 1.0)):
+        ordered = (acc[...] * scale).T.astype(found.dtype)
+        found[0] = interleaved.restore(ordered, static.products)
 
 
 # Calls of the kernels.
@@ -502,11 +527,11 @@ def _rows_specs(static: Static, rows: Rows, is_dkv: bool) -> Rows:
     """Blocks of the rows: of dk and dv all queries and one block of keys, else the reverse."""
     heads = static.groups if is_dkv else static.heads
     block_q = rows.slot.shape[-1] if is_dkv else static.blocks.block_q
-    queries = _block((1, 1, block_q), lambda n, i: (n // heads, 0, 0 if is_dkv else i))
+    queries = _block((1, 1, block_q), lambda n, i: (lax.div(n, heads), 0, 0 if is_dkv else i))
     keys = None
     if rows.kv_segment is not None:
         block_kv = static.blocks.block_kv if is_dkv else rows.kv_segment.shape[-1]
-        keys = _block((1, 1, block_kv), lambda n, j: (n // heads, 0, j if is_dkv else 0))
+        keys = _block((1, 1, block_kv), lambda n, j: (lax.div(n, heads), 0, j if is_dkv else 0))
     has_segments, has_farthest = rows.segment is not None, rows.farthest is not None
     return Rows(
         queries,
@@ -672,6 +697,8 @@ def _backward_kv(
             scratch_shapes=[
                 pltpu.VMEM((block_kv, width), jnp.float32),
                 pltpu.VMEM((block_kv, value), jnp.float32),
+                pltpu.VMEM((width, block_kv), static.dtype),
+                pltpu.VMEM((value, block_kv), static.dtype),
                 Streams(
                     pltpu.VMEM((2, width, block_q), static.dtype),
                     pltpu.VMEM((2, value, block_q), static.dtype),

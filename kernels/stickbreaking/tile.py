@@ -15,8 +15,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels.primitives import log_space
-
 # What follows each key (`weigh`) or leads up to it (`logit_cotangent`), and the sum of all keys.
 type SumOverKeys = Callable[[Array], tuple[Array, Array]]
 
@@ -25,10 +23,10 @@ MASKED = -1e30
 
 
 class Weights(NamedTuple):
-    """Weights of a tile, e^z (bounded), and the sum of softplus over the tile's keys."""
+    """Weights of a tile, log sigmoid(z), and the sum of softplus over the tile's keys."""
 
     weights: Float[Array, "*tile"]
-    exp: Float[Array, "*tile"]
+    log_beta: Float[Array, "*tile"]
     total: Float[Array, "*rows"]
 
 
@@ -37,21 +35,28 @@ def mask(products: Float[Array, "*tile"], seen: Bool[Array, "*tile"]) -> Float[A
     return jnp.where(seen, products, MASKED)
 
 
-def weigh(z: Float[Array, "*tile"], left: Float[Array, "#*tile"], suffix: SumOverKeys) -> Weights:
-    """The weights of one tile of masked logits."""
-    broken, u = log_space.softplus_and_exp(z)
+def weigh(
+    z: Float[Array, "*tile"],
+    broken: Float[Array, "*tile"],
+    left: Float[Array, "#*tile"],
+    suffix: SumOverKeys,
+) -> Weights:
+    """The weights of one tile of masked logits; `broken` is their softplus."""
     nearer, total = suffix(broken)
-    return Weights(jnp.exp((z - broken) - (nearer + left)), u, total)
+    log_beta = z - broken
+    return Weights(jnp.exp(log_beta - (nearer + left)), log_beta, total)
 
 
 def logit_cotangent(
-    tile: Weights,
+    weights: Float[Array, "*tile"],
+    beta: Float[Array, "*tile"],
     d_weights: Float[Array, "*tile"],
     flow: Float[Array, "#*tile"],
     prefix: SumOverKeys,
 ) -> tuple[Float[Array, "*tile"], Float[Array, "*rows"]]:
-    """Cotangent of the tile's logits, and what the tile adds to the `flow` of the next nearer."""
-    moved = tile.weights * d_weights
+    """Cotangent of the tile's logits, and what the tile adds to the `flow` of the next nearer;
+    `beta` is their sigmoid.
+    """
+    moved = weights * d_weights
     farther, total = prefix(moved)
-    beta = tile.exp / (1.0 + tile.exp)
     return moved - beta * (farther + flow), total

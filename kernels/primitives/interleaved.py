@@ -1,0 +1,112 @@
+"""Sums along keys inside a TPU kernel, with keys down the rows in an order that makes them cheap.
+
+A register holds 8 rows. In runs of 128 keys, row 8 r + s of a tile holds key 16 s + r. A register holds 8 rows, so what
+follows a key is in the same row of other registers, one addition each, and only sums of 16 keys
+cross rows:
+
+    rows 0 .. 7      keys 0  16  32 ..  112
+    rows 8 .. 15          1  17  33 ..  113    ..
+
+With keys as they come, sums would be products with triangles of ones, which cost more passes of
+the matrix unit than the attention itself. The order is made by a product with a permutation, which
+rounds nothing.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels.primitives.products import Products
+
+RUN = 128
+_ROWS = 8
+_LENGTH = RUN // _ROWS
+
+
+def permutation() -> Float[Array, "128 128"]:
+    """P[key, row] = 1 where the row holds the key."""
+    key, row = (lax.broadcasted_iota(jnp.int32, (RUN, RUN), axis) for axis in (0, 1))
+    held = (row & (_ROWS - 1)) * _LENGTH + (row >> 3)
+    return jnp.where(key == held, 1.0, 0.0)
+
+
+def order(x: Float[Array, "K S"], products: Products) -> Float[Array, "K S"]:
+    """Columns in the order of the rows of a tile; S is a multiple of 128."""
+    ones = permutation()
+    return _each_run(x, lambda run: products.nn(run, ones))
+
+
+def restore(x: Float[Array, "K S"], products: Products) -> Float[Array, "K S"]:
+    """The inverse of `order`."""
+    ones = permutation()
+    return _each_run(x, lambda run: products.nt(run, ones))
+
+
+def order_ids(x: Int[Array, "*b S"]) -> Int[Array, "*b S"]:
+    """The same for integers, outside of kernels."""
+    runs = x.reshape(*x.shape[:-1], -1, _ROWS, _LENGTH)
+    return runs.swapaxes(-1, -2).reshape(x.shape)
+
+
+def keys(size: int, rows: int) -> Int[Array, "S rows"]:
+    """The key, counted from 0, in every row of a tile."""
+    shape = (size // RUN, _LENGTH, _ROWS, rows)
+    run, late, early = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(3))
+    return (run * RUN + early * _LENGTH + late).reshape(size, rows)
+
+
+def suffix_sum(
+    x: Float[Array, "S rows"],
+) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
+    """Sum of what follows each key, and the sum of all keys."""
+    total = jnp.zeros_like(x[:1])
+    found: list[Array] = []
+    for start in reversed(range(0, x.shape[0], RUN)):
+        sums: list[Array] = []
+        later = jnp.zeros_like(x[:_ROWS])
+        for row in reversed(range(start, start + RUN, _ROWS)):
+            sums.append(later)
+            later = later + x[row : row + _ROWS]
+        through = later
+        for shift in (1, 2, 4):
+            through = through + _up(through, shift)
+        beyond = _up(through, 1) + total
+        found += [here + beyond for here in sums]
+        total = total + through[:1]
+    return jnp.concatenate(found[::-1], axis=0), total
+
+
+def prefix_sum(
+    x: Float[Array, "S rows"],
+) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
+    """Sum up to and including each key, and the sum of all keys."""
+    total = jnp.zeros_like(x[:1])
+    found: list[Array] = []
+    for start in range(0, x.shape[0], RUN):
+        sums: list[Array] = []
+        until = jnp.zeros_like(x[:_ROWS])
+        for row in range(start, start + RUN, _ROWS):
+            until = until + x[row : row + _ROWS]
+            sums.append(until)
+        through = until
+        for shift in (1, 2, 4):
+            through = through + _down(through, shift)
+        before = _down(through, 1) + total
+        found += [here + before for here in sums]
+        total = total + through[-1:]
+    return jnp.concatenate(found, axis=0), total
+
+
+def _up(x: Float[Array, "8 rows"], shift: int) -> Float[Array, "8 rows"]:
+    return jnp.concatenate([x[shift:], jnp.zeros_like(x[:shift])], axis=0)
+
+
+def _down(x: Float[Array, "8 rows"], shift: int) -> Float[Array, "8 rows"]:
+    return jnp.concatenate([jnp.zeros_like(x[:shift]), x[:-shift]], axis=0)
+
+
+def _each_run(x: Array, change: Callable[[Array], Array]) -> Array:
+    runs = [change(x[:, start : start + RUN]) for start in range(0, x.shape[1], RUN)]
+    return jnp.concatenate(runs, axis=1).astype(x.dtype)
