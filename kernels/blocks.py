@@ -59,7 +59,7 @@ class TritonAttention:
     """
 
     block_q: int = 128
-    block_kv: int = 128
+    block_kv: int = 64
     num_warps: int = 8
     num_stages: int = 2
     span: int = 4

@@ -9,11 +9,15 @@ torch: it reads the addresses of numpy arrays that are dressed as tensors. It is
 inputs; bfloat16 it takes for 16-bit integers, so those are refused.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any, cast
+from unittest import mock
 
 import jax
 import numpy as np
+
+_ONE_AT_A_TIME = threading.Lock()  # the interpreter patches triton.language while it runs
 
 H100 = 90  # compute capability of the only GPU that is compiled for without being attached
 
@@ -98,5 +102,15 @@ def _interpret(
     outputs = [
         np.full(x.shape, np.nan if x.dtype == np.float32 else -1, x.dtype) for x in out_shape
     ]
-    kernel[grid](*(_Tensor(x) for x in [*arrays, *outputs]), **constants)
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor  # pyright: ignore[reportPrivateUsage]
+
+    def patch_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        # numpy 2.5 makes no index of an array [1], which is what a scalar is there (triton 3.6).
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    with _ONE_AT_A_TIME, mock.patch.object(interpreter, "_patch_lang_tensor", patch_index):
+        kernel[grid](*(_Tensor(x) for x in [*arrays, *outputs]), **constants)
     return outputs
