@@ -20,8 +20,7 @@ With e = V - read (K S) the derivative by beta is dX e + (dM L) 1; as dM = -dX N
 are there already, no product is computed for it.
 """
 
-# pyright: basic
-# ruff: noqa: ANN201
+# pyright: basic, reportGeneralTypeIssues=false
 
 from typing import Any, NamedTuple
 
@@ -60,13 +59,13 @@ CANDIDATES = tuple(
 
 
 @triton.jit
-def exactly(x, y):
+def exactly(x, y) -> Any:
     """x @ y of float32 in three passes: rounded to 11 bits, an inverse would be spoilt."""
     return tl.dot(x, y, input_precision="tf32x3")
 
 
 @triton.jit
-def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr):
+def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr) -> Any:
     """(I + m)^-1 of strictly lower triangular m: `tile.unit_inverse`.
 
     Blocks of BASE rows by substitution, all at once. With X the inverse of the diagonal blocks of a
@@ -114,7 +113,7 @@ def inverse_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """A = (I + diag(beta) L)^-1 of a chunk and head, L_ij = D_ij k_i . k_j for j < i."""
     n, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k += (head // HEADS * T * HEADS + head % HEADS) * K
@@ -157,7 +156,7 @@ def products_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
     VALUES: tl.constexpr,
-):
+) -> None:
     """W = A (beta read K) and, with VALUES, U = A (beta V) of a chunk and head."""
     n, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = head // HEADS * T * HEADS + head % HEADS
@@ -205,7 +204,7 @@ def recall_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """N = U - W S and S' = through S + (write K)^T N from chunk to chunk; all of K at once."""
     head, v0 = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV
     num_chunks = (T + C - 1) // C
@@ -262,7 +261,7 @@ def retreat_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """dN and dS from the last chunk to the first; all of K at once."""
     head, v0 = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV
     num_chunks = (T + C - 1) // C
@@ -331,7 +330,7 @@ def keys_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """dq, dk, the tile's parts of d beta and d log decay; dv by the first tile of K."""
     n, head, tile = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     num_chunks = (T + C - 1) // C

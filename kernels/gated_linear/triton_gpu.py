@@ -10,8 +10,7 @@ would round it so in any case; what is carried on is float32). Tiles of V add up
 tiles of K write apart and are added after; nothing is atomic.
 """
 
-# pyright: basic
-# ruff: noqa: ANN201
+# pyright: basic, reportGeneralTypeIssues=false
 
 from typing import NamedTuple
 
@@ -77,7 +76,7 @@ def states_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
     REVERSE: tl.constexpr,
-):
+) -> None:
     """S' = through S + (col k)^T V from chunk to chunk; what enters each is written.
 
     With REVERSE, x and y are q and dO: dS = through dS' + scale (row q)^T dO from the last chunk.
@@ -150,7 +149,7 @@ def keys_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """dq, dk and d log decay of chunk, head and tile of K; of the head's decay, the tile's part."""
     n, head, tile = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     token = head // HEADS * T * HEADS + head % HEADS

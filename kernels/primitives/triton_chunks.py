@@ -19,8 +19,7 @@ that is d, padding has -1 - d. States are [B, H, N, K, V]. With HALF the tensor 
 else float32 in three passes (2^-22); sums are always float32.
 """
 
-# pyright: basic
-# ruff: noqa: ANN201
+# pyright: basic, reportGeneralTypeIssues=false
 
 from typing import Any, NamedTuple
 
@@ -120,7 +119,8 @@ def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
     """What the launches of one call share."""
     fine = gates is not None and gates.dtype != jnp.bfloat16
     half = q.dtype == jnp.bfloat16 and v.dtype == jnp.bfloat16
-    return Launch(static, (*q.shape, v.shape[3]), half, fine)
+    batch, time, heads, width = q.shape
+    return Launch(static, (batch, time, heads, width, v.shape[3]), half, fine)
 
 
 def mark(
@@ -145,7 +145,7 @@ def per_head(
 
 
 @triton.jit
-def product(x, y, HALF: tl.constexpr):
+def product(x, y, HALF: tl.constexpr) -> Any:
     """x @ y, summed in float32; float32 operands are three parts of 11 bits on the tensor cores."""
     if HALF:
         z = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
@@ -155,7 +155,7 @@ def product(x, y, HALF: tl.constexpr):
 
 
 @triton.jit
-def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexpr, BLOCK):
+def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexpr, BLOCK) -> Any:
     """Offsets of chunk n in an array [T, HEADS, WIDTH], from a channel on, and which exist."""
     i = tl.arange(0, C)[:, None]
     j = column + tl.arange(0, BLOCK)[None, :]
@@ -164,7 +164,9 @@ def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexp
 
 
 @triton.jit
-def corner(n, row, column, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+def corner(
+    n, row, column, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr
+) -> Any:
     """Offsets of a tile of state n in an array [N, K, V], and which exist."""
     i = row + tl.arange(0, BK)[:, None]
     j = column + tl.arange(0, BV)[None, :]
@@ -172,7 +174,7 @@ def corner(n, row, column, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, B
 
 
 @triton.jit
-def documents(marks, n, T: tl.constexpr, C: tl.constexpr):
+def documents(marks, n, T: tl.constexpr, C: tl.constexpr) -> Any:
     """The document of each token, which tokens are real, the documents at the entry and the end."""
     i = n * C + tl.arange(0, C)
     mark = tl.load(marks + 1 + i, mask=i < T, other=-1)
@@ -184,7 +186,7 @@ def documents(marks, n, T: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr):
+def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr) -> Any:
     """Which tokens of chunk n exist and are no padding."""
     i = n * C + tl.arange(0, C)
     real = i < T
@@ -194,7 +196,7 @@ def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr):
 
 
 @triton.jit
-def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS):
+def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS) -> Any:
     """What `ends` needs of chunk n: only loads, so that a loop can issue them one chunk ahead.
 
     Which tokens read what entered, which reach the end, whether the entry does, and the log decay
@@ -217,7 +219,7 @@ def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.cons
 
 
 @triton.jit
-def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr):
+def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr) -> Any:
     """row [C], col [C] and what passes through, with the decay of the head."""
     row, col = tl.where(reads, 1.0, 0.0), tl.where(stays, 1.0, 0.0)
     through = tl.where(goes_on, 1.0, 0.0)
@@ -231,7 +233,7 @@ def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr):
 @triton.jit
 def pairs(
     gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS: tl.constexpr
-):
+) -> Any:
     """D [C, C] with the decay of the head."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
@@ -249,7 +251,7 @@ def pairs(
 
 
 @triton.jit
-def pull_ends(d_row, d_col, d_through, C: tl.constexpr):
+def pull_ends(d_row, d_col, d_through, C: tl.constexpr) -> Any:
     """Cotangent of log decays from those of log row, log col [C] and log through, per head."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
@@ -258,7 +260,7 @@ def pull_ends(d_row, d_col, d_through, C: tl.constexpr):
 
 
 @triton.jit
-def pull_pairs(d_pairs, C: tl.constexpr):
+def pull_pairs(d_pairs, C: tl.constexpr) -> Any:
     """Cotangent of log decays from that of log D [C, C]: g_s is in D_ij for j < s <= i."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
@@ -267,7 +269,7 @@ def pull_pairs(d_pairs, C: tl.constexpr):
 
 
 @triton.jit
-def log_decay(gates, at, inside, real):
+def log_decay(gates, at, inside, real) -> Any:
     """Log decays per channel, in float32, of one tile; zero on padding."""
     own = tl.load(gates + at, mask=inside, other=0.0).to(tl.float32)
     # Below this nothing is left anyway, and 0 times infinity is no number.
@@ -276,7 +278,7 @@ def log_decay(gates, at, inside, real):
 
 
 @triton.jit
-def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr):
+def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr) -> Any:
     """For each row of `chosen` [C, C] the sum of the rows of x that it marks.
 
     Zeros and ones are exact in bfloat16; FINE keeps another 8 bits of x.
@@ -294,7 +296,7 @@ def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr):
 
 
 @triton.jit
-def toward(level, C: tl.constexpr):
+def toward(level, C: tl.constexpr) -> Any:
     """[t, s]: whether s is between t and the border of its two halves of 2^level tokens."""
     t = tl.arange(0, C)[:, None]
     s = tl.arange(0, C)[None, :]
@@ -303,7 +305,7 @@ def toward(level, C: tl.constexpr):
 
 
 @triton.jit
-def across(level, C: tl.constexpr):
+def across(level, C: tl.constexpr) -> Any:
     """Pairs i, j that the borders between halves of 2^level tokens separate."""
     i = tl.arange(0, C)[:, None] >> level
     j = tl.arange(0, C)[None, :] >> level
@@ -311,7 +313,7 @@ def across(level, C: tl.constexpr):
 
 
 @triton.jit
-def channel_scores(q, k, g, C: tl.constexpr, LEVELS: tl.constexpr, HALF: tl.constexpr, FINE):
+def channel_scores(q, k, g, C: tl.constexpr, LEVELS: tl.constexpr, HALF: tl.constexpr, FINE) -> Any:
     """A_ij = sum_c q_ic k_jc exp(sum_{j < s <= i} g_sc) for i >= j, else 0."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
@@ -345,7 +347,7 @@ def outputs_kernel(
     DOCS: tl.constexpr,
     HALF: tl.constexpr,
     FINE: tl.constexpr,
-):
+) -> None:
     """O of chunk, head and tile of V."""
     n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
     token = head // HEADS * T * HEADS + head % HEADS
@@ -407,7 +409,7 @@ def values_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
     STATE: tl.constexpr,
-):
+) -> None:
     """dV of chunk, head and tile of V; without STATE only what comes from inside the chunk."""
     n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
     token = head // HEADS * T * HEADS + head % HEADS
