@@ -61,7 +61,7 @@ def apply(
         _rows(inputs["beta"], segment_ids, length),
         None if "log_decay" not in inputs else _rows(inputs["log_decay"], segment_ids, length),
     )
-    static = Static(options["scale"], How(AS_GIVEN, blocks.sub))
+    static = Static(options["scale"], How(AS_GIVEN, AS_GIVEN, blocks.sub))
     out, s = recur(static, x, chunks.per_head(marks), state.s.astype(jnp.float32))
     out = segments.blank_padding(chunks.join(out, time), segment_ids)
     return out.astype(inputs["q"].dtype), Memory(s, segment)

@@ -17,6 +17,7 @@ from kernels.letters import Inputs
 from kernels.primitives import pallas_chunks
 from kernels.primitives.chunks import Documents
 from kernels.primitives.pallas_chunks import Mathematics, Named
+from kernels.primitives.products import ROUNDED, SPLIT
 
 DEFAULT = PallasChunk()
 CANDIDATES = tuple(PallasChunk(n, heads) for n in (32, 64, 128) for heads in (2, 4, 8))
@@ -42,7 +43,9 @@ def apply(
     if state is None:
         s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
         state = Memory(s, jnp.zeros((batch,), jnp.int32))
-    how = How(pallas_chunks.products(inputs["q"].dtype), None)
+    products = pallas_chunks.products(inputs["q"].dtype)
+    # Every token's write passes through the inverse, and its rounding stays in S.
+    how = How(products, SPLIT if products is ROUNDED else products, None)
     mathematics = Mathematics(_forward, _backward, Static(options["scale"], how))
     out, s, segment = pallas_chunks.run(
         mathematics, inputs, segment_ids, (state.s, state.segment), blocks or DEFAULT
@@ -53,7 +56,9 @@ def apply(
 def _forward(
     static: Static, x: Named, documents: Documents | None, s: Array
 ) -> tuple[Array, Array]:
-    return tile.forward(_tokens(static, x), documents, s, static.how)
+    # The output is scaled, not q, so that queries of bfloat16 stay exact.
+    out, s = tile.forward(_tokens(x, 1.0), documents, s, static.how)
+    return static.scale * out, s
 
 
 def _backward(
@@ -64,13 +69,13 @@ def _backward(
     d_out: Array,
     d_s: Array,
 ) -> tuple[Named, Array]:
-    d_x, d_s = tile.backward(_tokens(static, x), documents, s, d_out, d_s, static.how)
+    d_x, d_s = tile.backward(_tokens(x, static.scale), documents, s, d_out, d_s, static.how)
     grads = {"q": static.scale * d_x.q, "k": d_x.k, "v": d_x.v, "beta": d_x.beta}
     if d_x.log_decay is not None:
         grads["log_decay"] = d_x.log_decay
     return grads, d_s
 
 
-def _tokens(static: Static, x: Named) -> Tokens:
+def _tokens(x: Named, scale: float) -> Tokens:
     """Queries scaled."""
-    return Tokens(static.scale * x["q"], x["k"], x["v"], x["beta"], x.get("log_decay"))
+    return Tokens(scale * x["q"], x["k"], x["v"], x["beta"], x.get("log_decay"))

@@ -50,10 +50,11 @@ class Tokens(NamedTuple):
 
 
 class How(NamedTuple):
-    """How products are taken, those of the inverse apart, which are exact; and the rows of the
+    """How products are taken, and those with the inverse (it is itself exact); and the rows of the
     blocks that it starts from, None for `masked_inverse`."""
 
     products: Products
+    solving: Products
     base: int | None
 
 
@@ -100,7 +101,7 @@ def backward(
     inner = _inner(x, gate, s, how)
     read, write, beta = gate.read, gate.write, inner.beta
     d_wrote = products.tn(inner.weights, d_out) + products.nn(write * x.k, d_s)
-    d_x = products.tn(inner.inverse, d_wrote)
+    d_x = how.solving.tn(inner.inverse, d_wrote)
     d_error = beta * d_x
     # Entries above the diagonal are masked by the zeros of `between` and of `lower`'s mask.
     d_m = jnp.where(square.below(beta.shape[-2]), -products.nt(d_x, inner.wrote), 0.0)
@@ -216,4 +217,4 @@ def _inner(x: Tokens, gate: Gates, s: Array, how: How) -> Inner:
     m = beta * lower
     inverse = masked_inverse(m) if how.base is None else unit_inverse(m, how.base)
     error = x.v - gate.read * products.nn(x.k, s)
-    return Inner(beta, lower, weights, inverse, error, products.nn(inverse, beta * error))
+    return Inner(beta, lower, weights, inverse, error, how.solving.nn(inverse, beta * error))

@@ -55,7 +55,9 @@ def apply(
 def _forward(
     static: Static, x: Named, documents: Documents | None, s: Array
 ) -> tuple[Array, Array]:
-    return tile.forward(_chunk(static, x, documents), documents, s, static.how)
+    # The output is scaled, not q, so that queries of bfloat16 stay exact.
+    out, s = tile.forward(_chunk(static, x, documents, 1.0), documents, s, static.how)
+    return static.scale * out, s
 
 
 def _backward(
@@ -66,7 +68,7 @@ def _backward(
     d_out: Array,
     d_s: Array,
 ) -> tuple[Named, Array]:
-    chunk = _chunk(static, x, documents)
+    chunk = _chunk(static, x, documents, static.scale)
     d_x, d_s = tile.backward(chunk, documents, s, d_out, d_s, static.how)
     grads = {"q": static.scale * d_x.q, "k": _kept(d_x.k, documents), "v": d_x.v}
     if d_x.head is not None:
@@ -76,14 +78,14 @@ def _backward(
     return grads, d_s
 
 
-def _chunk(static: Static, x: Named, documents: Documents | None) -> Chunk:
+def _chunk(static: Static, x: Named, documents: Documents | None, scale: float) -> Chunk:
     """Queries scaled; padding neither writes nor decays."""
     head = channel = None
     if static.decay == "scalar":
         head = x["log_decay"]
     if static.decay == "vector":
         channel = _kept(x["log_decay"], documents)
-    return Chunk(static.scale * x["q"], _kept(x["k"], documents), x["v"], head, channel)
+    return Chunk(scale * x["q"], _kept(x["k"], documents), x["v"], head, channel)
 
 
 def _kept(x: Float[Array, "C K"], documents: Documents | None) -> Float[Array, "C K"]:

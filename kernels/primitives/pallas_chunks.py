@@ -261,7 +261,7 @@ def _forward_kernel(
     entered_ref = next(take, None)
 
     @pl.when(pl.program_id(2) == 0)
-    def _() -> None:
+    def _start() -> None:  # pyright: ignore[reportUnusedFunction]
         s_ref[...] = first_ref[...]
 
     if entered_ref is not None:
@@ -287,7 +287,7 @@ def _backward_kernel(
     d_s_ref = next(take)
 
     @pl.when(pl.program_id(2) == 0)
-    def _() -> None:
+    def _start() -> None:  # pyright: ignore[reportUnusedFunction]
         d_s_ref[...] = d_last_ref[...]
 
     documents = read.documents()

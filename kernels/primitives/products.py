@@ -3,7 +3,8 @@
     nn(x, y) = x y        nt(x, y) = x y^T        tn(x, y) = x^T y
 
 `AS_GIVEN` leaves float32 operands to the backend's default; `EXACT` keeps all their digits, six
-passes of a TPU's matrix unit; `ROUNDED` takes bfloat16 operands, one pass.
+passes of a TPU's matrix unit; `SPLIT` keeps 16 bits, three passes; `ROUNDED` takes bfloat16
+operands, one pass.
 """
 
 from typing import NamedTuple
@@ -42,4 +43,5 @@ class Products(NamedTuple):
 
 AS_GIVEN = Products("float32", None)
 EXACT = Products("float32", lax.Precision.HIGHEST)
+SPLIT = Products("float32", lax.Precision.HIGH)
 ROUNDED = Products("bfloat16", None)
