@@ -100,3 +100,16 @@ def get_config() -> ConfigDict:
         "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},
     }
     return ConfigDict(values)
+
+
+def source(path: str, *, weight: float, valid_fraction: float) -> dict[str, object]:
+    """Files of JSON lines, documents under "text"; `weight` in the mix of training."""
+    return {"path": path, "text_key": "text", "weight": weight, "valid_fraction": valid_fraction}
+
+
+def enwiki(data: str) -> dict[str, dict[str, object]]:
+    """Trained on enwiki/train_*.jsonl.gz of a folder, validated on its valid.jsonl.gz."""
+    return {
+        "enwiki": source(f"{data}/enwiki/train_*.jsonl.gz", weight=1.0, valid_fraction=0.0),
+        "heldout": source(f"{data}/enwiki/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
+    }

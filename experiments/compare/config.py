@@ -64,10 +64,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
     run.mup.residual_multiplier = round(1.4 / preset["model"]["num_layers"] ** 0.5, 3)
     if data:
-        run.data.sources = {
-            "enwiki": source(f"{data}/enwiki/train_*.jsonl.gz", weight=1.0, valid_fraction=0.0),
-            "heldout": source(f"{data}/enwiki/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
-        }
+        run.data.sources = base.enwiki(data)
     if name == "smoke":
         run.data.tokenizer.update({"kind": "bytes", "vocab_size": 257})
         run.schedule.warmup = "1024 tokens"
@@ -129,7 +126,3 @@ def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
             "max_len": 4 * context,
         },
     }
-
-
-def source(path: str, *, weight: float, valid_fraction: float) -> dict[str, object]:
-    return {"path": path, "text_key": "text", "weight": weight, "valid_fraction": valid_fraction}

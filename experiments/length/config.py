@@ -39,8 +39,8 @@ def get_config(data: str) -> ConfigDict:
     run.model.layers = LAYERS
     run.mup.residual_multiplier = 0.7
     run.data.sources = {
-        "novels": source(f"{data}/novels/train.jsonl.gz", weight=1.0, valid_fraction=0.0),
-        "heldout": source(f"{data}/novels/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
+        "novels": base.source(f"{data}/novels/train.jsonl.gz", weight=1.0, valid_fraction=0.0),
+        "heldout": base.source(f"{data}/novels/valid.jsonl.gz", weight=0.0, valid_fraction=1.0),
     }
     run.data.context_length = TRAINED
     run.data.batch_size = 4
@@ -62,7 +62,3 @@ def get_config(data: str) -> ConfigDict:
             "decode_contexts": (),
         }
     )
-
-
-def source(path: str, *, weight: float, valid_fraction: float) -> dict[str, object]:
-    return {"path": path, "text_key": "text", "weight": weight, "valid_fraction": valid_fraction}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import base, quickstart
+from experiments.kernels import config as kernels_experiment
 from lm import config as config_lib
 from lm.config import Duration, UserError, convert, from_mapping, to_mapping
 
@@ -34,6 +35,15 @@ def test_experiments_convert() -> None:
     assert from_mapping(values()).tokens_per_step == 8 * 512
     small = from_mapping(quickstart.get_config("softmax,stickbreaking").to_dict())
     assert (small.tokens_per_step, small.model.pattern) == (4 * 512, "softmax,stickbreaking")
+
+
+def test_presets_of_kernels_convert() -> None:
+    """About 110 million parameters; each mixer as `auto` chooses and chunked."""
+    for preset in kernels_experiment.PRESETS:
+        study = kernels_experiment.get_config(f"{preset},data").to_dict()
+        run = from_mapping(study["run"])
+        forms = [run.model.layers[label]["form"] for label in study["patterns"]]
+        assert forms == ["chunked", "auto"] * len(kernels_experiment.MIXERS)
 
 
 def test_groups_fit_into_an_experiment() -> None:

@@ -1,0 +1,78 @@
+"""Do the kernels train the model that the chunked forms train, and how much faster?
+
+Command: python -m launch.compare --config=experiments/kernels/config.py:gpu,DATA --workdir=DIR
+         presets smoke, gpu; every mixer twice, as `auto` chooses and with form="chunked"
+Cost:    gpu: 10 runs of 20 million tokens, 110 M parameters (not yet measured); smoke: minutes on
+         two CPU cores, where both runs of a mixer take the same form.
+Expected: equal loss curves within the noise of bfloat16; tokens per second, MFU and peak memory on
+         the page of the comparison.
+
+Without DATA the text is the standard library's own sources; DATA is a folder with
+enwiki/{train_*,valid}.jsonl.gz.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+MIXERS = ("softmax", "stickbreaking", "gla", "deltanet", "gated_deltanet")
+LAYERS = {
+    f"{mixer}-{form}": {"mixer": mixer, "form": form}
+    for mixer in MIXERS
+    for form in ("chunked", "auto")
+}
+PRESETS = {
+    "smoke": {
+        "model": {"width": 64, "num_layers": 2, "num_heads": 2, "head_dim": 32, "ffn_dim": 128},
+        "vocab_size": 512,
+        "context_length": 64,
+        "batch_size": 4,
+        "length": "4096 tokens",
+        "max_tokens": 1024,
+    },
+    "gpu": {
+        "model": {"width": 768, "num_layers": 12, "num_heads": 12, "head_dim": 64, "ffn_dim": 2048},
+        "vocab_size": 32768,
+        "context_length": 2048,
+        "batch_size": 16,
+        "length": "20000000 tokens",
+        "max_tokens": 1048576,
+    },
+}
+
+
+def get_config(arg: str = "smoke") -> ConfigDict:
+    """`arg`: a preset, or a preset and the folder of the data, "gpu,DATA"."""
+    name, _, data = arg.partition(",")
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; presets: {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    run = base.get_config()
+    run.model.update(preset["model"] | {"num_kv_heads": preset["model"]["num_heads"]})
+    run.model.precision = "bfloat16"
+    run.model.layers = LAYERS
+    # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
+    run.mup.residual_multiplier = round(1.4 / preset["model"]["num_layers"] ** 0.5, 3)
+    if data:
+        run.data.sources = base.enwiki(data)
+    run.data.tokenizer.vocab_size = preset["vocab_size"]
+    run.data.context_length = preset["context_length"]
+    run.data.batch_size = preset["batch_size"]
+    run.run.length = preset["length"]
+    run.schedule.warmup = "10 percent"
+    run.log.samples = ()
+    run.evaluate.every = "50 percent"
+    run.evaluate.max_tokens = preset["max_tokens"]
+    return ConfigDict(
+        {
+            "question": "Do the kernels train the same model, and how much faster?",
+            "run": run,
+            "patterns": tuple(LAYERS),
+            "variants": {},
+            "seeds": (0,),
+            "tasks": {"position": {}},
+            "recall": {},
+            "timing_rounds": 3,
+            "decode_contexts": (),
+        }
+    )
