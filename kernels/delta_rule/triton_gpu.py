@@ -536,14 +536,17 @@ def _chunks(
 ) -> list[Array]:
     """A program for each chunk and head, and tile of K."""
     blocks = sizes.static.blocks
+    # The keys' programs hold five sums besides their operands, so they read half as much of V.
+    is_wide = kernel is keys_kernel
+    tile = blocks.key, blocks.value // 2 if is_wide else blocks.value
     return triton_call.call(
         kernel,
         *arrays,
         out_shape=[jax.ShapeDtypeStruct(*out) for out in outs],
         grid=(sizes.num_chunks, sizes.shape[0] * sizes.shape[2], tiles),
-        num_warps=blocks.wide_warps if kernel is keys_kernel else blocks.num_warps,
+        num_warps=blocks.wide_warps if is_wide else blocks.num_warps,
         num_stages=blocks.num_stages,
-        **sizes.constants(*sizes.tile),
+        **sizes.constants(*tile),
         **constants,
     )
 
