@@ -1,6 +1,6 @@
 """Sums along keys inside a TPU kernel, with keys down the rows in an order that makes them cheap.
 
-A register holds 8 rows. In runs of 128 keys, row 8 r + s of a tile holds key 16 s + r. A register holds 8 rows, so what
+In a run of 128 keys, row 8 r + s of a tile holds key 16 s + r. A register holds 8 rows, so what
 follows a key is in the same row of other registers, one addition each, and only sums of 16 keys
 cross rows:
 
@@ -44,6 +44,11 @@ def restore(x: Float[Array, "K S"], products: Products) -> Float[Array, "K S"]:
     return _each_run(x, lambda run: products.nt(run, ones))
 
 
+def _each_run(x: Array, change: Callable[[Array], Array]) -> Array:
+    runs = [change(x[:, start : start + RUN]) for start in range(0, x.shape[1], RUN)]
+    return jnp.concatenate(runs, axis=1).astype(x.dtype)
+
+
 def order_ids(x: Int[Array, "*b S"]) -> Int[Array, "*b S"]:
     """The same for integers, outside of kernels."""
     runs = x.reshape(*x.shape[:-1], -1, _ROWS, _LENGTH)
@@ -58,45 +63,43 @@ def keys(size: int, rows: int) -> Int[Array, "S rows"]:
 
 
 def suffix_sum(
-    x: Float[Array, "S rows"],
+    x: Float[Array, "S rows"], start: Float[Array, "1 rows"]
 ) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """Sum of what follows each key, and the sum of all keys."""
-    total = jnp.zeros_like(x[:1])
+    """`start` and the sum of what follows each key; and the sum of all."""
     found: list[Array] = []
-    for start in reversed(range(0, x.shape[0], RUN)):
+    for first in reversed(range(0, x.shape[0], RUN)):
         sums: list[Array] = []
         later = jnp.zeros_like(x[:_ROWS])
-        for row in reversed(range(start, start + RUN, _ROWS)):
+        for row in reversed(range(first, first + RUN, _ROWS)):
             sums.append(later)
             later = later + x[row : row + _ROWS]
         through = later
         for shift in (1, 2, 4):
             through = through + _up(through, shift)
-        beyond = _up(through, 1) + total
+        beyond = _up(through, 1) + start
         found += [here + beyond for here in sums]
-        total = total + through[:1]
-    return jnp.concatenate(found[::-1], axis=0), total
+        start = start + through[:1]
+    return jnp.concatenate(found[::-1], axis=0), start
 
 
 def prefix_sum(
-    x: Float[Array, "S rows"],
+    x: Float[Array, "S rows"], start: Float[Array, "1 rows"]
 ) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """Sum up to and including each key, and the sum of all keys."""
-    total = jnp.zeros_like(x[:1])
+    """`start` and the sum up to and including each key; and the sum of all."""
     found: list[Array] = []
-    for start in range(0, x.shape[0], RUN):
+    for first in range(0, x.shape[0], RUN):
         sums: list[Array] = []
         until = jnp.zeros_like(x[:_ROWS])
-        for row in range(start, start + RUN, _ROWS):
+        for row in range(first, first + RUN, _ROWS):
             until = until + x[row : row + _ROWS]
             sums.append(until)
         through = until
         for shift in (1, 2, 4):
             through = through + _down(through, shift)
-        before = _down(through, 1) + total
+        before = _down(through, 1) + start
         found += [here + before for here in sums]
-        total = total + through[-1:]
-    return jnp.concatenate(found, axis=0), total
+        start = start + through[-1:]
+    return jnp.concatenate(found, axis=0), start
 
 
 def _up(x: Float[Array, "8 rows"], shift: int) -> Float[Array, "8 rows"]:
@@ -105,8 +108,3 @@ def _up(x: Float[Array, "8 rows"], shift: int) -> Float[Array, "8 rows"]:
 
 def _down(x: Float[Array, "8 rows"], shift: int) -> Float[Array, "8 rows"]:
     return jnp.concatenate([jnp.zeros_like(x[:shift]), x[:-shift]], axis=0)
-
-
-def _each_run(x: Array, change: Callable[[Array], Array]) -> Array:
-    runs = [change(x[:, start : start + RUN]) for start in range(0, x.shape[1], RUN)]
-    return jnp.concatenate(runs, axis=1).astype(x.dtype)

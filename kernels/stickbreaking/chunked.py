@@ -39,12 +39,6 @@ class Static(NamedTuple):
     tolerance: float
     parts: int
 
-    def suffix(self, x: Array) -> tuple[Array, Array]:
-        return log_space.suffix_sum(x, self.run)
-
-    def prefix(self, x: Array) -> tuple[Array, Array]:
-        return log_space.prefix_sum(x, self.run)
-
 
 class Residuals(NamedTuple):
     """What the backward pass needs: blocked inputs, the tiles visited, and `left` of each."""
@@ -121,7 +115,8 @@ def _forward(
         here = block(sums.left, i)
         z = tile.mask(block(q, i) @ block(k_t, j), seen)
         broken, _ = log_space.softplus_and_exp(z)
-        weights, _, total = tile.weigh(z, broken, here[..., None], static.suffix)
+        nearer, total = log_space.suffix_sum(broken, static.run)
+        weights = tile.weigh(z - broken, nearer + here[..., None], jnp.exp)
         out = add(sums.out, i, weights @ block(v, j))
         after = here + total
         return Sums(out, put(sums.left, i, after), put(sums.lefts, place, here)), after
@@ -174,11 +169,12 @@ def _backward(
         seen = causal_tiles.mask(tiles, i, j, static.sight)
         z = tile.mask(block(q, i) @ block(k_t, j), seen)
         broken, u = log_space.softplus_and_exp(z)
-        left, here = block(lefts, step)[..., None], block(flow, i)
-        weights = tile.weigh(z, broken, left, static.suffix).weights
-        d_weights = block(d_out, i) @ block(v_t, j)
-        beta = u / (1.0 + u)
-        d_z, total = tile.logit_cotangent(weights, beta, d_weights, here[..., None], static.prefix)
+        nearer, _ = log_space.suffix_sum(broken, static.run)
+        weights = tile.weigh(z - broken, nearer + block(lefts, step)[..., None], jnp.exp)
+        moved = weights * (block(d_out, i) @ block(v_t, j))
+        here = block(flow, i)
+        farther, total = log_space.prefix_sum(moved, static.run)
+        d_z = tile.logit_cotangent(moved, u / (1.0 + u), farther + here[..., None])
         d_q = add(d_q, i, d_z @ block(k, j))
         d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
         d_v_t = add(d_v_t, j, block(d_out_t, i) @ weights)

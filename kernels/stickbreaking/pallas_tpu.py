@@ -16,7 +16,7 @@ each tile (T S / block_kv floats per head), and the block each loop stopped at. 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,22 +67,20 @@ class Static(NamedTuple):
     def products(self) -> products.Products:
         return products.EXACT if self.is_exact else products.ROUNDED
 
-    def weigh(self, z: Array, left: Array) -> tile.Weights:
-        if self.is_exact:
-            broken, _ = log_space.softplus_and_exp(z)
-        else:
-            broken = log_space.softplus_to_six_digits(z)
-        return tile.weigh(z, broken, left, interleaved.suffix_sum)
+    @property
+    def unit(self) -> float:
+        """What logarithms are counted in: bits save three products a pair, but have no series."""
+        return 1.0 if self.is_exact else math.log(2.0)
 
-    def logit_cotangent(
-        self, weighed: tile.Weights, d_weights: Array, flow: Array
-    ) -> tuple[Array, Array]:
-        beta = jnp.exp(weighed.log_beta)  # a division takes ten operations on a TPU
-        return tile.logit_cotangent(weighed.weights, beta, d_weights, flow, interleaved.prefix_sum)
+    def exp(self, x: Array) -> Array:
+        return jnp.exp(x) if self.is_exact else jnp.exp2(x)
 
-    def order(self, keys: Array) -> Array:
-        """Keys or values as the rows of a tile hold them."""
-        return interleaved.order(keys, self.products)
+    def log_beta(self, z: Array) -> tuple[Array, Array]:
+        """log sigmoid and softplus of logits."""
+        broken = (
+            log_space.softplus_and_exp(z)[0] if self.is_exact else log_space.softplus_in_bits(z)
+        )
+        return z - broken, broken
 
 
 class Rows(NamedTuple):
@@ -304,27 +302,62 @@ def _at(block: Array, size: int) -> Any:
     return pl.ds(pl.multiple_of(block * size, size), size)
 
 
-def _tile_logits(
-    static: Static, q: Array, k: Array, rows: Rows, j: Array
-) -> Float[Array, "S rows"]:
-    """Masked logits of one tile: q [K, rows], k [K, S] in order, rows of one block each."""
-    shape = k.shape[1], q.shape[1]
-    source = j * static.blocks.block_kv + interleaved.keys(*shape)
-    kv_segment = rows.kv_segment
-    if kv_segment is not None:
-        # A row of lanes as a column: of eight equal ones, which is what a transposition takes.
-        column = jnp.broadcast_to(cast(Array, kv_segment), (8, shape[0])).T[:, :1]
-        kv_segment = jnp.broadcast_to(column, shape)
-    seen = segments.visible(rows.slot, source, rows.segment, kv_segment, strict=static.strict)
-    return tile.mask(static.products.tn(k, q) * static.scale, seen)
+class Sight(NamedTuple):
+    """What one block of queries sees of one block of keys, which begins at key `first`."""
+
+    static: Static
+    first: Array
+    slot: Int[Array, "1 rows"]
+    segment: Int[Array, "1 rows"] | None
+    kv_segment: Int[Array, "1 S"] | None
+
+    def logits(self, q: Float[Array, "K rows"], k: Float[Array, "K S"]) -> Float[Array, "S rows"]:
+        """Masked logits of the tile, keys in order."""
+        shape = k.shape[1], q.shape[1]
+        kv_segment = None
+        if self.kv_segment is not None:
+            # Lanes become a column: of eight equal rows, which is what a transposition takes.
+            column = jnp.broadcast_to(self.kv_segment, (8, shape[0])).T[:, :1]
+            kv_segment = jnp.broadcast_to(column, shape)
+        source, strict = self.first + interleaved.keys(*shape), self.static.strict
+        seen = segments.visible(self.slot, source, self.segment, kv_segment, strict=strict)
+        products = self.static.products.tn(k, q) * (self.static.scale / self.static.unit)
+        return tile.mask(products, seen)
 
 
-def _read(rows: Rows, j: Array, block_kv: int) -> Rows:
-    """The values of a block of queries and of block j of the keys."""
-    kv_segment = None
-    if rows.kv_segment is not None:
-        kv_segment = cast(Any, rows.kv_segment)[0, :, _at(j, block_kv)]
-    return Rows(rows.slot[0], None if rows.segment is None else rows.segment[0], kv_segment, None)
+class Share(NamedTuple):
+    """A tile in a backward pass: its weights, the cotangent of its logits, `flow` for the next."""
+
+    weights: Float[Array, "S rows"]
+    d_z: Float[Array, "S rows"]
+    flow: Float[Array, "1 rows"]
+
+
+def _pull(
+    sight: Sight,
+    queries: tuple[Float[Array, "K rows"], Float[Array, "V rows"]],
+    keys: tuple[Float[Array, "K S"], Float[Array, "V S"]],
+    left: Float[Array, "1 rows"],
+    flow: Float[Array, "1 rows"],
+) -> Share:
+    """One tile backward; with the queries comes the cotangent of their output."""
+    static, (q, d_out), (k, v) = sight.static, queries, keys
+    log_beta, broken = static.log_beta(sight.logits(q, k))
+    nearer, _ = interleaved.suffix_sum(broken, left)
+    weights = tile.weigh(log_beta, nearer, static.exp)
+    # The sigmoid as an exponential: a division takes ten operations on a TPU.
+    beta = static.exp(log_beta)
+    moved = weights * static.products.tn(v, d_out)
+    farther, flow = interleaved.prefix_sum(moved, flow)
+    return Share(weights, tile.logit_cotangent(moved, beta, farther), flow)
+
+
+def _sight(static: Static, rows: Any, j: Array) -> Sight:
+    """Of a program's queries on block j of the keys."""
+    segment, kv_segment, size = None, None, static.blocks.block_kv
+    if rows.segment is not None:
+        segment, kv_segment = rows.segment[0], rows.kv_segment[0, :, _at(j, size)]
+    return Sight(static, j * size, rows.slot[0], segment, kv_segment)
 
 
 def forward_kernel(
@@ -355,22 +388,21 @@ def forward_kernel(
     def visit(step: Array, left: Array) -> tuple[Array, Array]:
         j, turn = near - step, lax.rem(step, 2)
         found.left[0, j] = left
-        here = _read(rows, j, block_kv)
-        k, v = static.order(k_two[turn]), static.order(v_two[turn])
-        z = _tile_logits(static, operands.q[0], k, here, j)
-        weights, _, total = static.weigh(z, left)
-        acc[...] += static.products.nn(v, weights)
-        left = left + total
+        sight = _sight(static, rows, j)
+        k, v = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
+        log_beta, broken = static.log_beta(sight.logits(operands.q[0], k))
+        nearer, left = interleaved.suffix_sum(broken, left)
+        acc[...] += static.products.nn(v, tile.weigh(log_beta, nearer, static.exp))
         if not static.tolerance:
             return jnp.bool_(True), left
         # A row whose document begins in this block of keys has nothing to gain from farther ones.
-        wants = (left < -math.log(static.tolerance)) & (rows.farthest[0] < j)
+        wants = (left * static.unit < -math.log(static.tolerance)) & (rows.farthest[0] < j)
         return jnp.max(jnp.where(wants, 1, 0)) > 0, left
 
     walk = Walk(jnp.maximum(near - farthest[batch, i] + 1, 0), copies)
     steps, left = walk.run(visit, jnp.zeros((1, static.blocks.block_q), jnp.float32))
     found.stop[0, 0, i] = near - steps + 1
-    found.log_rem[0] = -left
+    found.log_rem[0] = -left * static.unit
     found.out[0] = acc[...].astype(found.out.dtype)
 
 
@@ -405,14 +437,11 @@ def dq_kernel(
     def visit(step: Array, flow: Array) -> tuple[Array, Array]:
         j, turn = far + step, lax.rem(step, 2)
         flows[0, j] = flow
-        here = _read(rows, j, block_kv)
-        k, v = static.order(k_two[turn]), static.order(v_two[turn])
-        z = _tile_logits(static, operands.q[0], k, here, j)
-        weighed = static.weigh(z, saved.left[0, j])
-        d_weights = static.products.tn(v, d_out[0])
-        d_z, total = static.logit_cotangent(weighed, d_weights, flow)
-        acc[...] += static.products.nn(k, d_z)
-        return jnp.bool_(True), flow + total
+        k, v = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
+        queries = operands.q[0], d_out[0]
+        share = _pull(_sight(static, rows, j), queries, (k, v), saved.left[0, j], flow)
+        acc[...] += static.products.nn(k, share.d_z)
+        return jnp.bool_(True), share.flow
 
     walk = Walk(jnp.maximum(nearest[batch, i] - far + 1, 0), copies)
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
@@ -444,7 +473,8 @@ def dkv_kernel(
     num_q = stop.shape[-1]
     k_acc[...] = jnp.zeros_like(k_acc)
     v_acc[...] = jnp.zeros_like(v_acc)
-    k_ordered[...], v_ordered[...] = static.order(k[0]), static.order(v[0])
+    k_ordered[...] = interleaved.order(k[0], static.products)
+    v_ordered[...] = interleaved.order(v[0], static.products)
 
     def note(number: Array, count: Array) -> Array:
         head, i = lax.div(number, num_q), lax.rem(number, num_q)
@@ -475,18 +505,13 @@ def dkv_kernel(
     def visit(step: Array, carry: Array) -> tuple[Array, Array]:
         turn, at = lax.rem(step, 2), _at(lax.rem(seers[step], num_q), block_q)
         q, d_out, left, flow = (x[turn] for x in two)
-        here = Rows(
-            rows.slot[0, :, at],
-            None if rows.segment is None else rows.segment[0, :, at],
-            None if rows.kv_segment is None else rows.kv_segment[0],
-            None,
-        )
-        z = _tile_logits(static, q, k_ordered[...], here, j)
-        weighed = static.weigh(z, left)
-        d_weights = static.products.tn(v_ordered[...], d_out)
-        d_z, _ = static.logit_cotangent(weighed, d_weights, flow)
-        k_acc[...] += static.products.nt(d_z, q)
-        v_acc[...] += static.products.nt(weighed.weights, d_out)
+        segment, kv_segment = None, None
+        if rows.segment is not None:
+            segment, kv_segment = rows.segment[0, :, at], rows.kv_segment[0]
+        sight = Sight(static, j * static.blocks.block_kv, rows.slot[0, :, at], segment, kv_segment)
+        share = _pull(sight, (q, d_out), (k_ordered[...], v_ordered[...]), left, flow)
+        k_acc[...] += static.products.nt(share.d_z, q)
+        v_acc[...] += static.products.nt(share.weights, d_out)
         return jnp.bool_(True), carry
 
     Walk(count, copies).run(visit, jnp.int32(0))
