@@ -9,7 +9,7 @@ Keys are read in pairs (even, odd): with u = e^z two keys share a logarithm and 
 which is four special-function operations for two keys where one key by itself costs three. z ends
 at 30 bits: above, sigmoid(z) is 1 in float32 and what it leaves of the stick below 1e-9. Sums along
 a tile are products with a triangle of ones; their operand is split into two bfloat16 parts (good to
-2^-17), or stays float32 where the inputs are.
+2^-17), and float32 inputs stay that, in three passes of the tensor cores.
 
     forward    a program has a block of queries of one head and visits its keys from the nearest on,
                until no query has anything left (2^-150: every weight is then 0 in float32) or less
@@ -24,7 +24,6 @@ A program owns what it writes: nothing is added atomically, and two runs agree i
 # pyright: basic, reportAttributeAccessIssue=false
 # ruff: noqa: ANN202
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -144,12 +143,12 @@ def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
 
 
 def _fit(blocks: TritonAttention, width: int, dtype: Any) -> TritonAttention:
-    """No larger tiles than the registers hold: float32 and heads wider than 128 take more."""
+    """Smaller tiles for float32 and for heads wider than 128, which take more registers."""
     if dtype == jnp.bfloat16 and width <= 128:
         return blocks
-    block_kv = min(blocks.block_kv, 32 if width > 128 else 64)
-    block_q = max(block_kv, min(blocks.block_q, 64))
-    return dataclasses.replace(blocks, block_q=block_q, block_kv=block_kv, num_stages=1)
+    warps = min(blocks.num_warps, 4 if dtype == jnp.float32 else 8)
+    size = min(blocks.block_q, 64)
+    return TritonAttention(size, min(blocks.block_kv, 32), warps, 1, blocks.span)
 
 
 def _sizes(q: Array, placed: Placed, options: Options, blocks: TritonAttention) -> Sizes:
@@ -343,7 +342,7 @@ def _exp(q, k, keys, rows, kv_segment, D: tl.constexpr, MASK: tl.constexpr):
     """u = e^z of queries and even and odd keys, 0 where a key is not seen; `rows` are slots and
     documents of the queries.
     """
-    z = tl.dot(q, tl.trans(k), input_precision="ieee") * D.SCALE
+    z = tl.dot(q, tl.trans(k), input_precision="tf32x3") * D.SCALE
     if MASK:
         seen = rows[0][:, None] - keys[None, :] >= D.STRICT
         if D.PACKED:
@@ -368,7 +367,7 @@ def _sums(x, triangle, start, D: tl.constexpr):
     """start + x triangle, with one `start` for each row."""
     sums = tl.broadcast_to(start[:, None], x.shape)
     if D.PRECISE:
-        return tl.dot(x, triangle, sums, input_precision="ieee")
+        return tl.dot(x, triangle, sums, input_precision="tf32x3")
     else:
         high = x.to(tl.bfloat16)
         low = (x - high.to(tl.float32)).to(tl.bfloat16)
@@ -422,7 +421,7 @@ def _forward_tile(j, sums, q, where, at, triangle, D: tl.constexpr, MASK: tl.con
     rest = tl.exp2(_sums(bits, triangle, -left, D))
     v = _rows(at[1], j * D.N, pairs, D.S_END, D.G, D.V)
     weights = _whole(u[0] * rest, u[1] * (1.0 + u[0]) * rest)
-    return tl.dot(weights.to(v.dtype), v, out, input_precision="ieee"), left + tl.sum(bits, 1)
+    return tl.dot(weights.to(v.dtype), v, out, input_precision="tf32x3"), left + tl.sum(bits, 1)
 
 
 @triton.jit
@@ -500,10 +499,10 @@ def _query_tile(j, sums, own, where, at, triangles, D: tl.constexpr, MASK: tl.co
     v = _rows(at[1], j * D.N, pairs, D.S_END, D.G, D.V)
     u = _exp(own[0], k, j * D.N + pairs, where, at[2], D, MASK)
     weights, sigmoids = _shares(u, left, triangles[0], D)
-    d_weights = _halves(tl.dot(own[1], tl.trans(v), input_precision="ieee"))
+    d_weights = _halves(tl.dot(own[1], tl.trans(v), input_precision="tf32x3"))
     even, odd, flow = _cotangents(weights, sigmoids, d_weights, flow, triangles[1], D)
     d_z = _whole(even.to(k.dtype), odd.to(k.dtype))
-    return tl.dot(d_z, k, d_q, input_precision="ieee"), flow
+    return tl.dot(d_z, k, d_q, input_precision="tf32x3"), flow
 
 
 @triton.jit
@@ -555,12 +554,12 @@ def _key_tile(n, sums, own, at, triangles, D: tl.constexpr, MASK: tl.constexpr):
     u = _exp(q, own[1], own[0], where, at[2][2], D, MASK)
     weights, sigmoids = _shares(u, tl.load(at[3] + place + row), triangles[0], D)
     a = _whole(weights[0].to(q.dtype), weights[1].to(q.dtype))
-    d_v = tl.dot(tl.trans(d_out), a, sums[1], input_precision="ieee")
-    d_weights = _halves(tl.dot(d_out, tl.trans(own[2]), input_precision="ieee"))
+    d_v = tl.dot(tl.trans(d_out), a, sums[1], input_precision="tf32x3")
+    d_weights = _halves(tl.dot(d_out, tl.trans(own[2]), input_precision="tf32x3"))
     flow = tl.load(at[4] + place + row)
     even, odd, _ = _cotangents(weights, sigmoids, d_weights, flow, triangles[1], D)
     d_z = _whole(even.to(q.dtype), odd.to(q.dtype))
-    return tl.dot(tl.trans(q), d_z, sums[0], input_precision="ieee"), d_v
+    return tl.dot(tl.trans(q), d_z, sums[0], input_precision="tf32x3"), d_v
 
 
 @triton.jit
