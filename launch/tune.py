@@ -1,7 +1,7 @@
 """Finds the fastest tiles of the kernels of a device, and where they win over the chunked forms.
 
     python -m launch.tune [--ops=stickbreaking,...] [--pairs=20]    on the device at hand: measured
-    python -m launch.tune --target=v5e-1                            absent: compiled and modelled
+    python -m launch.tune --target=v5e-1                            absent: its compiler and a model
 
 Writes kernels/measured/DEVICE.json, which `auto` and the kernels read; --out names another file.
 What the other ops of that file say is kept.

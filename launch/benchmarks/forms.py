@@ -107,6 +107,18 @@ def measured(
     return {side: Costs(*found) for side, found in costs.items()}
 
 
+def residual_bytes(name: str, case: Case, form: str, mesh: Mesh) -> int:
+    """What the forward pass keeps for the backward pass, the inputs themselves aside."""
+    shapes = jax.eval_shape(lambda: arrays(name, case))
+    forward = passes(name, case, form, None, mesh)["forward"]
+
+    def kept(inputs: Any, cotangent: jax.Array) -> Any:
+        return jax.tree.leaves(jax.vjp(lambda inputs: forward(inputs, cotangent), inputs)[1])
+
+    sizes = [x.size * x.dtype.itemsize for x in jax.eval_shape(kept, *shapes)]
+    return sum(sizes) - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[0]))
+
+
 def passes(
     name: str, case: Case, form: str, blocks: Any, mesh: Mesh
 ) -> dict[str, Callable[..., Any]]:

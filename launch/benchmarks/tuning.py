@@ -141,7 +141,10 @@ def rows(
 
 def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, Any]:
     op = dispatch.get(name)
-    candidates = {str(blocks): (form, blocks) for blocks in op.candidate_blocks(form)}
+    # A model of bytes and FLOPs does not tell one tile from another.
+    is_modelled = place.evidence == "modelled"
+    tiles = (op.default_blocks(form),) if is_modelled else op.candidate_blocks(form)
+    candidates = {str(blocks): (form, blocks) for blocks in tiles}
     tried = place.costs(name, case, candidates, TRIALS)
     row: dict[str, Any] = {
         "op": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from lm.config import UserError
 class Made:
     """A device on which larger tiles are faster, up to one that does not compile."""
 
-    device_kind, platform, evidence = "Made 1", "tpu", "modelled"
+    device_kind, platform = "Made 1", "tpu"
 
-    def __init__(self, chunked: float, peak: int = 100) -> None:
-        self.chunked, self.peak = chunked, peak
+    def __init__(self, chunked: float, evidence: str = "measured", peak: int = 100) -> None:
+        self.chunked, self.evidence, self.peak = chunked, evidence, peak
 
     def costs(self, name: str, case: Case, sides: Any, trials: int) -> dict[str, Costs]:
         found, order = {}, list(dispatch.get(name).candidate_blocks("pallas_tpu"))
@@ -52,7 +53,15 @@ def test_the_fastest_tiles_that_compile_are_taken() -> None:
 
 def test_a_kernel_that_is_slower_or_takes_more_memory_loses() -> None:
     assert not first_row(Made(chunked=1e-3))["wins"]
-    assert not first_row(Made(chunked=2.0, peak=101))["wins"]
+    assert not first_row(Made(2.0, "modelled", peak=101))["wins"]
+    assert first_row(Made(2.0, "measured", peak=101))["wins"]
+
+
+def test_a_model_ranks_no_tiles() -> None:
+    row = first_row(Made(2.0, "modelled"))
+    assert len(row["tried"]) == 1
+    default = dispatch.get("gated_linear").default_blocks("pallas_tpu")
+    assert row["blocks"] == dataclasses.asdict(default)
 
 
 def test_every_setting_and_size_is_tried() -> None:
