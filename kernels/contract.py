@@ -178,10 +178,19 @@ def modules(package: str, *names: str) -> dict[str, str]:
     return {name: f"{package}.{name}" for name in names}
 
 
-def everywhere(form: str, reason: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """`prefer` of an op that has one form for every target, and no device kernel yet."""
-    lacking = {"cpu": "", "gpu": "; no GPU kernel yet", "tpu": "; no TPU kernel yet"}
-    return {target: ((form, reason + lack),) for target, lack in lacking.items()}
+def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """`prefer` of an op that has one form for every target; `kernels` names the forms written for
+    "gpu" or "tpu", which are taken where `measured` says that they win.
+    """
+
+    def why(target: str) -> str:
+        if target == "cpu":
+            return reason
+        if target not in kernels:
+            return f"{reason}; no {target.upper()} kernel yet"
+        return f"{reason}; nothing measured says that {kernels[target]} wins here"
+
+    return {target: ((form, why(target)),) for target in ("cpu", "gpu", "tpu")}
 
 
 def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

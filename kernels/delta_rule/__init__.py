@@ -60,7 +60,9 @@ OP = Op(
     options={"scale": None, "decay": "none"},
     forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
-    prefer=everywhere("chunked", "the chunk form for any backend"),
+    prefer=everywhere(
+        "chunked", "the chunk form for any backend", gpu="triton_gpu", tpu="pallas_tpu"
+    ),
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

@@ -59,7 +59,9 @@ OP = Op(
     options={"scale": None, "decay": "none"},
     forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
-    prefer=everywhere("chunked", "the chunked form for any backend"),
+    prefer=everywhere(
+        "chunked", "the chunked form for any backend", gpu="triton_gpu", tpu="pallas_tpu"
+    ),
     state=StateSpec(FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,

@@ -46,7 +46,9 @@ OP = Op(
     options={"scale": None, "attend_current": False, "remainder": "none", "tolerance": 0.0},
     forms=modules(__name__, "reference", "chunked", "pallas_tpu", "triton_gpu"),
     unsupported=_unsupported,
-    prefer=everywhere("chunked", "the tiled form for any backend"),
+    prefer=everywhere(
+        "chunked", "the tiled form for any backend", gpu="triton_gpu", tpu="pallas_tpu"
+    ),
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
     step=decode.step,
