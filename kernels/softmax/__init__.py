@@ -24,7 +24,6 @@ def _slopes(dims: Dims) -> Float[Array, " H"]:
 def _unsupported(
     form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
-    del dtype, target
     for name in ("window", "logits_soft_cap", "block", "global_tokens", "distance_ceiling"):
         if options[name] < 0:
             return f"{name}={options[name]} must not be negative; 0 turns it off"
@@ -34,7 +33,21 @@ def _unsupported(
     if first and not window:
         return f"global_tokens={first} needs a window: without one every key is visible"
     reason = _unsupported_ceiling(dims, options)
-    return jax_nn.unsupported(dims, options) if form == "jax_nn" and not reason else reason
+    if reason is None and form == "jax_nn":
+        reason = jax_nn.unsupported(dims, options)
+    if reason is None and form == "pallas_tpu":
+        reason = _unsupported_splash(dtype, options, target)
+    return reason
+
+
+def _unsupported_splash(dtype: DTypeLike, options: Options, target: str) -> str | None:
+    for name in ("alibi", "global_tokens", "distance_ceiling"):
+        if options[name]:
+            return f"splash attention has no {name}={options[name]}"
+    if target == "tpu" and dtype != jnp.bfloat16:
+        name = jnp.dtype(dtype).name
+        return f"splash attention rounds {name} operands to bfloat16; set form to chunked"
+    return None
 
 
 def _unsupported_ceiling(dims: Dims, options: Options) -> str | None:
@@ -89,7 +102,7 @@ OP = Op(
         "distance_ceiling": 0,
         "rope_theta": 0.0,
     },
-    forms=modules(__name__, "reference", "chunked", "jax_nn"),
+    forms=modules(__name__, "reference", "chunked", "jax_nn", "pallas_tpu"),
     unsupported=_unsupported,
     prefer={
         "cpu": (("chunked", "the tiled form measures faster than jax.nn's on XLA:CPU"),),
