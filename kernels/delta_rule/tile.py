@@ -82,7 +82,7 @@ def forward(
     x: Tokens, documents: Documents | None, s: Float[Array, "*batch K V"], how: How
 ) -> tuple[Float[Array, "*batch C V"], Float[Array, "*batch K V"]]:
     """Output of the chunk and the state after it."""
-    gate, products = _gates(x, documents), how.products
+    gate, products = _gates(x, documents, how.products), how.products
     inner = _inner(x, gate, s, how)
     out = gate.read * products.nn(x.q, s) + products.nn(inner.weights, inner.wrote)
     return out, gate.through * s + products.tn(gate.write * x.k, inner.wrote)
@@ -97,7 +97,7 @@ def backward(
     how: How,
 ) -> tuple[Tokens, Float[Array, "*batch K V"]]:
     """Cotangents of the chunk's inputs and of the state at its entry."""
-    gate, products = _gates(x, documents), how.products
+    gate, products = _gates(x, documents, how.products), how.products
     inner = _inner(x, gate, s, how)
     read, write, beta = gate.read, gate.write, inner.beta
     d_wrote = products.tn(inner.weights, d_out) + products.nn(write * x.k, d_s)
@@ -124,11 +124,11 @@ def backward(
         d_start = jnp.sum(x.q * d_read_q + x.k * d_read_k, axis=-1, keepdims=True)
         d_rest = jnp.sum(x.k * d_write_k, axis=-1, keepdims=True)
         d_through = gate.through * jnp.sum(s * d_s, axis=(-1, -2), keepdims=True)
-        d_decay = decay_span.cotangent(d_span, d_start, d_rest, d_through)
+        d_decay = decay_span.cotangent(d_span, d_start, d_rest, d_through, products)
     return Tokens(d_q, d_k, d_error, square.to_row(d_beta), d_decay), d_entry
 
 
-def _gates(x: Tokens, documents: Documents | None) -> Gates:
+def _gates(x: Tokens, documents: Documents | None, products: Products) -> Gates:
     """The gates of one chunk; constants without decay and documents, which XLA then removes."""
     length = x.q.shape[-2]
     causal = square.lower(length)
@@ -136,7 +136,7 @@ def _gates(x: Tokens, documents: Documents | None) -> Gates:
         ones = jnp.ones((length, 1))
         found = Gates(ones, ones, jnp.ones((1, 1)), causal.astype(jnp.float32))
     else:
-        start, span = decay_span.start(x.log_decay), decay_span.spans(x.log_decay)
+        start, span = decay_span.start(x.log_decay), decay_span.spans(x.log_decay, products)
         between = jnp.where(causal, jnp.exp(span), 0.0)
         read = jnp.exp(start)
         found = Gates(read, jnp.exp(decay_span.rest(x.log_decay)), read[..., -1:, :], between)

@@ -116,6 +116,7 @@ def backward(
                 jnp.sum(ends.since, axis=-1, keepdims=True),
                 jnp.sum(ends.until, axis=-1, keepdims=True),
                 jnp.sum(through, axis=-2, keepdims=True),
+                products,
             )
     d_q = d_q + _times(gates.row, d_reading)
     d_k = d_k + _times(gates.col, d_writing)
@@ -134,7 +135,7 @@ def _gates(x: Chunk, documents: Documents | None, how: How) -> Gates:
     elif x.head is not None:
         row = jnp.exp(decay_span.start(x.head))
         gates = gates._replace(
-            pairs=jnp.exp(decay_span.spans(x.head)),
+            pairs=jnp.exp(decay_span.spans(x.head, how.products)),
             row=row,
             col=jnp.exp(decay_span.rest(x.head)),
             total=row[..., -1:, :],

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
 
 
 class Products(NamedTuple):
@@ -28,6 +28,19 @@ class Products(NamedTuple):
 
     def tn(self, x: Float[Array, "*b K I"], y: Float[Array, "*b K J"]) -> Float[Array, "*b I J"]:
         return self._sum_over(x, y, -2, -2)
+
+    def ones(self, x: Float[Array, "*b I K"], mask: Bool[Array, "K J"]) -> Float[Array, "*b I J"]:
+        """x times a matrix of ones where `mask`, else zeros, to all digits of x."""
+        flat = x.reshape(-1, x.shape[-1])
+        if self == AS_GIVEN:
+            return EXACT.nn(flat, mask.astype(flat.dtype)).reshape(x.shape)
+        # Three parts of 8 bits hold a float32, and ones are exact: half the passes of `EXACT`.
+        high = lax.reduce_precision(flat, exponent_bits=8, mantissa_bits=7)
+        middle = lax.reduce_precision(flat - high, exponent_bits=8, mantissa_bits=7)
+        matrix = mask.astype(jnp.float32)
+        low = ROUNDED.nn(flat - high - middle, matrix)
+        product = ROUNDED.nn(high, matrix) + (ROUNDED.nn(middle, matrix) + low)
+        return product.reshape(x.shape)
 
     def _sum_over(self, x: Array, y: Array, left: int, right: int) -> Array:
         batch = tuple(range(x.ndim - 2))

@@ -13,6 +13,7 @@ from kernels.blocks import Chunk
 from kernels.contract import Case
 from kernels.delta_rule import tile
 from kernels.primitives import decay_span
+from kernels.primitives.products import AS_GIVEN, ROUNDED, Products
 from tests.kernels.contract_problem import QUICK, error
 
 SCALAR = {"decay": "scalar"}
@@ -50,7 +51,8 @@ def test_residual_of_the_inverse(kind: str, length: int, base: int | None):
         assert not np.any(np.triu(inverse, 1))
 
 
-def test_decay_spans_are_the_double_loop():
+@pytest.mark.parametrize("how", [AS_GIVEN, ROUNDED], ids=["as given", "in parts"])
+def test_decay_spans_are_the_double_loop(how: Products):
     """Also behind a token that forgets all, where one running sum would lose the digits."""
     g = -np.exp(np.random.default_rng(0).standard_normal((2, 20)))
     g[:, 5] = -3e5
@@ -58,7 +60,7 @@ def test_decay_spans_are_the_double_loop():
     for i in range(20):
         for j in range(i):
             want[:, i, j] = g[:, j + 1 : i + 1].sum(axis=-1)
-    got = np.asarray(decay_span.spans(jnp.asarray(g[:, None], jnp.float32)))
+    got = np.asarray(decay_span.spans(jnp.asarray(g[:, None], jnp.float32), how))
     np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
@@ -68,7 +70,7 @@ def test_cotangent_of_decay_spans():
     def sums(g: jax.Array) -> tuple[jax.Array, ...]:
         start = jnp.cumsum(jnp.swapaxes(g, 1, 2), axis=1)
         total = start[:, -1:]
-        return decay_span.spans(g), start, total - start, total
+        return decay_span.spans(g, AS_GIVEN), start, total - start, total
 
     out, pull = jax.vjp(sums, g)
     np.testing.assert_allclose(decay_span.start(g), out[1], rtol=1e-5)
@@ -76,7 +78,8 @@ def test_cotangent_of_decay_spans():
     random = np.random.default_rng(1)
     given = [jnp.asarray(random.standard_normal(x.shape), jnp.float32) for x in out]
     given[0] = jnp.tril(given[0])
-    assert error(decay_span.cotangent(*given), pull(tuple(given))[0]) <= 1e-6
+    for how in (AS_GIVEN, ROUNDED):
+        assert error(decay_span.cotangent(*given, products=how), pull(tuple(given))[0]) <= 1e-6
 
 
 @cache
