@@ -34,7 +34,7 @@ def _unsupported(
         return f"global_tokens={first} needs a window: without one every key is visible"
     reason = _unsupported_ceiling(dims, options)
     if reason is None and form == "jax_nn":
-        reason = jax_nn.unsupported(dims, options)
+        reason = jax_nn.unsupported(dims, dtype, options, target)
     if reason is None and form == "pallas_tpu":
         reason = _unsupported_splash(dtype, options, target)
     return reason

@@ -1,12 +1,14 @@
-"""Softmax attention by `jax.nn.dot_product_attention`: XLA's dense path, cuDNN's on GPU.
+"""Softmax attention by `jax.nn.dot_product_attention`: XLA's dense path, cuDNN's on a GPU.
 
-The mask is dense (T x S booleans) as soon as documents, blocks, a cache or ALiBi ask for one, and
-XLA's path keeps T x T logits for its backward.
+The mask is dense (T x S numbers) as soon as documents, blocks or a cache ask for one. XLA's path
+keeps T x T logits besides, for its backward; cuDNN's keeps one number for each query, and passes
+over what causality hides. cuDNN comes with the GPU that it runs on: where none is attached, this
+form is refused for GPUs, not replaced.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from kernels import segments
 from kernels.contract import Dims, Options
@@ -38,6 +40,7 @@ def apply(
     if options["alibi"]:
         distance = (slot[:, :, None] - source).astype(jnp.float32)
         bias = -inputs["alibi_slopes"][:, None, None] * distance[:, None]
+    on_gpu = jax.default_backend() == "gpu"
     out = jax.nn.dot_product_attention(
         q,
         placed.k.astype(q.dtype),
@@ -45,17 +48,34 @@ def apply(
         bias=None if bias is None else bias.astype(q.dtype),
         mask=mask,
         scale=options["scale"],
-        is_causal=mask is None,
+        # The mask knows it too, but not what need not be computed.
+        is_causal=mask is None or (on_gpu and placed.q_slot is None),
         local_window_size=(window - 1, 0) if window and mask is None else None,
+        implementation="cudnn" if on_gpu else "xla",
     )
     return segments.blank_padding(out, placed.q_segment), placed.state
 
 
-def unsupported(dims: Dims, options: Options) -> str | None:
+def unsupported(dims: Dims, dtype: DTypeLike, options: Options, target: str) -> str | None:
     """Why this problem cannot run here, or None."""
     for name in ("logits_soft_cap", "sink", "global_tokens", "distance_ceiling"):
         if options[name]:
             return f"jax.nn.dot_product_attention has no {name}={options[name]}"
     if dims["K"] != dims["V"]:
         return f"jax.nn.dot_product_attention needs K={dims['K']} equal to V={dims['V']}"
+    return _unsupported_cudnn(dims, dtype, options) if target == "gpu" else None
+
+
+def _unsupported_cudnn(dims: Dims, dtype: DTypeLike, options: Options) -> str | None:
+    if jax.default_backend() != "gpu":
+        return "cuDNN comes with an attached GPU, and none is"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN's inputs are bfloat16 or float16, not {jnp.dtype(dtype).name}"
+    widest = 256 if float(jax.local_devices()[0].compute_capability) >= 9.0 else 128
+    if dims["K"] % 8 or dims["K"] > widest:
+        return f"cuDNN's heads are multiples of 8 up to {widest} on this GPU, K={dims['K']} is not"
+    if dims["T"] % 2:
+        return f"cuDNN's gradient under a mask needs an even T, T={dims['T']} is odd"
+    if options["alibi"]:
+        return "alibi=True would round distances to bfloat16 in cuDNN"
     return None
