@@ -91,6 +91,22 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         Problem("stickbreaking", 64, {}, documents=True),
         Problem("stickbreaking", 128, {}, documents=True),
     ),
+    "gated_linear": (
+        Problem("gated_linear", 64, {}),
+        *(
+            Problem("gated_linear", width, {"decay": decay})
+            for decay in ("scalar", "vector")
+            for width in (64, 128)
+        ),
+        Problem("gated_linear", 64, {"decay": "vector"}, gradients=False),
+        Problem("gated_linear", 128, {"decay": "scalar"}, documents=True),
+        Problem("gated_linear", 64, {"decay": "vector"}, documents=True),
+    ),
+    "delta_rule": (
+        Problem("delta_rule", 64, {}),
+        *(Problem("delta_rule", width, {"decay": "scalar"}) for width in (64, 128)),
+        Problem("delta_rule", 64, {"decay": "scalar"}, documents=True),
+    ),
 }
 
 
