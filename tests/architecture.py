@@ -307,7 +307,7 @@ def strings(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 def op_names(root: Path) -> set[str]:
     folders = (p for p in (root / "kernels").glob("*/") if list(p.glob("*.py")))
-    return {p.name for p in folders} - {"primitives"}
+    return {p.name for p in folders} - {"measured", "primitives"}
 
 
 def mixer_names(root: Path) -> set[str]:
