@@ -201,8 +201,11 @@ def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
         factor = jnp.sum(jnp.where(here, m, 0.0), axis=-1, keepdims=True)
         inverse = inverse - factor * square.spread(inverse, j, size)
     while size < length:
-        corner = jnp.where(square.border(length, size), m, 0.0)
-        inverse = inverse - EXACT.nn(inverse, EXACT.nn(corner, inverse))
+        # Only rows of second halves change: half the rows of both products.
+        corner = square.second(jnp.where(square.border(length, size), m, 0.0), size)
+        below = square.as_second(EXACT.nn(corner, inverse), size)
+        change = EXACT.nn(square.second(inverse, size), below)
+        inverse = inverse - square.as_second(change, size)
         size *= 2
     return inverse
 

@@ -10,9 +10,9 @@ next, as the block of an output whose index does not change. Backward the chunks
     marks   where documents begin, and padding, [N, B, 2, C]; masks are made inside
     S       [B, K, H V], heads along lanes like the values
 
-Saved: inputs, and S at the entry of every chunk (K V / C floats a token and head: half of q at
-K = V = C / 2 in float32). To recompute those states would read k and v once more, which are twice
-as large, and for the delta rule invert every chunk's matrix once more.
+Saved: inputs, and S at the entry of every chunk, 4 K V / C bytes a token and head (as much as q in
+bfloat16 at K = V = 64, C = 128). To recompute those states would be a third pass over k and v, and
+for the delta rule a third inverse of every chunk's matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -178,7 +178,12 @@ def _backward(
 recur = jax.custom_vjp(_recur, nondiff_argnums=(0,))
 recur.defvjp(_forward, _backward)
 
-_COMPILER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+# A program's buffers and what is between its products; the compiler's own limit is 16 MiB, which
+# decay per channel in chunks of 256 tokens and eight heads exceeds.
+_VMEM = 64 * 2**20
+_COMPILER = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
+)
 
 
 def _call_forward(static: Static, x: Arrays, *, saves: bool) -> list[Array]:
@@ -261,7 +266,7 @@ def _forward_kernel(
     entered_ref = next(take, None)
 
     @pl.when(pl.program_id(2) == 0)
-    def _start() -> None:  # pyright: ignore[reportUnusedFunction]
+    def _start() -> None:
         s_ref[...] = first_ref[...]
 
     if entered_ref is not None:
@@ -287,7 +292,7 @@ def _backward_kernel(
     d_s_ref = next(take)
 
     @pl.when(pl.program_id(2) == 0)
-    def _start() -> None:  # pyright: ignore[reportUnusedFunction]
+    def _start() -> None:
         d_s_ref[...] = d_last_ref[...]
 
     documents = read.documents()

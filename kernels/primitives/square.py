@@ -74,3 +74,16 @@ def spread_sum(x: Float[Array, "*batch C K"], half: int, size: int) -> Float[Arr
     kept = jnp.where((number & size) == half * size, groups, 0.0)
     found = jnp.sum(kept, axis=-2, keepdims=True)
     return jnp.broadcast_to(found, groups.shape).reshape(x.shape)
+
+
+def second(x: Float[Array, "*batch C K"], size: int) -> Float[Array, "*batch C/2 K"]:
+    """The second halves of all blocks of 2 `size` rows, one behind the other."""
+    halves = x.reshape(*x.shape[:-2], -1, 2, size, x.shape[-1])
+    return halves[..., 1, :, :].reshape(*x.shape[:-2], -1, x.shape[-1])
+
+
+def as_second(x: Float[Array, "*batch C/2 K"], size: int) -> Float[Array, "*batch C K"]:
+    """The rows of `second` at their places, and zeros between."""
+    halves = x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+    both = jnp.stack([jnp.zeros_like(halves), halves], axis=-3)
+    return both.reshape(*x.shape[:-2], -1, x.shape[-1])
