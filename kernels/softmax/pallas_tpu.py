@@ -10,6 +10,8 @@ right so that slots are indices again:
 For its backward pass the library saves inputs, output, and lse, which it writes 128 times.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -83,7 +85,7 @@ def _fit(blocks: Attention, time: int, source: int) -> Attention:
 
 def _kernel(
     operands: tuple[Array, Array, Array], offset: int, options: Options, blocks: Attention
-) -> splash.splash_attention_kernel.SplashAttentionKernel:
+) -> Any:
     """For one row of the batch; query 0 is at key `offset`."""
     heads, shape = operands[0].shape[1], (operands[0].shape[2], operands[1].shape[2])
     if options["window"]:
@@ -91,6 +93,9 @@ def _kernel(
     else:
         mask = splash.CausalMask(shape, offset)
     block_q, block_kv = blocks.block_q, blocks.block_kv
+    # Narrow heads would be padded to rows of lanes in HBM; time along lanes is not.
+    narrow = operands[0].shape[-1] < LANES
+    layout = splash.QKVLayout.SEQ_MINOR if narrow else splash.QKVLayout.HEAD_DIM_MINOR
     return splash.make_splash_mha_single_device(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
@@ -100,6 +105,9 @@ def _kernel(
             block_kv_dkv=block_kv,
             block_q_dq=block_q,
             block_kv_dq=block_kv,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
         ),
         attn_logits_soft_cap=options["logits_soft_cap"] or None,
         interpret=device.interpreter(),

@@ -16,30 +16,31 @@ each tile (T S / block_kv floats per head), and the block each loop stopped at. 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from kernels import segments
-from kernels.blocks import Attention, round_up
+from kernels.blocks import Attention
 from kernels.contract import Options
 from kernels.letters import Inputs
-from kernels.primitives import device, interleaved, kv_cache, log_space, products
-from kernels.primitives.kv_cache import CacheState, Placed
+from kernels.primitives import device, interleaved, kv_cache, lane_blocks, log_space, products
+from kernels.primitives.block_walk import Walk
+from kernels.primitives.kv_cache import CacheState
+from kernels.primitives.lane_blocks import LANES, Rows, Where
 from kernels.stickbreaking import tile
 
-LANES = 128
 DEFAULT = Attention(512, 512, LANES)
 CANDIDATES = tuple(Attention(q, kv, LANES) for q in (256, 512, 1024) for kv in (256, 512, 1024))
 
 # A program's buffers and the intermediates of one tile; the compiler's own limit is 16 MiB.
-_VMEM = 64 * 2**20
+_VMEM = 32 * 2**20
 
 
 class Static(NamedTuple):
@@ -83,42 +84,12 @@ class Static(NamedTuple):
         return z - broken, broken
 
 
-class Rows(NamedTuple):
-    """Slot and document of every query and key, None where all are one; with a tolerance, also the
-    first block of keys that may hold a query's document. Keys are in the order of `interleaved`.
-    """
-
-    slot: Int[Array, "B 1 T"]
-    segment: Int[Array, "B 1 T"] | None
-    kv_segment: Int[Array, "B 1 S"] | None
-    farthest: Int[Array, "B 1 T"] | None
-
-
-class Where(NamedTuple):
-    """Who sees whom: the nearest and the farthest block of keys that each block of queries needs
-    (nearest < farthest if it needs none).
-    """
-
-    nearest: Int[Array, "B I"]
-    farthest: Int[Array, "B I"]
-    rows: Rows
-
-
 class Operands(NamedTuple):
     """Queries, keys and values with time along lanes."""
 
     q: Float[Array, "N K T"]
     k: Float[Array, "M K S"]
     v: Float[Array, "M V S"]
-
-
-class Found(NamedTuple):
-    """What the forward kernel writes; `stop` is the last block of keys that was read."""
-
-    out: Float[Array, "N V T"]
-    log_rem: Float[Array, "N 1 T"]
-    left: Float[Array, "N J 1 T"]
-    stop: Int[Array, "N 1 I"]
 
 
 def apply(
@@ -138,7 +109,7 @@ def apply(
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
     batch, time, heads = q.shape[:3]
     source, groups = placed.k.shape[1:3]
-    blocks = _fit(blocks or DEFAULT, time, source)
+    blocks = lane_blocks.fit(blocks or DEFAULT, time, source)
     rest = options["remainder"] != "none"
     static = Static(
         heads=heads,
@@ -151,22 +122,18 @@ def apply(
         out_dtype=jnp.float32 if rest else q.dtype,
     )
     operands = Operands(
-        _along_lanes(q.astype(static.dtype), blocks.block_q),
-        _along_lanes(placed.k.astype(static.dtype), blocks.block_kv),
-        _along_lanes(placed.v.astype(static.dtype), blocks.block_kv),
+        lane_blocks.along_lanes(q.astype(static.dtype), blocks.block_q),
+        lane_blocks.along_lanes(placed.k.astype(static.dtype), blocks.block_kv),
+        lane_blocks.along_lanes(placed.v.astype(static.dtype), blocks.block_kv),
     )
-    out, log_rem = attend(static, operands, _where(static, placed, time))
-    out = _from_lanes(out, batch, time)
+    where = lane_blocks.where(
+        placed, time, blocks, strict=static.strict, farthest=static.tolerance > 0.0
+    )
+    out, log_rem = attend(static, operands, where)
+    out = lane_blocks.from_lanes(out, batch, time)
     if rest:
-        out = out + jnp.exp(_from_lanes(log_rem, batch, time)) * _rest(inputs, options)
+        out = out + jnp.exp(lane_blocks.from_lanes(log_rem, batch, time)) * _rest(inputs, options)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
-
-
-def _fit(blocks: Attention, time: int, source: int) -> Attention:
-    for name, size in (("block_q", blocks.block_q), ("block_kv", blocks.block_kv)):
-        if size % LANES:
-            raise ValueError(f"{name}={size} must be a multiple of {LANES} on a TPU")
-    return Attention(blocks.block_q, blocks.block_kv, LANES).fit(time, source)
 
 
 def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
@@ -177,129 +144,8 @@ def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
     return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
 
 
-def _along_lanes(x: Float[Array, "B T H K"], block: int) -> Float[Array, "BH K T"]:
-    """Time padded to whole blocks, and last."""
-    batch, time, heads, width = x.shape
-    x = x.transpose(0, 2, 3, 1).reshape(batch * heads, width, time)
-    return _pad(x, block)
-
-
-def _from_lanes(x: Float[Array, "BH K T"], batch: int, time: int) -> Float[Array, "B T H K"]:
-    rows, width, _ = x.shape
-    return x[..., :time].reshape(batch, rows // batch, width, time).transpose(0, 3, 1, 2)
-
-
-def _pad(x: Array, block: int) -> Array:
-    more = round_up(x.shape[-1], block) - x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
-
-
-def _where(static: Static, placed: Placed, time: int) -> Where:
-    """Blocks of keys for every block of queries: decided by shapes where each row is one document,
-    else by the first and last document of each block.
-    """
-    batch, source = placed.k.shape[:2]
-    block_q, block_kv = static.blocks.block_q, static.blocks.block_kv
-    num_q, num_kv = -(-time // block_q), -(-source // block_kv)
-    if placed.q_segment is None or placed.kv_segment is None:
-        slot = jnp.arange(num_q * block_q, dtype=jnp.int32)
-        last = np.arange(1, num_q + 1) * block_q - 1 - static.strict
-        nearest = jnp.asarray(np.minimum(last // block_kv, num_kv - 1), jnp.int32)
-        nearest = jnp.broadcast_to(nearest, (batch, num_q))
-        slot = jnp.broadcast_to(slot, (batch, 1, slot.shape[0]))
-        farthest = jnp.zeros_like(slot) if static.tolerance else None
-        return Where(nearest, jnp.zeros_like(nearest), Rows(slot, None, None, farthest))
-    slot = placed.q_slot
-    if slot is None:
-        slot = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
-    slot, q_segment = _pad(slot, block_q), _pad(placed.q_segment, block_q)
-    kv_segment = _pad(placed.kv_segment, block_kv)
-    q_low, q_high = _span(q_segment, q_segment, block_q)
-    kv_low, kv_high = _span(kv_segment, kv_segment, block_kv)
-    last = _span(slot, q_segment, block_q)[1] - static.strict
-    meet = (q_low[..., None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[..., None])
-    index = jnp.arange(num_kv, dtype=jnp.int32)
-    meet &= index * block_kv <= last[..., None]
-    nearest = jnp.max(jnp.where(meet, index, -1), axis=-1)
-    farthest = jnp.min(jnp.where(meet, index, num_kv), axis=-1)
-    begins = None
-    if static.tolerance:
-        holds = (kv_low[..., None] <= q_segment[:, None]) & (
-            q_segment[:, None] <= kv_high[..., None]
-        )
-        begins = jnp.min(jnp.where(holds, index[:, None], num_kv), axis=1)[:, None]
-    return Where(
-        nearest,
-        farthest,
-        Rows(
-            slot[:, None],
-            q_segment[:, None],
-            interleaved.order_ids(kv_segment)[:, None],
-            begins,
-        ),
-    )
-
-
-def _span(
-    x: Int[Array, "B T"], segment: Int[Array, "B T"], block: int
-) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
-    """Smallest and largest of each block, padding apart."""
-    batch = x.shape[0]
-    x, real = x.reshape(batch, -1, block), segment.reshape(batch, -1, block) > 0
-    low = jnp.min(jnp.where(real, x, np.iinfo(np.int32).max), axis=-1)
-    return low, jnp.max(jnp.where(real, x, -1), axis=-1)
-
-
 # Inside of kernels. No index is negative, so `lax.div` and `lax.rem` do what // and % would; those
 # look at signs, for which Mosaic asks what TPU it is, and there may be none.
-
-
-class Walk(NamedTuple):
-    """A loop over blocks in HBM: the next is on its way while this one is worked on.
-
-    `copies(step)` are the transfers of a step, into one of two buffers by turns.
-    """
-
-    count: Array
-    copies: Callable[[Array], list[Any]]
-
-    def run[Carry](
-        self, visit: Callable[[Array, Carry], tuple[Array, Carry]], start: Carry
-    ) -> tuple[Array, Carry]:
-        """Steps until `visit` says stop; how many there were, and what was carried."""
-
-        def fetch(step: Array) -> None:
-            @pl.when(step < self.count)
-            def _() -> None:
-                for copy in self.copies(step):
-                    copy.start()
-
-        def wait(step: Array) -> None:
-            for copy in self.copies(step):
-                copy.wait()
-
-        def body(carry: tuple[Array, Array, Carry]) -> tuple[Array, Array, Carry]:
-            step, _, carried = carry
-            fetch(step + 1)
-            wait(step)
-            goes_on, carried = visit(step, carried)
-            return step + 1, goes_on.astype(jnp.int32), carried
-
-        first = jnp.int32(0)
-        fetch(first)
-        going = lambda carry: (carry[0] < self.count) & (carry[1] > 0)
-        steps, _, end = lax.while_loop(going, body, (first, jnp.int32(1), start))
-
-        @pl.when(steps < self.count)
-        def _() -> None:
-            wait(steps)  # asked for in vain, but it must have arrived before the buffer is reused
-
-        return steps, end
-
-
-def _at(block: Array, size: int) -> Any:
-    """Where a block lies along lanes."""
-    return pl.ds(pl.multiple_of(block * size, size), size)
 
 
 class Sight(NamedTuple):
@@ -356,8 +202,17 @@ def _sight(static: Static, rows: Any, j: Array) -> Sight:
     """Of a program's queries on block j of the keys."""
     segment, kv_segment, size = None, None, static.blocks.block_kv
     if rows.segment is not None:
-        segment, kv_segment = rows.segment[0], rows.kv_segment[0, :, _at(j, size)]
+        segment, kv_segment = rows.segment[0], rows.kv_segment[0, :, lane_blocks.at(j, size)]
     return Sight(static, j * size, rows.slot[0], segment, kv_segment)
+
+
+def _fetches(pairs: list[tuple[Any, Any]], arrived: Any, step: Array) -> list[Any]:
+    """Transfers of slices in HBM, each into one of its two buffers, by turns."""
+    turn = lax.rem(step, 2)
+    return [
+        pltpu.make_async_copy(source, two.at[turn], arrived.at[number, turn])
+        for number, (source, two) in enumerate(pairs)
+    ]
 
 
 def forward_kernel(
@@ -365,34 +220,36 @@ def forward_kernel(
     nearest: Any,
     farthest: Any,
     rows: Any,
-    operands: Any,
-    found: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    log_rem: Any,
+    lefts: Any,
+    stop: Any,
     acc: Any,
     k_two: Any,
     v_two: Any,
     arrived: Any,
 ) -> None:
-    """One block of queries of one head; `found` is of this block, keys and values are in HBM."""
+    """One block of queries of one head; keys and values are in HBM."""
     row, i = pl.program_id(0), pl.program_id(1)
     batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
-    block_kv, near = static.blocks.block_kv, nearest[batch, i]
+    near = nearest[batch, i]
     acc[...] = jnp.zeros_like(acc)
 
     def copies(step: Array) -> list[Any]:
-        at, turn = _at(near - step, block_kv), lax.rem(step, 2)
-        return [
-            pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
-            for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
-        ]
+        at = lane_blocks.at(near - step, static.blocks.block_kv)
+        pairs = [(k.at[key_row, :, at], k_two), (v.at[key_row, :, at], v_two)]
+        return _fetches(pairs, arrived, step)
 
     def visit(step: Array, left: Array) -> tuple[Array, Array]:
         j, turn = near - step, lax.rem(step, 2)
-        found.left[0, j] = left
-        sight = _sight(static, rows, j)
-        k, v = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
-        log_beta, broken = static.log_beta(sight.logits(operands.q[0], k))
+        lefts[0, j] = left
+        keys, values = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
+        log_beta, broken = static.log_beta(_sight(static, rows, j).logits(q[0], keys))
         nearer, left = interleaved.suffix_sum(broken, left)
-        acc[...] += static.products.nn(v, tile.weigh(log_beta, nearer, static.exp))
+        acc[...] += static.products.nn(values, tile.weigh(log_beta, nearer, static.exp))
         if not static.tolerance:
             return jnp.bool_(True), left
         # A row whose document begins in this block of keys has nothing to gain from farther ones.
@@ -401,17 +258,20 @@ def forward_kernel(
 
     walk = Walk(jnp.maximum(near - farthest[batch, i] + 1, 0), copies)
     steps, left = walk.run(visit, jnp.zeros((1, static.blocks.block_q), jnp.float32))
-    found.stop[0, 0, i] = near - steps + 1
-    found.log_rem[0] = -left * static.unit
-    found.out[0] = acc[...].astype(found.out.dtype)
+    stop[0, 0, i] = near - steps + 1
+    log_rem[0] = -left * static.unit
+    out[0] = acc[...].astype(out.dtype)
 
 
 def dq_kernel(
     static: Static,
     nearest: Any,
     rows: Any,
-    operands: Any,
-    saved: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    left: Any,
+    stop: Any,
     d_out: Any,
     d_log_rem: Any,
     d_q: Any,
@@ -424,23 +284,21 @@ def dq_kernel(
     """One block of queries of one head; leaves `flow` before each tile for dk and dv."""
     row, i = pl.program_id(0), pl.program_id(1)
     batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
-    block_kv, far = static.blocks.block_kv, saved.stop[0, 0, i]
+    far = stop[0, 0, i]
     acc[...] = jnp.zeros_like(acc)
 
     def copies(step: Array) -> list[Any]:
-        at, turn = _at(far + step, block_kv), lax.rem(step, 2)
-        return [
-            pltpu.make_async_copy(x.at[key_row, :, at], two.at[turn], arrived.at[number, turn])
-            for number, (x, two) in enumerate(((operands.k, k_two), (operands.v, v_two)))
-        ]
+        at = lane_blocks.at(far + step, static.blocks.block_kv)
+        pairs = [(k.at[key_row, :, at], k_two), (v.at[key_row, :, at], v_two)]
+        return _fetches(pairs, arrived, step)
 
     def visit(step: Array, flow: Array) -> tuple[Array, Array]:
         j, turn = far + step, lax.rem(step, 2)
         flows[0, j] = flow
-        k, v = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
-        queries = operands.q[0], d_out[0]
-        share = _pull(_sight(static, rows, j), queries, (k, v), saved.left[0, j], flow)
-        acc[...] += static.products.nn(k, share.d_z)
+        keys, values = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
+        sight = _sight(static, rows, j)
+        share = _pull(sight, (q[0], d_out[0]), (keys, values), left[0, j], flow)
+        acc[...] += static.products.nn(keys, share.d_z)
         return jnp.bool_(True), share.flow
 
     walk = Walk(jnp.maximum(nearest[batch, i] - far + 1, 0), copies)
@@ -456,25 +314,31 @@ def dkv_kernel(
     k: Any,
     v: Any,
     stop: Any,
-    streams: Any,
+    q: Any,
+    d_out: Any,
+    left: Any,
+    flow: Any,
     d_k: Any,
     d_v: Any,
     k_acc: Any,
     v_acc: Any,
-    k_ordered: Any,
-    v_ordered: Any,
-    two: Any,
+    keys: Any,
+    values: Any,
+    q_two: Any,
+    d_out_two: Any,
+    left_two: Any,
+    flow_two: Any,
     arrived: Any,
     seers: Any,
 ) -> None:
-    """One block of keys of one key head; q, d_out, left and flow (`streams`) are in HBM."""
+    """One block of keys of one key head; q, d_out, left and flow are in HBM."""
     key_row, j = pl.program_id(0), pl.program_id(1)
     batch, block_q = lax.div(key_row, static.groups), static.blocks.block_q
     num_q = stop.shape[-1]
     k_acc[...] = jnp.zeros_like(k_acc)
     v_acc[...] = jnp.zeros_like(v_acc)
-    k_ordered[...] = interleaved.order(k[0], static.products)
-    v_ordered[...] = interleaved.order(v[0], static.products)
+    keys[...] = interleaved.order(k[0], static.products)
+    values[...] = interleaved.order(v[0], static.products)
 
     def note(number: Array, count: Array) -> Array:
         head, i = lax.div(number, num_q), lax.rem(number, num_q)
@@ -489,29 +353,23 @@ def dkv_kernel(
     count = lax.fori_loop(0, static.ratio * num_q, note, jnp.int32(0))
 
     def copies(step: Array) -> list[Any]:
-        head, i = lax.div(seers[step], num_q), lax.rem(seers[step], num_q)
-        row, at, turn = key_row * static.ratio + head, _at(i, block_q), lax.rem(step, 2)
-        parts = [
-            streams.q.at[row, :, at],
-            streams.d_out.at[row, :, at],
-            streams.left.at[row, j, :, at],
-            streams.flow.at[row, j, :, at],
-        ]
-        return [
-            pltpu.make_async_copy(part, buffer.at[turn], arrived.at[number, turn])
-            for number, (part, buffer) in enumerate(zip(parts, two, strict=True))
-        ]
+        row = key_row * static.ratio + lax.div(seers[step], num_q)
+        at = lane_blocks.at(lax.rem(seers[step], num_q), block_q)
+        pairs = [(q.at[row, :, at], q_two), (d_out.at[row, :, at], d_out_two)]
+        pairs += [(left.at[row, j, :, at], left_two), (flow.at[row, j, :, at], flow_two)]
+        return _fetches(pairs, arrived, step)
 
     def visit(step: Array, carry: Array) -> tuple[Array, Array]:
-        turn, at = lax.rem(step, 2), _at(lax.rem(seers[step], num_q), block_q)
-        q, d_out, left, flow = (x[turn] for x in two)
+        turn, at = lax.rem(step, 2), lane_blocks.at(lax.rem(seers[step], num_q), block_q)
         segment, kv_segment = None, None
         if rows.segment is not None:
             segment, kv_segment = rows.segment[0, :, at], rows.kv_segment[0]
-        sight = Sight(static, j * static.blocks.block_kv, rows.slot[0, :, at], segment, kv_segment)
-        share = _pull(sight, (q, d_out), (k_ordered[...], v_ordered[...]), left, flow)
-        k_acc[...] += static.products.nt(share.d_z, q)
-        v_acc[...] += static.products.nt(share.weights, d_out)
+        first = j * static.blocks.block_kv
+        sight = Sight(static, first, rows.slot[0, :, at], segment, kv_segment)
+        queries, carries = (q_two[turn], d_out_two[turn]), (left_two[turn], flow_two[turn])
+        share = _pull(sight, queries, (keys[...], values[...]), *carries)
+        k_acc[...] += static.products.nt(share.d_z, q_two[turn])
+        v_acc[...] += static.products.nt(share.weights, d_out_two[turn])
         return jnp.bool_(True), carry
 
     Walk(count, copies).run(visit, jnp.int32(0))
@@ -521,15 +379,6 @@ def dkv_kernel(
 
 
 # Calls of the kernels.
-
-
-class Streams(NamedTuple):
-    """What the kernel of dk and dv fetches for each block of queries."""
-
-    q: Float[Array, "N K T"]
-    d_out: Float[Array, "N V T"]
-    left: Float[Array, "N J 1 T"]
-    flow: Float[Array, "N J 1 T"]
 
 
 class Residuals(NamedTuple):
@@ -548,28 +397,24 @@ def _block(shape: tuple[int, ...], index: Callable[..., tuple[Any, ...]]) -> pl.
     return pl.BlockSpec(shape, lambda *at: index(at[0], at[1]))
 
 
-def _rows_specs(static: Static, rows: Rows, is_dkv: bool) -> Rows:
+def _rows_specs(static: Static, rows: Rows, *, is_dkv: bool) -> Any:
     """Blocks of the rows: of dk and dv all queries and one block of keys, else the reverse."""
     heads = static.groups if is_dkv else static.heads
-    block_q = rows.slot.shape[-1] if is_dkv else static.blocks.block_q
-    queries = _block((1, 1, block_q), lambda n, i: (lax.div(n, heads), 0, 0 if is_dkv else i))
-    keys = None
-    if rows.kv_segment is not None:
-        block_kv = static.blocks.block_kv if is_dkv else rows.kv_segment.shape[-1]
-        keys = _block((1, 1, block_kv), lambda n, j: (lax.div(n, heads), 0, j if is_dkv else 0))
-    has_segments, has_farthest = rows.segment is not None, rows.farthest is not None
-    return Rows(
-        queries,
-        queries if has_segments else None,
-        keys,
-        queries if has_farthest and not is_dkv else None,
-    )
+    num_q = rows.slot.shape[-1] if is_dkv else static.blocks.block_q
+    queries = _block((1, 1, num_q), lambda n, i: (lax.div(n, heads), 0, 0 if is_dkv else i))
+    if rows.kv_segment is None:
+        keys = None
+    else:
+        num_kv = static.blocks.block_kv if is_dkv else rows.kv_segment.shape[-1]
+        keys = _block((1, 1, num_kv), lambda n, j: (lax.div(n, heads), 0, j if is_dkv else 0))
+    specs: Any = Rows
+    segment = None if rows.segment is None else queries
+    return specs(queries, segment, keys, None if rows.farthest is None else queries)
 
 
 def _two(static: Static, *widths: int, size: int) -> list[Any]:
-    """Two buffers for each stream of blocks of the operands, and a semaphore for each buffer."""
-    buffers = [pltpu.VMEM((2, width, size), static.dtype) for width in widths]
-    return [*buffers, pltpu.SemaphoreType.DMA((len(widths), 2))]
+    """Two buffers for each stream of blocks of the operands."""
+    return [pltpu.VMEM((2, width, size), static.dtype) for width in widths]
 
 
 def _parameters(*dimensions: Any) -> pltpu.CompilerParams:
@@ -592,44 +437,40 @@ def _forward(
     num_q, num_kv = time // block_q, source // block_kv
     along = lambda size: _block((1, size, block_q), lambda n, i: (n, 0, i))
 
-    def kernel(*refs: Any) -> None:
-        forward_kernel(static, *refs)
-
-    (found,) = pl.pallas_call(
-        kernel,
+    out, log_rem, left, stop = pl.pallas_call(
+        partial(forward_kernel, static),
         out_shape=(
-            Found(
-                jax.ShapeDtypeStruct((number, value, time), static.out_dtype),
-                jax.ShapeDtypeStruct((number, 1, time), jnp.float32),
-                jax.ShapeDtypeStruct((number, num_kv, 1, time), jnp.float32),
-                jax.ShapeDtypeStruct((number, 1, num_q), jnp.int32),
-            ),
+            jax.ShapeDtypeStruct((number, value, time), static.out_dtype),
+            jax.ShapeDtypeStruct((number, 1, time), jnp.float32),
+            jax.ShapeDtypeStruct((number, num_kv, 1, time), jnp.float32),
+            jax.ShapeDtypeStruct((number, 1, num_q), jnp.int32),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(number, num_q),
             in_specs=[
                 _rows_specs(static, where.rows, is_dkv=False),
-                Operands(along(width), _HBM, _HBM),
+                along(width),
+                _HBM,
+                _HBM,
             ],
             out_specs=(
-                Found(
-                    along(value),
-                    along(1),
-                    _block((1, num_kv, 1, block_q), lambda n, i: (n, 0, 0, i)),
-                    _stops(1, num_q),
-                ),
+                along(value),
+                along(1),
+                _block((1, num_kv, 1, block_q), lambda n, i: (n, 0, 0, i)),
+                _stops(1, num_q),
             ),
             scratch_shapes=[
                 pltpu.VMEM((value, block_q), jnp.float32),
                 *_two(static, width, value, size=block_kv),
+                pltpu.SemaphoreType.DMA((2, 2)),
             ],
         ),
         compiler_params=_parameters("parallel", "arbitrary"),
         interpret=device.interpreter(),
         name="stickbreaking_forward",
-    )(where.nearest, where.farthest, where.rows, operands)
-    return (found.out, found.log_rem), Residuals(operands, where, found.left, found.stop)
+    )(where.nearest, where.farthest, where.rows, *operands)
+    return (out, log_rem), Residuals(operands, where, left, stop)
 
 
 def _backward(
@@ -645,18 +486,13 @@ def _backward(
 def _backward_q(
     static: Static, saved: Residuals, d_out: Array, d_log_rem: Array
 ) -> tuple[Float[Array, "N K T"], Float[Array, "N J 1 T"]]:
-    operands, where = saved.operands, saved.where
+    operands, rows = saved.operands, saved.where.rows._replace(farthest=None)
     number, width, time = operands.q.shape
     value, num_kv, block_q = operands.v.shape[1], saved.left.shape[1], static.blocks.block_q
     along = lambda size: _block((1, size, block_q), lambda n, i: (n, 0, i))
     carries = _block((1, num_kv, 1, block_q), lambda n, i: (n, 0, 0, i))
-    saved_specs = Residuals(None, None, carries, _stops(1, saved.stop.shape[-1]))
-
-    def kernel(*refs: Any) -> None:
-        dq_kernel(static, *refs)
-
     return pl.pallas_call(
-        kernel,
+        partial(dq_kernel, static),
         out_shape=(
             jax.ShapeDtypeStruct(operands.q.shape, static.dtype),
             jax.ShapeDtypeStruct(saved.left.shape, jnp.float32),
@@ -665,9 +501,12 @@ def _backward_q(
             num_scalar_prefetch=1,
             grid=(number, time // block_q),
             in_specs=[
-                _rows_specs(static, where.rows, is_dkv=False),
-                Operands(along(width), _HBM, _HBM),
-                saved_specs,
+                _rows_specs(static, rows, is_dkv=False),
+                along(width),
+                _HBM,
+                _HBM,
+                carries,
+                _stops(1, time // block_q),
                 along(value),
                 along(1),
             ],
@@ -675,48 +514,38 @@ def _backward_q(
             scratch_shapes=[
                 pltpu.VMEM((width, block_q), jnp.float32),
                 *_two(static, width, value, size=static.blocks.block_kv),
+                pltpu.SemaphoreType.DMA((2, 2)),
             ],
         ),
         compiler_params=_parameters("parallel", "parallel"),
         interpret=device.interpreter(),
         name="stickbreaking_dq",
-    )(
-        where.nearest,
-        where.rows,
-        operands,
-        saved._replace(operands=None, where=None),
-        d_out,
-        d_log_rem,
-    )
+    )(saved.where.nearest, rows, *operands, saved.left, saved.stop, d_out, d_log_rem)
 
 
 def _backward_kv(
     static: Static, saved: Residuals, d_out: Array, flow: Array
 ) -> tuple[Float[Array, "M K S"], Float[Array, "M V S"]]:
-    operands, where = saved.operands, saved.where
-    rows, width, source = operands.k.shape
+    operands, rows = saved.operands, saved.where.rows._replace(farthest=None)
+    number, width, source = operands.k.shape
     value, block_q, block_kv = operands.v.shape[1], static.blocks.block_q, static.blocks.block_kv
     along = lambda size: _block((1, size, block_kv), lambda m, j: (m, 0, j))
     num_q = saved.stop.shape[-1]
-
-    def kernel(*refs: Any) -> None:
-        dkv_kernel(static, *refs)
-
-    d_k, d_v = pl.pallas_call(
-        kernel,
+    return pl.pallas_call(
+        partial(dkv_kernel, static),
         out_shape=(
             jax.ShapeDtypeStruct(operands.k.shape, static.dtype),
             jax.ShapeDtypeStruct(operands.v.shape, static.dtype),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(rows, source // block_kv),
+            grid=(number, source // block_kv),
             in_specs=[
-                _rows_specs(static, where.rows, is_dkv=True),
+                _rows_specs(static, rows, is_dkv=True),
                 along(width),
                 along(value),
                 _stops(static.ratio, num_q),
-                Streams(_HBM, _HBM, _HBM, _HBM),
+                *[_HBM] * 4,
             ],
             out_specs=(along(width), along(value)),
             scratch_shapes=[
@@ -724,12 +553,8 @@ def _backward_kv(
                 pltpu.VMEM((block_kv, value), jnp.float32),
                 pltpu.VMEM((width, block_kv), static.dtype),
                 pltpu.VMEM((value, block_kv), static.dtype),
-                Streams(
-                    pltpu.VMEM((2, width, block_q), static.dtype),
-                    pltpu.VMEM((2, value, block_q), static.dtype),
-                    pltpu.VMEM((2, 1, block_q), jnp.float32),
-                    pltpu.VMEM((2, 1, block_q), jnp.float32),
-                ),
+                *_two(static, width, value, size=block_q),
+                *[pltpu.VMEM((2, 1, block_q), jnp.float32)] * 2,
                 pltpu.SemaphoreType.DMA((4, 2)),
                 pltpu.SMEM((static.ratio * num_q,), jnp.int32),
             ],
@@ -738,14 +563,16 @@ def _backward_kv(
         interpret=device.interpreter(),
         name="stickbreaking_dkv",
     )(
-        where.nearest,
-        where.rows._replace(farthest=None),
+        saved.where.nearest,
+        rows,
         operands.k,
         operands.v,
         saved.stop,
-        Streams(operands.q, d_out, saved.left, flow),
+        operands.q,
+        d_out,
+        saved.left,
+        flow,
     )
-    return d_k, d_v
 
 
 def _stops(rows: int, num_q: int) -> pl.BlockSpec:

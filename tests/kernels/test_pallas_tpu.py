@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import contract, dispatch
-from kernels.blocks import PallasChunk
+from kernels.blocks import Attention, PallasChunk
 from kernels.contract import Case
 from kernels.primitives import device
 from tests.kernels.contract_problem import assert_close, merge, split, tolerance
@@ -39,8 +39,16 @@ def in_chunks(name: str, options: dict[str, Any]) -> Small:
     return Small(name, Case(dims, options, "padded", carried=True), PallasChunk(16, 1))
 
 
-FAST = (in_chunks("gated_linear", {"decay": "scalar"}), in_chunks("delta_rule", {}))
+def sticks(time: int, groups: int) -> Small:
+    """Stick-breaking over two blocks of keys or more, which may stop before the last."""
+    dims = {"B": 1, "T": time, "H": 2, "G": groups, "K": 8, "V": 8}
+    options = {"remainder": "value", "tolerance": 1e-9}
+    return Small("stickbreaking", Case(dims, options, "padded"), Attention(128, 128, 128))
+
+
+FAST = (sticks(200, 1), in_chunks("gated_linear", {"decay": "scalar"}), in_chunks("delta_rule", {}))
 SLOW = (
+    sticks(300, 2),
     in_chunks("gated_linear", {}),
     in_chunks("gated_linear", {"decay": "vector"}),
     in_chunks("delta_rule", {"decay": "scalar"}),
