@@ -44,7 +44,7 @@ from kernels.primitives.kv_cache import CacheState, Placed
 DEFAULT = TritonAttention()
 CANDIDATES = tuple(
     TritonAttention(block_q, block_kv, num_warps, num_stages, span)
-    for block_q, block_kv, num_warps in ((128, 64, 8), (64, 64, 4), (128, 32, 8), (256, 64, 16))
+    for block_q, block_kv, num_warps in ((128, 64, 8), (64, 64, 4), (128, 32, 8))
     for num_stages in (2, 3)
     for span in (2, 4, 16)
 )
