@@ -184,9 +184,13 @@ PROPERTIES = [
 @pytest.mark.parametrize(("name", "form", "fact"), PROPERTIES)
 def test_property(name: str, form: str, fact: contract.Property):
     def run(inputs: Any, options: Any) -> jax.Array:
-        first = next(iter(inputs.values()))
-        dims = {"K": first.shape[-1], "V": inputs.get("v", first).shape[-1]}
         op = dispatch.get(name)
+        given = [spec for spec in op.needed(defaults | options).values() if spec.name in inputs]
+        dims = {
+            letter: size
+            for spec in given
+            for letter, size in zip(spec.letters.split(), inputs[spec.name].shape, strict=True)
+        }
         if dispatch.refusal(op, form, dims, jnp.dtype("float32"), defaults | options, "cpu"):
             pytest.skip("the form does not take this problem")
         call = lambda inputs: dispatch.apply(name, inputs, form=form, options=options)[0]
