@@ -20,8 +20,8 @@ LANES = 128
 
 
 class Rows(NamedTuple):
-    """Slot and document of every query and key, None where all are one; with a tolerance, also the
-    first block of keys that may hold a query's document. Keys are in the order of `interleaved`.
+    """Slot and document of every query and key, None where all are one; the first block of keys
+    that may hold a query's document, where it is asked for. Keys are in the order of `interleaved`.
     """
 
     slot: Int[Array, "B 1 T"]
@@ -69,7 +69,7 @@ def _pad(x: Array, block: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
 
 
-def where(placed: Placed, time: int, blocks: Attention, *, strict: bool, farthest: bool) -> Where:
+def where(placed: Placed, time: int, blocks: Attention, *, strict: bool) -> Where:
     """Blocks of keys for every block of queries."""
     batch, source = placed.k.shape[:2]
     block_q, block_kv = blocks.block_q, blocks.block_kv
@@ -80,8 +80,8 @@ def where(placed: Placed, time: int, blocks: Attention, *, strict: bool, farthes
         nearest = jnp.asarray(np.minimum(last // block_kv, num_kv - 1), jnp.int32)
         nearest = jnp.broadcast_to(nearest, (batch, num_q))
         slot = jnp.broadcast_to(slot, (batch, 1, slot.shape[0]))
-        begins = jnp.zeros_like(slot) if farthest else None
-        return Where(nearest, jnp.zeros_like(nearest), Rows(slot, None, None, begins))
+        rows = Rows(slot, None, None, jnp.zeros_like(slot))
+        return Where(nearest, jnp.zeros_like(nearest), rows)
     slot = placed.q_slot
     if slot is None:
         slot = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
@@ -95,12 +95,9 @@ def where(placed: Placed, time: int, blocks: Attention, *, strict: bool, farthes
     meet &= index * block_kv <= last[..., None]
     nearest = jnp.max(jnp.where(meet, index, -1), axis=-1)
     first = jnp.min(jnp.where(meet, index, num_kv), axis=-1)
-    begins = None
-    if farthest:
-        holds = (kv_low[..., None] <= q_segment[:, None]) & (
-            q_segment[:, None] <= kv_high[..., None]
-        )
-        begins = jnp.min(jnp.where(holds, index[:, None], num_kv), axis=1)[:, None]
+    low, high, own = kv_low[..., None], kv_high[..., None], q_segment[:, None]
+    holds = (low <= own) & (own <= high)
+    begins = jnp.min(jnp.where(holds, index[:, None], num_kv), axis=1)[:, None]
     return Where(
         nearest,
         first,

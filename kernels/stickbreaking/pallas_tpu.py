@@ -4,7 +4,8 @@ Time runs along lanes everywhere (q, k, v as [.., width, T]), and tiles are [key
 kept of each query is one row of a register's lanes, and no array in HBM is padded to 128 of them.
 
     forward    for every block of queries: key blocks from the nearest to the farthest, carrying
-               `left`; with a tolerance it stops where all sticks of the block are used up
+               `left`, until all sticks of the block are used up (to the tolerance, if there is
+               one, else to e^-104, beyond which every weight is 0)
     dq         the same key blocks from the farthest to the nearest, carrying `flow`
     dk, dv     for every block of keys: the blocks of queries, of all its heads, that saw it
 
@@ -63,6 +64,11 @@ class Static(NamedTuple):
     def is_exact(self) -> bool:
         """Whether operands keep all digits of float32."""
         return jnp.dtype(self.dtype) == jnp.float32
+
+    @property
+    def enough(self) -> float:
+        """What all rows must have used up to stop, in nats; e^-104 is 0 in float32."""
+        return -math.log(self.tolerance) if self.tolerance else 104.0
 
     @property
     def products(self) -> products.Products:
@@ -126,9 +132,7 @@ def apply(
         lane_blocks.along_lanes(placed.k.astype(static.dtype), blocks.block_kv),
         lane_blocks.along_lanes(placed.v.astype(static.dtype), blocks.block_kv),
     )
-    where = lane_blocks.where(
-        placed, time, blocks, strict=static.strict, farthest=static.tolerance > 0.0
-    )
+    where = lane_blocks.where(placed, time, blocks, strict=static.strict)
     out, log_rem = attend(static, operands, where)
     out = lane_blocks.from_lanes(out, batch, time)
     if rest:
@@ -250,10 +254,8 @@ def forward_kernel(
         log_beta, broken = static.log_beta(_sight(static, rows, j).logits(q[0], keys))
         nearer, left = interleaved.suffix_sum(broken, left)
         acc[...] += static.products.nn(values, tile.weigh(log_beta, nearer, static.exp))
-        if not static.tolerance:
-            return jnp.bool_(True), left
         # A row whose document begins in this block of keys has nothing to gain from farther ones.
-        wants = (left * static.unit < -math.log(static.tolerance)) & (rows.farthest[0] < j)
+        wants = (left * static.unit < static.enough) & (rows.farthest[0] < j)
         return jnp.max(jnp.where(wants, 1, 0)) > 0, left
 
     walk = Walk(jnp.maximum(near - farthest[batch, i] + 1, 0), copies)

@@ -63,6 +63,16 @@ def test_tiles_of_any_shape(block_q: int, block_kv: int):
     assert_close(got, want, 1e-5, f"{block_q} x {block_kv}")
 
 
+def test_exact_stops_where_weights_are_zero():
+    """All logits 0: e^-104 is left after 151 keys. What lies farther is not read: it may be NaN."""
+    zeros, ones = jnp.zeros((1, 512, 1, 8)), jnp.ones((1, 512, 1, 8))
+    inputs = {"q": zeros, "k": zeros, "v": ones.at[:, :128].set(jnp.nan)}
+    call = {"form": "pallas_tpu", "blocks": Attention(128, 128, 128)}
+    out = dispatch.apply("stickbreaking", inputs, **call)[0]
+    np.testing.assert_allclose(np.asarray(out[:, 384:]), 1.0, rtol=1e-6)
+    assert np.isnan(np.asarray(out[:, 255])).all()
+
+
 def test_other_tiles_are_refused():
     with pytest.raises(ValueError, match="block_kv=64 must be a multiple of 128"):
         answer("pallas_tpu", draw("none"), {}, Attention(128, 64, 32))
