@@ -20,8 +20,6 @@ def _unsupported(
         return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
     if form == "pallas_tpu":
         return pallas_chunks.refusal(dims["H"], (dims["K"], dims["V"]))
-    if target == "cpu" and dtype != jnp.float32:
-        return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
     if dims["K"] > 256:
         return f"K={dims['K']} is wider than the 256 a program can carry; set form to chunked"
     return None

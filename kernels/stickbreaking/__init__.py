@@ -17,14 +17,12 @@ def _unsupported(
         return f"remainder={options['remainder']!r} must be one of none, value, bias"
     if not 0.0 <= options["tolerance"] < 1.0:
         return f"tolerance={options['tolerance']} must lie in [0, 1); 0 is exact"
-    return _unsupported_triton(dims, dtype, target) if form == "triton_gpu" else None
+    return _unsupported_triton(dims, dtype) if form == "triton_gpu" else None
 
 
-def _unsupported_triton(dims: Dims, dtype: DTypeLike, target: str) -> str | None:
+def _unsupported_triton(dims: Dims, dtype: DTypeLike) -> str | None:
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
-    if target == "cpu" and dtype != jnp.float32:
-        return "Triton's interpreter is right in float32 only; set float32, or use a GPU"
     if max(dims["K"], dims["V"]) > 256:
         return f"K={dims['K']}, V={dims['V']} are heads wider than 256; set form to chunked"
     return None

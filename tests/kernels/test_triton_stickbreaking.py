@@ -1,6 +1,5 @@
 """The stick-breaking kernels for GPUs: what they pass over, with a tolerance and without."""
 
-import os
 from typing import Any
 
 import jax
@@ -81,12 +80,3 @@ def test_without_tolerance_it_stops_where_float32_does(monkeypatch: pytest.Monke
     few, all_of_them = (int(np.sum(ends[..., 1] - ends[..., 0])) for ends in visited)
     assert few < 0.7 * all_of_them
     assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), stopped, whole))
-
-
-def test_the_interpreter_is_for_float32():
-    problem, _ = draw(False)
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("on a GPU bfloat16 is what it is for")
-    rounded = {name: x.astype(jnp.bfloat16) for name, x in problem.items()}
-    with pytest.raises(ValueError, match="right in float32 only"):
-        dispatch.apply("stickbreaking", rounded, form="triton_gpu")
