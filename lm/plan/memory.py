@@ -228,7 +228,7 @@ def module_of(name: str) -> str:
 def estimate(built: Build, measured: Activations) -> Memory:
     """Bytes per device of the step of `built`."""
     config, mesh = built.config, built.mesh
-    device, host = _by_place(built.abstract_state.opt_state)
+    device, host = _by_place(built.abstract_state.opt_state, config.optimizer.memory)
     params = shard_bytes(built.abstract_state.params)
     rows, at_once = config.data.batch_size / build_lib.batch_ways(mesh), rows_at_once(built)
     tensor, stream = mesh.shape["tensor"], stream_ways(built)
@@ -274,11 +274,19 @@ def _shard(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _by_place(opt_state: Any) -> tuple[int, int]:
+def is_on_host(leaf: Any, place: str) -> bool:
+    """Whether a leaf of the optimizer state is in host memory, `place` being optimizer.memory.
+    Devices that are not attached may have no host memory to lay it out in (NVIDIA's compiler).
+    """
+    kind = leaf.sharding.memory_kind
+    return kind == "pinned_host" or (kind is None and place == HOST and leaf.ndim > 0)
+
+
+def _by_place(opt_state: Any, place: str) -> tuple[int, int]:
     """Bytes of a device's shards in device memory and in host memory."""
     places: Mapping[bool, list[Any]] = {True: [], False: []}
     for leaf in jax.tree.leaves(opt_state):
-        places[leaf.sharding.memory_kind == "pinned_host"].append(leaf)
+        places[is_on_host(leaf, place)].append(leaf)
     return shard_bytes(places[False]), shard_bytes(places[True])
 
 

@@ -318,8 +318,9 @@ def test_pod_set_up_that_fails_trains_nothing(bench: Bench) -> None:
 
 def pod_mistakes() -> list[tuple[list[str], str]]:
     workdir = "--workdir=/shared/x"
-    config = "--config=x.py"
+    config, data = "--config=x.py", "--data_dir=/shared/d"
     return [
+        ([*POD, "--", config, workdir, data], "--config=x.py is not in the repository"),
         (["--zone=z", "--", config, workdir], "missing flag --name; set --name=POD"),
         (["--name=p", "--", config, workdir], "missing flag --zone; set --zone=ZONE"),
         ([*POD], "missing flags of launch.train; write them after --"),
