@@ -6,9 +6,9 @@
     activations             what the backward pass reads: `jax.vjp` of the model is traced and the
                             residuals that grow with the rows of a batch are counted, so a remat
                             policy and any mixer are counted as they are
-    working                 the activations of the largest layer while it is differentiated, the gathered
-                            weights of a layer, of the next and of the vocabulary, a chunk of
-                            logits, the gradients of hidden states and head
+    working                 the activations of the largest layer while it is differentiated, the
+                            gathered weights of a layer, of the next and of the vocabulary, a chunk
+                            of logits, the gradients of hidden states and head
     batch                   tokens, targets, ... of a device, and the bytes of each token id
 
 A compiler reuses and pads buffers as it sees fit, so activations and working are estimates.

@@ -122,6 +122,17 @@ def test_remat_runs_one_layer_at_a_time() -> None:
     assert pattern.stream == equal.stream
 
 
+def test_the_largest_layer_counts() -> None:
+    """Not the mean of a pattern: one layer at a time is differentiated."""
+
+    def largest(pattern: str) -> tuple[float, float]:
+        config = tiny.config({"model.pattern": pattern, "model.num_layers": 4})
+        found = memory.measure(config, jax.devices()[:1])
+        return found.largest_stream, found.largest_inner
+
+    assert largest("softmax,retnet") == max(largest("softmax"), largest("retnet"), key=sum)
+
+
 def test_a_mesh_of_three_is_measured() -> None:
     changes = {"mesh.data": 1, "mesh.tensor": 3, "model.num_heads": 3, "model.num_kv_heads": 3}
     found = memory.measure(tiny.config(changes), jax.devices()[:3])
