@@ -130,7 +130,9 @@ def test_the_largest_layer_counts() -> None:
         found = memory.measure(config, jax.devices()[:1])
         return found.largest_stream, found.largest_inner
 
-    assert largest("softmax,retnet") == max(largest("softmax"), largest("retnet"), key=sum)
+    alone, both = largest("retnet"), largest("softmax,retnet")
+    assert sum(alone) > 1.5 * sum(largest("softmax"))
+    assert both == pytest.approx(alone, rel=0.1)
 
 
 def test_a_mesh_of_three_is_measured() -> None:
