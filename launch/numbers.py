@@ -40,10 +40,13 @@ def main(argv: list[str]) -> None:
 
 def summary(workdir: Path) -> dict[str, Any]:
     """What results/quickstart.json says of a run."""
+    from lm.config import UserError
     from lm.report import folder
 
     run = folder.load([workdir])[0]
     rates = run.series("time/tokens_per_second")[1]
+    if not rates:
+        raise UserError(f"--workdir={workdir}: no record has a time; take a longer run")
     numbers = {f"validation bits per byte, {k}": f"{v:.3f}" for k, v in run.validation().items()}
     numbers["tokens trained on"] = f"{run.last('tokens'):,.0f}"
     numbers["parameters"] = f"{run.facts['parameters']['total']:,}"

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     targets.start(target)
     launch = plan_lib.Launch(_config_flags(sys.argv[1:]), workdir)
     points: list[search.Point] = []
-    with Waiting(f"compiling for {target.name}") as waiting:
+    with Waiting(f"planning for {target.name}") as waiting:
         if _SEARCH.value:
             found, points = search.search(
                 config, target, launch, waiting.told, is_compiled=_COMPILE.value

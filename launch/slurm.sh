@@ -48,14 +48,16 @@ grace="${ESPALIER_GRACE:-100}"
 case "$grace" in
   *[!0-9]*) fail "ESPALIER_GRACE=$grace is not a number of seconds" ;;
 esac
+grace=$((10#$grace)) # 090 is ninety, not an octal number
 
 # One process per GPU: JAX gives a process that it finds under Slurm the GPU of its rank on the
 # node, and only that one. It picks it from all GPUs of the node, so Slurm must hide none.
 gpus="${SLURM_GPUS_ON_NODE:-0}"
+gpus="${gpus%%[!0-9]*}" # "8(x2)" is 8 on each of two nodes
 if [ -n "${SLURM_GPUS_PER_TASK:-}" ]; then
   fail "--gpus-per-task hides GPUs from processes; submit with --gpus-per-node=$gpus instead"
 fi
-if [ "$gpus" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" != "$gpus" ]; then
+if [ "${gpus:-0}" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" != "$gpus" ]; then
   fail "--ntasks-per-node=${SLURM_NTASKS_PER_NODE:-1} and $gpus GPUs on a node; submit with" \
     "--ntasks-per-node=$gpus"
 fi

@@ -76,9 +76,10 @@ fi
 if [ $# = 0 ]; then fail "missing flags of launch.train; write them after --"; fi
 shift
 check_training_flags "$@"
-data_dir=""
+data_dir="" config=""
 for flag in "$@"; do
   case "$flag" in
+    --config=*) config="${flag#*=}" ;;
     --workdir=/*) ;;
     --data_dir=/*) data_dir="$flag" ;;
     --workdir=* | --data_dir=*)
@@ -91,6 +92,9 @@ if [ -z "$data_dir" ]; then
 fi
 if [ -z "$repository" ] && [ -n "$(git status --porcelain)" ]; then
   fail "$PWD has changes that are not committed, which workers would not get; commit them"
+fi
+if [ -z "$repository" ] && ! git ls-files --error-unmatch -- "${config%%:*}" >/dev/null 2>&1; then
+  fail "--config=$config is not in the repository, of which workers get a copy; add and commit it"
 fi
 
 tpu=(gcloud compute tpus tpu-vm)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lm.config import Config
 
 
 class Clock:
-    """Wall time between records, evaluation and saving left out."""
+    """Wall time between records; what happens within `stopped` is left out."""
 
     def __init__(self, built: Build, config: Config) -> None:
         kind = built.mesh.devices.flat[0].device_kind
@@ -39,8 +41,13 @@ class Clock:
             values if self._peak is None else values | {"time/mfu": rate * self._flops / self._peak}
         )
 
-    def pause(self) -> None:
-        self._last = None
+    @contextlib.contextmanager
+    def stopped(self) -> Generator[None]:
+        """Evaluation and saving are no steps."""
+        began = time.monotonic()
+        yield
+        if self._last is not None:
+            self._last = (self._last[0] + time.monotonic() - began, self._last[1])
 
 
 class Profiler:

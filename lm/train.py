@@ -118,7 +118,9 @@ def run(config: Config, options: Options) -> Outcome:
         def evaluation() -> Record | None:
             return _evaluate(questions, Scorer(built, state.params), stop)
 
-        def finish(pending: tuple[int, Any] | None, extra: Record) -> None:
+        def finish(
+            pending: tuple[int, Any] | None, extra: Record, timing: Record | None = None
+        ) -> None:
             """Fetches a step's metrics, which may wait for the device, and writes its record."""
             if pending is None:
                 return
@@ -130,7 +132,8 @@ def run(config: Config, options: Options) -> Outcome:
                 _due(at, built, e) for e in (config.log.every, config.evaluate.every)
             ):
                 counts = {"step": at, "tokens": at * config.tokens_per_step}
-                writer.write(counts | values | clock.lap(at) | extra)
+                times = clock.lap(at) if timing is None else timing
+                writer.write(counts | values | times | extra)
             _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
 
         def save() -> None:
@@ -149,18 +152,21 @@ def run(config: Config, options: Options) -> Outcome:
             profiler.at(step)
             saver.check()
             state, arrays = built.step(state, batch, token_bytes)
-            finish(pending, {})
-            step, pending = step + 1, (step + 1, arrays)
-            if due(config.evaluate.every):
-                jax.block_until_ready(arrays)
-                timing = clock.lap(step)
-                finish(pending, timing | (evaluation() or {}))
+            before, step, pending = pending, step + 1, (step + 1, arrays)
+            is_evaluated, is_saved = due(config.evaluate.every), due(config.checkpoint.every)
+            if not (is_evaluated or is_saved):
+                finish(before, {})
+                continue
+            # The host waits here: one lap for both steps, or the second would seem to take no time.
+            jax.block_until_ready(arrays)
+            timing = clock.lap(step)
+            finish(before, {}, timing)
+            with clock.stopped():
+                extra = evaluation() if is_evaluated else None
+                finish(pending, extra or {}, timing)
                 pending = None
-                clock.pause()
-            if due(config.checkpoint.every):
-                finish(pending, {})
-                pending = None
-                save()
+                if is_saved:
+                    save()
         finish(pending, {})
         save()
         saver.wait()

@@ -50,7 +50,7 @@ def explain(config: Config, devices: Sequence[Any], error: str) -> str:
     told.append(
         f"a device needs {size(needs.total)} by the formula: state {size(needs.state)}, gradients "
         f"{size(needs.gradients)}, activations {size(needs.activations)}, working "
-        f"{size(needs.working)}" + (f"; the error says {size(needed)}" if needed else "")
+        f"{size(needs.working)}" + (f"; the error names {size(needed)}" if needed else "")
     )
     told.append(f"largest buffers of a device ({source})\n{rows(lines)}")
     proposals = changes.proposed(config, devices)
@@ -101,7 +101,7 @@ def _weights(built: Build) -> list[Buffer]:
     moments = [
         x
         for x in jax.tree.leaves(built.abstract_state.opt_state)
-        if x.ndim and x.sharding.memory_kind != "pinned_host"
+        if x.ndim and not memory.is_on_host(x, built.config.optimizer.memory)
     ]
     found = []
     for i, (name, param) in enumerate(zip(names, params, strict=True)):

@@ -6,9 +6,9 @@
     activations             what the backward pass reads: `jax.vjp` of the model is traced and the
                             residuals that grow with the rows of a batch are counted, so a remat
                             policy and any mixer are counted as they are
-    working                 the activations of a layer while it is differentiated, the gathered
-                            weights of a layer, of the next and of the vocabulary, a chunk of
-                            logits, the gradients of hidden states and head
+    working                 the activations of the largest layer while it is differentiated, the
+                            gathered weights of a layer, of the next and of the vocabulary, a chunk
+                            of logits, the gradients of hidden states and head
     batch                   tokens, targets, ... of a device, and the bytes of each token id
 
 A compiler reuses and pads buffers as it sees fit, so activations and working are estimates.
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from lm import build as build_lib
 from lm import mesh as mesh_lib
+from lm import model as model_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
 from lm.modules.remat import PLACES
@@ -85,7 +86,8 @@ class Residual(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activations:
     """What one row of the batch keeps for the backward pass, all layers; `layer_stream` and
-    `layer_inner` are bytes of one layer that keeps everything.
+    `layer_inner` are bytes of one layer that keeps everything: the mean, and `largest_stream` and
+    `largest_inner` those of the layer that keeps most.
 
     `stream` is as wide as the model, `inner` the rest (heads, feed-forward), which tensor
     parallelism divides; `host` waits in host memory.
@@ -94,6 +96,8 @@ class Activations:
     residuals: tuple[Residual, ...]
     layer_stream: float
     layer_inner: float
+    largest_stream: float
+    largest_inner: float
 
     @property
     def stream(self) -> float:
@@ -113,11 +117,31 @@ def measure(config: Config, devices: Sequence[Any]) -> Activations:
     everything = dataclasses.replace(config.model, remat="none", kept={})
     whole = residuals(dataclasses.replace(config, model=everything), devices)
     layers = config.model.num_layers
+    largest = max(_by_block(config, whole).values(), key=sum, default=(0.0, 0.0))
     return Activations(
         residuals=residuals(config, devices),
         layer_stream=sum(r.row_bytes for r in whole if r.is_stream) / layers,
         layer_inner=sum(r.row_bytes for r in whole if not r.is_stream) / layers,
+        largest_stream=largest[0],
+        largest_inner=largest[1],
     )
+
+
+def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[float, float]]:
+    """Bytes of stream and rest that one layer keeps, by its place in the pattern."""
+    found: dict[str, tuple[float, float]] = {}
+    for i, group in enumerate(
+        model_lib.parse_pattern(config.model.pattern, config.model.num_layers)
+    ):
+        for j in range(len(group.labels)):
+            block = f"groups_{i}/blocks_{j}"
+            own = [r for r in whole if r.module == block or r.module.startswith(f"{block}/")]
+            stream, inner = (
+                sum(r.row_bytes for r in own if r.is_stream == wanted) / group.repeat
+                for wanted in (True, False)
+            )
+            found[block] = stream, inner
+    return found
 
 
 def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
@@ -228,12 +252,12 @@ def module_of(name: str) -> str:
 def estimate(built: Build, measured: Activations) -> Memory:
     """Bytes per device of the step of `built`."""
     config, mesh = built.config, built.mesh
-    device, host = _by_place(built.abstract_state.opt_state)
+    device, host = _by_place(built.abstract_state.opt_state, config.optimizer.memory)
     params = shard_bytes(built.abstract_state.params)
     rows, at_once = config.data.batch_size / build_lib.batch_ways(mesh), rows_at_once(built)
     tensor, stream = mesh.shape["tensor"], stream_ways(built)
     kept = measured.stream / stream + measured.inner / tensor
-    layer = measured.layer_stream / stream + measured.layer_inner / tensor
+    layer = measured.largest_stream / stream + measured.largest_inner / tensor
     gradients = params * (2 if config.run.accumulation > 1 else 1)
     working = layer * at_once + _gathered(built) + _loss(built, at_once)
     if host:  # the moments of one update are on the device while they are used
@@ -274,11 +298,19 @@ def _shard(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _by_place(opt_state: Any) -> tuple[int, int]:
+def is_on_host(leaf: Any, place: str) -> bool:
+    """Whether a leaf of the optimizer state is in host memory, `place` being optimizer.memory.
+    Devices that are not attached may have no host memory to lay it out in (NVIDIA's compiler).
+    """
+    kind = leaf.sharding.memory_kind
+    return kind == "pinned_host" or (kind is None and place == HOST and leaf.ndim > 0)
+
+
+def _by_place(opt_state: Any, place: str) -> tuple[int, int]:
     """Bytes of a device's shards in device memory and in host memory."""
     places: Mapping[bool, list[Any]] = {True: [], False: []}
     for leaf in jax.tree.leaves(opt_state):
-        places[leaf.sharding.memory_kind == "pinned_host"].append(leaf)
+        places[is_on_host(leaf, place)].append(leaf)
     return shard_bytes(places[False]), shard_bytes(places[True])
 
 

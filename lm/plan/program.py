@@ -21,6 +21,7 @@ class Program:
     """Bytes of one device by the compiler's account (`memory_analysis`): `state` is updated in
     place, `temporaries` are everything between. `refusal` is the compiler's message where it
     makes no program; of one that does not fit `total` is known, as far as the message says.
+    `substituted`: what of the step could not be compiled as it would run.
     """
 
     seconds: float
@@ -32,6 +33,7 @@ class Program:
     total: int | None
     flows: tuple[Flow, ...]
     refusal: str
+    substituted: str
 
     @property
     def is_unsupported(self) -> bool:
@@ -63,7 +65,15 @@ def create(built: Build) -> Program:
         total=alias + rest + temporaries + code,
         flows=tuple(traffic.compiled(executable.as_text(), dict(built.mesh.shape))),
         refusal="",
+        substituted=_substituted(built),
     )
+
+
+def _substituted(built: Build) -> str:
+    is_placed = any(x.sharding.memory_kind for x in jax.tree.leaves(built.abstract_state.opt_state))
+    if built.config.optimizer.memory != memory.HOST or is_placed:
+        return ""
+    return "this compiler has no host memory: the moments are counted in that of the device"
 
 
 def _refused(built: Build, message: str, seconds: float) -> Program:
@@ -80,6 +90,7 @@ def _refused(built: Build, message: str, seconds: float) -> Program:
         total=total,
         flows=(),
         refusal=" ".join(message.split()),
+        substituted=_substituted(built),
     )
 
 

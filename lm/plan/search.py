@@ -1,12 +1,14 @@
 """Which mesh, remat and accumulation: every one by formula, the best three by the compiler.
 
 Order of steps: every way to write the devices as data x fsdp x tensor (with and without ZeRO-1) is
-built, which refuses sizes that do not divide; each gets every remat and a few accumulations; those
-that fit come first, ordered by the modelled time of a step; the best are compiled.
+built, which refuses sizes that do not divide; each gets every remat and more and more accumulation,
+until it fits; those that fit come first, ordered by the modelled time of a step, then the smallest;
+the best are compiled.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +26,6 @@ from lm.targets import Target
 
 COMPILED = 3
 MAX_TENSOR = 16
-ACCUMULATIONS = (1, 2, 4, 8)
 MARGIN = 0.9  # share of the usable memory that the formula may fill
 
 
@@ -66,7 +67,9 @@ def search(
 
     def planned(values: Values) -> Plan:
         flags = [f"--config.{key}={value}" for key, value in values.items()]
-        flagged = launch._replace(flags=" ".join([launch.flags, *flags]))
+        names = {flag.partition("=")[0] for flag in flags}
+        given = [x for x in shlex.split(launch.flags) if x.partition("=")[0] not in names]
+        flagged = launch._replace(flags=shlex.join([*given, *flags]))
         changed = changes.apply(config, values)
         return plan_lib.plan(changed, target, flagged, is_compiled=is_compiled, is_advised=False)
 
@@ -97,10 +100,14 @@ def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[P
 
 
 def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -> Iterator[Point]:
-    """Every remat and accumulation of one mesh, which `values` say."""
+    """Every remat of one mesh, which `values` say, with one microbatch, two, four, ... and as many
+    as the configuration has, up to the first that fits: more only take longer.
+    """
     config = built.config
+    rows = config.data.batch_size // build_lib.batch_ways(built.mesh)
+    doubled = {2**n for n in range(rows.bit_length())}
     for remat in dict.fromkeys([config.model.remat, "none", "dots", "full"]):
-        for accumulation in ACCUMULATIONS:
+        for accumulation in sorted({config.run.accumulation} | doubled):
             changed: dict[str, Any] = {"model.remat": remat, "run.accumulation": accumulation}
             if remat != "named" and config.model.kept:
                 changed["model.kept"] = {}
@@ -113,6 +120,8 @@ def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -
             budget = target.chip.usable_bytes
             fits = budget is None or needs.total <= MARGIN * budget
             yield Point({**values, **changed}, needs, modelled, fits, None)
+            if fits:
+                break
 
 
 def _changed(built: Build, values: Values) -> Build | None:
@@ -138,11 +147,15 @@ def _meshes(devices: int) -> Iterator[dict[str, Any]]:
 
 
 def _rank(point: Point) -> tuple[bool, float]:
-    return not point.fits, point.memory.total if point.times is None else point.times.step
+    if not point.fits or point.times is None:
+        return not point.fits, point.memory.total
+    return False, point.times.step
 
 
 def _order(found: Plan) -> tuple[bool, float]:
-    return found.fits is False, found.total if found.times is None else found.times.step
+    if found.fits is False or found.times is None:
+        return found.fits is False, found.total
+    return False, found.times.step
 
 
 def table(points: list[Point], limit: int = 12) -> str:

@@ -123,6 +123,8 @@ def _memory(plan: Plan) -> str:
     told = [rows(lines), "REFUSED by the compiler" if unsupported else verdicts[plan.fits]]
     if program is not None and program.refusal:
         told.append(f"the compiler: {program.refusal[:300]}")
+    if program is not None and program.substituted:
+        told.append(f"substituted: {program.substituted}")
     if plan.remedy:
         flags = " ".join(f"--config.{key}={value}" for key, value in plan.remedy.items())
         told.append(f"change: {flags}")

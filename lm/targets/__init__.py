@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from lm.config import UserError, nearest
 from lm.targets.chips import CHIPS, MEM_FRACTION, Chip
@@ -189,6 +190,7 @@ def _gpu(target: Target) -> list[Any]:
 def _skip_cache() -> None:
     """JAX's cache on disk writes programs for absent devices, warns, and cannot read them back."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # what was compiled before has settled that it is used
 
 
 def _need(module: str, target: Target, what: str) -> None:

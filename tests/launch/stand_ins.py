@@ -153,6 +153,8 @@ def create(folder: Path) -> Bench:
     )
     for name in ("pyproject.toml", "constraints.txt", ".python-version", ".gitignore"):
         shutil.copy(ROOT / name, checkout)
+    (checkout / "experiments").mkdir()
+    (checkout / "experiments" / "x.py").touch()
     git(checkout, "init", "-q")
     git(checkout, "add", "-A")
     git(checkout, "commit", "-q", "-m", "all")

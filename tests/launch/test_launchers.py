@@ -256,7 +256,7 @@ def test_pod_prints_what_it_would_do(bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["v5e-16", "h100-64"])
 @pytest.mark.parametrize("workdir", ["runs/a b", "/mnt/run"])
 def test_scripts_take_the_line_that_a_plan_prints(bench: Bench, name: str, workdir: str) -> None:
-    launch = plan.Launch("--config=x.py", workdir)
+    launch = plan.Launch("--config=experiments/x.py", workdir)
     words = shlex.split(plan.launch_line(targets.parse(name), launch, {"mesh.data": 4}))
     script = next(i for i, word in enumerate(words) if word.startswith("launch/"))
     status, out, err = bench.call(Path(words[script]).name, "--dry-run", *words[script + 1 :])
@@ -318,8 +318,9 @@ def test_pod_set_up_that_fails_trains_nothing(bench: Bench) -> None:
 
 def pod_mistakes() -> list[tuple[list[str], str]]:
     workdir = "--workdir=/shared/x"
-    config = "--config=x.py"
+    config, data = "--config=x.py", "--data_dir=/shared/d"
     return [
+        ([*POD, "--", config, workdir, data], "--config=x.py is not in the repository"),
         (["--zone=z", "--", config, workdir], "missing flag --name; set --name=POD"),
         (["--name=p", "--", config, workdir], "missing flag --zone; set --zone=ZONE"),
         ([*POD], "missing flags of launch.train; write them after --"),

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from lm import mesh as mesh_lib
 from lm import plan as plan_lib
 from lm import targets
 from lm.build import build
-from lm.config import UserError
+from lm.config import Config, UserError
 from lm.plan import Launch, memory, page, program, search, table, traffic
 from tests.lm import tiny
 
@@ -121,6 +122,19 @@ def test_remat_runs_one_layer_at_a_time() -> None:
     assert pattern.stream == equal.stream
 
 
+def test_the_largest_layer_counts() -> None:
+    """Not the mean of a pattern: one layer at a time is differentiated."""
+
+    def largest(pattern: str) -> tuple[float, float]:
+        config = tiny.config({"model.pattern": pattern, "model.num_layers": 4})
+        found = memory.measure(config, jax.devices()[:1])
+        return found.largest_stream, found.largest_inner
+
+    alone, both = largest("retnet"), largest("softmax,retnet")
+    assert sum(alone) > 1.5 * sum(largest("softmax"))
+    assert both == pytest.approx(alone, rel=0.1)
+
+
 def test_a_mesh_of_three_is_measured() -> None:
     changes = {"mesh.data": 1, "mesh.tensor": 3, "model.num_heads": 3, "model.num_kv_heads": 3}
     found = memory.measure(tiny.config(changes), jax.devices()[:3])
@@ -218,6 +232,33 @@ def test_a_search_tries_every_mesh_that_divides() -> None:
     assert {p.values["run.accumulation"] for p in points} == {1, 2}  # of two rows a device
     assert "remat=full" in search.table(points, limit=len(points))
     assert math.isfinite(json.loads(json.dumps(search.to_json(points)))[0]["bytes"])
+
+
+def small(config: Config, usable: int | None) -> tuple[plan_lib.Plan, list[search.Point]]:
+    """A search by formula for two devices of so many bytes."""
+    target = targets.parse("cpu-2")
+    target = dataclasses.replace(target, chip=dataclasses.replace(target.chip, usable_bytes=usable))
+    launch = LAUNCH._replace(flags="--config=x.py --config.run.accumulation=3")
+    return search.search(config, target, launch, lambda told: None, is_compiled=False)
+
+
+def test_a_search_takes_the_first_accumulation_that_fits() -> None:
+    """Its own among them; where nothing fits, the smallest comes first and no flag comes twice."""
+    config = tiny.config({"data.batch_size": 12, "run.accumulation": 3, "model.num_layers": 1})
+    found, points = small(config, 1)
+    assert not any(point.fits for point in points)
+    assert points[0].memory.total == min(point.memory.total for point in points)
+    assert {point.values["run.accumulation"] for point in points} == {1, 2, 3, 4}
+    assert found.launch.count("--config.run.accumulation=") == 1
+    everything = small(config, None)[1]
+    assert {point.values["run.accumulation"] for point in everything} == {1}
+
+
+def test_moments_on_a_host_that_the_compiler_does_not_know() -> None:
+    """NVIDIA's compiler without a device has no host memory: the formula counts it all the same."""
+    place = SimpleNamespace(memory_kind=None)
+    for ndim, where, expected in ((2, "host", True), (2, "device", False), (0, "host", False)):
+        assert memory.is_on_host(SimpleNamespace(sharding=place, ndim=ndim), where) == expected
 
 
 class Refusing:

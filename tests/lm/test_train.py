@@ -117,6 +117,19 @@ def test_records_of_a_run(lab: Lab) -> None:
     assert any((lab.whole / "tensorboard").iterdir())
 
 
+def test_every_step_takes_time(lab: Lab, tmp_path: Path) -> None:
+    """However often a run is evaluated and saved; the first record knows of no step before it."""
+    often = {"checkpoint.every": "2 steps", "evaluate.every": "1 steps", "evaluate.max_tokens": 64}
+    lab.run(tmp_path, often)
+    seconds = [line.get("time/step_seconds") for line in metrics.read(tmp_path)]
+    assert seconds[0] is None
+    assert None not in seconds[1:]
+    lab.run(tmp_path / "saved", {"checkpoint.every": "2 steps"})
+    seconds = [line["time/step_seconds"] for line in metrics.read(tmp_path / "saved")[2:]]
+    # Steps 3 and 4 share what both took, 5 and 6, ...: the host waits at a save.
+    assert seconds[0::2] == seconds[1::2]
+
+
 def test_resume_after_the_end_changes_nothing(lab: Lab, tmp_path: Path) -> None:
     workdir = copy(lab.whole, tmp_path / "run")
     before = files(workdir)
