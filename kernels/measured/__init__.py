@@ -60,6 +60,14 @@ def table(device_kind: str) -> Table | None:
     return Table(values["device_kind"], values["evidence"], rows)
 
 
+def tables() -> list[Table]:
+    """Of every device kind that has a file."""
+    kinds = (
+        json.loads(p.read_text(encoding="utf-8"))["device_kind"] for p in FOLDER.glob("*.json")
+    )
+    return [found for kind in sorted(kinds) if (found := table(kind)) is not None]
+
+
 def find(
     known: Table | None,
     op: str,

@@ -27,7 +27,9 @@ UNPROVEN = "unproven"
 
 
 class FormRow(NamedTuple):
-    """`preferred`: targets where `auto` tries it, by rank; `proof`: counts, device and commit."""
+    """`preferred`: targets where `auto` tries it, by rank, and devices on which it is known to win;
+    `proof`: counts, device and commit.
+    """
 
     op: str
     form: str
@@ -66,7 +68,7 @@ def forms(mixers: list[MixerRow], proofs: Sequence[Mapping[str, Any]]) -> list[F
                 FormRow(
                     name,
                     form,
-                    ", ".join(preferred),
+                    ", ".join(preferred + dispatch.wins(name, form)),
                     users,
                     f"{op.state.growth}: {fields}",
                     _proof(f"{name}/{form}", proofs),

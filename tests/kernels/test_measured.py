@@ -89,3 +89,11 @@ def test_the_nearest_row_decides() -> None:
     )
     assert found is not None
     assert found.dims["T"] == 64
+
+
+def test_wins_are_counted() -> None:
+    assert dispatch.wins("gated_linear", "triton_gpu") == []
+    write(row(), row(wins=False), row(op="delta_rule"))
+    measured.table.cache_clear()
+    told = dispatch.wins("gated_linear", "triton_gpu")
+    assert told == [f"measured on {KIND}: 1 of 2 problems"]
