@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels import contract, dispatch
@@ -170,8 +171,18 @@ def arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
 
 
 def _lower(function: Callable[..., Any], name: str, case: Case, mesh: Mesh) -> Any:
-    """For devices that are not there: shapes alone."""
+    """For devices that are not there: shapes alone. As inside a model, arrays come from and go to
+    projections, heads side by side, and their layouts are for the compiler to choose.
+    """
     shapes = jax.eval_shape(lambda: arrays(name, case))
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-    return jax.jit(function).lower(*placed)
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1)
+
+    def run(*given: Any) -> Any:
+        whole = jax.tree.map(lambda x, like: x.reshape(like.shape), given, shapes)
+        return jax.tree.map(flat, function(*whole))
+
+    chosen = Format(Layout.AUTO, NamedSharding(mesh, PartitionSpec()))
+    jitted = jax.jit(run, in_shardings=chosen, out_shardings=chosen)
+    return jitted.lower(*jax.tree.map(lambda x: jax.eval_shape(flat, x), shapes))
