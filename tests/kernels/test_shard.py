@@ -19,6 +19,7 @@ def run_program(*arguments: str) -> set[tuple[str, ...]]:
     """(op, form) of what passed, in a process of its own: JAX fixes its devices when it starts."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    settings |= {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "tests.kernels.sharded_program", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, check=False
