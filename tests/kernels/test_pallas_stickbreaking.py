@@ -41,7 +41,7 @@ def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any
     return jax.jit(both, compiler_options=QUICK)(inputs)
 
 
-@pytest.mark.parametrize("documents", ["none", "packed"])
+@pytest.mark.parametrize("documents", [pytest.param("none", marks=pytest.mark.slow), "packed"])
 def test_passes_over_the_blocks_that_chunked_passes_over(documents: str):
     """One query head to a key head and equal tiles: then both stop at the same block."""
     problem, options = draw(documents), {"tolerance": 0.02, "remainder": "value"}
@@ -52,10 +52,8 @@ def test_passes_over_the_blocks_that_chunked_passes_over(documents: str):
     assert_close(got, want, 1e-5, documents)
 
 
-@pytest.mark.parametrize(
-    ("block_q", "block_kv"),
-    [(128, 256), pytest.param(256, 128, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("block_q", "block_kv"), [(128, 256), (256, 128)])
 def test_tiles_of_any_shape(block_q: int, block_kv: int):
     problem = draw("packed", groups=1)
     want = answer("reference", problem, {}, None)

@@ -46,18 +46,15 @@ def sticks(time: int, groups: int) -> Small:
     return Small("stickbreaking", Case(dims, options, "padded"), Attention(128, 128, 128))
 
 
-FAST = (sticks(200, 1), in_chunks("gated_linear", {"decay": "scalar"}), in_chunks("delta_rule", {}))
-SLOW = (
+SMALL = (
+    sticks(200, 1),
     sticks(300, 2),
+    in_chunks("gated_linear", {"decay": "scalar"}),
+    in_chunks("delta_rule", {}),
     in_chunks("gated_linear", {}),
     in_chunks("gated_linear", {"decay": "vector"}),
     in_chunks("delta_rule", {"decay": "scalar"}),
 )
-SMALL = [
-    pytest.param(small, id=f"{small.name}-{small.case.name}", marks=marks)
-    for group, marks in ((FAST, ()), (SLOW, (pytest.mark.slow,)))
-    for small in group
-]
 
 
 def answer(small: Small, form: str, blocks: Any) -> Any:
@@ -81,7 +78,8 @@ def answer(small: Small, form: str, blocks: Any) -> Any:
     return found, pull(jax.tree.map(jnp.cos, found))
 
 
-@pytest.mark.parametrize("small", SMALL)
+@pytest.mark.slow
+@pytest.mark.parametrize("small", SMALL, ids=lambda small: f"{small.name}-{small.case.name}")
 def test_simulated(small: Small):
     with device.interpreted(SIMULATOR):
         got = jax.block_until_ready(answer(small, "pallas_tpu", small.blocks))

@@ -44,7 +44,8 @@ def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any
     return jax.jit(both, compiler_options=QUICK)(inputs)
 
 
-@pytest.mark.parametrize("documents", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [False, True])
 def test_passes_over_the_blocks_that_chunked_passes_over(documents: bool):
     """One query head to a key head and equal tiles: then both stop at the same block."""
     problem, options = draw(documents), {"tolerance": 0.05, "remainder": "value"}

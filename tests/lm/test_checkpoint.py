@@ -65,7 +65,13 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(d, marks=[pytest.mark.slow] if i in (1, 3, 5) else [])
+        for i, d in enumerate(DAMAGES)
+    ],
+)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     lab: Lab, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -102,11 +102,10 @@ def test_what_remat_keeps_of_a_mesh_is_what_one_device_keeps() -> None:
         config = tiny.config(changes | {"data.batch_size": 8, "mesh.data": 1} | mesh)
         return sum(r.row_bytes for r in memory.measure(config, jax.devices()[:devices]).residuals)
 
-    for remat in ("dots", "full"):
-        alone = kept(remat, {}, 1)
-        assert kept(remat, {"mesh.fsdp": 2}, 2) == pytest.approx(alone, rel=0.02)
-        assert kept(remat, {"mesh.tensor": 2}, 2) == pytest.approx(alone, rel=0.02)
-    assert kept("full", {}, 1) < 0.5 * kept("dots", {}, 1)
+    alone = kept("dots", {}, 1)
+    assert kept("full", {}, 1) < 0.5 * alone
+    for mesh in ({"mesh.fsdp": 2}, {"mesh.tensor": 2}):
+        assert kept("dots", mesh, 2) == pytest.approx(alone, rel=0.02)
 
 
 def test_remat_runs_one_layer_at_a_time() -> None:
@@ -235,8 +234,8 @@ def test_a_search_tries_every_mesh_that_divides() -> None:
 
 
 def small(config: Config, usable: int | None) -> tuple[plan_lib.Plan, list[search.Point]]:
-    """A search by formula for two devices of so many bytes."""
-    target = targets.parse("cpu-2")
+    """A search by formula for a device of so many bytes."""
+    target = targets.parse("cpu-1")
     target = dataclasses.replace(target, chip=dataclasses.replace(target.chip, usable_bytes=usable))
     launch = LAUNCH._replace(flags="--config=x.py --config.run.accumulation=3")
     return search.search(config, target, launch, lambda told: None, is_compiled=False)
