@@ -62,6 +62,14 @@ def continued(
     return jnp.where(newest >= 0, known, entry[:, None])
 
 
+def counted(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
+    """How many documents have begun in a row up to each token, 0 being that of `entry`: an id that
+    comes again is another document. `belongs` is `continued`.
+    """
+    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+    return jnp.cumsum(belongs != before, axis=1, dtype=jnp.int32)
+
+
 def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:
     """Slot of every token when the tokens that are no padding are appended after `length`."""
     return length[:, None] + jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1

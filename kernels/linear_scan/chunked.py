@@ -191,7 +191,7 @@ def _modal(
     maps = tile.maps(table[0], table[1], c_re, c_im)
     h = jnp.concatenate([_by_channel(old.re), _by_channel(old.im)], axis=-1)
     out, entries = _mix(length, maps, x, h, ranked)
-    end = _leave(table, maps.write, (x, entries), (belongs, state.segment, last))
+    end = _leave(table, maps.write, (x, entries), segments.counted(belongs, state.segment), last)
     if places is not None:
         out = lax.cond(places.any, lambda out: gaps.back(out, places), lambda out: out, out)
     re, im = (_by_row(part, old.re) for part in jnp.split(end, 2, axis=-1))
@@ -218,23 +218,26 @@ def _leave(
     table: tuple[Array, Array],
     write: Float[Array, "D C 2N"],
     seen: tuple[Float[Array, "B T H K"], Float[Array, "N D B 2N"]],
-    documents: tuple[Int[Array, "B T"], Int[Array, " B"], Int[Array, " B"]],
+    document: Int[Array, "B T"],
+    last: Int[Array, " B"],
 ) -> Float[Array, "D B 2N"]:
-    """The state after the last token of each row, which may stand anywhere in its chunk."""
-    (x, entries), (belongs, entry, last) = seen, documents
+    """The state after the last token of each row, which may stand anywhere in its chunk; documents
+    are counted from that of the state, 0.
+    """
+    x, entries = seen
     length = write.shape[1]
     chunk = jnp.maximum(last, 0) // length
     count = last + 1 - chunk * length  # tokens of that chunk, 0 in a row of padding
-    current = belongs[:, -1]
+    current = document[:, -1]
     # The chunk's tokens moved to its end, for the same powers of lambda.
     number = jnp.arange(length, dtype=jnp.int32) - length + count[:, None]
     place = jnp.maximum(number + (chunk * length)[:, None], 0)
-    is_there = (number >= 0) & (gaps.take(belongs, place) == current[:, None])
+    is_there = (number >= 0) & (gaps.take(document, place) == current[:, None])
     tokens = jnp.where(is_there[..., None, None], gaps.take(x, place).astype(jnp.float32), 0.0)
     tokens = tokens.reshape(*tokens.shape[:2], -1)
     written = jnp.einsum("bcd,dcm->dbm", tokens, write, precision=HIGHEST)
-    before = jnp.take_along_axis(belongs, jnp.maximum(chunk * length - 1, 0)[:, None], axis=1)
-    entered = jnp.where(chunk > 0, before[:, 0], entry)
+    before = jnp.take_along_axis(document, jnp.maximum(chunk * length - 1, 0)[:, None], axis=1)
+    entered = jnp.where(chunk > 0, before[:, 0], 0)
     h = jnp.take_along_axis(entries, chunk[None, None, :, None], axis=0)[0]
     by = jnp.concatenate([part[count] for part in table], axis=-1)
     through = (entered == current)[:, None]

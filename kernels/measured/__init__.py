@@ -7,7 +7,7 @@ compiler's memory and the chip's rates; where no such device was at hand). A row
     blocks                              the fastest tiles of the form
     ratio                               time of the form over that of chunked: forward, both
     peak                                bytes of the form over those of chunked: forward, both
-    wins                                no ratio above 1 and, where modelled, no peak above 1
+    wins                                no ratio above 1; where modelled, nor the peak of both
 
 `auto` takes a kernel only where a row says that it wins; without a file it never does.
 """

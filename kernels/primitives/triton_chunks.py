@@ -126,12 +126,16 @@ def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
 def mark(
     segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], time: int
 ) -> tuple[Int[Array, "B 1+T"] | None, Int[Array, " B"]]:
-    """`marks`, None where every row is one document without padding; each row's last document."""
+    """`marks`, None where every row is one document without padding; each row's last document.
+
+    Documents are counted, that of the state as 0.
+    """
     belongs = segments.continued(segment_ids, entry, time)
     if segment_ids is None:
         return None, belongs[:, -1]
-    here = jnp.where(segment_ids != 0, belongs, -1 - belongs)
-    return jnp.concatenate([entry[:, None], here], axis=1), belongs[:, -1]
+    count = segments.counted(belongs, entry)
+    here = jnp.where(segment_ids != 0, count, -1 - count)
+    return jnp.concatenate([jnp.zeros_like(entry)[:, None], here], axis=1), belongs[:, -1]
 
 
 def per_head(

@@ -54,7 +54,10 @@ def apply(
         length = jnp.minimum(state.length, capacity)[:, None]
         slot = (jnp.arange(capacity, dtype=jnp.int32) + length) % capacity
         before = jnp.where(slot < length, jnp.take_along_axis(where.kv_segment, slot, axis=1), 0)
-        kv_ids = jnp.concatenate([before, q_ids], axis=1)
+        # What the cache has no room for is dropped, and nobody sees it.
+        assert placed.q_segment is not None
+        fits = segments.slots(placed.q_segment, state.length) < capacity
+        kv_ids = jnp.concatenate([before, jnp.where(fits, q_ids, 0)], axis=1)
         k, v = (
             jnp.concatenate([_take(old, slot), new.astype(old.dtype)], axis=1)
             for old, new in ((state.k, k), (state.v, v))

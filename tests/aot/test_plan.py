@@ -54,10 +54,16 @@ def test_bytes_sent_are_within_a_tenth(mode: str) -> None:
         assert sent["formula"] == pytest.approx(sent["compiled"], rel=0.1), (mode, axis, sent)
 
 
-def test_what_was_substituted_is_said() -> None:
+def test_forms_of_the_target_and_what_was_substituted() -> None:
+    """A kernel where it is known to win on a v5e; what has none yet is said."""
     (form,) = planned("dp").forms
-    assert form.form == "chunked"
-    assert form.substituted == "stickbreaking has no pallas_tpu yet"
+    assert form.form == "pallas_tpu"
+    assert form.reason.startswith("modelled on TPU v5 lite over chunked: forward")
+    assert not form.substituted
+    config = tiny.config({"model.pattern": "s4d", "mesh.data": 8, "data.batch_size": 8})
+    launch = Launch("--config=x.py", "run")
+    found = plan_lib.plan(config, targets.parse("v5e-8"), launch, is_compiled=False)
+    assert {f.substituted for f in found.forms} == {"linear_scan has no pallas_tpu yet"}
 
 
 def test_a_step_that_does_not_fit_is_explained_and_mended() -> None:

@@ -16,6 +16,7 @@ from tests.kernels.contract_problem import (
     TILED,
     a_case,
     answer,
+    assert_close,
     empty_state,
     error,
     out_shape,
@@ -146,3 +147,18 @@ def test_rows_of_padding(name: str, form: str, time: int):
     empty = empty_state(op, case, problem)
     for x, y in zip(got.state, empty, strict=True):
         np.testing.assert_array_equal(np.asarray(x)[0], np.asarray(y)[0])
+
+
+RECURRENT = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "constant"]
+
+
+@pytest.mark.parametrize(("name", "form"), RECURRENT)
+def test_an_id_that_comes_again_is_another_document(name: str, form: str):
+    """A recurrence cannot read what it has left behind; nor is it the document of the state."""
+    op, case = dispatch.get(name), a_case(time=20, documents="packed", carried=True)
+    problem = contract.sample(op, case)
+    state = problem.state._replace(segment=jnp.asarray([3, 9], jnp.int32))
+    ids = jnp.asarray([[1] * 5 + [2] * 4 + [1] * 6 + [3] * 5] * 2, jnp.int32)
+    again = problem._replace(segment_ids=ids, state=state)
+    want = answer(name, "reference", case, again)
+    assert_close(answer(name, form, case, again), want, tolerance(name, form), f"{name} {form}")
