@@ -373,7 +373,7 @@ def _block(label: str, config: ModelConfig, context: Context) -> tuple[Block, li
                 call.op,
                 getattr(mixer, form_field(key)),
                 target=mesh_lib.target(context.mesh),
-                dims=call.dims,
+                dims={**call.dims, "T": context.context_length},
                 dtype=context.numerics.compute_dtype,
                 options=call.options,
                 device_kind=context.mesh.devices.flat[0].device_kind,

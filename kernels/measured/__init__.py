@@ -90,7 +90,7 @@ def find(
 
     def distance(row: Row) -> tuple[float, float]:
         width = sum(abs(row.dims[x] - dims[x]) for x in "KV" if x in row.dims and x in dims)
-        # A model is built before its length is known to an op: then the longest row decides.
+        # Where no length is asked for, the longest row decides.
         time = abs(row.dims["T"] - dims["T"]) if "T" in dims else -row.dims["T"]
         return width, time
 

@@ -110,7 +110,12 @@ OP = Op(
             ("jax_nn", "jax.nn.dot_product_attention, the library's own path"),
             ("chunked", "the tiled form for any backend"),
         ),
-        "tpu": (("chunked", "the tiled form for any backend; no TPU kernel yet"),),
+        "tpu": (
+            (
+                "chunked",
+                "the tiled form for any backend; nothing known says that pallas_tpu wins here",
+            ),
+        ),
     },
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,

@@ -184,13 +184,15 @@ _split_matmul.defvjp(_split_fwd, _split_bwd)
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Handed to every module as its first field. `rules`, `weights`: letter of an activation, of a
-    parameter -> mesh axes (lm/sharding.py).
+    """Handed to every module as its first field. `context_length`: tokens of a training row, for
+    which forms are chosen. `rules`, `weights`: letter of an activation, of a parameter -> mesh axes
+    (lm/sharding.py).
     """
 
     numerics: Numerics
     multipliers: Multipliers
     norm_eps: float
+    context_length: int
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, tuple[str, ...]]

@@ -162,3 +162,20 @@ def test_an_id_that_comes_again_is_another_document(name: str, form: str):
     again = problem._replace(segment_ids=ids, state=state)
     want = answer(name, "reference", case, again)
     assert_close(answer(name, form, case, again), want, tolerance(name, form), f"{name} {form}")
+
+
+CACHED = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "linear"]
+
+
+@pytest.mark.parametrize(("name", "form"), CACHED)
+def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
+    """20 tokens onto rows of 50 and 60, of 60 slots."""
+    op, case = dispatch.get(name), a_case(time=20, carried=True)
+    problem = contract.sample(op, case)
+    state = problem.state._replace(
+        length=jnp.asarray([50, 60], jnp.int32),
+        segment_ids=jnp.where(jnp.arange(60) < jnp.asarray([[50], [60]]), 3, 0),
+    )
+    full = problem._replace(state=state, segment_ids=jnp.full((2, 20), 3, jnp.int32))
+    want = answer(name, "reference", case, full)
+    assert_close(answer(name, form, case, full), want, tolerance(name, form), f"{name} {form}")
