@@ -81,16 +81,8 @@ def apply(
     out = causal_tiles.merge_queries(out, batch, time, cut.blocks.block_q)
     if options["remainder"] != "none":
         log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, cut.blocks.block_q)
-        out = out + jnp.exp(log_rem) * _rest(inputs, options)
+        out = out + jnp.exp(log_rem) * tile.rest(inputs, options)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
-
-
-def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
-    """What takes the unbroken rest of the stick."""
-    if options["remainder"] == "bias":
-        return inputs["remainder_bias"].astype(jnp.float32)
-    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
-    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
 
 
 def _attend(

@@ -136,16 +136,10 @@ def apply(
     out, log_rem = attend(static, operands, where)
     out = lane_blocks.from_lanes(out, batch, time)
     if rest:
-        out = out + jnp.exp(lane_blocks.from_lanes(log_rem, batch, time)) * _rest(inputs, options)
+        out = out + jnp.exp(lane_blocks.from_lanes(log_rem, batch, time)) * tile.rest(
+            inputs, options
+        )
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
-
-
-def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
-    """What takes the unbroken rest of the stick."""
-    if options["remainder"] == "bias":
-        return inputs["remainder_bias"].astype(jnp.float32)
-    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
-    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
 
 
 # Inside of kernels. No index is negative, so `lax.div` and `lax.rem` do what // and % would; those

@@ -14,6 +14,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels.contract import Options
+from kernels.letters import Inputs
+
 # A finite stand-in for -inf: softplus, its exponential and the weight are then exactly 0.
 MASKED = -1e30
 
@@ -37,3 +40,11 @@ def logit_cotangent(
 ) -> Float[Array, "*tile"]:
     """Cotangent of the logits from G; `farther` is `flow` and the sum of G within the tile."""
     return moved - beta * farther
+
+
+def rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
+    """What takes the unbroken rest of the stick."""
+    if options["remainder"] == "bias":
+        return inputs["remainder_bias"].astype(jnp.float32)
+    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
+    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)

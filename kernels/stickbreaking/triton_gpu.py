@@ -40,6 +40,7 @@ from kernels.contract import Options
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache, triton_call
 from kernels.primitives.kv_cache import CacheState, Placed
+from kernels.stickbreaking import tile
 
 DEFAULT = TritonAttention()
 CANDIDATES = tuple(
@@ -130,16 +131,8 @@ def apply(
     launch = (blocks.num_warps, blocks.num_stages)
     out, rem = attend(sizes, launch, q, k, v, _locate(placed, sizes.N))
     if sizes.REMAINDER:
-        out = out + jnp.swapaxes(rem, 1, 2)[..., None] * _rest(inputs, options)
+        out = out + jnp.swapaxes(rem, 1, 2)[..., None] * tile.rest(inputs, options)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
-
-
-def _rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:
-    """What takes the unbroken rest of the stick."""
-    if options["remainder"] == "bias":
-        return inputs["remainder_bias"].astype(jnp.float32)
-    ratio = inputs["q"].shape[2] // inputs["v"].shape[2]
-    return jnp.repeat(inputs["v"].astype(jnp.float32), ratio, axis=2)
 
 
 def _fit(blocks: TritonAttention, width: int, dtype: Any) -> TritonAttention:
