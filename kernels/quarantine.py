@@ -51,7 +51,7 @@ def admit(
     if state is not None:
         state, entry, entry_sick = _admit_state(op, state, groups)
     belongs = segments.continued(segment_ids, entry, time)
-    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+    before = segments.previous(belongs, entry)
     index = jnp.arange(time, dtype=jnp.int32)
     start = jnp.maximum.accumulate(jnp.where(belongs != before, index, -1), axis=1)[..., None]
     worst = jnp.where(bad & (segment_ids != 0)[..., None], index[:, None], -1)

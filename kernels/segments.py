@@ -62,12 +62,16 @@ def continued(
     return jnp.where(newest >= 0, known, entry[:, None])
 
 
+def previous(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
+    """The document of the token before; at the first, the one at entry."""
+    return jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+
+
 def counted(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
     """How many documents have begun in a row up to each token, 0 being that of `entry`: an id that
     comes again is another document. `belongs` is `continued`.
     """
-    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
-    return jnp.cumsum(belongs != before, axis=1, dtype=jnp.int32)
+    return jnp.cumsum(belongs != previous(belongs, entry), axis=1, dtype=jnp.int32)
 
 
 def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:

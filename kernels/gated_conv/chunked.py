@@ -63,7 +63,7 @@ def apply(
 
 def _line(segment_ids: Array, belongs: Array, entry: Array, taps: int) -> Line:
     places = gaps.gaps(segment_ids, belongs, entry)
-    starts = belongs != gaps.previous(belongs, entry)
+    starts = belongs != segments.previous(belongs, entry)
     start = jnp.where(starts, places.count - 1, -taps)
     return Line(places, places.count - 1 - jnp.maximum.accumulate(start, axis=1))
 

@@ -64,7 +64,7 @@ def _summed(
     del length  # an associative scan over the whole row
     x = inputs["x"].astype(jnp.float32)
     belongs = segments.continued(segment_ids, state.segment, x.shape[1])
-    starts = belongs != gaps.previous(belongs, state.segment)
+    starts = belongs != segments.previous(belongs, state.segment)
     is_token = jnp.ones_like(starts) if segment_ids is None else segment_ids != 0
     h = running_lse(x, state.re[..., 0], (starts, is_token))
     return h, Modes(h[:, -1, ..., None], state.im, belongs[:, -1])
@@ -75,7 +75,7 @@ def _gated(
 ) -> tuple[Array, Modes]:
     x = inputs["x"]
     belongs = segments.continued(segment_ids, state.segment, x.shape[1])
-    starts = belongs != gaps.previous(belongs, state.segment)
+    starts = belongs != segments.previous(belongs, state.segment)
     is_token = jnp.ones_like(starts) if segment_ids is None else segment_ids != 0
     h = _scan(length, x, inputs["log_decay"], state.re[..., 0], (starts, is_token))
     return h, Modes(h[:, -1, ..., None], state.im, belongs[:, -1])

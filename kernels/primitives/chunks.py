@@ -68,7 +68,7 @@ def marks(
     belongs = segments.continued(segment_ids, entry, time)
     if segment_ids is None:
         return None, belongs[:, -1]
-    before = jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
+    before = segments.previous(belongs, entry)
 
     def cut_row(x: Bool[Array, "B T"]) -> Float[Array, "N B C"]:
         wide = ((0, 0), (0, round_up(time, length) - time))

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from kernels import segments
+
 
 class Gaps(NamedTuple):
     """Where tokens are, how many up to each place, and whether padding parts any document."""
@@ -27,13 +29,8 @@ def gaps(
     is_token = segment_ids != 0
     count = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
     after_padding = jnp.pad(~is_token[:, :-1], ((0, 0), (1, 0)))
-    parted = is_token & after_padding & (belongs == previous(belongs, entry))
+    parted = is_token & after_padding & (belongs == segments.previous(belongs, entry))
     return Gaps(is_token, count, jnp.any(parted))
-
-
-def previous(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
-    """The document of the token before; at the first, the one at entry."""
-    return jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
 
 
 def find(places: Gaps, number: Int[Array, "B M"]) -> Int[Array, "B M"]:
