@@ -139,11 +139,12 @@ def apply(
     specs = op.needed(bound)
 
     def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        if form == "reference":
+        # A cache of keys and values that is not carried is left out by the tiled forms.
+        if state is None and (form == "reference" or op.state.growth == "constant"):
             local = _dims(op, inputs, bound, "T")
-            if state is None:
-                dtype = inputs[op.inputs[0].name].dtype
-                state = op.init_state(local, dtype, local["B"], local["T"])
+            dtype = inputs[op.inputs[0].name].dtype
+            state = op.init_state(local, dtype, local["B"], local["T"])
+        if form == "reference":
             return op.form(form)(inputs, segment_ids, state, options=bound)
         return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
 

@@ -41,18 +41,15 @@ class Residuals(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: Memory | None,
+    state: Memory,
     *,
     options: Options,
     blocks: Chunk | None = None,
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
-    batch, time, heads, width = inputs["k"].shape
+    time = inputs["k"].shape[1]
     blocks = blocks or Chunk(length=32)
     length = min(blocks.length, round_up(time, blocks.sub))
-    if state is None:
-        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
-        state = Memory(s, jnp.zeros((batch,), jnp.int32))
     marks, segment = chunks.marks(segment_ids, state.segment, length, time)
     x = Tokens(
         chunks.cut(inputs["q"], length),

@@ -6,7 +6,6 @@ blocks two products as wide as the matrix unit, float32; the backward computes i
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels.blocks import PallasChunk
@@ -33,16 +32,12 @@ class Static(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: Memory | None,
+    state: Memory,
     *,
     options: Options,
     blocks: PallasChunk | None = None,
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
-    batch, _, heads, width = inputs["k"].shape
-    if state is None:
-        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
-        state = Memory(s, jnp.zeros((batch,), jnp.int32))
     products = pallas_chunks.products(inputs["q"].dtype)
     # Every token's write passes through the inverse, and its rounding stays in S.
     how = How(products, SPLIT if products is ROUNDED else products, None)

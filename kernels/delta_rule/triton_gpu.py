@@ -426,16 +426,13 @@ class Residuals(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: Memory | None,
+    state: Memory,
     *,
     options: Options,
     blocks: TritonChunk | None = None,
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
-    batch, time, heads, width = inputs["k"].shape
-    if state is None:
-        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
-        state = Memory(s, jnp.zeros((batch,), jnp.int32))
+    time = inputs["k"].shape[1]
     marks, segment = triton_chunks.mark(segment_ids, state.segment, time)
     gates = None
     if options["decay"] == "scalar":

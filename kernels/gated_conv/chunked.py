@@ -36,7 +36,7 @@ class Line(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: Tail | None,
+    state: Tail,
     *,
     options: Options,
     blocks: Chunk | None = None,
@@ -44,10 +44,7 @@ def apply(
     """Output and state of T more tokens."""
     del options  # the inputs that are there say it all
     x = inputs["x"]
-    (batch, time, heads, width), taps = x.shape, inputs["weight"].shape[-1]
-    if state is None:
-        empty = jnp.zeros((batch, heads, taps, width), jnp.float32)
-        state = Tail(empty, jnp.zeros((batch,), jnp.int32))
+    time, taps = x.shape[1], inputs["weight"].shape[-1]
     belongs = segments.continued(segment_ids, state.segment, time)
     old, line = jnp.moveaxis(state.tail, 2, 1), None
     if segment_ids is None:

@@ -28,22 +28,19 @@ DEFAULT = Sizes(length=64, sub=8)
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: GatedState | None,
+    state: GatedState,
     *,
     options: Options,
     blocks: Sizes | None = None,
 ) -> tuple[Float[Array, "B T H V"], GatedState]:
     """Output and state of T more tokens."""
-    batch, time, heads, width = inputs["q"].shape
+    time = inputs["q"].shape[1]
     sizes = _fit(blocks or DEFAULT, time)
     if options["decay"] == "vector" and sizes.length & (sizes.length - 1):
         raise ValueError(
             f"length={sizes.length} must be a power of two with decay='vector'; "
             f"set length={1 << sizes.length.bit_length()}"
         )
-    if state is None:
-        empty = jnp.zeros((batch, heads, width, inputs["v"].shape[-1]), jnp.float32)
-        state = GatedState(empty, jnp.zeros((batch,), jnp.int32))
     marks, segment = chunks.marks(segment_ids, state.segment, sizes.length, time)
     marks = chunks.per_head(marks)
     x = _cut(inputs, marks, sizes.length, options["scale"])

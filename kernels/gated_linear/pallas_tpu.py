@@ -33,16 +33,12 @@ class Static(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: GatedState | None,
+    state: GatedState,
     *,
     options: Options,
     blocks: PallasChunk | None = None,
 ) -> tuple[Float[Array, "B T H V"], GatedState]:
     """Output and state of T more tokens."""
-    batch, _, heads, width = inputs["q"].shape
-    if state is None:
-        s = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
-        state = GatedState(s, jnp.zeros((batch,), jnp.int32))
     how = How(pallas_chunks.products(inputs["q"].dtype), None)
     static = Static(options["scale"], options["decay"], how)
     mathematics = Mathematics(_forward, _backward, static)

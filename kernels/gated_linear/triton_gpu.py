@@ -238,16 +238,13 @@ class Arrays(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: GatedState | None,
+    state: GatedState,
     *,
     options: Options,
     blocks: TritonChunk | None = None,
 ) -> tuple[Float[Array, "B T H V"], GatedState]:
     """Output and state of T more tokens."""
-    batch, time, heads, width = inputs["q"].shape
-    if state is None:
-        empty = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
-        state = GatedState(empty, jnp.zeros((batch,), jnp.int32))
+    time = inputs["q"].shape[1]
     marks, segment = triton_chunks.mark(segment_ids, state.segment, time)
     gates = inputs.get("log_decay")
     if options["decay"] == "scalar":

@@ -40,17 +40,13 @@ class Ranked(NamedTuple):
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
-    state: Modes | None,
+    state: Modes,
     *,
     options: Options,
     blocks: Chunk | None = None,
 ) -> tuple[Float[Array, "B T H K"], Modes]:
     """Output and state of T more tokens; with transition gate `im` stays as it is."""
-    batch, time, *channels = inputs["x"].shape
-    if state is None:
-        modes = inputs["angle"].shape[-1] if options["transition"] == "modes" else 1
-        zeros = jnp.zeros((batch, *channels, modes), jnp.float32)
-        state = Modes(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+    time = inputs["x"].shape[1]
     # Modes have matrices of C x C for every channel: longer chunks cost more than they save.
     length = min((blocks or Chunk(32 if options["transition"] == "modes" else 64)).length, time)
     run = {"gate": _gated, "modes": _modal, "log_sum": _summed}[options["transition"]]

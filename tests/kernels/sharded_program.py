@@ -1,6 +1,7 @@
 """Run by test_shard in its own process: ops over 8 devices give what one device gives."""
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ from tests.kernels.contract_problem import error
 
 RULES = {"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}
 DIMS = {"B": 4, "T": 40, "H": 4, "G": 2, "K": 8, "V": 8, "N": 3, "W": 4}
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "softmax": {"alibi": True, "window": 17},
     "stickbreaking": {"remainder": "bias"},
 }
-OF_FORM = {("softmax", "pallas_tpu"): {"window": 17}}  # which has no slopes
+OF_FORM: dict[tuple[str, str], dict[str, Any]] = {
+    ("softmax", "pallas_tpu"): {"window": 17}
+}  # which has no slopes
 
 
 def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
