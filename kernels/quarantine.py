@@ -14,6 +14,7 @@ would use the gradients is skipped (lm/optim.py).
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -44,7 +45,7 @@ def admit(
     for name, spec in specs.items():
         if _per_head(spec):
             wrong = ~jnp.all(jnp.isfinite(inputs[name]), axis=tuple(range(3, inputs[name].ndim)))
-            clean[name] = _where(wrong, 0.0, inputs[name])
+            clean[name] = _cleared(inputs[name])
             bad |= jnp.any(wrong.reshape(*bad.shape, -1), axis=-1)
     batch, time = segment_ids.shape
     entry, entry_sick = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, groups), bool)
@@ -52,10 +53,8 @@ def admit(
         state, entry, entry_sick = _admit_state(op, state, groups)
     belongs = segments.continued(segment_ids, entry, time)
     before = segments.previous(belongs, entry)
-    index = jnp.arange(time, dtype=jnp.int32)
-    start = jnp.maximum.accumulate(jnp.where(belongs != before, index, -1), axis=1)[..., None]
-    worst = jnp.where(bad & (segment_ids != 0)[..., None], index[:, None], -1)
-    worst = jnp.maximum.accumulate(worst, axis=1)
+    start = segments.latest(belongs != before)[..., None]
+    worst = segments.latest(bad & (segment_ids != 0)[..., None])
     sick = (worst >= jnp.maximum(start, 0)) | ((start < 0) & entry_sick[:, None])
     return clean, state, Sick(sick & (segment_ids != 0)[..., None], sick[:, -1])
 
@@ -94,6 +93,17 @@ def _admit_state(op: Op, state: Any, groups: int) -> tuple[Any, Array, Array]:
             wrong = jnp.any(wrong & (state.segment_ids == entry[:, None])[..., None], axis=1)
         sick |= jnp.any(wrong.reshape(*sick.shape, -1), axis=-1)
     return type(state)(*fields), entry, sick
+
+
+@jax.custom_vjp
+def _cleared(x: Array) -> Array:
+    """x with zeros where it is not finite; cotangents pass as they are, so that no mask is kept
+    for them: what such a token's own gradient is does not matter, its output being void.
+    """
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+
+
+_cleared.defvjp(lambda x: (_cleared(x), None), lambda _, cotangent: (cotangent,))
 
 
 def _per_head(spec: InputSpec) -> bool:

@@ -10,6 +10,7 @@ A strict op excludes the token itself (0 < i - j).
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 
@@ -35,9 +36,14 @@ def visible(
 def positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Index of every token inside its document, from 0; 0 on padding."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    start = jnp.where(resets(segment_ids), index, 0)
-    count = index - jnp.maximum.accumulate(start, axis=1)
-    return jnp.where(segment_ids != 0, count, 0)
+    return jnp.where(segment_ids != 0, index - latest(resets(segment_ids)), 0)
+
+
+def latest(marked: Bool[Array, "B T *h"]) -> Int[Array, "B T *h"]:
+    """Where the last marked token up to each one is; -1 before the first."""
+    index = jnp.arange(marked.shape[1], dtype=jnp.int32).reshape(-1, *(1,) * (marked.ndim - 2))
+    # Not jnp.maximum.accumulate: that is a loop of T steps, each some launches on a GPU.
+    return lax.cummax(jnp.where(marked, index, -1), axis=1)
 
 
 def resets(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
@@ -56,8 +62,7 @@ def continued(
     """
     if segment_ids is None:
         return jnp.broadcast_to(jnp.maximum(entry, 1)[:, None], (entry.shape[0], time))
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    newest = jnp.maximum.accumulate(jnp.where(segment_ids != 0, index, -1), axis=1)
+    newest = latest(segment_ids != 0)
     known = jnp.take_along_axis(segment_ids, jnp.maximum(newest, 0), axis=1)
     return jnp.where(newest >= 0, known, entry[:, None])
 

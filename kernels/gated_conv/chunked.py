@@ -62,7 +62,7 @@ def _line(segment_ids: Array, belongs: Array, entry: Array, taps: int) -> Line:
     places = gaps.gaps(segment_ids, belongs, entry)
     starts = belongs != segments.previous(belongs, entry)
     start = jnp.where(starts, places.count - 1, -taps)
-    return Line(places, places.count - 1 - jnp.maximum.accumulate(start, axis=1))
+    return Line(places, places.count - 1 - lax.cummax(start, axis=1))
 
 
 def _next_tail(

@@ -2,6 +2,7 @@
 reference. The tests of one op and setting share one compiled program.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -179,3 +180,33 @@ def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
     full = problem._replace(state=state, segment_ids=jnp.full((2, 20), 3, jnp.int32))
     want = answer(name, "reference", case, full)
     assert_close(answer(name, form, case, full), want, tolerance(name, form), f"{name} {form}")
+
+
+def loops(jaxpr: Any) -> Iterator[int]:
+    """Lengths of all loops of known length, kernels aside."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            continue
+        if eqn.primitive.name == "scan":
+            yield eqn.params["length"]
+        for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield from loops(inner)
+
+
+@pytest.mark.parametrize(("name", "form"), [*TILED, ("gated_linear", "reference")])
+def test_only_the_reference_goes_token_by_token(name: str, form: str):
+    """A step of a loop costs a GPU its launches, however small it is."""
+    time = 1024
+    problem = contract.sample(dispatch.get(name), a_case(time=time, documents="packed"))
+
+    def run(problem: contract.Problem) -> Any:
+        def forward(inputs: Any) -> jax.Array:
+            return dispatch.apply(name, inputs, segment_ids=problem.segment_ids, form=form)[0]
+
+        out, pull = jax.vjp(forward, problem.inputs)
+        return pull(out)
+
+    longest = max([0, *loops(jax.make_jaxpr(run)(problem).jaxpr)])
+    assert (longest >= time) == (form == "reference"), longest
