@@ -4,27 +4,35 @@ test compiles, another need not: a folder of executables that lasts as long as t
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 import shutil
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
 
+from tests import devices
+
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+# A program on the CPU is some hundred maps of memory, of which Linux gives a process 65,530; the
+# one beyond them ends it, somewhere inside XLA.
+MAPS, MANY_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 30_000, 20
 _made = pytest.StashKey[str]()
+_ended = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    selected = re.sub(r"not \w+", "", config.option.markexpr)
-    if not re.search(r"\b(gpu|tpu)\b", selected):
+    if devices.selected(config.option.markexpr) is None:
         _set("JAX_PLATFORMS", "cpu")
         _set("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES", "8"))
         if CACHE not in os.environ:  # of pytest-xdist's processes the first makes it
             os.environ[CACHE] = config.stash[_made] = tempfile.mkdtemp(prefix="executables-")
         _set(CACHE, os.environ[CACHE])
         _set("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    else:  # pytest-xdist's processes share the device's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def _set(name: str, value: str) -> None:
@@ -32,6 +40,20 @@ def _set(name: str, value: str) -> None:
     os.environ[name] = value
     kind = type(getattr(jax.config, name.lower()))
     jax.config.update(name.lower(), kind(value) if kind in (int, float) else value)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = devices.selected(item.config.option.markexpr)
+    if wanted and jax.default_backend() != wanted:
+        pytest.skip(f"it needs a {wanted.upper()}; JAX finds {jax.default_backend()} here")
+
+
+def pytest_runtest_teardown() -> None:
+    if next(_ended) % LOOK_EVERY or not MAPS.exists():
+        return
+    with MAPS.open("rb") as lines:
+        if sum(1 for _ in lines) > MANY_MAPS:
+            jax.clear_caches()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,9 +1,11 @@
-"""`pytest tests/kernels --proof=FILE` writes what the contract suite has shown of
-every form on this device, for `launch.catalog`.
+"""The contract suite runs on the CPU, where kernels are interpreted; with `-m gpu` or `-m tpu` on
+such a device, where the forms that run there have that marker. `--proof=FILE` writes what it has
+shown of every form, for `launch.catalog`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -16,9 +18,7 @@ import pytest
 from kernels.primitives import device
 from launch.benchmarks import machine
 from lm import files
-
-# Triton's decorator reads it when a kernel's module is imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+from tests import devices
 
 # Of a form that is interpreted here this is fast: the first case of two chunks in each dtype.
 SHORT = (64, 65)
@@ -31,16 +31,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if devices.selected(config.option.markexpr) is None:
+        # Triton's decorator reads it when a kernel's module is imported.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     path: Any = config.getoption("--proof", default=None)
     if path:
         config.pluginmanager.register(Proof(Path(path)))
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = devices.selected(config.option.markexpr)
     seen: set[tuple[str, ...]] = set()
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
+        if here is not None:
+            # Forms that are written for no device run on all of them.
+            if "form" in params and device.TARGETS.get(params["form"], here) == here:
+                item.add_marker(here)
+            continue
         if params.get("form") not in device.TARGETS:
             continue
         case: Any = params.get("case")
@@ -55,9 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def interpreted() -> Iterator[None]:
-    """Pallas kernels run without their device."""
-    with device.interpreted():
+def interpreted(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Pallas kernels run without their device, unless the run is for it."""
+    is_here = devices.selected(pytestconfig.option.markexpr) is not None
+    with contextlib.nullcontext() if is_here else device.interpreted():
         yield
 
 

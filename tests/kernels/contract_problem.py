@@ -41,11 +41,12 @@ def refusal(name: str, form: str, case: Case) -> str | None:
     """Why this form refuses the case, as it declares."""
     op = dispatch.get(name)
     options = {**op.options, **case.options}
-    return dispatch.refusal(op, form, case.dims, jnp.dtype(case.dtype), options, "cpu")
+    target = jax.default_backend()
+    return dispatch.refusal(op, form, case.dims, jnp.dtype(case.dtype), options, target)
 
 
-# Compiling takes nearly all of the time of these tests; this halves it.
-QUICK = {"xla_backend_optimization_level": 0}
+# Compiling takes nearly all of the time of these tests on a CPU; this halves it.
+QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 @cache
