@@ -192,6 +192,8 @@ def refusal(
     """Why this cannot run, or None: what holds for every op, then the op's own reasons."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"its inputs are {jnp.dtype(dtype).name}; set a floating dtype"
+    if form != "reference" and jax.config.read("jax_enable_x64"):
+        return "64-bit types are on; unset JAX_ENABLE_X64"
     if (reason := device.refusal(form, target)) is not None:
         return reason
     return op.unsupported(form, dims, dtype, options, target)
@@ -257,8 +259,11 @@ def _dims(
 
 
 def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
-    for name in inputs:
-        _check_known(f"input of {op.name}", name, tuple({spec.name: 0 for spec in op.inputs}))
+    kinds = {spec.name: spec.kind for spec in op.inputs}
+    for name, x in inputs.items():
+        _check_known(f"input of {op.name}", name, tuple(kinds))
+        if kinds[name] != "constant" and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{op.name}: {name} is {x.dtype}; set a floating dtype")
 
 
 def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:

@@ -1,5 +1,6 @@
 """The public surface: names, resolution of forms, and errors that say what to do."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -71,8 +72,13 @@ def test_inputs_are_checked(arrays: Inputs, options: dict[str, object], message:
 
 def test_dtypes_and_empty_sizes_are_refused_by_name():
     whole = {name: x.astype(jnp.int32) for name, x in inputs().items()}
-    with pytest.raises(ValueError, match="inputs are int32; set a floating dtype"):
+    with pytest.raises(ValueError, match="is int32; set a floating dtype"):
         dispatch.apply("softmax", whole, form="chunked")
+    part = inputs() | {"k": whole["k"]}
+    with pytest.raises(ValueError, match="softmax: k is int32"):
+        dispatch.apply("softmax", part, form="chunked")
+    with jax.enable_x64(True), pytest.raises(ValueError, match="unset JAX_ENABLE_X64"):
+        dispatch.apply("softmax", inputs(), form="chunked")
     with pytest.raises(ValueError, match="K=0 must be at least 1"):
         dispatch.resolve("softmax", "auto", target="cpu", dims=DIMS | {"K": 0}, dtype=jnp.float32)
 
