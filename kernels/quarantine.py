@@ -62,7 +62,7 @@ def admit(
 def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:
     """Output and state with NaN where they are void."""
     groups = sick.rows.shape[-1]
-    out = _where(jnp.repeat(sick.tokens, out.shape[2] // groups, axis=2), jnp.nan, out)
+    out = segments.put(jnp.nan, jnp.repeat(sick.tokens, out.shape[2] // groups, axis=2), out)
     fields: list[Array] = []
     for (_, letters), array in zip(op.state.fields, state, strict=True):
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -72,7 +72,7 @@ def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:
         if "S" in letters:
             last = kv_cache.current_segment(state)[:, None]
             rows = rows[:, None] & (state.segment_ids == last)[..., None]
-        fields.append(_where(rows, jnp.nan, array))
+        fields.append(segments.put(jnp.nan, rows, array))
     return out, type(state)(*fields)
 
 
@@ -88,7 +88,7 @@ def _admit_state(op: Op, state: Any, groups: int) -> tuple[Any, Array, Array]:
             continue
         axis = _head_axis(letters)
         wrong = ~jnp.all(jnp.isfinite(array), axis=tuple(range(axis + 1, array.ndim)))
-        fields.append(_where(wrong, 0.0, array))
+        fields.append(segments.put(0.0, wrong, array))
         if "S" in letters:
             wrong = jnp.any(wrong & (state.segment_ids == entry[:, None])[..., None], axis=1)
         sick |= jnp.any(wrong.reshape(*sick.shape, -1), axis=-1)
@@ -113,9 +113,3 @@ def _per_head(spec: InputSpec) -> bool:
 def _head_axis(letters: str) -> int:
     names = letters.split()
     return names.index("G" if "G" in names else "H")
-
-
-def _where(mask: Array, value: float, x: Array) -> Array:
-    """`value` where the leading dimensions' mask holds."""
-    wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-    return jnp.where(wide, jnp.asarray(value, x.dtype), x)

@@ -9,6 +9,9 @@ belong to the same document:
 A strict op excludes the token itself (0 < i - j).
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
@@ -96,7 +99,21 @@ def blank_padding(
     segment_ids: Int[Array, "B T"] | None,
 ) -> Array:
     """Outputs `[B, T, ...]` with zeros on padding."""
-    if segment_ids is None:
-        return out
-    keep = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (out.ndim - 2))
-    return jnp.where(keep, out, jnp.zeros((), out.dtype))
+    return out if segment_ids is None else put(0.0, segment_ids == 0, out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def put(value: float, mask: Bool[Array, "..."], x: Array) -> Array:
+    """x with `value` where the mask over its leading dimensions holds.
+
+    The backward pass keeps this mask. Differentiated, `jnp.where` keeps one as large as x, and the
+    values it put as an array: one and a half times x again in bfloat16, for every layer of a scan.
+    """
+    wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    return jnp.where(wide, jnp.asarray(value, x.dtype), x)
+
+
+put.defvjp(
+    lambda value, mask, x: (put(value, mask, x), mask),
+    lambda _, mask, cotangent: (None, put(0.0, mask, cotangent)),
+)

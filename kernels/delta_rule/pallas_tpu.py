@@ -41,7 +41,7 @@ def apply(
     products = pallas_chunks.products(inputs["q"].dtype)
     # Every token's write passes through the inverse, and its rounding stays in S.
     how = How(products, SPLIT if products is ROUNDED else products, None)
-    mathematics = Mathematics(_forward, _backward, Static(options["scale"], how))
+    mathematics = Mathematics("delta_rule", _forward, _backward, Static(options["scale"], how))
     out, s, segment = pallas_chunks.run(
         mathematics, inputs, segment_ids, (state.s, state.segment), blocks or DEFAULT
     )

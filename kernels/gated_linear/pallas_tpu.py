@@ -41,7 +41,7 @@ def apply(
     """Output and state of T more tokens."""
     how = How(pallas_chunks.products(inputs["q"].dtype), None)
     static = Static(options["scale"], options["decay"], how)
-    mathematics = Mathematics(_forward, _backward, static)
+    mathematics = Mathematics("gated_linear", _forward, _backward, static)
     out, s, segment = pallas_chunks.run(
         mathematics, inputs, segment_ids, (state.s, state.segment), blocks or DEFAULT
     )

@@ -48,14 +48,9 @@ def together(x: Array, places: Gaps) -> Array:
     """The tokens of each row from the left, zeros behind them."""
     number = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), places.count.shape)
     is_there = number < places.count[:, -1:]
-    return _where(is_there, take(x, find(places, number)))
+    return segments.put(0.0, ~is_there, take(x, find(places, number)))
 
 
 def back(x: Array, places: Gaps) -> Array:
     """The tokens where they were, zeros on padding."""
-    return _where(places.is_token, take(x, jnp.maximum(places.count - 1, 0)))
-
-
-def _where(mask: Bool[Array, "B T"], x: Array) -> Array:
-    wide = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
-    return jnp.where(wide, x, jnp.zeros((), x.dtype))
+    return segments.put(0.0, ~places.is_token, take(x, jnp.maximum(places.count - 1, 0)))

@@ -38,12 +38,14 @@ type Named = dict[str, Array]
 
 
 class Mathematics(NamedTuple):
-    """One chunk of one head, of arrays named as the inputs, [C, W] or [1, C]; `how` is handed on.
+    """One chunk of one head, of arrays named as the inputs, [C, W] or [1, C]; `how` is handed on,
+    and `name` is what a profile calls the kernels.
 
     forward(how, x, documents, s) -> out, s
     backward(how, x, documents, s, d_out, d_s) -> d_x, d_s
     """
 
+    name: str
     forward: Callable[..., tuple[Array, Array]]
     backward: Callable[..., tuple[Named, Array]]
     how: Any
@@ -169,6 +171,7 @@ def _backward(
         out_shape=[jax.ShapeDtypeStruct(y.shape, y.dtype) for y in like],
         compiler_params=_COMPILER,
         interpret=device.interpreter(),
+        name=f"{static.mathematics.name}_backward",
     )(*_ordered(x), d_out, d_s, entered)
     wide = dict(zip(x.wide, found, strict=False))
     rows = dict(zip(x.rows, found[len(wide) :], strict=True))
@@ -205,6 +208,7 @@ def _call_forward(static: Static, x: Arrays, *, saves: bool) -> list[Array]:
         out_shape=shapes[:count],
         compiler_params=_COMPILER,
         interpret=device.interpreter(),
+        name=f"{static.mathematics.name}_forward",
     )(*_ordered(x))
 
 

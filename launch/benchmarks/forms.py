@@ -76,7 +76,8 @@ def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: A
     found = []
     work = {"forward": forward, "both": (1 + op.backward_flops) * forward}
     for which, function in passes(name, case, form, blocks, mesh(place)).items():
-        stats = _lower(function, name, case, mesh(place)).compile().memory_analysis()
+        shapes = jax.eval_shape(lambda: arrays(name, case))
+        stats = lower(function, shapes, mesh(place)).compile().memory_analysis()
         assert stats is not None
         held = stats.argument_size_in_bytes + stats.output_size_in_bytes
         moved = held + 2 * stats.temp_size_in_bytes
@@ -106,18 +107,6 @@ def measured(
             peak += stats.temp_size_in_bytes
             costs[side].append(Cost(float(np.median(samples[side])), peak))
     return {side: Costs(*found) for side, found in costs.items()}
-
-
-def residual_bytes(name: str, case: Case, form: str, mesh: Mesh) -> int:
-    """What the forward pass keeps for the backward pass, the inputs themselves aside."""
-    shapes = jax.eval_shape(lambda: arrays(name, case))
-    forward = passes(name, case, form, None, mesh)["forward"]
-
-    def kept(inputs: Any, cotangent: jax.Array) -> Any:
-        return jax.tree.leaves(jax.vjp(lambda inputs: forward(inputs, cotangent), inputs)[1])
-
-    sizes = [x.size * x.dtype.itemsize for x in jax.eval_shape(kept, *shapes)]
-    return sum(sizes) - sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[0]))
 
 
 def passes(
@@ -170,19 +159,19 @@ def arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
     return inputs, jax.numpy.asarray(drawn, case.dtype)
 
 
-def _lower(function: Callable[..., Any], name: str, case: Case, mesh: Mesh) -> Any:
-    """For devices that are not there: shapes alone. As inside a model, arrays come from and go to
-    projections, heads side by side, and their layouts are for the compiler to choose.
+def lower(function: Callable[..., Any], given: Any, mesh: Mesh) -> Any:
+    """For devices that are not there: shapes alone, `given` those of the arguments. As inside a
+    model, arrays come from and go to projections, heads side by side, and their layouts are for the
+    compiler to choose.
     """
-    shapes = jax.eval_shape(lambda: arrays(name, case))
 
     def flat(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], -1)
+        return x.reshape(*x.shape[:2], -1) if x.ndim > 2 else x
 
-    def run(*given: Any) -> Any:
-        whole = jax.tree.map(lambda x, like: x.reshape(like.shape), given, shapes)
+    def run(*given_flat: Any) -> Any:
+        whole = jax.tree.map(lambda x, like: x.reshape(like.shape), given_flat, given)
         return jax.tree.map(flat, function(*whole))
 
     chosen = Format(Layout.AUTO, NamedSharding(mesh, PartitionSpec()))
     jitted = jax.jit(run, in_shardings=chosen, out_shardings=chosen)
-    return jitted.lower(*jax.tree.map(lambda x: jax.eval_shape(flat, x), shapes))
+    return jitted.lower(*jax.tree.map(lambda x: jax.eval_shape(flat, x), given))

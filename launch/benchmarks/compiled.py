@@ -1,0 +1,276 @@
+"""What the compilers of devices that are not here make of every kernel: v5e, v5p and H100.
+
+    python -m launch.benchmarks.compiled OP TARGET        a line of JSON for each program
+
+A program is `dispatch.apply` of an op in the form written for the device, alone or with its
+gradients, 8,192 tokens, bfloat16. Its account is the compiler's: bytes in device memory; of every
+kernel what it takes of the memory on the chip, and on a GPU the registers of a thread and the bytes
+it spills, which ptxas says, and how many products are wgmma. `kept` is what the forward pass keeps
+for the backward pass besides the output and as much as the inputs. Seconds are a model's: the
+larger of FLOPs over peak and bytes over bandwidth, `Op.flops` and `Op.bytes`. Needs the extra
+`aot`; one op and target to a process, since a kernel is made once in each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from kernels import dispatch
+from kernels.contract import Case
+from launch.benchmarks import forms
+from launch.benchmarks.problem import Options
+from launch.benchmarks.timing import Goal, Result
+from lm import targets
+from lm.config import UserError
+from lm.targets import Target
+
+TARGETS = ("v5e-1", "v5p-8", "h100-1")
+TIME = 8192
+GOAL = Goal("<=", 1.5)  # peak, as a multiple of inputs, outputs and what is kept
+PASSES = ("forward", "both")
+# Further problems: what skips, adds the rest of a stick and shares key heads.
+EXTRA = {"stickbreaking": ({"tolerance": 1e-3, "remainder": "value"}, 64, 2)}
+
+
+class Problem(NamedTuple):
+    """A program of an op."""
+
+    op: str
+    case: Case
+    passes: str
+
+    @property
+    def name(self) -> str:
+        dims = self.case.dims
+        told = [f"K{dims['K']}", *([f"G{dims['G']}"] if dims["G"] != dims["H"] else [])]
+        told += [f"{key}={value}" for key, value in self.case.options.items()]
+        told += [self.case.documents] if self.case.documents != "none" else []
+        return f"{self.op} {' '.join(told)}/{self.passes}"
+
+
+class Kernel(NamedTuple):
+    """One kernel. `memory`: bytes on the chip that a program of it takes, VMEM or shared memory. A
+    TPU has no registers, spills and wgmma to tell of.
+    """
+
+    name: str
+    memory: int
+    registers: int | None = None
+    spilled: int | None = None
+    wgmma: int | None = None
+
+
+class Program(NamedTuple):
+    """Bytes that the compiler accounts for, bytes kept for the backward pass, the kernels, and
+    seconds by a model.
+    """
+
+    name: str
+    argument: int
+    output: int
+    temp: int
+    kept: int
+    seconds: float
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def peak(self) -> float:
+        """Of all bytes at once, as a multiple of inputs, outputs and what is kept."""
+        least = self.argument + self.output
+        return (least + self.temp) / (least + self.kept)
+
+
+def run(options: Options) -> list[Result]:
+    """Raises:
+    UserError: a compiler is not installed, or fails.
+    """
+    del options
+    found: list[Result] = []
+    for target in TARGETS:
+        for op in ops(target):
+            found += [_result(target, op, program) for program in programs(op, target)]
+    return found
+
+
+def ops(target: str) -> list[str]:
+    """Those that have a kernel for this target."""
+    platform = targets.parse(target).chip.platform
+    return [name for name in dispatch.names() if forms.kernel(name, platform)]
+
+
+def problems(op: str) -> Iterator[Problem]:
+    """Every setting at every width, forward and with gradients; the last setting packed; extras."""
+    cases = [case for _, case in forms.problems([op], lengths=(TIME,))]
+    for case in cases:
+        for passes in PASSES:
+            yield Problem(op, case, passes)
+    last = cases[-1].options
+    for case in cases:
+        if case.options == last:
+            yield Problem(op, dataclasses.replace(case, documents="packed"), "both")
+    if op in EXTRA:
+        settings, width, groups = EXTRA[op]
+        dims = {**cases[0].dims, "G": groups, "K": width, "V": width}
+        yield Problem(op, Case(dims, settings, dtype="bfloat16"), "both")
+
+
+def programs(op: str, target: str) -> Iterator[Program]:
+    """Of all problems of an op, from a process of its own.
+
+    Raises:
+      UserError: it fails.
+    """
+    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "launch.benchmarks.compiled", op, target]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"the kernels of {op} for {target} were not compiled: {reason}")
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        yield Program(**found | {"kernels": tuple(Kernel(**x) for x in found["kernels"])})
+
+
+def prove(problem: Problem, target: Target) -> Program:
+    """Compiles one program."""
+    mesh = forms.mesh(targets.devices(target)[0])
+    op, case = dispatch.get(problem.op), problem.case
+    form = forms.kernel(problem.op, target.chip.platform)
+    inputs, d_out = jax.eval_shape(lambda: forms.arrays(problem.op, case))
+    shape = case.dims["B"], case.dims["T"]
+    ids = None if case.documents == "none" else jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def forward(inputs: Any, ids: Any) -> jax.Array:
+        call = {"form": form, "options": case.options, "mesh": mesh, "rules": forms.RULES}
+        return dispatch.apply(problem.op, inputs, segment_ids=ids, **call)[0]
+
+    def both(inputs: Any, ids: Any, d_out: jax.Array) -> Any:
+        out, pull = jax.vjp(lambda inputs: forward(inputs, ids), inputs)
+        return out, pull(d_out)[0]
+
+    is_both = problem.passes == "both"
+    function, given = (both, (inputs, ids, d_out)) if is_both else (forward, (inputs, ids))
+    is_gpu = target.chip.platform == "gpu"
+    with _triton() if is_gpu else contextlib.nullcontext([]) as made:
+        compiled = forms.lower(function, given, mesh).compile()
+    memory = compiled.memory_analysis()
+    return Program(
+        problem.name,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.temp_size_in_bytes,
+        _kept(forward, inputs, ids) if is_both else 0,
+        _seconds(op, case, target, 1.0 + op.backward_flops * is_both),
+        tuple(_assemble(result) for result in made) if is_gpu else _on_tpu(compiled.as_text()),
+    )
+
+
+def _kept(forward: Any, inputs: Any, ids: Any) -> int:
+    """Bytes that the backward pass is given, the output and as much as the inputs aside: a kernel
+    may keep them in another layout, or freed of what is not finite, instead of as they came.
+    """
+
+    def run(inputs: Any, ids: Any) -> Any:
+        out, pull = jax.vjp(lambda inputs: forward(inputs, ids), inputs)
+        return [out, *jax.tree.leaves(pull)]
+
+    out, *saved = jax.make_jaxpr(run)(inputs, ids).jaxpr.outvars
+    kept: dict[int, Any] = {id(x): x.aval for x in saved if x is not out}
+    size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
+    return max(0, size(kept.values()) - size(jax.tree.leaves(inputs)))
+
+
+def _seconds(op: Any, case: Case, target: Target, passes: float) -> float:
+    peak, bandwidth = target.chip.peak_flops("bfloat16"), target.chip.hbm_bandwidth
+    assert peak is not None
+    assert bandwidth is not None
+    options = dispatch.bind_options(op, case.options, case.dims)
+    moved = op.bytes(case.dims, options, jnp.dtype(case.dtype).itemsize)
+    return passes * max(op.flops(case.dims, options) / peak, moved / bandwidth)
+
+
+def _on_tpu(text: str) -> tuple[Kernel, ...]:
+    """The kernels of a compiled program, with the VMEM that the compiler gave them."""
+    found: list[Kernel] = []
+    for line in text.splitlines():
+        if 'custom_call_target="tpu_custom_call"' in line:
+            name = re.search(r'op_name="([^"]*)"', line)
+            used = re.search(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', line)
+            assert name is not None
+            found.append(Kernel(name[1], int(used[1]) if used else 0))
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _triton() -> Iterator[list[Any]]:
+    """PTX and shared memory of every kernel that jax-triton makes in the meantime."""
+    from jax_triton import triton_lib
+
+    made: list[Any] = []
+    compile_ttir = triton_lib.compile_ttir_inplace
+
+    def watch(*args: Any) -> Any:
+        made.append(compile_ttir(*args))
+        return made[-1]
+
+    with (
+        mock.patch.object(triton_lib, "compile_ttir_inplace", watch),
+        mock.patch.object(triton_lib, "_COMPILED_KERNEL_CACHE", {}),  # all of them anew
+    ):
+        yield made
+
+
+def _assemble(result: Any) -> Kernel:
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(result.binary)
+        command = [knobs.nvidia.ptxas.path, "-arch=sm_90a", "-v", str(source), "-o", os.devnull]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    count = lambda pattern: sum(int(x) for x in re.findall(pattern, told))
+    return Kernel(
+        result.name,
+        result.shared_mem_bytes,
+        count(r"Used (\d+) registers"),
+        count(r"(\d+) bytes spill stores"),
+        result.binary.count("wgmma.mma_async"),
+    )
+
+
+def _result(target: str, op: str, program: Program) -> Result:
+    facts = program._asdict() | {
+        "target": target,
+        "op": op,
+        "kernels": [kernel._asdict() for kernel in program.kernels],
+    }
+    return Result(
+        name=f"compiled/{target}/{program.name}", value=program.peak, goal=GOAL, facts=facts
+    )
+
+
+def main() -> None:
+    op, target = sys.argv[1], targets.parse(sys.argv[2])
+    targets.start(target)
+    for problem in problems(op):
+        found = prove(problem, target)
+        kernels = [kernel._asdict() for kernel in found.kernels]
+        print(json.dumps(found._asdict() | {"kernels": kernels}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
