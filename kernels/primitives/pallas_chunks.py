@@ -276,7 +276,7 @@ def _forward_kernel(
     if entered_ref is not None:
         entered_ref[...] = s_ref[...]
     documents = read.documents()
-    forward, _, how = static.mathematics
+    _, forward, _, how = static.mathematics
     for head in range(static.together):
         values = read.lanes(s_ref, head)
         out, s = forward(how, read.inputs(head), documents, s_ref[:, values])
@@ -300,7 +300,7 @@ def _backward_kernel(
         d_s_ref[...] = d_last_ref[...]
 
     documents = read.documents()
-    _, backward, how = static.mathematics
+    _, _, backward, how = static.mathematics
     for head in range(static.together):
         values = read.lanes(d_s_ref, head)
         d_out = _real(d_out_ref[:, values].astype(jnp.float32), documents)
