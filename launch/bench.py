@@ -7,7 +7,8 @@ two of attention and jax.nn's. recurrences: every op beside softmax, and how rec
 memory: largest arrays. compile: 24 layers, or 2. decode: a token against the state's length.
 evaluation: its share of a run. Named only: peers (flash-linear-attention), skipping (stick-breaking
 with a tolerance, on the q, k, v of the run --workdir), meshes (formulas and the TPU compiler),
-kernels (those of a GPU or TPU, beside softmax's, the chunked forms and the device's ceilings).
+kernels (those of a GPU or TPU, beside softmax's, the chunked forms and the device's ceilings),
+compiled (what compilers make of every kernel for a v5e, a v5p and an H100 that are not here).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
-CASES = (*DEFAULT, "peers", "skipping", "meshes", "kernels")
+CASES = (*DEFAULT, "peers", "skipping", "meshes", "kernels", "compiled")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
@@ -58,8 +59,9 @@ def main(argv: list[str]) -> None:
     head |= {"pairs": options.pairs, "precision": options.precision}
     console, results = Console(highlight=False, markup=False), list[Any]()
     for name in _CASES.value:
-        found = importlib.import_module(f"launch.benchmarks.{name}").run(options)
-        console.print(timing.table(found))
+        case = importlib.import_module(f"launch.benchmarks.{name}")
+        found = case.run(options)
+        console.print(getattr(case, "table", timing.table)(found))
         results += found
         if out is not None:
             found = [result.to_mapping() for result in results]

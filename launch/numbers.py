@@ -4,7 +4,7 @@
     python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
 
 A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two. FILE is
-of launch.bench, of launch.compare, or a summary of a run.
+of launch.bench, of launch.compare, or a summary of a run; `FILE OP` are the compiled kernels of OP.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ("mixers", "compare", "length", "recall")
-PAGES = ("README.md", "kernels/README.md", *(f"experiments/{name}/README.md" for name in STUDIES))
-BLOCK = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KERNELS = ("softmax", "stickbreaking", "gated_linear", "delta_rule")
+PAGES = ("README.md", "kernels/README.md", *(f"kernels/{name}/README.md" for name in KERNELS))
+PAGES += tuple(f"experiments/{name}/README.md" for name in STUDIES)
+BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")
 
@@ -59,7 +61,12 @@ def summary(workdir: Path) -> dict[str, Any]:
 
 def filled(text: str) -> str:
     """`text` with every block written anew from its file."""
-    return BLOCK.sub(lambda m: m[1] + render(json.loads((ROOT / m[2]).read_text())) + m[3], text)
+
+    def block(found: re.Match[str]) -> str:
+        head, file, op, end = found.groups(default="")
+        return head + render(json.loads((ROOT / file).read_text()), op) + end
+
+    return BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from rich.table import Table
 
 from kernels import dispatch
 from kernels.contract import Case
-from launch.benchmarks import forms
+from launch.benchmarks import forms, tables
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
 from lm import targets
@@ -68,7 +69,7 @@ class Kernel(NamedTuple):
     """
 
     name: str
-    memory: int
+    memory: int | None
     registers: int | None = None
     spilled: int | None = None
     wgmma: int | None = None
@@ -104,6 +105,19 @@ def run(options: Options) -> list[Result]:
         for op in ops(target):
             found += [_result(target, op, program) for program in programs(op, target)]
     return found
+
+
+def table(results: list[Result]) -> Table:
+    """A line for each program."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for column in tables.PROGRAM:
+        table.add_column(column)
+    told = [result.to_mapping() for result in results]
+    for passes in PASSES:
+        table.add_row(passes, style="bold")
+        for row in tables.programs(told, (passes,)):
+            table.add_row(*row)
+    return table
 
 
 def ops(target: str) -> list[str]:
@@ -208,10 +222,13 @@ def _on_tpu(text: str) -> tuple[Kernel, ...]:
     found: list[Kernel] = []
     for line in text.splitlines():
         if 'custom_call_target="tpu_custom_call"' in line:
-            name = re.search(r'op_name="([^"]*)"', line)
+            # What a library calls its kernel, or else the instruction's name.
+            name = re.search(r'op_name="[^"]*?(\w+)\)*/pallas_call"', line) or re.match(
+                r"\s*(?:ROOT )?%(\S+) =", line
+            )
             used = re.search(r'"used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', line)
             assert name is not None
-            found.append(Kernel(name[1], int(used[1]) if used else 0))
+            found.append(Kernel(name[1], int(used[1]) if used else None))
     return tuple(found)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lm.targets import parse
 
-def render(values: dict[str, Any]) -> str:
-    """A result file as Markdown: where and how first, then one row a number."""
+PROGRAM = ("device", "K", "setting", "arguments", "outputs", "temporary", "kept", "peak")
+PROGRAM += ("on chip", "registers", "spilled", "model")
+
+
+def render(values: dict[str, Any], op: str = "") -> str:
+    """A result file as Markdown: where and how first, then one row a number. `op`: of compiled
+    programs those of this op with their gradients, with what the compiler says of them.
+    """
     where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
     where += f" ({values['cores']} cores), {values['date'][:10]}"
     if "rows" in values:  # before recall: a comparison may hold both
@@ -17,11 +25,41 @@ def render(values: dict[str, Any]) -> str:
         from lm.report import recall
 
         return f"{where}\n\n{recall.table(values['recall'])}"
+    if op:
+        chosen = [r for r in values["results"] if r["facts"]["op"] == op]
+        return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
-    head = (
-        "| what | value | goal |\n|---|---|---|\n" if "results" in values else "| | |\n|---|---|\n"
-    )
-    return f"{where}\n\n{head}" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    head = ("what", "value", "goal") if "results" in values else ("", "")
+    return f"{where}\n\n" + _markdown(head, iter(rows))
+
+
+def programs(
+    results: Sequence[Mapping[str, Any]], passes: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """A row of `PROGRAM` for each compiled program: MB, the peak as a multiple of arguments,
+    outputs and what is kept, KB of the chip's memory, registers of a thread and bytes it spills
+    (the most that one of its kernels takes), and microseconds by the model.
+    """
+    for result in results:
+        facts = result["facts"]
+        told, which = facts["name"].split("/")
+        if which not in passes:
+            continue
+        _, width, *setting = told.split()
+        sizes = [f"{facts[key] / 1e6:.1f}" for key in ("argument", "output", "temp", "kept")]
+        most = [
+            "" if None in found else f"{max(found) // unit:,}"
+            for key, unit in (("memory", 1024), ("registers", 1), ("spilled", 1))
+            for found in [[kernel[key] for kernel in facts["kernels"]]]
+        ]
+        device = parse(facts["target"]).chip.name
+        peak, model = f"{result['value']:.2f}", f"{facts['seconds'] * 1e6:.0f}"
+        yield device, width[1:], " ".join(setting), *sizes, peak, *most, model
+
+
+def _markdown(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
