@@ -110,13 +110,12 @@ def run(options: Options) -> list[Result]:
 def table(results: list[Result]) -> Table:
     """A line for each program."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for column in tables.PROGRAM:
-        table.add_column(column)
-    told = [result.to_mapping() for result in results]
-    for passes in PASSES:
-        table.add_row(passes, style="bold")
-        for row in tables.programs(told, (passes,)):
-            table.add_row(*row)
+    for column in ("program", *tables.PROGRAM):
+        table.add_column(column, overflow="fold")
+    for result in results:
+        told = [result.to_mapping()]
+        op, passes = result.facts["op"], result.facts["name"].split("/")[1]
+        table.add_row(f"{op} {passes}", *next(tables.programs(told, (passes,))))
     return table
 
 
