@@ -9,7 +9,7 @@ before they reach the op: a run trained in float32 on a CPU shows on a GPU what 
 bfloat16. The form is the kernel of this device where it takes the problem, else what the layer took
 here; softmax likewise.
 
-A side is all these layers, one after another, forward alone or with the backward pass. Softmax gets
+A side is one program of all these layers, forward alone or with the backward pass. Softmax gets
 the same packed rows, and once more whole rows: where its kernel has documents only as a mask it
 reads T x T numbers, and is faster without. The goal holds beside both, for bfloat16 on a GPU or
 TPU. Errors are relative root-mean-square, over all layers, of the output and of the gradients for
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +62,17 @@ class Layer(NamedTuple):
         (batch, time, heads, key), (_, _, groups, value) = (self.inputs[x].shape for x in "qv")
         dims = {"B": batch, "T": time, "H": heads, "G": groups, "K": key, "V": value}
         return Case(dims, dict(self.options), dtype=self.inputs["q"].dtype.name)
+
+
+class Program(NamedTuple):
+    """Compiled, and what it is called with."""
+
+    run: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def outputs(self) -> list[dict[str, jax.Array]]:
+        """Of each layer, waited for."""
+        return jax.block_until_ready(self.run(*self.given))
 
 
 def run(options: Options) -> list[Result]:
@@ -146,22 +157,27 @@ def compare(layers: Sequence[Layer], pairs: int, facts: dict[str, Any]) -> list[
     }
     results: list[Result] = []
     for which in forms.PASSES:
-        refused = {name: why for name, x in softmaxes.items() if (why := _refusal(x, which))}
-        able = sides | {name: x for name, x in softmaxes.items() if name not in refused}
-        calls = {name: functools.partial(_run, given, which) for name, given in able.items()}
-        samples = timing.interleave(calls, pairs)
+        programs = {name: _compiled(given, which) for name, given in sides.items()}
+        refused: dict[str, str] = {}
+        for name, given in softmaxes.items():
+            try:
+                programs[name] = _compiled(given, which)
+            except forms.REFUSALS as error:
+                refused[name] = forms.told(error)
+        timers = {name: timing.queueing(x.run, x.given) for name, x in programs.items()}
+        samples = timing.take_turns(timers, pairs)
         if which == "both":
-            results += _speed_ups(sides, samples, facts)
+            results += _speed_ups(programs, samples, facts)
         results += _beside(which, samples, facts | {"refused": refused})
     return results
 
 
 def _speed_ups(
-    sides: dict[str, list[Layer]], samples: timing.Samples, facts: dict[str, Any]
+    programs: dict[str, Program], samples: timing.Samples, facts: dict[str, Any]
 ) -> Iterator[Result]:
-    want = _run(sides[EXACT], "both")
+    want = programs[EXACT].outputs()
     for name, tolerance in TOLERANCES.items():
-        errors = _errors(_run(sides[name], "both"), want)
+        errors = _errors(programs[name].outputs(), want)
         over = EXACT, name
         title = f"skipping/speed-up at {tolerance:g}"
         yield timing.ratio(title, samples, over, errors=errors, **facts)
@@ -179,15 +195,6 @@ def _beside(which: str, samples: timing.Samples, facts: dict[str, Any]) -> Itera
         else:
             goal = GOALS.get(name) if has_goals else None
             yield timing.ratio(title, samples, (name, other), goal, **facts)
-
-
-def _refusal(layers: Sequence[Layer], which: str) -> str | None:
-    """Why these cannot run, or None; what compiles is kept."""
-    try:
-        _run(layers, which)
-    except forms.REFUSALS as error:
-        return forms.told(error)
-    return None
 
 
 def _on_this_device(layer: Layer) -> Layer:
@@ -211,27 +218,33 @@ def _softmax(layer: Layer) -> Layer:
     return plain._replace(form=forms.chosen(BASELINE, plain.case()).form)
 
 
-def _run(layers: Sequence[Layer], which: str) -> list[dict[str, jax.Array]]:
-    """Output, and gradients if they are wanted, of every layer, waited for."""
-    found = [
-        _compiled(layer.op, layer.form, layer.options, which)(layer.inputs, layer.segment_ids)
-        for layer in layers
-    ]
-    return jax.block_until_ready(found)
+def _compiled(layers: Sequence[Layer], which: str) -> Program:
+    """One program of all these layers, run once: each by itself could take less than its start.
+
+    Raises:
+      one of forms.REFUSALS: it cannot be compiled, or does not fit.
+    """
+    run = [functools.partial(_both if which == "both" else _forward, layer) for layer in layers]
+
+    def whole(given: Sequence[Any]) -> list[dict[str, jax.Array]]:
+        return [one(*arrays) for one, arrays in zip(run, given, strict=True)]
+
+    given = [(layer.inputs, layer.segment_ids) for layer in layers]
+    program = Program(jax.jit(whole).lower(given).compile(), (given,))
+    program.outputs()
+    return program
 
 
-@functools.cache
-def _compiled(op: str, form: str, options: tuple[tuple[str, Any], ...], which: str) -> Any:
-    def forward(inputs: dict[str, jax.Array], segment_ids: jax.Array | None) -> jax.Array:
-        kept = {"segment_ids": segment_ids, "form": form, "options": dict(options)}
-        return dispatch.apply(op, inputs, **kept)[0]
+def _forward(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> dict[str, jax.Array]:
+    kept: Any = {"segment_ids": segment_ids, "form": layer.form, "options": dict(layer.options)}
+    return {"out": dispatch.apply(layer.op, inputs, **kept)[0]}
 
-    def both(inputs: dict[str, jax.Array], segment_ids: jax.Array | None) -> dict[str, jax.Array]:
-        out, pull = jax.vjp(lambda inputs: forward(inputs, segment_ids), inputs)
-        cotangent = jax.random.normal(jax.random.key(0), out.shape, out.dtype)
-        return {"out": out} | {f"d_{name}": x for name, x in pull(cotangent)[0].items()}
 
-    return jax.jit(both if which == "both" else lambda *given: {"out": forward(*given)})
+def _both(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> dict[str, jax.Array]:
+    """The output, and `d_` and the name of each input, the gradients for a random cotangent."""
+    out, pull = jax.vjp(lambda inputs: _forward(layer, inputs, segment_ids)["out"], inputs)
+    cotangent = jax.random.normal(jax.random.key(0), out.shape, out.dtype)
+    return {"out": out} | {f"d_{name}": x for name, x in pull(cotangent)[0].items()}
 
 
 def _errors(got: Sequence[dict[str, jax.Array]], want: Sequence[dict[str, jax.Array]]) -> Any:

@@ -99,7 +99,11 @@ def _turns(names: list[str], pairs: int) -> Iterator[str]:
 
 def timer(function: Callable[..., Any], *args: Any) -> Timer:
     """Compiled for `args`; results stay on the device."""
-    compiled = jax.jit(function).lower(*args).compile()
+    return queueing(jax.jit(function).lower(*args).compile(), args)
+
+
+def queueing(compiled: Callable[..., Any], args: Any) -> Timer:
+    """Of a compiled function, run on `args`."""
 
     def run(runs: int) -> float:
         start, out = time.perf_counter(), None

@@ -65,17 +65,17 @@ def test_softmax_stands_beside_the_same_rows(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(forms, "chosen", lambda *_: forms.Chosen("reference", {}))
     monkeypatch.setattr(skipping, "TOLERANCES", {"tolerance 0.001": 1e-3})
     seen: dict[str, Any] = {}
-    run = skipping._run
+    compiled = skipping._compiled
 
     def spy(layers: Any, which: str) -> Any:
         (one,) = layers
-        found = run(layers, which)
+        program = compiled(layers, which)
         if one.op == "softmax":
             packed = "whole" if one.segment_ids is None else "packed"
-            seen[f"{packed}/{which}"] = one, found[0]
-        return found
+            seen[f"{packed}/{which}"] = one, program.outputs()[0]
+        return program
 
-    monkeypatch.setattr(skipping, "_run", spy)
+    monkeypatch.setattr(skipping, "_compiled", spy)
     rows = {row.name: row for row in skipping.compare([layer()._replace(form="reference")], 1, {})}
     for name in (
         f"skipping/{side}/{which}/over {other}"
