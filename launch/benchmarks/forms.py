@@ -6,22 +6,32 @@
 
 The backward pass counts `Op.backward_flops` times the forward. A model says nothing of how well a
 kernel fills the units; it says what no kernel of these bytes can beat.
+
+Kernels are timed on problems of one number of tokens (`timed`). Where an op stops when nothing is
+left to give away, how long it takes depends on q and k, and there are two problems of each size:
+
+    random keys    of a normal distribution: logits too, which use a stick up within 130 keys
+    shy keys       all logits near -8: 32,768 keys take some 26 bits of a stick, and nothing stops
+                   before 150
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels import contract, dispatch
-from kernels.contract import Case
+from kernels.contract import Case, Options
 from kernels.primitives import device
-from launch.benchmarks import timing
+from launch.benchmarks import ops, timing
 from lm.targets import Chip
 
 BASELINE = "chunked"
@@ -29,6 +39,53 @@ WIDTHS = (64, 128)
 LENGTHS = (2048, 8192)
 DIMS = {"B": 2, "H": 8, "G": 8}
 RULES = {"B": ("data",)}
+PASSES = ("forward", "both")
+RANDOM, SHY = "random keys", "shy keys"
+SHY_LOGIT = -8.0
+DRAWN = 2048
+# Of compilers: XLA's errors and what cuDNN cannot do are RuntimeErrors, Triton's arrive as
+# ValueErrors. A row says what it was.
+REFUSALS = (RuntimeError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the problems that kernels are timed on: every width at every length, `tokens` in a batch
+    whatever the length. `square` is the side of the product, `copied` the bytes of the copy, that
+    stand for the ceilings of the device.
+    """
+
+    widths: tuple[int, ...] = (64, 128)
+    lengths: tuple[int, ...] = (2048, 8192, 32768)
+    tokens: int = 32768
+    heads: int = 16
+    square: int = 8192
+    copied: int = 1 << 30
+
+
+SIZES = Sizes()
+
+
+class Timed(NamedTuple):
+    """A problem and, of an op whose time depends on them, its kind of keys."""
+
+    op: str
+    case: Case
+    keys: str
+
+    @property
+    def title(self) -> str:
+        """T2048/gated_linear decay=none-K64, T2048/stickbreaking K64 shy keys."""
+        told = [f"{k}={v}" for k, v in self.case.options.items()]
+        told = "-".join([*told, f"K{self.case.dims['K']}"])
+        return f"T{self.case.dims['T']}/{' '.join(x for x in (self.op, told, self.keys) if x)}"
+
+
+class Chosen(NamedTuple):
+    """A form for this device; where that is not its kernel, `refused` says why."""
+
+    form: str
+    refused: dict[str, str]
 
 
 class Cost(NamedTuple):
@@ -50,16 +107,82 @@ def problems(
 ) -> Iterator[tuple[str, Case]]:
     """Every setting of the bench cases of these ops, in bfloat16."""
     for name in names:
-        op = dispatch.get(name)
-        bench = [case.options for case in op.cases if case.tag == "bench"]
-        # What one of them sets, the others leave at its default: that is said too.
-        usual = {key: op.options[key] for options in bench for key in options}
-        settings = [usual | dict(options) for options in bench]
-        for options in {str(options): options for options in settings}.values():
+        for options in settings(name):
             for width in widths:
                 for time in lengths:
                     dims = {**DIMS, "T": time, "K": width, "V": width}
                     yield name, Case(dims, options, dtype="bfloat16")
+
+
+def settings(name: str) -> list[Options]:
+    """The different options of an op's bench cases."""
+    op = dispatch.get(name)
+    bench = [case.options for case in op.cases if case.tag == "bench"]
+    # What one of them sets, the others leave at its default: that is said too.
+    usual = {key: op.options[key] for options in bench for key in options}
+    found = [usual | dict(options) for options in bench]
+    return list({str(options): options for options in found}.values())
+
+
+def timed(asked: Iterable[tuple[str, Options]], sizes: Sizes) -> Iterator[Timed]:
+    """Ops with options at every size, in bfloat16, with both kinds of keys where they matter."""
+    for name, options in asked:
+        kinds = (RANDOM, SHY) if "tolerance" in dispatch.get(name).options else ("",)
+        for time in sizes.lengths:
+            for width in sizes.widths:
+                dims = {"B": max(1, sizes.tokens // time), "T": time, "K": width, "V": width}
+                dims |= {"H": sizes.heads, "G": sizes.heads}
+                for keys in kinds:
+                    yield Timed(name, Case(dims, options, dtype="bfloat16"), keys)
+
+
+def drawn(problem: Timed) -> tuple[Any, jax.Array]:
+    """Inputs and a cotangent; shy keys are a channel of q and k that is constant.
+
+    2,048 tokens of one row, over and over: a host draws slower than a device computes.
+    """
+    op, case = dispatch.get(problem.op), problem.case
+    options = dispatch.bind_options(op, case.options, case.dims)
+    row = {**case.dims, "B": 1, "T": math.gcd(case.dims["T"], DRAWN)}
+    inputs, cotangent = arrays(problem.op, dataclasses.replace(case, dims=row))
+
+    def repeat(x: jax.Array, letters: str) -> jax.Array:
+        return jnp.tile(x, [case.dims[x] // row[x] for x in letters.split()])
+
+    inputs = {name: repeat(x, op.needed(options)[name].letters) for name, x in inputs.items()}
+    if problem.keys == SHY:
+        size = math.sqrt(-SHY_LOGIT / options["scale"])
+        inputs |= {name: inputs[name].at[..., 0].set(x) for name, x in (("q", size), ("k", -size))}
+    return inputs, repeat(cotangent, op.out)
+
+
+def timer(problem: Timed, form: str, which: str, inputs: Any) -> timing.Timer:
+    """Of one of `PASSES` on this device; `inputs` are those of `drawn`.
+
+    Raises:
+      one of REFUSALS: it cannot be compiled, or does not fit.
+    """
+    place = mesh(jax.devices()[0])
+    run = timing.timer(passes(problem.op, problem.case, form, None, place)[which], *inputs)
+    run(1)
+    return run
+
+
+def told(error: Exception) -> str:
+    """The first line of what one of REFUSALS says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def chosen(name: str, case: Case) -> Chosen:
+    """The kernel of this device, whether or not `auto` takes it; where there is none, or it refuses
+    the problem, what auto takes.
+    """
+    target = jax.default_backend()
+    form = kernel(name, target)
+    if form is None:
+        return Chosen(ops.resolve(name, case), {})
+    reason = refusal(name, case, form, target)
+    return Chosen(form, {}) if reason is None else Chosen(ops.resolve(name, case), {form: reason})
 
 
 def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: Any) -> Costs:
@@ -142,7 +265,7 @@ def refusal(name: str, case: Case, form: str, target: str) -> str | None:
     """Why the form cannot take the problem on this target, or None."""
     op = dispatch.get(name)
     options = dispatch.bind_options(op, case.options, case.dims)
-    return dispatch.refusal(op, form, case.dims, jax.numpy.dtype("bfloat16"), options, target)
+    return dispatch.refusal(op, form, case.dims, jnp.dtype(case.dtype), options, target)
 
 
 def kernel(name: str, target: str) -> str | None:
@@ -156,7 +279,7 @@ def arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
     inputs = contract.sample(dispatch.get(name), case).inputs
     shape = [case.dims[letter] for letter in dispatch.get(name).out.split()]
     drawn = np.random.default_rng(1).standard_normal(shape)
-    return inputs, jax.numpy.asarray(drawn, case.dtype)
+    return inputs, jnp.asarray(drawn, case.dtype)
 
 
 def lower(function: Callable[..., Any], given: Any, mesh: Mesh) -> Any:

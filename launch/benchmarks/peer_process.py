@@ -1,61 +1,116 @@
-"""Runs flash-linear-attention's kernels for launch/benchmarks/peers.py, in a process of its own.
+"""Runs kernels of others for launch/benchmarks/peers.py, in a process of its own: those of
+flash-linear-attention, and stick-breaking attention's by its authors.
 
-    python peer_process.py PEER B T H K V DTYPE      prints "ready", then for every line read from
-                                                     standard input runs once and prints seconds
+    python peer_process.py PEER B T H K V DTYPE KEYS
 
-It needs torch and flash-linear-attention; nothing of this project is imported.
+prints "ready" and what is installed; then for every line "forward N" or "both N" that it reads runs
+that N times, one run queued behind the other, and prints the seconds of all. What it runs first it
+compiles. It needs torch and a peer's package; nothing of this project is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, NamedTuple
 
-# Peer: module of fla.ops, function, the gates it takes after q, k, v, other keywords.
+
+class Peer(NamedTuple):
+    """Module and function, the gates it takes after q, k, v, other keywords. `heads_first`: arrays
+    are [B, H, T, ...].
+    """
+
+    module: str
+    function: str
+    gates: tuple[str, ...]
+    options: dict[str, Any]
+    heads_first: bool = False
+
+
 PEERS = {
-    "linear": ("linear_attn", "chunk_linear_attn", (), {"normalize": False}),
-    "scalar": ("simple_gla", "chunk_simple_gla", ("g",), {}),
-    "vector": ("gla", "chunk_gla", ("gk",), {}),
-    "delta": ("delta_rule", "chunk_delta_rule", ("beta",), {}),
-    "gated_delta": ("gated_delta_rule", "chunk_gated_delta_rule", ("g", "beta"), {}),
+    "linear": Peer("fla.ops.linear_attn", "chunk_linear_attn", (), {"normalize": False}),
+    "scalar": Peer("fla.ops.simple_gla", "chunk_simple_gla", ("g",), {}),
+    "vector": Peer("fla.ops.gla", "chunk_gla", ("gk",), {}),
+    "delta": Peer("fla.ops.delta_rule", "chunk_delta_rule", ("beta",), {}),
+    "gated_delta": Peer("fla.ops.gated_delta_rule", "chunk_gated_delta_rule", ("g", "beta"), {}),
+    "stickbreaking": Peer("stickbreaking_attention.sb_attn", "sb_attn", (), {}, heads_first=True),
+}
+SOURCES = {
+    "torch": "pip install torch",
+    "fla": "pip install flash-linear-attention",
+    "stickbreaking_attention": "it is on no index: put a checkout of "
+    "github.com/shawntan/stickbreaking-attention on PYTHONPATH",
 }
 
 
 def main() -> None:
-    name, *sizes, dtype = sys.argv[1:]
+    name, *sizes, dtype, keys = sys.argv[1:]
+    # Libraries print too; what they say goes where errors go.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    try:
+        passes = create(PEERS[name], sizes, dtype, keys)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise SystemExit(f"no module {error.name}; {SOURCES.get(package, 'install it')}") from None
+    print("ready", *versions(), file=answers)
     import torch  # pyright: ignore[reportMissingImports] (of the peer's environment, not ours)
 
+    for line in sys.stdin:
+        which, runs = line.split()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(int(runs)):
+            passes[which]()
+        torch.cuda.synchronize()
+        print(time.perf_counter() - start, file=answers)
+
+
+def create(peer: Peer, sizes: list[str], dtype: str, keys: str) -> dict[str, Callable[[], Any]]:
+    """The passes by name, on inputs drawn as ours are (kernels/contract.py, forms.drawn)."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    call = getattr(importlib.import_module(peer.module), peer.function)
     batch, length, heads, key, value = map(int, sizes)
-    module, function, gates, options = PEERS[name]
-    call = getattr(importlib.import_module(f"fla.ops.{module}"), function)
     torch.manual_seed(0)
 
-    def draw(*shape: int) -> Any:
-        return torch.randn(*shape, device="cuda", dtype=getattr(torch, dtype))
+    def draw(*width: int) -> Any:
+        shape = (heads, length) if peer.heads_first else (length, heads)
+        return torch.randn(batch, *shape, *width, device="cuda", dtype=getattr(torch, dtype))
 
-    q, k = (draw(batch, length, heads, key) for _ in range(2))
-    k = torch.nn.functional.normalize(k.float(), dim=-1).to(k.dtype)
-    v = draw(batch, length, heads, value)
-    widths = {"g": (), "gk": (key,), "beta": ()}
-    extra = {g: draw(batch, length, heads, *widths[g]).float() for g in gates}
-    extra = {g: x.sigmoid() if g == "beta" else -x.sigmoid() for g, x in extra.items()}
-    inputs = [x.requires_grad_() for x in (q, k, v, *extra.values())]
-    named = {"g" if g == "gk" else g: x for g, x in zip(extra, inputs[3:], strict=True)}
-    cotangent = draw(batch, length, heads, value)
+    q, k, v, cotangent = draw(key), draw(key), draw(value), draw(value)
+    if "beta" in peer.gates:
+        k = torch.nn.functional.normalize(k, dim=-1)
+    if keys == "shy keys":
+        q[..., 0], k[..., 0] = (8 * key**0.5) ** 0.5, -((8 * key**0.5) ** 0.5)
+    gates = {gate: draw(*((key,) if gate == "gk" else ())) for gate in peer.gates}
+    for gate, x in gates.items():
+        gates[gate] = x.sigmoid() if gate == "beta" else torch.nn.functional.logsigmoid(x)
+    inputs = [q, k, v, *gates.values()]
+    learned = [x.clone().requires_grad_() for x in inputs]
 
-    def run() -> None:
-        out = call(*inputs[:3], **named, **options)[0]
-        torch.autograd.grad(out, inputs, cotangent)
-        torch.cuda.synchronize()
+    def forward(given: list[Any]) -> Any:
+        named = zip(gates, given[3:], strict=True)
+        named = {"g" if gate == "gk" else gate: x for gate, x in named}
+        return call(*given[:3], **named, **peer.options)[0]
 
-    run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(time.perf_counter() - start, flush=True)
+    return {
+        "forward": lambda: forward(inputs),
+        "both": lambda: torch.autograd.grad(forward(learned), learned, cotangent),
+    }
+
+
+def versions() -> Iterator[str]:
+    """What is installed, "torch 2.11.0"."""
+    for package in ("torch", "triton", "flash-linear-attention", "stickbreaking-attention"):
+        try:
+            yield f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
 
 
 if __name__ == "__main__":

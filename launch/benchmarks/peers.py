@@ -1,7 +1,17 @@
-"""Our recurrent ops beside flash-linear-attention on a GPU: two processes that take turns.
+"""Our ops beside kernels of others on a GPU: two processes that take turns.
 
-The peer's process (peer_process.py, with torch) times a run whenever it is asked, between two of
-ours, so both see the same machine. bfloat16 on both sides.
+    python -m launch.bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
+
+The peer's process (peer_process.py, with torch) times what it runs whenever it is asked, between
+two samples of ours, so both see the same machine. bfloat16 on both sides, forward alone and with
+the backward pass; ours is the kernel for this device. Peers are flash-linear-attention
+(`pip install flash-linear-attention`) and the stick-breaking authors' kernel, which is on no index:
+put a checkout of github.com/shawntan/stickbreaking-attention on PYTHONPATH. The goal beside the
+latter holds for shy keys, where ours does not stop early (`forms`).
+
+A peer's arrays have 32,768 tokens: 128 MiB each at 16 heads of 128, so that it takes some GB. JAX
+takes three quarters of a GPU as it starts and leaves 20 GB of 80, which is enough; where it is not,
+the row says so, and XLA_PYTHON_CLIENT_MEM_FRACTION=.5 leaves more.
 """
 
 from __future__ import annotations
@@ -9,83 +19,149 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from kernels.contract import Case
-from launch.benchmarks import recurrences, timing
+from launch.benchmarks import ceilings, forms, timing
+from launch.benchmarks.ceilings import Ceilings
+from launch.benchmarks.forms import Sizes, Timed
 from launch.benchmarks.problem import Options
-from launch.benchmarks.timing import Result
+from launch.benchmarks.timing import Goal, Result
 from lm.config import UserError
 
 SCRIPT = Path(__file__).with_name("peer_process.py")
-OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "linear": ("gated_linear", {"decay": "none"}),
-    "scalar": ("gated_linear", {"decay": "scalar"}),
-    "vector": ("gated_linear", {"decay": "vector"}),
-    "delta": ("delta_rule", {"decay": "none"}),
-    "gated_delta": ("delta_rule", {"decay": "scalar"}),
+FLA, AUTHORS = Goal("<=", 1.0), Goal("<=", 0.8)
+
+
+class Ours(NamedTuple):
+    """What stands beside a peer, and how long it may take of the peer's time."""
+
+    op: str
+    options: dict[str, Any]
+    goal: Goal
+
+
+OURS = {
+    "linear": Ours("gated_linear", {"decay": "none"}, FLA),
+    "scalar": Ours("gated_linear", {"decay": "scalar"}, FLA),
+    "vector": Ours("gated_linear", {"decay": "vector"}, FLA),
+    "delta": Ours("delta_rule", {"decay": "none"}, FLA),
+    "gated_delta": Ours("delta_rule", {"decay": "scalar"}, FLA),
+    "stickbreaking": Ours("stickbreaking", {}, AUTHORS),
 }
-LENGTHS = (2048, 8192)
-DIMS = {"B": 4, "H": 16, "K": 64, "V": 64}
 
 
-def run(options: Options) -> list[Result]:
+class PeerError(Exception):
+    """A peer's process has ended; the message is its last."""
+
+
+class Process(NamedTuple):
+    """A peer's. `told` is what it says of itself; `ask(pass, runs)` are the seconds they took."""
+
+    told: Callable[[], str]
+    ask: Callable[[str, int], float]
+
+
+def run(options: Options, sizes: Sizes = forms.SIZES) -> list[Result]:
     """Raises:
-    UserError: no GPU, or the peer's process does not start.
+    UserError: no GPU, or no peer that runs.
     """
     if jax.default_backend() != "gpu":
         raise UserError(
             f"--cases=peers needs an NVIDIA GPU, this is {jax.default_backend()}; "
             "leave it out of --cases"
         )
-    return [_pair(peer, time, options.pairs) for peer in OURS for time in LENGTHS]
+    return compare(sizes, options.pairs)
 
 
-def _pair(peer: str, time: int, pairs: int) -> Result:
-    op, settings = OURS[peer]
-    case = Case({**DIMS, "T": time}, settings, dtype="bfloat16")
-    sizes = [str(case.dims[letter]) for letter in "BTHKV"]
-    with started([sys.executable, str(SCRIPT), peer, *sizes, "bfloat16"]) as ask:
-        samples = turns(recurrences.side(op, case), ask, pairs)
-    return timing.ratio(f"peers/T{time}/{peer}", samples, ("ours", "peer"), dims=case.dims)
+def compare(sizes: Sizes, pairs: int) -> list[Result]:
+    """A row for each peer, size and pass.
+
+    Raises:
+      UserError: no peer runs.
+    """
+    limits = ceilings.measure(sizes, pairs)
+    rows: list[Result] = []
+    for peer, ours in OURS.items():
+        for problem in forms.timed([(ours.op, ours.options)], sizes):
+            rows += _beside(peer, problem, pairs, limits)
+    if all("peer" in row.facts["refused"] for row in rows):
+        reasons = {row.facts["refused"]["peer"]: 0 for row in rows}
+        raise UserError(f"--cases=peers: no peer runs: {' | '.join(reasons)}")
+    return limits.results("peers") + rows
 
 
-def turns(ours: Any, ask: Any, pairs: int) -> timing.Samples:
-    """Seconds of both, in turn; the peer times itself."""
-    reported: list[float] = []
-    samples = timing.interleave({"ours": ours, "peer": lambda: reported.append(ask())}, pairs)
-    return samples | {"peer": reported[1:]}
+def _beside(peer: str, problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:
+    dims, dtype = problem.case.dims, problem.case.dtype
+    kernel = forms.chosen(problem.op, problem.case)
+    goal = None if problem.keys == forms.RANDOM else OURS[peer].goal
+    arguments = [peer, *(str(dims[letter]) for letter in "BTHKV"), dtype, problem.keys]
+    with started([sys.executable, str(SCRIPT), *arguments]) as process:
+        for which in forms.PASSES:
+            facts: dict[str, Any] = {"dims": dict(dims), "dtype": dtype, "form": kernel.form}
+            facts["refused"] = dict(kernel.refused)
+            name = f"peers/{problem.title}/{which}/over {peer}"
+            try:
+                facts["peer"] = process.told()
+                samples = _turns(process, problem, kernel.form, which, pairs)
+            except PeerError as error:
+                facts["refused"]["peer"] = str(error)
+                yield timing.refused(name, **facts)
+            except forms.REFUSALS as error:
+                facts["refused"]["ours"] = forms.told(error)
+                yield timing.refused(name, **facts)
+            else:
+                facts["of_ceilings"] = {
+                    side: limits.fractions(problem.op, problem.case, which, taken)
+                    for side, taken in samples.items()
+                }
+                yield timing.ratio(name, samples, ("ours", "peer"), goal, **facts)
+
+
+def _turns(process: Process, problem: Timed, form: str, which: str, pairs: int) -> timing.Samples:
+    """Raises:
+    PeerError: the peer cannot run this. One of forms.REFUSALS: we cannot.
+    """
+    process.ask(which, 1)  # before anything of ours is compiled
+    ours = forms.timer(problem, form, which, forms.drawn(problem))
+    timers = {"ours": ours, "peer": lambda runs: process.ask(which, runs)}
+    return timing.take_turns(timers, pairs)
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[Any]:
-    """A function that lets the process run once and returns the seconds it took.
-
-    Raises:
-      UserError: the process ends without being ready.
-    """
+def started(command: list[str]) -> Iterator[Process]:
+    """A process, which may end at any time: what is asked of it then raises `PeerError`."""
     # Errors go to a file: a pipe that nobody reads would stop the process when it is full.
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdin=-1, stdout=-1, stderr=errors, text=True) as process,
+        subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, stderr=errors) as process,
     ):
         to, back = process.stdin, process.stdout
         assert to is not None
         assert back is not None
-        if back.readline().strip() != "ready":
-            process.wait()
+
+        def read() -> str:
+            if line := back.readline():
+                return line.decode().strip()
+            status = process.wait()
             errors.seek(0)
-            reason = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"the peer's process did not start: {reason}")
+            raise PeerError((errors.read().strip().splitlines() or [f"status {status}"])[-1])
 
-        def ask() -> float:
-            to.write("run\n")
-            to.flush()
-            return float(back.readline())
+        told: list[str] = []
 
-        yield ask
+        def tell() -> str:
+            if not told:
+                told.append(read().removeprefix("ready").strip())
+            return told[0]
+
+        def ask(which: str, runs: int) -> float:
+            tell()
+            with suppress(BrokenPipeError):  # what it said last is read below
+                to.write(f"{which} {runs}\n".encode())
+            return float(read())
+
+        yield Process(tell, ask)

@@ -1,14 +1,26 @@
-"""Stick-breaking with a tolerance on what a trained model computes: speed-up, and what it costs.
+"""Stick-breaking with a tolerance on what a trained model computes: speed-up, what it costs, and
+the time of this device's softmax on arrays of the same shape.
+
+    python -m launch.bench --cases=skipping --workdir=RUN --precision=bfloat16 --out=FILE
 
 q, k and v are those of every stick-breaking layer of a run, on its own held-out text, packed as in
-training. A side is forward and backward of all these layers, one after another. Errors are relative
-root-mean-square, over all layers, of the output and of the gradients for one random cotangent.
+training. They are as the run's precision makes them, or with `--precision=bfloat16` rounded to that
+before they reach the op: a run trained in float32 on a CPU shows on a GPU what kernels make of
+bfloat16. The form is the kernel of this device where it takes the problem, else what the layer took
+here; softmax likewise.
+
+A side is one program of all these layers, forward alone or with the backward pass. Softmax gets
+the same packed rows, and once more whole rows: where its kernel has documents only as a mask it
+reads T x T numbers, and is faster without. The goal holds beside both, for bfloat16 on a GPU or
+TPU. Errors are relative root-mean-square, over all layers, of the output and of the gradients for
+one random cotangent.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,26 +29,50 @@ import numpy as np
 
 import lm
 from kernels import dispatch
-from launch.benchmarks import timing
+from kernels.contract import Case
+from launch.benchmarks import forms, timing
 from launch.benchmarks.problem import Options
-from launch.benchmarks.timing import Result
+from launch.benchmarks.timing import Goal, Result
 from lm.config import UserError
 from lm.data import loader, prepare
 from lm.data.batch import Batch, stack
 from lm.model import Model
 
-OP = "stickbreaking"
+OP, BASELINE = "stickbreaking", "softmax"
+PACKED, WHOLE = "softmax", "softmax of whole rows"
 EXACT = "tolerance 0"
-TOLERANCES = (1e-3, 1e-6)
+TOLERANCES = {f"tolerance {tolerance:g}": tolerance for tolerance in (1e-3, 1e-6)}
+GOALS = {"tolerance 0.001": Goal("<=", 1.3)}
 
 
 class Layer(NamedTuple):
-    """What one layer gives to its op, with the form and the static options (as sorted pairs)."""
+    """What one layer gives to its op, with the form and the static options (as sorted pairs).
+
+    `segment_ids` None: whole rows, each one document.
+    """
 
     inputs: dict[str, jax.Array]
-    segment_ids: jax.Array
+    segment_ids: jax.Array | None
     form: str
     options: tuple[tuple[str, Any], ...]
+    op: str = OP
+
+    def case(self) -> Case:
+        """Its problem, as benches describe one."""
+        (batch, time, heads, key), (_, _, groups, value) = (self.inputs[x].shape for x in "qv")
+        dims = {"B": batch, "T": time, "H": heads, "G": groups, "K": key, "V": value}
+        return Case(dims, dict(self.options), dtype=self.inputs["q"].dtype.name)
+
+
+class Program(NamedTuple):
+    """Compiled, and what it is called with."""
+
+    run: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def outputs(self) -> list[dict[str, jax.Array]]:
+        """Of each layer, waited for."""
+        return jax.block_until_ready(self.run(*self.given))
 
 
 def run(options: Options) -> list[Result]:
@@ -54,6 +90,8 @@ def run(options: Options) -> list[Result]:
     layers = capture(loaded.model, loaded.params, batch)
     if not layers:
         raise UserError(f"--workdir={options.workdir}: none of its layers is {OP}")
+    if options.precision != "float32":
+        layers = [rounded(layer) for layer in layers]
     facts = {"step": loaded.step, "source": name, "batch": list(batch.tokens.shape)}
     return compare(layers, options.pairs, facts)
 
@@ -94,59 +132,119 @@ def capture(model: Model, params: Any, batch: Batch) -> list[Layer]:
     return layers
 
 
+def rounded(layer: Layer) -> Layer:
+    """With q, k and v in bfloat16."""
+    arrays = {name: layer.inputs[name].astype(jnp.bfloat16) for name in "qkv"}
+    return layer._replace(inputs=layer.inputs | arrays)
+
+
 def compare(layers: Sequence[Layer], pairs: int, facts: dict[str, Any]) -> list[Result]:
-    """Time at tolerance 0 over the time at each tolerance, and the errors there."""
-    exact = _side(layers, 0.0)
-    names = {f"tolerance {tolerance:g}": tolerance for tolerance in TOLERANCES}
-    sides = {EXACT: exact} | {name: _side(layers, x) for name, x in names.items()}
-    samples = timing.interleave(sides, pairs)
-    want = exact()
+    """Time at tolerance 0 over the time at each tolerance, the errors there, and times over those
+    of softmax.
+    """
+    layers = [_on_this_device(layer) for layer in layers]
+    baseline = [_softmax(layer) for layer in layers]
+    sides = {
+        name: [_tolerating(layer, tolerance) for layer in layers]
+        for name, tolerance in {EXACT: 0.0, **TOLERANCES}.items()
+    }
+    softmaxes = {PACKED: baseline, WHOLE: [x._replace(segment_ids=None) for x in baseline]}
+    facts = facts | {
+        "layers": len(layers),
+        "dims": {k: list(x.shape) for k, x in layers[0].inputs.items()},
+        "dtype": layers[0].case().dtype,
+        "forms": {OP: layers[0].form, BASELINE: baseline[0].form},
+    }
     results: list[Result] = []
-    for name, tolerance in names.items():
-        errors = _errors(sides[name](), want)
-        result = timing.ratio(
-            f"skipping/speed-up at {tolerance:g}",
-            samples,
-            (EXACT, name),
-            layers=len(layers),
-            dims={k: list(x.shape) for k, x in layers[0].inputs.items()},
-            errors=errors,
-            **facts,
-        )
-        worst = Result(
-            name=f"skipping/error at {tolerance:g}", value=max(errors.values()), facts=errors
-        )
-        results += [result, worst]
+    for which in forms.PASSES:
+        programs = {name: _compiled(given, which) for name, given in sides.items()}
+        refused: dict[str, str] = {}
+        for name, given in softmaxes.items():
+            try:
+                programs[name] = _compiled(given, which)
+            except forms.REFUSALS as error:
+                refused[name] = forms.told(error)
+        timers = {name: timing.queueing(x.run, x.given) for name, x in programs.items()}
+        samples = timing.take_turns(timers, pairs)
+        if which == "both":
+            results += _speed_ups(programs, samples, facts)
+        results += _beside(which, samples, facts | {"refused": refused})
     return results
 
 
-def _side(layers: Sequence[Layer], tolerance: float) -> Any:
-    """A side: output and gradients of every layer, waited for."""
+def _speed_ups(
+    programs: dict[str, Program], samples: timing.Samples, facts: dict[str, Any]
+) -> Iterator[Result]:
+    want = programs[EXACT].outputs()
+    for name, tolerance in TOLERANCES.items():
+        errors = _errors(programs[name].outputs(), want)
+        over = EXACT, name
+        title = f"skipping/speed-up at {tolerance:g}"
+        yield timing.ratio(title, samples, over, errors=errors, **facts)
+        title = f"skipping/error at {tolerance:g}"
+        yield Result(name=title, value=max(errors.values()), facts=errors)
 
-    def side() -> list[Any]:
-        return jax.block_until_ready([_forward_and_backward(layer, tolerance) for layer in layers])
 
-    return side
+def _beside(which: str, samples: timing.Samples, facts: dict[str, Any]) -> Iterator[Result]:
+    """Rows over softmax."""
+    has_goals = jax.default_backend() != "cpu" and facts["dtype"] == "bfloat16"
+    for name, other in itertools.product((EXACT, *TOLERANCES), (PACKED, WHOLE)):
+        title = f"skipping/{name}/{which}/over {other}"
+        if other in facts["refused"]:
+            yield timing.refused(title, **facts)
+        else:
+            goal = GOALS.get(name) if has_goals else None
+            yield timing.ratio(title, samples, (name, other), goal, **facts)
 
 
-def _forward_and_backward(layer: Layer, tolerance: float) -> dict[str, jax.Array]:
-    return _compiled(layer.form, layer.options, tolerance)(layer.inputs, layer.segment_ids)
+def _on_this_device(layer: Layer) -> Layer:
+    """In the form of this device's kernel, where it takes the problem."""
+    form = forms.kernel(OP, jax.default_backend())
+    if form is None or forms.refusal(OP, layer.case(), form, jax.default_backend()):
+        return layer
+    return layer._replace(form=form)
 
 
-@functools.cache
-def _compiled(form: str, options: tuple[tuple[str, Any], ...], tolerance: float) -> Any:
-    def both(inputs: dict[str, jax.Array], segment_ids: jax.Array) -> dict[str, jax.Array]:
-        settings = dict(options) | {"tolerance": tolerance}
+def _tolerating(layer: Layer, tolerance: float) -> Layer:
+    options = dict(layer.options) | {"tolerance": tolerance}
+    return layer._replace(options=tuple(sorted(options.items())))
 
-        def forward(inputs: dict[str, jax.Array]) -> jax.Array:
-            kept = {"segment_ids": segment_ids, "form": form, "options": settings}
-            return dispatch.apply(OP, inputs, **kept)[0]
 
-        out, pull = jax.vjp(forward, inputs)
-        cotangent = jax.random.normal(jax.random.key(0), out.shape, out.dtype)
-        return {"out": out} | {f"d_{name}": x for name, x in pull(cotangent)[0].items()}
+def _softmax(layer: Layer) -> Layer:
+    """Softmax on the layer's q, k and v, with its scale."""
+    inputs = {name: layer.inputs[name] for name in "qkv"}
+    options = tuple((name, value) for name, value in layer.options if name == "scale")
+    plain = layer._replace(op=BASELINE, inputs=inputs, options=options)
+    return plain._replace(form=forms.chosen(BASELINE, plain.case()).form)
 
-    return jax.jit(both)
+
+def _compiled(layers: Sequence[Layer], which: str) -> Program:
+    """One program of all these layers, run once: each by itself could take less than its start.
+
+    Raises:
+      one of forms.REFUSALS: it cannot be compiled, or does not fit.
+    """
+    run = [functools.partial(_both if which == "both" else _forward, layer) for layer in layers]
+
+    def whole(given: Sequence[Any]) -> list[dict[str, jax.Array]]:
+        return [one(*arrays) for one, arrays in zip(run, given, strict=True)]
+
+    given = [(layer.inputs, layer.segment_ids) for layer in layers]
+    program = Program(jax.jit(whole).lower(given).compile(), (given,))
+    program.outputs()
+    return program
+
+
+def _forward(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> dict[str, jax.Array]:
+    kept: Any = {"segment_ids": segment_ids, "form": layer.form, "options": dict(layer.options)}
+    return {"out": dispatch.apply(layer.op, inputs, **kept)[0]}
+
+
+def _both(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> dict[str, jax.Array]:
+    """The output, and `d_` and the name of each input, the gradients for a random cotangent."""
+    out, pull = jax.vjp(lambda inputs: _forward(layer, inputs, segment_ids)["out"], inputs)
+    cotangent = jax.random.normal(jax.random.key(0), out.shape, out.dtype)
+    return {"out": out} | {f"d_{name}": x for name, x in pull(cotangent)[0].items()}
 
 
 def _errors(got: Sequence[dict[str, jax.Array]], want: Sequence[dict[str, jax.Array]]) -> Any:

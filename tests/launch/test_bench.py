@@ -24,17 +24,14 @@ from launch.benchmarks import (
     matmul_fraction,
     memory,
     ops,
-    peers,
     problem,
     recurrences,
-    skipping,
     timing,
 )
 from launch.benchmarks import train_step as train_step_case
 from launch.benchmarks.problem import Options, Sizes
 from launch.benchmarks.timing import Goal, Result
 from lm.build import Build
-from lm.config import UserError
 from tests.lm import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -264,50 +261,6 @@ def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> No
     assert all(r.goal == Goal("<=", 2.2) for r in growth)
 
 
-def test_a_peer_takes_turns_in_a_process_of_its_own() -> None:
-    script = "print('ready', flush=True)\nfor _ in open(0): print(0.5, flush=True)"
-    with peers.started([sys.executable, "-c", script]) as ask:
-        samples = peers.turns(lambda: None, ask, 3)
-    assert samples["peer"] == [0.5, 0.5, 0.5]
-    assert len(samples["ours"]) == 3
-
-
-def test_a_peer_that_does_not_start_is_told_in_one_line() -> None:
-    command = [sys.executable, "-c", "raise SystemExit('no torch here')"]
-    with pytest.raises(UserError, match="did not start: no torch here"), peers.started(command):
-        pass
-
-
-def test_peers_need_a_gpu() -> None:
-    with pytest.raises(UserError, match="needs an NVIDIA GPU, this is cpu"):
-        peers.run(options())
-
-
-@pytest.mark.slow
-def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
-    """The op on what was captured is the layer; nothing is passed over in rows of one block."""
-    layers = {"stick": {"mixer": "stickbreaking", "qk_norm": True, "remainder": "bias"}}
-    pattern = ((2, ("softmax", "stick")), (1, ("stick",)))
-    changes = {"model.layers": layers, "model.pattern": pattern, "model.num_layers": 5}
-    built = tiny.create(changes)
-    params, batch = tiny.params(built), tiny.batch()
-    found = skipping.capture(built.model, params, batch)
-    assert [set(layer.inputs) for layer in found] == [{"q", "k", "v", "remainder_bias"}] * 3
-    assert [layer.inputs["k"].shape for layer in found] == [(4, 24, 2, 8)] * 3
-    first = params["groups_0"]["blocks_1"]["mixer"]
-    assert np.array_equal(found[1].inputs["remainder_bias"], first["remainder_bias"][1])
-    norms = np.mean(np.square(found[0].inputs["q"] / first["query_norm"]["scale"][0]), axis=-1)
-    np.testing.assert_allclose(norms, 1.0, rtol=1e-3)
-    results = skipping.compare(found, 1, {"step": 3})
-    assert [result.name.split()[0] for result in results] == [
-        "skipping/speed-up",
-        "skipping/error",
-    ] * 2
-    errors = results[0].facts["errors"]
-    assert set(errors) == {"out", "d_q", "d_k", "d_v", "d_remainder_bias"}
-    assert max(errors.values()) < 1e-5
-
-
 def test_decoding_is_flat_only_where_the_state_is() -> None:
     """A goal for the mixer whose state does not grow, none for the one whose does."""
     flat, growing = decode.run(options(), (8, 32), ("retnet", "softmax"))
@@ -327,8 +280,3 @@ def test_evaluation_as_a_share_of_a_run(one_mixer: None) -> None:
     batches, steps = 4 * 683, 20834
     assert (found.facts["batches"], found.facts["steps"]) == (batches, steps)
     assert found.value == pytest.approx(ratio * batches / steps)
-
-
-def test_skipping_needs_a_run() -> None:
-    with pytest.raises(UserError, match="set --workdir=WORKDIR"):
-        skipping.run(options())
