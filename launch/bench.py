@@ -5,10 +5,10 @@
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
 memory: largest arrays. compile: 24 layers, or 2. decode: a token against the state's length.
-evaluation: its share of a run. Named only: peers (flash-linear-attention), skipping (stick-breaking
-with a tolerance, on the q, k, v of the run --workdir), meshes (formulas and the TPU compiler),
-kernels (those of a GPU or TPU, beside softmax's, the chunked forms and the device's ceilings),
-compiled (what compilers make of every kernel for a v5e, a v5p and an H100 that are not here).
+evaluation: its share of a run. Named only: kernels (of a GPU or TPU, beside softmax's, chunked and
+the device's ceilings), peers (beside flash-linear-attention's and the stick-breaking authors'),
+skipping (stick-breaking with a tolerance on what the run --workdir computes), meshes (formulas and
+the TPU compiler), compiled (what compilers make of kernels for absent devices).
 """
 
 from __future__ import annotations
@@ -43,38 +43,30 @@ def main(argv: list[str]) -> None:
     for name in _CASES.value or [""]:
         if name not in CASES:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
-    out = Path(_OUT.value).expanduser() if _OUT.value else None
-    if out is not None:
-        _make_folder(out)
+    out = cli.out_file("out", _OUT.value, makes_folder=True)
     import jax  # after the flags are known to be right
 
     from launch.benchmarks import machine, problem, timing
     from lm import files
+    from lm.progress import Waiting
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
+    told = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
     base = cli.read_config_file(str(BASE)).to_dict()
-    given = {"pairs": _PAIRS.value, "precision": _PRECISION.value, "workdir": _WORKDIR.value}
-    options = problem.Options(base=base, **given)
-    head = machine.describe("launch.bench")
-    head |= {"pairs": options.pairs, "precision": options.precision}
+    options = problem.Options(base=base, workdir=_WORKDIR.value, **told)
+    head = machine.describe("launch.bench") | told
     console, results = Console(highlight=False, markup=False), list[Any]()
     for name in _CASES.value:
         case = importlib.import_module(f"launch.benchmarks.{name}")
-        found = case.run(options)
-        console.print(getattr(case, "table", timing.table)(found))
-        results += found
-        if out is not None:
-            found = [result.to_mapping() for result in results]
-            files.replace(out, json.dumps(head | {"results": found}, indent=1) + "\n")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}; choose another file") from None
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder; name a file")
+        first = len(results)
+        with Waiting(name) as waiting:
+            for result in case.run(options):
+                waiting.told(result.name)
+                results.append(result)
+                if out is not None:
+                    rows = [row.to_mapping() for row in results]
+                    files.replace(out, json.dumps(head | {"results": rows}, indent=1) + "\n")
+        console.print(getattr(case, "table", timing.table)(results[first:]))
 
 
 if __name__ == "__main__":

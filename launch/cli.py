@@ -93,13 +93,18 @@ def path(flag: str, value: str) -> Path:
     return Path(value).expanduser()
 
 
-def out_file(flag: str, value: str) -> Path | None:
-    """A file to write at the end of long work, so its folder is looked at before; None: not asked
-    for.
+def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | None:
+    """A file to write at the end of long work, so its folder is looked at, or made, before; None:
+    not asked for.
     """
     if not value:
         return None
     found = Path(value).expanduser()
+    if makes_folder:
+        try:
+            found.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--{flag}={value}: {error.strerror}; choose another file") from None
     if not found.parent.is_dir():
         raise UserError(f"--{flag}={value}: no such folder {found.parent}")
     if found.is_dir():

@@ -21,10 +21,14 @@ from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ("mixers", "compare", "length", "recall")
-KERNELS = ("softmax", "stickbreaking", "gated_linear", "delta_rule")
-PAGES = ("README.md", "kernels/README.md", *(f"kernels/{name}/README.md" for name in KERNELS))
-PAGES += tuple(f"experiments/{name}/README.md" for name in STUDIES)
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ["README.md", "kernels/README.md"]
+PAGES += [f"experiments/{name}/README.md" for name in STUDIES]
+PAGES += [
+    str(path.relative_to(ROOT))
+    for path in sorted(ROOT.glob("kernels/*/README.md"))
+    if BLOCK.search(path.read_text(encoding="utf-8"))
+]
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take the numbers from")
 

@@ -95,16 +95,15 @@ class Program(NamedTuple):
         return (least + self.temp) / (least + self.kept)
 
 
-def run(options: Options) -> list[Result]:
+def run(options: Options) -> Iterator[Result]:
     """Raises:
     UserError: a compiler is not installed, or fails.
     """
     del options
-    found: list[Result] = []
     for target in TARGETS:
         for op in ops(target):
-            found += [_result(target, op, program) for program in programs(op, target)]
-    return found
+            for program in programs(op, target):
+                yield _result(target, op, program)
 
 
 def table(results: list[Result]) -> Table:

@@ -27,7 +27,7 @@ ATTENTION, BASELINE = "stickbreaking", "softmax"
 GOAL = Goal("<=", 2.0)
 
 
-def run(options: Options, sizes: Sizes = forms.SIZES) -> list[Result]:
+def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
     """Raises:
     UserError: no kernel is written for what JAX finds here.
     """
@@ -38,11 +38,10 @@ def run(options: Options, sizes: Sizes = forms.SIZES) -> list[Result]:
             f"--cases=kernels needs a GPU or a TPU, this is {target}; leave it out of --cases"
         )
     limits = ceilings.measure(sizes, options.pairs)
-    results = limits.results("kernels")
+    yield from limits.results("kernels")
     settings = [(name, how) for name in names for how in forms.settings(name)]
     for problem in forms.timed(settings, sizes):
-        results += _beside(problem, options.pairs, limits)
-    return results
+        yield from _beside(problem, options.pairs, limits)
 
 
 def _beside(problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:

@@ -66,7 +66,7 @@ class Process(NamedTuple):
     ask: Callable[[str, int], float]
 
 
-def run(options: Options, sizes: Sizes = forms.SIZES) -> list[Result]:
+def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
     """Raises:
     UserError: no GPU, or no peer that runs.
     """
@@ -75,24 +75,28 @@ def run(options: Options, sizes: Sizes = forms.SIZES) -> list[Result]:
             f"--cases=peers needs an NVIDIA GPU, this is {jax.default_backend()}; "
             "leave it out of --cases"
         )
-    return compare(sizes, options.pairs)
+    yield from compare(sizes, options.pairs)
 
 
-def compare(sizes: Sizes, pairs: int) -> list[Result]:
-    """A row for each peer, size and pass.
+def compare(sizes: Sizes, pairs: int) -> Iterator[Result]:
+    """The ceilings, and a row for each peer, size and pass.
 
     Raises:
       UserError: no peer runs.
     """
     limits = ceilings.measure(sizes, pairs)
-    rows: list[Result] = []
+    yield from limits.results("peers")
+    reasons: dict[str, None] = {}
+    has_run = False
     for peer, ours in OURS.items():
         for problem in forms.timed([(ours.op, ours.options)], sizes):
-            rows += _beside(peer, problem, pairs, limits)
-    if all("peer" in row.facts["refused"] for row in rows):
-        reasons = {row.facts["refused"]["peer"]: 0 for row in rows}
+            for row in _beside(peer, problem, pairs, limits):
+                refused = row.facts["refused"].get("peer")
+                has_run |= refused is None
+                reasons |= {refused: None} if refused else {}
+                yield row
+    if not has_run:
         raise UserError(f"--cases=peers: no peer runs: {' | '.join(reasons)}")
-    return limits.results("peers") + rows
 
 
 def _beside(peer: str, problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:

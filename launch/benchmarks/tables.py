@@ -58,15 +58,18 @@ def programs(
 
 
 def _markdown(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    def line(cells: Sequence[str]) -> str:
+        return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells) + "\n"
+
+    return line(head) + "|" + "---|" * len(head) + "\n" + "".join(map(line, rows))
 
 
 def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
     goal = result["goal"]
     wanted = "" if goal is None else f"{goal['relation']} {goal['bound']:g}"
     missed = "" if goal is None or goal["met"] else " (missed)"
-    return result["name"], f"{result['value']:.3g}", wanted + missed
+    value = "refused" if result["value"] is None else f"{result['value']:.3g}"
+    return result["name"], value, wanted + missed
 
 
 def _run(values: dict[str, Any]) -> list[tuple[str, str]]:

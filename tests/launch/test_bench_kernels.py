@@ -115,13 +115,13 @@ def test_what_is_refused_is_null_in_a_file_and_told_in_the_table() -> None:
 
 def test_kernels_need_a_device() -> None:
     with pytest.raises(UserError, match="needs a GPU or a TPU, this is cpu"):
-        kernels.run(OPTIONS)
+        list(kernels.run(OPTIONS))
 
 
 @pytest.mark.gpu
 def test_every_kernel_of_a_gpu_is_timed() -> None:
     sizes = forms.Sizes((64, 128), (256,), tokens=512, heads=2, square=256, copied=1 << 20)
-    rows = kernels.run(OPTIONS, sizes)
+    rows = list(kernels.run(OPTIONS, sizes))
     assert not [row.facts["refused"] for row in rows if math.isnan(row.value)]
     timed = [row.facts["forms"] for row in rows[2:]]
     assert {form["kernel"] for form in timed} == {"triton_gpu"}

@@ -54,7 +54,7 @@ def test_both_passes_of_every_size_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = acted(tmp_path, monkeypatch, [], ["vector", "stickbreaking"])
-    rows = named(peers.compare(SIZES, 2))
+    rows = named(list(peers.compare(SIZES, 2)))
     fla = [f"T{time}/gated_linear decay=vector-K8/{{}}/over vector" for time in (16, 32)]
     stick = [
         f"T{time}/stickbreaking K8 {keys}/{{}}/over stickbreaking"
@@ -82,7 +82,7 @@ def test_a_peer_that_is_absent_or_dies_is_a_row_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear"], ["linear", "delta", "gated_delta"])
-    rows = peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1)[2:]
+    rows = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1))[2:]
     told = {row.name.split("/over ")[1]: row.facts["refused"] for row in rows[:2]}
     assert told == {"linear/refused": {"peer": "no module of linear"}}
     measured, died, *others = rows[2:]
@@ -105,7 +105,7 @@ def test_what_of_ours_does_not_compile_is_a_row(
         return lambda runs: 4e-3 * runs
 
     monkeypatch.setattr(forms, "timer", fails)
-    refused, measured = peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1)[2:]
+    refused, measured = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1))[2:]
     assert refused.name.endswith("/forward/over linear/refused")
     assert refused.facts["refused"] == {"ours": "a pass failed"}
     assert measured.value == pytest.approx(2.0)
@@ -116,7 +116,7 @@ def test_where_no_peer_runs_the_reasons_are_told_in_one_line(
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear", "delta"], ["linear", "delta"])
     with pytest.raises(UserError) as told:
-        peers.compare(SIZES, 1)
+        list(peers.compare(SIZES, 1))
     assert str(told.value).endswith("no peer runs: no module of linear | no module of delta")
 
 
@@ -145,4 +145,4 @@ def test_every_peer_can_be_run() -> None:
 def test_peers_need_a_gpu() -> None:
     options = Options(base=get_config().to_dict(), pairs=1, precision="bfloat16")
     with pytest.raises(UserError, match="needs an NVIDIA GPU, this is cpu"):
-        peers.run(options)
+        list(peers.run(options))
