@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.modules.context import Context
 from lm.modules.linear import Linear, project
+from lm.modules.remat import recomputed
 
 
 class SwiGLU(nn.Module):
@@ -27,4 +28,9 @@ class SwiGLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = project(x, self.gate, self.up)
         gate = checkpoint_name(gate, "mlp_gate")
-        return self.down(nn.silu(gate) * checkpoint_name(up, "mlp_up"))
+        return self.down(_gated(gate, checkpoint_name(up, "mlp_up")))
+
+
+@recomputed
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return nn.silu(gate) * up

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.modules.context import Context
+from lm.modules.remat import recomputed
 from lm.params import declare
+
+UNIT_EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
@@ -24,8 +27,14 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = declare(nn.initializers.ones, self.letter, "vector", decay=False)
         scale = self.param("scale", init, (x.shape[-1],))
-        normed = by_rms(x, (-1,), self.context.norm_eps) * scale.astype(jnp.float32)
-        return normed.astype(self.context.numerics.compute_dtype)
+        dtype = self.context.numerics.compute_dtype
+
+        @recomputed
+        def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+            normed = by_rms(x, (-1,), self.context.norm_eps) * scale.astype(jnp.float32)
+            return normed.astype(dtype)
+
+        return norm(x, scale)
 
 
 def by_rms(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
@@ -35,8 +44,9 @@ def by_rms(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
     return wide * jax.lax.rsqrt(mean_square + eps)
 
 
-def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+@recomputed
+def unit(x: jax.Array) -> jax.Array:
     """x [..., K] divided by its Euclidean length, in x's dtype; a zero vector stays zero."""
     wide = x.astype(jnp.float32)
     length = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(length + eps)).astype(x.dtype)
+    return (wide * jax.lax.rsqrt(length + UNIT_EPS)).astype(x.dtype)

@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from lm.modules.context import Context
 from lm.modules.norm import by_rms
+from lm.modules.remat import recomputed
 from lm.params import declare
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -37,18 +38,22 @@ class NormGate(nn.Module):
 
     @nn.compact
     def __call__(self, o: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-        wide = o.astype(jnp.float32)
         letters, axes = ("V", (-1,)) if self.over == "head" else ("H V", (-2, -1))
         init = declare(nn.initializers.ones, letters, "vector", decay=False)
         scale = self.param("scale", init, o.shape[-len(axes) :])
-        opened = 1.0
-        if gate is not None:
-            opened = ACTIVATIONS[self.activation](gate.astype(jnp.float32))
-        if self.gate_is == "before":
-            wide = wide * opened
-        if self.over == "heads":
-            wide = wide.reshape(*o.shape[:-2], self.num_groups, -1, o.shape[-1])
-        out = by_rms(wide, axes, self.context.norm_eps).reshape(o.shape) * scale
-        if self.gate_is == "after":
-            out = out * opened
-        return out.astype(self.context.numerics.compute_dtype)
+
+        @recomputed
+        def gated(o: jax.Array, gate: jax.Array | None, scale: jax.Array) -> jax.Array:
+            wide, opened = o.astype(jnp.float32), 1.0
+            if gate is not None:
+                opened = ACTIVATIONS[self.activation](gate.astype(jnp.float32))
+            if self.gate_is == "before":
+                wide = wide * opened
+            if self.over == "heads":
+                wide = wide.reshape(*o.shape[:-2], self.num_groups, -1, o.shape[-1])
+            out = by_rms(wide, axes, self.context.norm_eps).reshape(o.shape) * scale
+            if self.gate_is == "after":
+                out = out * opened
+            return out.astype(self.context.numerics.compute_dtype)
+
+        return gated(o, gate, scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,14 @@ from lm.config import ModelConfig
 NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
 PROJECTION = "projection"  # of a parameter that is split over a mesh
 PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
+
+
+def recomputed[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Elementwise work of which the backward pass keeps the inputs alone, whatever `model.remat`
+    says. Left to itself a norm keeps its input several times over in float32, and a gate every
+    factor of its derivative: in memory they cost more than they save in time.
+    """
+    return functools.wraps(function)(jax.checkpoint(function))
 
 
 def remat_policy(config: ModelConfig) -> Any:
