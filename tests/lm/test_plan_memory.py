@@ -64,7 +64,7 @@ def test_the_largest_layer_counts() -> None:
         return found.largest_stream, found.largest_inner
 
     alone, both = largest("retnet"), largest("softmax,retnet")
-    assert sum(alone) > 1.5 * sum(largest("softmax"))
+    assert sum(alone) > 1.4 * sum(largest("softmax"))  # so that a mean would be 0.85 of it
     assert both == pytest.approx(alone, rel=0.1)
 
 
