@@ -127,13 +127,17 @@ def settings(name: str) -> list[Options]:
 def timed(asked: Iterable[tuple[str, Options]], sizes: Sizes) -> Iterator[Timed]:
     """Ops with options at every size, in bfloat16, with both kinds of keys where they matter."""
     for name, options in asked:
-        kinds = (RANDOM, SHY) if "tolerance" in dispatch.get(name).options else ("",)
         for time in sizes.lengths:
             for width in sizes.widths:
                 dims = {"B": max(1, sizes.tokens // time), "T": time, "K": width, "V": width}
                 dims |= {"H": sizes.heads, "G": sizes.heads}
-                for keys in kinds:
+                for keys in kinds(name):
                     yield Timed(name, Case(dims, options, dtype="bfloat16"), keys)
+
+
+def kinds(name: str) -> tuple[str, ...]:
+    """The kinds of keys that an op is timed on."""
+    return (RANDOM, SHY) if "tolerance" in dispatch.get(name).options else ("",)
 
 
 def drawn(problem: Timed) -> tuple[Any, jax.Array]:
@@ -212,23 +216,32 @@ def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: A
 def measured(
     name: str, case: Case, sides: Mapping[str, tuple[str, Any]], pairs: int
 ) -> dict[str, Costs]:
-    """Each side is a form and its tiles; all are run in turn on the first device."""
+    """Each side is a form and its tiles; all are run in turn on the first device, where a stick
+    stops nothing. One that does not compile or does not fit is left out.
+    """
     here = mesh(jax.devices()[0])
-    given = arrays(name, case)
+    given = drawn(Timed(name, case, kinds(name)[-1]))
     costs: dict[str, list[Cost]] = {side: [] for side in sides}
-    for which in ("forward", "both"):
-        compiled = {
-            side: jax.jit(passes(name, case, *how, here)[which]).lower(*given).compile()
-            for side, how in sides.items()
-        }
-        calls = {side: timing.waiting(program, given) for side, program in compiled.items()}
-        samples = timing.interleave(calls, pairs)
-        for side, program in compiled.items():
+    for which in PASSES:
+        timers: dict[str, timing.Timer] = {}
+        peaks: dict[str, int] = {}
+        for side in list(costs):
+            try:
+                function = passes(name, case, *sides[side], here)[which]
+                program = jax.jit(function).lower(*given).compile()
+                timers[side] = timing.queueing(program, given)
+                timers[side](1)
+            except REFUSALS:
+                del costs[side]
+                timers.pop(side, None)
+                continue
             stats = program.memory_analysis()
             assert stats is not None
-            peak = stats.argument_size_in_bytes + stats.output_size_in_bytes
-            peak += stats.temp_size_in_bytes
-            costs[side].append(Cost(float(np.median(samples[side])), peak))
+            peaks[side] = stats.argument_size_in_bytes + stats.output_size_in_bytes
+            peaks[side] += stats.temp_size_in_bytes
+        samples = timing.take_turns(timers, pairs) if timers else {}
+        for side, taken in samples.items():
+            costs[side].append(Cost(float(np.median(taken)), peaks[side]))
     return {side: Costs(*found) for side, found in costs.items()}
 
 

@@ -70,6 +70,18 @@ def test_every_setting_and_size_is_tried() -> None:
     assert {case.options["decay"] for _, case in found} == {"none", "scalar", "vector"}
 
 
+def test_a_side_that_does_not_compile_is_left_out() -> None:
+    """Forms that run here stand for tiles; the kernel of a device that is not here refuses."""
+    dims = {"B": 1, "T": 8, "H": 2, "G": 2, "K": 4, "V": 4}
+    sides = {name: (name, None) for name in ("chunked", "pallas_tpu", "reference")}
+    found = forms.measured("stickbreaking", Case(dims), sides, 2)
+    assert found.keys() == {"chunked", "reference"}
+    for costs in found.values():
+        assert costs.forward.seconds > 0
+        assert costs.both.peak > costs.forward.peak
+    assert forms.kinds("stickbreaking")[-1] == forms.SHY
+
+
 def test_rows_of_other_ops_stay(tmp_path: Path) -> None:
     path = tmp_path / "made.json"
     assert tuning.kept(path, ["gated_linear"]) == []
