@@ -188,7 +188,7 @@ def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[
             return reason
         if target not in kernels:
             return f"{reason}; no {target.upper()} kernel yet"
-        return f"{reason}; nothing known says that {kernels[target]} wins here"
+        return f"{reason}; {kernels[target]} is not known to win here, launch.tune measures"
 
     return {target: ((form, why(target)),) for target in ("cpu", "gpu", "tpu")}
 

@@ -113,7 +113,7 @@ OP = Op(
         "tpu": (
             (
                 "chunked",
-                "the tiled form for any backend; nothing known says that pallas_tpu wins here",
+                "the tiled form for any backend; pallas_tpu is not known to win here, launch.tune measures",
             ),
         ),
     },
