@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from kernels import segments
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, modules
+from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
 from kernels.primitives import attention, kv_cache
 from kernels.softmax import decode, jax_nn, reference
 from kernels.softmax.cases import CASES, PROPERTIES, TOLERANCES
@@ -110,12 +110,7 @@ OP = Op(
             ("jax_nn", "jax.nn.dot_product_attention, the library's own path"),
             ("chunked", "the tiled form for any backend"),
         ),
-        "tpu": (
-            (
-                "chunked",
-                "the tiled form for any backend; pallas_tpu is not known to win here, launch.tune measures",
-            ),
-        ),
+        "tpu": everywhere("chunked", "the tiled form for any backend", tpu="pallas_tpu")["tpu"],
     },
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
