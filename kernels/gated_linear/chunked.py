@@ -6,6 +6,7 @@ memory S from chunk to chunk in a scan. Saved: the inputs, and S at the entry of
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,13 @@ from kernels.primitives.products import AS_GIVEN
 DEFAULT = Sizes(length=64, sub=8)
 
 
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    scale: float
+    how: How
+
+
 def apply(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"] | None,
@@ -42,9 +50,9 @@ def apply(
             f"set length={1 << sizes.length.bit_length()}"
         )
     marks, segment = chunks.marks(segment_ids, state.segment, sizes.length, time)
-    marks = chunks.per_head(marks)
-    x = _cut(inputs, marks, sizes.length, options["scale"])
-    out, s = attend(How(AS_GIVEN, sizes.sub), x, marks, state.s.astype(jnp.float32))
+    static = Static(options["scale"], How(AS_GIVEN, sizes.sub))
+    x = _cut(inputs, segment_ids, sizes.length)
+    out, s = attend(static, x, chunks.per_head(marks), state.s.astype(jnp.float32))
     out = segments.blank_padding(chunks.join(out, time), segment_ids)
     return out.astype(inputs["q"].dtype), GatedState(s, segment)
 
@@ -55,35 +63,41 @@ def _fit(sizes: Sizes, time: int) -> Sizes:
     return Sizes(length, math.gcd(sizes.sub, length))
 
 
-def _cut(inputs: Inputs, marks: Marks | None, length: int, scale: float) -> Chunk:
-    """Chunks of float32 inputs; padding neither writes nor decays."""
-    x = {name: chunks.cut(x.astype(jnp.float32), length) for name, x in inputs.items()}
-    if marks is not None:
-        keep = jnp.swapaxes(marks.real, -1, -2) > 0.0
-        for name in x.keys() - {"q", "v"}:
-            x[name] = jnp.where(keep if x[name].ndim == 5 else keep[..., 0], x[name], 0.0)
+def _cut(inputs: Inputs, segment_ids: Array | None, length: int) -> Chunk:
+    """Chunks; padding neither writes nor decays."""
+    blank = {
+        n: x if n in "qv" else segments.blank_padding(x, segment_ids) for n, x in inputs.items()
+    }
+    x = {name: chunks.cut(x, length) for name, x in blank.items()}
     log_decay = x.get("log_decay")
     head = channel = None
     if log_decay is not None and log_decay.ndim == 4:
         head = log_decay[..., None, :]
     else:
         channel = log_decay
-    return Chunk(scale * x["q"], x["k"], x["v"], head, channel)
+    return Chunk(x["q"], x["k"], x["v"], head, channel)
+
+
+def _widen(x: Chunk, static: Static) -> Chunk:
+    """One chunk in float32, queries scaled."""
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), x)
+    return wide._replace(q=static.scale * wide.q)
 
 
 def _attend(
-    how: How, x: Chunk, marks: Marks | None, s: Float[Array, "B H K V"]
+    static: Static, x: Chunk, marks: Marks | None, s: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
     """Output of all chunks, and what leaves the last."""
-    return _forward(how, x, marks, s)[0]
+    return _forward(static, x, marks, s)[0]
 
 
 def _forward(
-    how: How, x: Chunk, marks: Marks | None, s: Array
+    static: Static, x: Chunk, marks: Marks | None, s: Array
 ) -> tuple[tuple[Array, Array], tuple[Chunk, Marks | None, Array]]:
     def visit(s: Array, now: tuple[Chunk, Marks | None]) -> tuple[Array, tuple[Array, Array]]:
         here, marks = now
-        out, left = tile.forward(here, chunks.documents(marks), s, how)
+        documents = chunks.documents(marks)
+        out, left = tile.forward(_widen(here, static), documents, s, static.how)
         return left, (out, s)
 
     s, (out, entered) = lax.scan(visit, s, (x, marks))
@@ -91,14 +105,16 @@ def _forward(
 
 
 def _backward(
-    how: How, saved: tuple[Chunk, Marks | None, Array], cotangents: tuple[Array, Array]
+    static: Static, saved: tuple[Chunk, Marks | None, Array], cotangents: tuple[Array, Array]
 ) -> tuple[Chunk, None, Array]:
     d_out, d_s = cotangents
 
     def visit(d_left: Array, now: tuple[Chunk, Marks | None, Array, Array]) -> tuple[Array, Chunk]:
         here, marks, s, d_out = now
-        d_here, d_s = tile.backward(here, chunks.documents(marks), s, d_out, d_left, how)
-        return d_s, d_here
+        wide, documents = _widen(here, static), chunks.documents(marks)
+        d_here, d_s = tile.backward(wide, documents, s, d_out, d_left, static.how)
+        d_here = d_here._replace(q=static.scale * d_here.q)
+        return d_s, jax.tree.map(lambda grad, x: grad.astype(x.dtype), d_here, here)
 
     d_s, d_x = lax.scan(visit, d_s, (*saved, d_out), reverse=True)
     return d_x, None, d_s

@@ -169,7 +169,7 @@ def _modal(
         last = jnp.full((x.shape[0],), time - 1, jnp.int32)
     else:
         places = gaps.gaps(segment_ids, belongs, state.segment)
-        x = jnp.where((segment_ids != 0)[..., None, None], x, jnp.zeros((), x.dtype))
+        x = segments.blank_padding(x, segment_ids)
         # Powers of lambda count places: tokens of a document have to stand side by side.
         x, ids = lax.cond(
             places.any,

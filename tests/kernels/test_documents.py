@@ -182,6 +182,23 @@ def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
     assert_close(answer(name, form, case, full), want, tolerance(name, form), f"{name} {form}")
 
 
+@pytest.mark.parametrize(("name", "form"), TILED)
+def test_masks_are_kept_small(name: str, form: str):
+    """The backward pass keeps no mask that repeats itself along the channels."""
+    problem = contract.sample(dispatch.get(name), a_case(documents="padded"))
+
+    def kept(problem: contract.Problem) -> Any:
+        def forward(inputs: Any) -> jax.Array:
+            return dispatch.apply(name, inputs, segment_ids=problem.segment_ids, form=form)[0]
+
+        return jax.tree.leaves(jax.vjp(forward, problem.inputs)[1])
+
+    masks = [x.shape for x in jax.eval_shape(kept, problem) if x.dtype == bool]
+    if form == "jax_nn":  # it keeps what jax.nn masks, of every pair
+        masks = [shape for shape in masks if shape[-1] != 65]
+    assert all(len(shape) < 4 for shape in masks), masks
+
+
 def loops(jaxpr: Any) -> Iterator[int]:
     """Lengths of all loops of known length, kernels aside."""
     for eqn in jaxpr.eqns:
