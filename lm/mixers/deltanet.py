@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from lm.modules.linear import Linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.mixer import Along, Call
-from lm.modules.norm import unit
+from lm.modules.norm import unit_keys
 from lm.modules.norm_gate import NormGate
 from lm.modules.short_conv import ShortConv
 
@@ -62,8 +62,8 @@ class Deltanet(LinearMixer):
         heads = jnp.concatenate(heads, axis=-1)
         if self.conv_size:
             heads = self.conv(heads, run, "conv")
-        q, k, v = jnp.split(jax.nn.silu(heads), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k, v = unit_keys(heads, self.key_dim)
         beta = jax.nn.sigmoid(beta.astype(jnp.float32))
         beta = 2.0 * beta if self.negative_eigenvalues else beta
-        out = run("main", {"q": unit(q), "k": unit(k), "v": v, "beta": beta})
+        out = run("main", {"q": q, "k": k, "v": v, "beta": beta})
         return self.out(self.norm(out))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from lm.modules.linear import Linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.mixer import Along, Call
-from lm.modules.norm import unit
+from lm.modules.norm import unit_keys
 from lm.modules.norm_gate import NormGate
 from lm.modules.short_conv import ShortConv
 from lm.modules.step_size import dt_bias, log_uniform
@@ -70,11 +70,11 @@ class GatedDeltanet(LinearMixer):
         del positions
         *heads, beta, decay, gate = self.project(x, self.beta, self.decay, self.gate)
         heads = self.conv(jnp.concatenate(heads, axis=-1), run, "conv")
-        q, k, v = jnp.split(jax.nn.silu(heads), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k, v = unit_keys(heads, self.key_dim)
         dt = jax.nn.softplus(decay.astype(jnp.float32) + self.dt_bias)
         inputs = {
-            "q": unit(q),
-            "k": unit(k),
+            "q": q,
+            "k": k,
             "v": v,
             "beta": jax.nn.sigmoid(beta.astype(jnp.float32)),
             "log_decay": -jnp.exp(self.A_log) * dt,

@@ -44,9 +44,19 @@ def by_rms(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
     return wide * jax.lax.rsqrt(mean_square + eps)
 
 
-@recomputed
 def unit(x: jax.Array) -> jax.Array:
     """x [..., K] divided by its Euclidean length, in x's dtype; a zero vector stays zero."""
     wide = x.astype(jnp.float32)
     length = jnp.sum(wide * wide, axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(length + UNIT_EPS)).astype(x.dtype)
+
+
+def unit_keys(heads: jax.Array, key_dim: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q and k [..., K] of length one, and v, out of SiLU(heads) [..., K + K + V]."""
+
+    @recomputed
+    def split(heads: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q, k, v = jnp.split(jax.nn.silu(heads), [key_dim, 2 * key_dim], axis=-1)
+        return unit(q), unit(k), v
+
+    return split(heads)

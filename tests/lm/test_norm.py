@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from lm.modules.mlp import SwiGLU
-from lm.modules.norm import RMSNorm, unit
+from lm.modules.norm import RMSNorm, unit_keys
 from lm.modules.norm_gate import NormGate
 from tests.lm import tiny
 
@@ -49,6 +49,6 @@ def test_inputs_alone_are_kept(name: str) -> None:
     assert [x.dtype for x in found] == [jnp.bfloat16] * count
 
 
-def test_a_unit_keeps_its_input() -> None:
-    found = kept(unit, jnp.ones(SHAPE, jnp.bfloat16))
+def test_keys_of_length_one_keep_what_they_are_made_of() -> None:
+    found = kept(lambda heads: unit_keys(heads, 8), jnp.ones(SHAPE, jnp.bfloat16))
     assert [x.dtype for x in found] == [jnp.bfloat16]
