@@ -116,7 +116,9 @@ def apply(
     `state` None is one whole sequence, as in training; the returned state then has capacity T. A
     given state is continued: its rows may have different lengths, padding in `segment_ids` is not
     written to it, and without `segment_ids` all tokens continue the row's last document. Where a
-    row is packed, what is not finite stays in its document; see `quarantine`.
+    row is packed, what comes in not finite stays in its document; see `quarantine`. The tokens of a
+    document stand together: an id that comes again is the same document to attention and another
+    one to a recurrence.
 
     With `mesh` of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
     """

@@ -1,12 +1,14 @@
-"""What is not finite in one packed document stays in that document.
+"""What is not finite in the inputs of one packed document stays in that document.
 
 The forms mask tokens of other documents by zero weights, and zero times NaN is NaN. So, where a row
-is packed, a call of an op runs on inputs whose bad tokens (any NaN or infinity) are zeros, and then
+is packed, a call of an op runs on inputs whose NaN and infinities are zeros, and then, of tokens
+that had any,
 
     out(t) = NaN      from the first bad token of a document to the document's end
     state  = NaN      where the last document of a row is a bad one, so that it cannot be continued
 
-Heads are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
+Numbers that are finite and overflow within an op are not looked for: they may spoil the row. Heads
+are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
 Cotangents are not guarded: one that is not finite comes from a loss that is not, and the step that
 would use the gradients is skipped (lm/optim.py).
 """

@@ -32,7 +32,7 @@ PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
 _CASES = flags.DEFINE_list("cases", list(DEFAULT), f"of {', '.join(CASES)}")
-_OUT = flags.DEFINE_string("out", "", "JSON file to write; its folder is made")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write; until the end FILE.partial")
 _PAIRS = flags.DEFINE_integer("pairs", 40, "samples of each side", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "", "trained run that skipping reads")
 _PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of steps and recurrences")
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
         if name not in CASES:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
     out = cli.out_file("out", _OUT.value, makes_folder=True)
+    partial = out.with_name(f"{out.name}.partial") if out else None  # rows as they come
     import jax  # after the flags are known to be right
 
     from launch.benchmarks import machine, problem, timing
@@ -56,17 +57,21 @@ def main(argv: list[str]) -> None:
     options = problem.Options(base=base, workdir=_WORKDIR.value, **told)
     head = machine.describe("launch.bench") | told
     console, results = Console(highlight=False, markup=False), list[Any]()
-    for name in _CASES.value:
-        case = importlib.import_module(f"launch.benchmarks.{name}")
+    cases = {n: importlib.import_module(f"launch.benchmarks.{n}") for n in _CASES.value}
+    for case in cases.values():
+        getattr(case, "check", lambda options: None)(options)  # before any of them takes its time
+    for name, case in cases.items():
         first = len(results)
         with Waiting(name) as waiting:
             for result in case.run(options):
                 waiting.told(result.name)
                 results.append(result)
-                if out is not None:
+                if partial is not None:
                     rows = [row.to_mapping() for row in results]
-                    files.replace(out, json.dumps(head | {"results": rows}, indent=1) + "\n")
+                    files.replace(partial, json.dumps(head | {"results": rows}, indent=1) + "\n")
         console.print(getattr(case, "table", timing.table)(results[first:]))
+    if out is not None and partial is not None:
+        partial.replace(out)
 
 
 if __name__ == "__main__":

@@ -281,6 +281,10 @@ def _result(target: str, op: str, program: Program) -> Result:
 def main() -> None:
     op, target = sys.argv[1], targets.parse(sys.argv[2])
     targets.start(target)
+    try:
+        targets.devices(target)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     for problem in problems(op):
         found = prove(problem, target)
         kernels = [kernel._asdict() for kernel in found.kernels]

@@ -27,19 +27,32 @@ ATTENTION, BASELINE = "stickbreaking", "softmax"
 GOAL = Goal("<=", 2.0)
 
 
-def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
+def check(options: Options) -> None:
     """Raises:
     UserError: no kernel is written for what JAX finds here.
     """
-    target = jax.default_backend()
-    names = [name for name in dispatch.names() if forms.kernel(name, target) and name != BASELINE]
-    if not names:
+    del options
+    if not _names():
         raise UserError(
-            f"--cases=kernels needs a GPU or a TPU, this is {target}; leave it out of --cases"
+            f"--cases=kernels needs a GPU or a TPU, this is {jax.default_backend()}; "
+            "leave it out of --cases"
         )
+
+
+def _names() -> list[str]:
+    """Ops with a kernel for this device, but for the one that the others stand beside."""
+    target = jax.default_backend()
+    return [name for name in dispatch.names() if forms.kernel(name, target) and name != BASELINE]
+
+
+def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
+    """Raises:
+    UserError: as `check`.
+    """
+    check(options)
     limits = ceilings.measure(sizes, options.pairs)
     yield from limits.results("kernels")
-    settings = [(name, how) for name in names for how in forms.settings(name)]
+    settings = [(name, how) for name in _names() for how in forms.settings(name)]
     for problem in forms.timed(settings, sizes):
         yield from _beside(problem, options.pairs, limits)
 

@@ -66,15 +66,23 @@ class Process(NamedTuple):
     ask: Callable[[str, int], float]
 
 
-def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
+def check(options: Options) -> None:
     """Raises:
-    UserError: no GPU, or no peer that runs.
+    UserError: no GPU.
     """
+    del options
     if jax.default_backend() != "gpu":
         raise UserError(
             f"--cases=peers needs an NVIDIA GPU, this is {jax.default_backend()}; "
             "leave it out of --cases"
         )
+
+
+def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
+    """Raises:
+    UserError: as `check`, or no peer that runs.
+    """
+    check(options)
     yield from compare(sizes, options.pairs)
 
 

@@ -75,12 +75,19 @@ class Program(NamedTuple):
         return jax.block_until_ready(self.run(*self.given))
 
 
-def run(options: Options) -> list[Result]:
+def check(options: Options) -> None:
     """Raises:
-    UserError: no run is named, or none of its layers breaks sticks.
+    UserError: no run is named.
     """
     if not options.workdir:
         raise UserError("--cases=skipping reads a trained run; set --workdir=WORKDIR")
+
+
+def run(options: Options) -> list[Result]:
+    """Raises:
+    UserError: as `check`, or none of the run's layers breaks sticks.
+    """
+    check(options)
     loaded = lm.load(options.workdir)
     data = loaded.config.data
     prepared = prepare.prepare(data, prepare.resolve_data_dir(""), tokenizer=loaded.tokenizer)

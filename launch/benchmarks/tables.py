@@ -53,7 +53,7 @@ def programs(
             for found in [[kernel[key] for kernel in facts["kernels"]]]
         ]
         device = parse(facts["target"]).chip.name
-        peak, model = f"{result['value']:.2f}", f"{facts['seconds'] * 1e6:.0f}"
+        peak, model = f"{result['value']:.2f}{_missed(result)}", f"{facts['seconds'] * 1e6:.0f}"
         yield device, width[1:], " ".join(setting), *sizes, peak, *most, model
 
 
@@ -67,10 +67,13 @@ def _markdown(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
     goal = result["goal"]
     wanted = "" if goal is None else f"{goal['relation']} {goal['bound']:g}"
-    missed = "" if goal is None or goal["met"] else " (missed)"
     value = "refused" if result["value"] is None else f"{result['value']:.3g}"
-    return result["name"], value, wanted + missed
+    return result["name"], value, wanted + _missed(result)
 
 
 def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in values["numbers"].items()]
+
+
+def _missed(result: Mapping[str, Any]) -> str:
+    return "" if result["goal"] is None or result["goal"]["met"] else " (missed)"

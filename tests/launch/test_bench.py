@@ -231,6 +231,19 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["cpu.json"]
 
 
+def test_a_case_that_cannot_run_here_is_told_before_others_run(tmp_path: Path) -> None:
+    """And what an earlier run has written stays."""
+    out = tmp_path / "kept.json"
+    out.write_text("kept")
+    command = [sys.executable, "-m", "launch.bench", "--cases=train_step,kernels", f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --cases=kernels needs a GPU or a TPU")
+    assert len(done.stderr.splitlines()) == 1
+    assert out.read_text() == "kept"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
