@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kernels import dispatch
+from kernels.primitives import device
 from lm import build as build_lib
 from lm import model as model_lib
 from lm.build import Build
@@ -110,7 +111,10 @@ def _proof(key: str, proofs: Sequence[Mapping[str, Any]]) -> str:
         if counts:
             told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
             place = proof["cpu"] if proof["device"] == "cpu" else proof["device"]
-            lines.append(f"{told} on {place} at {proof['commit'][:10]}")
+            # On a CPU the kernel of a device is evaluated by its interpreter.
+            is_kernel = key.split("/")[1] in device.TARGETS
+            how = "interpreted on" if is_kernel and proof["device"] == "cpu" else "on"
+            lines.append(f"{told} {how} {place} at {proof['commit'][:10]}")
     return "; ".join(lines) or UNPROVEN
 
 

@@ -15,7 +15,10 @@ from lm.studies import catalog
 from lm.studies.catalog import MixerRow
 
 PROOF = {
-    "forms": {"softmax/chunked": {"passed": 30, "skipped": 1}},
+    "forms": {
+        "softmax/chunked": {"passed": 30, "skipped": 1},
+        "softmax/pallas_tpu": {"passed": 2},
+    },
     "device": "cpu",
     "cpu": "A processor",
     "commit": "0123456789abcdef",
@@ -44,6 +47,7 @@ def test_rows_of_mixers_and_of_every_form(monkeypatch: pytest.MonkeyPatch) -> No
     }
     proofs = {(row.op, row.form): row.proof for row in rows}
     assert proofs["softmax", "chunked"] == "30 passed, 1 skipped on A processor at 0123456789"
+    assert proofs["softmax", "pallas_tpu"] == "2 passed interpreted on A processor at 0123456789"
     assert proofs["softmax", "reference"] == catalog.UNPROVEN
     chunked = next(row for row in rows if (row.op, row.form) == ("softmax", "chunked"))
     assert chunked.preferred == "cpu 1, gpu 2, tpu 1"
