@@ -134,10 +134,10 @@ def apply(
     reason = refusal(op, form, dims, dtype, bound, device.platform(placed))
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
+    _check_segments(segment_ids, dims)
     _check_state(op, state, dims)
     if blocks is None and form in device.TARGETS:
         blocks = _blocks(op, form, dims, dtype, bound, placed.device_kind)
-
     specs = op.needed(bound)
 
     def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
@@ -284,6 +284,16 @@ def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inp
         else:
             raise ValueError(f"{op.name} with these options needs the input {name!r}")
     return complete
+
+
+def _check_segments(segment_ids: Array | None, dims: Dims) -> None:
+    wanted = dims["B"], dims["T"]
+    if segment_ids is None:
+        return
+    if segment_ids.shape != wanted or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"segment_ids are {segment_ids.dtype} {segment_ids.shape}; give integers {wanted}"
+        )
 
 
 def _check_state(op: Op, state: Any, dims: Dims) -> None:

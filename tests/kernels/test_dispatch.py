@@ -1,7 +1,10 @@
 """The public surface: names, resolution of forms, and errors that say what to do."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kernels import blocks, dispatch
@@ -81,6 +84,12 @@ def test_dtypes_and_empty_sizes_are_refused_by_name():
         dispatch.apply("softmax", inputs(), form="chunked")
     with pytest.raises(ValueError, match="K=0 must be at least 1"):
         dispatch.resolve("softmax", "auto", target="cpu", dims=DIMS | {"K": 0}, dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("ids", [np.ones((2, 8)), np.ones((2, 7), np.int32)])
+def test_documents_are_integers_of_every_token(ids: Any):
+    with pytest.raises(ValueError, match=r"segment_ids are .*; give integers \(2, 8\)"):
+        dispatch.apply("softmax", inputs(), segment_ids=jnp.asarray(ids), form="chunked")
 
 
 def test_state_too_small_is_an_error():
