@@ -38,12 +38,18 @@ def test_experiments_convert() -> None:
 
 
 def test_presets_of_kernels_convert() -> None:
-    """About 110 million parameters; each mixer as `auto` chooses and chunked."""
-    for preset in kernels_experiment.PRESETS:
+    """About 110 million parameters; each mixer chunked and by the kernel of the preset's device."""
+    wanted = {
+        "smoke": ["auto"] * 5,
+        "gpu": ["jax_nn", *["triton_gpu"] * 4],
+        "tpu": ["pallas_tpu"] * 5,
+    }
+    assert wanted.keys() == kernels_experiment.PRESETS.keys()
+    for preset, kernels in wanted.items():
         study = kernels_experiment.get_config(f"{preset},data").to_dict()
         run = from_mapping(study["run"])
         forms = [run.model.layers[label]["form"] for label in study["patterns"]]
-        assert forms == ["chunked", "auto"] * len(kernels_experiment.MIXERS)
+        assert forms == [form for kernel in kernels for form in ("chunked", kernel)]
 
 
 def test_groups_fit_into_an_experiment() -> None:
