@@ -51,7 +51,7 @@ def summary(workdir: Path) -> dict[str, Any]:
 
     run = folder.load([workdir])[0]
     rates = run.series("time/tokens_per_second")[1]
-    if not rates:
+    if len(rates) == 0:
         raise UserError(f"--workdir={workdir}: no record has a time; take a longer run")
     numbers = {f"validation bits per byte, {k}": f"{v:.3f}" for k, v in run.validation().items()}
     numbers["tokens trained on"] = f"{run.last('tokens'):,.0f}"

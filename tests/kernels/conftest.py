@@ -75,6 +75,7 @@ class Proof:
     """Counts outcomes of the tests that name an op and a form."""
 
     def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of tests
         self.path = path
         self.counts: dict[str, Counter[str]] = {}
 

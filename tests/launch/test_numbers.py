@@ -9,6 +9,8 @@ import pytest
 
 from launch import numbers
 from launch.benchmarks import tables
+from lm.config import UserError
+from tests.lm import test_report
 
 
 @pytest.mark.parametrize("page", numbers.PAGES)
@@ -26,6 +28,22 @@ def test_every_result_file_says_where_it_comes_from() -> None:
         assert values["command"].startswith(("python -m launch.", "python -m pytest")), path
         assert len(values["commit"]) >= 40, path
         assert values["cpu"], path
+
+
+def test_the_numbers_of_a_run(tmp_path: Path) -> None:
+    workdir = test_report.make(tmp_path / "run")
+    facts = json.loads((workdir / "run.json").read_text()) | {"cpu": "A processor", "cores": 2}
+    (workdir / "run.json").write_text(json.dumps(facts))
+    values = numbers.summary(workdir)
+    assert values["command"] == "python -m launch.train --config=x.py --config.model.width=128 " + (
+        "--workdir=a"
+    )
+    assert values["numbers"]["tokens per second, median"] == "8,192"
+    assert values["numbers"]["validation bits per byte, stdlib"] == f"{5.0 / 40**0.2:.3f}"
+    records = (workdir / "metrics.jsonl").read_text().replace("time/", "other/")
+    (workdir / "metrics.jsonl").write_text(records)
+    with pytest.raises(UserError, match="no record has a time"):
+        numbers.summary(workdir)
 
 
 def test_a_missed_goal_is_said() -> None:
