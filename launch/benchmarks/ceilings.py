@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import dispatch
 from kernels.contract import Case
-from launch.benchmarks import timing
+from launch.benchmarks import forms, timing
 from launch.benchmarks.forms import Sizes
 from launch.benchmarks.timing import Result
 
@@ -32,15 +31,10 @@ class Ceilings(NamedTuple):
 
     def fractions(self, op: str, case: Case, which: str, samples: list[float]) -> dict[str, float]:
         """Of these, what an op reaches whose pass ("forward", "both") took so many seconds."""
-        found, passes = dispatch.get(op), 1.0
-        if which == "both":
-            passes += found.backward_flops
-        seconds = float(np.median(samples))
-        options = dispatch.bind_options(found, case.options, case.dims)
-        itemsize = jnp.dtype(case.dtype).itemsize
+        seconds, work = float(np.median(samples)), forms.work(op, case, which)
         return {
-            "flops": passes * found.flops(case.dims, options) / seconds / self.flops,
-            "bytes": passes * found.bytes(case.dims, options, itemsize) / seconds / self.bytes,
+            "flops": work.flops / seconds / self.flops,
+            "bytes": work.bytes / seconds / self.bytes,
         }
 
 

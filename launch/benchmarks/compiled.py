@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -37,7 +38,7 @@ from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
 from lm import targets
 from lm.config import UserError
-from lm.targets import Target
+from lm.targets import Chip
 
 TARGETS = ("v5e-1", "v5p-8", "h100-1")
 TIME = 8192
@@ -146,9 +147,8 @@ def programs(op: str, target: str) -> Iterator[Program]:
     Raises:
       UserError: it fails.
     """
-    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "launch.benchmarks.compiled", op, target]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"the kernels of {op} for {target} were not compiled: {reason}")
@@ -157,36 +157,35 @@ def programs(op: str, target: str) -> Iterator[Program]:
         yield Program(**found | {"kernels": tuple(Kernel(**x) for x in found["kernels"])})
 
 
-def prove(problem: Problem, target: Target) -> Program:
-    """Compiles one program."""
-    mesh = forms.mesh(targets.devices(target)[0])
-    op, case = dispatch.get(problem.op), problem.case
-    form = forms.kernel(problem.op, target.chip.platform)
-    inputs, d_out = jax.eval_shape(lambda: forms.arrays(problem.op, case))
+def environment() -> dict[str, str]:
+    """Of a process in which Triton compiles its kernels, whatever this one does."""
+    return {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
+
+
+def prove(problem: Problem, chip: Chip, place: Any) -> Program:
+    """Compiles one program for one device of a target, `place`."""
+    name, case, which = problem
+    mesh, form = forms.mesh(place), forms.kernel(name, chip.platform)
+    assert form is not None
+    inputs, d_out = jax.eval_shape(lambda: forms.arrays(name, case))
     shape = case.dims["B"], case.dims["T"]
     ids = None if case.documents == "none" else jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def forward(inputs: Any, ids: Any) -> jax.Array:
-        call = {"form": form, "options": case.options, "mesh": mesh, "rules": forms.RULES}
-        return dispatch.apply(problem.op, inputs, segment_ids=ids, **call)[0]
+    def run(which: str, inputs: Any, ids: Any, d_out: Any) -> Any:
+        return forms.passes(name, case, form, None, mesh, ids)[which](inputs, d_out)
 
-    def both(inputs: Any, ids: Any, d_out: jax.Array) -> Any:
-        out, pull = jax.vjp(lambda inputs: forward(inputs, ids), inputs)
-        return out, pull(d_out)[0]
-
-    is_both = problem.passes == "both"
-    function, given = (both, (inputs, ids, d_out)) if is_both else (forward, (inputs, ids))
-    is_gpu = target.chip.platform == "gpu"
+    is_gpu = chip.platform == "gpu"
     with _triton() if is_gpu else contextlib.nullcontext([]) as made:
-        compiled = forms.lower(function, given, mesh).compile()
+        compiled = forms.lower(partial(run, which), (inputs, ids, d_out), mesh).compile()
     memory = compiled.memory_analysis()
+    forward = lambda inputs, ids: run("forward", inputs, ids, None)
     return Program(
         problem.name,
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
         memory.temp_size_in_bytes,
-        _kept(forward, inputs, ids) if is_both else 0,
-        _seconds(op, case, target, 1.0 + op.backward_flops * is_both),
+        _kept(forward, inputs, ids) if which == "both" else 0,
+        _seconds(name, case, which, chip),
         tuple(_assemble(result) for result in made) if is_gpu else _on_tpu(compiled.as_text()),
     )
 
@@ -206,13 +205,12 @@ def _kept(forward: Any, inputs: Any, ids: Any) -> int:
     return max(0, size(kept.values()) - size(jax.tree.leaves(inputs)))
 
 
-def _seconds(op: Any, case: Case, target: Target, passes: float) -> float:
-    peak, bandwidth = target.chip.peak_flops("bfloat16"), target.chip.hbm_bandwidth
+def _seconds(name: str, case: Case, which: str, chip: Chip) -> float:
+    peak, bandwidth = chip.peak_flops("bfloat16"), chip.hbm_bandwidth
     assert peak is not None
     assert bandwidth is not None
-    options = dispatch.bind_options(op, case.options, case.dims)
-    moved = op.bytes(case.dims, options, jnp.dtype(case.dtype).itemsize)
-    return passes * max(op.flops(case.dims, options) / peak, moved / bandwidth)
+    work = forms.work(name, case, which)
+    return max(work.flops / peak, work.bytes / bandwidth)
 
 
 def _on_tpu(text: str) -> tuple[Kernel, ...]:
@@ -282,11 +280,11 @@ def main() -> None:
     op, target = sys.argv[1], targets.parse(sys.argv[2])
     targets.start(target)
     try:
-        targets.devices(target)
+        place = targets.devices(target)[0]
     except UserError as error:
         raise SystemExit(str(error)) from None
     for problem in problems(op):
-        found = prove(problem, target)
+        found = prove(problem, target.chip, place)
         kernels = [kernel._asdict() for kernel in found.kernels]
         print(json.dumps(found._asdict() | {"kernels": kernels}), flush=True)
 

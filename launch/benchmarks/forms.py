@@ -195,20 +195,17 @@ def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: A
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses.
     """
-    op = dispatch.get(name)
     peak, bandwidth = chip.peak_flops("bfloat16"), chip.hbm_bandwidth
     assert peak is not None
     assert bandwidth is not None
-    forward = dispatch.flops(name, case.dims, case.options)
     found = []
-    work = {"forward": forward, "both": (1 + op.backward_flops) * forward}
     for which, function in passes(name, case, form, blocks, mesh(place)).items():
         shapes = jax.eval_shape(lambda: arrays(name, case))
         stats = lower(function, shapes, mesh(place)).compile().memory_analysis()
         assert stats is not None
         held = stats.argument_size_in_bytes + stats.output_size_in_bytes
         moved = held + 2 * stats.temp_size_in_bytes
-        seconds = max(work[which] / peak, moved / bandwidth)
+        seconds = max(work(name, case, which).flops / peak, moved / bandwidth)
         found.append(Cost(seconds, held + stats.temp_size_in_bytes))
     return Costs(*found)
 
@@ -245,8 +242,24 @@ def measured(
     return {side: Costs(*found) for side, found in costs.items()}
 
 
+class Work(NamedTuple):
+    """What one of `PASSES` has to do: FLOPs, and bytes moved at the least."""
+
+    flops: float
+    bytes: float
+
+
+def work(name: str, case: Case, which: str) -> Work:
+    """By the op's own counts (`Op.flops`, `Op.bytes`, `Op.backward_flops`)."""
+    op = dispatch.get(name)
+    options = dispatch.bind_options(op, case.options, case.dims)
+    times = 1.0 + op.backward_flops if which == "both" else 1.0
+    moved = op.bytes(case.dims, options, jnp.dtype(case.dtype).itemsize)
+    return Work(times * op.flops(case.dims, options), times * moved)
+
+
 def passes(
-    name: str, case: Case, form: str, blocks: Any, mesh: Mesh
+    name: str, case: Case, form: str, blocks: Any, mesh: Mesh, segment_ids: Any = None
 ) -> dict[str, Callable[..., Any]]:
     """(inputs, cotangent) -> the output; the same with the gradients."""
 
@@ -255,6 +268,7 @@ def passes(
         return dispatch.apply(
             name,
             inputs,
+            segment_ids=segment_ids,
             form=form,
             options=case.options,
             blocks=blocks,

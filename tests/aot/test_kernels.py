@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -82,9 +81,9 @@ def test_packed_rows_cost_a_layer_little_memory(target: str, op: str, options: A
     copies are all there is (kernels/quarantine.py).
     """
     need(target)
-    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.aot.packed_layer", target, op, json.dumps(options)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    env = compiled.environment()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     plain, packed = map(int, done.stdout.split())
     assert packed <= PACKED * plain, f"{packed / plain:.2f}"

@@ -11,6 +11,7 @@ import pytest
 
 from kernels import contract, dispatch
 from kernels.contract import Case
+from tests import jaxprs
 from tests.kernels.contract_problem import (
     FORMS,
     QUICK,
@@ -264,8 +265,6 @@ def products(jaxpr: Any) -> float:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             left = eqn.invars[0].aval.shape
             total += 2.0 * eqn.outvars[0].aval.size * math.prod(left[i] for i in contracted)
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += products(inner) * eqn.params.get("length", 1)
+        for inner in jaxprs.within(eqn):
+            total += products(inner) * eqn.params.get("length", 1)
     return total

@@ -12,6 +12,7 @@ import pytest
 
 from kernels import contract, dispatch
 from kernels.contract import Case
+from tests import jaxprs
 from tests.kernels.contract_problem import (
     QUICK,
     TILED,
@@ -206,10 +207,8 @@ def loops(jaxpr: Any) -> Iterator[int]:
             continue
         if eqn.primitive.name == "scan":
             yield eqn.params["length"]
-        for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                yield from loops(inner)
+        for inner in jaxprs.within(eqn):
+            yield from loops(inner)
 
 
 @pytest.mark.parametrize(("name", "form"), [*TILED, ("gated_linear", "reference")])

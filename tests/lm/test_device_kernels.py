@@ -4,6 +4,7 @@ train, in bfloat16 and with packed rows; and launch.tune measures.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -39,50 +40,34 @@ def losses(mixer: str, form: str) -> list[float]:
     return found
 
 
-def check_training(mixer: str, op: str) -> None:
-    form = forms.kernel(op, jax.default_backend())
+ON = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("gpu", "tpu")]
+
+
+@pytest.mark.parametrize("target", ON)
+@pytest.mark.parametrize(
+    ("mixer", "op"),
+    [
+        ("stickbreaking", "stickbreaking"),
+        ("gla", "gated_linear"),
+        ("mamba2", "gated_linear"),
+        ("deltanet", "delta_rule"),
+        ("gated_deltanet", "delta_rule"),
+    ],
+)
+def test_trains_as_chunked_does(mixer: str, op: str, target: str) -> None:
+    form = forms.kernel(op, target)
     assert form is not None
     chunked, kernel = losses(mixer, "chunked"), losses(mixer, form)
     assert len(set(chunked)) == STEPS
     np.testing.assert_allclose(kernel, chunked, rtol=NOISE)
 
 
-MIXERS = [
-    ("stickbreaking", "stickbreaking"),
-    ("gla", "gated_linear"),
-    ("mamba2", "gated_linear"),
-    ("deltanet", "delta_rule"),
-    ("gated_deltanet", "delta_rule"),
-]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("mixer", "op"), MIXERS)
-def test_trains_on_a_gpu_as_chunked_does(mixer: str, op: str) -> None:
-    check_training(mixer, op)
-
-
-@pytest.mark.tpu
-@pytest.mark.parametrize(("mixer", "op"), MIXERS)
-def test_trains_on_a_tpu_as_chunked_does(mixer: str, op: str) -> None:
-    check_training(mixer, op)
-
-
-def check_tuning() -> None:
+@pytest.mark.parametrize("target", ON)
+def test_tunes(target: str) -> None:
     place = tuning.here(1)
+    assert place.platform == target
     row: dict[str, Any] = next(tuning.rows(place, ["gated_linear"], lambda told: None))
     assert row["tried"]
-    assert row["blocks"] in [
-        vars(b) for b in dispatch.get("gated_linear").candidate_blocks(row["form"])
-    ]
+    candidates = dispatch.get("gated_linear").candidate_blocks(row["form"])
+    assert row["blocks"] in [dataclasses.asdict(blocks) for blocks in candidates]
     assert all(x > 0 for x in row["ratio"].values())
-
-
-@pytest.mark.gpu
-def test_tunes_on_a_gpu() -> None:
-    check_tuning()
-
-
-@pytest.mark.tpu
-def test_tunes_on_a_tpu() -> None:
-    check_tuning()

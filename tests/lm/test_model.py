@@ -14,6 +14,7 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.config import UserError
 from lm.model import Group, parse_pattern
+from tests import jaxprs
 from tests.lm import tiny
 
 PATTERNS = ["softmax", "stickbreaking", "softmax,stickbreaking"]
@@ -350,7 +351,5 @@ def _feed_forward_products(jaxpr: Any) -> Iterator[tuple[str, str]]:
             avals = [x.aval for x in (*eqn.invars, *eqn.outvars)]
             if any(sorted(aval.shape) == [32, 48] for aval in avals):
                 yield avals[0].dtype.name, avals[1].dtype.name
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _feed_forward_products(inner)
+        for inner in jaxprs.within(eqn):
+            yield from _feed_forward_products(inner)
