@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
     from launch.benchmarks import machine, problem, timing
     from lm import files
-    from lm.progress import Waiting
+    from lm.run.progress import Waiting
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
     told = {"pairs": _PAIRS.value, "precision": _PRECISION.value}

@@ -33,9 +33,9 @@ def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, workdir = cli.path("checkpoint", _CHECKPOINT.value), cli.path("workdir", _WORKDIR.value)
     pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
-    from lm import checkpoint, record  # after the flags are known to be right: imports jax
     from lm.interop import convert, folder, importing, weights
-    from lm.progress import WeightsBar
+    from lm.run import checkpoint, record  # after the flags are known to be right: imports jax
+    from lm.run.progress import WeightsBar
 
     with folder.created(workdir) as partial:
         config = checkpoint.read_config(checkpoint.locate(path))

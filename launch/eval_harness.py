@@ -41,8 +41,9 @@ def main(argv: list[str]) -> None:
         from lm_eval import evaluator, tasks, utils  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing; pip install 'espalier[eval]'") from None
-    from lm import checkpoint, files  # after the flags: imports jax
+    from lm import files  # after the flags: imports jax
     from lm.interop.eval_harness import EspalierLM
+    from lm.run import checkpoint
 
     manager = tasks.TaskManager(
         include_path=str(folder) if folder else None, include_defaults=folder is None

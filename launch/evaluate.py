@@ -5,9 +5,8 @@
 --task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option, and
 --task=LABEL.task=TASK gives the same task a second time. Tasks of the run's configuration are asked
 too. --source=NAME:PATH adds a validation set (PATH as data.sources.*.path takes it), of each
-max_tokens are scored, evenly spread. --layer=softmax.window=512 and the like change options of
-layers that have no parameters: with global_tokens and distance_ceiling a plain RoPE model reads on
-as LM-Infinite does.
+max_tokens are scored, evenly spread. --layer=softmax.window=512 changes options that have no
+parameters: with global_tokens and distance_ceiling a RoPE model reads on as LM-Infinite does.
 """
 
 import dataclasses
@@ -38,11 +37,13 @@ def main(argv: list[str]) -> None:
         raise UserError("--source gives a name twice; choose another name")
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
     asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
-    from lm import checkpoint, evals, evaluate, files  # after the flags: imports jax
+    from lm import evals, files  # after the flags: imports jax
     from lm.data import prepare
     from lm.evals import bits_per_byte
-    from lm.progress import ScoringBar
-    from lm.scoring import Scorer
+    from lm.evaluation import evaluate
+    from lm.evaluation.scoring import Scorer
+    from lm.run import checkpoint
+    from lm.run.progress import ScoringBar
 
     tasks = evals.create(asked, "--task")
     loaded = checkpoint.load(path, layers)

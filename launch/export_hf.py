@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, out = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
     from lm import build as build_lib  # after the flags are known to be right: imports jax
-    from lm import checkpoint
     from lm.interop import exporting, folder
+    from lm.run import checkpoint
 
     found = checkpoint.locate(path)
     built = build_lib.local(checkpoint.read_config(found))

@@ -31,7 +31,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     prompts, layers = _prompts(), cli.layers(_LAYER.value)
-    from lm import checkpoint, generate  # after the flags are known to be right: imports jax
+    from lm.evaluation import generate  # after the flags are known to be right: imports jax
+    from lm.run import checkpoint
 
     options = generate.GenerateOptions(
         max_new_tokens=_MAX_NEW_TOKENS.value,

@@ -28,8 +28,9 @@ def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     source, workdir = cli.path("folder", _FOLDER.value), cli.path("workdir", _WORKDIR.value)
     cli.load_config(_CONFIG.value)  # mistakes in it are told before anything is read
-    from lm import params, record  # after the flags are known to be right: imports jax
+    from lm import params  # after the flags are known to be right: imports jax
     from lm.interop import folder, importing
+    from lm.run import record
 
     with folder.created(workdir) as partial:
         base = _CONFIG.value.to_dict()

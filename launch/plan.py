@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     from lm import files, model, targets  # after the config is known to be right: this imports jax
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
-    from lm.progress import Waiting
+    from lm.run.progress import Waiting
 
     model.check(config.model)
     target = targets.parse(_TARGET.value)

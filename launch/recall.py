@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     from launch.benchmarks import machine
-    from lm.progress import GridBar
+    from lm.run.progress import GridBar
     from lm.studies import recall
 
     study = recall.create(_CONFIG.value.to_dict())

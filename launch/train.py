@@ -41,8 +41,9 @@ _PATIENCE = flags.DEFINE_float(
 
 def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
-    from lm import processes, train  # after the config is known to be right: this imports jax
+    from lm import train  # after the config is known to be right: this imports jax
     from lm.data import prepare
+    from lm.parallel import processes
 
     options = train.Options(
         workdir=cli.path("workdir", _WORKDIR.value),

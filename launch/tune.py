@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     from kernels import measured
     from launch.benchmarks import machine, tuning
     from lm import files, targets
-    from lm.progress import Waiting
+    from lm.run.progress import Waiting
 
     if _TARGET.value:
         target = targets.parse(_TARGET.value)

@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     path, folder = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
     if not (math.isfinite(_TOLERANCE.value) and _TOLERANCE.value >= 0):
         raise UserError(f"--tolerance={_TOLERANCE.value} is no finite number >= 0; set it to 1e-3")
-    from lm import checkpoint  # after the flags are known to be right: imports jax
     from lm.interop import verify
+    from lm.run import checkpoint  # after the flags are known to be right: imports jax
 
     prompts = _PROMPT.value or verify.PROMPTS
     verify.interpreter()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm.checkpoint import Loaded
+    from lm.run.checkpoint import Loaded
 
 __all__ = ["load"]
 
@@ -26,6 +26,6 @@ def load(
     Raises:
       UserError: nothing there, or damaged; options that the model has not, or that have parameters.
     """
-    from lm import checkpoint  # here, since it imports jax
+    from lm.run import checkpoint  # here, since it imports jax
 
     return checkpoint.load(workdir, layers)

@@ -22,9 +22,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels import dispatch
-from lm import mesh as mesh_lib
 from lm import model as model_lib
-from lm import mup, optim, schedules, sharding
+from lm import mup, optim, schedules
 from lm import params as params_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
@@ -32,6 +31,8 @@ from lm.data.batch import Batch
 from lm.loss import LossOptions
 from lm.model import LayerRecord, Model
 from lm.modules.context import Context, Numerics
+from lm.parallel import mesh as mesh_lib
+from lm.parallel import sharding
 from lm.schedules import Schedule
 from lm.state import TrainState
 

@@ -4,7 +4,7 @@ groups.
     x = multiplier * table[tokens]
     for group in groups: scan over its repeats: for label in labels: x = block_label(x)
     hidden = RMSNorm(x) * logits multiplier
-    logits = hidden head^T    (formed in lm/loss.py and lm/generate.py only)
+    logits = hidden head^T    (formed in lm/loss.py and lm/evaluation/generate.py only)
 
 A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
 group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
@@ -26,9 +26,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from kernels import dispatch
-from lm import mesh as mesh_lib
 from lm import mixers as mixer_folder
-from lm import sharding
 from lm.config import ModelConfig, UserError, convert, nearest
 from lm.modules.block import Block
 from lm.modules.context import Context
@@ -37,6 +35,8 @@ from lm.modules.mixer import form_field
 from lm.modules.mlp import SwiGLU
 from lm.modules.norm import RMSNorm
 from lm.modules.remat import NAMES, remat_policy
+from lm.parallel import mesh as mesh_lib
+from lm.parallel import sharding
 
 # What a layer takes from the model's sizes unless its options say otherwise, where it has them.
 HEAD_SIZES = ("num_heads", "num_kv_heads", "head_dim")

@@ -22,34 +22,26 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import (
-    checkpoint,
-    evals,
-    evaluate,
-    files,
-    generate,
-    metrics,
-    processes,
-    record,
-    report,
-    watch,
-)
+from lm import evals, files, metrics, report
 from lm import model as model_lib
-from lm import origin as origin_lib
 from lm.build import Build
-from lm.checkpoint import Checkpointer, Meta
-from lm.clock import Clock, Profiler
 from lm.config import Config, Duration, UserError, to_mapping
 from lm.data import loader as loader_lib
 from lm.data.loader import Loader
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
-from lm.origin import Origin
+from lm.evaluation import evaluate, generate
+from lm.evaluation.scoring import Scorer
+from lm.parallel import processes, watch
 from lm.plan import explain
 from lm.plan import program as plan
-from lm.progress import TrainingBar
-from lm.scoring import Scorer
+from lm.run import checkpoint, record
+from lm.run import origin as origin_lib
+from lm.run.checkpoint import Checkpointer, Meta
+from lm.run.clock import Clock, Profiler
+from lm.run.origin import Origin
+from lm.run.progress import TrainingBar
 from lm.state import TrainState
 
 Record = dict[str, Any]

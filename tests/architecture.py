@@ -42,24 +42,27 @@ KERNEL_RANKS = (
 )
 LM_RANKS = (
     {"mapping", "files"},
+    {"families"},
     {"config"},
-    {"mesh", "params", "schedules", "laws", "data", "metrics", "progress", "statistics", "telling"}
-    | {"watch"},
-    {"mup", "digest", "processes", "targets", "hlo"},
-    {"sharding", "optim"},
+    {"params", "schedules", "laws", "data", "metrics", "state"},
+    {"targets", "mup"},
+    {"optim", "parallel"},
     {"modules"},
-    {"mixers"},
+    {"mixers", "feed_forward"},
+    {"blocks"},
+    {"layers"},
     {"model"},
-    {"loss", "state"},
+    {"loss"},
+    {"objectives"},
     {"step"},
     {"build"},
-    {"checkpoint", "clock"},
-    {"generate", "scoring"},
+    {"run"},
+    {"evaluation"},
     {"evals"},
-    {"evaluate"},
-    {"interop"},
-    {"plan", "report", "record"},
-    {"origin"},
+    {"evaluation.evaluate"},
+    {"quality", "interop"},
+    {"starts"},
+    {"plan", "report"},
     {"train"},
     {"studies"},
     {""},
@@ -114,10 +117,14 @@ def imports(module: Module, known: set[str]) -> Iterator[tuple[str, int]]:
 
 
 def group(name: str) -> str:
-    """What carries a rank: lm.data.tokens -> data, kernels.softmax.tile -> op.tile, lm -> ''."""
+    """What carries a rank: lm.data.tokens -> data, kernels.softmax.tile -> op.tile, lm -> ''; a
+    file of a room where the table names it apart, lm.evaluation.evaluate -> evaluation.evaluate.
+    """
     package, *rest = name.split(".")
     if not rest:
         return ""
+    if package == "lm" and any((apart := ".".join(rest)) in names for names in LM_RANKS):
+        return apart
     flat = set().union(*KERNEL_RANKS)
     if package != "kernels" or rest[0] in flat:
         return rest[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lm import record
+from lm.run import record
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 

@@ -1,7 +1,7 @@
 """Tasks: what is asked of a model, one file each, found by listing this folder.
 
     items(given)            text, files, a generator -> rows to score and what is known of them
-    scorer(items.rows)      the only step that sees the model (lm/scoring.py)
+    scorer(items.rows)      the only step that sees the model (lm/evaluation/scoring.py)
     numbers(items, scored)  -> {name: Number}, each with its interval
 
 A task is a frozen dataclass, named as its file in camel case, whose fields with defaults are its
@@ -22,8 +22,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from lm.config import DataConfig, UserError, convert, nearest
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
-from lm.scoring import Row, Scored
-from lm.statistics import Number
+from lm.evaluation.scoring import Row, Scored
+from lm.evaluation.statistics import Number
 
 __all__ = ["Given", "Items", "Number", "Row", "Scored", "Task", "create", "names"]
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import scoring
 from lm.config import SourceConfig, UserError
 from lm.data import sources
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
-from lm.scoring import Row
+from lm.evaluation import scoring
+from lm.evaluation.scoring import Row
 
 
 class Window(NamedTuple):

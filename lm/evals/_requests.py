@@ -31,12 +31,12 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from lm import scoring
 from lm.config import UserError
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given, Scored, _documents, _json_lines
 from lm.evals._json_lines import Line
-from lm.scoring import Row
+from lm.evaluation import scoring
+from lm.evaluation.scoring import Row
 
 BARE = 1_000_000  # from here on a doc_id means the document so much below it, without its question
 REQUEST, PIQA = {"request", "doc_id"}, {"goal", "sol1", "sol2"}

@@ -20,10 +20,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lm import statistics
 from lm.config import UserError
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given, Items, Number, Scored, _documents
+from lm.evaluation import statistics
 
 DIGITS = 5
 CHANCE = 10.0**-DIGITS

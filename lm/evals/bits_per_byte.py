@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lm import statistics
 from lm.config import DataConfig, UserError
 from lm.data import loader
 from lm.data.batch import byte_weights
 from lm.evals import Given, Items, Number, Scored
-from lm.scoring import Row
+from lm.evaluation import statistics
+from lm.evaluation.scoring import Row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

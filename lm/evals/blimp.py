@@ -32,13 +32,13 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from lm import scoring, statistics
 from lm.config import UserError
 from lm.data import ngram
 from lm.data.ngram import Ngrams
 from lm.evals import Given, Items, Number, Scored, _documents, _json_lines, _requests
 from lm.evals._json_lines import Line
 from lm.evals._requests import TIE
+from lm.evaluation import scoring, statistics
 
 SIDES = ("sentence_good", "sentence_bad")
 BASELINES = ("unigram", "bigram", "length")

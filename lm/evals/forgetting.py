@@ -19,9 +19,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lm import statistics
 from lm.config import UserError
 from lm.evals import Given, Items, Number, Scored, _documents
+from lm.evaluation import statistics
 
 SHORTEST_GAP = 16
 

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from lm import statistics
 from lm.evals import Given, Items, Number, Scored, _json_lines, _requests
+from lm.evaluation import statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from lm import statistics
 from lm.config import UserError
 from lm.evals import Given, Items, Number, Scored, _json_lines, _requests
 from lm.evals._json_lines import Line
 from lm.evals._requests import Request
+from lm.evaluation import statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from lm import statistics
 from lm.config import UserError
 from lm.data import mqar
 from lm.evals import Given, Items, Number, Scored
-from lm.scoring import Row
+from lm.evaluation import statistics
+from lm.evaluation.scoring import Row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from lm import statistics
 from lm.config import UserError
 from lm.evals import Given, Items, Number, Scored, _json_lines, _requests
+from lm.evaluation import statistics
 
 
 class Choice(NamedTuple):

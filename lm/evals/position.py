@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from lm import statistics
 from lm.evals import Given, Items, Number, Scored
 from lm.evals.bits_per_byte import held_out
+from lm.evaluation import statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

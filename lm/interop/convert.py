@@ -24,7 +24,7 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.config import ModelConfig
 from lm.interop.hf_config import FLAX_FIELDS
-from lm.progress import WeightsBar
+from lm.run.progress import WeightsBar
 
 # Layer (None: outside of layers) and the parameter's name within it.
 Key = tuple[int | None, str]

@@ -33,11 +33,11 @@ from lm_eval import utils  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
-from lm import scoring
-from lm.checkpoint import Loaded
 from lm.config import UserError
-from lm.generate import GenerateOptions, Vocabulary, generate
-from lm.scoring import Row, Scorer
+from lm.evaluation import scoring
+from lm.evaluation.generate import GenerateOptions, Vocabulary, generate
+from lm.evaluation.scoring import Row, Scorer
+from lm.run.checkpoint import Loaded
 
 MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 ROWS = 16  # prompts of one compiled call

@@ -22,13 +22,13 @@ import jax
 import numpy as np
 from ml_dtypes import bfloat16
 
-from lm import checkpoint
 from lm.build import Build
 from lm.config import UserError, nearest, to_mapping
 from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
 from lm.interop import folder, hf_config, hf_tokenizer, layout
 from lm.interop.layout import Entry
+from lm.run import checkpoint
 
 KEY = "espalier"
 ARCHITECTURE = "EspalierForCausalLM"

@@ -24,7 +24,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
 from lm.config import UserError
-from lm.progress import WeightsBar
+from lm.run.progress import WeightsBar
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

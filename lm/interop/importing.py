@@ -36,7 +36,7 @@ from lm.interop import exporting, folder, hf_config, hf_tokenizer, layout, weigh
 from lm.interop.exporting import ORIGIN
 from lm.interop.folder import Tensors
 from lm.interop.layout import Entry
-from lm.progress import WeightsBar
+from lm.run.progress import WeightsBar
 
 KEPT = (
     "config.json",

@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import generate
-from lm.checkpoint import Loaded
 from lm.config import UserError
-from lm.generate import GenerateOptions, Vocabulary
+from lm.evaluation import generate
+from lm.evaluation.generate import GenerateOptions, Vocabulary
 from lm.interop import exporting, hf_config
 from lm.interop.folder import read_json
+from lm.run.checkpoint import Loaded
 
 VARIABLE = "ESPALIER_INTEROP_PYTHON"
 SCRIPT = Path(__file__).with_name("transformers_run.py")

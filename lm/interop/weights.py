@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from lm import checkpoint
-from lm.checkpoint import Meta
 from lm.config import Config, UserError, to_mapping
-from lm.digest import digest
-from lm.progress import WeightsBar
+from lm.run import checkpoint
+from lm.run.checkpoint import Meta
+from lm.run.digest import digest
+from lm.run.progress import WeightsBar
+from lm.run.telling import Telling, quiet
 from lm.state import TrainState
-from lm.telling import Telling, quiet
 
 CHUNK = 1 << 26  # bytes
 

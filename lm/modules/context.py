@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kernels import shard
 from lm.modules.remat import PROJECTION
 from lm.mup import Multipliers
-from lm.sharding import STREAM
+from lm.parallel.sharding import STREAM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ _split_matmul.defvjp(_split_fwd, _split_bwd)
 class Context:
     """Handed to every module as its first field. `context_length`: tokens of a training row, for
     which forms are chosen. `rules`, `weights`: letter of an activation, of a parameter -> mesh axes
-    (lm/sharding.py).
+    (lm/parallel/sharding.py).
     """
 
     numerics: Numerics

@@ -20,11 +20,11 @@ import jax
 
 from kernels import dispatch
 from lm import build as build_lib
-from lm import mesh as mesh_lib
 from lm import mup, optim, targets
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, to_mapping
+from lm.parallel import mesh as mesh_lib
 from lm.plan import changes, memory, program, times, traffic
 from lm.plan.changes import Values
 from lm.plan.memory import Memory

@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from lm import build as build_lib
-from lm import mesh as mesh_lib
 from lm import model as model_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
 from lm.modules.remat import PLACES
+from lm.parallel import mesh as mesh_lib
 
 DEVICE, HOST = PLACES
 # Words of a program's names that are no modules.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import mesh as mesh_lib
 from lm.config import UserError
+from lm.parallel import mesh as mesh_lib
 from lm.plan.table import duration, size
 
 Written = Mapping[str, Any]

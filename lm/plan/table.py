@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lm import mesh as mesh_lib
+from lm.parallel import mesh as mesh_lib
 from lm.plan import Plan
 from lm.plan.traffic import Flow
 

@@ -1,6 +1,6 @@
 """What a training step sends between devices: by formula, by the compiled program, and how long.
 
-Bytes sent by one device per step (lm/hlo.py has the ring formulas; n a device's elements of a
+Bytes sent by one device per step (lm/plan/hlo.py has the ring formulas; n a device's elements of a
 parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari et al. 2020, arXiv
 1910.02054, and Shoeybi et al. 2019, arXiv 1909.08053):
 
@@ -26,10 +26,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kernels import shard
-from lm import hlo
 from lm import params as params_lib
 from lm.build import Build, batch_ways
-from lm.mesh import target as platform
+from lm.parallel.mesh import target as platform
+from lm.plan import hlo
 from lm.targets import Target
 
 GRADIENT = 4  # bytes of an element: gradients and parameters are float32

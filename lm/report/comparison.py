@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
+from lm.evaluation.statistics import Number
 from lm.report import recall
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
-from lm.statistics import Number
 
 Found = Mapping[str, Any]
 FEWEST = 64  # positions below hold too few tokens for a curve

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm import checkpoint, evals, evaluate, files
+from lm import evals, files
 from lm.config import UserError, to_mapping
 from lm.data import prepare
 from lm.evals import Given, Task
-from lm.progress import ScoringBar
-from lm.scoring import Scorer
+from lm.evaluation import evaluate
+from lm.evaluation.scoring import Scorer
+from lm.run import checkpoint
+from lm.run.progress import ScoringBar
 
 
 class Reading(NamedTuple):

@@ -22,16 +22,18 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import checkpoint, evals, evaluate, files, record, train
+from lm import evals, files, train
 from lm import model as model_lib
 from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
 from lm.evals import Given, Task
-from lm.progress import GridBar
+from lm.evaluation import evaluate
+from lm.evaluation.statistics import Number
 from lm.report import comparison, folder
 from lm.report.figures import standalone
-from lm.statistics import Number
+from lm.run import checkpoint, record
+from lm.run.progress import GridBar
 from lm.studies import answers, measure, recall, verdict
 from lm.studies.answers import Reading
 

@@ -25,15 +25,16 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import files, record
+from lm import files
 from lm import model as model_lib
 from lm.config import Config, UserError, convert, difference, from_mapping, to_mapping
 from lm.data import mqar
 from lm.data.batch import Batch
 from lm.evals.mqar import Mqar, questions
+from lm.evaluation.scoring import Scorer
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
-from lm.scoring import Scorer
+from lm.run import record
 from lm.studies import measure
 
 TRAIN, TEST = 1, 2  # of the seeds of rows: what is tested is of no training set

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm import checkpoint, metrics
-from lm.checkpoint import Meta
+from lm import metrics
 from lm.config import UserError
+from lm.run import checkpoint
+from lm.run.checkpoint import Meta
 
 POLL_SECONDS = 0.02
 

@@ -10,7 +10,7 @@ paired t-test over seeds. All p-values are corrected together by Holm (1979); wh
 to chance (equal differences with every seed) there is none.
 
 Items: the difference of the two, averaged over seeds, under a paired bootstrap of documents or
-items (lm/statistics.py), where the task keeps them.
+items (lm/evaluation/statistics.py), where the task keeps them.
 
 A difference is called significant if its corrected p is below 0.05 and the interval over items
 leaves out 0. A task at chance in both patterns has no verdict, nor has one with a value that is not
@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from lm import statistics
-from lm.statistics import Number
+from lm.evaluation import statistics
+from lm.evaluation.statistics import Number
 
 ALPHA = 0.05
 NOTHING = 1e-9  # a residual below that share of the values is rounding

@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm import sharding, targets
+from lm import targets
 from lm.build import Build, build
 from lm.config import UserError
+from lm.parallel import sharding
 from tests.lm import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lm import checkpoint, metrics
+from lm import metrics
+from lm.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "espalier.ipynb"

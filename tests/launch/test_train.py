@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import checkpoint, record
+from lm.run import checkpoint, record
 from tests.lm import launched
 from tests.lm.lab import assert_equal_runs
 from tests.lm.launched import STEPS

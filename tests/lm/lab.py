@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from lm import build as build_lib
-from lm import checkpoint, metrics, report, schedules, train
+from lm import metrics, report, schedules, train
 from lm.build import Build, build
-from lm.checkpoint import Meta
 from lm.config import Config, to_mapping
+from lm.run import checkpoint
+from lm.run.checkpoint import Meta
 from lm.train import Options, Outcome
 from tests.lm import tiny
 

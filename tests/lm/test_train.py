@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, metrics
+from lm import metrics
 from lm.config import TokenizerConfig, UserError, from_mapping, to_mapping
 from lm.data import prepare, tokenizers
+from lm.run import checkpoint
 from tests.lm import lab as lab_lib
 from tests.lm.lab import (
     DECAY_START,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm.evals import Items
-from lm.scoring import Row, Scored
+from lm.evaluation.scoring import Row, Scored
 
 BARE = 1_000_000
 

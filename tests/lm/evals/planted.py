@@ -15,7 +15,7 @@ from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
 from lm.evals._retrieval import FILLER, PREFIX
-from lm.scoring import Row, Scored
+from lm.evaluation.scoring import Row, Scored
 from tests.lm import tiny
 
 TEXT = f"{PREFIX}{FILLER} What is the pass key? The pass key is. Remember it. 12 34 56 78 90 1234"

@@ -12,7 +12,7 @@ import pytest
 from lm.config import UserError
 from lm.evals import create
 from lm.evals.forgetting import Forgetting
-from lm.scoring import Row, Scored
+from lm.evaluation.scoring import Row, Scored
 from tests.lm.evals import planted
 
 SEGMENT = 12

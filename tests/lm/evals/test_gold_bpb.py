@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm import statistics
 from lm.config import UserError
 from lm.evals import create
 from lm.evals.gold_bpb import GoldBpb
+from lm.evaluation import statistics
 from tests.lm.evals import asked, planted
 
 GIVEN = planted.given(64)

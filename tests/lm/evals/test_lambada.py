@@ -10,7 +10,7 @@ import pytest
 
 from lm.config import UserError
 from lm.evals.lambada import Lambada
-from lm.scoring import Scored
+from lm.evaluation.scoring import Scored
 from tests.lm.evals import asked, planted
 
 GIVEN = planted.given(64)

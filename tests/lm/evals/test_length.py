@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from lm import statistics
 from lm.config import UserError
 from lm.data import prepare
 from lm.evals import Items, Number, create
 from lm.evals.length import Length
-from lm.scoring import Row, Scored, Scorer
+from lm.evaluation import statistics
+from lm.evaluation.scoring import Row, Scored, Scorer
 from tests.lm import tiny
 from tests.lm.evals import planted
 
@@ -122,7 +122,7 @@ def test_numbers_are_the_sums(books: str) -> None:
 
 
 def test_gain_is_the_paired_difference_over_documents(books: str) -> None:
-    """The same as lm.statistics.difference of the two columns, and comparable between models."""
+    """The same as statistics.difference of the two columns, and comparable between models."""
     asked = task(books)
     items = asked.items(planted.given(16))
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from lm.config import TokenizerConfig, UserError
 from lm.data import tokenizers
 from lm.evals import Given, Items, Scored
 from lm.evals.mqar import Mqar
-from lm.scoring import Row, Scorer
+from lm.evaluation.scoring import Row, Scorer
 from tests.lm import tiny
 
 GIVEN = Given(

@@ -12,7 +12,7 @@ from lm.config import UserError
 from lm.evals import Items, create
 from lm.evals._retrieval import FILLER, PREFIX, occurrences
 from lm.evals.passkey import Passkey
-from lm.scoring import Scored
+from lm.evaluation.scoring import Scored
 from tests.lm.evals import planted
 
 FEW: dict[str, Any] = {"depths": 4, "seeds": 3}

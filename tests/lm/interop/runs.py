@@ -10,12 +10,12 @@ import numpy as np
 
 from experiments.base import get_config
 from lm import build as build_lib
-from lm import checkpoint, record
 from lm.build import Build
 from lm.data import tokenizers
 from lm.interop import exporting, folder, importing, weights
 from lm.interop.exporting import Exported
 from lm.interop.importing import Imported
+from lm.run import checkpoint, record
 from tests.lm import tiny
 
 STANDARD = {

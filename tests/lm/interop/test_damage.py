@@ -17,9 +17,9 @@ import tokenizers as hf
 from safetensors.numpy import load_file, save_file
 
 from lm import build as build_lib
-from lm import checkpoint
 from lm.config import UserError
 from lm.interop import folder, verify
+from lm.run import checkpoint
 from tests.lm.interop import runs
 
 GATE = "model.layers.1.mlp.gate_proj.weight"

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
-from lm import generate, scoring
-from lm.checkpoint import Loaded
 from lm.config import UserError
 from lm.evals import Given
 from lm.evals.lambada import Lambada
 from lm.evals.multiple_choice import MultipleChoice
-from lm.scoring import Scorer
+from lm.evaluation import generate, scoring
+from lm.evaluation.scoring import Scorer
+from lm.run.checkpoint import Loaded
 from tests.lm import tiny
 from tests.lm.evals import asked, planted
 

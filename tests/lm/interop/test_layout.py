@@ -17,9 +17,9 @@ from ml_dtypes import bfloat16
 
 from experiments.base import get_config
 from lm import build as build_lib
-from lm import digest
 from lm.config import UserError, from_mapping
 from lm.interop import folder, hf_config, importing, layout
+from lm.run import digest
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

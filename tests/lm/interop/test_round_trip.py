@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import lm
 from launch.cli import load_config
-from lm.checkpoint import Loaded
 from lm.data import tokenizers
 from lm.interop import folder, verify
+from lm.run.checkpoint import Loaded
 from tests.lm import tiny
 from tests.lm.interop import runs
 from tests.lm.mixers.layer import relative_error

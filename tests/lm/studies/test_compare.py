@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from experiments.base import get_config
-from lm import evaluate, metrics, statistics, train
+from lm import metrics, train
 from lm.config import UserError
+from lm.evaluation import evaluate, statistics
 from lm.studies import answers, compare, measure
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus

@@ -15,11 +15,11 @@ import pytest
 
 from experiments.recall.config import get_config
 from lm import build as build_lib
-from lm import record
 from lm.config import UserError
 from lm.data import mqar
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
+from lm.run import record
 from lm.studies import measure, recall
 from lm.studies.recall import Outcome, Point
 from tests.lm import launched

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lm import checkpoint, metrics
+from lm import metrics
 from lm.config import UserError
+from lm.run import checkpoint
 from lm.studies import resume
 from tests.lm import launched
 from tests.lm.lab import DECAY_START, Lab, copy

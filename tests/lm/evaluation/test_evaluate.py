@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lm import evals, evaluate, statistics
+from lm import evals
 from lm.config import UserError
 from lm.evals import Given, Items, Number, Scored
 from lm.evals.bits_per_byte import BitsPerByte
 from lm.evals.position import Position
-from lm.scoring import Row
+from lm.evaluation import evaluate, statistics
+from lm.evaluation.scoring import Row
 from tests.lm.lab import Lab
 
 END = 4

@@ -26,14 +26,14 @@ import orbax.checkpoint as ocp
 from lm import build as build_lib
 from lm import model as model_lib
 from lm import params as params_lib
-from lm import processes
 from lm.build import Build
 from lm.config import Config, UserError, from_mapping, to_mapping
 from lm.data import tokenizers
-from lm.digest import digest
 from lm.model import Model
+from lm.parallel import processes
+from lm.run.digest import digest
+from lm.run.telling import Telling, quiet
 from lm.state import TrainState
-from lm.telling import Telling, quiet
 
 FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")

@@ -7,11 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from lm import checkpoint, processes, record
 from lm.config import Config, UserError
 from lm.data import prepare, tokenizers
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
+from lm.parallel import processes
+from lm.run import checkpoint, record
 
 
 class Origin(NamedTuple):

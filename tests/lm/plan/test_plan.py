@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from lm import mesh as mesh_lib
 from lm import plan as plan_lib
 from lm import targets
 from lm.build import build
 from lm.config import Config, UserError
+from lm.parallel import mesh as mesh_lib
 from lm.plan import Launch, memory, page, program, search, table, traffic
 from tests.lm import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = Launch("--config=x.py", "run")
 MODES: dict[str, dict[str, Any]] = {
     "dp": {"mesh.data": 4},

@@ -14,8 +14,8 @@ from rich.table import Table
 from lm.config import DataConfig, UserError
 from lm.evals import Given, Items, Task, bits_per_byte
 from lm.evals.bits_per_byte import BitsPerByte
-from lm.scoring import Cost, Scorer
-from lm.statistics import Number
+from lm.evaluation.scoring import Cost, Scorer
+from lm.evaluation.statistics import Number
 
 ALWAYS = ""  # the label of the task of `always`; none of a configuration can have it
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from lm import record
 from lm.config import UserError
+from lm.run import record
 from tests.lm.lab import Lab, copy, meta, records
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOLDER = """
 import sys
 from pathlib import Path

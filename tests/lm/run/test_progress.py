@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lm import progress
-from lm.progress import LINES, TrainingBar, WeightsBar
+from lm.run import progress
+from lm.run.progress import LINES, TrainingBar, WeightsBar
 
 VALUES = {"train/loss": 2.5, "train/bpb": 3.25}
 

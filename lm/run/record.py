@@ -31,12 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from lm import build as build_lib
-from lm import checkpoint, files, processes
+from lm import files
 from lm import params as params_lib
 from lm.build import Build
-from lm.checkpoint import TOKENIZER
 from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
+from lm.parallel import processes
+from lm.run import checkpoint
+from lm.run.checkpoint import TOKENIZER
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import pytest
 
-from lm import checkpoint, metrics, processes, watch
+from lm import metrics
 from lm.config import UserError
-from lm.processes import Start
+from lm.parallel import processes, watch
+from lm.parallel.processes import Start
+from lm.run import checkpoint
 from tests.lm import lab as lab_lib
 from tests.lm import launched
 from tests.lm.lab import Lab, assert_equal_runs, records

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from lm import hlo
+from lm.plan import hlo
 
 MESH = {"data": 2, "fsdp": 4}
 

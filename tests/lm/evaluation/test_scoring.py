@@ -9,7 +9,7 @@ import pytest
 from lm import build as build_lib
 from lm.build import Build
 from lm.data.batch import Batch
-from lm.scoring import Cost, Row, Scorer, row
+from lm.evaluation.scoring import Cost, Row, Scorer, row
 from tests.lm import tiny
 
 

@@ -25,9 +25,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from lm import watch
 from lm.config import UserError, difference
-from lm.watch import Watch, count, index
+from lm.parallel import watch
+from lm.parallel.watch import Watch, count, index
 
 START_SECONDS = 300.0  # in which all processes of a run must have been started
 WAIT_SECONDS = 7 * 24 * 3600.0  # for the others: the first may prepare data for hours

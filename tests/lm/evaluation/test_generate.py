@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import generate
 from lm.build import Build
 from lm.config import UserError
 from lm.data.tokenizers import Tokenizer
-from lm.generate import GenerateOptions, Vocabulary
+from lm.evaluation import generate
+from lm.evaluation.generate import GenerateOptions, Vocabulary
 from tests.lm import tiny
 
 VOCABULARY = Vocabulary(size=280, end_of_text=256)  # smaller than the model's 300, padded to 384

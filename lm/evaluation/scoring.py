@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import processes
 from lm.build import Build
 from lm.config import UserError
 from lm.data.batch import Batch
+from lm.parallel import processes
 
 SMALLEST_BUCKET = 32
 

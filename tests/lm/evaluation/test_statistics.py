@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm import statistics
-from lm.statistics import Number
+from lm.evaluation import statistics
+from lm.evaluation.statistics import Number
 
 
 def test_wilson_is_scipys() -> None:

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import processes
-from lm.checkpoint import Loaded
 from lm.config import UserError
 from lm.model import Model
+from lm.parallel import processes
+from lm.run.checkpoint import Loaded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

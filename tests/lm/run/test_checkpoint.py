@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 
 import lm
-from lm import checkpoint, evaluate, telling
-from lm.checkpoint import Checkpointer, DamagedError, Meta
 from lm.config import UserError
 from lm.data import prepare
-from lm.digest import digest
 from lm.evals import Given
 from lm.evals.bits_per_byte import BitsPerByte
-from lm.scoring import Scorer
+from lm.evaluation import evaluate
+from lm.evaluation.scoring import Scorer
+from lm.run import checkpoint, telling
+from lm.run.checkpoint import Checkpointer, DamagedError, Meta
+from lm.run.digest import digest
 from lm.state import TrainState
 from tests.lm import tiny
 from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, files, meta, records
@@ -79,7 +80,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     DAMAGES[damage](stored(workdir))
     with caplog.at_level(logging.WARNING):
         assert lab.run(workdir).finished
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "lm.checkpoint"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "lm.run.checkpoint"]
     assert line.startswith(f"checkpoint {stored(workdir)} is damaged: ")
     assert line.endswith(f"moved to {workdir}/damaged/{STEPS}, going on from step {DECAY_START}")
     assert "\n" not in line
@@ -178,7 +179,7 @@ save(Path(sys.argv[1]), built, state, 3)
 def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=env)
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3], env=env)
     alone, state = created()
     restored = checkpoint.restore(tmp_path / "checkpoints" / "3", alone.abstract_state).state
     jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
@@ -285,7 +286,7 @@ def test_options_that_do_not_fit_a_run(lab: Lab, layers: Any, told: str) -> None
 
 def test_importing_lm_starts_nothing() -> None:
     code = "import sys, lm; assert lm.load and 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 @pytest.fixture

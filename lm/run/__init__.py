@@ -1,0 +1,1 @@
+"""A run on disk and on the screen: where it starts, its folder, its checkpoints, its progress."""
