@@ -19,18 +19,17 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, DTypeLike, Int
 
 from kernels import measured, quarantine, shard
 from kernels.contract import Dims, InputSpec, Op, Options
 from kernels.letters import Inputs
 from kernels.primitives import device
-from kernels.shard import Placement, Rules
+from kernels.shard import Placement
 
 
 class Resolved(NamedTuple):
@@ -109,7 +108,7 @@ def apply(
     form: str,
     options: Options | None = None,
     blocks: Any = None,
-    **placement: Unpack[Placement],
+    placement: Placement | None = None,
 ) -> tuple[Array, Any]:
     """Output [B, T, H, V] and state of T tokens, by a concrete form.
 
@@ -120,16 +119,15 @@ def apply(
     document stand together: an id that comes again is the same document to attention and another
     one to a recurrence.
 
-    With `mesh` of several devices, `rules` (letter -> mesh axes) split the call; see `shard`.
+    A `placement` splits the call over the devices of a mesh (see `shard`); None is one device.
     """
     op = get(name)
     _check_known("form", form, tuple(op.forms))
     dims = _dims(op, inputs, options, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
-    mesh, rules = _unpack(**placement)
     # A mesh may be of devices that are not attached.
-    placed = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    placed = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
     dtype = inputs[op.inputs[0].name].dtype
     reason = refusal(op, form, dims, dtype, bound, device.platform(placed))
     if reason is not None:
@@ -156,10 +154,9 @@ def apply(
         clean, state, sick = quarantine.admit(op, specs, inputs, segment_ids, state)
         return quarantine.release(op, *run(clean, segment_ids, state), sick)
 
-    if mesh is None or mesh.size == 1:
+    if placement is None or placement.mesh.size == 1:
         return call(inputs, segment_ids, state)
-    sharded = _sharded(op, call, bound, (mesh, rules), dims)
-    return sharded(inputs, segment_ids, state)
+    return _sharded(op, call, bound, placement, dims)(inputs, segment_ids, state)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
@@ -308,14 +305,9 @@ def _check_state(op: Op, state: Any, dims: Dims) -> None:
             raise ValueError(f"state has room for S={sizes['S']} tokens, the call has {dims['T']}")
 
 
-def _unpack(*, mesh: Mesh | None = None, rules: Rules | None = None) -> tuple[Any, Rules]:
-    """Mesh and rules; a call, so that any other keyword of `apply` is Python's own error."""
-    return mesh, rules or {}
-
-
-def _sharded(op: Op, call: Any, options: Options, placement: tuple[Mesh, Rules], dims: Dims) -> Any:
+def _sharded(op: Op, call: Any, options: Options, placement: Placement, dims: Dims) -> Any:
     """`call` under shard_map, with specs from the letters of inputs, state and output."""
-    mesh, rules = shard.here(*placement)
+    mesh, rules = shard.here(placement.mesh, placement.rules)
     if not rules:
         return call
     shard.check(dims, rules, mesh, "K V" + (" T" if op.sequence == "none" else ""))

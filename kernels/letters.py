@@ -3,7 +3,7 @@
 In einsum strings the letters are lower case.
 """
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 LEGEND = {
     "B": "batch: sequences per batch",
@@ -24,9 +24,3 @@ LEGEND = {
 }
 
 type Inputs = dict[str, Array]
-type Queries = Float[Array, "B T H K"]
-type Keys = Float[Array, "B S G K"]
-type Values = Float[Array, "B S G V"]
-type Outputs = Float[Array, "B T H V"]
-type Segments = Int[Array, "B T"]
-type Positions = Int[Array, "B T"]

@@ -8,7 +8,8 @@ declaration implies; one outside would have to spell those sums out per op.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,15 @@ from kernels.contract import Dims
 type Rules = Mapping[str, tuple[str, ...]]
 
 
-class Placement(TypedDict, total=False):
-    """Where a call runs: a mesh, and the rules that split it. Without them, on one device."""
+@dataclass(frozen=True)
+class Placement:
+    """Where a call runs: a mesh, the rules that split the call over it, and, where they split T,
+    the strategy of the op by name ("auto": the first of `Op.sequence` that takes the problem).
+    """
 
-    mesh: Mesh | None
-    rules: Rules | None
+    mesh: Mesh
+    rules: Rules
+    strategy: str
 
 
 def spec(letters: str, rules: Rules) -> PartitionSpec:

@@ -31,6 +31,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kernels import contract, dispatch
 from kernels.contract import Case, Options
 from kernels.primitives import device
+from kernels.shard import Placement
 from launch.benchmarks import ops, timing
 from lm.targets import Chip
 
@@ -272,8 +273,7 @@ def passes(
             form=form,
             options=case.options,
             blocks=blocks,
-            mesh=mesh,
-            rules=RULES,
+            placement=Placement(mesh, RULES, "auto"),
         )[0]
 
     def both(inputs: Any, cotangent: jax.Array) -> Any:

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels import dispatch
+from kernels.shard import Placement
 from lm.modules.context import Context
 
 
@@ -58,8 +59,7 @@ class Along:
             state=state,
             form=getattr(self.mixer, form_field(name)),
             options=call.options,
-            mesh=context.mesh,
-            rules=rules,
+            placement=Placement(context.mesh, rules, "auto"),
         )
         return checkpoint_name(out, "op") if name == "main" else out
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kernels import dispatch
 from kernels.contract import Case
+from kernels.shard import Placement
 from launch.benchmarks import forms
 from lm import targets
 
@@ -36,7 +37,8 @@ def layer_bytes(target: str, op: str, options: Any, *, packed: bool) -> int:
         for name, spec in dispatch.get(op).needed({**dispatch.get(op).options, **options}).items():
             if spec.kind == "log_decay":
                 inputs[name] = -jax.nn.softplus(inputs[name])
-        call = {"form": form, "options": options, "mesh": mesh, "rules": forms.RULES}
+        placement = Placement(mesh, forms.RULES, "auto")
+        call = {"form": form, "options": options, "placement": placement}
         out = dispatch.apply(op, inputs, segment_ids=ids if packed else None, **call)[0]
         return out.reshape(x.shape) @ weights["out"]
 

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh
 from kernels import contract, dispatch, shard
 from kernels.contract import Case
 from kernels.primitives import device
+from kernels.shard import Placement
 from tests.kernels.contract_problem import error
 
 RULES = {"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}
@@ -41,8 +42,7 @@ def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
                 state=problem.state,
                 form=form,
                 options=options,
-                mesh=mesh,
-                rules=RULES,
+                placement=None if mesh is None else Placement(mesh, RULES, "auto"),
             )
             return jnp.sum(jnp.sin(out)), (out, state)
 

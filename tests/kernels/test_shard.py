@@ -63,5 +63,6 @@ def test_misfits_are_errors(dims: dict[str, int], rules: shard.Rules, message: s
 def test_mesh_of_one_device_needs_no_rules():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     inputs = {name: jnp.ones((1, 3, 1, 4)) for name in "qkv"}
-    out, _ = dispatch.apply("softmax", inputs, form="reference", mesh=mesh)
+    placement = shard.Placement(mesh, {}, "auto")
+    out, _ = dispatch.apply("softmax", inputs, form="reference", placement=placement)
     assert bool(jnp.all(out == 1.0))
