@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 HOLDER = """
 import sys
 from pathlib import Path
-from lm import record
+from lm.run import record
 with record.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
