@@ -365,7 +365,7 @@ def _validate_schedule(config: Config) -> None:
 
 
 def _validate_sources(data: DataConfig) -> None:
-    if not any(source.weight > 0 for source in data.sources.values()):
+    if data.sources and not any(source.weight > 0 for source in data.sources.values()):
         raise UserError(
             "data.sources has no source with weight > 0; set the weight of at least one"
         )

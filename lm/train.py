@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,9 @@ from lm import build as build_lib
 from lm import evals, files, metrics, report
 from lm import model as model_lib
 from lm.build import Build
-from lm.config import Config, Duration, UserError, to_mapping
+from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import loader as loader_lib
-from lm.data.loader import Loader
+from lm.data.loader import Loader, Rows
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
@@ -45,23 +46,28 @@ from lm.run.progress import TrainingBar
 from lm.state import TrainState
 
 Record = dict[str, Any]
+EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Where a run lives and reads from. `profile_steps` of them are traced into workdir/profile (0:
-    none).
+    none). `rows`: what it trains on in place of data.sources, which are empty then. `until`: label
+    of a task -> value; an evaluation at which the headline of each of these tasks is at least as
+    good ends the run.
     """
 
     workdir: Path
     data_dir: Path
     profile_steps: int = 0
+    rows: Rows | None = None
+    until: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`finished` False: stopped by a signal, saved at `step`. `evaluation`: bits per byte by
-    validation set; `samples`: records of samples.jsonl.
+    """`step` is the last; `finished` False: stopped by a signal, saved at `step`. `evaluation`:
+    bits per byte by validation set; `samples`: records of samples.jsonl.
     """
 
     step: int
@@ -72,7 +78,8 @@ class Outcome:
 
 
 def run(config: Config, options: Options) -> Outcome:
-    """Trains to the end of the configuration's length, resuming what the workdir holds.
+    """Trains to the end of the configuration's length, or until `options.until` is reached,
+    resuming what the workdir holds.
 
     Raises:
       UserError: a mistake in the configuration, the data, the workdir or a checkpoint; or too many
@@ -81,6 +88,7 @@ def run(config: Config, options: Options) -> Outcome:
     workdir = options.workdir
     model_lib.check(config.model)
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
+    _check_options(config, options)
     is_first = processes.is_first()
     processes.check_equal("config", to_mapping(config))
     with contextlib.ExitStack() as stack, watch.one_fate():
@@ -90,13 +98,14 @@ def run(config: Config, options: Options) -> Outcome:
         prepared, decay_start = origin.data, origin.decay_start
         built = build_lib.build(config, jax.devices(), decay_start)
         stack.enter_context(_out_of_memory(built))
-        loader = stack.enter_context(_loader(built, prepared))
+        loader = stack.enter_context(_loader(built, prepared, options.rows))
         saver = stack.enter_context(Checkpointer(workdir, config))
         state = _restore_or_init(built, saver, loader, origin)
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
         _check_not_past(step, end, workdir)
         if is_first:
-            record.write(workdir, built, prepared.tokenizer, loader.identity, decay_start)
+            told = loader.identity, decay_start, options.until
+            record.write(workdir, built, prepared.tokenizer, *told)
             metrics.truncate(workdir, step)
         stop = stack.enter_context(processes.stop_signals())
         bar = stack.enter_context(_bar(config, step, end))
@@ -139,7 +148,9 @@ def run(config: Config, options: Options) -> Outcome:
             _mend_record(workdir, step, evaluation)
         writer = stack.enter_context(metrics.Writer(workdir, is_active=is_first))
         pending: tuple[int, Any] | None = None
-        while step < end and not stop():
+        is_enough = functools.partial(evaluate.is_enough, options.until, tasks)
+        is_over = processes.agree(step == end or is_enough(_last(workdir, step)))
+        while not is_over and not stop():
             batch = built.put(next(loader))
             profiler.at(step)
             saver.check()
@@ -157,12 +168,13 @@ def run(config: Config, options: Options) -> Outcome:
                 extra = evaluation() if is_evaluated else None
                 finish(pending, extra or {}, timing)
                 pending = None
+                is_over = step == end or is_enough(extra or {})
                 if is_saved:
                     save()
         finish(pending, {})
         save()
         saver.wait()
-        finished = step >= end and not stop()
+        finished = is_over and not stop()
         loaded = checkpoint.Loaded(
             built.model, state.params, prepared.tokenizer, config, step, built
         )
@@ -179,11 +191,28 @@ def _check_not_past(step: int, end: int, workdir: Path) -> None:
         )
 
 
-def _loader(built: Build, prepared: Prepared) -> Loader:
+def _check_options(config: Config, options: Options) -> None:
+    if options.rows is None and not config.data.sources:
+        raise UserError("data.sources is empty; name at least one source to train on")
+    if options.rows is not None and config.data.sources:
+        raise UserError(
+            f"data.sources names {next(iter(config.data.sources))!r} and this run trains on rows "
+            "that are generated; set data.sources to {}"
+        )
+    for label in options.until:
+        if label not in config.evaluate.tasks:
+            known = nearest(label, config.evaluate.tasks)
+            raise UserError(f"training until {label!r} is good: no such evaluate.tasks; {known}")
+
+
+def _loader(built: Build, prepared: Prepared, rows: Rows | None) -> Loader:
     """The rows of the batch that this process's devices hold."""
     data = built.config.data
     shape = data.batch_size, data.context_length
     rank, num_ranks = processes.rows(built.batch_sharding, shape)
+    if rows is not None:
+        size = data.batch_size
+        return loader_lib.generated(rows, batch_size=size, rank=rank, num_ranks=num_ranks)
     return loader_lib.create(
         prepared,
         data,
@@ -293,13 +322,13 @@ def _evaluate(
 
 def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | None]) -> None:
     """A signal may have cut the evaluation at `step` short: its record is then written anew."""
-    last = [line for line in metrics.read(workdir) if line["step"] == step]
-    if processes.agree(bool(last) and not any(key.startswith("eval/") for key in last[-1])):
+    last = _last(workdir, step)
+    if processes.agree(bool(last) and not any(key.startswith(EVALUATED) for key in last)):
         found = evaluation()
         if found and processes.is_first():
             metrics.truncate(workdir, step - 1)
             with metrics.Writer(workdir) as writer:
-                writer.write(last[-1] | found)
+                writer.write(last | found)
 
 
 def _stop_if_stuck(config: Config, workdir: Path, step: int, in_row: float, loss: float) -> None:
@@ -312,6 +341,12 @@ def _stop_if_stuck(config: Config, workdir: Path, step: int, in_row: float, loss
             f"their loss not finite or their gradient norm over {config.optimizer.spike_ratio:g} "
             f"times its mean (last loss {loss:g}); lower schedule.peak_learning_rate; see {page}"
         )
+
+
+def _last(workdir: Path, step: int) -> Record:
+    """The record of `step`, if it is the last."""
+    last = metrics.read(workdir)[-1:]
+    return last[0] if last and last[0]["step"] == step else {}
 
 
 def _last_evaluation(workdir: Path) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
     store -> plan of an epoch -> rows, shuffled per epoch -> mixture -> rows of a rank -> batch
 
+Rows that no text holds come from a `Rows`, which gives the batch of a step by itself.
+
 All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R
 data-parallel ranks reads rows r B/R .. (r+1) B/R of the same global batch for every R. One
 background thread prefetches: tokenising was done before. Validation rows come in file order,
@@ -13,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import grain.transforms
@@ -28,10 +30,24 @@ from lm.data.prepare import Prepared
 from lm.data.store import Store
 
 _PREFETCHED_BATCHES = 4
+_ENDLESS = 1 << 48  # rows; sys.maxsize overflows inside batch
 _INDIVISIBLE = (
     "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; "
     "set data.batch_size to a multiple"
 )
+
+
+class Rows(Protocol):
+    """Training rows that are generated, not read from text."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Everything the rows depend on, apart from the step; kept with a checkpoint."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """The whole batch of a step [B, T], always the same; T may differ between steps."""
+        ...
 
 
 class Windows(grain.MapDataset):
@@ -145,6 +161,32 @@ def create(
     )
 
 
+def generated(rows: Rows, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Loader:
+    """Generated rows as the training stream of data-parallel rank `rank`; `batch_size` is global.
+
+    Raises:
+      UserError: the batch does not divide among the ranks.
+    """
+    if batch_size % num_ranks:
+        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
+    local = batch_size // num_ranks
+    return Loader(_Generated(rows, slice(rank * local, (rank + 1) * local)), rows.identity)
+
+
+class _Generated(grain.MapDataset):
+    """Item i is the share of a rank in the batch of step i."""
+
+    def __init__(self, rows: Rows, share: slice):
+        super().__init__()
+        self._rows, self._share = rows, share
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Batch(*(field[self._share] for field in self._rows.batch(index)))
+
+
 class _RankRows(grain.transforms.DatasetSelectionMap):
     """Row i of a rank -> (stream, row of the stream), through the row of the global batch."""
 
@@ -157,7 +199,7 @@ class _RankRows(grain.transforms.DatasetSelectionMap):
         )
 
     def __len__(self) -> int:
-        return 1 << 48  # rows without end; sys.maxsize overflows inside batch
+        return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         step, row = divmod(index, self._local)

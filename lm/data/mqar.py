@@ -18,13 +18,18 @@ first 2 * pairs places alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lm.config import UserError
+from lm.config import UserError, to_mapping
 from lm.data.batch import Batch
+
+# The second of the three numbers that seed training rows. A test is seeded by one number, which
+# NumPy fills up with zeros: so no test has the rows of a training.
+TRAIN = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,59 @@ class Setting:
                 f"{2 * self.pairs + 2} or more"
             )
         return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Set:
+    """`examples` rows of a setting."""
+
+    setting: Setting
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epochs:
+    """Rows to train on (lm.data.loader.Rows). An epoch goes through every set once, in a new order,
+    by batches of one set each, the batches of all sets shuffled; the rest of a set that makes no
+    batch waits for another epoch.
+    """
+
+    sets: tuple[Set, ...]
+    vocab_size: int
+    batch_size: int
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"mqar": to_mapping(self)}
+
+    def batch(self, step: int) -> Batch:
+        """[B, T], T of the set whose turn it is."""
+        epoch, i = divmod(step, sum(one.examples // self.batch_size for one in self.sets))
+        index, chosen = _plan(self, epoch)[i]
+        return batch(Examples(*(field[chosen] for field in _rows(self)[index])))
+
+
+@functools.lru_cache(maxsize=2)
+def _plan(epochs: Epochs, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """(set, its rows) of every batch of an epoch, in order."""
+    size = epochs.batch_size
+    rng = np.random.default_rng([epochs.seed, TRAIN, len(epochs.sets), epoch])
+    plan = []
+    for index, one in enumerate(epochs.sets):
+        order = rng.permutation(one.examples)
+        whole = one.examples // size * size
+        plan += [(index, chosen) for chosen in order[:whole].reshape(-1, size)]
+    return [plan[i] for i in rng.permutation(len(plan))]
+
+
+@functools.lru_cache(maxsize=1)
+def _rows(epochs: Epochs) -> list[Examples]:
+    seed, size = epochs.seed, epochs.vocab_size
+    return [
+        examples(one.setting, size, one.examples, [seed, TRAIN, index])
+        for index, one in enumerate(epochs.sets)
+    ]
 
 
 class Examples(NamedTuple):

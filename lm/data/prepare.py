@@ -45,7 +45,6 @@ class Prepared:
     """Everything a loader reads: the tokenizer and, by source and split, the opened stores."""
 
     tokenizer: Tokenizer
-    tokenizer_path: Path
     stores: Mapping[str, Mapping[str, Store]]
 
 
@@ -106,7 +105,7 @@ def prepare(
     }
     for name, source in config.sources.items():
         _check_splits(name, source.weight, source.valid_fraction, stores[name])
-    return Prepared(tokenizer, next(iter(folders.values())) / "tokenizer.json", stores)
+    return Prepared(tokenizer, stores)
 
 
 def _check_splits(
@@ -135,6 +134,11 @@ def _tokenizer(
     if config.tokenizer.kind != "bpe":
         return tokenizers.create(config.tokenizer)
     weighted = [corpus for corpus in corpora.values() if corpus.config.weight > 0]
+    if not weighted:
+        raise UserError(
+            "data.tokenizer.kind='bpe' is trained on data.sources, which is empty; name a source "
+            "or set another kind"
+        )
     identity = [config.tokenizer.vocab_size, [corpus.description for corpus in weighted]]
 
     def write(temporary: Path) -> None:

@@ -23,7 +23,7 @@ from lm.evaluation.scoring import Row
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mqar:
     """A setting of lm/data/mqar.py, `rows` of it. `vocab_size` 0: the tokenizer's, whose lower half
-    are keys; a smaller one takes its first ids.
+    are keys; another takes the first ids of the model, which may have more than its tokenizer.
     """
 
     length: int = 64
@@ -53,13 +53,14 @@ class Mqar:
         return mqar.Setting(**{name: getattr(self, name) for name in names})
 
     def items(self, given: Given) -> Items:
-        known = given.tokenizer.vocab_size
+        known = given.data.tokenizer.vocab_size
         if self.vocab_size > known:
             raise UserError(
-                f"vocab_size={self.vocab_size} is more than the tokenizer's {known}; set "
-                "vocab_size to that or less"
+                f"vocab_size={self.vocab_size} is more than the model's {known}; set vocab_size to "
+                "that or less"
             )
-        found = mqar.examples(self.setting, self.vocab_size or known, self.rows, [self.seed])
+        size = self.vocab_size or given.tokenizer.vocab_size
+        found = mqar.examples(self.setting, size, self.rows, [self.seed])
         return questions(found)
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:

@@ -106,6 +106,23 @@ def to_record(results: Mapping[str, Result]) -> dict[str, float]:
     return found
 
 
+def is_enough(
+    until: Mapping[str, float], tasks: Mapping[str, Task], record: Mapping[str, Any]
+) -> bool:
+    """Whether a record, as `to_record` makes it, holds the headline of every task of `until` (label
+    -> value), each at least as good as its value; of nothing asked, False.
+    """
+
+    def is_good(label: str, value: float) -> bool:
+        task = tasks[label]
+        found = record.get(f"task/{label}/{task.headline}")
+        if found is None:
+            return False
+        return found >= value if task.is_better == "higher" else found <= value
+
+    return bool(until) and all(is_good(label, value) for label, value in until.items())
+
+
 def num_tokens(prepared: Prepared) -> int:
     """What `advance` of `run` adds up to."""
     return sum(len(row.tokens) for row in prepared.items.rows)

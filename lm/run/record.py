@@ -26,8 +26,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lm import build as build_lib
@@ -170,10 +171,14 @@ def write(
     tokenizer: Tokenizer,
     data: dict[str, Any],
     decay_start: float | None,
+    until: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Writes the four files, each atomically. `data`: what the loader reads, for run.json."""
+    """Writes the four files, each atomically. For run.json: `data`, what the loader reads, and
+    `until` as in `lm.train.Options`.
+    """
     _tell_other_devices(workdir, built)
-    description = describe(built, tokenizer, data) | {"decay_start": decay_start}
+    description = describe(built, tokenizer, data)
+    description |= {"decay_start": decay_start, "until": dict(until)}
     files.replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
     files.replace(workdir / "params.txt", params_lib.table(built.infos))
     files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")

@@ -81,7 +81,6 @@ OVERRIDES = [
     (["model.unroll=maybe"], "--config.model.unroll=maybe is not true or false"),
     (["data.sources=[]"], "is not a dict"),
     ([f"data.sources={{'a/b': {SOURCE}}}"], "data.sources.a/b: a name takes letters"),
-    (["data.sources={}"], "no source with weight > 0"),
     (["model={}"], "missing key config.model.width"),
     (["model.layers={'a': 1}"], "config.model.layers.a=1 is a int"),
     (["model.precision=fp8"], "is not one of float32, bfloat16, bfloat16_operands"),

@@ -158,7 +158,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"mesh.tensor": 0}, "must be positive, at most one of them -1"),
     ({"mesh.replicate": "H"}, "config.mesh.replicate='H' is a str"),
     ({"mesh.replicate": [3]}, "config.mesh.replicate[0]=3 is a int; set a str"),
-    ({"data.sources": {}}, "no source with weight > 0"),
+    ({"data.sources": {"s": SOURCE | {"weight": 0.0}}}, "no source with weight > 0"),
     ({"data.sources.s": SOURCE | {"weight": -1.0}}, "data.sources.s.weight=-1.0 must be >= 0"),
     ({"data.sources.s": SOURCE | {"valid_fraction": 1.5}}, "must lie in [0, 1]"),
     ({"data.sources.s": SOURCE | {"valid_fraction": 1.0}}, "nothing is left to train on"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from lm.config import UserError
-from lm.data import mqar
-from lm.data.mqar import Setting
+from lm.data import loader, mqar
+from lm.data.mqar import Epochs, Set, Setting
 
 PLAIN = Setting(length=64, pairs=8)
 SETTINGS = (
@@ -144,3 +146,46 @@ def test_mistakes_in_one_line(setting: Setting, vocab_size: int, message: str) -
     with pytest.raises(UserError, match=message) as caught:
         mqar.examples(setting, vocab_size, 4, [0])
     assert "\n" not in str(caught.value)
+
+
+EPOCHS = Epochs(
+    sets=(
+        Set(setting=Setting(length=16, pairs=2), examples=64),
+        Set(setting=Setting(length=32, pairs=2), examples=20),
+    ),
+    vocab_size=384,
+    batch_size=8,
+    seed=0,
+)
+
+
+def test_training_rows_are_epochs_of_whole_sets() -> None:
+    found = [EPOCHS.batch(step) for step in range(20)]
+    for epoch in (found[:10], found[10:]):
+        # 64 rows are eight batches of 8, 20 are two; none twice.
+        assert sorted(len(batch.tokens[0]) for batch in epoch) == [16] * 8 + [32] * 2
+        assert len({row.tobytes() for batch in epoch for row in batch.tokens}) == 80
+    lengths = [[len(batch.tokens[0]) for batch in epoch] for epoch in (found[:10], found[10:])]
+    assert lengths[0] != lengths[1]
+    trained = {row.tobytes() for batch in found for row in batch.tokens}
+    for seed in (0, 1):
+        test = mqar.examples(EPOCHS.sets[0].setting, EPOCHS.vocab_size, 200, [seed])
+        assert not trained & {row.tobytes() for row in test.tokens}
+
+
+def test_training_rows_are_a_function_of_the_step() -> None:
+    """Any start, and any number of ranks, which together read the batch."""
+    whole = [EPOCHS.batch(step) for step in range(9, 13)]
+    for num_ranks in (1, 2, 4):
+        shares = []
+        for rank in range(num_ranks):
+            with loader.generated(EPOCHS, batch_size=8, rank=rank, num_ranks=num_ranks) as rows:
+                rows.set_state({"next_step": 9})
+                shares.append(list(itertools.islice(rows, 4)))
+                assert rows.state() == {"next_step": 13}
+        for step, batch in enumerate(whole):
+            for i, field in enumerate(batch):
+                together = np.concatenate([share[step][i] for share in shares])
+                np.testing.assert_array_equal(together, field)
+    with pytest.raises(UserError, match="8 rows is not a multiple of the 3"):
+        loader.generated(EPOCHS, batch_size=8, num_ranks=3)

@@ -10,19 +10,15 @@ import numpy as np
 import pytest
 
 from lm import evals
-from lm.config import TokenizerConfig, UserError
+from lm.config import UserError
 from lm.data import tokenizers
 from lm.evals import Given, Items, Scored
 from lm.evals.mqar import Mqar
 from lm.evaluation.scoring import Row, Scorer
 from tests.lm import tiny
 
-GIVEN = Given(
-    tokenizers.create(TokenizerConfig(kind="bytes", path="", vocab_size=257)),
-    cast(Any, None),
-    cast(Any, None),
-    0,
-)
+CONFIG = tiny.config({"data.tokenizer.vocab_size": 320}).data  # of a model with ids to spare
+GIVEN = Given(tokenizers.create(CONFIG.tokenizer), cast(Any, None), CONFIG, 0)
 
 
 def planted(items: Items, knows: Callable[[Row, int], bool]) -> list[Scored]:
@@ -106,12 +102,12 @@ def test_a_model_is_scored_at_the_answers_alone() -> None:
     assert numbers["accuracy"].num == 6
 
 
-def test_the_vocabulary_is_the_tokenizers_or_smaller() -> None:
-    for vocab_size, top in ((0, 257), (64, 64)):
+def test_the_vocabulary_is_the_tokenizers_or_one_that_the_model_holds() -> None:
+    for vocab_size, top in ((0, 257), (64, 64), (320, 320)):
         tokens = np.stack([x.tokens for x in Mqar(vocab_size=vocab_size).items(GIVEN).rows])
         assert top - 3 < tokens.max() < top
-    with pytest.raises(UserError, match="vocab_size=300 is more than the tokenizer's 257"):
-        Mqar(vocab_size=300).items(GIVEN)
+    with pytest.raises(UserError, match="vocab_size=321 is more than the model's 320"):
+        Mqar(vocab_size=321).items(GIVEN)
     with pytest.raises(UserError, match="a vocabulary of 257 has 127 keys, a row needs 128"):
         Mqar(length=512, pairs=128).items(GIVEN)
 
