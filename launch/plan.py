@@ -31,12 +31,12 @@ def main(argv: list[str]) -> None:
     output = cli.out_file("output", _OUTPUT.value)
     workdir = str(cli.path("workdir", _WORKDIR.value))
     from launch.benchmarks import machine
-    from lm import files, model, targets  # after the config is known to be right: this imports jax
+    from lm import files, layers, targets  # after the config is known to be right: this imports jax
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
     from lm.run.progress import Waiting
 
-    model.check(config.model)
+    layers.check(config.model)
     target = targets.parse(_TARGET.value)
     targets.start(target)
     launch = plan_lib.Launch(_config_flags(sys.argv[1:]), workdir)

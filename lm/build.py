@@ -13,12 +13,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels import dispatch
@@ -28,37 +27,34 @@ from lm import params as params_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
 from lm.data.batch import Batch
-from lm.loss import LossOptions
-from lm.model import LayerRecord, Model
-from lm.modules.context import Context, Numerics
+from lm.layers import LayerRecord
+from lm.modules.context import Context
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
-from lm.schedules import Schedule
+from lm.parallel.matmul import Numerics
 from lm.state import TrainState
+from lm.step import Metrics, Parts
 
 ONE_DEVICE = MeshConfig(
     data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, sequence_parallel=False
 )
 
 
-class Build(NamedTuple):
-    """`abstract_state` carries shapes, dtypes and shardings; `init(seed)`, `step`, `score` are
-    jitted.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Build(Parts):
+    """The parts of a step and what is compiled of them; `init(seed)`, `step`, `score` are jitted
+    functions.
     """
 
-    config: Config
-    mesh: Mesh
-    model: Model
     layers: list[LayerRecord]
-    infos: Any
-    schedule: Schedule
-    tx: optax.GradientTransformationExtraArgs
     run_tokens: int
-    abstract_state: TrainState
-    batch_sharding: NamedSharding
     init: Callable[[int], TrainState]
-    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
     score: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return sharding.batch(self.mesh)
 
     @property
     def abstract_batch(self) -> Batch:
@@ -121,30 +117,18 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
     abstract = jax.eval_shape(init, 0)
     shardings = _state_shardings(abstract, infos, mesh, config)
-    parts = step_lib.Parts(
+    parts = Parts(
+        config=config,
         model=model,
-        tx=tx,
         infos=infos,
         schedule=schedule,
-        multipliers=multipliers,
-        tokens_per_step=per_step,
-        accumulation=config.run.accumulation,
-        mesh=mesh,
-        loss=_loss_options(config, context),
-        gradients=sharding.moments(infos, mesh, config.mesh),
-        host_state=shardings.opt_state if config.optimizer.memory == "host" else None,
+        tx=tx,
+        abstract_state=jax.tree.map(_with_sharding, abstract, shardings),
     )
     return Build(
-        config=config,
-        mesh=mesh,
-        model=model,
+        **vars(parts),
         layers=layers,
-        infos=infos,
-        schedule=schedule,
-        tx=tx,
         run_tokens=int(schedule_end(config, decay_start)),
-        abstract_state=jax.tree.map(_with_sharding, abstract, shardings),
-        batch_sharding=sharding.batch(mesh),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
         score=jax.jit(functools.partial(step_lib.score, parts)),
@@ -165,12 +149,6 @@ def _context(config: Config, mesh: Mesh) -> Context:
     )
 
 
-def _loss_options(config: Config, context: Context) -> LossOptions:
-    axes = {**context.rules, "D": context.weights.get("D", ())}
-    vocab_size, dtype = config.data.tokenizer.vocab_size, context.numerics.operand_dtype
-    return LossOptions.create(config.loss, vocab_size, dtype, axes)
-
-
 def local(config: Config, decay_start: float | None = None) -> Build:
     """For one device of this machine, whatever mesh and memory the configuration asks for; the
     configuration itself is kept.
@@ -178,7 +156,7 @@ def local(config: Config, decay_start: float | None = None) -> Build:
     alone = dataclasses.replace(
         config, mesh=ONE_DEVICE, optimizer=dataclasses.replace(config.optimizer, memory="device")
     )
-    return build(alone, jax.devices()[:1], decay_start)._replace(config=config)
+    return dataclasses.replace(build(alone, jax.devices()[:1], decay_start), config=config)
 
 
 def schedule_end(config: Config, decay_start: float | None) -> int:

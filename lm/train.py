@@ -24,7 +24,7 @@ import numpy as np
 
 from lm import build as build_lib
 from lm import evals, files, metrics, report
-from lm import model as model_lib
+from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import loader as loader_lib
@@ -86,7 +86,7 @@ def run(config: Config, options: Options) -> Outcome:
       skipped steps.
     """
     workdir = options.workdir
-    model_lib.check(config.model)
+    layer_lib.check(config.model)
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     _check_options(config, options)
     is_first = processes.is_first()

@@ -17,7 +17,7 @@ from kernels.primitives import rope
 from lm import loss, mup
 from lm.build import Build
 from lm.data.batch import Batch
-from lm.modules.context import Numerics
+from lm.parallel.matmul import Numerics
 
 Params = dict[str, Any]
 

@@ -1,1 +1,1 @@
-"""Published layers, one file each; a name is found by its file (lm/model.py)."""
+"""Published layers, one file each; a name is found by its file (lm/layers.py)."""

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from lm.config import ModelConfig
+from lm.parallel.matmul import PROJECTION
 
 # Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
 # of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
 NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
-PROJECTION = "projection"  # of a parameter that is split over a mesh
 PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
 
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import build as build_lib
-from lm import model as model_lib
+from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
 from lm.modules.remat import PLACES
@@ -131,7 +131,7 @@ def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[fl
     """Bytes of stream and rest that one layer keeps, by its place in the pattern."""
     found: dict[str, tuple[float, float]] = {}
     for i, group in enumerate(
-        model_lib.parse_pattern(config.model.pattern, config.model.num_layers)
+        layer_lib.parse_pattern(config.model.pattern, config.model.num_layers)
     ):
         for j in range(len(group.labels)):
             block = f"groups_{i}/blocks_{j}"

@@ -8,6 +8,7 @@ the best are compiled.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def _changed(built: Build, values: Values) -> Build | None:
     ways = build_lib.batch_ways(built.mesh) * accumulation
     if built.config.data.batch_size % ways:
         return None
-    return built._replace(config=changes.apply(built.config, values))
+    return dataclasses.replace(built, config=changes.apply(built.config, values))
 
 
 def _meshes(devices: int) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lm import build as build_lib
-from lm import model as model_lib
+from lm import layers as layer_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, from_mapping, to_mapping
@@ -311,7 +311,7 @@ def load(
     config = read_config(path)
     meta = read_meta(path)
     if layers:
-        model = model_lib.change_layers(config.model, layers)
+        model = layer_lib.change_layers(config.model, layers)
         config = dataclasses.replace(config, model=model)
     built = build_lib.local(config, meta.decay_start)
     if layers:

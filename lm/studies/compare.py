@@ -23,7 +23,7 @@ import numpy as np
 
 from lm import build as build_lib
 from lm import evals, files, train
-from lm import model as model_lib
+from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
@@ -98,7 +98,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
     if study.recall:
         recall.create(study.recall)
     for pattern in study.patterns:
-        model_lib.check(_config(study, pattern, study.seeds[0]).model)
+        layer_lib.check(_config(study, pattern, study.seeds[0]).model)
     for name, variant in study.variants.items():
         if name in study.patterns or variant.of not in study.patterns:
             raise UserError(
@@ -106,7 +106,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
                 f"of one of the patterns {', '.join(study.patterns)}"
             )
         model = _config(study, variant.of, study.seeds[0]).model
-        model_lib.change_layers(model, variant.layers)
+        layer_lib.change_layers(model, variant.layers)
     return study
 
 
@@ -259,7 +259,7 @@ def build(
 ) -> Build:
     """Everything to train the pattern at this size, with other options of `layers`."""
     config = _config(study, pattern, study.seeds[0], size)
-    model = model_lib.change_layers(config.model, layers or {})
+    model = layer_lib.change_layers(config.model, layers or {})
     return build_lib.build(dataclasses.replace(config, model=model), jax.devices())
 
 

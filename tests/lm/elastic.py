@@ -4,6 +4,7 @@ process of 8 CPU devices, in a folder with a corpus:
     python -m tests.lm.elastic FOLDER
 """
 
+import dataclasses
 import functools
 import os
 import signal
@@ -43,7 +44,7 @@ def compiled(folder: Path, mesh: int) -> Build:
     """For one of `MESHES`, compiled once and fast."""
     built = build_lib.build(config(folder, mesh), jax.devices()[: MESHES[mesh][0]])
     once = {name: lab.compiled_once(getattr(built, name)) for name in ("init", "step", "score")}
-    return built._replace(**once)
+    return dataclasses.replace(built, **once)
 
 
 def run(folder: Path, name: str, mesh: int, *, until: int) -> None:
@@ -55,7 +56,7 @@ def run(folder: Path, name: str, mesh: int, *, until: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def small(*_: Any) -> Build:
-        return built._replace(step=lab.hooked(built.step, stop))
+        return dataclasses.replace(built, step=lab.hooked(built.step, stop))
 
     options = train.Options(workdir=folder / name, data_dir=folder / "data")
     with mock.patch.object(build_lib, "build", small):

@@ -114,15 +114,16 @@ class Lab:
         key = json.dumps(mapping)
         if key not in self.builds:
             built = build(config, devices[:1], decay_start)
-            self.builds[key] = built._replace(
-                init=compiled_once(built.init), score=compiled_once(built.score)
+            self.builds[key] = dataclasses.replace(
+                built, init=compiled_once(built.init), score=compiled_once(built.score)
             )
         built = self.builds[key]
         key += str(schedule.phases)
         if key not in self.steps:
             fresh = build(config, devices[:1], decay_start)
             self.steps[key] = compiled_once(fresh.step)
-        return built._replace(
+        return dataclasses.replace(
+            built,
             config=config,
             schedule=schedule,
             run_tokens=int(build_lib.schedule_end(config, decay_start)),

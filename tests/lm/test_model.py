@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import UserError
-from lm.model import Group, parse_pattern
+from lm.layers import Group, parse_pattern
 from tests import jaxprs
 from tests.lm import tiny
 
@@ -103,7 +104,7 @@ def test_bad_layers_are_told_without_a_device(changes: dict[str, Any], message: 
     if "model.pattern" not in changes:
         changes = changes | {"model.pattern": "a"}
     with pytest.raises(UserError, match=message) as caught:
-        model_lib.check(tiny.config(changes).model)
+        layer_lib.check(tiny.config(changes).model)
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def test_gain_is_the_paired_difference_over_documents(books: str) -> None:
 def test_a_uniform_model(books: str) -> None:
     """Through the scorer: a model whose logits are all 0 loses log(vocabulary) everywhere."""
     built = tiny.create({"data.context_length": 16})
-    built = built._replace(score=tiny.jit(built.score.__wrapped__))  # pyright: ignore[reportFunctionMemberAccess]
+    built = dataclasses.replace(built, score=tiny.jit(built.score.__wrapped__))  # pyright: ignore[reportFunctionMemberAccess]
     zero = jax.tree.map(np.zeros_like, tiny.params(built))
     asked = task(books, shortest=32, targets=8, max_windows=3)
     items = asked.items(planted.given(16))

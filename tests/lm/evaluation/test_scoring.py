@@ -1,5 +1,6 @@
 """The scorer's batches, buckets and places; the model is a function of the batch."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ class Device:
     def __init__(self, built: Build) -> None:
         self.shapes: list[tuple[int, ...]] = []
         self.events: list[str] = []
-        self.built = built._replace(score=self.score)
+        self.built = dataclasses.replace(built, score=self.score)
 
     def score(self, params: Any, batch: Batch) -> tuple[Any, Any]:
         assert params == "params"
@@ -83,7 +84,7 @@ def test_compiled_once_per_bucket(built: Build) -> None:
         traces.append(batch.tokens.shape)
         return built.score(params, batch)
 
-    scorer = Scorer(built._replace(score=jax.jit(traced)), tiny.params(built))
+    scorer = Scorer(dataclasses.replace(built, score=jax.jit(traced)), tiny.params(built))
     rows = [row(np.arange(1, n)) for n in (10, 20, 24, 30, 31)]
     first, second = scorer(rows), scorer(rows)
     assert len(traces) == len(scorer.buckets) == 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import model as model_lib
+from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import UserError
 from lm.params import is_info, names
@@ -98,7 +98,7 @@ def refusal(mixer: str, **options: Any) -> str:
     changes = {"model.layers": layers, "model.pattern": "layer", "model.num_kv_heads": HEADS}
     config = tiny.config(changes)
     with pytest.raises(UserError) as caught:
-        model_lib.check(config.model)
+        layer_lib.check(config.model)
     message = str(caught.value)
     assert message.startswith("model.layers.layer")
     assert "\n" not in message

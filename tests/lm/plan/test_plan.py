@@ -201,7 +201,7 @@ class Refusing:
 
 def test_what_a_compiler_cannot_do_is_its_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tiny.config({"mesh.data": 4}), jax.devices()[:4])
-    refused = program.create(built._replace(step=Refusing()))
+    refused = program.create(dataclasses.replace(built, step=Refusing()))
     assert refused.refusal == "UNIMPLEMENTED: no such collective (1.00G exceeds 0.5G)"
     assert (refused.total, refused.is_unsupported) == (None, True)
     monkeypatch.setattr(program, "create", lambda built: refused)
@@ -224,7 +224,7 @@ def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
 
     def create(built: Any) -> program.Program:
         calls.append(built.config.run.accumulation)
-        refused = real(built._replace(step=Refusing()))
+        refused = real(dataclasses.replace(built, step=Refusing()))
         return refused if len(calls) == 1 else dataclasses.replace(refused, refusal="", total=1)
 
     monkeypatch.setattr(search, "by_formula", some_points)

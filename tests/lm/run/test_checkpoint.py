@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -238,7 +239,7 @@ def test_a_notebook_loads_a_run(lab: Lab) -> None:
     prepared = prepare.prepare(loaded.config.data, lab.root / "data", progress=False)
     given = Given(loaded.tokenizer, prepared, loaded.config.data, 256)
     questions = evaluate.prepare({"": BitsPerByte()}, given)
-    built = loaded.build._replace(score=next(iter(lab.builds.values())).score)
+    built = dataclasses.replace(loaded.build, score=next(iter(lab.builds.values())).score)
     numbers = evaluate.run(questions, Scorer(built, loaded.params))[""].numbers
     for name in ("text", "held"):
         assert numbers[f"bpb/{name}"].value == records(lab.whole)[-1][f"eval/{name}/bpb"]
