@@ -9,6 +9,7 @@ Every op folder builds one `Op`; nothing registers itself.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -133,6 +134,33 @@ class Memory(Protocol):
 type Form = Callable[..., tuple[Array, Any]]
 
 
+class Sent(NamedTuple):
+    """Bytes that one rank sends in the forward pass of a call, and in its backward pass."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to run an op whose time axis is split over R ranks (`primitives.time_shards`).
+
+        out, state = run(local, inputs, segment_ids, state, shards, options=...)
+
+    runs inside shard_map on the T/R tokens of a rank. `state` is the one before rank 0, whole on
+    every rank, and so is the one returned; of linear growth it is None where none is carried, of
+    constant growth it is always there. `local(inputs, segment_ids, state)` is a form of the op on
+    one device: what came before the shard is given to it as the state that it continues.
+    `sent(dims, options, itemsize, R)` and `unsupported(dims, options, R)`, a reason or None, take
+    the dims of one rank, but T of the whole row.
+    """
+
+    name: Literal["all_to_all", "gather", "ring", "states", "scan", "halo"]
+    run: Callable[..., tuple[Array, Any]]
+    sent: Callable[[Dims, Options, int, int], Sent]
+    unsupported: Callable[[Dims, Options, int], str | None]
+
+
 @dataclass(frozen=True)
 class Op:
     """All there is to know about one way to mix along time."""
@@ -147,7 +175,7 @@ class Op:
     state: StateSpec
     init_state: Callable[..., Any]
     step: Callable[..., tuple[Any, Array]]
-    sequence: str
+    sequence: tuple[Strategy, ...]
     flops: Callable[[Dims, Options], float]
     bytes: Callable[[Dims, Options, int], float]
     cases: tuple[Case, ...]
@@ -176,6 +204,19 @@ class Op:
 def modules(package: str, *names: str) -> dict[str, str]:
     """The forms of an op: name -> module of its folder."""
     return {name: f"{package}.{name}" for name in names}
+
+
+def strategies(package: str) -> tuple[Strategy, ...]:
+    """How the time axis of an op can be split, in order of preference: `STRATEGIES` of its
+    sequence.py. An op without that file has none, and a split T is refused.
+    """
+    name = f"{package}.sequence"
+    return import_module(name).STRATEGIES if find_spec(name) else ()
+
+
+def takes_all(dims: Dims, options: Options, ranks: int) -> None:
+    """`unsupported` of a strategy that refuses nothing."""
+    del dims, options, ranks
 
 
 def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[str, str], ...]]:

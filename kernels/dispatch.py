@@ -15,7 +15,7 @@ is fine: a form pads to its own tiles, queries and keys each to theirs.
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,10 +26,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Int
 
 from kernels import measured, quarantine, shard
-from kernels.contract import Dims, InputSpec, Op, Options
+from kernels.contract import Dims, InputSpec, Op, Options, Strategy
 from kernels.letters import Inputs
 from kernels.primitives import device
-from kernels.shard import Placement
+from kernels.primitives.time_shards import Shards
+from kernels.shard import Placement, Rules
 
 
 class Resolved(NamedTuple):
@@ -126,37 +127,95 @@ def apply(
     dims = _dims(op, inputs, options, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
+    _check_segments(segment_ids, dims)
+    _check_state(op, state, dims)
+    mesh, rules, split = _place(op, placement, dims, bound)
     # A mesh may be of devices that are not attached.
     placed = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
     dtype = inputs[op.inputs[0].name].dtype
-    reason = refusal(op, form, dims, dtype, bound, device.platform(placed))
+    here = dims if split is None else {**dims, "T": dims["T"] // split[1].count}
+    reason = refusal(op, form, here, dtype, bound, device.platform(placed))
     if reason is not None:
         raise ValueError(f"{name} cannot run as {form}: {reason}")
-    _check_segments(segment_ids, dims)
-    _check_state(op, state, dims)
     if blocks is None and form in device.TARGETS:
-        blocks = _blocks(op, form, dims, dtype, bound, placed.device_kind)
-    specs = op.needed(bound)
-
-    def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        # A cache of keys and values that is not carried is left out by the tiled forms.
-        if state is None and (form == "reference" or op.state.growth == "constant"):
-            local = _dims(op, inputs, bound, "T")
-            dtype = inputs[op.inputs[0].name].dtype
-            state = op.init_state(local, dtype, local["B"], local["T"])
-        if form == "reference":
-            return op.form(form)(inputs, segment_ids, state, options=bound)
-        return op.form(form)(inputs, segment_ids, state, options=bound, blocks=blocks)
-
-    def call(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        if segment_ids is None:
-            return run(inputs, None, state)
-        clean, state, sick = quarantine.admit(op, specs, inputs, segment_ids, state)
-        return quarantine.release(op, *run(clean, segment_ids, state), sick)
-
-    if placement is None or placement.mesh.size == 1:
+        blocks = _blocks(op, form, here, dtype, bound, placed.device_kind)
+    call = _Call(op, form, bound, blocks, split)
+    if not rules:
         return call(inputs, segment_ids, state)
-    return _sharded(op, call, bound, placement, dims)(inputs, segment_ids, state)
+    return shard.over(op, call, bound, (mesh, rules), dims)(inputs, segment_ids, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A form with its options and tiles, as a function of the arrays of one device; `split` where
+    these are a rank's tokens of rows that devices share.
+    """
+
+    op: Op
+    form: str
+    options: Options
+    blocks: Any
+    split: tuple[Strategy, Shards] | None
+
+    def __call__(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if segment_ids is None:
+            return self._run(inputs, None, state)
+        shards = None if self.split is None else self.split[1]
+        specs = self.op.needed(self.options)
+        clean, state, sick = quarantine.admit(self.op, specs, inputs, segment_ids, state, shards)
+        return quarantine.release(self.op, *self._run(clean, segment_ids, state), sick)
+
+    def _run(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if self.split is None:
+            return self._local(inputs, segment_ids, state)
+        strategy, shards = self.split
+        if state is None and self.op.state.growth == "constant":
+            state = self._empty(inputs)
+        given = inputs, segment_ids, state
+        return strategy.run(self._local, *given, shards, options=self.options)
+
+    def _local(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        # A cache of keys and values that is not carried is left out by the tiled forms.
+        if state is None and (self.form == "reference" or self.op.state.growth == "constant"):
+            state = self._empty(inputs)
+        run = self.op.form(self.form)
+        if self.form == "reference":
+            return run(inputs, segment_ids, state, options=self.options)
+        return run(inputs, segment_ids, state, options=self.options, blocks=self.blocks)
+
+    def _empty(self, inputs: Inputs) -> Any:
+        dims = _dims(self.op, inputs, self.options, "T")
+        dtype = inputs[self.op.inputs[0].name].dtype
+        return self.op.init_state(dims, dtype, dims["B"], dims["T"])
+
+
+def _place(
+    op: Op, placement: Placement | None, dims: Dims, options: Options
+) -> tuple[Any, Rules, tuple[Strategy, Shards] | None]:
+    """Mesh and rules at this place of the program, checked; and how T is split, where it is."""
+    if placement is None or placement.mesh.size == 1:
+        return None, {}, None
+    names = tuple(strategy.name for strategy in op.sequence)
+    _check_known(f"strategy of {op.name}", placement.strategy, (*names, "auto"))
+    mesh, rules = shard.here(placement.mesh, placement.rules)
+    shard.check(op, dims, placement.rules, rules, mesh)
+    count = shard.num_shards("T", rules, mesh)
+    if count == 1:
+        return mesh, rules, None
+    shards = Shards(rules["T"], count)
+    dims = shard.of_rank(dims, rules, mesh)
+    refused: list[str] = []
+    for strategy in op.sequence:
+        if placement.strategy in (strategy.name, "auto"):
+            reason = strategy.unsupported(dims, options, count)
+            if reason is None:
+                return mesh, rules, (strategy, shards)
+            refused.append(f"{strategy.name}: {reason}")
+    why = "; ".join(refused) or "it has no strategy for that (no sequence.py)"
+    raise ValueError(
+        f"{op.name} cannot split T over {shards.axes} ({count} shards): {why}; "
+        "take T out of the rules of this call"
+    )
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
@@ -303,52 +362,3 @@ def _check_state(op: Op, state: Any, dims: Dims) -> None:
                 raise ValueError(f"state.{name} has {letter}={size}, the inputs {dims[letter]}")
         if sizes.get("S", dims["T"]) < dims["T"]:
             raise ValueError(f"state has room for S={sizes['S']} tokens, the call has {dims['T']}")
-
-
-def _sharded(op: Op, call: Any, options: Options, placement: Placement, dims: Dims) -> Any:
-    """`call` under shard_map, with specs from the letters of inputs, state and output."""
-    mesh, rules = shard.here(placement.mesh, placement.rules)
-    if not rules:
-        return call
-    shard.check(dims, rules, mesh, "K V" + (" T" if op.sequence == "none" else ""))
-    letters = {name: spec.letters for name, spec in op.needed(options).items()}
-    grouped = None
-    if "H" in rules and "G" in dims and "G" not in rules:
-        grouped = shard.GroupedHeads(rules["H"], shard.num_shards("H", rules, mesh), dims["G"])
-    fields = [text for _, text in op.state.fields]
-
-    def each(change: Any, state: Any) -> Any:
-        leaves = zip(jax.tree.leaves(state), fields, strict=True)
-        changed = [_heads(change, x, text) for x, text in leaves]
-        return jax.tree.unflatten(jax.tree.structure(state), changed)
-
-    def local(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        if grouped is not None:
-            inputs = {n: _heads(grouped.own, x, letters[n]) for n, x in inputs.items()}
-            if state is not None:
-                state = each(grouped.own, state)
-        return call(inputs, segment_ids, state)
-
-    def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        empty = jax.tree.structure(jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1)))
-        before = jax.tree.unflatten(empty, [shard.spec(text, rules) for text in fields])
-        split = {**rules, "G": rules["H"]} if grouped is not None else rules
-        after = jax.tree.unflatten(empty, [shard.spec(text, split) for text in fields])
-        in_specs = (
-            {name: shard.spec(letters[name], rules) for name in inputs},
-            None if segment_ids is None else shard.spec("B T", rules),
-            None if state is None else before,
-        )
-        mapped = shard.wrap(local, mesh, in_specs, (shard.spec(op.out, rules), after))
-        out, state = mapped(inputs, segment_ids, state)
-        if grouped is not None:
-            state = each(grouped.once, state)
-        return out, state
-
-    return run
-
-
-def _heads(change: Callable[[Array, int], Array], x: Array, letters: str) -> Array:
-    """`change` along G, where x has it."""
-    names = letters.split()
-    return change(x, names.index("G")) if "G" in names else x

@@ -24,6 +24,7 @@ from kernels import segments
 from kernels.contract import InputSpec, Op
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
+from kernels.primitives.time_shards import Shards
 
 
 class Sick(NamedTuple):
@@ -39,8 +40,11 @@ def admit(
     inputs: Inputs,
     segment_ids: Int[Array, "B T"],
     state: Any,
+    shards: Shards | None,
 ) -> tuple[Inputs, Any, Sick]:
-    """Inputs and state without bad tokens, and what they spoil."""
+    """Inputs and state without bad tokens, and what they spoil; with `shards` the tokens are a
+    rank's, and bad ones of earlier ranks spoil the rest of their document here.
+    """
     groups = min(inputs[name].shape[2] for name, spec in specs.items() if _per_head(spec))
     bad = jnp.zeros((*segment_ids.shape, groups), bool)
     clean = dict(inputs)
@@ -53,12 +57,35 @@ def admit(
     entry, entry_sick = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, groups), bool)
     if state is not None:
         state, entry, entry_sick = _admit_state(op, state, groups)
+    rows = None
+    if shards is not None:
+        entry = shards.entry(segment_ids, entry)
     belongs = segments.continued(segment_ids, entry, time)
-    before = segments.previous(belongs, entry)
-    start = segments.latest(belongs != before)[..., None]
-    worst = segments.latest(bad & (segment_ids != 0)[..., None])
-    sick = (worst >= jnp.maximum(start, 0)) | ((start < 0) & entry_sick[:, None])
-    return clean, state, Sick(sick & (segment_ids != 0)[..., None], sick[:, -1])
+    starts = belongs != segments.previous(belongs, entry)
+    is_token = (segment_ids != 0)[..., None]
+    if shards is not None:
+        entry_sick, rows = _pass_on(shards, starts, bad & is_token, entry_sick)
+    sick = _from_bad_on(starts, bad & is_token, entry_sick)
+    return clean, state, Sick(sick & is_token, sick[:, -1] if rows is None else rows)
+
+
+def _from_bad_on(
+    starts: Bool[Array, "B T"], bad: Bool[Array, "B T h"], entry: Bool[Array, "B h"]
+) -> Bool[Array, "B T h"]:
+    """Where a document has had a bad token so far; `entry`: the one that comes in has."""
+    start, worst = segments.latest(starts)[..., None], segments.latest(bad)
+    return (worst >= jnp.maximum(start, 0)) | ((start < 0) & entry[:, None])
+
+
+def _pass_on(
+    shards: Shards, starts: Bool[Array, "B T"], bad: Bool[Array, "B T h"], entry: Bool[Array, "B h"]
+) -> tuple[Bool[Array, "B h"], Bool[Array, "B h"]]:
+    """Whether the document is sick that comes in at this rank, and that at the end of the row."""
+    here = _from_bad_on(starts, bad, jnp.zeros_like(entry))[:, -1]
+    # Ranks are to the row what tokens are to a shard.
+    left = _from_bad_on(shards.ranks(jnp.any(starts, axis=1)), shards.ranks(here), entry)
+    came = jnp.concatenate([entry[:, None], left[:, :-1]], axis=1)
+    return shards.own(came), left[:, -1]
 
 
 def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array
 
-from kernels.contract import Dims
+from kernels.contract import Dims, Op, Options
+from kernels.letters import Inputs
 
 type Rules = Mapping[str, tuple[str, ...]]
 
@@ -37,15 +39,27 @@ def spec(letters: str, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*(names or None for names in split))
 
 
-def check(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh, fixed: str) -> None:
-    """Raise where a size does not divide its axes, or where the op cannot split a letter."""
+def check(op: Op, dims: Dims, given: Rules, rules: Rules, mesh: Mesh | AbstractMesh) -> None:
+    """Raise where a size does not divide its axes, or where the op cannot split a letter; `rules`
+    are what `here` leaves of those `given`.
+    """
+    around = [axis for axis in given.get("T", ()) if axis not in rules.get("T", ())]
+    if around:
+        raise ValueError(
+            f"a shard_map around {op.name} splits T over {around}, and ops split T themselves; "
+            "call it outside"
+        )
+    time = [axis for axis in mesh.axis_names if axis in rules.get("T", ())]
+    if time != list(rules.get("T", ())):
+        raise ValueError(f"rules split T over {rules['T']}; name them in the mesh's order, {time}")
+    whole = _letters(op) - SPLIT
     for letter, axes in rules.items():
         unknown = [axis for axis in axes if axis not in mesh.shape]
         if unknown:
             raise ValueError(f"rules[{letter!r}] names {unknown[0]!r}; mesh has {mesh.axis_names}")
         shards = num_shards(letter, rules, mesh)
-        if letter in fixed.split() and shards > 1:
-            raise ValueError(f"this op cannot split {letter} over {axes} ({shards} shards)")
+        if letter in whole and shards > 1:
+            raise ValueError(f"{op.name} cannot split {letter} over {axes} ({shards} shards)")
         if letter in dims and dims[letter] % shards:
             raise ValueError(
                 f"{letter}={dims[letter]} must be a multiple of {shards}, the size of {axes}"
@@ -62,6 +76,27 @@ def check(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh, fixed: str) -> No
                 f"G={dims['G']} heads, whole on {ways} shards of H, must divide them or be a "
                 "multiple of them"
             )
+
+
+def of_rank(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """The sizes of what one device computes, T apart, which is that of the whole row."""
+    found = {
+        x: size if x == "T" else size // num_shards(x, rules, mesh) for x, size in dims.items()
+    }
+    if "G" in dims and "G" not in rules:
+        found["G"] = max(1, dims["G"] // num_shards("H", rules, mesh))
+    return found
+
+
+# What a placement may split: rows and heads, which an op does apart from each other, and time, by
+# one of the op's strategies.
+SPLIT = frozenset("BHGT")
+
+
+def _letters(op: Op) -> set[str]:
+    """All that the op's arrays have."""
+    texts = [op.out, *(spec.letters for spec in op.inputs), *(text for _, text in op.state.fields)]
+    return {letter for text in texts for letter in text.split()}
 
 
 def fitting(letters: str, shape: tuple[int, ...], rules: Rules, mesh: Any) -> PartitionSpec:
@@ -135,7 +170,10 @@ class GroupedHeads(NamedTuple):
 
     def once(self, x: jax.Array, axis: int) -> jax.Array:
         """Outside, what the parts gave side by side: every head once."""
-        return jax.lax.slice_in_dim(x, 0, None, max(1, self.ways // self.heads), axis)
+        copies = max(1, self.ways // self.heads)
+        # Not a slice with a stride: partitioned, its transpose gave twice the cotangent.
+        apart = x.reshape(*x.shape[:axis], -1, copies, *x.shape[axis + 1 :])
+        return jax.lax.index_in_dim(apart, 0, axis + 1, keepdims=False)
 
 
 def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
@@ -157,3 +195,57 @@ def wrap(call: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> 
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
     )
+
+
+def over(
+    op: Op,
+    call: Callable[..., tuple[Array, Any]],
+    options: Options,
+    placement: tuple[Mesh | AbstractMesh, Rules],
+    dims: Dims,
+) -> Callable[..., tuple[Array, Any]]:
+    """`call(inputs, segment_ids, state)` under shard_map, with specs from the letters of the op's
+    inputs, state and output.
+    """
+    mesh, rules = placement
+    letters = {name: spec.letters for name, spec in op.needed(options).items()}
+    grouped = None
+    if "H" in rules and "G" in dims and "G" not in rules:
+        grouped = GroupedHeads(rules["H"], num_shards("H", rules, mesh), dims["G"])
+    fields = [text for _, text in op.state.fields]
+
+    def each(change: Any, state: Any) -> Any:
+        leaves = zip(jax.tree.leaves(state), fields, strict=True)
+        changed = [_heads(change, x, text) for x, text in leaves]
+        return jax.tree.unflatten(jax.tree.structure(state), changed)
+
+    def local(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        if grouped is not None:
+            inputs = {n: _heads(grouped.own, x, letters[n]) for n, x in inputs.items()}
+            if state is not None:
+                state = each(grouped.own, state)
+        return call(inputs, segment_ids, state)
+
+    def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
+        empty = jax.tree.structure(jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1)))
+        before = jax.tree.unflatten(empty, [spec(text, rules) for text in fields])
+        split = {**rules, "G": rules["H"]} if grouped is not None else rules
+        after = jax.tree.unflatten(empty, [spec(text, split) for text in fields])
+        in_specs = (
+            {name: spec(letters[name], rules) for name in inputs},
+            None if segment_ids is None else spec("B T", rules),
+            None if state is None else before,
+        )
+        mapped = wrap(local, mesh, in_specs, (spec(op.out, rules), after))
+        out, state = mapped(inputs, segment_ids, state)
+        if grouped is not None:
+            state = each(grouped.once, state)
+        return out, state
+
+    return run
+
+
+def _heads(change: Callable[[Array, int], Array], x: Array, letters: str) -> Array:
+    """`change` along G, where x has it."""
+    names = letters.split()
+    return change(x, names.index("G")) if "G" in names else x

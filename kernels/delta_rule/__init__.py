@@ -3,7 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.delta_rule import decode, reference, tile
 from kernels.delta_rule.cases import CASES, PROPERTIES, TOLERANCES
 from kernels.primitives import device, pallas_chunks
@@ -64,7 +73,7 @@ OP = Op(
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=_bytes,
     cases=CASES,

@@ -3,7 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.gated_conv import decode, tile
 from kernels.gated_conv.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -57,7 +66,7 @@ OP = Op(
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=_bytes,
     cases=CASES,

@@ -8,7 +8,7 @@ the outputs moved back; a condition at run time spares all other batches that.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,9 @@ from kernels import segments
 from kernels.blocks import Chunk, round_up
 from kernels.contract import Options
 from kernels.gated_conv import tile
-from kernels.gated_conv.tile import Tail
+from kernels.gated_conv.tile import Line, Tail
 from kernels.letters import Inputs
 from kernels.primitives import gaps
-from kernels.primitives.gaps import Gaps
-
-
-class Line(NamedTuple):
-    """Where tokens stand, and how many of their document are before each; in that of the entry
-    at least W."""
-
-    places: Gaps
-    age: Int[Array, "B T"]
 
 
 def apply(
@@ -51,35 +42,11 @@ def apply(
         # In a row without a document the first token starts one.
         old = jnp.where((state.segment == 0)[:, None, None, None], 0.0, old)
     else:
-        line = _line(segment_ids, belongs, state.segment, taps)
-    new = jnp.moveaxis(_next_tail(x, old, line), 1, 2)
+        line = tile.line(segment_ids, belongs, state.segment, taps)
+    new = jnp.moveaxis(tile.next_tail(x, old, line), 1, 2)
     out = _convolve((blocks or Chunk(32)).length, inputs, old, line)
     out = segments.blank_padding(out, segment_ids).astype(x.dtype)
     return out, Tail(new, belongs[:, -1])
-
-
-def _line(segment_ids: Array, belongs: Array, entry: Array, taps: int) -> Line:
-    places = gaps.gaps(segment_ids, belongs, entry)
-    starts = belongs != segments.previous(belongs, entry)
-    start = jnp.where(starts, places.count - 1, -taps)
-    return Line(places, places.count - 1 - lax.cummax(start, axis=1))
-
-
-def _next_tail(
-    x: Float[Array, "B T H K"], old: Float[Array, "B W H K"], line: Line | None
-) -> Float[Array, "B W H K"]:
-    """The last W inputs of each row's document, zeros before its start."""
-    taps, time = old.shape[1], x.shape[1]
-    if line is None:
-        recent = x[:, max(time - taps, 0) :].astype(jnp.float32)
-        return jnp.concatenate([old, recent], axis=1)[:, -taps:]
-    total = line.places.count[:, -1:]
-    number = total - taps + jnp.arange(taps, dtype=jnp.int32)
-    new = gaps.take(x, gaps.find(line.places, jnp.maximum(number, 0))).astype(jnp.float32)
-    kept = gaps.take(old, jnp.minimum(number + taps, taps - 1))
-    first = total - 1 - line.age[:, -1:]  # number of the document's first token
-    tail = jnp.where((number >= 0)[..., None, None], new, kept)
-    return jnp.where((number >= first)[..., None, None], tail, 0.0)
 
 
 type PerToken = tuple[Array, Any]

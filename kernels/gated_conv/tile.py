@@ -12,7 +12,12 @@ Each is W shifted multiply-adds that XLA fuses into one pass. All is float32.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
+
+from kernels import segments
+from kernels.primitives import gaps
+from kernels.primitives.gaps import Gaps
 
 
 class Tail(NamedTuple):
@@ -26,6 +31,48 @@ class Tail(NamedTuple):
 
 
 FIELDS = (("tail", "B H W K"), ("segment", "B"))
+
+
+class Line(NamedTuple):
+    """Where tokens stand, and how many of their document are before each; in that of the entry
+    at least W."""
+
+    places: Gaps
+    age: Int[Array, "B T"]
+
+
+def line(
+    segment_ids: Int[Array, "B T"], belongs: Int[Array, "B T"], entry: Int[Array, " B"], taps: int
+) -> Line:
+    """`belongs` is `segments.continued` of the ids and of the document at entry."""
+    places = gaps.gaps(segment_ids, belongs, entry)
+    starts = belongs != segments.previous(belongs, entry)
+    start = jnp.where(starts, places.count - 1, -taps)
+    return Line(places, places.count - 1 - lax.cummax(start, axis=1))
+
+
+def next_tail(
+    x: Float[Array, "B T H K"], old: Float[Array, "B W H K"], line: Line | None
+) -> Float[Array, "B W H K"]:
+    """The last W inputs of each row's document, zeros before its start; `old` are those at entry,
+    `line` None is one document without padding.
+    """
+    taps, time = old.shape[1], x.shape[1]
+    if line is None:
+        recent = x[:, max(time - taps, 0) :].astype(jnp.float32)
+        return jnp.concatenate([old, recent], axis=1)[:, -taps:]
+    total = line.places.count[:, -1:]
+    number = total - taps + jnp.arange(taps, dtype=jnp.int32)
+    new = gaps.take(x, gaps.find(line.places, jnp.maximum(number, 0))).astype(jnp.float32)
+    kept = gaps.take(old, jnp.minimum(number + taps, taps - 1))
+    tail = jnp.where((number >= 0)[..., None, None], new, kept)
+    return jnp.where((number >= first_number(line))[..., None, None], tail, 0.0)
+
+
+def first_number(line: Line) -> Int[Array, "B 1"]:
+    """Of the first token of each row's last document, counted from 0 in this call; negative where
+    that document came in."""
+    return line.places.count[:, -1:] - 1 - line.age[:, -1:]
 
 
 def convolve(

@@ -3,7 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.gated_linear import decode, reference
 from kernels.gated_linear.cases import CASES, PROPERTIES, TOLERANCES
 from kernels.gated_linear.tile import FIELDS, GatedState
@@ -63,7 +72,7 @@ OP = Op(
     state=StateSpec(FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=_bytes,
     cases=CASES,

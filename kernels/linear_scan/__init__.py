@@ -4,7 +4,16 @@ running sum in log space."""
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.linear_scan import decode, tile
 from kernels.linear_scan.cases import CASES, PROPERTIES, TOLERANCES
 
@@ -61,7 +70,7 @@ OP = Op(
     state=StateSpec(tile.FIELDS, "constant"),
     init_state=_init_state,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=_bytes,
     cases=CASES,

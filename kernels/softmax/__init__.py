@@ -6,7 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from kernels import segments
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.primitives import attention, kv_cache
 from kernels.softmax import decode, jax_nn, reference
 from kernels.softmax.cases import CASES, PROPERTIES, TOLERANCES
@@ -115,7 +124,7 @@ OP = Op(
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=attention.count_bytes,
     cases=CASES,

@@ -4,7 +4,16 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from kernels import segments
-from kernels.contract import Dims, InputSpec, Op, Options, StateSpec, everywhere, modules
+from kernels.contract import (
+    Dims,
+    InputSpec,
+    Op,
+    Options,
+    StateSpec,
+    everywhere,
+    modules,
+    strategies,
+)
 from kernels.primitives import attention, kv_cache
 from kernels.stickbreaking import decode, reference
 from kernels.stickbreaking.cases import CASES, PROPERTIES, TOLERANCES
@@ -50,7 +59,7 @@ OP = Op(
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
     step=decode.step,
-    sequence="none",
+    sequence=strategies(__name__),
     flops=_flops,
     bytes=attention.count_bytes,
     cases=CASES,

@@ -38,7 +38,8 @@ def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
         raise UserError(f"mesh {given} needs {wanted} devices, found {len(devices)}; set {advice}")
     if sizes[AXES.index("sequence")] > 1:
         raise UserError(
-            f"mesh.sequence={sizes[3]}: no op shards the time axis yet; set mesh.sequence=1"
+            f"mesh.sequence={sizes[3]}: no model is trained with a split time axis yet; "
+            "set mesh.sequence=1"
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -48,7 +48,8 @@ def test_letters_become_specs():
     ("dims", "rules", "message"),
     [
         ({"B": 3, "H": 4, "G": 4}, {"B": ("data",)}, "B=3 must be a multiple of 2"),
-        ({"B": 4, "T": 8, "H": 4, "G": 4}, {"T": ("data",)}, "cannot split T"),
+        ({"B": 4, "T": 7, "H": 4, "G": 4}, {"T": ("data",)}, "T=7 must be a multiple of 2"),
+        ({"B": 4, "H": 4, "G": 4, "K": 8}, {"K": ("data",)}, "softmax cannot split K"),
         ({"B": 4, "H": 4, "G": 4}, {"B": ("row",)}, "'row'"),
         ({"B": 4, "H": 4, "G": 2}, {"G": ("data",)}, "set both alike or leave G whole"),
         ({"B": 4, "H": 6, "G": 3}, {"H": ("data",)}, "G=3 heads, whole on 2 shards"),
@@ -57,7 +58,7 @@ def test_letters_become_specs():
 def test_misfits_are_errors(dims: dict[str, int], rules: shard.Rules, message: str):
     mesh = jax.sharding.AbstractMesh((2,), ("data",))
     with pytest.raises(ValueError, match=message):
-        shard.check(dims, rules, mesh, "T")
+        shard.check(dispatch.get("softmax"), dims, rules, rules, mesh)
 
 
 def test_mesh_of_one_device_needs_no_rules():

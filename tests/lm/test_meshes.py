@@ -42,7 +42,10 @@ BAD = [
     ({"mesh.data": -1, "mesh.tensor": 3}, "needs a multiple of 3 devices, found 8; set sizes that"),
     ({"mesh.fsdp": 8, "model.width": 36, "mup.base_width": 36}, "has D=36, not divisible by 8"),
     ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is no size"),
-    ({"mesh.data": 4, "mesh.sequence": 2}, "mesh.sequence=2: no op shards the time axis yet"),
+    (
+        {"mesh.data": 4, "mesh.sequence": 2},
+        "mesh.sequence=2: no model is trained with a split time axis yet",
+    ),
     ({"mesh.tensor": 8}, "G=4 heads are not divisible by 8 (tensor)"),
     ({"mesh.tensor": 8, "mesh.replicate": ["H"]}, "names 'H' and not 'G'"),
     ({"mesh.data": 8, "run.accumulation": 2}, "= 4 rows do not divide over data*fsdp = 8"),

@@ -1,0 +1,337 @@
+"""A split time axis: by each of its strategies an op gives what one device gives, or is refused."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters import partial_eval as pe
+from jax.sharding import AxisType
+
+from kernels import contract, dispatch
+from kernels.contract import Case
+from kernels.primitives import kv_cache
+from kernels.primitives.time_shards import Shards
+from kernels.shard import Placement
+from tests import jaxprs
+from tests.kernels.contract_problem import (
+    FORMS,
+    QUICK,
+    Answer,
+    a_case,
+    asked,
+    assert_close,
+    merge,
+    out_shape,
+    over_time,
+    refused,
+    settings,
+    sizes,
+    split,
+    tolerance,
+)
+
+# Shards of five tokens. The convolution's seven taps reach over a whole shard, and over a shard of
+# padding to the tokens before.
+TIME, TAPS = 40, 7
+# Row 0: each document crosses borders, and tokens 10 to 14, a shard, are padding. Row 1: document 2
+# starts at a border, 3 and 4 inside a shard; the last shard is padding.
+IDS = np.array(
+    [
+        np.repeat([1, 0, 2, 3], [7, 9, 9, 15]),
+        np.repeat([1, 2, 3, 4, 0], [20, 6, 1, 7, 6]),
+    ],
+    np.int32,
+)
+# To a recurrence padding may part a document: row 0 has two, the first goes on behind the padding.
+PARTED = np.array([np.repeat([1, 0, 1, 2], [7, 9, 9, 15]), IDS[1]], np.int32)
+LAYOUTS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
+    "eight": ({"sequence": 2, "tensor": 4}, {"T": ("sequence", "tensor")}),
+    "rows and heads": (
+        {"data": 2, "tensor": 2, "sequence": 2},
+        {"B": ("data",), "H": ("tensor",), "G": ("tensor",), "T": ("sequence",)},
+    ),
+    "shared heads": ({"tensor": 4, "sequence": 2}, {"H": ("tensor",), "T": ("sequence",)}),
+}
+STRATEGIES = [(n, s.name) for n in dispatch.names() for s in dispatch.get(n).sequence]
+WITHOUT = [n for n in dispatch.names() if not dispatch.get(n).sequence]
+FIRST = {name: settings(name)[0] for name in dispatch.names()}
+
+
+def placement(layout: str, strategy: str) -> Placement:
+    sizes, rules = LAYOUTS[layout]
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+    return Placement(mesh, rules, strategy)
+
+
+def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Problem]:
+    """`kind` is whole (each row is one document), packed, or carried: packed with a state, whose
+    document goes on in row 0 and ends in row 1.
+    """
+    case = a_case(options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS})
+    op = dispatch.get(name)
+    problem = contract.sample(op, case)
+    if kind == "whole":
+        return case, problem
+    ids = PARTED if op.state.growth == "constant" else IDS
+    if (state := problem.state) is not None:
+        is_cache = op.state.growth == "linear"
+        entry = kv_cache.current_segment(state) if is_cache else state.segment
+        ids = np.where(ids, ids + np.asarray(entry)[:, None] - np.array([[1], [0]]), 0)
+    return case, problem._replace(segment_ids=jnp.asarray(ids, jnp.int32))
+
+
+@cache
+def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
+    """(problem, d_out, d_state) -> Answer; `where`: (layout, strategy), or None for one device."""
+    place = None if where is None else placement(*where)
+
+    def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
+        def forward(inputs: Any, floats: Any) -> tuple[Any, Any]:
+            out, state = dispatch.apply(
+                name,
+                inputs,
+                segment_ids=problem.segment_ids,
+                state=merge(floats, problem.state),
+                form=form,
+                options=dict(options),
+                placement=place,
+            )
+            return (out, split(state)), state
+
+        primals = problem.inputs, split(problem.state)
+        (out, _), pull, state = jax.vjp(forward, *primals, has_aux=True)
+        return Answer(out, state, pull((d_out, d_state)))
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def answers(name: str, form: str, options: Any, kind: str, where: Any) -> tuple[Answer, Answer]:
+    """With the time axis split, and on one device."""
+    case, problem = a_problem(name, kind, options)
+    random = np.random.default_rng(1)
+    d_out = jnp.asarray(random.standard_normal(out_shape(name, case)), jnp.float32)
+    d_state = [
+        jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in _zeros(name, case, problem)
+    ]
+    key = name, form, tuple(options.items())
+    got, want = (program(*key, place)(problem, d_out, d_state) for place in (where, None))
+    return got, want
+
+
+def _zeros(name: str, case: Case, problem: contract.Problem) -> list[jax.Array]:
+    if problem.state is not None:
+        return [jnp.zeros_like(x) for x in split(problem.state)]
+    op = dispatch.get(name)
+    return split(op.init_state(asked(op, case), case.dtype, case.dims["B"], case.dims["T"]))
+
+
+def split_cases() -> Iterator[Any]:
+    """(op, strategy, options, kind); fast is the first setting of an op, and of a strategy that
+    another op has too, only what all of it takes: a carried state.
+    """
+    seen: list[Any] = []
+    for name in dispatch.names():
+        for strategy in dispatch.get(name).sequence:
+            for i, options in enumerate(settings(name)):
+                for kind in ("carried", "packed", "whole"):
+                    is_slow = i > 0 or (kind != "carried" and strategy in seen)
+                    marks = [pytest.mark.slow] if is_slow else []
+                    yield pytest.param(name, strategy.name, options, kind, marks=marks)
+            seen.append(strategy)
+
+
+@pytest.mark.parametrize(("name", "strategy", "options", "kind"), list(split_cases()), ids=str)
+def test_split_time_equals_one_device(name: str, strategy: str, options: Any, kind: str):
+    """Output, state, gradients of all inputs and of the initial state; documents cross borders, and
+    a shard may be all padding.
+    """
+    got, want = answers(name, "chunked", options, kind, ("eight", strategy))
+    assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
+
+
+BESIDE = [
+    (name, strategy, layout)
+    for name, strategy in STRATEGIES
+    for layout in ("rows and heads", "shared heads")
+    if layout == "rows and heads" or any("G" in s.letters for s in dispatch.get(name).inputs)
+]
+
+
+@pytest.mark.parametrize(("name", "strategy", "layout"), BESIDE)
+def test_time_is_split_beside_rows_and_heads(name: str, strategy: str, layout: str):
+    """Key-value heads may be whole where the query heads that read them are split."""
+    got, want = answers(name, "chunked", FIRST[name], "carried", (layout, strategy))
+    assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "packed", "carried"])
+@pytest.mark.parametrize(
+    ("name", "form", "strategy"),
+    [(n, form, s) for n, s in STRATEGIES for m, form in FORMS if m == n and form != "chunked"],
+)
+def test_split_time_in_every_form(name: str, form: str, strategy: str, kind: str):
+    if refused(name, form, {}, a_case(TIME)):
+        pytest.skip("the form does not take these options")
+    got, want = answers(name, form, {}, kind, ("eight", strategy))
+    assert_close(got, want, tolerance(name, form), f"{name} {form} by {strategy}")
+
+
+@pytest.mark.parametrize(("name", "strategy"), STRATEGIES)
+def test_nan_stays_in_its_document_across_borders(name: str, strategy: str):
+    """What one device makes NaN, and nothing else: of a document that goes on behind a shard of
+    padding or ends there, of one that ends at a border, and of one that came in with the state.
+    """
+    case, problem = a_problem(name, "carried", FIRST[name])
+    d_out = jnp.zeros(out_shape(name, case), jnp.float32)
+    d_state = _zeros(name, case, problem)
+    key = sorted(over_time(name, FIRST[name]))[-1]
+    x, first = problem.inputs[key], 7 if dispatch.get(name).state.growth == "linear" else 16
+    state = merge([y.at[0].set(jnp.nan) for y in split(problem.state)], problem.state)
+    broken = {
+        (first - 3, 0): problem._replace(inputs=problem.inputs | {key: x.at[0, 3].set(jnp.nan)}),
+        (0, 3): problem._replace(inputs=problem.inputs | {key: x.at[1, 17].set(jnp.inf)}),
+        (10, 0): problem._replace(inputs=problem.inputs | {key: x.at[0, 30].set(jnp.nan)}),
+        (first, 0): problem._replace(state=state),
+    }
+    for counts, bad in broken.items():
+        got, want = (
+            program(name, "chunked", tuple(FIRST[name].items()), where)(bad, d_out, d_state)
+            for where in (("eight", strategy), None)
+        )
+        arrays = [(got.out, want.out), *zip(split(got.state), split(want.state), strict=True)]
+        for ours, theirs in arrays:
+            np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+        void = np.isnan(np.asarray(got.out)).any(axis=(2, 3)).sum(axis=1)
+        assert tuple(void.tolist()) == counts
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_an_op_without_strategy_is_refused(name: str):
+    _, problem = a_problem(name, "packed", {})
+    with pytest.raises(
+        ValueError, match=rf"{name} cannot split T over .* \(8 shards\): it has no strategy"
+    ):
+        jax.eval_shape(program(name, "chunked", (), ("eight", "auto")), problem, None, None)
+
+
+@pytest.mark.parametrize("name", dispatch.names())
+def test_time_must_divide(name: str):
+    problem = contract.sample(dispatch.get(name), a_case(TIME + 1))
+    with pytest.raises(ValueError, match="T=41 must be a multiple of 8"):
+        jax.eval_shape(program(name, "chunked", (), ("eight", "auto")), problem, None, None)
+
+
+def test_strategies_are_called_by_name():
+    _, problem = a_problem("softmax", "whole", {})
+    with pytest.raises(
+        ValueError, match="unknown strategy of softmax 'gathers'; nearest is 'gather'"
+    ):
+        jax.eval_shape(program("softmax", "chunked", (), ("eight", "gathers")), problem, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "letter"), [("softmax", "S"), ("gated_conv", "W"), ("softmax", "K")]
+)
+def test_no_other_letter_is_split(name: str, letter: str):
+    _, problem = a_problem(name, "carried", {})
+    place = Placement(placement("eight", "auto").mesh, {letter: ("tensor",)}, "auto")
+    with pytest.raises(ValueError, match=f"{name} cannot split {letter} over"):
+        dispatch.apply(name, problem.inputs, state=problem.state, form="chunked", placement=place)
+
+
+def test_time_that_is_split_around_the_call_is_refused():
+    """There the op would take a shard for a whole row."""
+    _, problem = a_problem("softmax", "whole", {})
+    place = placement("eight", "auto")
+    spec = jax.sharding.PartitionSpec(None, place.rules["T"])
+
+    def inner(inputs: Any) -> jax.Array:
+        return dispatch.apply("softmax", inputs, form="chunked", placement=place)[0]
+
+    call = jax.shard_map(inner, mesh=place.mesh, in_specs=spec, out_specs=spec)
+    with pytest.raises(ValueError, match=r"around softmax splits T over \['sequence', 'tensor'\]"):
+        jax.eval_shape(call, problem.inputs)
+
+
+def test_axes_of_time_stand_in_the_order_of_the_mesh():
+    _, problem = a_problem("softmax", "whole", {})
+    mesh = placement("eight", "auto").mesh
+    place = Placement(mesh, {"T": ("tensor", "sequence")}, "auto")
+    with pytest.raises(ValueError, match=r"the mesh's order, \['sequence', 'tensor'\]"):
+        dispatch.apply("softmax", problem.inputs, form="chunked", placement=place)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "strategy"), STRATEGIES)
+def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, dtype: str):
+    """Integers do not count: of the forward pass, and with the gradients of what has a row for each
+    token.
+    """
+    case, problem = a_problem(name, "packed", {})
+    place = placement("eight", strategy)
+    along = over_time(name, {})
+    fixed = {key: x for key, x in problem.inputs.items() if key not in along}
+    inputs = {key: problem.inputs[key].astype(dtype) for key in along}
+
+    def forward(inputs: Any) -> jax.Array:
+        given = {"segment_ids": problem.segment_ids, "form": "chunked", "placement": place}
+        return dispatch.apply(name, inputs | fixed, **given)[0]
+
+    both = jax.grad(lambda inputs: jnp.sum(jnp.sin(forward(inputs).astype(jnp.float32))))
+    (found,) = [s for s in dispatch.get(name).sequence if s.name == strategy]
+    options = dispatch.bind_options(dispatch.get(name), {}, case.dims)
+    want = found.sent(case.dims, options, jnp.dtype(dtype).itemsize, 8)
+    assert sent(forward, inputs) == pytest.approx(want.forward)
+    assert sent(both, inputs) == pytest.approx(want.forward + want.backward)
+
+
+def sent(call: Any, inputs: Any) -> float:
+    """Bytes of floats that a rank of eight sends, in what is left of the program when nothing is
+    computed that nobody reads.
+    """
+    closed = jax.make_jaxpr(call)(inputs)
+    used, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
+    times = {"all_gather": 7.0, "reduce_scatter": 7.0 / 8.0, "ppermute": 1.0, "psum": 14.0 / 8.0}
+    return sum(
+        times[kind] * x.size * x.dtype.itemsize
+        for kind, x in collectives(used)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    )
+
+
+def collectives(jaxpr: Any) -> Iterator[tuple[str, Any]]:
+    """(kind, operand) of every one, in bodies too."""
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name != "axis_index" and (name == "psum" or "axis_name" in eqn.params):
+            yield from ((name, x.aval) for x in eqn.invars)
+        for inner in jaxprs.within(eqn):
+            yield from collectives(inner)
+
+
+def test_the_document_at_entry_is_that_of_the_token_before():
+    """By a walk over the tokens; rows that begin in a document, in none, and in padding."""
+    ids = np.concatenate([IDS, np.roll(IDS, 7, axis=1)])
+    first = np.array([3, 0, 0, 9], np.int32)
+    belongs, want = first.copy(), []
+    for t in range(TIME):
+        if t % 5 == 0:
+            want.append(belongs)
+        belongs = np.where(ids[:, t], ids[:, t], belongs)
+    place = placement("eight", "auto")
+    spec, axes = jax.sharding.PartitionSpec, place.rules["T"]
+    found = jax.shard_map(
+        lambda ids, first: Shards(axes, 8).entry(ids, first)[None],
+        mesh=place.mesh,
+        in_specs=(spec(None, axes), spec()),
+        out_specs=spec(axes),
+        check_vma=False,
+    )(jnp.asarray(ids), jnp.asarray(first))
+    np.testing.assert_array_equal(found, np.stack(want))
