@@ -11,9 +11,13 @@ MODEL = {
     "num_kv_heads": 4,
     "head_dim": 64,
     "ffn_dim": 704,
-    # label -> {"mixer": name, "mlp": "swiglu" | "none", **options}, the options being the fields of
-    # lm/mixers/<name>.py: {"local": {"mixer": "softmax", "window": 128, "qk_norm": True}}
+    # label -> {"mixer": name, **options}, the options being the fields of lm/mixers/<name>.py:
+    # {"local": {"mixer": "softmax", "window": 128, "qk_norm": True}}. A layer that differs from the
+    # model in "mlp", "block" or "matrix" says so: {"mixer": "gla", "mlp": "none"}
     "layers": {},
+    "mlp": {"family": "swiglu"},  # a file of lm/feed_forward and its options, for every layer
+    "block": {"family": "pre_norm"},  # a file of lm/blocks
+    "matrix": {"family": "dense"},  # a file of lm/matrices
     "tied_embeddings": True,
     "norm_eps": 1e-5,
     "precision": "float32",  # float32 | bfloat16 | bfloat16_operands
@@ -44,7 +48,7 @@ DATA = {
 
 # Durations are "N steps", "N tokens" or "N percent" of the run.
 SCHEDULE = {
-    "family": "power",  # power | wsd | cosine
+    "family": "power",  # a file of lm/schedules; naming another takes its options and defaults
     "peak_learning_rate": 0.02,
     "a": 4.0,
     "b": -0.51,
@@ -52,10 +56,10 @@ SCHEDULE = {
     "decay": "20 percent",
     "decay_shape": "exponential",  # exponential | linear | sqrt | cosine
     "final_ratio": 0.0,
-    "decay_from": "",  # a trunk checkpoint from which only the decay is run
 }
 
 OPTIMIZER = {
+    "family": "adamw",  # a file of lm/optimizers
     "beta1": 0.9,
     "beta2": 0.95,
     "eps": 1e-10,
@@ -75,7 +79,7 @@ MESH = {
     "sequence": 1,
     "replicate": (),  # letters that need not divide: ("G",) repeats key-value heads
     "zero1": False,  # optimizer state in parts over the data axis
-    "sequence_parallel": False,  # the residual stream in parts of T over the tensor axis
+    "stream_over_tensor": False,  # the residual stream in parts of T over the tensor axis
 }
 
 
@@ -84,6 +88,7 @@ def get_config() -> ConfigDict:
     values: dict[str, Any] = {
         "seed": 0,
         "init_from": "",  # a checkpoint of which only the weights are taken
+        "decay_from": "",  # a trunk checkpoint from which only the decay is run
         # Labels or mixer names: "a", "a,b" cycled over the depth, or groups like
         # ((5, "a"), (1, "a,b")); a reference, since a string and a tuple must both fit.
         "model": {**MODEL, "pattern": FieldReference("stickbreaking", field_type=object)},
@@ -91,6 +96,7 @@ def get_config() -> ConfigDict:
         "data": DATA,
         "schedule": SCHEDULE,
         "optimizer": OPTIMIZER,
+        "objective": {"family": "next_token"},  # a file of lm/objectives
         "loss": {"z_loss": 0.0, "chunk_size": 1024},
         "mesh": MESH,
         "run": {"length": "1000000 tokens", "accumulation": 1},

@@ -10,7 +10,7 @@ that had any,
 Numbers that are finite and overflow within an op are not looked for: they may spoil the row. Heads
 are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
 Cotangents are not guarded: one that is not finite comes from a loss that is not, and the step that
-would use the gradients is skipped (lm/optim.py).
+would use the gradients is skipped (lm/optimizers).
 """
 
 from collections.abc import Mapping

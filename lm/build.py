@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from kernels import dispatch
 from lm import model as model_lib
-from lm import mup, optim, schedules
+from lm import mup, optimizers, schedules
 from lm import params as params_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
@@ -36,7 +36,7 @@ from lm.state import TrainState
 from lm.step import Metrics, Parts
 
 ONE_DEVICE = MeshConfig(
-    data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, sequence_parallel=False
+    data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, stream_over_tensor=False
 )
 
 
@@ -88,7 +88,7 @@ class Build(Parts):
 
 
 def build(config: Config, devices: Sequence[Any], decay_start: float | None = None) -> Build:
-    """`decay_start`: tokens at the trunk checkpoint of schedule.decay_from, None for a run of its
+    """`decay_start`: tokens at the trunk checkpoint of decay_from, None for a run of its
     own.
 
     Raises:
@@ -107,9 +107,8 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))
     per_step = config.tokens_per_step
-    lengths = {"run_tokens": config.run_tokens, "tokens_per_step": per_step}
-    schedule = schedules.create(config.schedule, **lengths, decay_start=decay_start)
-    tx = optim.create(config.optimizer, multipliers, infos, schedule, per_step)
+    schedule = config.schedule.schedule(schedules.Run(config.run_tokens, per_step, decay_start))
+    tx = optimizers.create(config.optimizer, multipliers, infos, schedule, per_step)
 
     def init(seed: jax.Array) -> TrainState:
         params, _ = params_lib.split(init_params(seed))
@@ -165,7 +164,7 @@ def schedule_end(config: Config, decay_start: float | None) -> int:
     """
     if decay_start is None:
         return config.run_tokens
-    return schedules.branch_tokens(config.schedule, decay_start, config.tokens_per_step)
+    return schedules.branch_tokens(config.schedule.decay, decay_start, config.tokens_per_step)
 
 
 def flops_per_token(built: Build) -> float:
@@ -196,10 +195,10 @@ def forward_flops(built: Build, length: int) -> float:
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
     time, tensor = config.data.context_length, mesh.shape["tensor"]
-    if config.mesh.sequence_parallel and time % tensor:
+    if config.mesh.stream_over_tensor and time % tensor:
         raise UserError(
-            f"mesh.sequence_parallel splits data.context_length={time} over mesh.tensor={tensor}; "
-            "set a multiple, or sequence_parallel to False"
+            f"mesh.stream_over_tensor splits data.context_length={time} over mesh.tensor={tensor}; "
+            "set a multiple, or stream_over_tensor to False"
         )
     ways = batch_ways(mesh)
     rows = config.data.batch_size // config.run.accumulation

@@ -2,7 +2,9 @@
 
 Order of steps: a file in experiments/ gives nested values, flags override some of them,
 `from_mapping` turns the result into `Config` once. Nothing below reads the mapping again. No field
-has a default: experiments/base.py states every key.
+has a default: experiments/base.py states every key. What a single field must be, and whether a
+resumed run may differ in it, are marks on the field (lm/mapping.py). A field marked with a family
+(lm/families.py) holds a member of it; options and checks of a member are in its own file.
 """
 
 from __future__ import annotations
@@ -12,9 +14,23 @@ import math
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lm.mapping import Duration, UserError, convert, difference, flatten, nearest, to_mapping
+from lm import families
+from lm.mapping import (
+    FREE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bound,
+    Duration,
+    UserError,
+    convert,
+    difference,
+    flatten,
+    nearest,
+    to_mapping,
+)
 
 __all__ = [
     "Config",
@@ -28,33 +44,42 @@ __all__ = [
 ]
 
 REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may name
+SEED = Bound("must lie in [0, 2^31)", lambda x: 0 <= x < 1 << 31)
+
+Count = Annotated[int, POSITIVE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes and layers. `layers` maps a label to {"mixer", "mlp", **mixer options}; a bare mixer
-    name needs no label.
+    """Sizes and layers. `layers` maps a label to {"mixer", **mixer options} and, where the layer
+    differs from the model in them, "mlp", "block", "matrix"; a bare mixer name needs no label.
 
     `pattern`: "a", "a,b" or a tuple of labels cycled over depth, or groups ((repeat, (label, ...)),
     ...).
+
+    `mlp`: the feed-forward; `block`: how mixer and feed-forward are joined to the residual stream;
+    `matrix`: what the matrices between activations are.
 
     `remat`: what the backward pass computes anew; under "named" everything but the tensors of
     `kept`, name (lm/modules/remat.py: NAMES) -> where it waits.
     """
 
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_dim: int
+    width: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    ffn_dim: Count
     layers: Mapping[str, Mapping[str, Any]]
     pattern: Any
+    mlp: Annotated[families.Choice, families.FEED_FORWARDS]
+    block: Annotated[families.Choice, families.BLOCKS]
+    matrix: Annotated[families.Choice, families.MATRICES]
     tied_embeddings: bool
-    norm_eps: float
+    norm_eps: Annotated[float, POSITIVE]
     precision: Literal["float32", "bfloat16", "bfloat16_operands"]
-    remat: Literal["none", "full", "dots", "named"]
-    kept: Mapping[str, Literal["device", "host"]]
+    remat: Annotated[Literal["none", "full", "dots", "named"], FREE]
+    kept: Annotated[Mapping[str, Literal["device", "host"]], FREE]
     unroll: bool
 
 
@@ -63,10 +88,10 @@ class MupConfig:
     """Width parametrization (lm/mup.py). Under `standard` the two multipliers must be 1."""
 
     parametrization: Literal["mup", "standard"]
-    base_width: float
-    init_std: float
-    embedding_multiplier: float
-    residual_multiplier: float
+    base_width: Annotated[float, POSITIVE]
+    init_std: Annotated[float, POSITIVE]
+    embedding_multiplier: Annotated[float, POSITIVE]
+    residual_multiplier: Annotated[float, POSITIVE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +102,7 @@ class TokenizerConfig:
 
     kind: Literal["bytes", "bpe", "json", "tiktoken"]
     path: str
-    vocab_size: int
+    vocab_size: Annotated[int, Bound("must be >= 257 (bytes and end of text)", lambda n: n >= 257)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,52 +116,19 @@ class SourceConfig:
 
     path: str
     text_key: str
-    weight: float
-    valid_fraction: float
+    weight: Annotated[float, NOT_NEGATIVE]
+    valid_fraction: Annotated[float, SHARE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """`context_length` in tokens, `batch_size` in rows of that length."""
+
     tokenizer: TokenizerConfig
     sources: Mapping[str, SourceConfig]
-    context_length: int
-    batch_size: int
+    context_length: Count
+    batch_size: Count
     packing: Literal["concat", "best_fit"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Learning rate as a function of tokens (lm/schedules). `a`, `b` are Power's; `decay_from` a
-    trunk checkpoint.
-    """
-
-    family: Literal["power", "wsd", "cosine"]
-    peak_learning_rate: float
-    a: float
-    b: float
-    warmup: Duration
-    decay: Duration
-    decay_shape: Literal["exponential", "linear", "sqrt", "cosine"]
-    final_ratio: float
-    decay_from: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW. A step whose loss or gradient is not finite, or whose gradient norm exceeds
-    `spike_ratio` times its running mean (0: never), changes nothing but the counters; `max_skipped`
-    of them in a row stop the run. `memory`: where the moments live between steps.
-    """
-
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    weight_decay_mode: Literal["coupled", "independent", "width_invariant"]
-    clip_norm: float
-    spike_ratio: float
-    max_skipped: int
-    memory: Literal["device", "host"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,15 +137,16 @@ class LossConfig:
     normaliser.
     """
 
-    z_loss: float
-    chunk_size: int
+    z_loss: Annotated[float, NOT_NEGATIVE]
+    chunk_size: Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each axis; one may be -1 (all the rest). `replicate`: letters allowed not to
-    divide. `zero1` spreads the optimizer state over the data axis, `sequence_parallel` the residual
-    stream's time over the tensor axis.
+    divide. `zero1` spreads the optimizer state over the data axis, `stream_over_tensor` the time
+    of the residual stream over the tensor axis (Korthikanti et al. 2022, arXiv 2205.05198, who call
+    it sequence parallelism); the axis `sequence` splits the time of everything.
     """
 
     data: int
@@ -162,15 +155,15 @@ class MeshConfig:
     sequence: int
     replicate: tuple[str, ...]
     zero1: bool
-    sequence_parallel: bool
+    stream_over_tensor: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """`length` in tokens or steps; `accumulation` microbatches to a step."""
 
-    length: Duration
-    accumulation: int
+    length: Annotated[Duration, FREE]
+    accumulation: Annotated[int, POSITIVE, FREE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +173,7 @@ class EvaluateConfig:
     """
 
     every: Duration
-    max_tokens: int
+    max_tokens: Count
     tasks: Mapping[str, Mapping[str, Any]]
 
 
@@ -188,31 +181,37 @@ class EvaluateConfig:
 class LogConfig:
     every: Duration
     samples: tuple[str, ...]
-    sample_tokens: int
+    sample_tokens: Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every: Duration
-    keep_last: int
+    keep_last: Count
     keep_every: Duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    seed: int
+    """One run. `init_from`: a checkpoint of which only the weights are taken; `decay_from`: one of
+    a trunk, which goes on here with the decay of the schedule (lm/run/origin.py).
+    """
+
+    seed: Annotated[int, SEED]
     init_from: str
+    decay_from: str
     model: ModelConfig
     mup: MupConfig
     data: DataConfig
-    schedule: ScheduleConfig
-    optimizer: OptimizerConfig
+    schedule: Annotated[Any, families.SCHEDULES]
+    optimizer: Annotated[Any, families.OPTIMIZERS]
+    objective: Annotated[Any, families.OBJECTIVES]
     loss: LossConfig
-    mesh: MeshConfig
+    mesh: Annotated[MeshConfig, FREE]
     run: RunConfig
-    evaluate: EvaluateConfig
-    log: LogConfig
-    checkpoint: CheckpointConfig
+    evaluate: Annotated[EvaluateConfig, FREE]
+    log: Annotated[LogConfig, FREE]
+    checkpoint: Annotated[CheckpointConfig, FREE]
 
     @property
     def tokens_per_step(self) -> int:
@@ -248,9 +247,8 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
 
 
 def validate(config: Config) -> None:
-    """Checks that involve ranges or several fields, before any device is touched."""
-    _positive(config)
-    m, d, o = config.model, config.data, config.optimizer
+    """Checks that involve several fields, before any device is touched."""
+    m, d = config.model, config.data
     if m.num_heads % m.num_kv_heads:
         raise UserError(
             f"model.num_heads={m.num_heads} is not a multiple of "
@@ -269,66 +267,24 @@ def validate(config: Config) -> None:
         raise UserError(
             f"run.length={config.run.length} must be a positive number of tokens or steps"
         )
-    if config.init_from and config.schedule.decay_from:
+    if config.init_from and config.decay_from:
         raise UserError(
-            f"init_from={config.init_from!r} and "
-            f"schedule.decay_from={config.schedule.decay_from!r} exclude each "
+            f"init_from={config.init_from!r} and decay_from={config.decay_from!r} exclude each "
             "other; set one of them to ''"
         )
-    for name, value in (("beta1", o.beta1), ("beta2", o.beta2)):
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"optimizer.{name}={value} must lie in [0, 1)")
-    _validate_parametrization(config)
-    _validate_schedule(config)
+    told = config.schedule.misfit(
+        run_tokens=config.run_tokens,
+        tokens_per_step=config.tokens_per_step,
+        is_branch=bool(config.decay_from),
+    )
+    if told is not None:
+        raise UserError(told)
+    _validate_parametrization(config.mup)
     _validate_sources(d)
-    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.sequence]
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise UserError(f"mesh sizes {sizes} must be positive, at most one of them -1")
-    for letter in config.mesh.replicate:
-        if letter not in REPLICABLE:
-            raise UserError(f"mesh.replicate: {letter!r} is no size; {nearest(letter, REPLICABLE)}")
+    _validate_mesh(config.mesh)
 
 
-def _positive(config: Config) -> None:
-    must = {
-        "model": (
-            "width",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "ffn_dim",
-            "norm_eps",
-        ),
-        "mup": ("base_width", "init_std", "embedding_multiplier", "residual_multiplier"),
-        "data": ("context_length", "batch_size"),
-        "schedule": ("peak_learning_rate",),
-        "optimizer": ("eps", "clip_norm", "max_skipped"),
-        "loss": ("chunk_size",),
-        "run": ("accumulation",),
-        "evaluate": ("max_tokens",),
-        "checkpoint": ("keep_last",),
-        "log": ("sample_tokens",),
-    }
-    for section, names in must.items():
-        for name in names:
-            value = getattr(getattr(config, section), name)
-            if value <= 0:
-                raise UserError(f"{section}.{name}={value} must be positive")
-    for where, value in (
-        ("seed", config.seed),
-        ("loss.z_loss", config.loss.z_loss),
-        ("optimizer.weight_decay", config.optimizer.weight_decay),
-        ("optimizer.spike_ratio", config.optimizer.spike_ratio),
-    ):
-        if value < 0:
-            raise UserError(f"{where}={value} must be >= 0")
-    if config.seed >= 1 << 31:
-        raise UserError(f"seed={config.seed} must be below 2^31")
-
-
-def _validate_parametrization(config: Config) -> None:
-    mup = config.mup
+def _validate_parametrization(mup: MupConfig) -> None:
     if mup.parametrization == "standard":
         for name in ("embedding_multiplier", "residual_multiplier"):
             if getattr(mup, name) != 1.0:
@@ -336,32 +292,6 @@ def _validate_parametrization(config: Config) -> None:
                     f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set it "
                     "to 1.0"
                 )
-
-
-def _validate_schedule(config: Config) -> None:
-    s = config.schedule
-    if s.family == "power" and not (s.a > 0 and s.b < 0):
-        raise UserError(
-            f"schedule.a={s.a}, schedule.b={s.b}: Power needs a > 0 and b < 0 (published: 4, -0.51)"
-        )
-    if not 0.0 <= s.final_ratio <= 1.0:
-        raise UserError(f"schedule.final_ratio={s.final_ratio} must lie in [0, 1]")
-    tokens = {
-        name: d.tokens(run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step)
-        for name, d in (("warmup", s.warmup), ("decay", s.decay))
-    }
-    if s.decay_from:
-        if s.decay.value <= 0 or (s.decay.unit == "percent" and s.decay.value >= 100):
-            raise UserError(
-                f"schedule.decay={s.decay} with schedule.decay_from; set a decay > 0 (percent < "
-                "100)"
-            )
-    elif s.family != "cosine" and tokens["warmup"] + tokens["decay"] > config.run_tokens:
-        raise UserError(
-            f"schedule.warmup={s.warmup} and schedule.decay={s.decay} take "
-            f"{sum(tokens.values()):.0f} tokens, "
-            f"run.length has {config.run_tokens}; shorten them or lengthen the run"
-        )
 
 
 def _validate_sources(data: DataConfig) -> None:
@@ -373,12 +303,6 @@ def _validate_sources(data: DataConfig) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             raise UserError(
                 f"data.sources.{name}: a name takes letters, digits, _ and -; rename it"
-            )
-        if source.weight < 0:
-            raise UserError(f"data.sources.{name}.weight={source.weight} must be >= 0")
-        if not 0.0 <= source.valid_fraction <= 1.0:
-            raise UserError(
-                f"data.sources.{name}.valid_fraction={source.valid_fraction} must lie in [0, 1]"
             )
         if source.valid_fraction == 1.0 and source.weight > 0:
             raise UserError(
@@ -393,8 +317,14 @@ def _validate_sources(data: DataConfig) -> None:
             f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path "
             "to ''"
         )
-    if data.tokenizer.vocab_size < 257:
-        raise UserError(
-            f"data.tokenizer.vocab_size={data.tokenizer.vocab_size} must be >= 257 (bytes and end "
-            "of text)"
-        )
+
+
+def _validate_mesh(mesh: MeshConfig) -> None:
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise UserError(f"mesh sizes {sizes} must be positive, at most one of them -1")
+    for letter in mesh.replicate:
+        if letter not in REPLICABLE:
+            raise UserError(
+                f"mesh.replicate: {letter!r} is not a size; {nearest(letter, REPLICABLE)}"
+            )

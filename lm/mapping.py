@@ -13,8 +13,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 
 class UserError(Exception):
@@ -70,7 +70,12 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, Duration):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = {}
+        for name, marks in field_marks(type(value)).items():
+            reader = _reader(marks)
+            inverse = to_mapping if reader is None else reader.to_mapping
+            found[name] = inverse(getattr(value, name))
+        return found
     if isinstance(value, Mapping):
         return {str(k): to_mapping(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -95,11 +100,95 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tupl
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Mark of a field: what its values must be, as a message says it."""
+
+    must: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Bound("must be positive", lambda x: x > 0)
+NOT_NEGATIVE = Bound("must be >= 0", lambda x: x >= 0)
+SHARE = Bound("must lie in [0, 1]", lambda x: 0.0 <= x <= 1.0)
+BELOW_ONE = Bound("must lie in [0, 1)", lambda x: 0.0 <= x < 1.0)
+
+# Mark of a field (or of a whole section) that may differ when a run is resumed: it changes how long
+# a run is, what it tells, or where its numbers are and in which order they are summed; never what a
+# step computes.
+FREE = "free"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Mark of a number: what it counts, said after it in messages."""
+
+    name: str
+
+
+class Reader(typing.Protocol):
+    """Mark of a field whose values convert themselves (lm/families.py)."""
+
+    def convert(self, value: Any, where: str) -> Any: ...
+
+    def to_mapping(self, value: Any) -> Any: ...
+
+
+def field_marks(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The marks of every field of a dataclass, `Annotated[kind, *marks]`, by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {
+        f.name: typing.get_args(hints[f.name])[1:]
+        if typing.get_origin(hints[f.name]) is Annotated
+        else ()
+        for f in dataclasses.fields(kind)
+    }
+
+
+def free_keys(value: Any, prefix: str = "") -> tuple[str, ...]:
+    """Dotted keys of the fields of a dataclass, and of those inside it, that are marked FREE."""
+    found: list[str] = []
+    for name, marks in field_marks(type(value)).items():
+        inner = getattr(value, name)
+        if FREE in marks:
+            found.append(f"{prefix}{name}")
+        elif dataclasses.is_dataclass(inner) and not isinstance(inner, Duration):
+            found += free_keys(inner, f"{prefix}{name}.")
+    return tuple(found)
+
+
+def _reader(marks: tuple[Any, ...]) -> Reader | None:
+    return next((mark for mark in marks if hasattr(mark, "convert")), None)
+
+
+def _reads(kind: Any) -> bool:
+    """Whether a value of this kind, or one inside it, converts itself."""
+    if typing.get_origin(kind) is Annotated:
+        return _reader(typing.get_args(kind)[1:]) is not None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return False
+    return any(map(_reads, typing.get_type_hints(kind, include_extras=True).values()))
+
+
+def _marked(kind: Any, value: Any, where: str) -> Any:
+    inner, *marks = typing.get_args(kind)
+    if (reader := _reader(tuple(marks))) is not None:
+        return reader.convert(value, where)
+    value = convert(inner, value, where)
+    unit = next((f" {mark.name}" for mark in marks if isinstance(mark, Unit)), "")
+    for mark in marks:
+        if isinstance(mark, Bound) and not mark.holds(value):
+            raise UserError(f"{where}={value}{unit} {mark.must}")
+    return value
+
+
 def convert(kind: Any, value: Any, where: str) -> Any:
-    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass); UserError
-    names `where`.
+    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass, and any of
+    them with marks); UserError names `where`.
     """
     origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _marked(kind, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return (
             Duration.parse(_typed(str, value, where), where)
@@ -134,14 +223,17 @@ def _freeze(value: Any) -> Any:
 
 def _fields(kind: Any, value: Any, where: str) -> Any:
     value = _typed(Mapping, value, where)
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for key in value:
         if key not in hints:
             raise UserError(f"unknown key {where}.{key}; {nearest(str(key), hints)}")
     for key in hints:
         if key not in value:
             raise UserError(f"missing key {where}.{key}; experiments/base.py states every key")
-    return kind(**{key: convert(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
+    # What converts itself comes last: the file of a family imports JAX, and a mistake elsewhere is
+    # told without waiting for that.
+    order = sorted(hints, key=lambda key: _reads(hints[key]))
+    return kind(**{key: convert(hints[key], value[key], f"{where}.{key}") for key in order})
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:

@@ -20,8 +20,19 @@ import dataclasses
 import math
 import typing
 
-from lm.config import Config, OptimizerConfig
+from lm.config import Config
 from lm.params import Role
+
+
+class Decay(typing.Protocol):
+    """What an optimizer says of weight decay."""
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def weight_decay_mode(self) -> str: ...
+
 
 ROLES: tuple[Role, ...] = typing.get_args(Role)
 
@@ -55,7 +66,7 @@ class Multipliers:
         """Factor of the schedule's value."""
         return 1.0 / self.width if role == "hidden" else 1.0
 
-    def weight_decay(self, role: Role, *, config: OptimizerConfig, peak: float) -> float:
+    def weight_decay(self, role: Role, *, config: Decay, peak: float) -> float:
         """Coefficient of a decaying parameter in the update, before learning_rate(role) * eta.
 
         The parameter's shrink per step is then

@@ -2,7 +2,7 @@
 
     for each microbatch: gradient of the *sum* of weighted token losses, added up in float32
     divide once by the sum of all token weights
-    guard, clip, AdamW, schedule (lm/optim.py) -> parameters
+    guard, clip, AdamW, schedule (lm/optimizers) -> parameters
 
 so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
 i, i + A, i + 2A, ...: every device keeps working on its own rows.
@@ -25,7 +25,7 @@ import optax
 from jax.sharding import Mesh
 
 from lm import loss as loss_lib
-from lm import optim, schedules
+from lm import optimizers, schedules
 from lm.config import Config
 from lm.data.batch import Batch, byte_weights
 from lm.loss import LossOptions
@@ -103,7 +103,7 @@ def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[Train
         before = _on_device(parts, state.opt_state)
         updates, opt_state = parts.tx.update(grads, before, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        guard = typing.cast(optim.OptState, opt_state).guard
+        guard = typing.cast(optimizers.OptState, opt_state).guard
         metrics = _metrics(parts, state, sums, weight, (grads, updates, params, guard))
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -171,13 +171,13 @@ def _metrics(
         "optim/skipped_in_row": guard.skipped_in_row,
     }
     tokens = schedules.tokens_seen(state.step, parts.config.tokens_per_step)
-    rates = optim.learning_rates(
+    rates = optimizers.learning_rates(
         parts.schedule, parts.model.context.multipliers, parts.infos, tokens
     )
     groups = {
         "lr": rates,
-        "update_norm": optim.group_norms(updates, parts.infos),
-        "param_norm": optim.group_norms(params, parts.infos),
+        "update_norm": optimizers.group_norms(updates, parts.infos),
+        "param_norm": optimizers.group_norms(params, parts.infos),
     }
     return metrics | {
         f"{group}/{role}": x for group, values in groups.items() for role, x in values.items()

@@ -237,7 +237,7 @@ def _restore_or_init(
 ) -> TrainState:
     config, abstract = built.config, built.abstract_state
     restored = saver.restore_latest(abstract)
-    if restored is None and config.schedule.decay_from and origin.folder is not None:
+    if restored is None and config.decay_from and origin.folder is not None:
         restored = checkpoint.restore(origin.folder, abstract)
     if restored is not None:
         loader_lib.check_identity(restored.loader["identity"], loader.identity)

@@ -127,9 +127,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
         }
     )
     run.data.tokenizer.update({"kind": "bytes", "vocab_size": 258 if is_small else 8192})
-    run.schedule.update(
-        {"family": "cosine", "decay_shape": "cosine", "warmup": "0 steps", "decay": "100 percent"}
-    )
+    run.schedule = {"family": "cosine", "peak_learning_rate": 0.02, "warmup": "0 steps"}
     run.log.samples = ()
     study = {"run": run, "patterns": PATTERNS, "seeds": (0,), "solved": 0.99}
     return ConfigDict(study | grid)

@@ -44,7 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
     "zero1 x fsdp": {"mesh.data": 2, "mesh.fsdp": 4, "mesh.zero1": True},
     "zero1 x tp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.zero1": True},
     "tp": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4},
-    "tp+sp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.sequence_parallel": True},
+    "tp+sp": {"mesh.data": 2, "mesh.tensor": 4, "mesh.stream_over_tensor": True},
 }
 RANKS = (1, 2, 4, 8)
 

@@ -71,7 +71,7 @@ def config(options: Options, mixer: str, num_layers: int | None = None) -> Confi
     values["mup"]["base_width"] = sizes.width
     values["data"]["tokenizer"]["vocab_size"] = sizes.vocab_size
     values["data"] |= {"context_length": sizes.context_length, "batch_size": sizes.batch_size}
-    values["schedule"] |= {"family": "wsd", "warmup": "0 steps", "decay": "0 steps"}
+    values["schedule"] = {"family": "wsd", "warmup": "0 steps", "decay": "0 steps"}
     values["mesh"]["data"] = 1
     return from_mapping(values)
 

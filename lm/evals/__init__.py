@@ -12,20 +12,19 @@ number that stands for the task where there is room for one.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from lm.config import DataConfig, UserError, convert, nearest
+from lm.config import DataConfig, UserError
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.evaluation.scoring import Row, Scored
 from lm.evaluation.statistics import Number
+from lm.families import TASKS
 
-__all__ = ["Given", "Items", "Number", "Row", "Scored", "Task", "create", "names"]
+__all__ = ["Given", "Items", "Number", "Row", "Scored", "Task", "create"]
 
 
 class Given(NamedTuple):
@@ -74,36 +73,17 @@ class Task(Protocol):
         ...
 
 
-def names() -> list[str]:
-    """The tasks: modules of this folder without a leading underscore."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-
-
 def create(tasks: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Task]:
-    """label -> {"task": name, **options} -> the tasks; `where` names the mapping in mistakes.
+    """label -> {"task": name, **options} -> the tasks; a label that is a task's name needs no
+    "task". `where` names the mapping in mistakes.
 
     Raises:
       UserError: an unknown task or option, a value of another type, options that contradict.
     """
-    return {label: _create(label, options, f"{where}.{label}") for label, options in tasks.items()}
-
-
-def _create(label: str, options: Mapping[str, Any], where: str) -> Task:
-    if not re.fullmatch(r"[\w-]+", label):
-        raise UserError(f"{where}: a label takes letters, digits, _ and -; rename it")
-    options = dict(options)
-    name = options.pop("task", label)
-    if name not in names():
-        raise UserError(f"{where}: unknown task {name!r}; {nearest(str(name), names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    cls = getattr(module, "".join(part.capitalize() for part in name.split("_")))
-    fields = {field.name for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for key, value in options.items():
-        if key not in fields:
-            raise UserError(f"unknown option {where}.{key}; {nearest(key, sorted(fields))}")
-        options[key] = convert(hints[key], value, f"{where}.{key}")
-    task = cls(**options)
-    if (problem := task.problem()) is not None:
-        raise UserError(f"{where}: {problem}")
-    return task
+    for label in tasks:
+        if not re.fullmatch(r"[\w-]+", label):
+            raise UserError(f"{where}.{label}: a label takes letters, digits, _ and -; rename it")
+    return {
+        label: TASKS.create({"task": label, **options}, f"{where}.{label}")
+        for label, options in tasks.items()
+    }

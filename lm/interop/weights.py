@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from lm.config import Config, UserError, to_mapping
-from lm.run import checkpoint
+from lm.config import Config, UserError
+from lm.run import checkpoint, formats
 from lm.run.checkpoint import Meta
 from lm.run.digest import digest
 from lm.run.progress import WeightsBar
@@ -40,7 +40,7 @@ def save(workdir: Path, config: Config, params: Any) -> None:
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state, save_args=chunks),
         loader=ocp.args.JsonSave({"next_step": 0, "identity": {}}),
-        config=ocp.args.JsonSave(to_mapping(config)),
+        config=ocp.args.JsonSave(formats.write(config)),
         meta=ocp.args.JsonSave(meta._asdict()),
     )
     plain = ocp.JsonCheckpointHandler

@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from lm.modules.linear import Linear, project
+from lm.modules.linear import linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.params import declare
 
@@ -50,9 +50,9 @@ class BaseConv(Mixer):
 
     def setup(self) -> None:
         d, h, k = self.width, self.num_heads, self.channels
-        self.input = Linear(self.context, "D H K", (d, h, k), 1)
-        self.gate = Linear(self.context, "D H K", (d, h, k), 1)
-        self.out = Linear(self.context, "H K D", (h, k, d), 2)
+        self.input = linear(self.context, "D H K", (d, h, k), 1)
+        self.gate = linear(self.context, "D H K", (d, h, k), 1)
+        self.out = linear(self.context, "H K D", (h, k, d), 2)
         filters = nn.initializers.normal(self.conv_size**-0.5)
         zeros = declare(nn.initializers.zeros, "H K", "vector", decay=False)
         shape = h, k, self.conv_size

@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.mixer import Along, Call
 from lm.modules.norm import unit_keys
@@ -50,7 +50,7 @@ class Deltanet(LinearMixer):
     def setup(self) -> None:
         super().setup()
         d, h = self.width, self.num_heads
-        self.beta = Linear(self.context, "D H", (d, h), 1)
+        self.beta = linear(self.context, "D H", (d, h), 1)
         self.norm = NormGate(self.context)
         if self.conv_size:
             channels = 2 * self.key_dim + self.value_dim

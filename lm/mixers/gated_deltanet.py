@@ -17,7 +17,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.mixer import Along, Call
 from lm.modules.norm import unit_keys
@@ -57,12 +57,12 @@ class GatedDeltanet(LinearMixer):
     def setup(self) -> None:
         super().setup()
         d, h = self.width, self.num_heads
-        self.beta = Linear(self.context, "D H", (d, h), 1)
-        self.decay = Linear(self.context, "D H", (d, h), 1)
+        self.beta = linear(self.context, "D H", (d, h), 1)
+        self.decay = linear(self.context, "D H", (d, h), 1)
         init = declare(log_uniform(1e-4, 16.0), "H", "vector", decay=False)
         self.A_log = self.param("A_log", init, (h,))
         self.dt_bias = self.param("dt_bias", declare(dt_bias, "H", "vector", decay=False), (h,))
-        self.gate = Linear(self.context, "D H V", (d, h, self.value_dim), 1)
+        self.gate = linear(self.context, "D H V", (d, h, self.value_dim), 1)
         self.norm = NormGate(self.context)
         self.conv = ShortConv(self.context, h, self.channels, self.conv_size)
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.low_rank import LowRank
 from lm.modules.mixer import Along, Call
@@ -44,7 +44,7 @@ class Gla(LinearMixer):
         super().setup()
         d, h, k, v = self.width, self.num_heads, self.key_dim, self.value_dim
         self.decay = LowRank(self.context, d, self.gate_rank, "H K", (h, k))
-        self.gate = Linear(self.context, "D H V", (d, h, v), 1)
+        self.gate = linear(self.context, "D H V", (d, h, v), 1)
         self.norm = NormGate(self.context)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 from flax import linen as nn
 
 from lm.modules.diagonal import Diagonal
-from lm.modules.linear import Linear, project
+from lm.modules.linear import linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.params import declare
 
@@ -57,7 +57,7 @@ class H3(Mixer):
     def setup(self) -> None:
         d, h, k = self.width, self.num_heads, self.channels
         self.query, self.key, self.value = (
-            Linear(self.context, "D H K", (d, h, k), 1) for _ in range(3)
+            linear(self.context, "D H K", (d, h, k), 1) for _ in range(3)
         )
         # Unit variance over the taps together, as of one output of a normalized input.
         std = self.shift_taps**-0.5
@@ -66,7 +66,7 @@ class H3(Mixer):
         ones = declare(nn.initializers.ones, "H K", "vector", decay=False)
         self.shift_skip = self.param("shift_D", ones, (h, k))
         self.ssm = Diagonal(self.context, h, k, self.state_dim)
-        self.out = Linear(self.context, "H K D", (h, k, d), 2)
+        self.out = linear(self.context, "H K D", (h, k, d), 2)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions

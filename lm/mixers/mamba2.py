@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.modules.linear import Linear, project
+from lm.modules.linear import linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.modules.norm_gate import NormGate
 from lm.modules.short_conv import ShortConv
@@ -73,10 +73,10 @@ class Mamba2(Mixer):
     def setup(self) -> None:
         d, h, p, n = self.width, self.num_heads, self.head_dim, self.state_dim
         groups, taps = 2 * self.num_groups, self.conv_size
-        self.gate = Linear(self.context, "D H V", (d, h, p), 1)
-        self.value = Linear(self.context, "D H V", (d, h, p), 1)
-        self.shared = Linear(self.context, "D groups N", (d, groups, n), 1)  # B, then C
-        self.dt = Linear(self.context, "D H", (d, h), 1)
+        self.gate = linear(self.context, "D H V", (d, h, p), 1)
+        self.value = linear(self.context, "D H V", (d, h, p), 1)
+        self.shared = linear(self.context, "D groups N", (d, groups, n), 1)  # B, then C
+        self.dt = linear(self.context, "D H", (d, h), 1)
         self.conv = ShortConv(self.context, h, p, taps, use_bias=True)
         self.group_conv = ShortConv(self.context, groups, n, taps, use_bias=True, letter="groups")
         init = declare(log_uniform(1.0, 16.0), "H", "vector", decay=False)
@@ -86,7 +86,7 @@ class Mamba2(Mixer):
         self.norm = NormGate(
             self.context, over="heads", gate_is="before", num_groups=self.num_groups
         )
-        self.out = Linear(self.context, "H V D", (h, p, d), 2)
+        self.out = linear(self.context, "H V D", (h, p, d), 2)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.primitives import rope
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.modules.linear_mixer import LinearMixer
 from lm.modules.mixer import Along, Call
 from lm.modules.norm_gate import NormGate
@@ -43,7 +43,7 @@ class Retnet(LinearMixer):
     def setup(self) -> None:
         super().setup()
         shape = self.width, self.num_heads, self.value_dim
-        self.gate = Linear(self.context, "D H V", shape, 1)
+        self.gate = linear(self.context, "D H V", shape, 1)
         self.norm = NormGate(self.context)
 
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 from flax import linen as nn
 
 from lm.modules.diagonal import Diagonal
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.modules.mixer import Along, Call, Mixer
 from lm.params import declare
 
@@ -46,8 +46,8 @@ class S4d(Mixer):
     def setup(self) -> None:
         d, h, k = self.width, self.num_heads, self.channels
         self.ssm = Diagonal(self.context, h, k, self.state_dim)
-        self.value = Linear(self.context, "H K D", (h, k, d), 2)
-        self.gate = Linear(self.context, "H K D", (h, k, d), 2)
+        self.value = linear(self.context, "H K D", (h, k, d), 2)
+        self.gate = linear(self.context, "H K D", (h, k, d), 2)
         init = declare(nn.initializers.zeros, "D", "vector", decay=False)
         self.value_bias = self.param("value_bias", init, (d,))
         self.gate_bias = self.param("gate_bias", init, (d,))

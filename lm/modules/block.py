@@ -1,8 +1,4 @@
-"""One layer: pre-norm, sequence mixer, residual; pre-norm, feed-forward, residual.
-
-Both branches carry muP's residual multiplier. The three methods are one mathematics: `__call__` on
-a span of time (training, or prefill when a state comes in), `step` on one token.
-"""
+"""What every block is: one layer's mixer and feed-forward around the residual stream."""
 
 from __future__ import annotations
 
@@ -10,44 +6,30 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.modules.context import Context
-from lm.modules.norm import RMSNorm
+from lm.modules.feed_forward import FeedForward
 
 
 class Block(nn.Module):
-    """`mixer` and `mlp` are unbound modules (mlp None: the mixer alone)."""
+    """`mixer` and `mlp` are unbound modules (mlp None: the mixer alone). The two methods are one
+    mathematics, on a span of time (training, or prefill when a state comes in) and on one token.
+    """
 
     context: Context
     mixer: Any
-    mlp: nn.Module | None
+    mlp: FeedForward | None
 
-    def setup(self) -> None:
-        self.mixer_norm = RMSNorm(self.context)
-        if self.mlp is not None:
-            self.mlp_norm = RMSNorm(self.context)
+    def problem(self) -> str | None:
+        """What is wrong with these options, in one line; read before any device is touched."""
+        return None
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; `state` None in training. Returns the layer's output and mixer's state."""
-        x = checkpoint_name(x, "stream")
-        normed = self.context.place(self.mixer_norm(x), "B T D")
-        normed = checkpoint_name(normed, "mixer_norm")
-        mixed, state = self.mixer(normed, segment_ids, positions, state)
-        return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
+        raise NotImplementedError
 
     def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """x [B, D], one token a row."""
-        mixed, state = self.mixer.step(self.mixer_norm(x), positions, state)
-        return self._feed_forward(x + self._scaled(mixed)), state
-
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
-        if self.mlp is None:
-            return x
-        normed = checkpoint_name(self.context.place(self.mlp_norm(x), "B T D"), "mlp_norm")
-        return x + self._scaled(checkpoint_name(self.mlp(normed), "mlp"))
-
-    def _scaled(self, branch: jax.Array) -> jax.Array:
-        return branch * self.context.multipliers.residual
+        raise NotImplementedError

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from lm.modules.linear import Linear, project
+from lm.modules.linear import linear, project
 from lm.modules.mixer import Along, Call, Mixer
 from lm.modules.norm import RMSNorm
 
@@ -52,10 +52,10 @@ class HeadMixer(Mixer):
 
     def setup(self) -> None:
         d, h, g, k = self.width, self.num_heads, self.num_kv_heads, self.head_dim
-        self.query = Linear(self.context, "D H K", (d, h, k), 1)
-        self.key = Linear(self.context, "D G K", (d, g, k), 1)
-        self.value = Linear(self.context, "D G V", (d, g, k), 1)
-        self.out = Linear(self.context, "H V D", (h, k, d), 2)
+        self.query = linear(self.context, "D H K", (d, h, k), 1)
+        self.key = linear(self.context, "D G K", (d, g, k), 1)
+        self.value = linear(self.context, "D G V", (d, g, k), 1)
+        self.out = linear(self.context, "H V D", (h, k, d), 2)
         if self.qk_norm:
             self.query_norm = RMSNorm(self.context, "K")
             self.key_norm = RMSNorm(self.context, "K")

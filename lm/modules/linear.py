@@ -1,30 +1,49 @@
-"""Matrices of the residual stream: heads in and out, and a plain one. Initialised normal with muP's
-standard deviation.
+"""Matrices of the residual stream: into heads, back from them, and plain ones.
+
+`linear` makes the kind of matrix that the layer's context names, a file of lm/matrices. A kind says
+what W is made of, as sums of products, and `project` multiplies:
+
+    dense       ((W,),)             y = x W
+    low rank    ((A, B),)           y = (x A) B
+    adapted     ((W,), (A, B))      y = x W + (x A) B
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 from flax import linen as nn
 
+from lm import families
 from lm.modules.context import Context
-from lm.params import declare
 
 
-class Linear(nn.Module):
-    """One hidden matrix without bias, between any groups of dimensions."""
+class Factor(NamedTuple):
+    """An array [*M, *N] to multiply by, its letters, and the number of dimensions M."""
+
+    array: jax.Array
+    letters: str
+    contracted: int
+
+
+class Matrix(nn.Module):
+    """One matrix without bias, between any groups of dimensions. `letters` and `shape` are those of
+    W, "D H K" say; its first `contracted` dimensions are summed over.
+    """
 
     context: Context
-    letters: str  # of the parameter, e.g. "D F" or "D H K"
+    letters: str
     shape: tuple[int, ...]
-    contracted: int  # leading dimensions of the parameter that are summed over
+    contracted: int
 
-    @nn.compact
-    def weight(self) -> jax.Array:
-        """[*shape]"""
-        std = self.context.multipliers.init_std("hidden")
-        init = declare(nn.initializers.normal(std), self.letters, "hidden", decay=True)
-        return self.param("kernel", init, self.shape)
+    def problem(self) -> str | None:
+        """What is wrong with these options, in one line; read before any device is touched."""
+        return None
+
+    def chains(self) -> tuple[tuple[Factor, ...], ...]:
+        """W is the sum over chains of the product of their factors."""
+        raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *shape[:contracted]] -> [..., *shape[contracted:]]"""
@@ -38,10 +57,33 @@ class Linear(nn.Module):
         return self.context.place(out, " ".join(["B T", *outward]))
 
 
-def project(x: jax.Array, *layers: Linear) -> list[jax.Array]:
+def linear(
+    context: Context,
+    letters: str,
+    shape: tuple[int, ...],
+    contracted: int,
+    name: str | None = None,
+) -> Matrix:
+    """A matrix of the kind that this layer has; fields as `Matrix`."""
+    kind = families.MATRICES.find(context.matrix.name, "model.matrix")
+    return kind(context, letters, shape, contracted, name=name, **context.matrix.options)
+
+
+def project(x: jax.Array, *matrices: Matrix) -> list[jax.Array]:
     """The outputs of several matrices of one input. Under tensor parallelism the gradient of that
     input is then summed over the devices once.
     """
-    weights = [(layer.weight(), layer.letters, layer.contracted) for layer in layers]
-    products = layers[0].context.matmul(x, *weights)
-    return [layer.place(y) for layer, y in zip(layers, products, strict=True)]
+    made = [matrix.chains() for matrix in matrices]
+    context = matrices[0].context
+    products = iter(context.matmul(x, *(chain[0] for chains in made for chain in chains)))
+    out = []
+    for matrix, chains in zip(matrices, made, strict=True):
+        parts = [_through(context, next(products), chain[1:]) for chain in chains]
+        out.append(matrix.place(sum(parts[1:], parts[0])))
+    return out
+
+
+def _through(context: Context, y: jax.Array, factors: tuple[Factor, ...]) -> jax.Array:
+    for factor in factors:
+        (y,) = context.matmul(y, factor)
+    return y

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from lm.modules.linear import Linear, project
+from lm.modules.linear import Matrix, linear, project
 from lm.modules.mixer import Call, Mixer
 
 
@@ -51,12 +51,12 @@ class LinearMixer(Mixer):
 
     def setup(self) -> None:
         d, h, k, v = self.width, self.num_heads, self.key_dim, self.value_dim
-        self.query = Linear(self.context, "D H K", (d, h, k), 1)
-        self.key = Linear(self.context, "D H K", (d, h, k), 1)
-        self.value = Linear(self.context, "D H V", (d, h, v), 1)
-        self.out = Linear(self.context, "H V D", (h, v, d), 2)
+        self.query = linear(self.context, "D H K", (d, h, k), 1)
+        self.key = linear(self.context, "D H K", (d, h, k), 1)
+        self.value = linear(self.context, "D H V", (d, h, v), 1)
+        self.out = linear(self.context, "H V D", (h, v, d), 2)
 
-    def project(self, x: jax.Array, *others: Linear) -> list[jax.Array]:
+    def project(self, x: jax.Array, *others: Matrix) -> list[jax.Array]:
         """x [..., D] -> q, k [..., H, K], v [..., H, V], and the outputs of `others`."""
         return project(x, self.query, self.key, self.value, *others)
 

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from lm.modules.context import Context
-from lm.modules.linear import Linear
+from lm.modules.linear import linear
 from lm.params import declare
 
 
@@ -22,9 +22,9 @@ class LowRank(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        low = Linear(self.context, "D R", (self.width, self.rank), 1, name="down")(x)
+        low = linear(self.context, "D R", (self.width, self.rank), 1, name="down")(x)
         shape = self.rank, *self.shape
-        out = Linear(self.context, f"R {self.letters}", shape, 1, name="up")(low)
+        out = linear(self.context, f"R {self.letters}", shape, 1, name="up")(low)
         if not self.use_bias:
             return out
         init = declare(nn.initializers.zeros, self.letters, "vector", decay=False)

@@ -15,7 +15,7 @@ from kernels.primitives import device
 from lm.config import MeshConfig, UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-SWITCHES = {"zero1": "data", "sequence_parallel": "tensor"}  # and the axis each is about
+SWITCHES = {"zero1": "data", "stream_over_tensor": "tensor"}  # and the axis each is about
 BATCH_AXES = ("data", "fsdp")  # the axes over which the batch is split
 
 
@@ -55,7 +55,7 @@ def target(mesh: Mesh) -> str:
 def words(sizes: Mapping[str, int], switches: Mapping[str, Any]) -> list[str]:
     """What of a mesh takes effect: axes of more than one device, and the switches of such axes.
 
-    >>> words({"data": 2, "tensor": 1}, {"zero1": True, "sequence_parallel": True})
+    >>> words({"data": 2, "tensor": 1}, {"zero1": True, "stream_over_tensor": True})
     ['data 2', 'zero1']
     """
     split = [axis for axis, size in sizes.items() if size > 1]

@@ -39,7 +39,7 @@ STREAM = "stream"  # T of the residual stream: under sequence parallelism over t
 
 def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
     """The activation table for this mesh: axes of size 1 and replicated letters dropped."""
-    time = ACTIVATIONS["T"] + (("tensor",) if config.sequence_parallel else ())
+    time = ACTIVATIONS["T"] + (("tensor",) if config.stream_over_tensor else ())
     whole = ACTIVATIONS | {STREAM: time}
     table = {x: _live(axes, mesh) for x, axes in whole.items() if x not in config.replicate}
     return {letter: axes for letter, axes in table.items() if axes}

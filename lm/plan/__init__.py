@@ -20,7 +20,7 @@ import jax
 
 from kernels import dispatch
 from lm import build as build_lib
-from lm import mup, optim, targets
+from lm import mup, optimizers, targets
 from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, to_mapping
@@ -224,7 +224,7 @@ def schedule(built: Build) -> tuple[Rate, ...]:
     multipliers = mup.create(built.config)
     rows = []
     for at, tokens in points:
-        rates = optim.learning_rates(built.schedule, multipliers, built.infos, tokens)
+        rates = optimizers.learning_rates(built.schedule, multipliers, built.infos, tokens)
         rows.append(Rate(at, tokens, {role: float(rate) for role, rate in rates.items()}))
     return tuple(rows)
 

@@ -94,15 +94,15 @@ def _candidates(built: Build) -> Iterator[Values]:
     rows = config.data.batch_size // (data * fsdp)
     if rows > config.run.accumulation:
         yield {"run.accumulation": _next_divisor(rows, config.run.accumulation)}
-    if tensor > 1 and not config.mesh.sequence_parallel:
-        yield {"mesh.sequence_parallel": True}
+    if tensor > 1 and not config.mesh.stream_over_tensor:
+        yield {"mesh.stream_over_tensor": True}
     if config.model.remat != "full":
         yield {"model.remat": "full"} | ({"model.kept": {}} if config.model.kept else {})
     if data > 1:
         yield _mesh(config, 1, fsdp * data, tensor)
     if data * fsdp % 2 == 0:  # twice the rows for half the devices, in as many more microbatches
         half = (data // 2, fsdp) if data % 2 == 0 else (data, fsdp // 2)
-        more = {"mesh.sequence_parallel": True, "run.accumulation": 2 * config.run.accumulation}
+        more = {"mesh.stream_over_tensor": True, "run.accumulation": 2 * config.run.accumulation}
         yield {**_mesh(config, *half, tensor * 2), **more}
     if config.loss.chunk_size > 256:
         yield {"loss.chunk_size": config.loss.chunk_size // 2}

@@ -283,7 +283,7 @@ def rows_at_once(built: Build) -> float:
 
 def stream_ways(built: Build) -> int:
     """Parts of the residual stream's time."""
-    return built.mesh.shape["tensor"] if built.config.mesh.sequence_parallel else 1
+    return built.mesh.shape["tensor"] if built.config.mesh.stream_over_tensor else 1
 
 
 def shard_bytes(tree: Any) -> int:

@@ -142,7 +142,7 @@ def _meshes(devices: int) -> Iterator[dict[str, Any]]:
         for fsdp in (n for n in divisors if devices // tensor % n == 0):
             data = devices // tensor // fsdp
             sizes = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
-            parallel = {"mesh.sequence_parallel": tensor > 1}
+            parallel = {"mesh.stream_over_tensor": tensor > 1}
             for zero1 in (False, True) if data > 1 else (False,):
                 yield {**sizes, **parallel, "mesh.zero1": zero1}
 

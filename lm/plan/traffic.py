@@ -132,7 +132,7 @@ def _tensor(built: Build) -> list[Flow]:
     again = both if is_remade and "mixer" not in config.model.kept else 0
     ends = 2  # the embeddings, and the gradient of what the head reads
     sums = 2 * branches + again + ends
-    if not config.mesh.sequence_parallel:
+    if not config.mesh.stream_over_tensor:
         return [Flow("all-reduce", ("tensor",), 2 * once * sums)]
     gathers = 2 * branches + (branches if is_remade else 0) + ends
     scattered = Flow("reduce-scatter", ("tensor",), once * sums)

@@ -27,10 +27,11 @@ from lm import build as build_lib
 from lm import layers as layer_lib
 from lm import params as params_lib
 from lm.build import Build
-from lm.config import Config, UserError, from_mapping, to_mapping
+from lm.config import Config, UserError
 from lm.data import tokenizers
 from lm.model import Model
 from lm.parallel import processes
+from lm.run import formats
 from lm.run.digest import digest
 from lm.run.telling import Telling, quiet
 from lm.state import TrainState
@@ -86,7 +87,7 @@ class Checkpointer:
     def __init__(self, workdir: Path, config: Config) -> None:
         self._folder = (workdir / FOLDER).absolute()
         self._stack = contextlib.ExitStack()
-        self._config = to_mapping(config)
+        self._config = formats.write(config)
         keep_every = config.steps(config.checkpoint.keep_every)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep_last,
@@ -259,7 +260,7 @@ def read_meta(path: Path) -> Meta:
 def read_config(path: Path) -> Config:
     """The configuration of the run that wrote a checkpoint folder."""
     with _telling_damage(path):
-        return from_mapping(_json(path, "config"))
+        return formats.read(_json(path, "config"), f"{path}/config")
 
 
 def restore(path: Path, abstract: TrainState) -> Restored:

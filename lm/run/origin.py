@@ -50,7 +50,7 @@ def _locate(config: Config, workdir: Path) -> Path | None:
     """The checkpoint folder the configuration names, if it is still to be read: a run that has
     checkpoints of its own no longer needs it.
     """
-    named = config.schedule.decay_from or config.init_from
+    named = config.decay_from or config.init_from
     return checkpoint.locate(Path(named)) if named and not checkpoint.steps(workdir) else None
 
 
@@ -58,7 +58,7 @@ def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | 
     """Tokens at which the decay branched; a resumed run reads its own record, never again the
     trunk.
     """
-    if not config.schedule.decay_from:
+    if not config.decay_from:
         return None
     if origin is not None:
         return float(checkpoint.read_meta(origin).tokens)

@@ -6,8 +6,8 @@
     tokenizer.json
 
 A folder belongs to one live run. A second launch in the same folder resumes; its configuration may
-differ only in `FREE` keys, which change how long a run is, what it tells, or where its numbers are
-and in which order they are summed; never what a step computes.
+differ only in keys marked FREE (lm/mapping.py), which change how long a run is, what it tells, or
+where its numbers are and in which order they are summed; never what a step computes.
 """
 
 from __future__ import annotations
@@ -37,23 +37,13 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
+from lm.mapping import free_keys
 from lm.parallel import processes
-from lm.run import checkpoint
+from lm.run import checkpoint, formats
 from lm.run.checkpoint import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-FREE = (
-    "run.length",
-    "run.accumulation",
-    "evaluate.",
-    "log.",
-    "checkpoint.",
-    "mesh.",
-    "model.remat",
-    "model.kept",
-    "optimizer.memory",
-)
 LOCK = ".lock"
 PACKAGES = (
     "jax",
@@ -115,13 +105,16 @@ def check_unchanged(workdir: Path, config: Config) -> None:
     """A folder that already holds a run only takes the same run.
 
     Raises:
-      UserError: keys other than `FREE` differ, with the differences.
+      UserError: keys that are not FREE differ, with the differences.
     """
     old = _config(workdir)
     if old is None:
         return
+    free = free_keys(config)
     changed = {
-        k: v for k, v in difference(old, to_mapping(config)).items() if not k.startswith(FREE)
+        key: values
+        for key, values in difference(to_mapping(old), to_mapping(config)).items()
+        if not any(f"{key}.".startswith(f"{name}.") for name in free)
     }
     if changed:
         shown = "; ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:5])
@@ -132,7 +125,7 @@ def check_unchanged(workdir: Path, config: Config) -> None:
         )
 
 
-def _config(workdir: Path) -> dict[str, Any] | None:
+def _config(workdir: Path) -> Config | None:
     """The configuration of the run in a folder, from its newest checkpoint if config.json is lost;
     None of a folder without a run.
     """
@@ -140,14 +133,14 @@ def _config(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         if not checkpoint.steps(workdir):
             return None
-        return to_mapping(checkpoint.read_config(checkpoint.locate(workdir)))
+        return checkpoint.read_config(checkpoint.locate(workdir))
     try:
         old = json.loads(path.read_text())
     except ValueError:
         old = None
     if not isinstance(old, dict):
         raise UserError(f"{path} is not a configuration; restore it or choose another workdir")
-    return old
+    return formats.read(old, str(path))
 
 
 def recorded(workdir: Path, *keys: str) -> Any:
@@ -179,7 +172,7 @@ def write(
     _tell_other_devices(workdir, built)
     description = describe(built, tokenizer, data)
     description |= {"decay_start": decay_start, "until": dict(until)}
-    files.replace(workdir / "config.json", json.dumps(to_mapping(built.config), indent=2) + "\n")
+    files.replace(workdir / "config.json", json.dumps(formats.write(built.config), indent=2) + "\n")
     files.replace(workdir / "params.txt", params_lib.table(built.infos))
     files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
     tokenizer.save(workdir / TOKENIZER)

@@ -1,4 +1,4 @@
-"""What the families of schedules share: phases, shapes of the decay, the product that joins them.
+"""What schedules share: phases, shapes of the decay, the product that joins them.
 
     eta(n) = ramp(n) * stable(clip(n, Nw, Ns)) * fall(n)     n: tokens before the update, float32
     ramp(n) = min(n / Nw, 1)
@@ -19,14 +19,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lm.config import ScheduleConfig, UserError
+from lm.families import SCHEDULES
+from lm.mapping import POSITIVE, SHARE, Duration, UserError
 
 DROPS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "exponential": lambda x: -jnp.expm1(-x) / np.float32(-math.expm1(-1.0)),
@@ -37,11 +38,14 @@ DROPS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Run(NamedTuple):
-    """Where a schedule is used. `decay_start`: tokens at the checkpoint a decay branches from."""
+    """Where a schedule is used. `decay_start`: tokens at the checkpoint from which a decay
+    branches, at the value that the trunk had there; `tokens` then only measures a warmup given in
+    percent.
+    """
 
     tokens: float
     tokens_per_step: int
-    decay_start: float | None
+    decay_start: float | None = None
 
 
 class Phases(NamedTuple):
@@ -82,46 +86,99 @@ def fall(x: jax.Array, *, shape: str, final_ratio: float) -> jax.Array:
     return jnp.maximum(factor, np.float32(final_ratio))  # rounding may end a hair below
 
 
-def warmup_stable_decay(
-    config: ScheduleConfig, run: Run, stable: Callable[[jax.Array], jax.Array]
-) -> Schedule:
-    """The schedule of a family that has a stable phase, from which a decay may branch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What every schedule has. `can_branch`: whether a decay may begin at any checkpoint."""
 
-    Raises:
-      UserError: the branch point lies inside the warmup.
-    """
-    warmup_end = config.warmup.tokens(run_tokens=run.tokens, tokens_per_step=run.tokens_per_step)
-    if run.decay_start is None:
-        decay = config.decay.tokens(run_tokens=run.tokens, tokens_per_step=run.tokens_per_step)
-        phases = Phases(warmup_end, float(run.tokens) - decay, float(run.tokens))
-    else:
-        if run.decay_start < warmup_end:
-            raise UserError(
-                f"schedule.decay_from has seen {run.decay_start:.0f} tokens, schedule.warmup="
-                f"{config.warmup} ends at {warmup_end:.0f}; branch from a later checkpoint"
+    peak_learning_rate: Annotated[float, POSITIVE] = 0.02
+    can_branch: ClassVar[bool] = False
+
+    def problem(self) -> str | None:
+        """What is wrong with these options by themselves, in one line."""
+        return None
+
+    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
+        """What is wrong with them in a run of this length, or as a decay that branches from a
+        trunk; read before any device is touched.
+        """
+        if is_branch and not self.can_branch:
+            name = SCHEDULES.name_of(type(self))
+            return (
+                f"decay_from with schedule.family={name!r}, which has no stable phase to branch "
+                "from; set another family"
             )
-        end = branch_tokens(config, run.decay_start, run.tokens_per_step)
-        phases = Phases(warmup_end, float(run.decay_start), float(end))
-    return Schedule(
-        phases=phases,
-        peak=config.peak_learning_rate,
-        stable=stable,
-        shape=config.decay_shape,
-        final_ratio=config.final_ratio,
-    )
+        return None
+
+    def schedule(self, run: Run) -> Schedule:
+        """The learning rate of a run.
+
+        Raises:
+          UserError: values that contradict the run.
+        """
+        raise NotImplementedError
 
 
-def branch_tokens(config: ScheduleConfig, decay_start: float, tokens_per_step: int) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phased(Rule):
+    """Linear warmup, a stable phase (`stable`), a decay of `decay_shape` to `final_ratio` times the
+    value it starts from. The decay may branch from any checkpoint of the stable phase.
+    """
+
+    warmup: Duration = Duration(100_000, "tokens")
+    decay: Duration = Duration(20, "percent")
+    decay_shape: Literal["exponential", "linear", "sqrt", "cosine"] = "exponential"
+    final_ratio: Annotated[float, SHARE] = 0.0
+    can_branch: ClassVar[bool] = True
+
+    def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
+        """Tokens, float32 -> learning rate between warmup and decay."""
+        raise NotImplementedError
+
+    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
+        decay = self.decay
+        if is_branch:
+            if decay.value > 0 and not (decay.unit == "percent" and decay.value >= 100):
+                return None
+            return f"schedule.decay={decay} with decay_from; set a decay > 0 (percent < 100)"
+        lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
+        taken = self.warmup.tokens(**lengths) + decay.tokens(**lengths)
+        if taken <= run_tokens:
+            return None
+        return (
+            f"schedule.warmup={self.warmup} and schedule.decay={decay} take {taken:.0f} tokens, "
+            f"run.length has {run_tokens}; shorten them or lengthen the run"
+        )
+
+    def schedule(self, run: Run) -> Schedule:
+        lengths = {"run_tokens": run.tokens, "tokens_per_step": run.tokens_per_step}
+        warmup_end = self.warmup.tokens(**lengths)
+        if run.decay_start is None:
+            start, end = float(run.tokens) - self.decay.tokens(**lengths), float(run.tokens)
+        else:
+            start = float(run.decay_start)
+            end = float(branch_tokens(self.decay, start, run.tokens_per_step))
+            if start < warmup_end:
+                raise UserError(
+                    f"decay_from has seen {start:.0f} tokens, schedule.warmup={self.warmup} ends "
+                    f"at {warmup_end:.0f}; branch from a later checkpoint"
+                )
+        return Schedule(
+            phases=Phases(warmup_end, start, end),
+            peak=self.peak_learning_rate,
+            stable=self.stable(run),
+            shape=self.decay_shape,
+            final_ratio=self.final_ratio,
+        )
+
+
+def branch_tokens(decay: Duration, decay_start: float, tokens_per_step: int) -> int:
     """Total tokens of a run that decays from a checkpoint at `decay_start` tokens.
 
-    The decay takes `config.decay`, rounded up to whole steps; percent counts in the whole branched
-    run, decay_start plus the decay.
+    The decay is rounded up to whole steps; percent counts in the whole branched run, decay_start
+    plus the decay.
     """
-    decay = config.decay
     if decay.unit == "percent":
-        assert 0 < decay.value < 100, (
-            f"{decay=}: lm.config.validate lets only (0, 100) percent through"
-        )
+        assert 0 < decay.value < 100, f"{decay=}: `misfit` lets only (0, 100) percent through"
         tokens = decay_start * decay.value / (100.0 - decay.value)
     else:
         tokens = decay.tokens(run_tokens=decay_start, tokens_per_step=tokens_per_step)

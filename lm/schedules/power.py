@@ -13,27 +13,36 @@ of float64 up to 1e13 tokens.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import ScheduleConfig
-from lm.schedules._schedule import Run, Schedule, warmup_stable_decay
+from lm.schedules import Phased, Run
 
 SEQUENCE_LEN = 4096  # of the runs the published constants were fitted to
 
 
-def knee(config: ScheduleConfig, tokens_per_step: int) -> float:
-    """Tokens at which the power law falls below the peak."""
-    batch = tokens_per_step / SEQUENCE_LEN
-    return (config.peak_learning_rate / (config.a * batch)) ** (1.0 / config.b)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Power(Phased):
+    """`a`, `b`: the law's factor and exponent."""
 
+    a: float = 4.0
+    b: float = -0.51
 
-def create(config: ScheduleConfig, run: Run) -> Schedule:
-    start = np.float32(knee(config, run.tokens_per_step))
-    peak, exponent = np.float32(config.peak_learning_rate), np.float32(config.b)
+    def problem(self) -> str | None:
+        if self.a > 0 and self.b < 0:
+            return None
+        return f"a={self.a}, b={self.b}: Power needs a > 0 and b < 0 (published: 4, -0.51)"
 
-    def stable(tokens: jax.Array) -> jax.Array:
-        return peak * (jnp.maximum(tokens, start) / start) ** exponent
+    def knee(self, tokens_per_step: int) -> float:
+        """Tokens at which the power law falls below the peak."""
+        batch = tokens_per_step / SEQUENCE_LEN
+        return (self.peak_learning_rate / (self.a * batch)) ** (1.0 / self.b)
 
-    return warmup_stable_decay(config, run, stable)
+    def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
+        start = np.float32(self.knee(run.tokens_per_step))
+        peak, exponent = np.float32(self.peak_learning_rate), np.float32(self.b)
+        return lambda tokens: peak * (jnp.maximum(tokens, start) / start) ** exponent

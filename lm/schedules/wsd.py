@@ -6,18 +6,18 @@ of the tokens.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import ScheduleConfig
-from lm.schedules._schedule import Run, Schedule, warmup_stable_decay
+from lm.schedules import Phased, Run
 
 
-def create(config: ScheduleConfig, run: Run) -> Schedule:
-    peak = np.float32(config.peak_learning_rate)
-
-    def stable(tokens: jax.Array) -> jax.Array:
-        return jnp.full_like(tokens, peak)
-
-    return warmup_stable_decay(config, run, stable)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wsd(Phased):
+    def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
+        peak = np.float32(self.peak_learning_rate)
+        return lambda tokens: jnp.full_like(tokens, peak)

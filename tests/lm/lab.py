@@ -100,16 +100,12 @@ class Lab:
     ) -> Build:
         """One device; compiled fast, and once for all configurations that compile to the same."""
         mapping = to_mapping(config)
-        for unseen in ("evaluate", "log", "checkpoint", "seed", "init_from", "run"):
+        for unseen in ("evaluate", "log", "checkpoint", "seed", "init_from", "decay_from", "run"):
             mapping.pop(unseen)
         mapping["optimizer"].pop("max_skipped")
-        schedule = schedules.create(
-            config.schedule,
-            run_tokens=config.run_tokens,
-            tokens_per_step=config.tokens_per_step,
-            decay_start=decay_start,
-        )
-        for unseen in ("warmup", "decay", "decay_from"):
+        run = schedules.Run(config.run_tokens, config.tokens_per_step, decay_start)
+        schedule = config.schedule.schedule(run)
+        for unseen in ("warmup", "decay"):
             mapping["schedule"].pop(unseen)
         key = json.dumps(mapping)
         if key not in self.builds:

@@ -57,7 +57,7 @@ def test_tensor_parallel() -> None:
     """
     assert collectives(TENSOR) == {"all_reduce": 4 + 1 + 3 + 1}
     # The forward sums of a layer come out in parts of T.
-    streamed = collectives(TENSOR | {"mesh.sequence_parallel": True})
+    streamed = collectives(TENSOR | {"mesh.stream_over_tensor": True})
     assert streamed == {"reduce_scatter": 2, "all_reduce": 2 + 1 + 3 + 1}
 
 

@@ -88,6 +88,6 @@ def test_nearest() -> None:
 
 
 def test_a_seed_fits_into_32_bits() -> None:
-    with pytest.raises(UserError, match=r"seed=2147483648 must be below 2\^31"):
+    with pytest.raises(UserError, match=r"seed=2147483648 must lie in \[0, 2\^31\)"):
         tiny.config({"seed": 1 << 31})
     assert tiny.config({"seed": (1 << 31) - 1}).seed == (1 << 31) - 1

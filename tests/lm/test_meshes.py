@@ -19,7 +19,7 @@ HYBRID = {
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
     "mesh.zero1": True,
-    "mesh.sequence_parallel": True,
+    "mesh.stream_over_tensor": True,
     "run.accumulation": 2,
 }
 SMALL = {"model.pattern": "stickbreaking,gla", "model.num_layers": 2}
@@ -29,7 +29,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "zero1": {"mesh.data": 8, "mesh.zero1": True},
     "zero3": {"mesh.fsdp": 8},
     "tp": TENSOR,
-    "tp+sp": TENSOR | {"mesh.sequence_parallel": True},
+    "tp+sp": TENSOR | {"mesh.stream_over_tensor": True},
     "heads whole": {"mesh.data": 2, "mesh.tensor": 4, "mesh.replicate": ["H", "G"]},
     "data x fsdp": {"mesh.data": 4, "mesh.fsdp": 2, "model.remat": "full"},
     "host": {"mesh.data": 4, "mesh.tensor": 2, "mesh.zero1": True, "optimizer.memory": "host"},
@@ -41,7 +41,7 @@ BAD = [
     ),
     ({"mesh.data": -1, "mesh.tensor": 3}, "needs a multiple of 3 devices, found 8; set sizes that"),
     ({"mesh.fsdp": 8, "model.width": 36, "mup.base_width": 36}, "has D=36, not divisible by 8"),
-    ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is no size"),
+    ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is not a size"),
     (
         {"mesh.data": 4, "mesh.sequence": 2},
         "mesh.sequence=2: no model is trained with a split time axis yet",
@@ -51,7 +51,7 @@ BAD = [
     ({"mesh.data": 8, "run.accumulation": 2}, "= 4 rows do not divide over data*fsdp = 8"),
     ({"mesh.data": 4, "mesh.tensor": 2, "model.ffn_dim": 47}, "F=47, not divisible by 2 (tensor)"),
     (
-        {"mesh.data": 2, "mesh.tensor": 4, "mesh.sequence_parallel": True}
+        {"mesh.data": 2, "mesh.tensor": 4, "mesh.stream_over_tensor": True}
         | {"data.context_length": 26},
         "splits data.context_length=26 over mesh.tensor=4",
     ),

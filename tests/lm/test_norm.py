@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from lm.modules.mlp import SwiGLU
+from lm.feed_forward.swiglu import Swiglu
 from lm.modules.norm import RMSNorm, unit_keys
 from lm.modules.norm_gate import NormGate
 from tests.lm import tiny
@@ -34,7 +34,7 @@ def modules() -> dict[str, tuple[nn.Module, int]]:
         "norm": (RMSNorm(context), 1),
         "gate": (NormGate(context), 2),
         "gate before": (NormGate(context, over="heads", gate_is="before"), 2),
-        "mlp": (SwiGLU(context, 32, 32), 5),
+        "mlp": (Swiglu(context, 32, 32), 5),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import optim
+from lm import optimizers
 from lm.build import Build
 from lm.data.batch import Batch
 from lm.state import TrainState
@@ -75,7 +75,7 @@ def test_metrics_are_sums_over_tokens() -> None:
     assert int(state.step) == 1
     rates = {role: metrics[f"lr/{role}"] for role in ("input", "hidden", "vector")}
     assert rates == {role: pytest.approx(0.02) for role in rates}
-    norms = optim.group_norms(state.params, built(1).infos)
+    norms = optimizers.group_norms(state.params, built(1).infos)
     for role, norm in norms.items():
         assert metrics[f"param_norm/{role}"] == pytest.approx(float(norm), rel=1e-5)
         assert metrics[f"update_norm/{role}"] > 0
@@ -161,7 +161,8 @@ def coordinate_growth(parametrization: str) -> dict[str, float]:
         changes: dict[str, Any] = {f"model.{key}": value for key, value in sizes.items()}
         changes |= {"mup.base_width": 64, "mup.parametrization": parametrization}
         changes |= {"mup.embedding_multiplier": 1.0, "mup.residual_multiplier": 1.0}
-        changes |= {"schedule.family": "wsd", "schedule.peak_learning_rate": 0.01}
+        wsd = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
+        changes |= {"schedule": wsd}
         changes |= {"model.pattern": "softmax", "optimizer.weight_decay": 0.0}
         before, after = looks_around_four_steps(tiny.create(changes))
         for name, values in found.items():

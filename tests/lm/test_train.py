@@ -235,7 +235,7 @@ def test_keep_last_and_keep_every(lab: Lab, tmp_path: Path) -> None:
 
 
 def decay_from(path: Path) -> dict[str, Any]:
-    return LONGER | {"schedule.decay_from": str(path)}
+    return LONGER | {"decay_from": str(path)}
 
 
 def test_a_decay_branches_from_a_trunk(lab: Lab, tmp_path: Path) -> None:

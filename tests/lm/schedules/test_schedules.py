@@ -1,6 +1,5 @@
 """Schedules against published numbers, a float64 restatement and the identities of extension."""
 
-import dataclasses
 import typing
 
 import jax
@@ -9,37 +8,31 @@ import numpy as np
 import pytest
 
 from lm import schedules
-from lm.config import Duration, ScheduleConfig, UserError
-from lm.schedules import power
+from lm.families import SCHEDULES
+from lm.mapping import Duration, UserError
 
 STEP_1024 = 1024 * 4096  # tokens of a step of the published batch
 
 
-def config(**changes: typing.Any) -> ScheduleConfig:
-    base = ScheduleConfig(
-        family="power",
-        peak_learning_rate=0.02,
-        a=4.0,
-        b=-0.51,
-        warmup=Duration(0.0, "tokens"),
-        decay=Duration(10.0, "percent"),
-        decay_shape="exponential",
-        final_ratio=0.0,
-        decay_from="",
-    )
-    durations = {k: Duration.parse(v, k) for k, v in changes.items() if k in ("warmup", "decay")}
-    return dataclasses.replace(base, **{**changes, **durations})
+def config(family: str = "power", **changes: typing.Any) -> typing.Any:
+    """A schedule of a family with a stable phase: no warmup, a decay over the last tenth."""
+    base = {} if family == "cosine" else {"decay": "10 percent"}
+    values = {"family": family, "warmup": "0 tokens", **base, **changes}
+    return SCHEDULES.create(values, "schedule")
+
+
+def create(
+    rule: typing.Any, run_tokens: float, tokens_per_step: int, decay_start: float | None = None
+) -> schedules.Schedule:
+    return rule.schedule(schedules.Run(run_tokens, tokens_per_step, decay_start))
 
 
 def power_at(n: float, *, batch: float, **changes: typing.Any) -> float:
     """The stable phase of Power: no warmup, no decay."""
-    run = {"run_tokens": 1e15, "tokens_per_step": int(batch * 4096)}
-    return float(schedules.create(config(decay="0 steps", **changes), **run)(n))
+    return float(create(config(decay="0 steps", **changes), 1e15, int(batch * 4096))(n))
 
 
-def restated(
-    n: np.ndarray, c: ScheduleConfig, *, batch: float, phases: schedules.Phases
-) -> np.ndarray:
+def restated(n: np.ndarray, c: typing.Any, *, batch: float, phases: schedules.Phases) -> np.ndarray:
     """Spec formula in float64, exponential decay."""
     warmup, start, end = phases
     law = lambda m: np.minimum(c.peak_learning_rate, batch * c.a * np.maximum(m, 1e-9) ** c.b)
@@ -49,11 +42,9 @@ def restated(
     return np.where(n < warmup, n / warmup * law(warmup), np.where(n <= start, law(n), decay))
 
 
-def test_families_are_the_modules_of_the_folder() -> None:
-    declared = typing.get_args(typing.get_type_hints(ScheduleConfig)["family"])
-    assert schedules.names() == sorted(declared)
-    with pytest.raises(UserError, match=r"schedule.family='powr'.*did you mean 'power'"):
-        schedules.create(config(family="powr"), run_tokens=1.0, tokens_per_step=1)
+def test_a_schedule_that_is_not_there_is_told_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown schedule 'powr'; did you mean 'power'"):
+        config("powr")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +52,7 @@ def test_families_are_the_modules_of_the_folder() -> None:
     [(32, 2.9047e7), (128, 4.4016e8), (256, 1.7134e9), (512, 6.6699e9), (1024, 2.5964e10)],
 )
 def test_power_knee(batch: int, expected: float) -> None:
-    assert power.knee(config(), batch * 4096) == pytest.approx(expected, rel=1e-4)
+    assert config().knee(batch * 4096) == pytest.approx(expected, rel=1e-4)
     assert power_at(0.99 * expected, batch=batch) == np.float32(0.02)
     assert power_at(1.01 * expected, batch=batch) < 0.02 * (1 - 4e-3)
 
@@ -98,7 +89,7 @@ def test_power_depends_on_tokens_per_step_not_on_its_factors() -> None:
 @pytest.mark.parametrize("final_ratio", [0.0, 0.1])
 def test_float32_agrees_with_float64(final_ratio: float) -> None:
     c = config(warmup="1e9 tokens", decay="20 percent", final_ratio=final_ratio)
-    schedule = schedules.create(c, run_tokens=1e13, tokens_per_step=STEP_1024)
+    schedule = create(c, run_tokens=1e13, tokens_per_step=STEP_1024)
     n = np.concatenate([[0.0], np.geomspace(1e6, 8e12, 400), np.linspace(8e12, 1.1e13, 200)])
     n = n.astype(np.float32).astype(np.float64)
     expected = restated(n, c, batch=1024.0, phases=schedule.phases)
@@ -111,18 +102,14 @@ def test_float32_agrees_with_float64(final_ratio: float) -> None:
 
 def test_granite_warmup_to_the_peak_coincides_before_the_knee() -> None:
     warmup = 2500 * STEP_1024
-    schedule = schedules.create(
-        config(warmup="2500 steps"), run_tokens=1.2e13, tokens_per_step=STEP_1024
-    )
-    assert warmup < power.knee(config(), STEP_1024)
+    schedule = create(config(warmup="2500 steps"), run_tokens=1.2e13, tokens_per_step=STEP_1024)
+    assert warmup < config().knee(STEP_1024)
     n = np.linspace(0, warmup, 11, dtype=np.float32)
     np.testing.assert_allclose(schedule(n), n / warmup * 0.02, rtol=1e-6)
 
 
 def test_warmup_past_the_knee_rises_to_the_law_not_to_the_peak() -> None:
-    schedule = schedules.create(
-        config(warmup="1e11 tokens"), run_tokens=1e13, tokens_per_step=STEP_1024
-    )
+    schedule = create(config(warmup="1e11 tokens"), run_tokens=1e13, tokens_per_step=STEP_1024)
     assert float(schedule(1e11)) == pytest.approx(1.005449e-2, rel=1e-6)
     assert float(schedule(5e10)) == pytest.approx(1.005449e-2 / 2, rel=1e-6)
 
@@ -142,7 +129,7 @@ def test_decay_shapes(
     shape: str, expected: tuple[float, ...], final_ratio: float, family: str
 ) -> None:
     c = config(family=family, decay="400 tokens", decay_shape=shape, final_ratio=final_ratio)
-    schedule = schedules.create(c, run_tokens=1000.0, tokens_per_step=10)
+    schedule = create(c, run_tokens=1000.0, tokens_per_step=10)
     got = np.asarray(schedule(np.array([600.0, 700.0, 800.0, 900.0, 1000.0, 1080.0])))
     got = got / float(schedule(600.0))
     inner = [final_ratio + (1 - final_ratio) * f for f in expected]
@@ -153,7 +140,7 @@ def test_decay_shapes(
 
 def test_wsd_phases() -> None:
     c = config(family="wsd", peak_learning_rate=0.01, warmup="10 steps", decay_shape="linear")
-    schedule = schedules.create(c, run_tokens=1000.0, tokens_per_step=10)
+    schedule = create(c, run_tokens=1000.0, tokens_per_step=10)
     assert schedule.phases == (100.0, 900.0, 1000.0)
     got = schedule(np.array([0.0, 50.0, 100.0, 500.0, 900.0, 950.0]))
     np.testing.assert_allclose(got, [0, 0.005, 0.01, 0.01, 0.01, 0.005], rtol=1e-6)
@@ -161,10 +148,9 @@ def test_wsd_phases() -> None:
 
 @pytest.mark.parametrize("family", ["power", "wsd", "cosine"])
 def test_continuous_at_the_joints(family: str) -> None:
-    shape = "cosine" if family == "cosine" else "linear"
-    decay = "100 percent" if family == "cosine" else "20 percent"
-    c = config(family=family, warmup="1e9 tokens", decay=decay, decay_shape=shape)
-    schedule = schedules.create(c, run_tokens=1e11, tokens_per_step=STEP_1024)
+    decay = {} if family == "cosine" else {"decay": "20 percent", "decay_shape": "linear"}
+    c = config(family=family, warmup="1e9 tokens", **decay)
+    schedule = create(c, run_tokens=1e11, tokens_per_step=STEP_1024)
     for joint in schedule.phases:
         before, after = np.asarray(schedule(np.array([joint * (1 - 1e-5), joint * (1 + 1e-5)])))
         assert abs(after - before) < 2e-4 * 0.02
@@ -175,11 +161,7 @@ def test_a_longer_plan_agrees_bit_for_bit_until_the_decay(family: str) -> None:
     tokens_per_step, steps = 8 * 512, 2000
     c = config(family=family, warmup="1e6 tokens", decay="20 percent")
     short, long = (
-        jax.jit(
-            schedules.create(
-                c, run_tokens=k * steps * tokens_per_step, tokens_per_step=tokens_per_step
-            )
-        )
+        jax.jit(create(c, run_tokens=k * steps * tokens_per_step, tokens_per_step=tokens_per_step))
         for k in (1, 2)
     )
     n = schedules.tokens_seen(jnp.arange(steps), tokens_per_step)
@@ -195,13 +177,11 @@ def test_a_branch_equals_the_run_planned_for_its_length(family: str, decay: str)
     tokens_per_step = 4096
     c = config(family=family, warmup="1e6 tokens", decay=decay, final_ratio=0.05)
     start = 1600 * tokens_per_step
-    total = schedules.branch_tokens(c, start, tokens_per_step)
+    total = schedules.branch_tokens(c.decay, start, tokens_per_step)
     assert total == 2000 * tokens_per_step
-    branch = schedules.create(
-        c, run_tokens=1e12, tokens_per_step=tokens_per_step, decay_start=start
-    )
-    planned = schedules.create(c, run_tokens=total, tokens_per_step=tokens_per_step)
-    trunk = schedules.create(c, run_tokens=1e12, tokens_per_step=tokens_per_step)
+    branch = create(c, run_tokens=1e12, tokens_per_step=tokens_per_step, decay_start=start)
+    planned = create(c, run_tokens=total, tokens_per_step=tokens_per_step)
+    trunk = create(c, run_tokens=1e12, tokens_per_step=tokens_per_step)
     assert branch.phases == planned.phases
     n = schedules.tokens_seen(jnp.arange(2001), tokens_per_step)
     got = np.asarray(branch(n))
@@ -211,8 +191,8 @@ def test_a_branch_equals_the_run_planned_for_its_length(family: str, decay: str)
 
 
 def test_branch_length_is_whole_steps() -> None:
-    assert schedules.branch_tokens(config(decay="10 percent"), 1000, 10) == 1000 + 120
-    assert schedules.branch_tokens(config(decay="1 tokens"), 1000, 10) == 1010
+    assert schedules.branch_tokens(Duration(10, "percent"), 1000, 10) == 1000 + 120
+    assert schedules.branch_tokens(Duration(1, "tokens"), 1000, 10) == 1010
 
 
 def test_branch_inside_the_warmup_is_refused() -> None:
@@ -220,15 +200,13 @@ def test_branch_inside_the_warmup_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"decay_from has seen 50 tokens.*ends at 100.*later checkpoint"
     ):
-        schedules.create(c, run_tokens=1000.0, tokens_per_step=10, decay_start=50.0)
+        create(c, run_tokens=1000.0, tokens_per_step=10, decay_start=50.0)
 
 
 def test_cosine_ends_at_its_horizon() -> None:
-    def make(decay: str) -> schedules.Schedule:
-        c = config(
-            family="cosine", warmup="100 tokens", decay=decay, decay_shape="cosine", final_ratio=0.1
-        )
-        return schedules.create(c, run_tokens=1100.0, tokens_per_step=10)
+    def make(horizon: str) -> schedules.Schedule:
+        c = config("cosine", warmup="100 tokens", horizon=horizon, final_ratio=0.1)
+        return create(c, run_tokens=1100.0, tokens_per_step=10)
 
     got = (
         np.asarray(make("100 percent")(np.array([50.0, 100.0, 350.0, 600.0, 1100.0, 1200.0])))
@@ -241,33 +219,30 @@ def test_cosine_ends_at_its_horizon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "decay_start", "message"),
+    ("changes", "is_branch", "message"),
     [
-        ({"decay_shape": "linear"}, None, r"decay_shape='linear' with schedule.family='cosine'"),
-        ({"decay": "5 steps"}, None, r"schedule.decay=5 steps ends the cosine at 50 tokens"),
-        ({}, 500.0, r"decay_from with schedule.family='cosine'.*power or wsd"),
+        ({"horizon": "5 steps"}, False, "schedule.horizon=5 steps ends the cosine at 50 tokens"),
+        ({"warmup": "100 steps"}, False, "set a longer horizon or a shorter warmup"),
+        ({}, True, "decay_from with schedule.family='cosine', which has no stable phase"),
     ],
 )
-def test_cosine_refuses(
-    changes: dict[str, typing.Any], decay_start: float | None, message: str
-) -> None:
-    base = {
-        "family": "cosine",
-        "warmup": "10 steps",
-        "decay": "100 percent",
-        "decay_shape": "cosine",
-    }
-    run = {"run_tokens": 1000.0, "tokens_per_step": 10, "decay_start": decay_start}
-    with pytest.raises(UserError, match=message):
-        schedules.create(config(**{**base, **changes}), **run)
+def test_cosine_refuses(changes: dict[str, typing.Any], is_branch: bool, message: str) -> None:
+    rule = config("cosine", **{"warmup": "10 steps"} | changes)
+    told = rule.misfit(run_tokens=1000, tokens_per_step=10, is_branch=is_branch)
+    assert message in told
+
+
+def test_cosine_has_no_shape_of_a_decay() -> None:
+    with pytest.raises(UserError, match=r"unknown option schedule\.decay_shape"):
+        config("cosine", decay_shape="linear")
 
 
 @pytest.mark.parametrize("family", ["power", "wsd", "cosine"])
 @pytest.mark.parametrize("warmup", ["0 steps", "10 steps"])
 def test_no_nan_anywhere(family: str, warmup: str) -> None:
-    decay = "100 percent" if family == "cosine" else "20 percent"
-    c = config(family=family, warmup=warmup, decay=decay, decay_shape="cosine")
-    schedule = schedules.create(c, run_tokens=1e13, tokens_per_step=STEP_1024)
+    decay = {} if family == "cosine" else {"decay": "20 percent", "decay_shape": "cosine"}
+    c = config(family=family, warmup=warmup, **decay)
+    schedule = create(c, run_tokens=1e13, tokens_per_step=STEP_1024)
     with jax.debug_nans(True):
         first = float(jax.jit(schedule)(jnp.float32(0.0)))
         assert float(jax.jit(schedule)(jnp.float32(1e13))) < 1e-8
@@ -275,7 +250,7 @@ def test_no_nan_anywhere(family: str, warmup: str) -> None:
 
 
 def test_float32_in_and_out_under_jit_and_vmap() -> None:
-    schedule = schedules.create(config(), run_tokens=1e13, tokens_per_step=STEP_1024)
+    schedule = create(config(), run_tokens=1e13, tokens_per_step=STEP_1024)
     n = jnp.linspace(0, 1e13, 7, dtype=jnp.float32)
     got = jax.jit(jax.vmap(schedule))(n)
     assert got.dtype == jnp.float32

@@ -1,9 +1,14 @@
-"""AdamW with per-role multipliers under one schedule, and a guard against bad steps.
+"""Optimizers with per-role multipliers under one schedule, and a guard against bad steps; one file
+an optimizer, found by listing this folder.
 
 Order of steps, all in float32:
 
-    clip by global norm -> Adam -> + weight decay of the parameters that declare it
-    -> * learning-rate factor of the role -> * -schedule(step * tokens_per_step)
+    clip by global norm -> the optimizer's direction -> + weight decay of the parameters that
+    declare it -> * learning-rate factor of the role -> * -schedule(step * tokens_per_step)
+
+A file holds one frozen dataclass, named as the file in camel case, which derives from `Optimizer`;
+its fields with defaults are its options, and `direction(infos)` is what it makes of a gradient. An
+optax transformation becomes one by `unless_skipped`.
 
 `step` is the train step, given to `update`: the schedule counts tokens seen, so a skipped step does
 not delay it. Every role follows the same curve; only static factors differ (lm/mup.py).
@@ -15,8 +20,9 @@ as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, cast
+import dataclasses
+from collections.abc import Hashable
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +31,40 @@ import optax
 from jax.typing import ArrayLike
 
 from lm import params as params_lib
-from lm.config import OptimizerConfig
+from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE
 from lm.mup import ROLES, Multipliers
 from lm.params import ParamInfo, Role
 from lm.schedules import Schedule, tokens_seen
 
 SPIKE_WARMUP = 20  # accepted steps before a norm can count as a spike
 SPIKE_MEMORY = 100  # steps the running mean looks back on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What every optimizer has. `weight_decay` is that of the parameters that declare it, in
+    `weight_decay_mode` (lm/mup.py). `spike_ratio`: a gradient norm this many times its running mean
+    is skipped (0: never); `max_skipped` skipped steps in a row stop the run. `memory`: where the
+    moments live between steps.
+    """
+
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    weight_decay_mode: Literal["coupled", "independent", "width_invariant"] = "coupled"
+    clip_norm: Annotated[float, POSITIVE] = 1.0
+    spike_ratio: Annotated[float, NOT_NEGATIVE] = 20.0
+    max_skipped: Annotated[int, POSITIVE] = 10
+    memory: Annotated[Literal["device", "host"], FREE] = "device"
+
+    def problem(self) -> str | None:
+        """What is wrong with these options, in one line; read before any device is touched."""
+        return None
+
+    def direction(self, infos: Any) -> optax.GradientTransformationExtraArgs:
+        """Clipped gradient -> direction, before weight decay and learning rate. `update` is given
+        `good`, bool []: where it is False, the state stays bit for bit. `infos`: the tree of
+        ParamInfo (letters, shape, role), for optimizers that treat matrices by their shape.
+        """
+        raise NotImplementedError
 
 
 class GuardState(NamedTuple):
@@ -44,14 +77,14 @@ class GuardState(NamedTuple):
 
 
 class OptState(NamedTuple):
-    """State of `create`: `inner` is the AdamW chain's."""
+    """State of `create`: `inner` is that of direction, weight decay and schedule."""
 
     inner: Any
     guard: GuardState
 
 
 def create(
-    config: OptimizerConfig,
+    config: Optimizer,
     multipliers: Multipliers,
     infos: Any,
     schedule: Schedule,
@@ -59,40 +92,32 @@ def create(
 ) -> optax.GradientTransformationExtraArgs:
     """`update(grads, state, params, step=int32, loss=scalar)`; `infos` is the tree of ParamInfo."""
     inner = optax.chain(
-        _scale_by_adam(config),
+        config.direction(infos),
         _scale_groups(config, multipliers, infos, schedule.peak),
         _scale_by_schedule(schedule, tokens_per_step),
     )
     return skip_bad_steps(inner, clip_norm=config.clip_norm, spike_ratio=config.spike_ratio)
 
 
-def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """Like optax's, but where `good` is False, moments and count stay. Scalars choose that: arrays
-    chosen after the update are read and copied once more, at three times the cost on CPU.
+def unless_skipped(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation as a direction: its state stays where the step is skipped. (The state
+    is read and written once more; lm/optimizers/adamw.py saves that by hand.)
     """
+    inner = optax.with_extra_args_support(inner)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, good: jax.Array, **_: Any
-    ) -> tuple[Any, optax.ScaleByAdamState]:
-        def moment(decay: float, power: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-            keep, take = jnp.where(good, decay, 1.0), jnp.where(good, 1.0 - decay, 0.0)
-            return lambda m, g: keep * m + take * g**power
+        updates: Any, state: Any, params: Any = None, *, good: jax.Array, **extra: Any
+    ) -> tuple[Any, Any]:
+        updates, after = inner.update(updates, state, params, **extra)
+        return updates, jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
 
-        mu = jax.tree.map(moment(config.beta1, 1), state.mu, updates)
-        nu = jax.tree.map(moment(config.beta2, 2), state.nu, updates)
-        count = state.count + good.astype(jnp.int32)
-        # Nothing is divided by zero where a run begins with a skipped step.
-        steps = jnp.maximum(count, 1)
-        first, second = (1.0 / (1.0 - beta**steps) for beta in (config.beta1, config.beta2))
-        updates = jax.tree.map(lambda m, v: m * first / (jnp.sqrt(v * second) + config.eps), mu, nu)
-        return updates, optax.ScaleByAdamState(count, mu, nu)
-
-    init = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps).init
-    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+    return optax.GradientTransformationExtraArgs(inner.init, cast(Any, update))
 
 
 def _scale_groups(
-    config: OptimizerConfig, multipliers: Multipliers, infos: Any, peak: float
+    config: Optimizer, multipliers: Multipliers, infos: Any, peak: float
 ) -> optax.GradientTransformationExtraArgs:
     """Weight decay and the static learning-rate factor, a group per role and declared decay."""
     groups: dict[Hashable, optax.GradientTransformation] = {}

@@ -4,26 +4,27 @@ biases.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.modules.context import Context
-from lm.modules.linear import Linear, project
+from lm.mapping import POSITIVE
+from lm.modules.feed_forward import FeedForward
+from lm.modules.linear import linear, project
 from lm.modules.remat import recomputed
 
 
-class SwiGLU(nn.Module):
+class Swiglu(FeedForward):
     """x [..., D] -> [..., D] through F."""
 
-    context: Context
-    width: int
-    ffn_dim: int
+    ffn_dim: Annotated[int, POSITIVE]
 
     def setup(self) -> None:
-        self.gate = Linear(self.context, "D F", (self.width, self.ffn_dim), 1)
-        self.up = Linear(self.context, "D F", (self.width, self.ffn_dim), 1)
-        self.down = Linear(self.context, "F D", (self.ffn_dim, self.width), 1)
+        self.gate = linear(self.context, "D F", (self.width, self.ffn_dim), 1)
+        self.up = linear(self.context, "D F", (self.width, self.ffn_dim), 1)
+        self.down = linear(self.context, "F D", (self.ffn_dim, self.width), 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = project(x, self.gate, self.up)

@@ -1,6 +1,5 @@
 """AdamW against optax.adamw, rates and shrinks per group, and steps that must change nothing."""
 
-import dataclasses
 import typing
 
 import jax
@@ -9,24 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from lm import mup, optim, schedules
-from lm.config import Duration, OptimizerConfig, ScheduleConfig
+from lm import mup, optimizers, schedules
+from lm.families import OPTIMIZERS, SCHEDULES
 from lm.params import ParamInfo, is_info
 
 TOKENS_PER_STEP = 100
 PEAK = 0.01
 
-OPTIMIZER = OptimizerConfig(
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-10,
-    weight_decay=0.1,
-    weight_decay_mode="coupled",
-    clip_norm=1e9,
-    memory="device",
-    spike_ratio=0.0,
-    max_skipped=10,
-)
+OPTIMIZER = {"family": "adamw", "clip_norm": 1e9, "spike_ratio": 0.0}
 INFOS = {
     "embed": ParamInfo("vocab D", (7, 4), "input", False),
     "layers": {
@@ -54,25 +43,22 @@ def schedule(
     family: typing.Literal["wsd", "power"] = "wsd", warmup: float = 0.0
 ) -> schedules.Schedule:
     """Peak, then linear to 0 over the second half of 100 steps."""
-    config = ScheduleConfig(
-        family=family,
-        peak_learning_rate=PEAK,
-        a=4.0,
-        b=-0.51,
-        warmup=Duration(warmup, "steps"),
-        decay=Duration(50.0, "percent"),
-        decay_shape="linear",
-        final_ratio=0.0,
-        decay_from="",
+    rule = SCHEDULES.create(
+        {
+            "family": family,
+            "peak_learning_rate": PEAK,
+            "warmup": f"{warmup} steps",
+            "decay": "50 percent",
+            "decay_shape": "linear",
+        },
+        "schedule",
     )
-    return schedules.create(
-        config, run_tokens=100 * TOKENS_PER_STEP, tokens_per_step=TOKENS_PER_STEP
-    )
+    return rule.schedule(schedules.Run(100 * TOKENS_PER_STEP, TOKENS_PER_STEP))
 
 
 def create(m: float = 1.0, **changes: typing.Any) -> optax.GradientTransformationExtraArgs:
-    config = dataclasses.replace(OPTIMIZER, **changes)
-    return optim.create(config, multipliers(m), INFOS, schedule(), TOKENS_PER_STEP)
+    config = OPTIMIZERS.create(OPTIMIZER | changes, "optimizer")
+    return optimizers.create(config, multipliers(m), INFOS, schedule(), TOKENS_PER_STEP)
 
 
 def run(
@@ -210,7 +196,7 @@ def test_spikes(spike_ratio: float, skipped: int) -> None:
 
 
 def test_no_spike_before_the_mean_is_warm() -> None:
-    grads = [tree(1)] * (optim.SPIKE_WARMUP - 1) + [tree(1, scale=100.0)]
+    grads = [tree(1)] * (optimizers.SPIKE_WARMUP - 1) + [tree(1, scale=100.0)]
     assert int(run(create(spike_ratio=5.0), grads)[-1][1].guard.skipped_total) == 0
 
 
@@ -250,7 +236,7 @@ def test_every_parameter_has_a_group() -> None:
 
 
 def test_learning_rates_per_role() -> None:
-    rates = optim.learning_rates(schedule(), multipliers(4.0), INFOS, 75.0 * TOKENS_PER_STEP)
+    rates = optimizers.learning_rates(schedule(), multipliers(4.0), INFOS, 75.0 * TOKENS_PER_STEP)
     assert {k: float(v) for k, v in rates.items()} == pytest.approx(
         {"input": PEAK / 2, "hidden": PEAK / 8, "output": PEAK / 2, "vector": PEAK / 2}
     )
@@ -260,7 +246,7 @@ def test_group_norms() -> None:
     values = tree(1)
     values["layers"]["extra"] = jnp.full((2, 2), 3.0)
     layers = {**INFOS["layers"], "extra": ParamInfo("D F", (2, 2), "hidden", True)}
-    norms = optim.group_norms(values, {**INFOS, "layers": layers})
+    norms = optimizers.group_norms(values, {**INFOS, "layers": layers})
     assert list(norms) == ["input", "hidden", "output", "vector"]
     hidden = np.concatenate([np.ravel(values["layers"]["w"]), np.full(4, 3.0)])
     np.testing.assert_allclose(norms["hidden"], np.linalg.norm(hidden), rtol=1e-6)

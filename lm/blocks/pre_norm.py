@@ -1,0 +1,45 @@
+"""One layer: pre-norm, sequence mixer, residual; pre-norm, feed-forward, residual.
+
+Both branches carry muP's residual multiplier.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from lm.modules.block import Block
+from lm.modules.norm import RMSNorm
+
+
+class PreNorm(Block):
+    """Norms stand before mixer and feed-forward; the residual stream itself is never normed."""
+
+    def setup(self) -> None:
+        self.mixer_norm = RMSNorm(self.context)
+        if self.mlp is not None:
+            self.mlp_norm = RMSNorm(self.context)
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any]:
+        x = checkpoint_name(x, "stream")
+        normed = self.context.place(self.mixer_norm(x), "B T D")
+        normed = checkpoint_name(normed, "mixer_norm")
+        mixed, state = self.mixer(normed, segment_ids, positions, state)
+        return self._feed_forward(x + self._scaled(checkpoint_name(mixed, "mixer"))), state
+
+    def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        mixed, state = self.mixer.step(self.mixer_norm(x), positions, state)
+        return self._feed_forward(x + self._scaled(mixed)), state
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        if self.mlp is None:
+            return x
+        normed = checkpoint_name(self.context.place(self.mlp_norm(x), "B T D"), "mlp_norm")
+        return x + self._scaled(checkpoint_name(self.mlp(normed), "mlp"))
+
+    def _scaled(self, branch: jax.Array) -> jax.Array:
+        return branch * self.context.multipliers.residual

@@ -1,0 +1,177 @@
+"""Families: a folder of files is what one key of the configuration may name.
+
+A family is a folder, say lm/schedules. Each file in it holds one class, named as the file in camel
+case (`wsd.py`: `Wsd`), and the fields of that class are its options:
+
+    {"family": "wsd", "decay": "10 percent"}             what an experiment or a flag writes
+    -> lm/schedules/wsd.py: Wsd                          found by listing the folder
+    -> Wsd(decay=Duration(10, "percent"), warmup=...)    converted and checked, defaults filled in
+    -> problem()                                         its own checks: one line, or None
+
+Adding a member is adding its file. An installed package adds one without a fork, by an entry point
+of the group "espalier.<folder>":
+
+    [project.entry-points."espalier.schedules"]
+    sawtooth = "my_package.sawtooth:Sawtooth"
+
+Members whose class is a Flax module need a built model before they can be made; the configuration
+then holds a `Choice`, the member's name with all its options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from lm.mapping import UserError, convert, nearest, to_mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A member by name, with its options: those given and the defaults of the others."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """`folder` of lm; `noun` names a member in messages; `key` is the entry of a mapping that names
+    it. `given`: fields that the model fills in, which are no options of a Flax module.
+    """
+
+    folder: str
+    noun: str
+    key: str = "family"
+    given: tuple[str, ...] | None = None
+
+    @property
+    def package(self) -> str:
+        return f"lm.{self.folder}"
+
+    def names(self) -> tuple[str, ...]:
+        """Every member: files without a leading underscore, and what installed packages add."""
+        return tuple(sorted({*self._files(), *self._installed()}))
+
+    def find(self, name: Any, where: str) -> type[Any]:
+        """The class of a member; `where` is the key that names it, for messages.
+
+        Raises:
+          UserError: no such member, or no such class in its file; two members of one name.
+        """
+        if name not in self.names():
+            near = nearest(str(name), self.names())
+            raise UserError(f"{where}: unknown {self.noun} {name!r}; {near}")
+        installed = self._installed().get(name)
+        if installed is not None:
+            if name in self._files():
+                raise UserError(
+                    f"{where}={name!r}: {installed.value} of an installed package has the name of "
+                    f"a file of lm/{self.folder}; rename its entry point"
+                )
+            return installed.load()
+        module = importlib.import_module(f"{self.package}.{name}")
+        wanted = "".join(part.capitalize() for part in name.split("_"))
+        if not hasattr(module, wanted):
+            raise UserError(f"{module.__file__} has no class {wanted}; name the class so")
+        return getattr(module, wanted)
+
+    def name_of(self, member: type[Any]) -> str:
+        """The inverse of `find`."""
+        package, _, name = member.__module__.rpartition(".")
+        if package == self.package:
+            return name
+        return next(n for n, point in self._installed().items() if point.load() is member)
+
+    def defaults(self, name: Any, where: str) -> dict[str, Any]:
+        """What a member's options are where nothing is said, as plain values."""
+        fields = self._options(self.find(name, where))
+        return {key: to_mapping(f.default) for key, f in fields.items() if _has_default(f)}
+
+    def choose(self, value: Any, where: str) -> Choice:
+        """A name, or a mapping of the key and options -> the name and all options, converted.
+
+        Raises:
+          UserError: an unknown member or option, a value of another type.
+        """
+        if isinstance(value, str):
+            value = {self.key: value}
+        if not isinstance(value, Mapping) or self.key not in value:
+            raise UserError(f"{where}={value!r}: name a {self.noun}, {{{self.key!r}: NAME, ...}}")
+        name = value[self.key]
+        member = self.find(name, where)
+        fields, hints = self._options(member), typing.get_type_hints(member, include_extras=True)
+        options = {key: field.default for key, field in fields.items() if _has_default(field)}
+        for key, given in value.items():
+            if key == self.key:
+                continue
+            if key not in fields:
+                raise UserError(f"unknown option {where}.{key}; {nearest(str(key), fields)}")
+            options[key] = convert(hints[key], given, f"{where}.{key}")
+        return Choice(name, types.MappingProxyType(options))
+
+    def create(self, value: Any, where: str) -> Any:
+        """As `choose`, and the member itself, checked.
+
+        Raises:
+          UserError: what `choose` raises; an option without a default is missing; options that
+          contradict each other.
+        """
+        chosen = self.choose(value, where)
+        member = self.find(chosen.name, where)
+        for key in self._options(member):
+            if key not in chosen.options:
+                raise UserError(f"missing option {where}.{key} of {self.noun} {chosen.name!r}")
+        made = member(**chosen.options)
+        if (problem := made.problem()) is not None:
+            raise UserError(f"{where}: {problem}")
+        return made
+
+    def convert(self, value: Any, where: str) -> Any:
+        """What a field of the configuration that is marked with this family holds."""
+        return self.create(value, where) if self.given is None else self.choose(value, where)
+
+    def to_mapping(self, value: Any) -> dict[str, Any]:
+        """The inverse of `convert`: the key and every option."""
+        if isinstance(value, Choice):
+            return {self.key: value.name, **to_mapping(value.options)}
+        return {self.key: self.name_of(type(value)), **to_mapping(value)}
+
+    def _options(self, member: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+        given = self.given or ()
+        return {f.name: f for f in dataclasses.fields(member) if f.init and f.name not in given}
+
+    def _files(self) -> tuple[str, ...]:
+        found = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
+        return tuple(module.name for module in found if not module.name.startswith("_"))
+
+    def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return _entry_points(f"espalier.{self.folder}")
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}
+
+
+LAYER = ("parent", "name", "context", "width")  # what the model gives to every module of a layer
+
+SCHEDULES = Family("schedules", "schedule")
+OPTIMIZERS = Family("optimizers", "optimizer")
+OBJECTIVES = Family("objectives", "objective")
+TASKS = Family("evals", "task", key="task")
+MIXERS = Family("mixers", "mixer", key="mixer", given=LAYER)
+FEED_FORWARDS = Family("feed_forward", "feed-forward", given=LAYER)
+BLOCKS = Family("blocks", "block", given=(*LAYER, "mixer", "mlp"))
+MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape", "contracted"))

@@ -1,0 +1,67 @@
+"""The configuration as it is kept in config.json and in every checkpoint, with the number of its
+format; what an earlier format holds is brought to this one here, and nowhere else.
+
+    1   (no number) one schedule with the keys of all, `schedule.decay_from`, AdamW without a name,
+        `mesh.sequence_parallel`
+    2   members of families by name with their own options (lm/families.py), `decay_from` beside
+        `init_from`, `mesh.stream_over_tensor`
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from lm.config import Config, UserError, from_mapping, to_mapping
+
+FORMAT = 2
+KEY = "format"
+
+
+def write(config: Config) -> dict[str, Any]:
+    """Plain values for JSON: the format, and every key."""
+    return {KEY: FORMAT, **to_mapping(config)}
+
+
+def read(values: Mapping[str, Any], where: str) -> Config:
+    """The inverse of `write`, of this format or an earlier one; `where` names the file in messages.
+
+    Raises:
+      UserError: a later format, or values that are not a configuration.
+    """
+    plain = copy.deepcopy(dict(values))
+    number = plain.pop(KEY, 1)
+    if number not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{where} has format {number!r}, this version reads up to {FORMAT}; use the version "
+            "that wrote it, or a later one"
+        )
+    try:
+        for upgrade in _UPGRADES[number - 1 :]:
+            plain = upgrade(plain)
+        return from_mapping(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is not a configuration ({error!r}); restore it") from None
+
+
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    schedule, mesh = values["schedule"], values["mesh"]
+    values["decay_from"] = schedule.pop("decay_from")
+    if schedule["family"] != "power":
+        del schedule["a"], schedule["b"]
+    if schedule["family"] == "cosine":
+        schedule["horizon"] = schedule.pop("decay")
+        del schedule["decay_shape"]
+    mesh["stream_over_tensor"] = mesh.pop("sequence_parallel")
+    values["optimizer"] = {"family": "adamw", **values["optimizer"]}
+    values["objective"] = {"family": "next_token"}
+    values["model"] |= {
+        "mlp": {"family": "swiglu"},
+        "block": {"family": "pre_norm"},
+        "matrix": {"family": "dense"},
+    }
+    return values
+
+
+_UPGRADES = (_from_1,)  # from format 1, from format 2, ...
