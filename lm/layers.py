@@ -5,31 +5,31 @@ options, and the forms of their ops.
 
 A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
 group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
-name with its defaults. Mixers are found by listing lm/mixers; their options are their Flax fields.
+name with its defaults. Mixers, feed-forwards, blocks and kinds of matrix are families
+(lm/families.py); what a layer does not say of them is the model's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
-import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from kernels import dispatch
-from lm import mixers as mixer_folder
-from lm.config import ModelConfig, UserError, convert, nearest
+from lm import families
+from lm.config import ModelConfig, UserError, nearest
+from lm.families import Choice, Family
 from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.modules.mixer import form_field
-from lm.modules.mlp import SwiGLU
 from lm.modules.remat import NAMES
+from lm.mup import Multipliers
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
+from lm.parallel.matmul import Numerics
 
-# What a layer takes from the model's sizes unless its options say otherwise, where it has them.
-HEAD_SIZES = ("num_heads", "num_kv_heads", "head_dim")
+# What a member takes from the model's sizes unless its options say otherwise, where it has them.
+SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_dim")
 
 
 class Group(NamedTuple):
@@ -100,25 +100,6 @@ def _groups(pairs: Any) -> tuple[Group, ...]:
     )
 
 
-def mixer_names() -> tuple[str, ...]:
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(mixer_folder.__path__)))
-
-
-def mixer_class(name: str) -> type[Any]:
-    """The Flax module of lm/mixers/<name>.py: the file's name in camel case.
-
-    Raises:
-      UserError: no such file, or no such class in it.
-    """
-    if name not in mixer_names():
-        raise UserError(f"unknown mixer {name!r}; {nearest(name, mixer_names())}")
-    module = importlib.import_module(f"{mixer_folder.__name__}.{name}")
-    wanted = "".join(part.capitalize() for part in name.split("_"))
-    if not hasattr(module, wanted):
-        raise UserError(f"{module.__file__} has no class {wanted}; name the mixer's class so")
-    return getattr(module, wanted)
-
-
 def check(config: ModelConfig) -> None:
     """Everything about layers that needs no device: pattern, labels, options and their types.
 
@@ -150,47 +131,103 @@ def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) 
     for label, options in layers.items():
         if label not in known:
             raise UserError(f"no layer of the model is labelled {label!r}; {nearest(label, known)}")
-        if special := options.keys() & {"mixer", "mlp"}:
-            raise UserError(f"{label}.{min(special)} is no option of a mixer; it cannot be changed")
+        if special := options.keys() & {"mixer", "mlp", "block", "matrix"}:
+            raise UserError(
+                f"{label}.{min(special)} is not an option of a mixer; it cannot be changed"
+            )
         changed[label] = changed.get(label, {}) | dict(options)
     config = dataclasses.replace(config, layers=changed)
     check(config)
     return config
 
 
-def _layer(label: str, config: ModelConfig) -> tuple[str, type[Any], str, dict[str, Any]]:
-    """A label's mixer name, its class, its mlp, and the options of the mixer with the model's head
-    sizes filled in.
+class Member(NamedTuple):
+    """A member of a family: its name, its class, all its options."""
+
+    name: str
+    kind: type[Any]
+    options: Mapping[str, Any]
+
+
+class Layer(NamedTuple):
+    """What a label stands for; `mlp` None: the mixer alone."""
+
+    mixer: Member
+    mlp: Member | None
+    block: Member
+    matrix: Choice
+
+
+def _layer(label: str, config: ModelConfig) -> Layer:
+    """The members that a label names, or leaves to the model, checked.
+
+    Raises:
+      UserError: an unknown label, member or option, a value of another type, options that
+      contradict each other, a call of the mixer without a field for its form.
     """
-    if label not in config.layers and label not in mixer_names():
+    names, where = families.MIXERS.names(), f"model.layers.{label}"
+    if label not in config.layers and label not in names:
         raise UserError(
-            f"model.pattern names {label!r}; {nearest(label, [*config.layers, *mixer_names()])}"
+            f"model.pattern names {label!r}; {nearest(label, [*config.layers, *names])}"
         )
-    options = dict(config.layers.get(label, {}))
-    name = options.pop("mixer", label)
-    mlp = options.pop("mlp", "swiglu")
-    if mlp not in ("swiglu", "none"):
-        raise UserError(f"model.layers.{label}.mlp={mlp!r} is not one of swiglu, none")
-    cls = mixer_class(name)
-    fields = {
-        f.name: f
-        for f in dataclasses.fields(cls)
-        if f.name not in ("parent", "name", "context", "width")
+    options = {"mixer": label, **config.layers.get(label, {})}
+    mlp, block, matrix = (
+        options.pop(key, getattr(config, key)) for key in ("mlp", "block", "matrix")
+    )
+    mixer = _member(families.MIXERS, options, config, where)
+    feed_forward = (
+        None if mlp == "none" else _member(families.FEED_FORWARDS, mlp, config, f"{where}.mlp")
+    )
+    around = _member(families.BLOCKS, block, config, f"{where}.block")
+    of = _member(families.MATRICES, matrix, config, f"{where}.matrix")
+    context = _without_mesh(Choice(of.name, of.options))
+    made = {
+        where: mixer.kind(context, config.width, **mixer.options),
+        f"{where}.block": around.kind(context, None, None, **around.options),
+        f"{where}.matrix": of.kind(context, "", (), 0, **of.options),
     }
-    hints = typing.get_type_hints(cls)
-    for key, value in options.items():
-        where = f"model.layers.{label}.{key}"
-        if key not in fields:
-            raise UserError(f"unknown option {where}; {nearest(key, fields)}")
-        options[key] = convert(hints[key], value, where)
-    for key in HEAD_SIZES:
-        where = f"model.layers.{label}.{key}" if key in options else f"model.{key}"
-        if key in fields and options.setdefault(key, getattr(config, key)) < 1:
-            raise UserError(f"{where}={options[key]} must be at least 1")
-    problem = cls(None, config.width, **options).problem()
-    if problem is not None:
-        raise UserError(f"model.layers.{label}: {problem}")
-    return name, cls, mlp, options
+    if feed_forward is not None:
+        made[f"{where}.mlp"] = feed_forward.kind(context, config.width, **feed_forward.options)
+    for place, module in made.items():
+        if (problem := module.problem()) is not None:
+            raise UserError(f"{place}: {problem}")
+    for call in made[where].calls():
+        if form_field(call) not in mixer.options:
+            raise UserError(
+                f"{where}: {mixer.kind.__name__} calls an op {call!r} and has no field "
+                f'{form_field(call)!r}; add {form_field(call)}: str = "auto" to the class'
+            )
+    return Layer(mixer, feed_forward, around, context.matrix)
+
+
+def _without_mesh(matrix: Choice) -> Context:
+    """Settings in which a module can be asked what it is; nothing is computed in them."""
+    multipliers = Multipliers(
+        width=1.0, embedding=1.0, residual=1.0, attention_exponent=-0.5, base_init_std=1.0
+    )
+    return Context(
+        numerics=Numerics.create("float32"),
+        multipliers=multipliers,
+        norm_eps=1.0,
+        context_length=1,
+        mesh=cast(Any, None),
+        rules={},
+        weights={},
+        matrix=matrix,
+    )
+
+
+def _member(family: Family, value: Any, config: ModelConfig, where: str) -> Member:
+    """A member with the model's sizes filled in where its options do not say otherwise."""
+    if not isinstance(value, Choice):
+        value = family.choose(value, where)
+    kind, options = family.find(value.name, where), dict(value.options)
+    for key in SIZES:
+        if key not in options and key in {field.name for field in dataclasses.fields(kind)}:
+            options[key] = getattr(config, key)
+        if options.get(key, 1) < 1:
+            raise UserError(f"{where}.{key}={options[key]} must be at least 1")
+    return Member(value.name, kind, options)
 
 
 def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, list[LayerRecord]]:
@@ -200,8 +237,9 @@ def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, lis
     Raises:
       UserError: as `check`; a form that cannot run there, heads that the mesh does not divide.
     """
-    name, cls, mlp, options = _layer(label, config)
-    mixer = cls(context, config.width, **options)
+    layer = _layer(label, config)
+    context = dataclasses.replace(context, matrix=layer.matrix)
+    mixer = layer.mixer.kind(context, config.width, **layer.mixer.options)
     forms, records = {}, []
     for key, call in mixer.calls().items():
         try:
@@ -219,6 +257,6 @@ def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, lis
         split = {letter: size for letter, size in call.dims.items() if letter not in call.whole}
         sharding.check_heads(split, context.mesh, context.rules, f"model.layers.{label}")
         forms[form_field(key)] = resolved.form
-        records.append(LayerRecord(0, label, name, call.op, *resolved))
-    mlp_module = None if mlp == "none" else SwiGLU(context, config.width, config.ffn_dim)
-    return Block(context, mixer.clone(**forms), mlp_module), records
+        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved))
+    mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)
+    return layer.block.kind(context, mixer.clone(**forms), mlp, **layer.block.options), records

@@ -46,9 +46,10 @@ class Period(nn.Module):
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, states: Any
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; `states` a tuple over blocks, or None in training."""
-        out, through = [], self._rematted()
+        out = []
         for i, block in enumerate(self.blocks):
             given = None if states is None else states[i]
+            through = self._rematted(type(block))
             x, state = through(block, x, segment_ids, positions, given)
             out.append(state)
         return x, None if states is None else tuple(out)
@@ -60,17 +61,17 @@ class Period(nn.Module):
             out.append(state)
         return x, tuple(out)
 
-    def _rematted(self) -> Any:
+    def _rematted(self, kind: type[Block]) -> Any:
         """A block's forward pass under the policy of the configuration: one block at a time is run
         again, whatever the length of the period.
         """
         if self.config.remat == "none":
-            return Block.__call__
+            return kind.__call__
         # A scan alone keeps the two passes apart; several blocks in its body need the barrier, or
         # a compiler may run all of them again before the backward pass of the last.
         prevent_cse = self.config.unroll or len(self.blocks) > 1
         policy = remat_policy(self.config)
-        return nn.remat(Block.__call__, policy=policy, prevent_cse=prevent_cse)
+        return nn.remat(kind.__call__, policy=policy, prevent_cse=prevent_cse)
 
 
 class Model(nn.Module):

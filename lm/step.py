@@ -30,6 +30,7 @@ from lm.config import Config
 from lm.data.batch import Batch, byte_weights
 from lm.loss import LossOptions
 from lm.model import Model
+from lm.objectives import Forward
 from lm.parallel import reduction, sharding
 from lm.schedules import Schedule
 from lm.state import TrainState
@@ -117,13 +118,6 @@ def _on_device(parts: Parts, opt_state: Any) -> Any:
     return jax.tree.map(near, opt_state, parts.abstract_state.opt_state)
 
 
-def _objective(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, head = _hidden(parts, params, batch)
-    return loss_lib.objective(
-        hidden, head, batch.targets, batch.loss_weights, parts.mesh, parts.loss
-    )
-
-
 def _hidden(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     variables = {"params": params}
     hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
@@ -134,9 +128,11 @@ def _local_gradient(
     parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array
 ) -> tuple[Any, Sums]:
     """Over the rows of one place of the data axis."""
+    loss = functools.partial(loss_lib.objective, mesh=parts.mesh, options=parts.loss)
+    forward = Forward(hidden=functools.partial(_hidden, parts), loss=loss)
 
     def sums(params: Any, part: Batch) -> tuple[jax.Array, Sums]:
-        objective, nll = _objective(parts, params, part)
+        objective, nll = parts.config.objective(forward, params, part)
         text, size = byte_weights(part, token_bytes)
         return objective, Sums(
             objective, jnp.sum(nll * part.loss_weights), jnp.sum(nll * text), jnp.sum(size)

@@ -289,12 +289,12 @@ def check_names(root: Path) -> Iterator[str]:
 
 
 def key_values(root: Path) -> set[str]:
-    """The words that the Literal types of lm/config.py list."""
-    config = root / "lm" / "config.py"
-    tree = ast.parse(config.read_text(encoding="utf-8")) if config.exists() else ast.Module([], [])
+    """The words that the Literal types of lm list: values of keys and of members' options."""
     literals = [
         node
-        for node in ast.walk(tree)
+        for module in modules(root)
+        if module.package == "lm"
+        for node in ast.walk(module.tree)
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
     ]
     return {text for node in literals for text, _ in strings(node)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernels import dispatch
-from lm import layers as layer_lib
+from lm import families
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lm", "launch", "experiments", "tests", "results", "docs")
@@ -43,7 +43,7 @@ def mixers_of(op: str) -> list[str]:
 
 
 def names() -> tuple[str, ...]:
-    return layer_lib.mixer_names()
+    return families.MIXERS.names()
 
 
 @pytest.mark.slow

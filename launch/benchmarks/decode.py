@@ -8,7 +8,7 @@ from __future__ import annotations
 from launch.benchmarks import problem, timing
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
-from lm import layers as layer_lib
+from lm import families
 from lm.studies import measure
 
 FLAT = Goal("<=", 1.1)
@@ -22,7 +22,7 @@ def run(
 ) -> list[Result]:
     return [
         _result(options, mixer, contexts)
-        for mixer in (layer_lib.mixer_names() if mixers is None else mixers)
+        for mixer in (families.MIXERS.names() if mixers is None else mixers)
     ]
 
 

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels import shard
+from lm.families import Choice
 from lm.mup import Multipliers
 from lm.parallel.matmul import Numerics, Split, Weight, products
 from lm.parallel.sharding import STREAM
@@ -23,7 +24,7 @@ from lm.parallel.sharding import STREAM
 class Context:
     """Handed to every module as its first field. `context_length`: tokens of a training row, for
     which forms are chosen. `rules`, `weights`: letter of an activation, of a parameter -> mesh axes
-    (lm/parallel/sharding.py).
+    (lm/parallel/sharding.py). `matrix`: the kind of the layer's matrices (lm/modules/linear.py).
     """
 
     numerics: Numerics
@@ -33,6 +34,7 @@ class Context:
     mesh: Mesh
     rules: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, tuple[str, ...]]
+    matrix: Choice
 
     def place(self, x: jax.Array, letters: str) -> jax.Array:
         """x [B, T, ...] laid out over the mesh by its letters; a lone token, [B, ...], as is."""

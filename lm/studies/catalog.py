@@ -19,9 +19,9 @@ import jax
 from kernels import dispatch
 from kernels.primitives import device
 from lm import build as build_lib
-from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import UserError, from_mapping
+from lm.families import MIXERS
 from lm.params import is_info
 
 UNPROVEN = "unproven"
@@ -85,7 +85,7 @@ def mixers(base: Mapping[str, Any]) -> list[MixerRow]:
       UserError: `base` is no configuration of a run.
     """
     from_mapping(copy.deepcopy(dict(base)))
-    return [_mixer(name, base) for name in layer_lib.mixer_names()]
+    return [_mixer(name, base) for name in MIXERS.names()]
 
 
 def read_proofs(folder: Path) -> list[dict[str, Any]]:

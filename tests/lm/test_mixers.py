@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from lm import build as build_lib
-from lm import layers as layer_lib
+from lm import families
 from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, relative_error
 
-MIXERS = layer_lib.mixer_names()
+MIXERS = families.MIXERS.names()
 TIME = 70  # a whole chunk and a part of one
 # Sizes that take long to compile and change nothing of what is tested.
 SMALLER: dict[str, dict[str, Any]] = {"h3": {"shift_taps": 9}, "mamba2": {"state_dim": 16}}

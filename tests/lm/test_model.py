@@ -77,7 +77,10 @@ def test_bad_patterns(pattern: Any, message: str) -> None:
             {"model.layers": {"a": {"mixer": "softmax", "position_encoding": "sin"}}},
             "'sin' is not one of rope, alibi, none",
         ),
-        ({"model.layers": {"a": {"mixer": "softmax", "mlp": "relu"}}}, "not one of swiglu, none"),
+        (
+            {"model.layers": {"a": {"mixer": "softmax", "mlp": "relu"}}},
+            "model.layers.a.mlp: unknown feed-forward 'relu'; known: swiglu",
+        ),
         (
             {"model.layers": {"a": {"mixer": "softmax", "num_kv_heads": 3}}},
             "num_heads=4 is not a multiple of num_kv_heads=3",

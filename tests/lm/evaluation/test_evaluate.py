@@ -18,6 +18,7 @@ from lm.evals.bits_per_byte import BitsPerByte
 from lm.evals.position import Position
 from lm.evaluation import evaluate, statistics
 from lm.evaluation.scoring import Row
+from lm.families import TASKS
 from tests.lm.lab import Lab
 
 END = 4
@@ -213,7 +214,7 @@ def test_mistakes_are_one_line(tasks: Any, words: str) -> None:
 def test_every_task_is_a_file_with_a_headline() -> None:
     folder = Path(evals.__file__).parent
     files = {path.stem for path in folder.glob("*.py") if not path.name.startswith("_")}
-    assert files == set(evals.names())
+    assert files == set(TASKS.names())
     for name in ("bits_per_byte", "position"):
         task = evals.create({name: {}}, "t")[name]
         assert task.headline in task.numbers(ITEMS, SCORED)

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.base import get_config
 from kernels import dispatch
-from lm import layers as layer_lib
 from lm.config import UserError
+from lm.families import MIXERS, Family
 from lm.studies import catalog
 from lm.studies.catalog import MixerRow
 
@@ -28,11 +28,13 @@ PROOF = {
 @pytest.mark.slow
 def test_every_mixer_has_a_row() -> None:
     mixers = catalog.mixers(get_config().to_dict())
-    assert [row.mixer for row in mixers] == list(layer_lib.mixer_names())
+    assert [row.mixer for row in mixers] == list(MIXERS.names())
 
 
 def test_rows_of_mixers_and_of_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_lib, "mixer_names", lambda: ("retnet", "softmax"))
+    names = Family.names
+    two = lambda family: ("retnet", "softmax") if family is MIXERS else names(family)
+    monkeypatch.setattr(Family, "names", two)
     mixers = catalog.mixers(get_config().to_dict())
     assert [row.mixer for row in mixers] == ["retnet", "softmax"]
     softmax = next(row for row in mixers if row.mixer == "softmax")
