@@ -72,7 +72,7 @@ OVERRIDES = [
     (["modle.width=3"], "unknown key --config.modle; did you mean 'model'?"),
     (["width=3"], "did you mean 'model.width'?"),
     (["model.batch_size=3"], "did you mean 'data.batch_size'?"),
-    (["model.zzz=3"], "known: ffn_dim, head_dim"),
+    (["model.zzz=3"], "known: block, ffn_dim, head_dim"),
     (["seed.x=3"], "--config.seed is a value, not a group of keys"),
     (["data.sources.books.weight=1"], "unknown key --config.data.sources.books"),
     (["seed=word"], "--config.seed=word is not an integer"),
@@ -91,7 +91,7 @@ OVERRIDES = [
     (["optimizer.eps=nan"], "config.optimizer.eps=nan must be finite"),
     (["schedule.peak_learning_rate=inf"], "must be finite"),
     (["loss.z_loss=-1"], "loss.z_loss=-1.0 must be >= 0"),
-    (["seed=-1"], "seed=-1 must be >= 0"),
+    (["seed=-1"], "seed=-1 must lie in [0, 2^31)"),
     (["model.width=0"], "model.width=0 must be positive"),
     (["loss.chunk_size=-8"], "loss.chunk_size=-8 must be positive"),
     (["optimizer.clip_norm=0"], "optimizer.clip_norm=0.0 must be positive"),
@@ -114,7 +114,7 @@ OVERRIDES = [
     (["data.tokenizer.kind=json"], "needs data.tokenizer.path"),
     (["data.tokenizer.path=x.json"], "reads no file; set path to ''"),
     (["data.tokenizer.vocab_size=100"], "must be >= 257"),
-    (["data.sources.stdlib.weight=-1"], "no source with weight > 0"),
+    (["data.sources.stdlib.weight=-1"], "stdlib.weight=-1.0 must be >= 0"),
     (["data.sources.stdlib.valid_fraction=1.5"], "must lie in [0, 1]"),
     (["data.sources.stdlib.valid_fraction=1"], "nothing is left to train on"),
 ]
@@ -243,7 +243,8 @@ flags.DEFINE_enum("what", "print", ["print", "interrupt", "mistake"], "what to d
 
 def main(argv):
     config = cli.load_config(CONFIG.value)
-    assert "jax" not in sys.modules, "JAX is imported before the config is known to be right"
+    bridge = sys.modules["jax._src.xla_bridge"]  # the files of families have imported it
+    assert not bridge.backends_are_initialized(), "a device is touched before the config is right"
     logging.info("noise of a library")
     if flags.FLAGS.what == "interrupt":
         raise KeyboardInterrupt
