@@ -141,6 +141,7 @@ def _context(config: Config, mesh: Mesh) -> Context:
         numerics=Numerics.create(config.model.precision),
         multipliers=mup.create(config),
         norm_eps=config.model.norm_eps,
+        matrix=config.model.matrix,
         context_length=config.data.context_length,
         mesh=mesh,
         rules=sharding.activations(config.mesh, mesh),
