@@ -41,9 +41,7 @@ from lm.run import checkpoint, record
 from lm.run import origin as origin_lib
 from lm.run.checkpoint import Checkpointer, Meta
 from lm.run.clock import Clock, Profiler
-from lm.run.origin import Origin
 from lm.run.progress import TrainingBar
-from lm.state import TrainState
 
 Record = dict[str, Any]
 EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
@@ -100,7 +98,7 @@ def run(config: Config, options: Options) -> Outcome:
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
         saver = stack.enter_context(Checkpointer(workdir, config))
-        state = _restore_or_init(built, saver, loader, origin)
+        state = origin_lib.begin(origin, built, saver, loader)
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
         _check_not_past(step, end, workdir)
         if is_first:
@@ -230,23 +228,6 @@ def _bar(config: Config, start: int, end: int) -> TrainingBar:
         tokens_per_step=config.tokens_per_step,
         is_shown=processes.is_first(),
     )
-
-
-def _restore_or_init(
-    built: Build, saver: Checkpointer, loader: Loader, origin: Origin
-) -> TrainState:
-    config, abstract = built.config, built.abstract_state
-    restored = saver.restore_latest(abstract)
-    if restored is None and config.decay_from and origin.folder is not None:
-        restored = checkpoint.restore(origin.folder, abstract)
-    if restored is not None:
-        loader_lib.check_identity(restored.loader["identity"], loader.identity)
-        loader.set_state(restored.loader)
-        return restored.state
-    state = built.init(config.seed)
-    if config.init_from and origin.folder is not None:
-        state = state._replace(params=checkpoint.restore_params(origin.folder, abstract))
-    return state
 
 
 @contextlib.contextmanager

@@ -1,26 +1,58 @@
-"""What a run starts from: an earlier launch in its workdir, or a checkpoint that the configuration
-names, and its data.
+"""What a run starts from: an earlier launch in its workdir, a checkpoint that the configuration
+names, or nothing; what of it is carried over; and the data.
+
+                  params   moments   step and tokens   place in the stream   phase of the schedule
+    RESUMED       yes      yes       yes               yes                   yes
+    decay_from    yes      yes       yes               yes                   the decay begins
+    init_from     yes      -         -                 -                     -
+
+Where "-" stands, the run begins anew: moments of zero, step 0, the first row, the warmup.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from lm.build import Build
 from lm.config import Config, UserError
+from lm.data import loader as loader_lib
 from lm.data import prepare, tokenizers
+from lm.data.loader import Loader
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.parallel import processes
 from lm.run import checkpoint, record
+from lm.run.checkpoint import Checkpointer
+from lm.state import TrainState
+
+
+class Carried(NamedTuple):
+    """What is taken over of the checkpoint a run starts from. `moments`: the whole state of the
+    optimizer; `step`: completed steps, and the tokens and rows they took; `stream`: the place in
+    the data; `phase`: that of the schedule, which otherwise begins with its warmup.
+    """
+
+    params: bool
+    moments: bool
+    step: bool
+    stream: bool
+    phase: Literal["anew", "same", "decay"]
+
+
+NOTHING = Carried(False, False, False, False, "anew")
+WEIGHTS = NOTHING._replace(params=True)
+RESUMED = Carried(True, True, True, True, "same")
+DECAY = RESUMED._replace(phase="decay")
 
 
 class Origin(NamedTuple):
-    """`folder` of the checkpoint the configuration names, if it is still to be read; `decay_start`
-    in tokens, if a decay branched from it.
+    """`folder` of the checkpoint that the configuration names, while the run has none of its own;
+    `decay_start`: tokens at the checkpoint from which a decay branched, None for other runs.
     """
 
     folder: Path | None
+    carried: Carried
     decay_start: float | None
     data: Prepared
 
@@ -43,7 +75,46 @@ def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
         verify=not (workdir / "run.json").exists(),
         is_writer=processes.is_first(),
     )
-    return Origin(folder, _decay_start(config, workdir, folder), data)
+    return Origin(folder, _carried(config), _decay_start(config, workdir, folder), data)
+
+
+def begin(origin: Origin, built: Build, saver: Checkpointer, loader: Loader) -> TrainState:
+    """The state of the first step to come, with `loader` at its row: from the run's own newest
+    checkpoint, else from what is carried of the origin.
+
+    Raises:
+      UserError: a checkpoint is damaged, or of another model or of other data.
+    """
+    abstract, carried = built.abstract_state, RESUMED
+    restored = saver.restore_latest(abstract)
+    if restored is None and origin.folder is not None:
+        carried = origin.carried
+        if not (carried.moments or carried.step or carried.stream):
+            # The weights alone: the rest of that checkpoint need not be of this optimizer or data.
+            params = checkpoint.restore_params(origin.folder, abstract)
+            return built.init(built.config.seed)._replace(params=params)
+        restored = checkpoint.restore(origin.folder, abstract)
+    if restored is None:
+        return built.init(built.config.seed)
+    if carried.stream:
+        loader_lib.check_identity(restored.loader["identity"], loader.identity)
+        loader.set_state(restored.loader)
+    if carried.params and carried.moments and carried.step:
+        return restored.state
+    return carry(carried, restored.state, built.init(built.config.seed))
+
+
+def carry(carried: Carried, before: TrainState, fresh: TrainState) -> TrainState:
+    """`fresh` with what is carried over of `before`; counters go with the step."""
+    taken = {"params": carried.params, "opt_state": carried.moments}
+    fields = [name for name in TrainState._fields if taken.get(name, carried.step)]
+    return fresh._replace(**{name: getattr(before, name) for name in fields})
+
+
+def _carried(config: Config) -> Carried:
+    if config.decay_from:
+        return DECAY
+    return WEIGHTS if config.init_from else NOTHING
 
 
 def _locate(config: Config, workdir: Path) -> Path | None:
@@ -58,7 +129,7 @@ def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | 
     """Tokens at which the decay branched; a resumed run reads its own record, never again the
     trunk.
     """
-    if not config.decay_from:
+    if _carried(config).phase != "decay":
         return None
     if origin is not None:
         return float(checkpoint.read_meta(origin).tokens)
