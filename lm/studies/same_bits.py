@@ -5,7 +5,7 @@
              array of the last checkpoint
 
 Each side runs its own code, so only what a user sees of it is used: launch.train, the keys of
-experiments/base.py, the files of a run folder. `SPELLINGS` lists the keys that have had two names.
+experiments/base.py, the files of a run folder. `SPELLINGS` says how earlier checkouts spell a case.
 Both sides compile for themselves, on CPU devices.
 """
 
@@ -19,7 +19,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,9 +31,6 @@ from lm.run.progress import GridBar
 
 GROUPS = ("mixers", "meshes", "accumulation", "settings")
 THIS = Path(__file__).resolve().parents[2]
-
-# Every name that a key below has had, the newest first.
-SPELLINGS: dict[str, tuple[str, ...]] = {}
 
 # Two layers of every width unlike the others, two chunks of time, two sources.
 SMOKE: dict[str, Any] = {
@@ -48,6 +45,7 @@ SMOKE: dict[str, Any] = {
     "data.tokenizer.vocab_size": 257,
     "data.context_length": 96,
     "data.batch_size": 4,
+    "schedule.peak_learning_rate": 0.02,
     "schedule.warmup": "5 steps",
     "loss.chunk_size": 100,
     "evaluate.every": "50 percent",
@@ -61,7 +59,7 @@ MESHES: dict[tuple[str, ...], str] = {
     ("data", "fsdp"): "zero1",
     ("fsdp",): "",
     ("tensor",): "",
-    ("fsdp", "tensor"): "sequence_parallel",
+    ("fsdp", "tensor"): "stream_over_tensor",
 }
 ALL_AXES = ("data", "fsdp", "tensor")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -74,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "cosine": {
         "schedule.family": "cosine",
-        "schedule.decay_shape": "cosine",
+        "schedule.horizon": "80 percent",
         "optimizer.weight_decay_mode": "width_invariant",
         "loss.z_loss": 1e-3,
     },
@@ -86,6 +84,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.tied_embeddings": False,
         "model.unroll": True,
     },
+}
+
+
+def _without_families(values: dict[str, Any]) -> dict[str, Any]:
+    """One schedule with the keys of all of them."""
+    old = {
+        "mesh.stream_over_tensor": "mesh.sequence_parallel",
+        "schedule.horizon": "schedule.decay",
+    }
+    values = {old.get(key, key): value for key, value in values.items()}
+    if values.get("schedule.family") == "cosine":
+        values["schedule.decay_shape"] = "cosine"
+    return values
+
+
+# A key of experiments/base.py that later checkouts lack -> a case as a checkout with it spells it,
+# from how the next one does; the newest first.
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "schedule.decay_from": _without_families
 }
 _ASK = """
 import json, lm
@@ -259,7 +276,8 @@ def _started(
     side: Checkout, case: Case, folder: Path, steps: int
 ) -> Iterator[tuple[subprocess.Popen[str] | None, Path]]:
     """A training under way, None if its run is there already, and its run folder."""
-    arguments = [f"--config.{key}={value}" for key, value in _values(side, case, folder, steps)]
+    given = _values(side, case, folder, steps)
+    arguments = [f"--config.{key}={value}" for key, value in given.items()]
     mark = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:8]
     room = folder / side.commit if side.commit else Path(tempfile.mkdtemp(dir=folder))
     workdir = room / f"{case.name.replace(' ', '-')}-{mark}"
@@ -277,27 +295,18 @@ def _started(
             process.kill()
 
 
-def _values(side: Checkout, case: Case, folder: Path, steps: int) -> Iterator[tuple[str, Any]]:
+def _values(side: Checkout, case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """The keys of a case as the checkout spells them, and their values."""
     source = {"text_key": "text", "valid_fraction": 0.3}
     sources = {
         "most": source | {"path": str(folder / "corpus" / "0*.txt"), "weight": 2.0},
         "rest": source | {"path": str(folder / "corpus" / "1*.txt"), "weight": 1.0},
     }
-    shared = {"data.sources": sources, "run.length": f"{steps} steps"}
-    for key, value in (SMOKE | shared | dict(case.changes)).items():
-        yield _spelled(side, key), value
-
-
-def _spelled(side: Checkout, key: str) -> str:
-    names = SPELLINGS.get(key, (key,))
-    known = [name for name in names if name in side.keys]
-    if len(names) > 1 and not known:
-        raise UserError(
-            f"{side.root} has none of the keys {', '.join(names)}; add what it calls {key} to "
-            "SPELLINGS of lm/studies/same_bits.py"
-        )
-    return known[0] if known else key
+    values = SMOKE | {"data.sources": sources, "run.length": f"{steps} steps"} | dict(case.changes)
+    for key, spelled in SPELLINGS.items():
+        if key in side.keys:
+            values = spelled(values)
+    return values
 
 
 def _read(workdir: Path) -> Run:

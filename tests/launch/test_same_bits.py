@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from launch import cli
+from lm.config import flatten, to_mapping
 from lm.studies import same_bits
 from lm.studies.same_bits import Run
 
@@ -96,30 +99,39 @@ def test_a_side_that_fails(tmp_path: Path) -> None:
     assert differences == {"mixer broken": told}
 
 
-def test_every_key_by_the_name_that_the_checkout_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renamed = TRAIN.replace("if pattern", "assert '--config.mesh.other' in flags\nif pattern")
-    old = checkout(tmp_path / "old")
-    new = checkout(tmp_path / "new", train=renamed, base=BASE.replace("sequence_parallel", "other"))
-    case = same_bits.Case("switched", {"model.pattern": "a", "mesh.sequence_parallel": True})
+def test_a_case_as_each_checkout_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BASE.replace("sequence_parallel", "later")
+    train = TRAIN.replace("if pattern", "assert '--config.mesh.later' in flags\nif pattern")
+    old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new", train=train, base=base)
+    case = same_bits.Case("switched", {"model.pattern": "a", "mesh.later": True})
 
-    def compared(*names: str) -> list[str]:
-        monkeypatch.setattr(same_bits, "SPELLINGS", {"mesh.sequence_parallel": names})
+    def compared(old_name: str, new_name: str) -> list[str]:
+        names = {"mesh.sequence_parallel": old_name, "mesh.later": new_name}
+        spellings = {
+            key: lambda values, name=name: values | {name: values.pop("mesh.later")}
+            for key, name in names.items()
+        }
+        monkeypatch.setattr(same_bits, "SPELLINGS", spellings)
         runs = same_bits.compare(pair(old, new), [case], tmp_path, steps=2, added=[])
         return next(iter(runs)).differences
 
-    assert compared("mesh.other", "mesh.sequence_parallel") == []
-    assert "AssertionError" in compared("mesh.sequence_parallel")[0]
+    assert compared("mesh.sequence_parallel", "mesh.later") == []
+    (told,) = compared("mesh.sequence_parallel", "mesh.latest")
+    assert told == f"{new} fails: AssertionError"
 
 
-def test_a_key_that_a_checkout_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(same_bits, "SPELLINGS", {"run.accumulation": ("run.x", "run.y")})
-    old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new")
-    with pytest.raises(same_bits.UserError, match=r"has none of the keys run\.x, run\.y; add"):
-        found(old, new, tmp_path / "runs", group="accumulation")
+@pytest.mark.parametrize(
+    "case", same_bits.cases(same_bits.GROUPS, ["softmax", "gla"]), ids=lambda case: case.name
+)
+def test_a_case_is_a_configuration_of_this_checkout(case: same_bits.Case, tmp_path: Path) -> None:
+    here = same_bits.Checkout(ROOT, frozenset(), frozenset(), "", "")
+    values = same_bits._values(here, case, tmp_path, 20)
+    values_of_flags = flags.FlagValues()
+    config = cli.config_flag(flag_values=values_of_flags)
+    given = [f"--config.{key}={value}" for key, value in values.items()]
+    cli.parse(["train", f"--config={ROOT}/experiments/base.py", *given], values_of_flags)
+    found = flatten(to_mapping(cli.load_config(config.value)))
+    assert {key: found[key] for key in case.changes} == dict(case.changes)
 
 
 def test_runs_of_a_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
