@@ -76,7 +76,7 @@ class Family:
                     f"{where}={name!r}: {installed.value} of an installed package has the name of "
                     f"a file of lm/{self.folder}; rename its entry point"
                 )
-            return installed.load()
+            return _load(installed, where)
         module = importlib.import_module(f"{self.package}.{name}")
         wanted = "".join(part.capitalize() for part in name.split("_"))
         if not hasattr(module, wanted):
@@ -154,6 +154,16 @@ class Family:
 
     def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
         return _entry_points(f"espalier.{self.folder}")
+
+
+def _load(point: importlib.metadata.EntryPoint, where: str) -> type[Any]:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{where}={point.name!r}: {point.value} of an installed package cannot be imported "
+            f"({error}); mend or remove that package"
+        ) from None
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

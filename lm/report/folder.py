@@ -12,6 +12,7 @@ import numpy as np
 
 from lm import metrics
 from lm.config import UserError
+from lm.run import formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,15 @@ def load(workdirs: Sequence[Path]) -> list[Run]:
             )
         if names.count(name) > 1:
             name = f"{path.resolve().parent.name}/{name}"
-        config, facts = _object(path / "config.json"), _object(path / "run.json")
+        config, facts = _config(path / "config.json"), _object(path / "run.json")
         runs.append(Run(name, path, config, facts, metrics.read(path), _lines(path)))
     return runs
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """In today's format, so that runs of two versions are compared by what they did."""
+    found = _object(path)
+    return formats.upgraded(found, str(path)) if found else {}
 
 
 def _object(path: Path) -> dict[str, Any]:

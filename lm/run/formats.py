@@ -30,6 +30,15 @@ def read(values: Mapping[str, Any], where: str) -> Config:
     Raises:
       UserError: a later format, or values that are not a configuration.
     """
+    return from_mapping(upgraded(values, where))
+
+
+def upgraded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of today's format, without its number; values are not looked at.
+
+    Raises:
+      UserError: a later format, or an earlier one without its keys.
+    """
     plain = copy.deepcopy(dict(values))
     number = plain.pop(KEY, 1)
     if number not in range(1, FORMAT + 1):
@@ -40,9 +49,9 @@ def read(values: Mapping[str, Any], where: str) -> Config:
     try:
         for upgrade in _UPGRADES[number - 1 :]:
             plain = upgrade(plain)
-        return from_mapping(plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} is not a configuration ({error!r}); restore it") from None
+    return plain
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import pytest
 from lm import metrics, report
 from lm.config import UserError
 from lm.report import folder, page
+from lm.run import formats
 
 CONFIG = {
+    "format": formats.FORMAT,
     "seed": 0,
     "model": {"width": 128, "pattern": "stickbreaking"},
     "data": {"sources": {"stdlib": {"path": "<stdlib>"}}},
@@ -166,6 +168,7 @@ def test_configuration_marks_the_command_line(run_page: Path) -> None:
 
 def test_configuration_marks_differences_from_defaults(tmp_path: Path) -> None:
     defaults = {**CONFIG, "seed": 1}
+    del defaults["format"]
     workdir = make(tmp_path / "run", steps=0)
     text, _ = read(report.write([workdir], tmp_path / "report.html", defaults))
     assert marked(text) == {"seed"}

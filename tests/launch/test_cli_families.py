@@ -1,0 +1,48 @@
+"""Flags about a member of a family: its own options and defaults, in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lm.families import OPTIMIZERS, SCHEDULES
+from lm.mapping import Duration
+from tests.launch.test_cli import CONFIG, ROOT, WORKDIR, line_of, load
+
+FAMILY = "--config.schedule.family=wsd"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_family_takes_its_own_options_whatever_the_order(
+    is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """quickstart.py sets a warmup of 50,000 tokens for Power; it goes with that."""
+    monkeypatch.chdir(ROOT)
+    flags = ["--config.schedule.decay=10 percent", "--config.schedule.peak_learning_rate=0.01"]
+    flags = [FAMILY, *flags] if is_first else [*flags, FAMILY]
+    config = load(["--config=experiments/quickstart.py", WORKDIR, *flags])
+    wsd = SCHEDULES.create("wsd", "schedule")
+    asked = {"decay": Duration(10, "percent"), "peak_learning_rate": 0.01}
+    assert config.schedule == dataclasses.replace(wsd, **asked)
+
+
+def test_options_of_a_family_that_was_dropped_are_unknown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    line = line_of([CONFIG, WORKDIR, "--config.schedule.a=3.0", FAMILY], capsys)
+    assert "unknown key --config.schedule.a; known: decay, decay_shape, family" in line
+
+
+def test_an_option_that_the_file_leaves_out_can_be_set(tmp_path: Path) -> None:
+    file = tmp_path / "short.py"
+    file.write_text(
+        "from experiments import base\n\ndef get_config():\n    config = base.get_config()\n"
+        "    config.optimizer = {'family': 'adamw'}\n"
+        "    config.model.layers = {'a': {'mixer': 'softmax', 'mlp': {'family': 'swiglu'}}}\n"
+        "    return config\n"
+    )
+    config = load([f"--config={file}", WORKDIR, "--config.optimizer.beta1", "0.8"])
+    assert config.optimizer == OPTIMIZERS.create({"family": "adamw", "beta1": 0.8}, "optimizer")

@@ -1,0 +1,136 @@
+"""Members of families by name: found, converted, completed, refused, and written out again."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from typing import Annotated, Any, ClassVar
+
+import pytest
+
+from lm import families, layers
+from lm.config import from_mapping, to_mapping
+from lm.families import MIXERS, SCHEDULES, Choice, Family
+from lm.mapping import FREE, POSITIVE, Duration, Unit, UserError, convert, free_keys
+from lm.mixers.retnet import Retnet
+from lm.modules.mixer import Call
+from lm.optimizers.adamw import Adamw
+from lm.schedules.wsd import Wsd
+from tests.lm import tiny
+
+ALL = [getattr(families, name) for name in dir(families) if name.isupper()]
+FAMILIES = [family for family in ALL if isinstance(family, Family)]
+
+
+def test_a_name_or_a_mapping_becomes_the_member_with_every_option() -> None:
+    made = SCHEDULES.create({"family": "wsd", "decay": "10 percent"}, "schedule")
+    assert made == Wsd(decay=Duration(10, "percent"))
+    assert SCHEDULES.create("wsd", "schedule") == Wsd()
+    written = SCHEDULES.to_mapping(made)
+    assert written == {"family": "wsd"} | to_mapping(made)
+    assert written["warmup"] == "100000 tokens"
+    assert SCHEDULES.create(written, "schedule") == made
+
+
+def test_a_flax_module_stays_a_choice_until_there_is_a_model() -> None:
+    chosen = families.FEED_FORWARDS.choose({"family": "swiglu", "ffn_dim": 8}, "model.mlp")
+    assert chosen == Choice("swiglu", {"ffn_dim": 8})
+    assert families.FEED_FORWARDS.to_mapping(chosen) == {"family": "swiglu", "ffn_dim": 8}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.folder)
+def test_every_file_of_every_family_holds_its_class(family: Family) -> None:
+    assert family.names()
+    for name in family.names():
+        member = family.find(name, "here")
+        assert family.name_of(member) == name
+        assert callable(member.problem)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"family": "wsdd"}, "schedule: unknown schedule 'wsdd'; did you mean 'wsd'?"),
+        ({"family": 3}, "schedule: unknown schedule 3; known: cosine, power, wsd"),
+        ({"decay": "1 steps"}, "name a schedule, {'family': NAME, ...}"),
+        (None, "schedule=None: name a schedule"),
+        ({"family": "wsd", "decy": 3}, "unknown option schedule.decy; did you mean 'decay'?"),
+        ({"family": "wsd", "decay": 3}, "schedule.decay=3 is a int; set a str"),
+        ({"family": "wsd", "peak_learning_rate": 0}, "peak_learning_rate=0.0 must be positive"),
+        ({"family": "power", "a": -1.0}, "schedule: a=-1.0, b=-0.51: Power needs a > 0"),
+    ],
+)
+def test_mistakes(value: Any, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SCHEDULES.create(value, "schedule")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_installed_member_may_not_take_the_name_of_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = importlib.metadata.EntryPoint("wsd", "elsewhere:Wsd", "espalier.schedules")
+    monkeypatch.setattr(families, "_entry_points", lambda group: {"wsd": point})
+    with pytest.raises(UserError, match=r"elsewhere:Wsd .* rename its entry point"):
+        SCHEDULES.create("wsd", "schedule")
+
+
+def test_a_member_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("saw", "absent_package:Saw", "espalier.schedules")
+    monkeypatch.setattr(families, "_entry_points", lambda group: {"saw": point})
+    with pytest.raises(UserError, match=r"absent_package:Saw .* cannot be imported"):
+        SCHEDULES.create("saw", "schedule")
+
+
+def test_marks_say_what_a_number_must_be_and_what_it_counts() -> None:
+    kind = Annotated[int, Unit("tokens"), POSITIVE]
+    assert convert(kind, 3, "x") == 3
+    with pytest.raises(UserError, match=r"^x=0 tokens must be positive$"):
+        convert(kind, 0, "x")
+
+
+def test_free_keys_are_those_of_the_member_that_is_there() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        a: Annotated[int, FREE]
+        b: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Any
+        c: Annotated[int, FREE]
+
+    assert free_keys(Outer(Inner(1, 2), 3)) == ("inner.a", "c")
+    found = free_keys(tiny.config())
+    assert "optimizer.memory" in found
+    assert {"mesh", "run.length", "run.accumulation", "model.remat"} <= set(found)
+    assert not {"optimizer", "schedule", "model", "data", "seed"} & set(found)
+
+
+def test_the_configuration_holds_members_and_writes_every_option() -> None:
+    config = tiny.config({"optimizer": {"family": "adamw", "beta1": 0.8}})
+    assert config.optimizer == Adamw(beta1=0.8)
+    written = to_mapping(config)
+    assert written["optimizer"]["beta2"] == 0.95
+    assert from_mapping(written) == config
+
+
+class Twice(Retnet):
+    """A mixer that calls a second op and has no field for the form of that."""
+
+    op: ClassVar[str] = "gated_linear"
+
+    def calls(self) -> dict[str, Call]:
+        main = super().calls()["main"]
+        return {"main": main, "again": main}
+
+
+def test_a_call_without_a_field_for_its_form_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = Family.find
+    swapped = lambda family, name, where: Twice if family is MIXERS else find(family, name, where)
+    monkeypatch.setattr(Family, "find", swapped)
+    with pytest.raises(UserError, match=r"Twice calls an op 'again' and has no field 'again_form'"):
+        layers.check(tiny.config({"model.pattern": "retnet"}).model)
