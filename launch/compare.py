@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
     # Seeds of a pattern, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     rows = compare.run(study, workdir, prepare.resolve_data_dir(_DATA_DIR.value))
-    if rows is None:
+    recalls = None if rows is None else compare.recalled(study, workdir)
+    if rows is None or recalls is None:
         print("stopped and saved; the same command goes on")
         return 1
-    recalls = compare.recalled(study, workdir)
     compare.write(study, rows, recalls, machine.describe("launch.compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")

@@ -1,7 +1,11 @@
 """Trains mixers on multi-query associative recall and puts accuracy beside the size of the state.
 
 `python -m launch.recall --config=experiments/recall/config.py:cpu --workdir=DIR`; the same command
-resumes it, a training at a time. DIR holds points/, recall.json, recall.md and recall.svg.
+resumes it, and several of it in one DIR share the trainings. DIR holds points/ with a run folder
+for each training, recall.json, recall.md and recall.svg.
+
+--table=FILE names the recall.json of an earlier study: what it holds of the same configuration is
+not trained again, and recall.json holds it beside what is new.
 """
 
 from __future__ import annotations
@@ -14,23 +18,32 @@ from launch import cli
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
+_TABLE = flags.DEFINE_string("table", "", "recall.json of trainings that are not to be done again")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
+    import jax
+
     from launch.benchmarks import machine
-    from lm.run.progress import GridBar
-    from lm.studies import recall
+    from lm.studies import grid, recall
 
     study = recall.create(_CONFIG.value.to_dict())
     workdir = cli.path("workdir", _WORKDIR.value)
-    with GridBar(len(recall.points(study))) as bar:
-        rows = recall.run(study, workdir, lambda point, *rest: bar.told(point.name, *rest))
+    table = _TABLE.value and grid.read_table(cli.path("table", _TABLE.value), recall.Outcome)
+    # Seeds of a pattern and width, and a study that is resumed, compile to the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
+    trainings = recall.create_grid(study, workdir, table or ())
+    found = recall.run(study, trainings)
+    if found is None:
+        print("stopped and saved; the same command goes on")
+        return 1
     head = machine.describe("launch.recall")
     # Where it ran is of no use to who repeats it.
     head["command"] = re.sub(r"(--workdir[= ])\S+", r"\1DIR", head["command"])
-    recall.write(rows, head, workdir)
+    recall.write(recall.rows(study, found), grid.entries(trainings, found), head, workdir)
     print((workdir / "recall.md").read_text(encoding="utf-8"))
+    return 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Options:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """`step` is the last; `finished` False: stopped by a signal, saved at `step`. `evaluation`:
-    bits per byte by validation set; `samples`: records of samples.jsonl.
+    bits per byte by validation set; `samples`: records of samples.jsonl; `build`: what trained.
     """
 
     step: int
@@ -73,6 +73,7 @@ class Outcome:
     evaluation: dict[str, float]
     samples: list[dict[str, Any]]
     report: Path
+    build: Build
 
 
 def run(config: Config, options: Options) -> Outcome:
@@ -178,7 +179,7 @@ def run(config: Config, options: Options) -> Outcome:
         )
         samples = _sample(workdir, loaded) if finished else []
         page = _report(workdir)
-    return Outcome(step, finished, _last_evaluation(workdir), samples, page)
+    return Outcome(step, finished, _last_evaluation(workdir), samples, page, built)
 
 
 def _check_not_past(step: int, end: int, workdir: Path) -> None:

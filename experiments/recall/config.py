@@ -3,7 +3,7 @@
 Command: python -m launch.recall --config=experiments/recall/config.py:PRESET --workdir=DIR
          presets smoke, cpu, figure2, based; cpu where none is named
 Cost:    smoke seconds, cpu about half an hour on one core; figure2 and based are made for a GPU
-         and not measured. The same command resumes, a training at a time.
+         and not measured. The same command resumes, and several of it share the trainings.
 Expected: README.md beside this file holds the table and the figure of a measured run.
 
 figure2 is the grid of Zoology's figure 2 (arXiv 2312.04927), based the mixture of BASED's (arXiv
@@ -126,6 +126,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             "residual_multiplier": 1.0,
         }
     )
+    run.data.sources = {}  # rows are generated
     run.data.tokenizer.update({"kind": "bytes", "vocab_size": 258 if is_small else 8192})
     run.schedule = {"family": "cosine", "peak_learning_rate": 0.02, "warmup": "0 steps"}
     run.log.samples = ()

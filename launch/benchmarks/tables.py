@@ -24,7 +24,7 @@ def render(values: dict[str, Any], op: str = "") -> str:
     if "recall" in values:
         from lm.report import recall
 
-        return f"{where}\n\n{recall.table(values['recall'])}"
+        return f"{where}\n\n{recall.table(recall.rows_of(values['recall']))}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))

@@ -70,7 +70,7 @@ def tables(found: Found) -> str:
     ):
         lines += ["", f"**{title}**", "", _markdown_table(body, head)]
     if found["recall"]:
-        lines += ["", "**Recall against state**", "", recall.table(found["recall"])]
+        lines += ["", "**Recall against state**", "", recall.table(recall.rows_of(found["recall"]))]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -104,7 +104,7 @@ def figures(found: Found) -> dict[str, str]:
     if rows[0]["decode_seconds"]:
         drawn["decode"] = _draw("decode", rows, _decode, log_x=True)
     if found["recall"]:
-        drawn["recall"] = recall.figure(found["recall"])
+        drawn["recall"] = recall.figure(recall.rows_of(found["recall"]))
     return drawn
 
 

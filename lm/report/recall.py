@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -11,39 +13,69 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from lm.config import convert
 from lm.report.figures import PALETTE, STYLE, element
 
 PER_LINE = 4  # panels
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A pattern at a width: the best learning rate's accuracy by test setting, mean over seeds, and
+    by seed; steps by seed. `seconds`: of all that was trained for it. `state_bytes`: of one row
+    after the longest test setting, all layers. `parameters`: without the embedding.
+    """
+
+    problem: str
+    pattern: str
+    width: int
+    learning_rate: float
+    accuracy: Mapping[str, float]
+    by_seed: Mapping[str, tuple[float, ...]]
+    steps: tuple[int, ...]
+    num_trained: int
+    state_bytes: int
+    parameters: int
+    seconds: float
+
+
+def rows_of(values: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """From JSON.
+
+    Raises:
+      UserError: they are not such rows.
+    """
+    return [convert(Row, row, f"recall[{i}]") for i, row in enumerate(values)]
+
+
+def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, one table for each problem, in the order of the study."""
     parts = []
-    for problem in dict.fromkeys(row["problem"] for row in rows):
-        chosen = [row for row in rows if row["problem"] == problem]
-        names = list(chosen[0]["accuracy"])
+    for problem in dict.fromkeys(row.problem for row in rows):
+        chosen = [row for row in rows if row.problem == problem]
+        names = list(chosen[0].accuracy)
         titles = ["mixers", "width", "state, bytes a row", *names, "learning rate", "steps"]
         titles += ["parameters", "trained", "seconds"]
         lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
         for row in chosen:
-            cells = [row["pattern"], row["width"], f"{row['state_bytes']:,}"]
-            cells += [f"{100 * row['accuracy'][name]:.1f} %" for name in names]
-            cells += [f"{row['learning_rate']:g}", f"{np.mean(row['steps']):,.0f}"]
-            cells += [f"{row['parameters']:,}", row["num_trained"], f"{row['seconds']:,.0f}"]
+            cells = [row.pattern, row.width, f"{row.state_bytes:,}"]
+            cells += [f"{100 * row.accuracy[name]:.1f} %" for name in names]
+            cells += [f"{row.learning_rate:g}", f"{np.mean(row.steps):,.0f}"]
+            cells += [f"{row.parameters:,}", row.num_trained, f"{row.seconds:,.0f}"]
             lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
         parts.append(f"**{problem}**\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def figure(rows: list[dict[str, Any]]) -> str:
+def figure(rows: Sequence[Row]) -> str:
     """An SVG element: accuracy over bytes of state, a panel for each problem and test setting, a
     line for each pattern.
     """
     panels = []
-    for problem in dict.fromkeys(row["problem"] for row in rows):
-        chosen = [row for row in rows if row["problem"] == problem]
-        panels += [(problem, name, chosen) for name in chosen[0]["accuracy"]]
-    patterns = list(dict.fromkeys(row["pattern"] for row in rows))
+    for problem in dict.fromkeys(row.problem for row in rows):
+        chosen = [row for row in rows if row.problem == problem]
+        panels += [(problem, name, chosen) for name in chosen[0].accuracy]
+    patterns = list(dict.fromkeys(row.pattern for row in rows))
     across = min(PER_LINE, len(panels))
     down = -(-len(panels) // across)
     style: Any = {**STYLE, "svg.hashsalt": "recall"}
@@ -63,12 +95,12 @@ def figure(rows: list[dict[str, Any]]) -> str:
     return element(buffer.getvalue(), "Recall against state")
 
 
-def _panel(axes: Axes, rows: list[dict[str, Any]], name: str, patterns: list[str]) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], name: str, patterns: list[str]) -> None:
     markers = "os^Dv<>P"
     for i, pattern in enumerate(patterns):
-        own = [row for row in rows if row["pattern"] == pattern]
-        own.sort(key=lambda row: row["state_bytes"])
-        x, y = [row["state_bytes"] for row in own], [row["accuracy"][name] for row in own]
+        own = [row for row in rows if row.pattern == pattern]
+        own.sort(key=lambda row: row.state_bytes)
+        x, y = [row.state_bytes for row in own], [row.accuracy[name] for row in own]
         # Colors repeat after the palette, dashes tell the rounds apart.
         dashes = ("-", "--", ":")[i // len(PALETTE) % 3]
         ink: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes}

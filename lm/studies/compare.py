@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,9 @@ from lm.evals import Given, Task
 from lm.evaluation import evaluate
 from lm.evaluation.statistics import Number
 from lm.report import comparison, folder
+from lm.report import recall as recall_page
 from lm.report.figures import standalone
 from lm.run import checkpoint, record
-from lm.run.progress import GridBar
 from lm.studies import answers, measure, recall, verdict
 from lm.studies.answers import Reading
 
@@ -168,14 +168,15 @@ def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | N
     return rows
 
 
-def recalled(study: Study, workdir: Path) -> list[dict[str, Any]]:
-    """The rows of the study of recall, from what the workdir holds or by training."""
+def recalled(study: Study, workdir: Path) -> list[recall_page.Row] | None:
+    """The rows of the study of recall, from what the workdir holds or by training; None if a signal
+    stopped it.
+    """
     if not study.recall:
         return []
     asked = recall.create(study.recall)
-    with GridBar(len(recall.points(asked))) as bar:
-        told = lambda point, *rest: bar.told(point.name, *rest)
-        return [dataclasses.asdict(row) for row in recall.run(asked, workdir / "recall", told)]
+    found = recall.run(asked, recall.create_grid(asked, workdir / "recall", ()))
+    return None if found is None else recall.rows(asked, found)
 
 
 def place(pattern: str, seed: int) -> str:
@@ -206,7 +207,7 @@ def verdicts(rows: list[dict[str, Any]], variants: Collection[str] = ()) -> list
 def write(
     study: Study,
     rows: list[dict[str, Any]],
-    recalls: list[dict[str, Any]],
+    recalls: Sequence[recall_page.Row],
     head: Mapping[str, Any],
     workdir: Path,
 ) -> None:
@@ -220,7 +221,7 @@ def write(
         "tokens": _config(study, study.patterns[0], study.seeds[0]).run_tokens,
         "rows": _without_units(rows),
         "verdicts": verdict.to_mapping(verdicts(rows, study.variants)),
-        "recall": recalls,
+        "recall": to_mapping(recalls),
     }
     files.replace(workdir / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     files.replace(workdir / "compare.md", comparison.markdown(found))

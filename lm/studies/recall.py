@@ -2,7 +2,7 @@
 
     for every problem, pattern, width: for every learning rate: for every seed:
         train on generated rows until every test setting is solved or the steps are over
-    -> points/<point>.json, whole or not there -> recall.json, recall.md, recall.svg
+    -> a cell of the grid (lm/studies/grid.py), POINT/ with its run -> recall.json, .md, .svg
 
 The question and the grid are those of Zoology (Arora et al. 2023, arXiv 2312.04927, fig. 2): small
 models without a feed-forward, a width and a state that vary, the best of several learning rates by
@@ -17,53 +17,43 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from lm import build as build_lib
-from lm import files
+from lm import files, metrics, train
 from lm import layers as layer_lib
-from lm.config import Config, UserError, convert, difference, from_mapping, to_mapping
+from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import mqar
-from lm.data.batch import Batch
-from lm.evals.mqar import Mqar, questions
-from lm.evaluation.scoring import Scorer
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
-from lm.run import record
-from lm.studies import measure
-
-TRAIN, TEST = 1, 2  # of the seeds of rows: what is tested is of no training set
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
-    """`examples` rows of a setting."""
-
-    setting: mqar.Setting
-    examples: int
+from lm.report.recall import Row
+from lm.studies import grid, measure
+from lm.studies.grid import Entry, Grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """What is learnt. A batch is of one training set; sets are gone through in epochs."""
 
-    train: tuple[Rows, ...]
-    test: tuple[Rows, ...]
+    train: tuple[mqar.Set, ...]
+    test: tuple[mqar.Set, ...]
     batch_size: int
     steps: int
     evaluate_every: int  # steps
 
+    @property
+    def longest_test(self) -> int:
+        return max(one.setting.length for one in self.test)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """`run`: a whole configuration, of which pattern, width, head_dim = width / num_heads, learning
-    rate, seed, sizes of a batch and length are replaced. `solved`: accuracy at every test setting
-    that ends a training.
+    """`run`: a whole configuration without sources, of which pattern, width, head_dim = width /
+    num_heads, learning rate, seed, sizes of a batch, length and evaluation are replaced. `solved`:
+    accuracy at every test setting that ends a training.
     """
 
     run: Mapping[str, Any]
@@ -76,7 +66,7 @@ class Study:
 
 
 class Point(NamedTuple):
-    """One training."""
+    """One training, a cell of the grid."""
 
     problem: str
     pattern: str
@@ -84,43 +74,19 @@ class Point(NamedTuple):
     learning_rate: float
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Of its file, without the suffix."""
-        pattern = self.pattern.replace(",", "-").replace(" ", "")
-        return f"{self.problem}_{pattern}_{self.width}_{self.learning_rate:g}_{self.seed}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a training came to. `accuracy` by test setting; `seconds` with compilation."""
+    """What a training came to. `accuracy` by test setting; `seconds` with compilation, of the
+    launch that ended it.
+    """
 
-    accuracy: dict[str, float]
+    accuracy: Mapping[str, float]
     steps: int
     skipped: int
     seconds: float
     parameters: int
     state_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A pattern at a width: the best learning rate's accuracy by test setting, mean over seeds, and
-    by seed; steps by seed. `seconds`: of all that was trained for it. `state_bytes`: of one row
-    after the longest test setting, all layers. `parameters`: without the embedding.
-    """
-
-    problem: str
-    pattern: str
-    width: int
-    learning_rate: float
-    accuracy: dict[str, float]
-    by_seed: dict[str, list[float]]
-    steps: list[int]
-    num_trained: int
-    state_bytes: int
-    parameters: int
-    seconds: float
 
 
 def create(mapping: Mapping[str, Any]) -> Study:
@@ -138,14 +104,10 @@ def create(mapping: Mapping[str, Any]) -> Study:
         if len(set(values)) < len(values):
             raise UserError(f"config.{name}={values} names one twice; name each once")
     if not 0 < study.solved <= 1:
-        raise UserError(f"config.solved={study.solved} must lie in (0, 1]; 1 never stops early")
+        raise UserError(f"config.solved={study.solved} must lie in (0, 1]; at 1 nothing is missed")
     for label, problem in study.problems.items():
         _check(problem, f"config.problems.{label}")
-    names = [point.name for point in points(study)]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(
-            f"two points would share the file {twice[0]}.json; rename what they differ in"
-        )
+    grid.check_names(points(study))
     first = points(study)[0]
     for point in points(study):  # layers by themselves, and all else with the first of them
         if point[1:3] != first[1:3] and point != (first[0], *point[1:3], *first[3:]):
@@ -166,7 +128,7 @@ def _check(problem: Problem, where: str) -> None:
     for name in ("batch_size", "steps", "evaluate_every"):
         if getattr(problem, name) < 1:
             raise UserError(f"{where}.{name}={getattr(problem, name)} must be at least 1")
-    names = [rows.setting.name for rows in problem.test]
+    names = [label(rows.setting) for rows in problem.test]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{where}.test has {twice[0]} twice; keep one")
     for rows in problem.train:
@@ -177,6 +139,11 @@ def _check(problem: Problem, where: str) -> None:
             )
     if any(rows.examples < 1 for rows in problem.test):
         raise UserError(f"{where}.test: examples must be at least 1")
+
+
+def label(setting: mqar.Setting) -> str:
+    """Of the task that asks a test setting; labels of tasks have no dots."""
+    return setting.name.replace(".", "_")
 
 
 def points(study: Study) -> list[Point]:
@@ -195,96 +162,118 @@ def configuration(study: Study, point: Point) -> Config:
     problem, heads = study.problems[point.problem], values["model"]["num_heads"]
     if point.width % heads:
         raise UserError(f"config.widths: {point.width} is not a multiple of num_heads={heads}")
+    if values["data"]["sources"]:
+        raise UserError("config.run.data.sources: the rows are generated; set it to {}")
     sizes = {"width": point.width, "head_dim": point.width // heads, "pattern": point.pattern}
     length = max(rows.setting.length for rows in problem.train)
+    tasks = _tasks(problem, values["data"]["tokenizer"]["vocab_size"])
     values["seed"] = point.seed
     values["model"] |= sizes
     values["data"] |= {"context_length": length, "batch_size": problem.batch_size}
     values["schedule"]["peak_learning_rate"] = point.learning_rate
     values["run"]["length"] = f"{problem.steps} steps"
+    values["evaluate"] |= {"every": f"{problem.evaluate_every} steps", "tasks": tasks}
     return from_mapping(values)
 
 
-def run(study: Study, workdir: Path, told: Callable[[Point, int, str], object]) -> list[Row]:
-    """Every row, from what the workdir holds or by training. `told(point, step, note)`: progress;
-    step 0 for a point that is taken as it is or not needed.
+def _tasks(problem: Problem, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """Label -> the task of a test setting; the same rows for every seed of the study."""
+    return {
+        label(one.setting): {
+            "task": "mqar",
+            **dataclasses.asdict(one.setting),
+            "rows": one.examples,
+            "seed": i,
+            "vocab_size": vocab_size,
+        }
+        for i, one in enumerate(problem.test)
+    }
+
+
+def training_rows(study: Study, config: Config, point: Point) -> mqar.Epochs:
+    """What a point is trained on."""
+    problem = study.problems[point.problem]
+    return mqar.Epochs(
+        sets=problem.train,
+        vocab_size=config.data.tokenizer.vocab_size,
+        batch_size=problem.batch_size,
+        seed=point.seed,
+    )
+
+
+def create_grid(study: Study, workdir: Path, table: Sequence[Entry[Outcome]]) -> Grid[Any, Any]:
+    """The trainings; `table`: those that are finished elsewhere."""
+    asked = {
+        point: {
+            "solved": study.solved,
+            "problem": study.problems[point.problem],
+            "run": configuration(study, point),
+        }
+        for point in points(study)
+    }
+    return Grid(folder=workdir / "points", outcome=Outcome, asked=asked, table=table)
+
+
+def run(study: Study, trainings: Grid[Point, Outcome]) -> dict[Point, Outcome] | None:
+    """Every training that is needed, from what is there or by training; None if a signal stopped
+    it.
 
     Raises:
-      UserError: the workdir holds points of another configuration, or is in use.
+      UserError: the folder holds points of another configuration, or training reports a mistake.
     """
-    with record.locked(workdir):
-        (workdir / "points").mkdir(exist_ok=True)
-        found = _read(study, workdir / "points")
-        combinations = itertools.product(study.problems, study.patterns, study.widths)
-        return [_row(study, workdir / "points", found, told, at) for at in combinations]
+    return grid.run(
+        trainings, functools.partial(train_point, study), functools.partial(left, study)
+    )
 
 
-def _read(study: Study, folder: Path) -> dict[Point, Outcome]:
-    """The finished points, all checked before the first is trained."""
-    found = {}
-    for point in points(study):
-        path = folder / f"{point.name}.json"
-        if not path.exists():
-            continue
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            changed = difference(kept["asked"], _asked(study, point))
-            outcome = Outcome(**kept["outcome"])
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path} is damaged; remove it to train the point again") from None
-        if changed:
-            key, (old, new) = next(iter(changed.items()))
-            raise UserError(
-                f"{path} was trained with another config ({key}: {old!r} -> {new!r}); choose a new "
-                "workdir"
-            )
-        found[point] = outcome
-    return found
+def left(study: Study, found: Mapping[Point, Outcome]) -> list[Point]:
+    """What is to be trained next: of each problem, pattern and width the seeds that its present
+    learning rate lacks.
+    """
+    wanted = []
+    for at in _combinations(study):
+        for rate in study.learning_rates:
+            seeds = [Point(*at, rate, seed) for seed in study.seeds]
+            if lacking := [point for point in seeds if point not in found]:
+                wanted += lacking
+                break
+            if _is_solved(study, [found[point] for point in seeds]):
+                break
+    return wanted
 
 
-def _asked(study: Study, point: Point) -> dict[str, Any]:
-    """All that a point's outcome depends on."""
-    asked = {"solved": study.solved, "problem": study.problems[point.problem]}
-    return to_mapping(asked | {"run": configuration(study, point)})
+def _combinations(study: Study) -> Iterable[tuple[str, str, int]]:
+    return itertools.product(study.problems, study.patterns, study.widths)
 
 
-def _row(
-    study: Study,
-    folder: Path,
-    found: dict[Point, Outcome],
-    told: Callable[[Point, int, str], object],
-    at: tuple[str, str, int],
-) -> Row:
+def _is_solved(study: Study, outcomes: Sequence[Outcome]) -> bool:
+    return all(min(one.accuracy.values()) >= study.solved for one in outcomes)
+
+
+def rows(study: Study, found: Mapping[Point, Outcome]) -> list[Row]:
+    """The best learning rate of every problem, pattern and width, once `run` has found them all."""
+    return [_row(study, found, at) for at in _combinations(study)]
+
+
+def _row(study: Study, found: Mapping[Point, Outcome], at: tuple[str, str, int]) -> Row:
     by_rate: dict[float, list[Outcome]] = {}
-    is_solved = False
     for rate in study.learning_rates:
-        made = [Point(*at, rate, seed) for seed in study.seeds]
-        for point in made:
-            if not is_solved and point not in found:
-                outcome = train(study, point, functools.partial(told, point))
-                kept = {"asked": _asked(study, point), "outcome": dataclasses.asdict(outcome)}
-                files.replace(folder / f"{point.name}.json", json.dumps(kept, indent=1) + "\n")
-                found[point] = outcome
-            told(point, 0, "")
-        if not is_solved:
-            by_rate[rate] = [found[point] for point in made]
-            is_solved = all(min(x.accuracy.values()) >= study.solved for x in by_rate[rate])
-    return _best(at, by_rate)
+        by_rate[rate] = [found[Point(*at, rate, seed)] for seed in study.seeds]
+        if _is_solved(study, by_rate[rate]):
+            break  # later rates may be found, of a study that asked for more; they do not count
 
-
-def _best(at: tuple[str, str, int], by_rate: dict[float, list[Outcome]]) -> Row:
     def score(rate: float) -> float:
         return float(np.mean([list(one.accuracy.values()) for one in by_rate[rate]]))
 
     rate = max(by_rate, key=score)
     best, trained = by_rate[rate], list(itertools.chain(*by_rate.values()))
-    by_seed = {name: [one.accuracy[name] for one in best] for name in best[0].accuracy}
+    by_seed = {name: tuple(one.accuracy[name] for one in best) for name in best[0].accuracy}
     return Row(
         *at,
         learning_rate=rate,
         accuracy={name: float(np.mean(values)) for name, values in by_seed.items()},
         by_seed=by_seed,
-        steps=[one.steps for one in best],
+        steps=tuple(one.steps for one in best),
         num_trained=len(trained),
         state_bytes=best[0].state_bytes,
         parameters=best[0].parameters,
@@ -292,76 +281,41 @@ def _best(at: tuple[str, str, int], by_rate: dict[float, list[Outcome]]) -> Row:
     )
 
 
-def train(study: Study, point: Point, told: Callable[[int, str], object]) -> Outcome:
-    """Trains one point to the end of its steps, or until it is solved."""
+def train_point(study: Study, point: Point, workdir: Path) -> Outcome | None:
+    """Trains one point to the end of its steps or until it is solved; None if a signal stopped
+    it.
+    """
     start, problem = time.perf_counter(), study.problems[point.problem]
-    built = build_lib.build(configuration(study, point), jax.devices())
-    size = built.config.data.tokenizer.vocab_size
-    tests = _tests(problem, size)
-    token_bytes = built.put_replicated(np.ones(size, np.int32))
-    state, step, metrics, accuracy = built.init(point.seed), 0, {}, {}
-    for batch in itertools.islice(batches(problem, size, point.seed), problem.steps):
-        state, metrics = built.step(state, built.put(batch), token_bytes)
-        step += 1
-        if step % problem.evaluate_every == 0 or step == problem.steps:
-            scorer = Scorer(built, state.params)
-            accuracy = {
-                name: task.numbers(items, scorer(items.rows))["accuracy"].value
-                for name, (task, items) in tests.items()
-            }
-            lowest = min(accuracy.values())
-            told(step, f"loss {float(metrics['train/loss']):.3f}  accuracy {lowest:.3f}")
-            if lowest >= study.solved:
-                break
+    config = configuration(study, point)
+    options = train.Options(
+        workdir=workdir,
+        data_dir=workdir,
+        rows=training_rows(study, config, point),
+        until={label(one.setting): study.solved for one in problem.test},
+    )
+    done = train.run(config, options)
+    if not done.finished:
+        return None
+    last = metrics.read(workdir)[-1]
     return Outcome(
-        accuracy=accuracy,
-        steps=step,
-        skipped=int(metrics["optim/skipped_total"]),
+        accuracy={
+            one.setting.name: last[f"task/{label(one.setting)}/accuracy"] for one in problem.test
+        },
+        steps=last["step"],
+        skipped=int(last["optim/skipped_total"]),
         seconds=time.perf_counter() - start,
-        parameters=measure.parameters(built),
-        state_bytes=measure.state_bytes(
-            built.model, max(rows.setting.length for rows in problem.test)
-        ),
+        parameters=measure.parameters(done.build),
+        state_bytes=measure.state_bytes(done.build.model, problem.longest_test),
     )
 
 
-def batches(problem: Problem, vocab_size: int, seed: int) -> Iterator[Batch]:
-    """Every training set in a new order each epoch, batches of the sets shuffled; without end."""
-    sets = _sets(problem, vocab_size, seed)
-    for epoch in itertools.count():
-        rng = np.random.default_rng([seed, TRAIN, len(sets), epoch])
-        plan = []
-        for rows in sets:
-            order = rng.permutation(len(rows.tokens))
-            whole = len(order) // problem.batch_size * problem.batch_size
-            plan += [(rows, chosen) for chosen in order[:whole].reshape(-1, problem.batch_size)]
-        for i in rng.permutation(len(plan)):
-            rows, chosen = plan[i]
-            yield mqar.batch(mqar.Examples(*(field[chosen] for field in rows)))
-
-
-@functools.lru_cache(maxsize=1)
-def _sets(problem: Problem, vocab_size: int, seed: int) -> list[mqar.Examples]:
-    return [
-        mqar.examples(rows.setting, vocab_size, rows.examples, [seed, TRAIN, i])
-        for i, rows in enumerate(problem.train)
-    ]
-
-
-def _tests(problem: Problem, vocab_size: int) -> dict[str, tuple[Mqar, Any]]:
-    """Setting -> its task and items; the same rows for every seed of the study."""
-    found = {}
-    for i, rows in enumerate(problem.test):
-        task = Mqar(**dataclasses.asdict(rows.setting), rows=rows.examples)
-        drawn = mqar.examples(rows.setting, vocab_size, rows.examples, [0, TEST, i])
-        found[rows.setting.name] = task, questions(drawn)
-    return found
-
-
-def write(rows: list[Row], head: Mapping[str, Any], workdir: Path) -> None:
-    """recall.json, recall.md and recall.svg in the workdir."""
-    values = [dataclasses.asdict(row) for row in rows]
-    text = json.dumps({**head, "recall": values}, indent=1) + "\n"
-    files.replace(workdir / "recall.json", text)
-    files.replace(workdir / "recall.md", recall_page.table(values))
-    files.replace(workdir / "recall.svg", standalone(recall_page.figure(values)))
+def write(
+    rows: Sequence[Row], cells: Sequence[Mapping[str, Any]], head: Mapping[str, Any], workdir: Path
+) -> None:
+    """recall.json, recall.md and recall.svg in the workdir. `cells`: as `grid.entries` gives
+    them.
+    """
+    values = {**head, "recall": to_mapping(rows), "cells": list(cells)}
+    files.replace(workdir / "recall.json", json.dumps(values, indent=1) + "\n")
+    files.replace(workdir / "recall.md", recall_page.table(rows))
+    files.replace(workdir / "recall.svg", standalone(recall_page.figure(rows)))

@@ -176,6 +176,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert asked["bpb/held"]["value"] == pytest.approx(last["eval/held/bpb"], rel=1e-6)
 
     recalls = compare.recalled(study, workdir)
+    assert recalls is not None
     compare.write(study, rows, recalls, {"commit": "0", "command": "c"}, workdir)
     saved = json.loads((workdir / "compare.json").read_text())
     assert '"units"' not in json.dumps(saved)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
-import numpy as np
 import pytest
 
+from experiments import base
 from experiments.recall.config import get_config
 from lm import build as build_lib
+from lm import evals, metrics, report
+from lm.build import Build
 from lm.config import UserError
-from lm.data import mqar
+from lm.data import tokenizers
+from lm.evals import Given
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
+from lm.report.recall import Row
 from lm.run import record
-from lm.studies import measure, recall
+from lm.studies import grid, measure, recall
 from lm.studies.recall import Outcome, Point
 from tests.lm import launched
 
@@ -38,24 +43,24 @@ def pretend(monkeypatch: pytest.MonkeyPatch, accuracy: dict[tuple[str, float], f
     """Stands in for training; returns the names of what was asked for."""
     asked: list[str] = []
 
-    def train(study: recall.Study, point: Point, told: Any) -> Outcome:
-        asked.append(point.name)
-        told(2, "loss 1.000")
+    def train_point(study: recall.Study, point: Point, workdir: Path) -> Outcome:
+        asked.append(workdir.name)
         right = accuracy.get((point.pattern, point.learning_rate), 0.5)
         return Outcome({"16x2": right, "16x4": right / 2}, 4, 0, 2.0, 100, 1024 * point.width)
 
-    monkeypatch.setattr(recall, "train", train)
+    monkeypatch.setattr(recall, "train_point", train_point)
     return asked
 
 
-def quiet(point: Point, step: int, note: str) -> None:
-    del point, step, note
+def run(study: recall.Study, workdir: Path, table: Sequence[Any] = ()) -> list[Row]:
+    found = recall.run(study, recall.create_grid(study, workdir, table))
+    assert found is not None
+    return recall.rows(study, found)
 
 
 def test_every_preset_is_a_study() -> None:
     for preset in ("smoke", "cpu", "figure2", "based"):
-        study = recall.create(get_config(preset).to_dict())
-        assert len({point.name for point in recall.points(study)}) == len(recall.points(study))
+        recall.create(get_config(preset).to_dict())
     published = recall.create(get_config("figure2").to_dict()).problems
     assert {name: problem.batch_size for name, problem in published.items()} == {
         "64x4": 512,
@@ -86,24 +91,18 @@ def test_a_point_is_a_run_of_its_own() -> None:
     assert (config.run_steps, config.data.batch_size, config.data.context_length) == (4, 8, 16)
 
 
-def test_batches_are_epochs_of_whole_sets() -> None:
-    row = values()["problems"]["16"]["train"][0]
-    longer = {"setting": row["setting"] | {"length": 32}, "examples": 20}
-    study = recall.create(values(train=(row, longer)))
-    problem = study.problems["16"]
-    found = list(islice(recall.batches(problem, 384, 0), 10 + 10))
-    for epoch in (found[:10], found[10:]):
-        # 64 rows are eight batches of 8, 20 are two; none twice.
-        assert sorted(len(batch.tokens[0]) for batch in epoch) == [16] * 8 + [32] * 2
-        rows = {row.tobytes() for batch in epoch for row in batch.tokens}
-        assert len(rows) == 80
-    lengths = [[len(batch.tokens[0]) for batch in epoch] for epoch in (found[:10], found[10:])]
-    assert lengths[0] != lengths[1]
-    again = next(recall.batches(problem, 384, 0))
-    assert all((a == b).all() for a, b in zip(found[0], again, strict=True))
-    tests = recall._tests(problem, 384)
-    trained = {row.tobytes() for batch in found for row in batch.tokens}
-    assert not trained & {row.tokens.tobytes() for row in tests["16x2"][1].rows}
+def test_tests_have_other_rows_than_training() -> None:
+    study = recall.create(values(test=[values()["problems"]["16"]["train"][0]]))
+    point = recall.points(study)[0]
+    config = recall.configuration(study, point)
+    rows = recall.training_rows(study, config, point)
+    trained = {row.tobytes() for step in range(8) for row in rows.batch(step).tokens}
+    assert len(trained) == 64
+    task = evals.create(config.evaluate.tasks, "tasks")["16x2"]
+    given = Given(tokenizers.create(config.data.tokenizer), cast(Any, None), config.data, 0)
+    asked = {row.tokens.tobytes() for row in task.items(given).rows}
+    assert len(asked) == 64
+    assert not trained & asked
 
 
 def test_state_bytes_are_those_of_the_cache() -> None:
@@ -113,24 +112,34 @@ def test_state_bytes_are_those_of_the_cache() -> None:
     assert measure.state_bytes(built.model, 16) == 2 * (16 * (2 * 8 * 4 + 4) + 4) + 4
 
 
-def test_a_training_learns_and_stops_when_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pair: its value is the answer, which one layer of attention learns at once."""
+def test_a_training_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained for real, a few steps: of its own rows, asked its tests, ended when they are solved.
+    (tests/lm/test_generated.py learns.)
+    """
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    setting = {"length": 8, "pairs": 1, "repeats": 0, "filler": "blank", "power": 1.0}
-    rows = ({"setting": setting, "examples": 512},)
-    mapping = values(train=rows, test=rows, batch_size=64, steps=400, evaluate_every=20, solved=0.9)
-    mapping |= {"patterns": ("softmax",), "widths": (32,), "learning_rates": (1e-2,)}
-    mapping["run"]["data"]["tokenizer"]["vocab_size"] = 257
+    monkeypatch.setattr(report, "write", lambda workdirs, out: out)
+    mapping = values(patterns=("softmax",), learning_rates=(1e-2,))
     mapping["run"]["model"]["num_layers"] = 1
     study = recall.create(mapping)
-    notes: list[tuple[int, str]] = []
-    outcome = recall.train(study, recall.points(study)[0], lambda *note: notes.append(note))
-    assert outcome.accuracy["8x1-p1"] >= 0.9
-    assert outcome.steps == notes[-1][0] < 400
-    assert outcome.skipped == 0
-    assert outcome.parameters == 4 * 32 * 32 + 32 + 32
-    assert "accuracy 0." in notes[0][1]
+    found = recall.run(study, recall.create_grid(study, tmp_path, ()))
+    assert found is not None
+    (point, outcome), *_ = found.items()
+    place = tmp_path / "points" / "16-softmax-8-0.01-0"
+    assert record.recorded(place, "until") == {"16x2": 0.99, "16x4": 0.99}
+    assert record.recorded(place, "data", "mqar", "batch_size") == 8
+    # Of one layer; k and v, segment ids and a length of it, and the model's next position.
+    sizes = 4 * 8 * 8 + 8 + 8, 16 * (2 * 8 * 4 + 4) + 4 + 4
+    last = metrics.read(place)[-1]
+    accuracy = {name: last[f"task/{name}/accuracy"] for name in ("16x2", "16x4")}
+    assert outcome == Outcome(accuracy, 4, 0, outcome.seconds, *sizes)
+    assert recall.rows(study, found)[0].accuracy == accuracy
+
+    (place / "cell.json").unlink()  # killed when all was done but that
+    monkeypatch.setattr(Build, "put", lambda *x: pytest.fail("trained again"))
+    again = recall.train_point(study, point, place)
+    assert again is not None
+    assert dataclasses.replace(again, seconds=outcome.seconds) == outcome
 
 
 def test_rates_after_a_solved_one_are_not_trained(
@@ -138,27 +147,27 @@ def test_rates_after_a_solved_one_are_not_trained(
 ) -> None:
     accuracy = {("softmax", 1e-2): 1.0, ("conv,linear", 1e-2): 0.2, ("conv,linear", 1e-3): 0.6}
     asked = pretend(monkeypatch, accuracy)
-    told: list[tuple[str, int]] = []
     study = recall.create(values(solved=0.5, seeds=(0, 1)))
-    rows = recall.run(study, tmp_path, lambda point, step, _: told.append((point.name, step)))
+    rows = run(study, tmp_path)
     assert asked == [
-        "16_softmax_8_0.01_0",
-        "16_softmax_8_0.01_1",
-        "16_conv-linear_8_0.01_0",
-        "16_conv-linear_8_0.01_1",
-        "16_conv-linear_8_0.001_0",
-        "16_conv-linear_8_0.001_1",
+        "16-softmax-8-0.01-0",
+        "16-softmax-8-0.01-1",
+        "16-conv+linear-8-0.01-0",
+        "16-conv+linear-8-0.01-1",
+        "16-conv+linear-8-0.001-0",
+        "16-conv+linear-8-0.001-1",
     ]
     assert [(row.pattern, row.learning_rate) for row in rows] == [
         ("softmax", 1e-2),
         ("conv,linear", 1e-3),
     ]
     assert rows[0].accuracy == {"16x2": 1.0, "16x4": 0.5}
-    assert rows[1].by_seed == {"16x2": [0.6, 0.6], "16x4": [0.3, 0.3]}
+    assert rows[1].by_seed == {"16x2": (0.6, 0.6), "16x4": (0.3, 0.3)}
     assert (rows[0].num_trained, rows[0].seconds) == (2, 4.0)
     assert (rows[1].num_trained, rows[1].seconds) == (4, 8.0)
-    # Every point of the grid is accounted for, trained or not.
-    assert [name for name, step in told if not step] == [p.name for p in recall.points(study)]
+    stricter = recall.create(values(solved=0.5, seeds=(0,)))
+    assert run(stricter, tmp_path)[1].num_trained == 2
+    assert len(asked) == 6, "fewer seeds are there already"
 
 
 def test_the_same_command_resumes_and_another_is_refused(
@@ -166,43 +175,50 @@ def test_the_same_command_resumes_and_another_is_refused(
 ) -> None:
     asked = pretend(monkeypatch, {})
     study = recall.create(values())
-    rows = recall.run(study, tmp_path, quiet)
+    rows = run(study, tmp_path)
     assert len(asked) == 4
-    lost = tmp_path / "points" / "16_conv-linear_8_0.001_0.json"
+    lost = tmp_path / "points" / "16-conv+linear-8-0.001-0" / "cell.json"
     lost.unlink()
-    assert recall.run(study, tmp_path, quiet) == rows
-    assert asked[4:] == ["16_conv-linear_8_0.001_0"]
+    assert run(study, tmp_path) == rows
+    assert asked[4:] == ["16-conv+linear-8-0.001-0"]
 
     wider = recall.create(values(widths=(8, 16)))
-    recall.run(wider, tmp_path, quiet)
+    run(wider, tmp_path)
     assert len(asked) == 9, "a larger grid takes what is there"
 
     other = recall.create(values(steps=5))
     with pytest.raises(UserError, match=r"another config \(problem\.steps: 4 -> 5\)"):
-        recall.run(other, tmp_path, quiet)
+        run(other, tmp_path)
+    with pytest.raises(UserError, match=r"another config \(solved: 0\.99 -> 0\.5\)"):
+        run(recall.create(values(solved=0.5)), tmp_path)
     lost.write_text("{")
-    with pytest.raises(UserError, match=r"conv-linear_8_0\.001_0\.json is damaged"):
-        recall.run(study, tmp_path, quiet)
+    with pytest.raises(UserError, match=r"linear-8-0\.001-0/cell\.json is damaged"):
+        run(study, tmp_path)
     assert len(asked) == 9, "mistakes are told before anything is trained"
-    with record.locked(tmp_path), pytest.raises(UserError, match="in use"):
-        recall.run(study, tmp_path, quiet)
 
 
 def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, {("softmax", 1e-2): 0.9876})
+    asked = pretend(monkeypatch, {("softmax", 1e-2): 0.9876})
     study = recall.create(values(widths=(8, 16)))
-    rows = recall.run(study, tmp_path, quiet)
-    recall.write(rows, {"commit": "0"}, tmp_path)
+    rows, num_trained = run(study, tmp_path), len(asked)
+    trainings = recall.create_grid(study, tmp_path, ())
+    cells = grid.entries(trainings, grid.read(trainings))
+    recall.write(rows, cells, {"commit": "0"}, tmp_path)
     kept = json.loads((tmp_path / "recall.json").read_text())
     assert kept["commit"] == "0"
     text = (tmp_path / "recall.md").read_text()
-    assert text == recall_page.table(kept["recall"])
+    assert text == recall_page.table(rows)
+    assert recall_page.rows_of(kept["recall"]) == rows
     assert "| softmax | 16 | 16,384 | 98.8 % | 49.4 % | 0.01 | 4 | 100 | 2 | 4 |" in text
     svg = (tmp_path / "recall.svg").read_text()
     words = [x.text for x in ElementTree.fromstring(svg).iter() if x.tag.endswith("}text")]
     assert {"softmax", "conv,linear", "16: 16x2", "16: 16x4", "state, bytes a row"} <= set(words)
     assert 'href="http' not in svg, "readable offline"
-    assert svg == standalone(recall_page.figure(kept["recall"])), "the same numbers, the same file"
+    assert svg == standalone(recall_page.figure(rows)), "the same numbers, the same file"
+
+    table = grid.read_table(tmp_path / "recall.json", Outcome)
+    assert run(study, tmp_path / "elsewhere", table) == rows
+    assert len(asked) == num_trained == 8, "what is in a table is not trained again"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +227,7 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"widths": ()}, r"config\.widths is empty"),
         ({"patterns": ("softmax", "softmax")}, r"config\.patterns=.* names one twice"),
         ({"learning_rates": (1e-2, 0.01)}, r"config\.learning_rates=.* names one twice"),
-        ({"learning_rates": (1e-2, 1.0000001e-2)}, "two points would share the file"),
+        ({"learning_rates": (1e-2, 1.0000001e-2)}, "two cells would share the folder"),
         ({"solved": 0.0}, r"solved=0\.0 must lie in \(0, 1\]"),
         ({"patterns": ("softmaxx",)}, "did you mean 'softmax'"),
         ({"steps": 0}, r"problems\.16\.steps=0"),
@@ -219,6 +235,7 @@ def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"test": ()}, r"problems\.16\.test is empty"),
         ({"learning_rates": (0.0,)}, "peak_learning_rate=0"),
         ({"nothing": 1}, "unknown key config.nothing"),
+        ({"problems": {"a/b": get_config("smoke").to_dict()["problems"]["16"]}}, "'a/b' is to be"),
     ],
 )
 def test_mistakes_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -241,6 +258,10 @@ def test_settings_and_heads_that_do_not_fit() -> None:
     mapping["problems"]["16"]["test"] = (rows[0], rows[0])
     with pytest.raises(UserError, match="test has 16x2 twice"):
         recall.create(mapping)
+    mapping = values()
+    mapping["run"]["data"]["sources"] = base.get_config().to_dict()["data"]["sources"]
+    with pytest.raises(UserError, match=r"config\.run\.data\.sources: the rows are generated"):
+        recall.create(mapping)
 
 
 @pytest.mark.slow
@@ -259,17 +280,10 @@ def test_the_command_resumes_and_says_where_it_ran(tmp_path: Path) -> None:
     kept = json.loads((workdir / "recall.json").read_text())
     assert kept["command"] == f"python -m launch.recall {config} --workdir=DIR"
     assert [row["steps"] for row in kept["recall"]] == [[4], [4]]
-    assert recall_page.table(kept["recall"]) in out
-    assert len(err.splitlines()) == 4, "a line for each training"
-    status, again, err = launch()
+    assert recall_page.table(recall_page.rows_of(kept["recall"])) in out
+    assert len([line for line in err.splitlines() if line.startswith("[")]) == 4, "one a training"
+    status, again, err = launch(f"--table={workdir / 'recall.json'}")
     assert (status, again, err) == (0, out, "")
     status, _, err = launch("--config.solved=0.5")
     assert status == 2
     assert "another config (solved: 0.99 -> 0.5)" in err
-
-
-def test_examples_of_test_and_training_differ_by_seed() -> None:
-    setting = mqar.Setting(length=16, pairs=2)
-    train = mqar.examples(setting, 384, 50, [0, recall.TRAIN, 0])
-    test = mqar.examples(setting, 384, 50, [0, recall.TEST, 0])
-    assert np.any(train.tokens != test.tokens, axis=1).all()
