@@ -1,0 +1,78 @@
+"""What every optimizer must do, over all files of lm/optimizers."""
+
+from __future__ import annotations
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import mup, optimizers, schedules
+from lm.families import OPTIMIZERS, SCHEDULES
+from lm.params import ParamInfo
+
+INFOS = {
+    "layers": ParamInfo("L D F", (2, 4, 6), "hidden", True),
+    "norm": ParamInfo("D", (4,), "vector", False),
+}
+MULTIPLIERS = mup.Multipliers(
+    width=1.0, embedding=1.0, residual=1.0, attention_exponent=-1.0, base_init_std=0.1
+)
+
+
+def params(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {k: jnp.asarray(rng.standard_normal(i.shape), jnp.float32) for k, i in INFOS.items()}
+
+
+def made(name: str, **options: typing.Any) -> typing.Any:
+    config = OPTIMIZERS.create({"family": name, "weight_decay": 0.0} | options, "optimizer")
+    rule = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
+    schedule = SCHEDULES.create(rule, "schedule").schedule(schedules.Run(1e6, 10))
+    return optimizers.create(config, MULTIPLIERS, INFOS, schedule, 10)
+
+
+def stepped(tx: typing.Any, grads: list[typing.Any]) -> list[tuple[typing.Any, typing.Any]]:
+    update = jax.jit(tx.update)
+    found = [(params(0), tx.init(params(0)))]
+    for i, g in enumerate(grads):
+        before, state = found[-1]
+        updates, state = update(g, state, before, step=jnp.int32(i), loss=jnp.float32(1.0))
+        found.append((jax.tree.map(jnp.add, before, updates), state))
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_it_descends(name: str) -> None:
+    """On |w|^2 / 2, whose gradient is w, thirty steps bring every parameter nearer to zero."""
+    tx = made(name)
+    update = jax.jit(tx.update)
+    w, state = params(0), tx.init(params(0))
+    for i in range(30):
+        updates, state = update(w, state, w, step=jnp.int32(i), loss=jnp.float32(1.0))
+        w = jax.tree.map(jnp.add, w, updates)
+    for key, start in params(0).items():
+        assert w[key].dtype == jnp.float32
+        assert float(jnp.linalg.norm(w[key])) < float(jnp.linalg.norm(start)), key
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_skipped_step_leaves_every_bit(name: str) -> None:
+    nan = jax.tree.map(lambda x: x * jnp.nan, params(1))
+    (_, first), (before, state), (after, left) = stepped(made(name), [params(1), nan])
+    del first
+    for a, b in zip(
+        jax.tree.leaves((before, state.inner)), jax.tree.leaves((after, left.inner)), strict=True
+    ):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert int(left.guard.skipped_total) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_weight_decay_shrinks_what_declares_it(name: str) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, params(1))
+    (before, _), (after, _) = stepped(made(name, weight_decay=0.1), [zeros])
+    np.testing.assert_allclose(after["layers"], before["layers"] * (1 - 0.001), rtol=1e-5)
+    np.testing.assert_array_equal(after["norm"], before["norm"])
