@@ -1,16 +1,12 @@
 """Linear attention with decay chunk by chunk in plain XLA, for any backend, with its own backward.
 
 The order of Yang et al. (arXiv 2312.06635, section 4): matrix products within a chunk, and the
-memory S from chunk to chunk in a scan. Saved: the inputs, and S at the entry of every chunk
-(T K V / C floats per head); the backward scan runs from the last chunk to the first.
+memory S from chunk to chunk in a scan (`primitives.xla_chunks`).
 """
 
 import math
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import segments
@@ -20,17 +16,10 @@ from kernels.gated_linear import tile
 from kernels.gated_linear.tile import Chunk, GatedState, How
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import Marks
 from kernels.primitives.products import AS_GIVEN
+from kernels.primitives.xla_chunks import Mathematics, recur
 
 DEFAULT = Sizes(length=64, sub=8)
-
-
-class Static(NamedTuple):
-    """What is known at trace time."""
-
-    scale: float
-    how: How
 
 
 def apply(
@@ -50,9 +39,10 @@ def apply(
             f"set length={1 << sizes.length.bit_length()}"
         )
     marks, segment = chunks.marks(segment_ids, state.segment, sizes.length, time)
-    static = Static(options["scale"], How(AS_GIVEN, sizes.sub))
+    how = How(AS_GIVEN, sizes.sub)
+    mathematics = Mathematics(tile.forward, tile.backward, how, options["scale"])
     x = _cut(inputs, segment_ids, sizes.length)
-    out, s = attend(static, x, chunks.per_head(marks), state.s.astype(jnp.float32))
+    out, s = recur(mathematics, x, chunks.per_head(marks), state.s.astype(jnp.float32))
     out = segments.blank_padding(chunks.join(out, time), segment_ids)
     return out.astype(inputs["q"].dtype), GatedState(s, segment)
 
@@ -76,49 +66,3 @@ def _cut(inputs: Inputs, segment_ids: Array | None, length: int) -> Chunk:
     else:
         channel = log_decay
     return Chunk(x["q"], x["k"], x["v"], head, channel)
-
-
-def _widen(x: Chunk, static: Static) -> Chunk:
-    """One chunk in float32, queries scaled."""
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), x)
-    return wide._replace(q=static.scale * wide.q)
-
-
-def _attend(
-    static: Static, x: Chunk, marks: Marks | None, s: Float[Array, "B H K V"]
-) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
-    """Output of all chunks, and what leaves the last."""
-    return _forward(static, x, marks, s)[0]
-
-
-def _forward(
-    static: Static, x: Chunk, marks: Marks | None, s: Array
-) -> tuple[tuple[Array, Array], tuple[Chunk, Marks | None, Array]]:
-    def visit(s: Array, now: tuple[Chunk, Marks | None]) -> tuple[Array, tuple[Array, Array]]:
-        here, marks = now
-        documents = chunks.documents(marks)
-        out, left = tile.forward(_widen(here, static), documents, s, static.how)
-        return left, (out, s)
-
-    s, (out, entered) = lax.scan(visit, s, (x, marks))
-    return (out, s), (x, marks, entered)
-
-
-def _backward(
-    static: Static, saved: tuple[Chunk, Marks | None, Array], cotangents: tuple[Array, Array]
-) -> tuple[Chunk, None, Array]:
-    d_out, d_s = cotangents
-
-    def visit(d_left: Array, now: tuple[Chunk, Marks | None, Array, Array]) -> tuple[Array, Chunk]:
-        here, marks, s, d_out = now
-        wide, documents = _widen(here, static), chunks.documents(marks)
-        d_here, d_s = tile.backward(wide, documents, s, d_out, d_left, static.how)
-        d_here = d_here._replace(q=static.scale * d_here.q)
-        return d_s, jax.tree.map(lambda grad, x: grad.astype(x.dtype), d_here, here)
-
-    d_s, d_x = lax.scan(visit, d_s, (*saved, d_out), reverse=True)
-    return d_x, None, d_s
-
-
-attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
-attend.defvjp(_forward, _backward)

@@ -1,5 +1,7 @@
 """Each primitive against its plain form."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from kernels import segments
 from kernels.blocks import Attention
-from kernels.primitives import causal_tiles, kv_cache, log_space, online_softmax, rope
+from kernels.primitives import causal_tiles, kv_cache, log_space, online_softmax, rope, xla_chunks
 from tests.kernels.contract_problem import error
 
 IDS = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 3, 3, 3, 3]], np.int32)
@@ -128,6 +130,47 @@ def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, pack
     assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}
     order = np.asarray(tiles.pairs)[: int(tiles.needed)]
     assert order.tolist() == sorted(order.tolist(), key=lambda pair: (pair[0], -pair[1]))
+
+
+class Tokens(NamedTuple):
+    q: jax.Array
+    v: jax.Array
+
+
+def test_a_scan_over_chunks_is_a_loop_over_them():
+    """Output, memory and gradients, of a mathematics whose backward is autodiff's."""
+
+    def forward(x: Tokens, documents: Any, s: jax.Array, how: float) -> tuple[jax.Array, jax.Array]:
+        assert documents is None
+        return jnp.sin(x.q @ s) + x.v, how * s + jnp.swapaxes(x.q, -1, -2) @ x.v
+
+    def backward(
+        x: Tokens, documents: Any, s: jax.Array, d_out: jax.Array, d_s: jax.Array, how: float
+    ) -> Any:
+        return jax.vjp(lambda x, s: forward(x, documents, s, how), x, s)[1]((d_out, d_s))
+
+    def loop(x: Tokens, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outs = []
+        for n in range(x.q.shape[0]):
+            here = Tokens(2.0 * x.q[n].astype(jnp.float32), x.v[n].astype(jnp.float32))
+            out, s = forward(here, None, s, 0.5)
+            outs.append(out)
+        return jnp.stack(outs), s
+
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
+    x, s = Tokens(draw(3, 2, 1, 4, 5).astype(jnp.bfloat16), draw(3, 2, 1, 4, 6)), draw(2, 1, 5, 6)
+    mathematics = xla_chunks.Mathematics(forward, backward, 0.5, 2.0)
+    got, pull = jax.vjp(lambda x, s: xla_chunks.recur(mathematics, x, None, s), x, s)
+    want, plain = jax.vjp(loop, x, s)
+    cotangents = draw(*want[0].shape), draw(*want[1].shape)
+    for ours, theirs in zip(
+        jax.tree.leaves((got, pull(cotangents))),
+        jax.tree.leaves((want, plain(cotangents))),
+        strict=True,
+    ):
+        assert ours.dtype == theirs.dtype
+        assert error(ours, theirs) <= 1e-6
 
 
 def test_splitting_and_merging_are_inverse():
