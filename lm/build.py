@@ -42,15 +42,15 @@ ONE_DEVICE = MeshConfig(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Build(Parts):
-    """The parts of a step and what is compiled of them; `init(seed)`, `step`, `score` are jitted
-    functions.
+    """The parts of a step, and three jitted functions of them: `init(seed)`, `step(state, batch,
+    token_bytes, frozen)` and `score(params, batch, frozen)` of lm/step.py.
     """
 
     layers: list[LayerRecord]
     run_tokens: int
     init: Callable[[int], TrainState]
-    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-    score: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    score: Callable[..., tuple[jax.Array, jax.Array]]
 
     @property
     def batch_sharding(self) -> NamedSharding:

@@ -23,8 +23,11 @@ from lm.layers import LayerRecord
 from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.modules.embed import Embed, Head
+from lm.modules.losses import Losses, together
 from lm.modules.norm import RMSNorm
 from lm.modules.remat import remat_policy
+
+FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of keys, of modules
 
 
 class ModelState(NamedTuple):
@@ -44,15 +47,16 @@ class Period(nn.Module):
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, states: Any
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, Any, Losses]:
         """x [B, T, D]; `states` a tuple over blocks, or None in training."""
-        out = []
+        out, found = [], []
         for i, block in enumerate(self.blocks):
             given = None if states is None else states[i]
             through = self._rematted(type(block))
-            x, state = through(block, x, segment_ids, positions, given)
+            x, state, losses = through(block, x, segment_ids, positions, given)
             out.append(state)
-        return x, None if states is None else tuple(out)
+            found.append(losses)
+        return x, None if states is None else tuple(out), together(found)
 
     def step(self, x: jax.Array, positions: jax.Array, states: Any) -> tuple[jax.Array, Any]:
         out = []
@@ -102,17 +106,34 @@ class Model(nn.Module):
         With a state this is a prefill that continues it: rows are left-aligned, padding (segment 0)
         at the right.
         """
-        x = self.embed(tokens)
-        states = [None] * len(self.groups) if state is None else state.groups
-
-        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
-            return period(x, segment_ids, positions, group_state)
-
-        x, states = self._through(layer, x, states)
-        hidden = self.final_norm(x) * self.context.multipliers.logits
+        hidden, states, _ = self._span(tokens, segment_ids, positions, state)
         if state is None:
             return hidden, None
         return hidden, ModelState(states, _next_positions(state.positions, segment_ids, positions))
+
+    def train(
+        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, Losses]:
+        """hidden [B, T, D] as from a call, and the losses of all layers (lm/modules/losses.py).
+        Modules that draw do so where `apply` is given rngs={"dropout": key}.
+        """
+        hidden, _, losses = self._span(tokens, segment_ids, positions, None)
+        return hidden, losses
+
+    def _span(
+        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any, Losses]:
+        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
+            x, after, losses = period(x, segment_ids, positions, group_state)
+            return x, (after, losses)
+
+        states = [None] * len(self.groups) if state is None else state.groups
+        x, found = self._through(layer, self.embed(tokens), states)
+        hidden = self.final_norm(x) * self.context.multipliers.logits
+        # Of one group the losses are stacked over its repeats.
+        over_layers = lambda losses: {k: jnp.sum(loss, axis=0) for k, loss in losses.items()}
+        losses = together(over_layers(losses) for _, losses in found)
+        return hidden, tuple(after for after, _ in found), losses
 
     def step(self, tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
         """tokens int32 [B], the next of each row -> hidden [B, D] and the state after them."""
@@ -149,8 +170,8 @@ class Model(nn.Module):
         for repeat, group, state in zip(self.repeats, self.groups, states, strict=True):
             scan = nn.scan(
                 layer,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True},
+                variable_axes={"params": 0, "intermediates": 0, FROZEN: 0},
+                split_rngs={"params": True, DROPOUT: True},
                 length=repeat,
                 unroll=repeat if self.config.unroll else 1,
                 metadata_params={meta.PARTITION_NAME: "L"},

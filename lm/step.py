@@ -5,7 +5,9 @@
     guard, clip, AdamW, schedule (lm/optimizers) -> parameters
 
 so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
-i, i + A, i + 2A, ...: every device keeps working on its own rows.
+i, i + A, i + 2A, ...: every device keeps working on its own rows. Losses that layers add are losses
+of tokens too (lm/modules/losses.py). Modules that draw have a key of this step, place of the data
+axis and microbatch: the same when a run is resumed, on any devices of the other axes.
 
 The gradient is formed inside a shard_map over the data axis and reduced after the last microbatch,
 once, into the layout of the optimizer state (lm/parallel/reduction.py).
@@ -23,17 +25,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from lm import loss as loss_lib
 from lm import optimizers, schedules
 from lm.config import Config
 from lm.data.batch import Batch, byte_weights
 from lm.loss import LossOptions
-from lm.model import Model
-from lm.objectives import Forward
+from lm.model import DROPOUT, FROZEN, Model
+from lm.modules.losses import weighted
+from lm.objectives import Forward, Found, Hidden
 from lm.parallel import reduction, sharding
 from lm.schedules import Schedule
-from lm.state import TrainState
+from lm.state import NOTHING, Frozen, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -69,35 +73,53 @@ class Parts:
 
 
 class Sums(NamedTuple):
-    """Over tokens: objective and weights; and of what is text (no end of text): nats and UTF-8
-    bytes. float32 [].
+    """Over tokens: objective and weighted nats; of what is text (no end of text) nats and UTF-8
+    bytes; and the losses of layers, which `objective` has in it. float32 [].
     """
 
     objective: jax.Array
     nll: jax.Array
     text_nll: jax.Array
     text_bytes: jax.Array
+    losses: dict[str, jax.Array]
 
 
-def score(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of every target, float32 [B, T], and whether no other token was
-    likelier, bool [B, T]; padding included, weigh it.
+class Given(NamedTuple):
+    """What a gradient reads besides parameters and batch: UTF-8 bytes of each id, int32 [vocab];
+    a key for the modules that draw; and what is frozen.
     """
-    hidden, head = _hidden(parts, params, batch)
+
+    token_bytes: jax.Array
+    key: jax.Array
+    frozen: Frozen
+
+
+def score(
+    parts: Parts, params: Any, batch: Batch, frozen: Frozen = NOTHING
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of every target, float32 [B, T], and whether no other token was
+    likelier, bool [B, T]; padding included, weigh it. Nothing is drawn and no layer adds a loss.
+    """
+    hidden, _ = parts.model.apply(_variables(params, frozen), *_inputs(batch))
+    head = _head(parts, params)
     return loss_lib.score(hidden, head, batch.targets, parts.mesh, parts.loss)
 
 
-def create(parts: Parts) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """`step(state, batch, token_bytes int32 [vocab]) -> state, metrics`; pure, to be jitted with
-    `state` donated.
+def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`step(state, batch, token_bytes int32 [vocab], frozen) -> state, metrics`; pure, to be jitted
+    with `state` donated.
     """
 
     local = functools.partial(_local_gradient, parts)
     gradient = reduction.over_data(local, parts.mesh, parts.gradients)
 
-    def step(state: TrainState, batch: Batch, token_bytes: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, token_bytes: jax.Array, frozen: Frozen = NOTHING
+    ) -> tuple[TrainState, Metrics]:
         weight = jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
-        grads, sums = gradient(state.params, batch, token_bytes)
+        key = jax.random.fold_in(jax.random.key(parts.config.seed), state.step)
+        given = Given(token_bytes, key, frozen)
+        grads, sums = gradient(state.params, batch, given)
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss = sums.objective / weight
         extra = {"step": state.step, "loss": loss}
@@ -118,39 +140,64 @@ def _on_device(parts: Parts, opt_state: Any) -> Any:
     return jax.tree.map(near, opt_state, parts.abstract_state.opt_state)
 
 
-def _hidden(parts: Parts, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    variables = {"params": params}
-    hidden, _ = parts.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
-    return hidden, typing.cast(jax.Array, parts.model.apply(variables, method="head"))
+def _objective(parts: Parts, params: Any, batch: Batch, given: Given) -> tuple[jax.Array, Found]:
+    """The sum over tokens that is differentiated, losses of layers included, and its parts."""
+    model_key, own_key = jax.random.split(given.key)
 
+    def hidden(params: Any, batch: Batch) -> Hidden:
+        variables, rngs = _variables(params, given.frozen), {DROPOUT: model_key}
+        found: Any = parts.model.apply(variables, *_inputs(batch), rngs=rngs, method="train")
+        states, losses = found
+        return Hidden(states, _head(parts, params), weighted(losses, batch.loss_weights))
 
-def _local_gradient(
-    parts: Parts, params: Any, batch: Batch, token_bytes: jax.Array
-) -> tuple[Any, Sums]:
-    """Over the rows of one place of the data axis."""
     loss = functools.partial(loss_lib.objective, mesh=parts.mesh, options=parts.loss)
-    forward = Forward(hidden=functools.partial(_hidden, parts), loss=loss)
+    forward = Forward(hidden=hidden, loss=loss, key=own_key, frozen=given.frozen.objective)
+    found = parts.config.objective(forward, params, batch)
+    return functools.reduce(jnp.add, found.losses.values(), found.total), found
 
-    def sums(params: Any, part: Batch) -> tuple[jax.Array, Sums]:
-        objective, nll = parts.config.objective(forward, params, part)
-        text, size = byte_weights(part, token_bytes)
-        return objective, Sums(
-            objective, jnp.sum(nll * part.loss_weights), jnp.sum(nll * text), jnp.sum(size)
-        )
+
+def _variables(params: Any, frozen: Frozen) -> dict[str, Any]:
+    return {"params": params} | ({} if frozen.model is None else {FROZEN: frozen.model})
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return batch.tokens, batch.segment_ids, batch.positions
+
+
+def _head(parts: Parts, params: Any) -> jax.Array:
+    return typing.cast(jax.Array, parts.model.apply({"params": params}, method="head"))
+
+
+def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tuple[Any, Sums]:
+    """Over the rows of one place of the data axis. A key of its own goes to every place of the data
+    axis and to every microbatch, so that what is drawn depends on the number of both.
+    """
+    place = jax.lax.axis_index("data") if parts.mesh.shape["data"] > 1 else 0
+    key = jax.random.fold_in(given.key, place)
+
+    def sums(params: Any, part: Batch, index: ArrayLike) -> tuple[jax.Array, Sums]:
+        own = given._replace(key=jax.random.fold_in(key, index))
+        objective, found = _objective(parts, params, part, own)
+        text, size = byte_weights(part, given.token_bytes)
+        nats = jnp.sum(found.nll * part.loss_weights), jnp.sum(found.nll * text)
+        return objective, Sums(objective, *nats, jnp.sum(size), found.losses)
 
     grad = jax.grad(sums, has_aux=True)
     count = parts.config.run.accumulation
     if count == 1:
-        return grad(params, batch)
+        return grad(params, batch, 0)
 
-    def body(carry: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, grad(params, part)), None
+    def body(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+        grads, found = grad(params, *part)
+        return jax.tree.map(jnp.add, carry, (grads, found._replace(losses={}))), found.losses
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
-    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4)
-    return jax.lax.scan(body, zero, jax.tree.map(split, batch))[0]
+    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4, losses={})
+    microbatches = jax.tree.map(split, batch), jnp.arange(count)
+    (grads, found), losses = jax.lax.scan(body, zero, microbatches)
+    return grads, found._replace(losses={k: jnp.sum(loss) for k, loss in losses.items()})
 
 
 def _metrics(
@@ -165,7 +212,7 @@ def _metrics(
         "optim/grad_norm": optax.tree.norm(grads),
         "optim/skipped_total": guard.skipped_total,
         "optim/skipped_in_row": guard.skipped_in_row,
-    }
+    } | {f"aux/{name}": loss / weight for name, loss in sums.losses.items()}
     tokens = schedules.tokens_seen(state.step, parts.config.tokens_per_step)
     rates = optimizers.learning_rates(
         parts.schedule, parts.model.context.multipliers, parts.infos, tokens

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from lm.modules.context import Context
 from lm.modules.feed_forward import FeedForward
+from lm.modules.losses import Losses
 
 
 class Block(nn.Module):
@@ -26,8 +27,10 @@ class Block(nn.Module):
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
-    ) -> tuple[jax.Array, Any]:
-        """x [B, T, D]; `state` None in training. Returns the layer's output and mixer's state."""
+    ) -> tuple[jax.Array, Any, Losses]:
+        """x [B, T, D]; `state` None in training. Returns the layer's output, the mixer's state, and
+        the losses of mixer and feed-forward.
+        """
         raise NotImplementedError
 
     def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:

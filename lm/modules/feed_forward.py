@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 
 from lm.modules.context import Context
+from lm.modules.losses import Losses
 
 
 class FeedForward(nn.Module):
@@ -20,5 +21,6 @@ class FeedForward(nn.Module):
         """What is wrong with these options, in one line; read before any device is touched."""
         return None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, Losses]:
+        """x [..., D] -> [..., D]; or that, and what is added to the objective."""
         raise NotImplementedError

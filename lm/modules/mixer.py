@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels import dispatch
 from kernels.shard import Placement
 from lm.modules.context import Context
+from lm.modules.losses import Losses
 
 
 class Call(NamedTuple):
@@ -38,11 +39,14 @@ def form_field(name: str) -> str:
 
 
 class Along:
-    """The ops of one mixer along time: T tokens where `segment_ids` are given, else one token."""
+    """The ops of one mixer along time: T tokens where `segment_ids` are given, else one token. What
+    a mixer puts into `losses` is added to the objective (lm/modules/losses.py).
+    """
 
     def __init__(self, mixer: Mixer, segment_ids: jax.Array | None, states: Any) -> None:
         self.mixer, self.calls, self.segment_ids = mixer, mixer.calls(), segment_ids
         self.before, self.after = states, {}
+        self.losses: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, inputs: dict[str, jax.Array]) -> jax.Array:
         """Inputs and output of the op, with or without T."""
@@ -86,8 +90,15 @@ class Mixer(nn.Module):
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D]; segment_ids, positions int32 [B, T]; `state` None in training."""
+        out, state, _ = self.span(x, segment_ids, positions, state)
+        return out, state
+
+    def span(
+        self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any, Losses]:
+        """The same, and the mixer's losses."""
         run = Along(self, segment_ids, state)
-        return self.mix(x, positions, run), run.after
+        return self.mix(x, positions, run), run.after, run.losses
 
     def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """x [B, D], positions int32 [B]: one token a row, in the row's current document."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-
 from lm.data.batch import Batch
-from lm.objectives import Forward
+from lm.objectives import Forward, Found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +14,7 @@ class NextToken:
     def problem(self) -> str | None:
         return None
 
-    def __call__(self, forward: Forward, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden, head = forward.hidden(params, batch)
-        return forward.loss(hidden, head, batch.targets, batch.loss_weights)
+    def __call__(self, forward: Forward, params: Any, batch: Batch) -> Found:
+        hidden = forward.hidden(params, batch)
+        targets, weights = batch.targets, batch.loss_weights
+        return Found(*forward.loss(hidden.states, hidden.head, targets, weights), hidden.losses)

@@ -198,11 +198,11 @@ def _trace(built: Build, rows: int) -> Any:
     ids = jax.ShapeDtypeStruct((rows, built.config.data.context_length), jnp.int32)
 
     def backward(params: Any, tokens: Any, segment_ids: Any, positions: Any) -> Any:
-        def hidden(params: Any) -> Any:
-            variables = {"params": params}
-            return built.model.apply(variables, tokens, segment_ids, positions)[0]
+        def forward(params: Any) -> Any:
+            inputs = tokens, segment_ids, positions
+            return built.model.apply({"params": params}, *inputs, method="train")
 
-        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+        return jax.tree.leaves(jax.vjp(forward, params)[1])
 
     return jax.make_jaxpr(backward)(built.abstract_state.params, ids, ids, ids).jaxpr
 
