@@ -32,7 +32,8 @@ from lm.config import LossConfig
 
 class LossOptions(NamedTuple):
     """Static. `vocab_size` masks the padded rows of the head; `operand_dtype` is what the logits
-    matmul multiplies; `axes` are mesh axes by what they split: "B" rows, "vocab" and "D" the head.
+    matmul multiplies; `axes` are mesh axes by what they split: "B" rows and "T" time of the tokens,
+    "vocab" and "D" the head.
     """
 
     z_loss: float
@@ -45,7 +46,7 @@ class LossOptions(NamedTuple):
     def create(
         config: LossConfig, vocab_size: int, operand_dtype: Any, rules: Rules
     ) -> LossOptions:
-        axes = tuple((letter, tuple(rules.get(letter, ()))) for letter in ("B", "vocab", "D"))
+        axes = tuple((letter, tuple(rules.get(letter, ()))) for letter in ("B", "T", "vocab", "D"))
         return LossOptions(config.z_loss, config.chunk_size, vocab_size, operand_dtype, axes)
 
 
@@ -264,16 +265,17 @@ _sum.defvjp(_sum_fwd, _sum_bwd)
 def _over_parts(
     function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, options: LossOptions
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """`function(vocab, hidden, head, *rows)` over the parts of batch and vocabulary; of its outputs
-    "r" are rows, "+" summed over them, and "h" is summed so and laid out as the head.
+    """`function(vocab, hidden, head, *rows)` over the parts of batch, time and vocabulary; of its
+    outputs "r" are rows, "+" summed over them, and "h" is summed so and laid out as the head.
     """
     here, axes = shard.here(mesh, dict(options.axes))
-    batch, split, features = (axes.get(letter, ()) for letter in ("B", "vocab", "D"))
-    if not (batch or split or features):
+    rows, time, split, features = (axes.get(letter, ()) for letter in ("B", "T", "vocab", "D"))
+    tokens = rows + time  # over which the tokens are spread
+    if not (tokens or split or features):
         return lambda hidden, head, *rows: function(_Vocab((), 0, len(head)), hidden, head, *rows)
 
     def reduced(x: jax.Array, kind: str) -> jax.Array:
-        return x if kind == "r" else shard.total(x, batch, features if kind == "h" else (), 1)
+        return x if kind == "r" else shard.total(x, tokens, features if kind == "h" else (), 1)
 
     def part(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
         if features:
@@ -284,7 +286,7 @@ def _over_parts(
         found = function(_Vocab(split, first, len(head)), hidden, head, *rows)
         return tuple(reduced(x, kind) for x, kind in zip(found, outputs, strict=True))
 
-    specs = {"r": P(batch or None), "+": P(), "h": P(split or None, features or None)}
+    specs = {"r": P(rows or None, time or None), "+": P(), "h": P(split or None, features or None)}
 
     def mapped(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
         inputs = (specs["r"], specs["h"], *(specs["r"] for _ in rows))

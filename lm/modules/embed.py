@@ -61,27 +61,32 @@ def lookup(context: Context, table: jax.Array, tokens: jax.Array) -> jax.Array:
     scale, dtype = context.multipliers.embedding, context.numerics.compute_dtype
     rules = {**context.rules, "D": context.weights.get("D", ())}
     mesh, rules = shard.here(context.mesh, rules)
-    rows, vocab, features = (rules.get(letter, ()) for letter in ("B", "vocab", "D"))
-    if not (rows or vocab or features):
+    vocab, features = (rules.get(letter, ()) for letter in ("vocab", "D"))
+    # The tokens of a decode step are [B]: they have no time to split.
+    layout = tuple(rules.get(letter, ()) for letter in ("B", "T")[: tokens.ndim])
+    if not (any(layout) or vocab or features):
         return (jnp.take(table, tokens, axis=0) * scale).astype(dtype)
-    return _lookup(_Placed(mesh, rows, vocab, features, scale, dtype), table, tokens)
+    return _lookup(_Placed(mesh, layout, vocab, features, scale, dtype), table, tokens)
 
 
 class _Placed(NamedTuple):
-    """Mesh axes of the rows of a batch, of the vocabulary, and of the table's features; multiplier
-    and dtype of the result.
+    """Mesh axes of the dimensions of the tokens, rows and time; of the vocabulary, and of the
+    table's features; multiplier and dtype of the result.
     """
 
     mesh: Any
-    rows: tuple[str, ...]
+    tokens: tuple[tuple[str, ...], ...]
     vocab: tuple[str, ...]
     features: tuple[str, ...]
     scale: float
     dtype: Any
 
     def over(self, function: Any, inputs: str, output: str) -> Any:
-        """`function` on local parts: "t" is a table, "b" has a batch in front."""
-        specs = {"t": P(self.vocab or None, self.features or None), "b": P(self.rows or None)}
+        """`function` on local parts: "t" is a table, "b" has tokens in front."""
+        specs = {
+            "t": P(self.vocab or None, self.features or None),
+            "b": P(*(axes or None for axes in self.tokens)),
+        }
         return shard.wrap(function, self.mesh, tuple(specs[x] for x in inputs), specs[output])
 
     def local(self, tokens: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +123,7 @@ def _lookup_bwd(placed: _Placed, residuals: Any, cotangent: jax.Array) -> tuple[
         row, inside = placed.local(tokens, rows)
         kept = jnp.where(inside[..., None], cotangent.astype(jnp.float32) * placed.scale, 0.0)
         d_table = jnp.zeros((rows, cotangent.shape[-1]), jnp.float32).at[row].add(kept)
-        return shard.total(d_table, placed.rows, placed.features, 1)
+        return shard.total(d_table, sum(placed.tokens, ()), placed.features, 1)
 
     return placed.over(part, "bb", "t")(tokens, cotangent).astype(like.dtype), None
 

@@ -100,8 +100,8 @@ def check_heads(
 
 
 def batch(mesh: Mesh) -> NamedSharding:
-    """[B, T] arrays: rows over the batch axes."""
-    return NamedSharding(mesh, P(_live(ACTIVATIONS["B"], mesh) or None))
+    """[B, T] arrays, of a batch and of what is scored: rows and time over their axes."""
+    return NamedSharding(mesh, P(*(_live(ACTIVATIONS[x], mesh) or None for x in "BT")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,91 @@
+"""Embedding and loss where devices share the tokens of a row: the same as on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from lm import loss
+from lm.loss import LossOptions
+from lm.modules.context import Context
+from lm.modules.embed import lookup
+from lm.parallel import mesh as mesh_lib
+from lm.parallel import sharding
+from tests.lm import tiny
+
+B, T, D, VOCAB = 4, 8, 32, 384
+
+
+def mesh(**ways: int) -> Mesh:
+    sizes = [ways.get(axis, 1) for axis in mesh_lib.AXES]
+    grid = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
+    return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+MESHES = [
+    {"sequence": 4},
+    {"data": 2, "sequence": 2},
+    {"fsdp": 2, "tensor": 2, "sequence": 2},
+]
+
+
+def context(split: Mesh) -> Context:
+    config = tiny.config().mesh
+    return dataclasses.replace(
+        tiny.create().model.context,
+        mesh=split,
+        rules=sharding.activations(config, split),
+        weights=sharding.weights(config, split, {"D": D, "vocab": VOCAB}),
+    )
+
+
+def same(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ways", MESHES, ids=str)
+def test_the_embedding(ways: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, VOCAB, (B, T)), jnp.int32)
+    table = jnp.asarray(rng.standard_normal((VOCAB, D)), jnp.float32)
+
+    def found(split: Mesh) -> Any:
+        value = lambda table: jnp.sum(jnp.sin(lookup(context(split), table, tokens)))
+        return tiny.jit(jax.value_and_grad(value))(table)
+
+    same(found(mesh(**ways)), found(mesh()))
+    one = lambda split: lookup(context(split), table, tokens[:, 0])
+    same(one(mesh(**ways)), one(mesh()))
+
+
+@pytest.mark.parametrize("ways", MESHES, ids=str)
+def test_the_loss(ways: dict[str, int]) -> None:
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.standard_normal((B, T, D)), jnp.float32)
+    head = jnp.asarray(rng.standard_normal((VOCAB, D)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, VOCAB - 84, (B, T)), jnp.int32)
+    weights = jnp.asarray(rng.random((B, T)), jnp.float32)
+
+    def found(split: Mesh) -> Any:
+        rules = context(split).rules | {"D": context(split).weights.get("D", ())}
+        config = dataclasses.replace(tiny.config().loss, chunk_size=7, z_loss=1e-2)
+        options = LossOptions.create(config, VOCAB - 84, jnp.float32, rules)
+        value = lambda h, w: loss.objective(h, w, targets, weights, split, options)
+        scored = lambda h, w: loss.score(h, w, targets, split, options)
+        gradient = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
+        return tiny.jit(lambda h, w: (gradient(h, w), scored(h, w)))(hidden, head)
+
+    same(found(mesh(**ways)), found(mesh()))
+
+
+def test_a_batch_is_laid_out_over_rows_and_time() -> None:
+    split = mesh(data=2, sequence=2)
+    x = jax.device_put(np.zeros((B, T)), sharding.batch(split))
+    assert {shard.data.shape for shard in x.addressable_shards} == {(B // 2, T // 2)}
