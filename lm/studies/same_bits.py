@@ -46,7 +46,7 @@ SMOKE: dict[str, Any] = {
     "data.context_length": 96,
     "data.batch_size": 4,
     "schedule.peak_learning_rate": 0.02,
-    "schedule.warmup": "5 steps",
+    "schedule.warmup": "25 percent",
     "loss.chunk_size": 100,
     "evaluate.every": "50 percent",
     "evaluate.max_tokens": 512,
