@@ -18,9 +18,9 @@ def render(values: dict[str, Any], op: str = "") -> str:
     where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
     where += f" ({values['cores']} cores), {values['date'][:10]}"
     if "rows" in values:  # before recall: a comparison may hold both
-        from lm.report import comparison
+        from lm.report import compared, comparison
 
-        return f"{where}\n\n{comparison.tables(values)}"
+        return f"{where}\n\n{comparison.tables(compared.from_mapping(values))}"
     if "recall" in values:
         from lm.report import recall
 

@@ -1,6 +1,7 @@
 """The page of a comparison: verdicts first, then curves, recall against state, speed, every number.
 
-Everything is drawn from compare.json, so that a committed file gives its page again.
+Everything is drawn from what compare.json holds (lm/report/compared.py), so that a committed file
+gives its page again.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-from lm.evaluation.statistics import Number
+from lm.evaluation.scoring import Cost
 from lm.report import recall
+from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
 
-Found = Mapping[str, Any]
 FEWEST = 64  # positions below hold too few tokens for a curve
 MOST_COLUMNS = 12  # of a table of a curve; longer ones are drawn
 
 
-def page(found: Found) -> str:
-    """compare.json as one offline HTML page."""
-    rows = found["rows"]
+def page(found: Comparison) -> str:
+    """A comparison as one offline HTML page."""
+    rows = found.rows
     head = (
-        f'<header><h1>{text(found["question"])}</h1><div class="soft">'
+        f'<header><h1>{text(found.question)}</h1><div class="soft">'
         f"{text(_subtitle(found))}</div></header>\n"
     )
     drawn = figures(found)
@@ -44,21 +45,21 @@ def page(found: Found) -> str:
         section("Curves", f'<div class="figures">{pictures}</div>'),
         section("Cost", table(*_speed(rows))),
         section("Recall against state", _recall(drawn)),
-        section("Tasks", "".join(_task(rows, label) for label in rows[0]["tasks"])),
+        section("Tasks", "".join(_task(rows, label) for label in rows[0].tasks)),
         section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
     ]
-    return document(found["question"], "".join(sections), "Espalier comparison")
+    return document(found.question, "".join(sections), "Espalier comparison")
 
 
-def markdown(found: Found) -> str:
-    """compare.json as Markdown: verdicts, results, costs, curves."""
-    return f"# {found['question']}\n\n{_subtitle(found)}\n\n{tables(found)}"
+def markdown(found: Comparison) -> str:
+    """A comparison as Markdown: verdicts, results, costs, curves."""
+    return f"# {found.question}\n\n{_subtitle(found)}\n\n{tables(found)}"
 
 
-def tables(found: Found) -> str:
+def tables(found: Comparison) -> str:
     """What `markdown` says below its title."""
-    rows = found["rows"]
-    lines = [f"- {verdict['sentence']}" for verdict in found["verdicts"]]
+    rows = found.rows
+    lines = [f"- {verdict.sentence}" for verdict in found.verdicts]
     for title, (body, head) in (
         ("Results", _results(rows)),
         ("Cost", _speed(rows)),
@@ -69,8 +70,8 @@ def tables(found: Found) -> str:
         ),
     ):
         lines += ["", f"**{title}**", "", _markdown_table(body, head)]
-    if found["recall"]:
-        lines += ["", "**Recall against state**", "", recall.table(recall.rows_of(found["recall"]))]
+    if found.recall:
+        lines += ["", "**Recall against state**", "", recall.table(found.recall)]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -85,9 +86,9 @@ TITLES = {
 }
 
 
-def figures(found: Found) -> dict[str, str]:
+def figures(found: Comparison) -> dict[str, str]:
     """SVG by name, of those for which there are data."""
-    rows = found["rows"]
+    rows = found.rows
     drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide=True)}
     for name, label, word in (
         ("length", "length", "context"),
@@ -99,19 +100,19 @@ def figures(found: Found) -> dict[str, str]:
                 axes, row, ink, label, word
             )
             drawn[name] = _draw(name, rows, put, is_wide=name in WIDE, log_x=True)
-    if "forgetting" in rows[0]["tasks"]:
+    if "forgetting" in rows[0].tasks:
         drawn["copy"] = _draw("copy", rows, _state, log_x=True)
-    if rows[0]["decode_seconds"]:
+    if rows[0].decode_seconds:
         drawn["decode"] = _draw("decode", rows, _decode, log_x=True)
-    if found["recall"]:
-        drawn["recall"] = recall.figure(recall.rows_of(found["recall"]))
+    if found.recall:
+        drawn["recall"] = recall.figure(found.recall)
     return drawn
 
 
 def _draw(
     name: str,
-    rows: Sequence[Found],
-    put: Callable[[Axes, Found, str], None],
+    rows: Sequence[Row],
+    put: Callable[[Axes, Row, str], None],
     *,
     is_wide: bool = False,
     log_x: bool = False,
@@ -148,64 +149,64 @@ def _power(value: float) -> str:
     return f"{value / 1024:g}K" if value >= 1024 else f"{value:g}"
 
 
-def _inks(rows: Sequence[Found]) -> list[str]:
+def _inks(rows: Sequence[Row]) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(len(rows))]
 
 
-def _loss(axes: Axes, row: Found, ink: str) -> None:
-    if not row["curve"]:  # not trained
+def _loss(axes: Axes, row: Row, ink: str) -> None:
+    if row.curve is None:  # not trained
         return
-    tokens, bits = (np.array(row["curve"][key], float) for key in ("tokens", "bits"))
+    tokens, bits = np.array(row.curve.tokens), np.array(row.curve.bits)
     axes.fill_between(tokens, bits.min(0), bits.max(0), color=ink, alpha=0.2, linewidth=0)
-    axes.plot(tokens, bits.mean(0), color=ink, label=row["pattern"])
+    axes.plot(tokens, bits.mean(0), color=ink, label=row.pattern)
     low = bits[:, len(tokens) // 8 :]  # the first steps would flatten the rest
     low = low[np.isfinite(low)]
     top = max(axes.get_ylim()[1] if len(axes.lines) > 1 else 0.0, low.max(initial=0.0) * 1.02)
     axes.set_ylim(top=top or None)
 
 
-def _points(axes: Axes, row: Found, ink: str, label: str, word: str) -> None:
+def _points(axes: Axes, row: Row, ink: str, label: str, word: str) -> None:
     at, values = curve(row, label, word)
     keep = at >= (FEWEST if word == "position" else 1)
     at, values = at[keep], values[:, keep]
     axes.fill_between(at, values.min(0), values.max(0), color=ink, alpha=0.15, linewidth=0)
-    axes.plot(at, values.mean(0), color=ink, marker="o", markersize=3, label=row["pattern"])
+    axes.plot(at, values.mean(0), color=ink, marker="o", markersize=3, label=row.pattern)
 
 
-def _state(axes: Axes, row: Found, ink: str) -> None:
-    values = _values(row, "forgetting", row["tasks"]["forgetting"]["headline"])
-    state = next(iter(row["state_bytes"].values()))
+def _state(axes: Axes, row: Row, ink: str) -> None:
+    values = row.tasks["forgetting"].headlines
+    state = next(iter(row.state_bytes.values()))
     spread = [[values.mean() - values.min()], [values.max() - values.mean()]]
     axes.errorbar(
-        [state], [values.mean()], yerr=spread, color=ink, fmt="o", capsize=3, label=row["pattern"]
+        [state], [values.mean()], yerr=spread, color=ink, fmt="o", capsize=3, label=row.pattern
     )
     axes.set_ylabel("tokens copied")
 
 
-def _decode(axes: Axes, row: Found, ink: str) -> None:
-    at = [int(context) for context in row["decode_seconds"]]
-    values = [1e3 * x for x in row["decode_seconds"].values()]
-    axes.plot(at, values, color=ink, marker="o", markersize=3, label=row["pattern"])
+def _decode(axes: Axes, row: Row, ink: str) -> None:
+    at = list(row.decode_seconds)
+    values = [1e3 * x for x in row.decode_seconds.values()]
+    axes.plot(at, values, color=ink, marker="o", markersize=3, label=row.pattern)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def curve(row: Found, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(row: Row, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
     """The curve `word@x` of a task: x [n], values [seeds, n]."""
-    seeds = row["tasks"][label]["seeds"]
-    names = [name for name in seeds[0]["numbers"] if name.partition("@")[0] == word and "@" in name]
+    task = row.tasks[label]
+    first = task.seeds[0].numbers
+    names = [name for name in first if name.partition("@")[0] == word and "@" in name]
     at = np.array([float(name.partition("@")[2]) for name in names])
-    values = [[_float(seed["numbers"][name]["value"]) for name in names] for seed in seeds]
     order = np.argsort(at)
-    return at[order], np.array(values)[:, order]
+    return at[order], np.stack([task.values(name) for name in names], axis=1)[:, order]
 
 
-def _curves(rows: Sequence[Found]) -> list[tuple[str, str]]:
+def _curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(task, word) of every curve."""
     found = {
         (label, name.partition("@")[0]): None
-        for label, task in rows[0]["tasks"].items()
-        for name in task["seeds"][0]["numbers"]
+        for label, task in rows[0].tasks.items()
+        for name in task.seeds[0].numbers
         if "@" in name
     }
     return list(found)
@@ -218,61 +219,48 @@ def _recall(drawn: Mapping[str, str]) -> str:
     return f'<p class="soft small">{text(note)}</p><figure>{drawn["recall"]}</figure>'
 
 
-def _values(row: Found, label: str, name: str) -> np.ndarray:
-    seeds = row["tasks"][label]["seeds"]
-    return np.array([_float(seed["numbers"][name]["value"]) for seed in seeds])
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _subtitle(found: Found) -> str:
-    rows, seeds = found["rows"], found["seeds"]
+def _subtitle(found: Comparison) -> str:
+    rows, seeds = found.rows, found.seeds
     return (
-        f"{len(rows)} patterns × {len(seeds)} seeds, {amount(found['tokens'])} tokens each, "
-        f"{amount(rows[0]['parameters'])} parameters outside the embedding"
+        f"{len(rows)} patterns × {len(seeds)} seeds, {amount(found.tokens)} tokens each, "
+        f"{amount(rows[0].parameters)} parameters outside the embedding"
     )
 
 
-def _cards(found: Found) -> str:
-    ranked = _ranked(found["rows"])
-    name = ranked[0]["tasks"]["bits_per_byte"]["headline"]
-    best = _values(ranked[0], "bits_per_byte", name).mean()
-    fast = max(found["rows"], key=lambda row: row["tokens_per_second"])
-    small = min(found["rows"], key=lambda row: next(iter(row["state_bytes"].values())))
-    cards = card("least bits per byte", ranked[0]["pattern"], f"{best:.4f}", "first")
-    cards += card(
-        "fastest training", fast["pattern"], f"{amount(fast['tokens_per_second'])} tokens/s"
-    )
-    state = next(iter(small["state_bytes"].values()))
-    cards += card("smallest state", small["pattern"], amount(state, "B"))
+def _cards(found: Comparison) -> str:
+    ranked = _ranked(found.rows)
+    best = ranked[0].tasks["bits_per_byte"].headlines.mean()
+    fast = max(found.rows, key=lambda row: row.tokens_per_second)
+    small = min(found.rows, key=lambda row: next(iter(row.state_bytes.values())))
+    cards = card("least bits per byte", ranked[0].pattern, f"{best:.4f}", "first")
+    cards += card("fastest training", fast.pattern, f"{amount(fast.tokens_per_second)} tokens/s")
+    state = next(iter(small.state_bytes.values()))
+    cards += card("smallest state", small.pattern, amount(state, "B"))
     return f'<div class="cards">{cards}</div>\n'
 
 
-def _ranked(rows: Sequence[Found]) -> list[Found]:
+def _ranked(rows: Sequence[Row]) -> list[Row]:
     """Least bits per byte first; what is not finite last."""
-    key = lambda row: np.nan_to_num(_values(row, "bits_per_byte", "bpb").mean(), nan=np.inf)
+    key = lambda row: np.nan_to_num(row.tasks["bits_per_byte"].values("bpb").mean(), nan=np.inf)
     return sorted(rows, key=key)
 
 
-def _verdicts(found: Found) -> str:
+def _verdicts(found: Comparison) -> str:
     marks = {"better": "first", "worse": "warn", "same": "", "none": "", "diverged": "warn"}
     lines = [
-        f'<div class="card {marks[v["outcome"]]}"><div class="note">{text(v["sentence"])}</div>'
-        "</div>\n"
-        for v in found["verdicts"]
+        f'<div class="card {marks[v.outcome]}"><div class="note">{text(v.sentence)}</div></div>\n'
+        for v in found.verdicts
     ]
     return f'<div class="verdicts">{"".join(lines)}</div>' if lines else ""
 
 
-def _results(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
+def _results(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
     """Of every task the headline: mean over seeds (by seed). A row a pattern, best bits first; or a
     row a task, where there are more of those.
     """
-    ranked, tasks = _ranked(rows), rows[0]["tasks"]
-    heads = [f"{label} {task['headline']}" for label, task in tasks.items()]
-    cells = [[text(row["pattern"]), *(_headline(row, label) for label in tasks)] for row in ranked]
+    ranked, tasks = _ranked(rows), rows[0].tasks
+    heads = [f"{label} {task.headline}" for label, task in tasks.items()]
+    cells = [[text(row.pattern), *(_headline(row, label) for label in tasks)] for row in ranked]
     whole = [["pattern", *heads], *cells]
     if len(tasks) > len(rows):
         whole = [list(line) for line in zip(*whole, strict=True)]
@@ -280,74 +268,72 @@ def _results(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
     return whole[1:], whole[0]
 
 
-def _headline(row: Found, label: str) -> str:
-    task = row["tasks"][label]
-    values = _values(row, label, task["headline"])
-    chance = all(s["numbers"][task["headline"]].get("at_chance") for s in task["seeds"])
+def _headline(row: Row, label: str) -> str:
+    task = row.tasks[label]
+    values = task.headlines
+    chance = all(seed.numbers[task.headline].is_at_chance for seed in task.seeds)
     shown = f"{values.mean():.4f} ({', '.join(f'{x:.4f}' for x in values)})"
     return shown + (" at chance" if chance else "")
 
 
-def _speed(rows: Sequence[Found]) -> tuple[list[list[str]], list[str]]:
-    contexts = list(rows[0]["decode_seconds"])
-    states = list(rows[0]["state_bytes"])
+def _speed(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
+    contexts = list(rows[0].decode_seconds)
+    states = list(rows[0].state_bytes)
     states = list(dict.fromkeys((states[0], states[-1])))
     head = ["pattern", "parameters", "layers", "ffn", "train tokens/s", "peak memory"]
     head += ["MFLOP a token"]
-    head += [f"state at {int(c):,}" for c in states]
-    head += [f"decode ms at {int(c):,}" for c in contexts]
+    head += [f"state at {c:,}" for c in states]
+    head += [f"decode ms at {c:,}" for c in contexts]
     body = []
     for row in rows:
-        cells = [text(row["pattern"]), f"{row['parameters']:,}", str(row["num_layers"])]
-        cells += [str(row["ffn_dim"]), f"{row['tokens_per_second']:,.0f}"]
-        cells += [amount(row["peak_bytes"], "B") if row["peak_bytes"] else "-"]
-        cells += [f"{row['flops_per_token'] / 1e6:.2f}"]
-        cells += [amount(row["state_bytes"][c], "B") for c in states]
-        cells += [f"{1e3 * row['decode_seconds'][c]:.2f}" for c in contexts]
+        cells = [text(row.pattern), f"{row.parameters:,}", str(row.num_layers)]
+        cells += [str(row.ffn_dim), f"{row.tokens_per_second:,.0f}"]
+        cells += [amount(row.peak_bytes, "B") if row.peak_bytes else "-"]
+        cells += [f"{row.flops_per_token / 1e6:.2f}"]
+        cells += [amount(row.state_bytes[c], "B") for c in states]
+        cells += [f"{1e3 * row.decode_seconds[c]:.2f}" for c in contexts]
         body.append(cells)
     return body, head
 
 
-def _curve_table(rows: Sequence[Found], label: str, word: str) -> tuple[list[list[str]], list[str]]:
+def _curve_table(rows: Sequence[Row], label: str, word: str) -> tuple[list[list[str]], list[str]]:
     head = ["pattern", *(f"{x:,g}" for x in curve(rows[0], label, word)[0])]
     body = []
     for row in rows:
         values = curve(row, label, word)[1].mean(0)
-        body.append([text(row["pattern"]), *(f"{x:.3f}" for x in values)])
+        body.append([text(row.pattern), *(f"{x:.3f}" for x in values)])
     return body, head
 
 
-def _task(rows: Sequence[Found], label: str) -> str:
+def _task(rows: Sequence[Row], label: str) -> str:
     """Every number of a task: mean over seeds, interval of the first seed."""
-    names = list(rows[0]["tasks"][label]["seeds"][0]["numbers"])
+    names = list(rows[0].tasks[label].seeds[0].numbers)
     body = []
     for name in names:
         cells = [text(name)]
         for row in rows:
-            values = _values(row, label, name)
-            first = row["tasks"][label]["seeds"][0]["numbers"][name]
-            interval = Number.from_mapping(first).interval(".3g")
-            chance = ", at chance" if first.get("at_chance") else ""
-            cells.append(
-                f'{values.mean():.4g} <span class="soft small">({interval}{chance})</span>'
-            )
+            values = row.tasks[label].values(name)
+            first = row.tasks[label].seeds[0].numbers[name]
+            chance = ", at chance" if first.is_at_chance else ""
+            note = f"({first.interval('.3g')}{chance})"
+            cells.append(f'{values.mean():.4g} <span class="soft small">{note}</span>')
         body.append(cells)
-    cost = [seed["cost"] for row in rows for seed in row["tasks"][label]["seeds"]]
-    total = {key: sum(one[key] for one in cost) for key in ("tokens", "flops", "seconds")}
+    total = Cost()
+    for seed in (seed for row in rows for seed in row.tasks[label].seeds):
+        total += seed.cost or Cost()
     note = (
-        f"{amount(total['tokens'])} tokens, {amount(total['flops'], 'FLOP')}, "
-        f"{duration(total['seconds'])} in all; intervals are of the first seed"
+        f"{amount(total.tokens)} tokens, {amount(total.flops, 'FLOP')}, "
+        f"{duration(total.seconds)} in all; intervals are of the first seed"
     )
-    shown = table(body, ["", *(text(row["pattern"]) for row in rows)])
+    shown = table(body, ["", *(text(row.pattern) for row in rows)])
     return f"<details><summary>{text(label)}: {text(note)}</summary>{shown}</details>\n"
 
 
-def _facts(found: Found) -> dict[str, Any]:
-    skipped = ("question", "rows", "verdicts", "seeds", "tokens", "recall")
-    facts = {key: value for key, value in found.items() if key not in skipped}
+def _facts(found: Comparison) -> dict[str, Any]:
+    facts = dict(found.facts)
     if "date" in facts:
         facts["date"] = str(datetime.datetime.fromisoformat(facts["date"]).date())
-    return facts | {"seeds": ", ".join(map(str, found["seeds"]))}
+    return facts | {"seeds": ", ".join(map(str, found.seeds))}
 
 
 def _markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:

@@ -22,8 +22,11 @@ from lm.data import prepare
 from lm.evals import Given, Task
 from lm.evaluation import evaluate
 from lm.evaluation.scoring import Scorer
+from lm.report import compared
+from lm.report.compared import Answer
 from lm.run import checkpoint
 from lm.run.progress import ScoringBar
+from lm.studies import grid
 
 
 class Reading(NamedTuple):
@@ -36,7 +39,7 @@ class Reading(NamedTuple):
     @property
     def path(self) -> Path:
         """Where its answers are kept."""
-        return self.workdir / f"tasks-{stem(self.name)}.json"
+        return self.workdir / f"tasks-{grid.name((self.name,))}.json"
 
 
 class Questions(NamedTuple):
@@ -45,11 +48,6 @@ class Questions(NamedTuple):
     tasks: Mapping[str, Task]
     max_tokens: int
     asked: Mapping[str, Any]
-
-
-def stem(name: str) -> str:
-    """The name of a pattern or a variant, as files have it."""
-    return name.replace(",", "+")
 
 
 def questions(tasks: Mapping[str, Mapping[str, Any]], max_tokens: int) -> Questions:
@@ -105,8 +103,8 @@ def known(reading: Reading) -> dict[str, Any]:
     return found
 
 
-def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Any]:
-    """label -> {"numbers", "cost"} of a trained run; a task is asked only where what it depends on
+def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Answer]:
+    """label -> what a trained run answers; a task is asked only where what that depends on
     differs.
     """
     step = checkpoint.steps(reading.workdir)[-1]
@@ -136,7 +134,7 @@ def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Any
                 done = {"step": step, "layers": layers, "found": kept}
                 done["asked"] = {name: asked[name] for name in kept}
                 files.replace(reading.path, json.dumps(done, allow_nan=False) + "\n")
-    return {label: kept[label] for label in questions.tasks}
+    return {label: compared.answer(kept[label]) for label in questions.tasks}
 
 
 def _plain(values: Any) -> Any:

@@ -1,9 +1,10 @@
 """Runs that differ in the pattern of mixers and the seed alone, at equal parameters and tokens.
 
-    solve sizes -> train each (pattern, seed) -> ask each the tasks -> time all in turn -> verdicts
+    solve sizes -> train each (pattern, seed) and ask it the tasks -> time all in turn -> verdicts
     -> compare.json -> compare.md, compare.html, figures
 
-Every arrow resumes: what the workdir holds is not done again. Equal are the parameters outside the
+A (pattern, seed) is a cell of a grid (lm/studies/grid.py), and so is the timing: every arrow
+resumes, and several processes share the work. Equal are the parameters outside the
 embedding, within `TOLERANCE` of the first pattern's: the width of the feed-forward is solved in
 steps of 8, or the depth where no layer of the pattern has one. The order of the data depends on the
 seed alone.
@@ -12,8 +13,8 @@ seed alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +30,14 @@ from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import prepare
 from lm.evals import Given, Task
 from lm.evaluation import evaluate
-from lm.evaluation.statistics import Number
-from lm.report import comparison, folder
+from lm.report import compared, comparison, folder
 from lm.report import recall as recall_page
+from lm.report.compared import Answer, Asked, Comparison, Curve, Row, Verdict
 from lm.report.figures import standalone
 from lm.run import checkpoint, record
-from lm.studies import answers, measure, recall, verdict
-from lm.studies.answers import Reading
+from lm.studies import answers, grid, measure, recall, verdict
+from lm.studies.answers import Questions, Reading
+from lm.studies.grid import Grid
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
 CURVE_POINTS = 60
@@ -66,6 +68,20 @@ class Study:
     recall: Mapping[str, Any]
     timing_rounds: int
     decode_contexts: tuple[int, ...]
+
+
+class Cell(NamedTuple):
+    """One training, and what it is asked."""
+
+    pattern: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run that is at its last step and has answered: the answers are in its folder."""
+
+    step: int
 
 
 class Size(NamedTuple):
@@ -110,62 +126,109 @@ def create(mapping: Mapping[str, Any]) -> Study:
     return study
 
 
-def run(study: Study, workdir: Path, data_dir: Path) -> list[dict[str, Any]] | None:
+def run(study: Study, workdir: Path, data_dir: Path) -> list[Row] | None:
     """The row of every pattern, from what the workdir holds or by work; None if a signal stopped
     it.
 
     Raises:
       UserError: parameters that cannot be made equal, or a mistake that training or a task reports.
     """
-    sizes = equal_sizes(study)
-    planned = {
-        (pattern, seed): _config(study, pattern, seed, sizes[pattern])
-        for seed in study.seeds
-        for pattern in study.patterns
-    }
-    places = {key: workdir / place(*key) for key in planned}
-    readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
-    readings |= study.variants
-    runs = {
-        (name, seed): Reading(places[reading.of, seed], name, reading.layers)
-        for seed in study.seeds
-        for name, reading in readings.items()
-    }
-    for key, config in planned.items():  # all, before the first of them takes its hours
-        record.check_unchanged(places[key], config)
-    for reading in runs.values():
-        answers.known(reading)
-    questions = answers.questions(study.tasks, study.run["evaluate"]["max_tokens"])
-    left = [key for key, config in planned.items() if not is_finished(places[key], config)]
-    if left:  # a task that cannot be asked is told now, not after the training
-        data = planned[left[0]].data
-        prepared = prepare.prepare(data, data_dir)
-        given = Given(prepared.tokenizer, prepared, data, questions.max_tokens)
-        evaluate.prepare(questions.tasks, given)
-    for key, config in planned.items():
-        if key not in left:
-            continue
-        outcome = train.run(config, train.Options(workdir=places[key], data_dir=data_dir))
-        if not outcome.finished:
-            return None
-    found = {key: answers.ask(reading, questions, data_dir) for key, reading in runs.items()}
+    plan = _plan(study, workdir, data_dir)
+    _check(plan)
+    work = functools.partial(_work, plan)
+    if grid.run(plan.trainings, work, grid.all_of(plan.trainings)) is None:
+        return None
     builds = {
-        name: build(study, reading.of, sizes[reading.of], reading.layers)
-        for name, reading in readings.items()
+        name: build(study, reading.of, plan.sizes[reading.of], reading.layers)
+        for name, reading in plan.readings.items()
     }
-    training = measure.train_steps(builds, study.timing_rounds)
-    decoding = measure.decode_steps(builds, study.decode_contexts, study.timing_rounds)
-    rows = []
-    for name, built in builds.items():
-        trained = [places[name, seed] for seed in study.seeds if name in study.patterns]
-        rows.append(
-            {"pattern": name, "parameters": measure.parameters(built)}
-            | sizes[readings[name].of]._asdict()
-            | _cost(built, training[name], decoding[name])
-            | {"curve": _curve(folder.load(trained))}
-            | {"tasks": _by_task(questions.tasks, [found[name, seed] for seed in study.seeds])}
-        )
-    return rows
+    times = measure.timed(builds, study.timing_rounds, study.decode_contexts, workdir)
+    return [_row(plan, name, built, times) for name, built in builds.items()]
+
+
+class _Plan(NamedTuple):
+    """A study, and what is worked out of it once. `readings`: the patterns themselves, and the
+    variants.
+    """
+
+    study: Study
+    data_dir: Path
+    sizes: Mapping[str, Size]
+    readings: Mapping[str, Variant]
+    questions: Questions
+    trainings: Grid[Cell, Trained]
+
+    def config(self, cell: Cell) -> Config:
+        return _config(self.study, *cell, self.sizes[cell.pattern])
+
+    def reading(self, name: str, seed: int) -> Reading:
+        place = self.trainings.place(Cell(self.readings[name].of, seed))
+        return Reading(place, name, self.readings[name].layers)
+
+    def of(self, cell: Cell) -> list[Reading]:
+        """The readings of a training."""
+        names = [name for name, one in self.readings.items() if one.of == cell.pattern]
+        return [self.reading(name, cell.seed) for name in names]
+
+
+def _plan(study: Study, workdir: Path, data_dir: Path) -> _Plan:
+    """What a run answers depends on the questions, too. Where those or the configuration changed,
+    the run goes on, which knows itself what may change, and is asked what it was not.
+    """
+    sizes = equal_sizes(study)
+    questions = answers.questions(study.tasks, study.run["evaluate"]["max_tokens"])
+    cells = [Cell(pattern, seed) for seed in study.seeds for pattern in study.patterns]
+    asked = {
+        cell: {
+            "run": _config(study, *cell, sizes[cell.pattern]),
+            "variants": {n: x.layers for n, x in study.variants.items() if x.of == cell.pattern},
+            "questions": questions.asked,
+        }
+        for cell in cells
+    }
+    readings = {pattern: Variant(of=pattern, layers={}) for pattern in study.patterns}
+    trainings = Grid(folder=workdir, outcome=Trained, asked=asked, if_changed="again")
+    return _Plan(study, data_dir, sizes, readings | dict(study.variants), questions, trainings)
+
+
+def _check(plan: _Plan) -> None:
+    """All cells, before the first of them takes its hours."""
+    cells = list(plan.trainings.asked)
+    for cell in cells:
+        record.check_unchanged(plan.trainings.place(cell), plan.config(cell))
+        for reading in plan.of(cell):
+            answers.known(reading)
+    if len(grid.read(plan.trainings)) < len(cells):
+        # A task that cannot be asked is told now, not after the training.
+        data = plan.config(cells[0]).data
+        prepared = prepare.prepare(data, plan.data_dir)
+        given = Given(prepared.tokenizer, prepared, data, plan.questions.max_tokens)
+        evaluate.prepare(plan.questions.tasks, given)
+
+
+def _work(plan: _Plan, cell: Cell, place: Path) -> Trained | None:
+    """Trains a run and asks it everything; None if a signal stopped it."""
+    config = plan.config(cell)
+    if not is_finished(place, config):
+        options = train.Options(workdir=place, data_dir=plan.data_dir)
+        if not train.run(config, options).finished:
+            return None
+    for reading in plan.of(cell):
+        answers.ask(reading, plan.questions, plan.data_dir)
+    return Trained(config.run_steps)
+
+
+def _row(plan: _Plan, name: str, built: Build, times: measure.Times) -> Row:
+    readings = [plan.reading(name, seed) for seed in plan.study.seeds]
+    found = [answers.ask(reading, plan.questions, plan.data_dir) for reading in readings]
+    is_trained = name in plan.study.patterns
+    return Row(
+        pattern=name,
+        **plan.sizes[plan.readings[name].of]._asdict(),
+        **_cost(built, times, name),
+        curve=_curve([reading.workdir for reading in readings]) if is_trained else None,
+        tasks=_by_task(plan.questions.tasks, found),
+    )
 
 
 def recalled(study: Study, workdir: Path) -> list[recall_page.Row] | None:
@@ -179,34 +242,26 @@ def recalled(study: Study, workdir: Path) -> list[recall_page.Row] | None:
     return None if found is None else recall.rows(asked, found)
 
 
-def place(pattern: str, seed: int) -> str:
-    """The name of a run's folder."""
-    return f"{answers.stem(pattern)}-{seed}"
-
-
-def verdicts(rows: list[dict[str, Any]], variants: Collection[str] = ()) -> list[verdict.Verdict]:
+def verdicts(rows: Sequence[Row], variants: Collection[str] = ()) -> list[Verdict]:
     """Every pattern against the first, for the headline of every task; `variants`: those that were
     not trained.
     """
     found = []
-    for label, asked in rows[0]["tasks"].items():
-        name = asked["headline"]
+    for label, asked in rows[0].tasks.items():
+        name = asked.headline
         numbers = {
-            row["pattern"]: [
-                Number.from_mapping(seed["numbers"][name]) for seed in row["tasks"][label]["seeds"]
-            ]
-            for row in rows
+            row.pattern: [seed.numbers[name] for seed in row.tasks[label].seeds] for row in rows
         }
         what = label if name == label else f"{label} {name}"
         found += verdict.judge(
-            what, numbers, is_better=asked["is_better"], unit=asked["unit"], variants=variants
+            what, numbers, is_better=asked.is_better, unit=asked.unit, variants=variants
         )
     return verdict.shortened(found)
 
 
 def write(
     study: Study,
-    rows: list[dict[str, Any]],
+    rows: Sequence[Row],
     recalls: Sequence[recall_page.Row],
     head: Mapping[str, Any],
     workdir: Path,
@@ -214,16 +269,18 @@ def write(
     """compare.json, compare.md, compare.html and the figures in the workdir. `recalls`: what
     `recalled` gave.
     """
-    found = {
-        **head,
-        "question": study.question,
-        "seeds": list(study.seeds),
-        "tokens": _config(study, study.patterns[0], study.seeds[0]).run_tokens,
-        "rows": _without_units(rows),
-        "verdicts": verdict.to_mapping(verdicts(rows, study.variants)),
-        "recall": to_mapping(recalls),
-    }
-    files.replace(workdir / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    found = Comparison(
+        question=study.question,
+        seeds=study.seeds,
+        tokens=_config(study, study.patterns[0], study.seeds[0]).run_tokens,
+        rows=tuple(rows),
+        verdicts=tuple(verdicts(rows, study.variants)),
+        recall=tuple(recalls),
+        facts=head,
+    )
+    plain = compared.to_plain(found)
+    files.replace(workdir / "compare.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    found = compared.from_mapping(plain)  # rounded: a committed file gives the same page again
     files.replace(workdir / "compare.md", comparison.markdown(found))
     files.replace(workdir / "compare.html", comparison.page(found))
     for name, svg in comparison.figures(found).items():
@@ -231,19 +288,9 @@ def write(
 
 
 def _check_names(study: Study) -> None:
-    """Variants, and patterns beside them, need files of their own."""
-    stems = [answers.stem(name) for name in (*study.patterns, *study.variants)]
-    for name in study.variants:
-        if not re.fullmatch(r"[\w ,.+-]+", name):
-            raise UserError(
-                f"config.variants holds {name!r}, and names of variants are those of files; use "
-                "letters, digits, spaces and , . + - _"
-            )
-    if twice := [x for x in stems if stems.count(x) > 1]:
-        raise UserError(
-            f"two patterns or variants would share the file tasks-{twice[0]}.json (a comma is "
-            "written + there); rename one"
-        )
+    """Runs, and patterns and variants beside each other in one, need files of their own."""
+    grid.check_names([Cell(pattern, seed) for pattern in study.patterns for seed in study.seeds])
+    grid.check_names([(name,) for name in (*study.patterns, *study.variants)])
 
 
 def _config(study: Study, pattern: str, seed: int, size: Size | None = None) -> Config:
@@ -309,51 +356,40 @@ def is_finished(workdir: Path, config: Config) -> bool:
     return bool(steps) and steps[-1] == config.run_steps
 
 
-def _cost(built: Build, training: measure.Training, decoding: dict[int, float]) -> dict[str, Any]:
+def _cost(built: Build, times: measure.Times, name: str) -> dict[str, Any]:
+    """The fields of a row that say what a pattern costs."""
+    step, decoding = times.training[name], times.decoding[name]
+    contexts = [int(context) for context in decoding]
     return {
-        "seconds": training.seconds,
-        "tokens_per_second": built.config.tokens_per_step / training.seconds,
-        "peak_bytes": training.peak_bytes,
+        "parameters": measure.parameters(built),
+        "seconds": step.seconds,
+        "tokens_per_second": built.config.tokens_per_step / step.seconds,
+        "peak_bytes": step.peak_bytes,
         "flops_per_token": build_lib.flops_per_token(built),
-        "decode_seconds": {str(context): x for context, x in decoding.items()},
+        "decode_seconds": {context: decoding[str(context)] for context in contexts},
         "state_bytes": {
-            str(context): measure.state_bytes(built.model, context)
-            for context in sorted({built.config.data.context_length, *decoding})
+            context: measure.state_bytes(built.model, context)
+            for context in sorted({built.config.data.context_length, *contexts})
         },
     }
 
 
-def _curve(runs: list[folder.Run]) -> dict[str, Any]:
-    """Training bits per byte of every seed, thinned to means of neighbors; nothing of no runs."""
-    if not runs:
-        return {}
+def _curve(workdirs: Sequence[Path]) -> Curve:
+    """Training bits per byte of every seed, thinned to means of neighbors."""
+    runs = folder.load(workdirs)
     tokens, _ = runs[0].series("train/bpb")
     parts = np.array_split(np.arange(len(tokens)), min(CURVE_POINTS, len(tokens)))
-    thin = lambda values: [round(float(values[part].mean()), 5) for part in parts]
-    return {"tokens": thin(tokens), "bits": [thin(run.series("train/bpb")[1]) for run in runs]}
+    thin = lambda values: tuple(round(float(values[part].mean()), 5) for part in parts)
+    return Curve(thin(tokens), tuple(thin(run.series("train/bpb")[1]) for run in runs))
 
 
-def _by_task(tasks: Mapping[str, Task], answers: list[Any]) -> dict[str, Any]:
+def _by_task(tasks: Mapping[str, Task], found: Sequence[Mapping[str, Answer]]) -> dict[str, Asked]:
     return {
-        label: {
-            "headline": task.headline,
-            "is_better": task.is_better,
-            "unit": task.unit,
-            "seeds": [found[label] for found in answers],
-        }
+        label: Asked(
+            headline=task.headline,
+            is_better=task.is_better,
+            unit=task.unit,
+            seeds=tuple(one[label] for one in found),
+        )
         for label, task in tasks.items()
     }
-
-
-def _without_units(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as they are committed: every document's sums would be most of the file. What is not
-    finite is None.
-    """
-    digits = lambda x: round(x, 6) if isinstance(x, float) else x
-    drop = lambda number: {k: digits(v) for k, v in number.items() if k != "units"}
-    plain = json.loads(json.dumps(rows), parse_constant=lambda _: None)
-    for row in plain:
-        for task in row["tasks"].values():
-            for seed in task["seeds"]:
-                seed["numbers"] = {name: drop(x) for name, x in seed["numbers"].items()}
-    return plain

@@ -6,10 +6,12 @@ all alike; the lower quartile over the rounds counts.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +21,57 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.data.batch import Batch
 from lm.model import Model
+from lm.run import record
+from lm.studies import grid
+from lm.studies.grid import Grid
 
 DECODE_STEPS = 16  # in one call, so that the call's own cost does not count
 
 
-class Training(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Training:
     """`seconds` of a step; `peak_bytes`: arguments and temporaries of its compiled program, as the
     compiler counts them.
     """
 
     seconds: float
     peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Of every build, by name: a train step, and seconds a token by tokens in the state."""
+
+    training: Mapping[str, Training]
+    decoding: Mapping[str, Mapping[str, float]]
+
+
+def timed(
+    builds: Mapping[str, Build], rounds: int, contexts: Sequence[int], workdir: Path
+) -> Times:
+    """Of this machine, once, kept in workdir/timing: and by one process, for two would slow each
+    other down.
+    """
+    device = jax.devices()[0]
+    asked = {
+        "runs": {name: built.config for name, built in builds.items()},
+        "rounds": rounds,
+        "contexts": contexts,
+        "machine": [device.platform, device.device_kind, len(jax.devices()), record.cpu()],
+    }
+    cell = ("timing",)
+    timing = Grid(folder=workdir, outcome=Times, asked={cell: asked}, if_changed="again")
+
+    def work(cell: tuple[str], place: Path) -> Times:
+        by_name = {
+            name: {str(context): seconds for context, seconds in found.items()}
+            for name, found in decode_steps(builds, contexts, rounds).items()
+        }
+        return Times(train_steps(builds, rounds), by_name)
+
+    found = grid.run(timing, work, grid.all_of(timing))
+    assert found is not None, "work never stops"
+    return found[cell]
 
 
 def train_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, Training]:

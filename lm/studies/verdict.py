@@ -21,33 +21,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from lm.evaluation import statistics
 from lm.evaluation.statistics import Number
+from lm.report.compared import Verdict
 
 ALPHA = 0.05
 NOTHING = 1e-9  # a residual below that share of the values is rounding
-
-
-class Verdict(NamedTuple):
-    """`difference` = pattern - against. `low`, `high` over items, `p` over seeds (corrected); None
-    where that source of chance could not be measured. `outcome`: better, worse, same (no
-    significant difference), none (at chance) or diverged.
-    """
-
-    task: str
-    pattern: str
-    against: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    outcome: str
-    sentence: str
 
 
 def judge(
@@ -191,8 +174,3 @@ def shortened(verdicts: Sequence[Verdict]) -> list[Verdict]:
             own = [own[0]._replace(pattern="every pattern", sentence=sentence)]
         found += own
     return found
-
-
-def to_mapping(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Plain values for JSON."""
-    return [verdict._asdict() for verdict in verdicts]

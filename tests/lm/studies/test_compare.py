@@ -16,6 +16,9 @@ from experiments.base import get_config
 from lm import metrics, train
 from lm.config import UserError
 from lm.evaluation import evaluate, statistics
+from lm.evaluation.scoring import Cost
+from lm.report import compared, comparison
+from lm.report.compared import Answer, Asked, Curve, Row
 from lm.studies import answers, compare, measure
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus
@@ -91,10 +94,10 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
             "did you mean 'window'",
         ),
         ({"tasks": {"positions": {}}}, r"config\.tasks\.positions: unknown task"),
-        ({"variants": {"a/b": {"of": "softmax", "layers": {}}}}, r"config\.variants holds 'a/b'"),
+        ({"variants": {"a/b": {"of": "softmax", "layers": {}}}}, r"'a/b' is to be part of a file"),
         (
             {"variants": {x: {"of": "softmax", "layers": {}} for x in ("a,b", "a+b")}},
-            r"share the file tasks-a\+b\.json",
+            r"share the folder a\+b;",
         ),
     ],
 )
@@ -116,10 +119,6 @@ def test_depth_is_solved_where_no_layer_has_a_feed_forward() -> None:
         found = measure.parameters(compare.build(study, pattern, solved[pattern]))
         layer = found / solved[pattern].num_layers
         assert abs(found - target) <= 0.51 * layer * period, (found, target)
-
-
-def test_folders_of_different_patterns_differ() -> None:
-    assert compare.place("a,b", 0) != compare.place("a-b", 0)
 
 
 @pytest.fixture(scope="module")
@@ -164,16 +163,18 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     workdir, data = tmp_path / "study", tmp_path / "data"
     rows = compare.run(study, workdir, data)
     assert rows is not None
-    assert [row["pattern"] for row in rows] == ["softmax", "gla"]
+    assert [row.pattern for row in rows] == ["softmax", "gla"]
     softmax = rows[0]
     # One layer of k and v, segment ids and a length; and the model's next position.
-    assert softmax["state_bytes"] == {str(n): n * (2 * 32 * 4 + 4) + 4 + 4 for n in (8, 32)}
-    assert set(softmax["decode_seconds"]) == {"8"}
-    assert softmax["peak_bytes"] > 3 * 4 * softmax["parameters"], "parameters and two moments"
-    assert [len(curve) for curve in softmax["curve"]["bits"]] == [2, 2]
+    assert softmax.state_bytes == {n: n * (2 * 32 * 4 + 4) + 4 + 4 for n in (8, 32)}
+    assert set(softmax.decode_seconds) == {8}
+    assert softmax.peak_bytes
+    assert softmax.peak_bytes > 3 * 4 * softmax.parameters, "parameters and two moments"
+    assert softmax.curve
+    assert [len(curve) for curve in softmax.curve.bits] == [2, 2]
     last = metrics.read(workdir / "softmax-1")[-1]
-    asked = softmax["tasks"]["bits_per_byte"]["seeds"][1]["numbers"]
-    assert asked["bpb/held"]["value"] == pytest.approx(last["eval/held/bpb"], rel=1e-6)
+    asked = softmax.tasks["bits_per_byte"].seeds[1].numbers
+    assert asked["bpb/held"].value == pytest.approx(last["eval/held/bpb"], rel=1e-6)
 
     recalls = compare.recalled(study, workdir)
     assert recalls is not None
@@ -182,6 +183,10 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert '"units"' not in json.dumps(saved)
     assert len(saved["verdicts"]) == 2, "one a task"
     assert "| softmax |" in (workdir / "compare.md").read_text()
+    kept = compared.load(workdir / "compare.json")
+    assert [row.pattern for row in kept.rows] == ["softmax", "gla"]
+    assert compared.to_plain(kept) == saved, "a committed file gives its page again"
+    assert comparison.page(kept) == (workdir / "compare.html").read_text()
     page = (workdir / "compare.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"(?:src|href)=\"http", page)
@@ -190,7 +195,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     trained, scored = counted(monkeypatch)
     again = compare.run(study, workdir, data)
     assert again is not None
-    assert [row["tasks"] for row in again] == [row["tasks"] for row in rows]
+    assert again == rows, "and its timing"
     assert not trained
     assert not scored
     other = compare.create(values(run=run, patterns=("softmax", "gla"), tasks={"position": {}}))
@@ -221,20 +226,23 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
     study = compare.create(values(variants={"wide": {"of": "softmax", "layers": {}}}))
     spread = np.arange(40) % 7
 
-    def row(name: str, bits: list[float]) -> dict[str, Any]:
-        seeds = [
-            {"numbers": {"bpb": statistics.mean(x + spread).to_mapping(with_units=True)},
-             "cost": {"tokens": 1, "flops": 1.0, "seconds": 1.0}}
-            for x in bits
-        ]  # fmt: skip
-        task = {"headline": "bpb", "is_better": "lower", "unit": "bits", "seeds": seeds}
-        cost = {"parameters": 1, "ffn_dim": 8, "num_layers": 1, "tokens_per_second": 1.0}
-        cost |= {"peak_bytes": 1, "flops_per_token": 1.0, "decode_seconds": {}}
-        curve = {"tokens": [1.0, 2.0], "bits": [[x, x] for x in bits]} if name != "wide" else {}
-        return (
-            cost
-            | {"pattern": name, "state_bytes": {"32": 1}, "curve": curve}
-            | {"tasks": {"bits_per_byte": task}}
+    def row(name: str, bits: list[float]) -> Row:
+        numbers = [statistics.mean(x + spread) for x in bits]
+        seeds = tuple(Answer({"bpb": x}, Cost(1, 1.0, 1.0)) for x in numbers)
+        curve = Curve((1.0, 2.0), tuple((x, x) for x in bits)) if name != "wide" else None
+        return Row(
+            pattern=name,
+            parameters=1,
+            ffn_dim=8,
+            num_layers=1,
+            seconds=1.0,
+            tokens_per_second=1.0,
+            peak_bytes=1,
+            flops_per_token=1.0,
+            decode_seconds={},
+            state_bytes={32: 1},
+            curve=curve,
+            tasks={"bits_per_byte": Asked("bpb", "lower", "bits", seeds)},
         )
 
     rows = [row("softmax", [2.0, 2.1]), row("retnet", [math.nan, 2.0]), row("wide", [2.0, 2.1])]
@@ -243,3 +251,13 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
     saved = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert [v["outcome"] for v in saved["verdicts"]] == ["diverged", "same"]
     assert "retnet diverged" in (tmp_path / "compare.md").read_text()
+    assert compared.to_plain(compared.load(tmp_path / "compare.json")) == saved
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"rows": 3}'])
+def test_a_file_that_is_no_comparison(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is damaged; name the compare\.json"):
+        compared.load(tmp_path / "a.json")
+    with pytest.raises(UserError, match="No such file"):
+        compared.load(tmp_path / "b.json")

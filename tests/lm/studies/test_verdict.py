@@ -157,7 +157,7 @@ def test_a_run_that_diverged_takes_no_other_with_it() -> None:
     assert found[1].difference == wanted[1].difference
     assert found[1].p == wanted[1].p, "it has no part in the layout, nor in Holm's correction"
     assert found[2].sentence == "bits: lost diverged; no verdict on lost against first."
-    json.dumps(verdict.to_mapping(found), allow_nan=False)
+    json.dumps([v._asdict() for v in found], allow_nan=False)
     first = judged({"first": [nothing] * 3} | {x: numbers[x] for x in ("twin", "third")})
     assert [v.outcome for v in first] == ["diverged"] * 2
     assert "first diverged" in first[0].sentence
@@ -170,4 +170,4 @@ def test_one_unit_is_no_evidence() -> None:
     assert third.p < 0.05
     assert (third.low, third.high, third.outcome) == (None, None, "same")
     assert third.sentence.endswith("over 3 seeds, 1 unit: no interval.")
-    json.dumps(verdict.to_mapping([third]), allow_nan=False)
+    json.dumps(third._asdict(), allow_nan=False)
