@@ -74,7 +74,7 @@ def test_the_loss(ways: dict[str, int]) -> None:
     weights = jnp.asarray(rng.random((B, T)), jnp.float32)
 
     def found(split: Mesh) -> Any:
-        rules = context(split).rules | {"D": context(split).weights.get("D", ())}
+        rules = {**context(split).rules, "D": context(split).weights.get("D", ())}
         config = dataclasses.replace(tiny.config().loss, chunk_size=7, z_loss=1e-2)
         options = LossOptions.create(config, VOCAB - 84, jnp.float32, rules)
         value = lambda h, w: loss.objective(h, w, targets, weights, split, options)

@@ -34,6 +34,11 @@ def inputs(shape: tuple[int, ...], contracted: int) -> jax.Array:
     return jnp.asarray(rng.standard_normal((2, 3, *shape[:contracted])), jnp.float32)
 
 
+def summed(matrix: Matrix, params: Any, x: jax.Array) -> jax.Array:
+    out: Any = matrix.apply({"params": params}, x)
+    return jnp.sum(jnp.sin(out))
+
+
 @pytest.mark.parametrize(("letters", "shape", "contracted"), SHAPES)
 @pytest.mark.parametrize("name", MATRICES.names())
 def test_it_multiplies_by_the_sum_of_its_products(
@@ -55,7 +60,7 @@ def test_it_multiplies_by_the_sum_of_its_products(
     expected = np.tensordot(np.asarray(x, np.float64), whole, contracted)
     got: Any = matrix.apply({"params": params}, x)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
-    grads = jax.grad(lambda p: jnp.sum(jnp.sin(matrix.apply({"params": p}, x))))(params)
+    grads = jax.grad(lambda p: summed(matrix, p, x))(params)
     for leaf in jax.tree.leaves(grads):
         assert np.isfinite(leaf).all()
         assert np.any(leaf)
@@ -69,7 +74,7 @@ def test_devices_that_share_it_compute_the_same(name: str) -> None:
     shared = made(name, letters, shape, contracted, fsdp=2, tensor=2)
 
     def value_and_gradient(matrix: Matrix) -> Any:
-        loss = lambda p, x: jnp.sum(jnp.sin(matrix.apply({"params": p}, x)))
+        loss = lambda p, x: summed(matrix, p, x)
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
 
     for a, b in zip(
