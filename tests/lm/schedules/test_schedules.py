@@ -193,6 +193,8 @@ def test_a_branch_equals_the_run_planned_for_its_length(family: str, decay: str)
 def test_branch_length_is_whole_steps() -> None:
     assert schedules.branch_tokens(Duration(10, "percent"), 1000, 10) == 1000 + 120
     assert schedules.branch_tokens(Duration(1, "tokens"), 1000, 10) == 1010
+    # 0.2 / 99.8 of 17,964 steps are 36; in float64 36.00000000000001.
+    assert schedules.branch_tokens(Duration(0.2, "percent"), 17964 * 1536, 1536) == 18000 * 1536
 
 
 def test_branch_inside_the_warmup_is_refused() -> None:
