@@ -183,6 +183,13 @@ class Op:
     properties: tuple[Property, ...] = ()
     backward_flops: float = 2.0
     reference_vjp: Callable[..., dict[str, Array]] | None = None
+    # Whether a token's output depends on itself and the tokens before it alone. An op that is not
+    # causal takes whole rows: it has no steps, and its state cannot be continued.
+    causal: bool | Callable[[Options], bool] = True
+
+    def is_causal(self, options: Options) -> bool:
+        """Whether it is with these options, all of which are given."""
+        return self.causal if isinstance(self.causal, bool) else self.causal(options)
 
     def needed(self, options: Options) -> dict[str, InputSpec]:
         """The inputs that these options ask for, by name."""

@@ -129,6 +129,8 @@ def apply(
     inputs = complete_inputs(op, inputs, bound, dims)
     _check_segments(segment_ids, dims)
     _check_state(op, state, dims)
+    if state is not None:
+        _check_causal(op, bound, "continue a state")
     mesh, rules, split = _place(op, placement, dims, bound)
     # A mesh may be of devices that are not attached.
     placed = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
@@ -163,6 +165,8 @@ class _Call:
         shards = None if self.split is None else self.split[1]
         specs = self.op.needed(self.options)
         clean, state, sick = quarantine.admit(self.op, specs, inputs, segment_ids, state, shards)
+        if not self.op.is_causal(self.options):
+            sick = quarantine.whole_documents(sick, segment_ids)
         return quarantine.release(self.op, *self._run(clean, segment_ids, state), sick)
 
     def _run(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
@@ -202,6 +206,7 @@ def _place(
     count = shard.num_shards("T", rules, mesh)
     if count == 1:
         return mesh, rules, None
+    _check_causal(op, options, "split T")
     shards = Shards(rules["T"], count)
     dims = shard.of_rank(dims, rules, mesh)
     refused: list[str] = []
@@ -226,19 +231,30 @@ def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: 
 def step(
     name: str, inputs: Inputs, state: Any, *, options: Options | None = None
 ) -> tuple[Any, Array]:
-    """One token: inputs without T (q [B, H, K], ...); continues the row's current document."""
+    """One token: inputs without T (q [B, H, K], ...); continues the row's current document.
+
+    Raises:
+      ValueError: the op is not causal with these options.
+    """
     op = get(name)
     dims = _dims(op, inputs, options, "")
     bound = bind_options(op, options, dims)
+    _check_causal(op, bound, "take one token at a time")
     return op.step(state, complete_inputs(op, inputs, bound, dims), options=bound)
+
+
+def is_causal(name: str, options: Options | None = None) -> bool:
+    """Whether a token's output depends on itself and the tokens before it alone."""
+    op = get(name)
+    return op.is_causal({**op.options, **(options or {})})
 
 
 def flops(name: str, dims: Dims, options: Options | None = None) -> float:
     """FLOPs of the forward mathematics on [B, T] tokens, each row one document.
 
-    Multiply and add count two; only matrix products count; of causal attention only the pairs that
-    are seen count, not the masked half. The backward pass costs `Op.backward_flops` times as much;
-    what a form recomputes does not count.
+    Multiply and add count two; only matrix products count; of attention only the pairs that are
+    seen count (where it is causal, not the masked half). The backward pass costs
+    `Op.backward_flops` times as much; what a form recomputes does not count.
     """
     op = get(name)
     return op.flops(dims, bind_options(op, options, dims))
@@ -340,6 +356,13 @@ def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inp
         else:
             raise ValueError(f"{op.name} with these options needs the input {name!r}")
     return complete
+
+
+def _check_causal(op: Op, options: Options, what: str) -> None:
+    if not op.is_causal(options):
+        raise ValueError(
+            f"{op.name} is not causal with these options and cannot {what}; call it on whole rows"
+        )
 
 
 def _check_segments(segment_ids: Array | None, dims: Dims) -> None:

@@ -4,7 +4,8 @@ The forms mask tokens of other documents by zero weights, and zero times NaN is 
 is packed, a call of an op runs on inputs whose NaN and infinities are zeros, and then, of tokens
 that had any,
 
-    out(t) = NaN      from the first bad token of a document to the document's end
+    out(t) = NaN      from the first bad token of a document to the document's end; in all of the
+                      document where the op is not causal
     state  = NaN      where the last document of a row is a bad one, so that it cannot be continued
 
 Numbers that are finite and overflow within an op are not looked for: they may spoil the row. Heads
@@ -67,6 +68,16 @@ def admit(
         entry_sick, rows = _pass_on(shards, starts, bad & is_token, entry_sick)
     sick = _from_bad_on(starts, bad & is_token, entry_sick)
     return clean, state, Sick(sick & is_token, sick[:, -1] if rows is None else rows)
+
+
+def whole_documents(sick: Sick, segment_ids: Int[Array, "B T"]) -> Sick:
+    """Of an op that is not causal: tokens before the first bad one of a document are void too."""
+    batch, time = segment_ids.shape
+    belongs = segments.continued(segment_ids, jnp.zeros((batch,), jnp.int32), time)
+    # Seen from the end of the row a document starts at its last token.
+    ends = segments.resets(belongs[:, ::-1])
+    before = _from_bad_on(ends, sick.tokens[:, ::-1], jnp.zeros_like(sick.rows))
+    return sick._replace(tokens=before[:, ::-1] & (segment_ids != 0)[..., None])
 
 
 def _from_bad_on(

@@ -82,6 +82,12 @@ class Mixer(nn.Module):
         """The ops of the layer; `main` is the one the layer is named for."""
         raise NotImplementedError
 
+    def is_causal(self) -> bool:
+        """Whether a token's output depends on itself and the tokens before it alone: of its ops; a
+        mixer that looks ahead outside of them says so here.
+        """
+        return all(dispatch.is_causal(call.op, call.options) for call in self.calls().values())
+
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         """x [..., D], positions int32 [...] -> [..., D]."""
         raise NotImplementedError
