@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -219,6 +220,16 @@ def test_an_op_without_strategy_is_refused(name: str):
         ValueError, match=rf"{name} cannot split T over .* \(8 shards\): it has no strategy"
     ):
         jax.eval_shape(program(name, "chunked", (), ("eight", "auto")), problem, None, None)
+
+
+def test_a_strategy_is_added_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("op_with", "op_without"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "op_with" / "sequence.py").write_text("STRATEGIES = (1, 2)\n")
+    assert contract.strategies("op_with") == (1, 2)
+    assert contract.strategies("op_without") == ()
 
 
 @pytest.mark.parametrize("name", dispatch.names())
