@@ -30,6 +30,7 @@ from lm.parallel import watch
 from lm.parallel.watch import Watch, count, index
 
 START_SECONDS = 300.0  # in which all processes of a run must have been started
+JAX_SILENCE_SECONDS = 100.0  # after which JAX takes a process for gone, if nothing else is said
 WAIT_SECONDS = 7 * 24 * 3600.0  # for the others: the first may prepare data for hours
 
 _ROOT = "espalier"
@@ -93,7 +94,7 @@ def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
     if start is None:
         yield
         return
-    _initialize(start)
+    _initialize(start, silence_seconds)
     watch.have_last_word()
     running = Watch(silence_seconds)
     running.start()
@@ -229,7 +230,7 @@ def _next(function: str) -> str:
     return f"{_ROOT}/{function}/{next(_calls[function])}"
 
 
-def _initialize(start: Start) -> None:
+def _initialize(start: Start, silence_seconds: float) -> None:
     where = f"--coordinator={start.coordinator}" if start.coordinator else "--processes=auto"
 
     def give_up() -> None:
@@ -242,7 +243,11 @@ def _initialize(start: Start) -> None:
     timer = threading.Timer(START_SECONDS, give_up)
     timer.daemon = True
     timer.start()
-    options: dict[str, Any] = {"initialization_timeout": int(2 * START_SECONDS)}
+    # JAX's own heartbeats are the later ones: see lm/parallel/watch.py.
+    options: dict[str, Any] = {
+        "initialization_timeout": int(2 * START_SECONDS),
+        "heartbeat_timeout_seconds": int(max(JAX_SILENCE_SECONDS, 2 * silence_seconds)),
+    }
     if start.coordinator:
         options |= dataclasses.asdict(start) | {"coordinator_address": start.coordinator}
         # Not what a cluster around the process says of its devices.

@@ -5,6 +5,13 @@ silent, every other one says so in one line and ends, wherever it waits: a colle
 gone can be neither cancelled nor timed out. Words go through the service that JAX's process 0 keeps
 for all of them.
 
+JAX has heartbeats, too (heartbeat_timeout_seconds of jax.distributed.initialize). They notice a
+silent process as well as these do, but then abort every other one by SIGABRT from a thread of C++,
+with some twenty lines and a stack trace, in which alone the lost process is named; and a call that
+waits may raise in the main thread first. So they are set to come later than these. They are what is
+left where these cannot run: in a process whose Python stands still, and when process 0, which keeps
+the service, is lost. `have_last_word` makes one line and a status of them.
+
 Exit statuses: 2 of a mistake, which would be made again; 75 of a loss, which the same command
 mends; 130 of an interruption; 1 of anything else.
 """

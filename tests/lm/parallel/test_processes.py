@@ -231,6 +231,17 @@ def test_flags() -> None:
     assert processes.choose("one", "a:1", 3, 2) == Start("a:1", 3, 2)
 
 
+@pytest.mark.parametrize(("patience", "later"), [(3.0, 100), (30.0, 100), (300.0, 600)])
+def test_heartbeats_of_jax_come_later(
+    patience: float, later: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a process would be given up before the patience that was asked for is over."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: found.update(options))
+    processes._initialize(Start("a:1", 2, 0), patience)
+    assert found["heartbeat_timeout_seconds"] == later > patience
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
