@@ -42,12 +42,12 @@ from lm.objectives.next_token import NextToken
 class Smoothed(NextToken):
     factor: float = 0.5
 
-    def __call__(self, forward, *args):
-        total, nll, *rest = super().__call__(forward, *args)
-        return self.factor * total, nll, *rest
+    def __call__(self, forward, params, batch):
+        found = super().__call__(forward, params, batch)
+        return found._replace(total=self.factor * found.total)
 """,
     "lm/feed_forward/squared.py": """
-import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.modules.feed_forward import FeedForward
@@ -62,7 +62,8 @@ class Squared(FeedForward):
         self.down = linear(self.context, "F D", (self.ffn_dim, self.width), 1)
 
     def __call__(self, x):
-        return self.down(nn.relu(self.up(x)) ** self.power)
+        out = self.down(nn.relu(self.up(x)) ** self.power)
+        return out, {"energy": jnp.mean(out**2, axis=-1)}
 """,
     "lm/blocks/sandwich.py": """
 from lm.blocks.pre_norm import PreNorm
@@ -233,7 +234,10 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert [round(line["lr/vector"], 6) for line in steps] == [0.02, 0.01, 0.02]
-    assert all(abs(line["train/loss"] - 0.5 * line["train/nll"]) < 1e-6 for line in steps)
+    for line in steps:
+        assert line["aux/energy"] > 0
+        whole = 0.5 * line["train/nll"] + line["aux/energy"]
+        assert abs(line["train/loss"] - whole) < 1e-5 * whole
     assert steps[-1]["task/longest/tokens"] > 0
     parameters = (tmp_path / "run" / "params.txt").read_text()
     assert "mlp/up/second" in parameters
