@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from kernels import dispatch
 from lm import model as model_lib
 from lm import mup, optimizers, schedules
 from lm import params as params_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
 from lm.data.batch import Batch
+from lm.families import OBJECTIVES
 from lm.layers import LayerRecord
+from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
@@ -100,6 +101,11 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     context = _context(config, mesh)
     multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
     model, layers = model_lib.create(config.model, vocab_size, context)
+    if config.objective.is_causal and not model.is_causal:
+        raise UserError(
+            f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
+            f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
+        )
 
     def init_params(seed: jax.Array) -> Any:
         dummy = model_lib.dummy_inputs(batch_ways(mesh), 8)
@@ -179,19 +185,31 @@ def flops_per_token(built: Build) -> float:
 
 
 def forward_flops(built: Build, length: int) -> float:
-    """Model FLOPs of a forward pass over one row of `length` tokens: two a token for every
-    parameter that a matmul reads (the head once, a lookup never), plus the ops' own
-    (`dispatch.flops`: causal pairs only).
+    """Model FLOPs of a forward pass over one row of `length` tokens: of the layers, as they say
+    themselves, and two a token for every element of the head (a lookup has none).
     """
-    counts = params_lib.count(built.infos)
-    matmul = counts.get("hidden", 0) + built.config.model.width * built.model.padded_vocab_size
-    flops = 2.0 * matmul * length
-    for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
-        for block in period.blocks:
-            for call in block.mixer.calls().values():
-                dims = {**call.dims, "B": 1, "T": length}
-                flops += repeat * dispatch.flops(call.op, dims, call.options)
-    return flops
+    head = 2.0 * built.config.model.width * built.model.padded_vocab_size * length
+    return head + sum(n * block.flops(sizes, length) for n, block, sizes in _layers(built))
+
+
+def saved_flops(built: Build, length: int) -> dict[str, float]:
+    """Of the layers', those that a tensor saves the backward pass where model.kept names it."""
+    found: dict[str, float] = {}
+    for repeat, block, _ in _layers(built):
+        for name, flops in block.saved(length).items():
+            found[name] = found.get(name, 0.0) + repeat * flops
+    return found
+
+
+def _layers(built: Build) -> Iterator[tuple[int, Block, dict[str, int]]]:
+    """Every block of a period, how often it is there, and the elements of the hidden matrices of
+    its parts.
+    """
+    for i, (repeat, period) in enumerate(zip(built.model.repeats, built.model.groups, strict=True)):
+        for j, block in enumerate(period.blocks):
+            parts = built.infos[f"groups_{i}"][f"blocks_{j}"]
+            sizes = {name: params_lib.count(part).get("hidden", 0) for name, part in parts.items()}
+            yield repeat, block, {name: size // repeat for name, size in sizes.items()}
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:

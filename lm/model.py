@@ -147,6 +147,11 @@ class Model(nn.Module):
             states, state.positions + 1
         )
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token sees a later one; only then a model can decode."""
+        return all(block.mixer.is_causal() for period in self.groups for block in period.blocks)
+
     def head(self) -> jax.Array:
         """The output matrix [vocab, D]."""
         return self.embed.table if self.config.tied_embeddings else self.output()

@@ -152,7 +152,7 @@ def _objective(parts: Parts, params: Any, batch: Batch, given: Given) -> tuple[j
 
     loss = functools.partial(loss_lib.objective, mesh=parts.mesh, options=parts.loss)
     forward = Forward(hidden=hidden, loss=loss, key=own_key, frozen=given.frozen.objective)
-    found = parts.config.objective(forward, params, batch)
+    found = Found(*parts.config.objective(forward, params, batch))
     return functools.reduce(jnp.add, found.losses.values(), found.total), found
 
 

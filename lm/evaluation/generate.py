@@ -113,8 +113,13 @@ def generate(
     """The new token ids of each prompt, without the end of text that stopped it.
 
     Raises:
-      UserError: an empty prompt, or an id outside the vocabulary.
+      UserError: an empty prompt, an id outside the vocabulary, or a model that cannot decode.
     """
+    if not model.is_causal:
+        raise UserError(
+            f"model.pattern={model.config.pattern!r} has a mixer that sees later tokens, so "
+            "nothing can be continued; choose a run of another pattern"
+        )
     if not prompts:
         return []
     _check(prompts, vocabulary)

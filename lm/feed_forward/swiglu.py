@@ -26,6 +26,11 @@ class Swiglu(FeedForward):
         self.up = linear(self.context, "D F", (self.width, self.ffn_dim), 1)
         self.down = linear(self.context, "F D", (self.ffn_dim, self.width), 1)
 
+    def saved(self, length: int) -> dict[str, float]:
+        return dict.fromkeys(
+            ("mlp_gate", "mlp_up", "mlp"), 2.0 * self.width * self.ffn_dim * length
+        )
+
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = project(x, self.gate, self.up)
         gate = checkpoint_name(gate, "mlp_gate")

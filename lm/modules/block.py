@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,20 @@ class Block(nn.Module):
     def problem(self) -> str | None:
         """What is wrong with these options, in one line; read before any device is touched."""
         return None
+
+    def flops(self, matrices: Mapping[str, int], length: int) -> float:
+        """Model FLOPs of a forward pass over one row of `length` tokens. `matrices`: elements of
+        the layer's hidden matrices, by the name of the part that has them.
+        """
+        parts = {"mixer": self.mixer, "mlp": self.mlp}
+        own = sum(2.0 * n * length for name, n in matrices.items() if name not in parts)
+        inner = [part.flops(matrices.get(name, 0), length) for name, part in parts.items() if part]
+        return own + sum(inner)
+
+    def saved(self, length: int) -> dict[str, float]:
+        """Of these FLOPs, those that need not be done again where model.kept names a tensor."""
+        after = {} if self.mlp is None else self.mlp.saved(length)
+        return {"op": self.mixer.op_flops(length)} | after
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any

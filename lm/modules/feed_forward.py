@@ -21,6 +21,17 @@ class FeedForward(nn.Module):
         """What is wrong with these options, in one line; read before any device is touched."""
         return None
 
+    def flops(self, matrices: int, length: int) -> float:
+        """Model FLOPs of a forward pass over one row of `length` tokens. `matrices`: elements of
+        its hidden matrices, all of which every token is multiplied with, unless a feed-forward says
+        otherwise (of many experts a token passes through few).
+        """
+        return 2.0 * matrices * length
+
+    def saved(self, length: int) -> dict[str, float]:
+        """Of these FLOPs, those that need not be done again where model.kept names a tensor."""
+        return {}
+
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, Losses]:
         """x [..., D] -> [..., D]; or that, and what is added to the objective."""
         raise NotImplementedError

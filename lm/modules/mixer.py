@@ -88,6 +88,18 @@ class Mixer(nn.Module):
         """
         return all(dispatch.is_causal(call.op, call.options) for call in self.calls().values())
 
+    def flops(self, matrices: int, length: int) -> float:
+        """Model FLOPs of a forward pass over one row of `length` tokens: the ops' own (of causal
+        pairs only), and two a token for every element of its hidden matrices, `matrices`.
+        """
+        return 2.0 * matrices * length + self.op_flops(length)
+
+    def op_flops(self, length: int) -> float:
+        """Of the ops alone."""
+        sizes = {"B": 1, "T": length}
+        calls = self.calls().values()
+        return sum(dispatch.flops(call.op, call.dims | sizes, call.options) for call in calls)
+
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         """x [..., D], positions int32 [...] -> [..., D]."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
@@ -54,6 +54,10 @@ class Forward:
 
 
 class Objective(Protocol):
+    """`is_causal`: it predicts tokens that a mixer must not see."""
+
+    is_causal: ClassVar[bool]
+
     def problem(self) -> str | None:
         """What is wrong with these options, in one line; read before any device is touched."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from lm.data.batch import Batch
 from lm.objectives import Forward, Found
@@ -11,6 +11,8 @@ from lm.objectives import Forward, Found
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextToken:
+    is_causal: ClassVar[bool] = True
+
     def problem(self) -> str | None:
         return None
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 
 from lm import build as build_lib
-from lm import params as params_lib
 from lm.build import Build
 from lm.plan import traffic
 from lm.plan.memory import Activations, Memory
@@ -75,15 +74,12 @@ def recomputed(built: Build, measured: Activations) -> float:
         return 1.0  # a policy that keeps next to nothing
     length = config.data.context_length
     forward = build_lib.forward_flops(built, length)
-    head = 2.0 * config.model.width * built.model.padded_vocab_size * length
-    matmul = 2.0 * params_lib.count(built.infos).get("hidden", 0) * length
-    ops = forward - head - matmul
+    saved = build_lib.saved_flops(built, length)
     if config.model.remat == "dots":
-        return ops / forward
-    branch = 2.0 * config.model.width * config.model.ffn_dim * length * config.model.num_layers
-    saved = {"op": ops, "mlp_gate": branch, "mlp_up": branch, "mlp": branch}
+        return saved["op"] / forward
+    head = 2.0 * config.model.width * built.model.padded_vocab_size * length
     kept = sum(flops for name, flops in saved.items() if name in config.model.kept)
-    return max(0.0, ops + matmul - kept) / forward
+    return max(0.0, forward - head - kept) / forward
 
 
 def _hbm_bytes(built: Build, memory: Memory, measured: Activations, again: float) -> float:

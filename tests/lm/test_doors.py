@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from lm import build as build_lib
 from lm import layers as layer_lib
 from lm.build import Build
+from lm.config import UserError
 from lm.data.batch import Batch
+from lm.evaluation import generate
+from lm.evaluation.generate import GenerateOptions, Vocabulary
 from lm.modules.context import Context
+from lm.modules.feed_forward import FeedForward
+from lm.modules.mixer import Mixer
 from lm.params import declare
 from lm.state import Frozen, TrainState
 from tests.lm import tiny
@@ -240,6 +246,32 @@ def test_scoring_draws_nothing() -> None:
     nll = np.log(np.exp(logits).sum(-1))
     nll -= np.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(a, nll, rtol=1e-4)
+
+
+def test_flops_are_what_a_layer_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed-forward of which a token passes through a third."""
+    built = tiny.create(LAYERS)
+    whole, matrices = build_lib.forward_flops(built, 24), 3 * 32 * 48
+    monkeypatch.setattr(FeedForward, "flops", lambda self, matrices, length: matrices * length / 3)
+    fewer = 2 * 24 * (2 - 1 / 3) * matrices
+    assert whole - build_lib.forward_flops(built, 24) == pytest.approx(fewer)
+    saved = build_lib.saved_flops(built, 24)
+    assert saved["mlp_up"] == 2 * 2 * 24 * 32 * 48
+    assert saved["op"] == 2 * 2 * 4 * (8 + 8) * 24 * 25 / 2
+
+
+def test_a_mixer_that_sees_later_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = tiny.create(LAYERS)
+    monkeypatch.setattr(Mixer, "is_causal", lambda self: False)
+    with pytest.raises(
+        UserError, match=r"sees later tokens, which objective 'next_token' predicts"
+    ):
+        tiny.create(LAYERS)
+    options = GenerateOptions(max_new_tokens=1, temperature=0.0, top_k=0, top_p=1.0, seed=0)
+    with pytest.raises(UserError, match="nothing can be continued"):
+        generate.generate(
+            built.model, {}, [[1]], options=options, vocabulary=Vocabulary(tiny.VOCAB, 0)
+        )
 
 
 def test_frozen_arrays_are_read_and_neither_trained_nor_saved() -> None:
