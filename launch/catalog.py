@@ -1,4 +1,5 @@
-"""Lists every op with its forms, mixers, state and proof, and every mixer with its costs.
+"""Lists every op with its forms, mixers, state and proof; every mixer with its costs; and what each
+key of the configuration may name, schedules, optimizers, tasks and the rest, with their options.
 
 `python -m launch.catalog [--config=experiments/base.py]`: sizes are those of one layer of that
 configuration. `--out=FILE` writes the tables as JSON.
@@ -31,15 +32,18 @@ def main(argv: list[str]) -> None:
     from lm.studies import catalog
 
     mixers = catalog.mixers(base)
+    members = catalog.members()
     forms = catalog.forms(mixers, catalog.read_proofs(ROOT / "results" / "proofs"))
     if _OUT.value:
-        rows = {"forms": [r._asdict() for r in forms], "mixers": [r._asdict() for r in mixers]}
+        tables = {"forms": forms, "mixers": mixers, "members": members}
+        rows = {name: [row._asdict() for row in found] for name, found in tables.items()}
         files.replace(cli.path("out", _OUT.value), json.dumps(rows, indent=1) + "\n")
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, WIDTH)
     console.print(_table("ops and forms", forms))
     width = base["model"]["width"]
     console.print(_table(f"mixers, one layer of width {width}, state in bytes a row", mixers))
+    console.print(_table("what a key of the configuration may name, and its options", members))
 
 
 def _table(title: str, rows: list[Any]) -> Table:

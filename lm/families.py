@@ -30,7 +30,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from lm.mapping import UserError, convert, nearest, to_mapping
+from lm.mapping import Bound, Unit, UserError, convert, field_marks, nearest, to_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,18 @@ class Family:
             return {self.key: value.name, **to_mapping(value.options)}
         return {self.key: self.name_of(type(value)), **to_mapping(value)}
 
+    def describe(self, name: Any, where: str) -> dict[str, str]:
+        """The options of a member, each with its default and what it must be, in words."""
+        member = self.find(name, where)
+        found = {}
+        for key, field in self._options(member).items():
+            default = str(to_mapping(field.default)) if _has_default(field) else "the model's"
+            words = field_marks(member)[key]
+            must = [mark.must for mark in words if isinstance(mark, Bound)]
+            units = [mark.name for mark in words if isinstance(mark, Unit)]
+            found[key] = ", ".join([" ".join([default, *units]), *must])
+        return found
+
     def _options(self, member: type[Any]) -> dict[str, dataclasses.Field[Any]]:
         given = self.given or ()
         return {f.name: f for f in dataclasses.fields(member) if f.init and f.name not in given}
@@ -185,3 +197,5 @@ MIXERS = Family("mixers", "mixer", key="mixer", given=LAYER)
 FEED_FORWARDS = Family("feed_forward", "feed-forward", given=LAYER)
 BLOCKS = Family("blocks", "block", given=(*LAYER, "mixer", "mlp"))
 MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape", "contracted"))
+
+ALL = (SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS, MIXERS, FEED_FORWARDS, BLOCKS, MATRICES)

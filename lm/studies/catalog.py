@@ -19,6 +19,7 @@ import jax
 from kernels import dispatch
 from kernels.primitives import device
 from lm import build as build_lib
+from lm import families
 from lm.build import Build
 from lm.config import UserError, from_mapping
 from lm.families import MIXERS
@@ -50,6 +51,27 @@ class MixerRow(NamedTuple):
     parameters: int
     state: str
     op_flops_per_token: float
+
+
+class MemberRow(NamedTuple):
+    """A file that a key of the configuration may name; its options with their defaults."""
+
+    kind: str
+    member: str
+    options: str
+
+
+def members() -> list[MemberRow]:
+    """A row for every member of every family, those of installed packages too."""
+    return [
+        MemberRow(
+            family.noun,
+            name,
+            "; ".join(f"{key} = {told}" for key, told in family.describe(name, name).items()),
+        )
+        for family in families.ALL
+        for name in family.names()
+    ]
 
 
 def forms(mixers: list[MixerRow], proofs: Sequence[Mapping[str, Any]]) -> list[FormRow]:

@@ -18,9 +18,6 @@ from lm.optimizers.adamw import Adamw
 from lm.schedules.wsd import Wsd
 from tests.lm import tiny
 
-ALL = [getattr(families, name) for name in dir(families) if name.isupper()]
-FAMILIES = [family for family in ALL if isinstance(family, Family)]
-
 
 def test_a_name_or_a_mapping_becomes_the_member_with_every_option() -> None:
     made = SCHEDULES.create({"family": "wsd", "decay": "10 percent"}, "schedule")
@@ -38,7 +35,7 @@ def test_a_flax_module_stays_a_choice_until_there_is_a_model() -> None:
     assert families.FEED_FORWARDS.to_mapping(chosen) == {"family": "swiglu", "ffn_dim": 8}
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.folder)
+@pytest.mark.parametrize("family", families.ALL, ids=lambda family: family.folder)
 def test_every_file_of_every_family_holds_its_class(family: Family) -> None:
     assert family.names()
     for name in family.names():
@@ -88,6 +85,15 @@ def test_marks_say_what_a_number_must_be_and_what_it_counts() -> None:
     assert convert(kind, 3, "x") == 3
     with pytest.raises(UserError, match=r"^x=0 tokens must be positive$"):
         convert(kind, 0, "x")
+
+
+def test_options_are_described_with_defaults_and_bounds() -> None:
+    told = SCHEDULES.describe("power", "schedule")
+    assert told["peak_learning_rate"] == "0.02, must be positive"
+    assert told["warmup"] == "100000 tokens"
+    assert families.FEED_FORWARDS.describe("swiglu", "mlp") == {
+        "ffn_dim": "the model's, must be positive"
+    }
 
 
 def test_free_keys_are_those_of_the_member_that_is_there() -> None:
