@@ -186,6 +186,15 @@ def test_the_same_command_resumes_and_another_is_refused(
     run(wider, tmp_path)
     assert len(asked) == 9, "a larger grid takes what is there"
 
+    run_values = values()["run"]
+    run_values["log"] |= {"every": "2 steps"}
+    run_values["mesh"] |= {"data": 1}
+    run(recall.create(values(run=run_values)), tmp_path)
+    assert len(asked) == 9, "what a resumed run may change is no other question"
+    run_values["mup"] |= {"init_std": 0.2}
+    with pytest.raises(UserError, match=r"another config \(run\.mup\.init_std: 0\.1 -> 0\.2\)"):
+        run(recall.create(values(run=run_values)), tmp_path)
+
     other = recall.create(values(steps=5))
     with pytest.raises(UserError, match=r"another config \(problem\.steps: 4 -> 5\)"):
         run(other, tmp_path)
