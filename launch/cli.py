@@ -27,9 +27,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lm.config import Config, ModelConfig, UserError, flatten, from_mapping, nearest
-from lm.families import Family
-from lm.mapping import field_marks
+from launch import overrides
+from lm.config import Config, UserError, from_mapping
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
@@ -48,15 +47,6 @@ CONFIG_FILE_ERRORS = (
     TypeError,
     ValueError,
 )
-
-# The keys of a configuration that hold a member of a family, wherever they stand in it.
-FAMILIES = {
-    name: mark
-    for section in (Config, ModelConfig)
-    for name, marks in field_marks(section).items()
-    for mark in marks
-    if isinstance(mark, Family)
-}
 
 # The command line while it is parsed; the config flag reads it to find its overrides.
 _argv: list[str] = []
@@ -209,7 +199,7 @@ def parse(
       UserError: any mistake on the command line or in the config file.
       SystemExit: status 0, after `--help`.
     """
-    _argv[:] = _last_config_wins(argv, "config")
+    _argv[:] = overrides.members_by_name(_last_config_wins(argv, "config"), "config")
     try:
         rest = flag_values(_argv)
     except flags.UnrecognizedFlagError as error:
@@ -282,10 +272,10 @@ class _ConfigFile(flags.ArgumentParser[ConfigDict]):
 
     def parse(self, argument: Any) -> ConfigDict:
         config = read_config_file(argument)
-        overrides = _overrides(self.name, _argv)
-        _complete_families(config, overrides, f"--{self.name}")
-        for override in overrides:
-            _check_key(config, override, f"--{self.name}")
+        asked = overrides.read(self.name, _argv)
+        overrides.complete_families(config, asked, f"--{self.name}")
+        for override in asked:
+            overrides.check_key(config, override, f"--{self.name}")
         return config.lock()
 
     def flag_type(self) -> str:
@@ -329,67 +319,3 @@ def _place(path: Path, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
     return f"{path}:{lines[-1]}" if lines else str(path)
-
-
-def _overrides(name: str, argv: list[str]) -> dict[str, str]:
-    """The overrides, dotted key -> text of the last value: `--config.a.b=1`, `--config.a.b 1` and
-    `--noconfig.a.c`, whose text is the word after it.
-    """
-    found = {}
-    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
-        if match := re.match(rf"--?(?:no)?{name}\.([^=]+)(?:=(.*))?", arg, flags=re.DOTALL):
-            found[match[1]] = after if match[2] is None else match[2]
-    return found
-
-
-def _complete_families(config: ConfigDict, overrides: Mapping[str, str], flag: str) -> None:
-    """Gives the overrides the keys of the families that they are about, wherever they stand among
-    the flags: `--config.schedule.family=wsd` drops the options of the schedule in the file and
-    takes the defaults of the other; an option that the file leaves out gets its default.
-    """
-    for override in overrides:
-        group, _, option = override.rpartition(".")
-        family = FAMILIES.get(group.rpartition(".")[2])
-        node = _find(config, group)
-        if family is None or not isinstance(node, ConfigDict) or family.key not in node:
-            continue
-        name = overrides.get(f"{group}.{family.key}", node[family.key])
-        if name != node[family.key]:
-            node = ConfigDict({family.key: name} | family.defaults(name, f"{flag}.{group}"))
-        elif option not in node:
-            node = ConfigDict(family.defaults(name, f"{flag}.{group}") | node.to_dict())
-        else:
-            continue
-        above, _, last = group.rpartition(".")
-        _find(config, above)[last] = node
-
-
-def _find(config: ConfigDict, dotted: str) -> Any:
-    """The value at a dotted key, the whole for ""; None where there is none."""
-    node: Any = config
-    for key in filter(None, dotted.split(".")):
-        node = node[key] if isinstance(node, ConfigDict) and key in node else None
-    return node
-
-
-def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, leaf: str) -> str:
-    """The nearest key of the group, else one of the same name elsewhere, else the group's keys."""
-    if not siblings:
-        return "the group is empty: set it whole, as a Python dict"
-    elsewhere = [key for key in flatten(config.to_dict()) if key.split(".")[-1] == leaf]
-    if elsewhere and not get_close_matches(unknown, list(siblings), n=1):
-        return f"did you mean {elsewhere[0]!r}?"
-    return nearest(unknown, siblings)
-
-
-def _check_key(config: ConfigDict, override: str, flag: str) -> None:
-    node: Any = config
-    walked = flag
-    for key in override.split("."):
-        if not isinstance(node, ConfigDict):
-            raise UserError(f"{walked} is a value, not a group of keys: {flag}.{override}")
-        if key not in node:
-            hint = _key_hint(config, key, node, override.split(".")[-1])
-            raise UserError(f"unknown key {walked}.{key}; {hint}")
-        node = node[key]
-        walked = f"{walked}.{key}"

@@ -238,7 +238,7 @@ def _state_shardings(abstract: TrainState, infos: Any, mesh: Mesh, config: Confi
     moments = sharding.moments(infos, mesh, config.mesh)
     if config.optimizer.memory == "host":
         moments = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), moments)
-    opt_state = sharding.like_params(abstract.opt_state, moments, mesh)
+    opt_state = sharding.like_params(abstract.opt_state, infos, moments, mesh)
     step: Any = sharding.replicated(mesh)
     return TrainState(step, params, opt_state)
 

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 import types
 import typing
@@ -44,13 +45,15 @@ class Choice:
 @dataclasses.dataclass(frozen=True)
 class Family:
     """`folder` of lm; `noun` names a member in messages; `key` is the entry of a mapping that names
-    it. `given`: fields that the model fills in, which are no options of a Flax module.
+    it. `given`: fields of a Flax module that the model fills in, which are not options. `needs`:
+    what the class of a member must have.
     """
 
     folder: str
     noun: str
     key: str = "family"
     given: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ("problem",)
 
     @property
     def package(self) -> str:
@@ -64,7 +67,8 @@ class Family:
         """The class of a member; `where` is the key that names it, for messages.
 
         Raises:
-          UserError: no such member, or no such class in its file; two members of one name.
+          UserError: no such member, or no such class in its file; two members of one name; a class
+          that is not a member (`_check`).
         """
         if name not in self.names():
             near = nearest(str(name), self.names())
@@ -76,12 +80,47 @@ class Family:
                     f"{where}={name!r}: {installed.value} of an installed package has the name of "
                     f"a file of lm/{self.folder}; rename its entry point"
                 )
-            return _load(installed, where)
+            return self._check(_load(installed, where), installed.value)
         module = importlib.import_module(f"{self.package}.{name}")
         wanted = "".join(part.capitalize() for part in name.split("_"))
         if not hasattr(module, wanted):
             raise UserError(f"{module.__file__} has no class {wanted}; name the class so")
-        return getattr(module, wanted)
+        return self._check(getattr(module, wanted), f"lm/{self.folder}/{name}.py: {wanted}")
+
+    def _check(self, member: type[Any], told: str) -> type[Any]:
+        """What a class must be for the configuration to hold it, so that a slip in its file is told
+        when it is named, and not by what goes wrong later.
+        """
+        if missing := [need for need in self.needs if not hasattr(member, need)]:
+            raise UserError(
+                f"{told} has no {missing[0]!r}; see what a {self.noun} needs in CONTRIBUTING.md"
+            )
+        if not dataclasses.is_dataclass(member):
+            raise UserError(f"{told} is not a dataclass; write @dataclasses.dataclass above it")
+        options = self._options(member)
+        own = typing.get_type_hints(member, include_extras=True)
+        undeclared = [
+            name
+            for name in inspect.get_annotations(member)
+            if name not in member.__dataclass_fields__
+            and typing.get_origin(own[name]) is not typing.ClassVar
+        ]
+        if undeclared:
+            raise UserError(
+                f"{told}: {undeclared[0]!r} is not a field; write @dataclasses.dataclass("
+                "frozen=True, kw_only=True) above the class"
+            )
+        if self.key in options:
+            raise UserError(f"{told}: an option cannot be named {self.key!r}; rename it")
+        for name, field in options.items():
+            if self.given is not None and name in SIZES:
+                continue
+            if field.default in (dataclasses.MISSING, None):
+                raise UserError(
+                    f"{told}: the option {name!r} has no default; give it a number, a word, a "
+                    "Duration or a tuple of them in its file"
+                )
+        return member
 
     def name_of(self, member: type[Any]) -> str:
         """The inverse of `find`."""
@@ -91,9 +130,22 @@ class Family:
         return next(n for n, point in self._installed().items() if point.load() is member)
 
     def defaults(self, name: Any, where: str) -> dict[str, Any]:
-        """What a member's options are where nothing is said, as plain values."""
-        fields = self._options(self.find(name, where))
-        return {key: to_mapping(f.default) for key, f in fields.items() if _has_default(f)}
+        """What a member's options are where nothing is said, as values that a flag can override."""
+        plain = lambda x: x if isinstance(x, tuple) else to_mapping(x)
+        return {key: plain(x) for key, x in self._defaults(self.find(name, where), where).items()}
+
+    def _defaults(self, member: type[Any], where: str) -> dict[str, Any]:
+        """As annotated: 1 is 1.0 where a float is wanted."""
+        hints = typing.get_type_hints(member, include_extras=True)
+        return {
+            key: convert(hints[key], to_mapping(field.default), f"{where}.{key}")
+            for key, field in self._options(member).items()
+            if field.default is not dataclasses.MISSING
+        }
+
+    def class_of(self, value: Any) -> type[Any]:
+        """That of a member as the configuration holds it."""
+        return self.find(value.name, self.noun) if isinstance(value, Choice) else type(value)
 
     def choose(self, value: Any, where: str) -> Choice:
         """A name, or a mapping of the key and options -> the name and all options, converted.
@@ -108,7 +160,7 @@ class Family:
         name = value[self.key]
         member = self.find(name, where)
         fields, hints = self._options(member), typing.get_type_hints(member, include_extras=True)
-        options = {key: field.default for key, field in fields.items() if _has_default(field)}
+        options = self._defaults(member, where)
         for key, given in value.items():
             if key == self.key:
                 continue
@@ -121,15 +173,10 @@ class Family:
         """As `choose`, and the member itself, checked.
 
         Raises:
-          UserError: what `choose` raises; an option without a default is missing; options that
-          contradict each other.
+          UserError: what `choose` raises; options that contradict each other.
         """
         chosen = self.choose(value, where)
-        member = self.find(chosen.name, where)
-        for key in self._options(member):
-            if key not in chosen.options:
-                raise UserError(f"missing option {where}.{key} of {self.noun} {chosen.name!r}")
-        made = member(**chosen.options)
+        made = self.find(chosen.name, where)(**chosen.options)
         if (problem := made.problem()) is not None:
             raise UserError(f"{where}: {problem}")
         return made
@@ -148,8 +195,9 @@ class Family:
         """The options of a member, each with its default and what it must be, in words."""
         member = self.find(name, where)
         found = {}
-        for key, field in self._options(member).items():
-            default = str(to_mapping(field.default)) if _has_default(field) else "the model's"
+        defaults = self._defaults(member, where)
+        for key in self._options(member):
+            default = str(to_mapping(defaults[key])) if key in defaults else "the model's"
             words = field_marks(member)[key]
             must = [mark.must for mark in words if isinstance(mark, Bound)]
             units = [mark.name for mark in words if isinstance(mark, Unit)]
@@ -178,21 +226,31 @@ def _load(point: importlib.metadata.EntryPoint, where: str) -> type[Any]:
         ) from None
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING
-
-
 @functools.cache
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=group)}
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        if (other := found.setdefault(point.name, point)).value != point.value:
+            raise UserError(
+                f"two installed packages name {point.name!r} in {group}: {other.value} and "
+                f"{point.value}; remove one of them"
+            )
+    return found
 
 
+# Fields that take a size of the model unless a layer says otherwise; they need no default.
+SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_dim")
 LAYER = ("parent", "name", "context", "width")  # what the model gives to every module of a layer
 
 SCHEDULES = Family("schedules", "schedule")
 OPTIMIZERS = Family("optimizers", "optimizer")
-OBJECTIVES = Family("objectives", "objective")
-TASKS = Family("evals", "task", key="task")
+OBJECTIVES = Family("objectives", "objective", needs=("problem", "__call__"))
+TASKS = Family(
+    "evals",
+    "task",
+    key="task",
+    needs=("problem", "items", "numbers", "headline", "unit", "is_better"),
+)
 MIXERS = Family("mixers", "mixer", key="mixer", given=LAYER)
 FEED_FORWARDS = Family("feed_forward", "feed-forward", given=LAYER)
 BLOCKS = Family("blocks", "block", given=(*LAYER, "mixer", "mlp"))

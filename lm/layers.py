@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 from kernels import dispatch
 from lm import families
 from lm.config import ModelConfig, UserError, nearest
-from lm.families import Choice, Family
+from lm.families import SIZES, Choice, Family
 from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.modules.mixer import form_field
@@ -27,9 +27,6 @@ from lm.mup import Multipliers
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
-
-# What a member takes from the model's sizes unless its options say otherwise, where it has them.
-SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_dim")
 
 
 class Group(NamedTuple):

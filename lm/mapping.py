@@ -133,6 +133,8 @@ class Reader(typing.Protocol):
 
     def to_mapping(self, value: Any) -> Any: ...
 
+    def class_of(self, value: Any) -> type[Any]: ...
+
 
 def field_marks(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
     """The marks of every field of a dataclass, `Annotated[kind, *marks]`, by name."""
@@ -150,8 +152,12 @@ def free_keys(value: Any, prefix: str = "") -> tuple[str, ...]:
     found: list[str] = []
     for name, marks in field_marks(type(value)).items():
         inner = getattr(value, name)
+        reader = _reader(marks)
         if FREE in marks:
             found.append(f"{prefix}{name}")
+        elif reader is not None:
+            options = field_marks(reader.class_of(inner))
+            found += [f"{prefix}{name}.{key}" for key, mark in options.items() if FREE in mark]
         elif dataclasses.is_dataclass(inner) and not isinstance(inner, Duration):
             found += free_keys(inner, f"{prefix}{name}.")
     return tuple(found)
@@ -177,7 +183,8 @@ def _marked(kind: Any, value: Any, where: str) -> Any:
     value = convert(inner, value, where)
     unit = next((f" {mark.name}" for mark in marks if isinstance(mark, Unit)), "")
     for mark in marks:
-        if isinstance(mark, Bound) and not mark.holds(value):
+        number = value.value if isinstance(value, Duration) else value
+        if isinstance(mark, Bound) and not mark.holds(number):
             raise UserError(f"{where}={value}{unit} {mark.must}")
     return value
 

@@ -118,17 +118,28 @@ def moments(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
     return _tree(ZERO1 if config.zero1 else PARAMS, infos, mesh, config)
 
 
-def like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for optimizer state: a subtree shaped like the parameters takes theirs, everything
-    else is replicated.
+def like_params(tree: Any, infos: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings for optimizer state, of `tree` of shapes. In a subtree with the structure of the
+    parameters, an array of a parameter's shape takes its sharding (a moment); everything else, a
+    count or the row sums of a factored moment, is replicated, arrays in the memory of the moments.
     """
     structure = jax.tree.structure(shardings)
+    shapes = [info.shape for info in jax.tree.leaves(infos, is_leaf=is_info)]
+    memory = jax.tree.leaves(shardings)[0].memory_kind
 
     def is_params(node: Any) -> bool:
         return jax.tree.structure(node) == structure
 
+    def whole(leaf: Any) -> NamedSharding:
+        is_moved = leaf.ndim > 0 and memory == "pinned_host"
+        return replicated(mesh).with_memory_kind(memory) if is_moved else replicated(mesh)
+
     def assign(node: Any) -> Any:
-        return shardings if is_params(node) else replicated(mesh)
+        if not is_params(node):
+            return whole(node)
+        triples = zip(jax.tree.leaves(node), shapes, jax.tree.leaves(shardings), strict=True)
+        found = [own if leaf.shape == shape else whole(leaf) for leaf, shape, own in triples]
+        return jax.tree.unflatten(structure, found)
 
     return jax.tree.map(assign, tree, is_leaf=is_params)
 

@@ -116,6 +116,10 @@ def check_unchanged(workdir: Path, config: Config) -> None:
         for key, values in difference(to_mapping(old), to_mapping(config)).items()
         if not any(f"{key}.".startswith(f"{name}.") for name in free)
     }
+    for name in [key for key in changed if key.endswith(".family")]:
+        # Of another member all options differ: its name says it.
+        group = name.removesuffix("family")
+        changed = {k: x for k, x in changed.items() if k == name or not k.startswith(group)}
     if changed:
         shown = "; ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

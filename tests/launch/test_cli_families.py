@@ -33,7 +33,18 @@ def test_options_of_a_family_that_was_dropped_are_unknown(
 ) -> None:
     monkeypatch.chdir(ROOT)
     line = line_of([CONFIG, WORKDIR, "--config.schedule.a=3.0", FAMILY], capsys)
-    assert "unknown key --config.schedule.a; known: decay, decay_shape, family" in line
+    told = "unknown key --config.schedule.a; it is an option of power, and schedule.family is wsd"
+    assert told in line
+
+
+def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load(
+        [CONFIG, WORKDIR, "--config.schedule.horizon=90 percent", "--config.schedule=cosine"]
+    )
+    assert config.schedule == SCHEDULES.create(
+        {"family": "cosine", "horizon": "90 percent"}, "schedule"
+    )
 
 
 def test_an_option_that_the_file_leaves_out_can_be_set(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import importlib.metadata
 from typing import Annotated, Any, ClassVar
 
 import pytest
+from ml_collections import ConfigDict
 
 from lm import families, layers
 from lm.config import from_mapping, to_mapping
 from lm.families import MIXERS, SCHEDULES, Choice, Family
+from lm.feed_forward.swiglu import Swiglu
 from lm.mapping import FREE, POSITIVE, Duration, Unit, UserError, convert, free_keys
 from lm.mixers.retnet import Retnet
 from lm.modules.mixer import Call
@@ -80,6 +82,84 @@ def test_a_member_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatc
         SCHEDULES.create("saw", "schedule")
 
 
+def test_two_installed_members_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "espalier.two"
+    points = [importlib.metadata.EntryPoint("saw", f"{x}:Saw", group) for x in ("a", "b")]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    with pytest.raises(UserError, match=r"two installed packages name 'saw' .* a:Saw and b:Saw"):
+        Family("two", "two")._installed()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuples(Wsd):
+    points: tuple[float, ...] = (1, 2)
+    speed: float = 1
+    period: Annotated[Duration, POSITIVE] = Duration(3, "steps")
+
+
+class Undecorated(Wsd):
+    speed: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(Wsd):
+    family: str = "x"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Without(Wsd):
+    speed: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Maybe(Wsd):
+    speed: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    speed: float = 1.0
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    point = importlib.metadata.EntryPoint("saw", f"{__name__}:{name}", "espalier.schedules")
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda _: globals()[name])
+    monkeypatch.setattr(families, "_entry_points", lambda group: {"saw": point})
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Undecorated", "'speed' is not a field; write @dataclasses.dataclass"),
+        ("Named", "an option cannot be named 'family'"),
+        ("Without", "the option 'speed' has no default"),
+        ("Maybe", "the option 'speed' has no default"),
+        ("Bare", "has no 'problem'"),
+    ],
+)
+def test_a_slip_in_the_file_of_a_member_is_told(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, name)
+    with pytest.raises(UserError) as caught:
+        SCHEDULES.create("saw", "schedule")
+    assert told in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_as_annotated_and_a_flag_can_override_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed(monkeypatch, "Tuples")
+    defaults = SCHEDULES.defaults("saw", "schedule")
+    assert defaults["points"] == (1.0, 2.0)
+    assert isinstance(defaults["speed"], float)
+    assert ConfigDict(defaults).points == (1.0, 2.0)
+    with pytest.raises(UserError, match=r"schedule.period=0 steps must be positive"):
+        SCHEDULES.create({"family": "saw", "period": "0 steps"}, "schedule")
+
+
 def test_marks_say_what_a_number_must_be_and_what_it_counts() -> None:
     kind = Annotated[int, Unit("tokens"), POSITIVE]
     assert convert(kind, 3, "x") == 3
@@ -112,6 +192,21 @@ def test_free_keys_are_those_of_the_member_that_is_there() -> None:
     assert "optimizer.memory" in found
     assert {"mesh", "run.length", "run.accumulation", "model.remat"} <= set(found)
     assert not {"optimizer", "schedule", "model", "data", "seed"} & set(found)
+
+
+class Cheap(Swiglu):
+    """A feed-forward with an option that changes no number."""
+
+    told: Annotated[bool, FREE] = False
+
+
+def test_free_options_of_a_flax_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = Family.find
+    swapped = lambda family, name, where: (
+        Cheap if family is families.FEED_FORWARDS else find(family, name, where)
+    )
+    monkeypatch.setattr(Family, "find", swapped)
+    assert "model.mlp.told" in free_keys(tiny.config())
 
 
 def test_the_configuration_holds_members_and_writes_every_option() -> None:

@@ -7,11 +7,14 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lm import mup, optimizers, schedules
 from lm.families import OPTIMIZERS, SCHEDULES
-from lm.params import ParamInfo
+from lm.parallel import sharding
+from lm.params import ParamInfo, is_info
+from tests.lm import tiny
 
 INFOS = {
     "layers": ParamInfo("L D F", (2, 4, 6), "hidden", True),
@@ -42,6 +45,32 @@ def stepped(tx: typing.Any, grads: list[typing.Any]) -> list[tuple[typing.Any, t
         updates, state = update(g, state, before, step=jnp.int32(i), loss=jnp.float32(1.0))
         found.append((jax.tree.map(jnp.add, before, updates), state))
     return found
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize(
+    "mesh", [{}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.zero1": True}], ids=str
+)
+def test_its_state_has_a_place_on_every_mesh(name: str, mesh: dict[str, typing.Any]) -> None:
+    options = {"family": name, "memory": "host"}
+    built = tiny.create({"optimizer": options} | mesh, 4 if mesh else 1)
+    for leaf in jax.tree.leaves(built.abstract_state.opt_state):
+        assert len(leaf.sharding.spec) <= leaf.ndim
+        assert not leaf.ndim or leaf.sharding.memory_kind == "pinned_host"
+
+
+def test_factored_moments_have_a_place() -> None:
+    """Rows and columns of a matrix are no moments of its shape."""
+    infos = tiny.create({"mesh.fsdp": 2, "mesh.data": 1}, 2).infos
+    state = jax.eval_shape(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=4).init,
+        jax.tree.map(lambda i: jnp.zeros(i.shape), infos, is_leaf=is_info),
+    )
+    built = tiny.create({"mesh.fsdp": 2, "mesh.data": 1}, 2)
+    moments = sharding.moments(infos, built.mesh, built.config.mesh)
+    placed = sharding.like_params(state, infos, moments, built.mesh)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)
+    assert all(len(place.spec) <= leaf.ndim for leaf, place in pairs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
