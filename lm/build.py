@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm import model as model_lib
 from lm import mup, optimizers, schedules
 from lm import params as params_lib
+from lm import state as state_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
 from lm.data.batch import Batch
@@ -44,7 +45,7 @@ ONE_DEVICE = MeshConfig(
 @dataclasses.dataclass(frozen=True, eq=False)
 class Build(Parts):
     """The parts of a step, and three jitted functions of them: `init(seed)`, `step(state, batch,
-    token_bytes, frozen)` and `score(params, batch, frozen)` of lm/step.py.
+    token_bytes, numbers, frozen)` and `score(params, batch, frozen)` of lm/step.py.
     """
 
     layers: list[LayerRecord]
@@ -77,7 +78,12 @@ class Build(Parts):
     def lowered(self) -> jax.stages.Lowered:
         """The step on abstract arguments, to be compiled; the devices may be absent ones."""
         step: Any = self.step
-        return step.lower(self.abstract_state, self.abstract_batch, self.abstract_token_bytes)
+        like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+        replicated = sharding.replicated(self.mesh)
+        numbers = jax.tree.map(like, self.numbers)
+        return step.lower(
+            self.abstract_state, self.abstract_batch, self.abstract_token_bytes, numbers
+        )
 
     def put(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays on the mesh."""
@@ -114,11 +120,12 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))
     per_step = config.tokens_per_step
     schedule = config.schedule.schedule(schedules.Run(config.run_tokens, per_step, decay_start))
-    tx = optimizers.create(config.optimizer, multipliers, infos, schedule, per_step)
+    tx = optimizers.create(config.optimizer, multipliers, infos)
 
     def init(seed: jax.Array) -> TrainState:
         params, _ = params_lib.split(init_params(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        none = jnp.asarray(state_lib.count(0))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), none, none)
 
     abstract = jax.eval_shape(init, 0)
     shardings = _state_shardings(abstract, infos, mesh, config)
@@ -239,8 +246,8 @@ def _state_shardings(abstract: TrainState, infos: Any, mesh: Mesh, config: Confi
     if config.optimizer.memory == "host":
         moments = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), moments)
     opt_state = sharding.like_params(abstract.opt_state, infos, moments, mesh)
-    step: Any = sharding.replicated(mesh)
-    return TrainState(step, params, opt_state)
+    whole: Any = sharding.replicated(mesh)
+    return TrainState(whole, params, opt_state, tokens=whole, rows=whole)
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -18,17 +18,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from lm import loss as loss_lib
-from lm import optimizers, schedules
+from lm import optimizers
+from lm import state as state_lib
 from lm.config import Config
 from lm.data.batch import Batch, byte_weights
 from lm.loss import LossOptions
@@ -36,7 +38,7 @@ from lm.model import DROPOUT, FROZEN, Model
 from lm.modules.losses import weighted
 from lm.objectives import Forward, Found, Hidden
 from lm.parallel import reduction, sharding
-from lm.schedules import Schedule
+from lm.schedules import Curve, Schedule
 from lm.state import NOTHING, Frozen, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -60,6 +62,13 @@ class Parts:
         return self.model.context.mesh
 
     @property
+    def numbers(self) -> Numbers:
+        """Of this configuration, on the host."""
+        multipliers, peak = self.model.context.multipliers, self.schedule.peak
+        decay = optimizers.decays(self.config.optimizer, multipliers, peak)
+        return Numbers(np.uint32(self.config.seed), self.schedule.curve, decay)
+
+    @property
     def gradients(self) -> Any:
         """The layout of the gradient that updates the parameters, a tree of NamedSharding."""
         return sharding.moments(self.infos, self.mesh, self.config.mesh)
@@ -70,6 +79,16 @@ class Parts:
         axes = {**context.rules, "D": context.weights.get("D", ())}
         vocab_size, dtype = config.data.tokenizer.vocab_size, context.numerics.operand_dtype
         return LossOptions.create(config.loss, vocab_size, dtype, axes)
+
+
+class Numbers(NamedTuple):
+    """What a step takes as arguments, so that runs which differ in it alone share one compilation:
+    `seed` uint32 [], the learning rate as a function of tokens, and the weight decay of every role.
+    """
+
+    seed: Any
+    schedule: Curve
+    decay: Mapping[str, Any]
 
 
 class Sums(NamedTuple):
@@ -106,29 +125,36 @@ def score(
 
 
 def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`step(state, batch, token_bytes int32 [vocab], frozen) -> state, metrics`; pure, to be jitted
-    with `state` donated.
+    """`step(state, batch, token_bytes int32 [vocab], numbers, frozen) -> state, metrics`; pure, to
+    be jitted with `state` donated.
     """
 
     local = functools.partial(_local_gradient, parts)
     gradient = reduction.over_data(local, parts.mesh, parts.gradients)
 
     def step(
-        state: TrainState, batch: Batch, token_bytes: jax.Array, frozen: Frozen = NOTHING
+        state: TrainState,
+        batch: Batch,
+        token_bytes: jax.Array,
+        numbers: Numbers,
+        frozen: Frozen = NOTHING,
     ) -> tuple[TrainState, Metrics]:
         weight = jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
-        key = jax.random.fold_in(jax.random.key(parts.config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         given = Given(token_bytes, key, frozen)
         grads, sums = gradient(state.params, batch, given)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        loss = sums.objective / weight
-        extra = {"step": state.step, "loss": loss}
+        rate = numbers.schedule(state_lib.as_float(state.tokens))
+        extra = {"loss": sums.objective / weight, "rate": rate, "decay": numbers.decay}
         before = _on_device(parts, state.opt_state)
         updates, opt_state = parts.tx.update(grads, before, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         guard = typing.cast(optimizers.OptState, opt_state).guard
-        metrics = _metrics(parts, state, sums, weight, (grads, updates, params, guard))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        metrics = _metrics(parts, sums, weight, rate, (grads, updates, params, guard))
+        rows, time = batch.tokens.shape
+        tokens = state_lib.added(state.tokens, rows * time)
+        counts = state.step + 1, tokens, state_lib.added(state.rows, rows)
+        return TrainState(counts[0], params, opt_state, *counts[1:]), metrics
 
     return step
 
@@ -201,7 +227,7 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
 
 
 def _metrics(
-    parts: Parts, state: TrainState, sums: Sums, weight: jax.Array, after: tuple[Any, ...]
+    parts: Parts, sums: Sums, weight: jax.Array, rate: jax.Array, after: tuple[Any, ...]
 ) -> Metrics:
     grads, updates, params, guard = after
     bits = sums.text_nll / jnp.log(2.0)
@@ -213,12 +239,8 @@ def _metrics(
         "optim/skipped_total": guard.skipped_total,
         "optim/skipped_in_row": guard.skipped_in_row,
     } | {f"aux/{name}": loss / weight for name, loss in sums.losses.items()}
-    tokens = schedules.tokens_seen(state.step, parts.config.tokens_per_step)
-    rates = optimizers.learning_rates(
-        parts.schedule, parts.model.context.multipliers, parts.infos, tokens
-    )
     groups = {
-        "lr": rates,
+        "lr": optimizers.learning_rates(rate, parts.model.context.multipliers, parts.infos),
         "update_norm": optimizers.group_norms(updates, parts.infos),
         "param_norm": optimizers.group_norms(params, parts.infos),
     }

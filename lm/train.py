@@ -42,6 +42,7 @@ from lm.run import origin as origin_lib
 from lm.run.checkpoint import Checkpointer, Meta
 from lm.run.clock import Clock, Profiler
 from lm.run.progress import TrainingBar
+from lm.state import as_int
 
 Record = dict[str, Any]
 EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
@@ -109,6 +110,8 @@ def run(config: Config, options: Options) -> Outcome:
         stop = stack.enter_context(processes.stop_signals())
         bar = stack.enter_context(_bar(config, step, end))
         token_bytes = built.put_replicated(_padded_bytes(prepared.tokenizer, built))
+        numbers = built.put_replicated(built.numbers)
+        tokens = _Tokens(as_int(state.tokens), step, built)
         given = Given(prepared.tokenizer, prepared, config.data, config.evaluate.max_tokens)
         questions = evaluate.prepare(tasks, given)
         clock = Clock(built, config)
@@ -129,19 +132,19 @@ def run(config: Config, options: Options) -> Outcome:
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
             if at == end or any(
-                _due(at, built, e) for e in (config.log.every, config.evaluate.every)
+                tokens.due(at, e) for e in (config.log.every, config.evaluate.every)
             ):
-                counts = {"step": at, "tokens": at * config.tokens_per_step}
+                counts = {"step": at, "tokens": tokens.after(at)}
                 times = clock.lap(at) if timing is None else timing
                 writer.write(counts | values | times | extra)
             _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
 
         def save() -> None:
-            meta = Meta(step, step * config.tokens_per_step, decay_start, {}, {})
+            meta = Meta(step, tokens.after(step), decay_start, {}, {})
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
         def due(every: Duration) -> bool:
-            return step == end or _due(step, built, every)
+            return step == end or tokens.due(step, every)
 
         if step and due(config.evaluate.every):
             _mend_record(workdir, step, evaluation)
@@ -153,7 +156,7 @@ def run(config: Config, options: Options) -> Outcome:
             batch = built.put(next(loader))
             profiler.at(step)
             saver.check()
-            state, arrays = built.step(state, batch, token_bytes)
+            state, arrays = built.step(state, batch, token_bytes, numbers)
             before, step, pending = pending, step + 1, (step + 1, arrays)
             is_evaluated, is_saved = due(config.evaluate.every), due(config.checkpoint.every)
             if not (is_evaluated or is_saved):
@@ -254,14 +257,27 @@ def _padded_bytes(tokenizer: Tokenizer, built: Build) -> np.ndarray:
     return np.pad(tokenizer.token_bytes, (0, size - len(tokenizer.token_bytes))).astype(np.int32)
 
 
-def _due(step: int, built: Build, every: Duration) -> bool:
-    """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that the
-    last quarter of a run ends with the run.
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """The tokens that a run has taken after a step, counted from the state it began with, `tokens`
+    at `step`, without waiting for the device.
     """
-    per_step = built.config.tokens_per_step
-    tokens = every.tokens(run_tokens=built.run_tokens, tokens_per_step=per_step)
-    period = max(1.0, tokens / per_step)
-    return tokens > 0 and int(step / period + 1e-9) > int((step - 1) / period + 1e-9)
+
+    tokens: int
+    step: int
+    built: Build
+
+    def after(self, step: int) -> int:
+        return self.tokens + (step - self.step) * self.built.config.tokens_per_step
+
+    def due(self, step: int, every: Duration) -> bool:
+        """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that
+        the last quarter of a run ends with the run.
+        """
+        per_step = self.built.config.tokens_per_step
+        tokens = every.tokens(run_tokens=self.built.run_tokens, tokens_per_step=per_step)
+        period, now = max(1.0, tokens / per_step), self.after(step) / per_step
+        return tokens > 0 and int(now / period + 1e-9) > int((now - 1) / period + 1e-9)
 
 
 def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:

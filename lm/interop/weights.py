@@ -19,7 +19,7 @@ from lm.run.checkpoint import Meta
 from lm.run.digest import digest
 from lm.run.progress import WeightsBar
 from lm.run.telling import Telling, quiet
-from lm.state import TrainState
+from lm.state import TrainState, count
 
 CHUNK = 1 << 26  # bytes
 
@@ -30,7 +30,8 @@ def save(workdir: Path, config: Config, params: Any) -> None:
     Raises:
       UserError: it cannot be written (a full disk, say).
     """
-    state = TrainState(jnp.zeros((), jnp.int32), params, ())
+    none = jnp.asarray(count(0))
+    state = TrainState(jnp.zeros((), jnp.int32), params, (), none, none)
     meta = Meta(0, 0, None, digest(state), checkpoint.shapes(params))
     # Files of chunks, not Orbax's database, which holds all it writes once more until the end.
     # The limit is on arrays under way, and must exceed the largest.

@@ -4,14 +4,15 @@ an optimizer, found by listing this folder.
 Order of steps, all in float32:
 
     clip by global norm -> the optimizer's direction -> + weight decay of the parameters that
-    declare it -> * learning-rate factor of the role -> * -schedule(step * tokens_per_step)
+    declare it -> * learning-rate factor of the role -> * -schedule(tokens)
 
 A file holds one frozen dataclass, named as the file in camel case, which derives from `Optimizer`;
 its fields with defaults are its options, and `direction(infos)` is what it makes of a gradient. An
 optax transformation becomes one by `unless_skipped`.
 
-`step` is the train step, given to `update`: the schedule counts tokens seen, so a skipped step does
-not delay it. Every role follows the same curve; only static factors differ (lm/mup.py).
+`update` is given the learning rate at the tokens seen, so that a skipped step does not delay it,
+and the weight decay of each role. Every role follows the same curve; only static factors differ
+(lm/mup.py).
 
 The guard skips a step whose loss or gradient norm is not finite, or whose norm exceeds spike_ratio
 times its running mean over accepted steps. A skipped step leaves parameters and moments bit for bit
@@ -21,20 +22,19 @@ as they were.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+import functools
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from lm import params as params_lib
 from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE
 from lm.mup import ROLES, Multipliers
 from lm.params import ParamInfo, Role
-from lm.schedules import Schedule, tokens_seen
 
 SPIKE_WARMUP = 20  # accepted steps before a norm can count as a spike
 SPIKE_MEMORY = 100  # steps the running mean looks back on
@@ -84,19 +84,19 @@ class OptState(NamedTuple):
 
 
 def create(
-    config: Optimizer,
-    multipliers: Multipliers,
-    infos: Any,
-    schedule: Schedule,
-    tokens_per_step: int,
+    config: Optimizer, multipliers: Multipliers, infos: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """`update(grads, state, params, step=int32, loss=scalar)`; `infos` is the tree of ParamInfo."""
-    inner = optax.chain(
-        config.direction(infos),
-        _scale_groups(config, multipliers, infos, schedule.peak),
-        _scale_by_schedule(schedule, tokens_per_step),
-    )
+    """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`; `infos` is the
+    tree of ParamInfo.
+    """
+    inner = optax.chain(config.direction(infos), _scale_groups(multipliers, infos), _scale())
     return skip_bad_steps(inner, clip_norm=config.clip_norm, spike_ratio=config.spike_ratio)
+
+
+def decays(config: Optimizer, multipliers: Multipliers, peak: float) -> dict[str, np.float32]:
+    """role -> coefficient of weight decay, before the learning rate, whose largest is `peak`."""
+    decay = functools.partial(multipliers.weight_decay, config=config, peak=peak)
+    return {role: np.float32(decay(role)) for role in ROLES}
 
 
 def unless_skipped(
@@ -116,17 +116,12 @@ def unless_skipped(
     return optax.GradientTransformationExtraArgs(inner.init, cast(Any, update))
 
 
-def _scale_groups(
-    config: Optimizer, multipliers: Multipliers, infos: Any, peak: float
-) -> optax.GradientTransformationExtraArgs:
+def _scale_groups(multipliers: Multipliers, infos: Any) -> optax.GradientTransformationExtraArgs:
     """Weight decay and the static learning-rate factor, a group per role and declared decay."""
     groups: dict[Hashable, optax.GradientTransformation] = {}
     for info in _leaves(infos):
         rate = optax.scale(multipliers.learning_rate(info.role))
-        decay = multipliers.weight_decay(info.role, config=config, peak=peak)
-        groups[_label(info)] = (
-            optax.chain(optax.add_decayed_weights(decay), rate) if info.decay else rate
-        )
+        groups[_label(info)] = optax.chain(_add_decay(info.role), rate) if info.decay else rate
     return optax.partition(groups, jax.tree.map(_label, infos, is_leaf=params_lib.is_info))
 
 
@@ -134,20 +129,30 @@ def _label(info: ParamInfo) -> str:
     return f"{info.role}_decay" if info.decay else info.role
 
 
-def _scale_by_schedule(
-    schedule: Schedule, tokens_per_step: int
-) -> optax.GradientTransformationExtraArgs:
-    """Like optax's, but at the train step it is given: no count of its own could drift."""
+def _add_decay(role: Role) -> optax.GradientTransformationExtraArgs:
+    """Like optax's add_decayed_weights, with the coefficient of the role that `update` is given."""
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any
+        updates: Any, state: Any, params: Any = None, *, decay: Mapping[str, Any], **_: Any
     ) -> tuple[Any, Any]:
-        rate = schedule(tokens_seen(step, tokens_per_step))
+        return jax.tree.map(lambda u, p: u + decay[role] * p, updates, params), state
+
+    return _without_state(update)
+
+
+def _scale() -> optax.GradientTransformationExtraArgs:
+    """By the learning rate that `update` is given: no count of its own could drift."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rate: jax.Array, **_: Any
+    ) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: -rate * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: optax.EmptyState(), cast(Any, update)
-    )
+    return _without_state(update)
+
+
+def _without_state(update: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def skip_bad_steps(
@@ -204,11 +209,8 @@ def _advance(guard: GuardState, norm: jax.Array, good: jax.Array) -> GuardState:
     )
 
 
-def learning_rates(
-    schedule: Schedule, multipliers: Multipliers, infos: Any, tokens: ArrayLike
-) -> dict[str, jax.Array]:
-    """role -> learning rate of the update made after `tokens` tokens, for the roles that occur."""
-    rate = schedule(tokens)
+def learning_rates(rate: jax.Array, multipliers: Multipliers, infos: Any) -> dict[str, jax.Array]:
+    """role -> learning rate where the schedule's is `rate`, for the roles that occur."""
     return {role: rate * np.float32(multipliers.learning_rate(role)) for role in _roles(infos)}
 
 

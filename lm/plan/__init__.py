@@ -224,7 +224,7 @@ def schedule(built: Build) -> tuple[Rate, ...]:
     multipliers = mup.create(built.config)
     rows = []
     for at, tokens in points:
-        rates = optimizers.learning_rates(built.schedule, multipliers, built.infos, tokens)
+        rates = optimizers.learning_rates(built.schedule(tokens), multipliers, built.infos)
         rows.append(Rate(at, tokens, {role: float(rate) for role, rate in rates.items()}))
     return tuple(rows)
 

@@ -34,7 +34,7 @@ from lm.parallel import processes
 from lm.run import formats
 from lm.run.digest import digest
 from lm.run.telling import Telling, quiet
-from lm.state import TrainState
+from lm.state import TrainState, as_int
 
 FOLDER = "checkpoints"
 ITEMS = ("state", "loader", "config", "meta")
@@ -332,7 +332,10 @@ def _read(path: Path, abstract: TrainState) -> Restored:
                 "workdir with init_from set to it"
             )
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-            state = reader.restore(path / "state", abstract)
+            state = reader.restore(path / "state", formats.stored(abstract, meta.digest))
+        if not isinstance(state, TrainState):
+            rows = meta.step * read_config(path).data.batch_size
+            state = formats.counted(state, abstract, tokens=meta.tokens, rows=rows)
         return Restored(state, loader, _json(path, "config"), meta)
 
 
@@ -346,7 +349,9 @@ def _check(path: Path, restored: Restored) -> None:
     """Of whole arrays: all processes come here together."""
     state, loader, _, meta = restored
     with _telling_damage(path):
-        _check_digest(state, meta)
+        _check_digest(formats.stored(state, meta.digest), meta)
+        if as_int(state.tokens) != meta.tokens:
+            raise ValueError(f"state has {as_int(state.tokens)} tokens, meta {meta.tokens}")
         steps = (int(state.step), meta.step, loader["next_step"])
         if len(set(steps)) > 1:
             raise ValueError(f"state, meta and loader are at steps {steps}")

@@ -1,5 +1,6 @@
 """The configuration as it is kept in config.json and in every checkpoint, with the number of its
-format; what an earlier format holds is brought to this one here, and nowhere else.
+format; what an earlier format holds is brought to this one here, and nowhere else. So is the state
+of a checkpoint from before it counted tokens and rows.
 
     1   (no number) one schedule with the keys of all, `schedule.decay_from`, AdamW without a name,
         `mesh.sequence_parallel`
@@ -10,10 +11,13 @@ format; what an earlier format holds is brought to this one here, and nowhere el
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
+import jax
+
 from lm.config import Config, UserError, from_mapping, to_mapping
+from lm.state import TrainState, count
 
 FORMAT = 2
 KEY = "format"
@@ -74,3 +78,22 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _UPGRADES = (_from_1,)  # from format 1, from format 2, ...
+
+
+def stored(state: TrainState, names: Container[str]) -> TrainState | dict[str, Any]:
+    """What of a state is in a checkpoint whose arrays have these names: one written before tokens
+    and rows were counted has the rest.
+    """
+    if "tokens" in names:
+        return state
+    return {k: v for k, v in state._asdict().items() if k not in ("tokens", "rows")}
+
+
+def counted(
+    found: Mapping[str, Any], abstract: TrainState, *, tokens: int, rows: int
+) -> TrainState:
+    """The state of such a checkpoint, with its counts."""
+    place = lambda number, like: jax.device_put(count(number), like.sharding)
+    return TrainState(
+        **found, tokens=place(tokens, abstract.tokens), rows=place(rows, abstract.rows)
+    )

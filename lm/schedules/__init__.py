@@ -8,16 +8,15 @@ first step sees 0. Only calling a schedule touches a device.
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
+from lm.schedules._schedule import (
+    Curve,
+    Phased,
+    Phases,
+    Rule,
+    Run,
+    Schedule,
+    branch_tokens,
+    constant,
+)
 
-from lm.schedules._schedule import Phased, Phases, Rule, Run, Schedule, branch_tokens
-
-__all__ = ["Phased", "Phases", "Rule", "Run", "Schedule", "branch_tokens", "tokens_seen"]
-
-
-def tokens_seen(step: ArrayLike, tokens_per_step: int) -> jax.Array:
-    """Tokens seen after `step` updates, float32: a count of tokens does not fit into int32."""
-    return jnp.asarray(step).astype(jnp.float32) * np.float32(tokens_per_step)
+__all__ = ["Curve", "Phased", "Phases", "Rule", "Run", "Schedule", "branch_tokens", "constant"]

@@ -17,13 +17,15 @@ code, f(x) = A e^-x + B with f(0) = 1, f(1) = r (arXiv 2408.13359); "sqrt" is th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lm.families import SCHEDULES
@@ -56,9 +58,48 @@ class Phases(NamedTuple):
     decay_end: float
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["warmup_end", "warmup_rate", "decay_start", "decay_rate", "stable"],
+    meta_fields=["shape", "final_ratio", "has_warmup", "has_decay"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Curve:
+    """tokens -> learning rate, both float32. Its float32 numbers are arguments of compiled code, so
+    that schedules which differ in rates and lengths alone need no compilation of their own; that a
+    phase is there, the shape of the decay and its final ratio are compiled in. Lengths come as
+    1 / tokens, for the bits: so XLA divides by what it knows, but not by an argument.
+    """
+
+    warmup_end: Any
+    warmup_rate: Any
+    decay_start: Any
+    decay_rate: Any
+    stable: Partial
+    shape: str
+    final_ratio: float
+    has_warmup: bool
+    has_decay: bool
+
+    def __call__(self, tokens: ArrayLike) -> jax.Array:
+        tokens = jnp.asarray(tokens, jnp.float32)
+        rate = self.stable(jnp.clip(tokens, self.warmup_end, self.decay_start))
+        if self.has_warmup:
+            rate = rate * jnp.minimum(tokens * self.warmup_rate, 1.0)
+        if self.has_decay:
+            x = jnp.clip((tokens - self.decay_start) * self.decay_rate, 0.0, 1.0)
+            factor = 1.0 - np.float32(1.0 - self.final_ratio) * DROPS[self.shape](x)
+            # Rounding may end a hair below.
+            rate = rate * jnp.maximum(factor, np.float32(self.final_ratio))
+        return rate
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Schedule:
-    """tokens -> learning rate, both float32; works on arrays and under jit and vmap."""
+    """tokens -> learning rate, both float32; works on arrays and under jit and vmap. `stable` is a
+    `jax.tree_util.Partial` of a function of the numbers it depends on and of the tokens; a function
+    that has its numbers inside works too, and is compiled for each schedule anew.
+    """
 
     phases: Phases
     peak: float
@@ -66,24 +107,35 @@ class Schedule:
     shape: str
     final_ratio: float
 
-    def __call__(self, tokens: ArrayLike) -> jax.Array:
+    @property
+    def curve(self) -> Curve:
         warmup_end, decay_start, decay_end = self.phases
-        tokens = jnp.asarray(tokens, jnp.float32)
-        rate = self.stable(jnp.clip(tokens, np.float32(warmup_end), np.float32(decay_start)))
-        if warmup_end > 0:
-            rate = rate * jnp.minimum(tokens / np.float32(warmup_end), 1.0)
-        if decay_end > decay_start:
-            x = (tokens - np.float32(decay_start)) / np.float32(decay_end - decay_start)
-            rate = rate * fall(
-                jnp.clip(x, 0.0, 1.0), shape=self.shape, final_ratio=self.final_ratio
-            )
-        return rate
+        inverse = lambda length: (
+            np.float32(1.0) / np.float32(length) if length > 0 else np.float32(0)
+        )
+        return Curve(
+            warmup_end=np.float32(warmup_end),
+            warmup_rate=inverse(warmup_end),
+            decay_start=np.float32(decay_start),
+            decay_rate=inverse(decay_end - decay_start),
+            stable=self.stable if isinstance(self.stable, Partial) else Partial(self.stable),
+            shape=self.shape,
+            final_ratio=self.final_ratio,
+            has_warmup=warmup_end > 0,
+            has_decay=decay_end > decay_start,
+        )
+
+    def __call__(self, tokens: ArrayLike) -> jax.Array:
+        return self.curve(tokens)
 
 
-def fall(x: jax.Array, *, shape: str, final_ratio: float) -> jax.Array:
-    """The factor of the decay at progress x in [0, 1]: 1 at 0, `final_ratio` at 1, never less."""
-    factor = 1.0 - np.float32(1.0 - final_ratio) * DROPS[shape](x)
-    return jnp.maximum(factor, np.float32(final_ratio))  # rounding may end a hair below
+def constant(rate: float) -> Partial:
+    """A stable phase at this rate."""
+    return Partial(_constant, np.float32(rate))
+
+
+def _constant(rate: Any, tokens: jax.Array) -> jax.Array:
+    return jnp.full_like(tokens, rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

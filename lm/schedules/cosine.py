@@ -10,12 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from lm.mapping import SHARE, Duration
-from lm.schedules import Phases, Rule, Run, Schedule
+from lm.schedules import Phases, Rule, Run, Schedule, constant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +34,10 @@ class Cosine(Rule):
     def schedule(self, run: Run) -> Schedule:
         lengths = {"run_tokens": run.tokens, "tokens_per_step": run.tokens_per_step}
         warmup_end, horizon = self.warmup.tokens(**lengths), self.horizon.tokens(**lengths)
-        peak = np.float32(self.peak_learning_rate)
-
-        def stable(tokens: jax.Array) -> jax.Array:
-            return jnp.full_like(tokens, peak)
-
         return Schedule(
             phases=Phases(warmup_end, warmup_end, horizon),
             peak=self.peak_learning_rate,
-            stable=stable,
+            stable=constant(self.peak_learning_rate),
             shape="cosine",
             final_ratio=self.final_ratio,
         )

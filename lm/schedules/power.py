@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from lm.schedules import Phased, Run
 
@@ -45,4 +47,8 @@ class Power(Phased):
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
         start = np.float32(self.knee(run.tokens_per_step))
         peak, exponent = np.float32(self.peak_learning_rate), np.float32(self.b)
-        return lambda tokens: peak * (jnp.maximum(tokens, start) / start) ** exponent
+        return Partial(_law, peak, start, np.float32(1.0) / start, exponent)
+
+
+def _law(peak: Any, start: Any, inverse: Any, exponent: Any, tokens: jax.Array) -> jax.Array:
+    return peak * (jnp.maximum(tokens, start) * inverse) ** exponent

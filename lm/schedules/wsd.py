@@ -10,14 +10,11 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from lm.schedules import Phased, Run
+from lm.schedules import Phased, Run, constant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wsd(Phased):
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
-        peak = np.float32(self.peak_learning_rate)
-        return lambda tokens: jnp.full_like(tokens, peak)
+        return constant(self.peak_learning_rate)

@@ -136,12 +136,13 @@ def _step(built: Build) -> tuple[Callable[[], object], int]:
     )
     placed = built.put(batch)
     token_bytes = built.put_replicated(jnp.ones(config.data.tokenizer.vocab_size, jnp.int32))
+    numbers = built.put_replicated(built.numbers)
     held = [built.init(0)]
-    compiled = built.step.lower(held[0], placed, token_bytes).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    compiled = built.step.lower(held[0], placed, token_bytes, numbers).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory = compiled.memory_analysis()
 
     def side() -> None:
-        held[0], _ = compiled(held[0], placed, token_bytes)
+        held[0], _ = compiled(held[0], placed, token_bytes, numbers)
         jax.block_until_ready(held[0])
 
     return side, int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)

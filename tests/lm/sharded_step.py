@@ -45,11 +45,12 @@ def run(built: Build) -> list[dict[str, Any]]:
     token_bytes = built.put_replicated(np.arange(tiny.VOCAB, dtype=np.int32) % 5)
     batches = [built.put(tiny.batch(seed, rows=ROWS)) for seed in range(STEPS)]
     score = tiny.compiled(built.score, state.params, batches[0])
-    step = tiny.compiled(built.step, state, batches[0], token_bytes)
+    numbers = built.put_replicated(built.numbers)
+    step = tiny.compiled(built.step, state, batches[0], token_bytes, numbers)
     for batch in batches:
         nll = np.asarray(score(state.params, batch)[0])
         before = _moments(state)
-        state, metrics = step(state, batch, token_bytes)
+        state, metrics = step(state, batch, token_bytes, numbers)
         _check_layout(built, state)
         gradient = [(b - 0.9 * a) / 0.1 for a, b in zip(before, _moments(state), strict=True)]
         values = {key: float(metrics[key]) for key in ("train/loss", "optim/grad_norm")}

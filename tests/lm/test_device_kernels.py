@@ -35,7 +35,9 @@ def losses(mixer: str, form: str) -> list[float]:
     state, found = tiny.state(built), list[float]()
     step = jax.jit(built.step)
     for seed in range(STEPS):
-        state, metrics = step(state, tiny.batch(seed, time=TIME), np.ones(tiny.VOCAB, np.int32))
+        state, metrics = step(
+            state, tiny.batch(seed, time=TIME), np.ones(tiny.VOCAB, np.int32), built.numbers
+        )
         found.append(float(metrics["train/nll"]))
     return found
 

@@ -100,8 +100,9 @@ def compiled(built: Build) -> Any:
     return tiny.compiled(built.step, *arguments(built, tiny.batch()))
 
 
-def arguments(built: Build, batch: Batch) -> tuple[TrainState, Batch, jax.Array]:
-    return tiny.state(built), built.put(batch), built.put_replicated(TOKEN_BYTES)
+def arguments(built: Build, batch: Batch) -> tuple[Any, ...]:
+    same = built.put_replicated((TOKEN_BYTES, built.numbers))
+    return tiny.state(built), built.put(batch), *same
 
 
 def step(built: Build, *, at: int = 0, batch: Any = None) -> tuple[TrainState, dict[str, float]]:

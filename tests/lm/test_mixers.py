@@ -136,7 +136,7 @@ def test_trains(mixer: str, parametrization: str) -> None:
     token_bytes = built.put_replicated(jnp.ones(tiny.VOCAB, jnp.int32))
     losses = []
     for _ in range(30):
-        state, metrics = built.step(state, batch, token_bytes)
+        state, metrics = built.step(state, batch, token_bytes, built.numbers)
         losses.append(float(metrics["train/loss"]))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 0.5, losses

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from lm import optimizers
+from lm import state as state_lib
 from lm.build import Build
 from lm.data.batch import Batch
 from lm.state import TrainState
@@ -30,11 +31,12 @@ def built(accumulation: int) -> Build:
 @functools.cache
 def compiled(accumulation: int) -> Any:
     one = built(accumulation)
-    return tiny.compiled(one.step, tiny.state(one), tiny.batch(), TOKEN_BYTES)
+    return tiny.compiled(one.step, tiny.state(one), tiny.batch(), TOKEN_BYTES, one.numbers)
 
 
 def step(accumulation: int, batch: Batch) -> tuple[TrainState, dict[str, float]]:
-    state, metrics = compiled(accumulation)(tiny.state(built(accumulation)), batch, TOKEN_BYTES)
+    one = built(accumulation)
+    state, metrics = compiled(accumulation)(tiny.state(one), batch, TOKEN_BYTES, one.numbers)
     return state, {k: float(v) for k, v in metrics.items()}
 
 
@@ -73,6 +75,7 @@ def test_metrics_are_sums_over_tokens() -> None:
     assert metrics["train/bpb"] == pytest.approx(bits / np.sum(weights * num_bytes), rel=1e-5)
     assert metrics["train/loss"] > metrics["train/nll"], "z-loss counts in the objective alone"
     assert int(state.step) == 1
+    assert (state_lib.as_int(state.tokens), state_lib.as_int(state.rows)) == (4 * 24, 4)
     rates = {role: metrics[f"lr/{role}"] for role in ("input", "hidden", "vector")}
     assert rates == {role: pytest.approx(0.02) for role in rates}
     norms = optimizers.group_norms(state.params, built(1).infos)
@@ -124,7 +127,7 @@ def test_a_bad_step_counts_and_changes_no_parameter() -> None:
     state = tiny.state(one)
     state.params["final_norm"]["scale"] = state.params["final_norm"]["scale"].at[0].set(jnp.nan)
     before = jax.device_get(state.params)
-    after, metrics = compiled(1)(state, tiny.batch(), TOKEN_BYTES)
+    after, metrics = compiled(1)(state, tiny.batch(), TOKEN_BYTES, one.numbers)
     assert float(metrics["optim/skipped_total"]) == float(metrics["optim/skipped_in_row"]) == 1
     assert int(after.step) == 1
     for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(before), strict=True):
@@ -136,6 +139,23 @@ def test_two_steps_are_bit_equal_when_repeated() -> None:
     assert runs[0][1] == runs[1][1]
     for x, y in zip(*(jax.tree.leaves(state) for state, _ in runs), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_rates_seeds_and_decays_share_one_program() -> None:
+    """Its text is the same, and with the numbers of the other it takes the other's step."""
+    rule = {"family": "power", "peak_learning_rate": 0.003, "b": -0.4, "warmup": "0 steps"}
+    changes: dict[str, Any] = {"schedule": rule, "seed": 7, "optimizer.weight_decay": 0.3}
+    one, other = built(1), tiny.create(CHANGES | changes)
+    assert one.lowered().as_text() == other.lowered().as_text()
+    args = tiny.state(other), tiny.batch(), TOKEN_BYTES, other.numbers
+    own = tiny.compiled(other.step, *args)(*args)
+    args = tiny.state(one), tiny.batch(), TOKEN_BYTES
+    shared = compiled(1)(*args, other.numbers)
+    for x, y in zip(*map(jax.tree.leaves, (own, shared)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    args = tiny.state(one), tiny.batch(), TOKEN_BYTES
+    assert float(compiled(1)(*args, one.numbers)[1]["lr/hidden"]) == pytest.approx(0.02)
+    assert float(own[1]["lr/hidden"]) == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -185,10 +205,10 @@ def looks_around_four_steps(built: Build) -> tuple[Any, Any]:
         return {"hidden": hidden[weighted], "logits": logits[weighted]}
 
     state = built.init(0)
-    run = tiny.compiled(built.step, state, batch, TOKEN_BYTES)
+    run = tiny.compiled(built.step, state, batch, TOKEN_BYTES, built.numbers)
     before = jax.device_get(look(state.params))
     for _ in range(4):
-        state, _ = run(state, batch, TOKEN_BYTES)
+        state, _ = run(state, batch, TOKEN_BYTES, built.numbers)
     return before, jax.device_get(look(state.params))
 
 

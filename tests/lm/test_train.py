@@ -59,12 +59,12 @@ def spoil(at: Callable[[int], bool], weight: float) -> Callable[[int, Any], Any]
     """A hook: the token weights of a batch alternate between +weight and -weight."""
 
     def hook(call: int, args: Any) -> Any:
-        state, batch, token_bytes = args
+        state, batch, *rest = args
         if not at(call):
             return args
         signs = np.resize(np.array([1.0, -1.0], np.float32), batch.loss_weights.shape)
         weights = jax.device_put(weight * signs, batch.loss_weights.sharding)
-        return state, batch._replace(loss_weights=weights), token_bytes
+        return state, batch._replace(loss_weights=weights), *rest
 
     return hook
 

@@ -34,7 +34,13 @@ def made(name: str, **options: typing.Any) -> typing.Any:
     config = OPTIMIZERS.create({"family": name, "weight_decay": 0.0} | options, "optimizer")
     rule = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
     schedule = SCHEDULES.create(rule, "schedule").schedule(schedules.Run(1e6, 10))
-    return optimizers.create(config, MULTIPLIERS, INFOS, schedule, 10)
+    tx = optimizers.create(config, MULTIPLIERS, INFOS)
+    decay = optimizers.decays(config, MULTIPLIERS, schedule.peak)
+
+    def update(*trees: typing.Any, step: jax.Array, loss: jax.Array) -> typing.Any:
+        return tx.update(*trees, loss=loss, rate=schedule(step * 10), decay=decay)
+
+    return optax.GradientTransformationExtraArgs(tx.init, typing.cast(typing.Any, update))
 
 
 def stepped(tx: typing.Any, grads: list[typing.Any]) -> list[tuple[typing.Any, typing.Any]]:

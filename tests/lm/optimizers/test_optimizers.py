@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.typing import ArrayLike
 
 from lm import mup, optimizers, schedules
 from lm.families import OPTIMIZERS, SCHEDULES
@@ -58,7 +59,17 @@ def schedule(
 
 def create(m: float = 1.0, **changes: typing.Any) -> optax.GradientTransformationExtraArgs:
     config = OPTIMIZERS.create(OPTIMIZER | changes, "optimizer")
-    return optimizers.create(config, multipliers(m), INFOS, schedule(), TOKENS_PER_STEP)
+    tx = optimizers.create(config, multipliers(m), INFOS)
+    decay = optimizers.decays(config, multipliers(m), PEAK)
+
+    def update(*trees: typing.Any, step: jax.Array, loss: jax.Array) -> typing.Any:
+        return tx.update(*trees, loss=loss, rate=rate(step), decay=decay)
+
+    return optax.GradientTransformationExtraArgs(tx.init, typing.cast(typing.Any, update))
+
+
+def rate(step: ArrayLike) -> jax.Array:
+    return schedule()(jnp.float32(step) * TOKENS_PER_STEP)
 
 
 def run(
@@ -94,9 +105,8 @@ def assert_same_bits(a: typing.Any, b: typing.Any) -> None:
 
 def test_equals_optax_adamw_when_all_multipliers_are_one() -> None:
     grads = [tree(i) for i in range(1, 11)]
-    steps_schedule = lambda count: schedule()(schedules.tokens_seen(count, TOKENS_PER_STEP))
     mask = jax.tree.map(lambda i: i.decay, INFOS, is_leaf=is_info)
-    reference = optax.adamw(steps_schedule, b1=0.9, b2=0.95, eps=1e-10, weight_decay=0.1, mask=mask)
+    reference = optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-10, weight_decay=0.1, mask=mask)
     params = tree(0)
     state = reference.init(params)
     for g in grads:
@@ -236,7 +246,7 @@ def test_every_parameter_has_a_group() -> None:
 
 
 def test_learning_rates_per_role() -> None:
-    rates = optimizers.learning_rates(schedule(), multipliers(4.0), INFOS, 75.0 * TOKENS_PER_STEP)
+    rates = optimizers.learning_rates(rate(jnp.int32(75)), multipliers(4.0), INFOS)
     assert {k: float(v) for k, v in rates.items()} == pytest.approx(
         {"input": PEAK / 2, "hidden": PEAK / 8, "output": PEAK / 2, "vector": PEAK / 2}
     )

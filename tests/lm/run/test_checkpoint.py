@@ -29,7 +29,7 @@ from lm.evaluation.scoring import Scorer
 from lm.run import checkpoint, telling
 from lm.run.checkpoint import Checkpointer, DamagedError, Meta
 from lm.run.digest import digest
-from lm.state import TrainState
+from lm.state import TrainState, count
 from tests.lm import tiny
 from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, files, meta, records
 
@@ -140,10 +140,18 @@ def created(changes: dict[str, Any] | None = None, devices: int = 1) -> tuple[An
     return built, tiny.state(built)
 
 
+def at(state: TrainState, step: int) -> TrainState:
+    """The state as it is counted after so many steps of 96 tokens in 4 rows."""
+    words = {"step": np.int32(step), "tokens": count(96 * step), "rows": count(4 * step)}
+    placed = {k: jax.device_put(x, getattr(state, k).sharding) for k, x in words.items()}
+    return state._replace(**placed)
+
+
 def save(workdir: Path, built: Any, state: TrainState, step: int) -> None:
-    state = state._replace(step=jax.device_put(np.int32(step), state.step.sharding))
     with Checkpointer(workdir, built.config) as saver:
-        saver.save(state, {"next_step": step} | IDENTITY, Meta(step, 96 * step, None, {}, {}))
+        saver.save(
+            at(state, step), {"next_step": step} | IDENTITY, Meta(step, 96 * step, None, {}, {})
+        )
         saver.wait()
 
 
@@ -156,7 +164,7 @@ def test_save_and_restore(tmp_path: Path) -> None:
         assert saver.latest == 3
         restored = saver.restore_latest(built.abstract_state)
     assert restored is not None
-    jax.tree.map(np.testing.assert_array_equal, restored.state, state._replace(step=3))
+    jax.tree.map(np.testing.assert_array_equal, restored.state, at(state, 3))
     assert (restored.meta.step, restored.meta.tokens) == (3, 288)
     assert restored.loader == {"next_step": 3} | IDENTITY
     assert checkpoint.read_config(tmp_path / "checkpoints" / "3") == built.config
