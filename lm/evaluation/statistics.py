@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -140,7 +140,7 @@ def _interval(units: np.ndarray, value: float) -> tuple[float, float]:
     if num < 2:
         return math.nan, math.nan
     if num < FEW:
-        half = float(stats.t.ppf(1 - tail, num - 1)) * _standard_error(units)
+        half = float(special.stdtrit(num - 1, 1 - tail)) * _standard_error(units)
         return value - half, value + half
     samples = _resampled(units)
     known = samples[~np.isnan(samples)]
@@ -160,7 +160,7 @@ def _standard_error(units: np.ndarray) -> float:
 
 
 def _wilson(p: float, num: int) -> tuple[float, float]:
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    z = float(special.ndtri(0.5 + CONFIDENCE / 2))
     middle = (p + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(p * (1 - p) / num + z**2 / (4 * num**2))
     # Rounding leaves 1 - 1e-17 of an exact 1.

@@ -23,7 +23,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lm.evaluation import statistics
 from lm.evaluation.statistics import Number
@@ -97,7 +97,7 @@ def _layout(rows: Sequence[np.ndarray]) -> list[float]:
     difference = np.abs(values[1:].mean(1) - values[0].mean())
     if error <= NOTHING * np.abs(values).max():
         return [1.0 if x == 0 else math.nan for x in difference]
-    return (2 * stats.t.sf(difference / error, dof)).tolist()
+    return (2 * special.stdtr(dof, -difference / error)).tolist()
 
 
 def holm(p: np.ndarray) -> np.ndarray:
