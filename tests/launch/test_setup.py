@@ -111,7 +111,7 @@ def test_an_interrupted_run_of_all_tests_goes_on(checkout: Path) -> None:
         done = call(checkout / "launch" / "test", "--all")
         lines = (checkout / "log").read_text().splitlines()
         (checkout / "log").unlink()
-        return done.returncode, [x.split("tests/")[1] for x in lines if "pytest" in x]
+        return done.returncode, sorted(x.split("tests/")[1] for x in lines if "pytest" in x)
 
     every = ["test_a.py", "test_b.py", "test_c.py"]
     assert run_all() == (1, every)
