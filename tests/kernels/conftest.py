@@ -23,7 +23,7 @@ from tests import devices
 # Of a form that is interpreted here this is fast: the first case of two chunks in each dtype.
 SHORT = (64, 65)
 
-FILES = ("test_contract.py", "test_documents.py")
+FILES = ("test_contract.py", "test_documents.py", "test_product.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,6 @@
-"""What the contract tests share: one compiled program per (op, form, case), with its gradients."""
+"""What the contract tests share: one compiled program for each op, form, options and shapes, with
+its gradients. Documents and the state are data: see `shared`.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -116,9 +118,34 @@ def answer(
     like = empty_state(op, case, problem)
     d_state = [jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in split(like)]
     if d_out is not None:
-        drawn, d_state = d_out, [jnp.zeros_like(x) for x in d_state]
+        drawn, d_state = d_out, [jnp.asarray(np.zeros(x.shape), x.dtype) for x in d_state]
     long = case.tag == "slow" and dims["T"] > 200
     return program(name, form, tuple(case.options.items()), long)(problem, drawn, d_state)
+
+
+def shared(
+    name: str, options: Any, *, carried: bool, time: int = 65
+) -> tuple[Case, contract.Problem]:
+    """A packed problem for one program of the op with these options, whatever a test puts into it.
+
+    It has a state if `carried`, and where the state is a matrix (`None` stands for an empty one
+    there; of a cache it is another program): random with rows of different lengths if `carried`,
+    else empty. A test takes other segment ids, another state of this capacity (the time and 40
+    tokens more) or shorter rows, the rest of which is padding.
+    """
+    case = a_case(time=time, documents="packed", carried=True, options=options)
+    op = dispatch.get(name)
+    problem = contract.sample(op, case)
+    problem = problem._replace(segment_ids=_from_one(problem.segment_ids))
+    if carried:
+        return case, problem
+    empty = empty_state(op, case, problem) if op.state.growth == "constant" else None
+    return case, problem._replace(state=empty)
+
+
+def _from_one(segment_ids: Any) -> jax.Array:
+    """Ids of documents that continue none of the state: 1, 2 and 3 instead of 3, 4 and 5."""
+    return jnp.asarray(np.asarray(segment_ids) - 2)
 
 
 @cache
@@ -131,7 +158,7 @@ def expected(name: str, case: Case) -> Answer:
 NOISE = 2.0**-22
 
 
-def error(got: jax.Array, want: jax.Array) -> float:
+def error(got: jax.Array | np.ndarray, want: jax.Array | np.ndarray) -> float:
     """Relative root mean square error; 0 below the rounding of sums of order one."""
     x, y = np.asarray(got, np.float64), np.asarray(want, np.float64)
     distance, scale = (float(np.sqrt(np.mean(np.square(z)))) for z in (x - y, y))
@@ -146,11 +173,32 @@ def assert_close(got: Any, want: Any, tolerance: float, what: str) -> None:
         assert x.shape == y.shape, where
         assert x.dtype == y.dtype, where
         if jnp.issubdtype(x.dtype, jnp.floating):
-            assert bool(jnp.all(jnp.isfinite(x))), f"{where} is not finite"
+            assert np.isfinite(np.asarray(x, np.float64)).all(), f"{where} is not finite"
             found = error(x, y)
             assert found <= tolerance, f"{where}: relative error {found:.2e} above {tolerance:g}"
         else:
-            assert bool(jnp.all(x == y)), where
+            np.testing.assert_array_equal(x, y, where)
+
+
+def check_case(name: str, form: str, case: Case) -> None:
+    """Output, state and all gradients; twice the same bits; zeros on padding."""
+    op = dispatch.get(name)
+    problem = contract.sample(op, case)
+    reason = refusal(name, form, case)
+    if reason is not None:
+        with pytest.raises(ValueError, match="cannot run") as caught:
+            answer(name, form, case, problem)
+        assert reason in str(caught.value)
+        return
+    got, again = (answer(name, form, case, problem) for _ in range(2))
+    want = expected(name, case)
+    assert_close(got, want, tolerance(name, form, case.dtype), f"{name} {form}")
+    jax.tree.map(np.testing.assert_array_equal, got, again)
+    if problem.segment_ids is not None:
+        assert not np.any(np.asarray(got.out)[np.asarray(problem.segment_ids) == 0])
+    declared = empty_state(op, case, problem)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (declared, got.state))
+    assert shapes[0] == shapes[1]
 
 
 FORMS = [(n, form) for n in dispatch.names() for form in dispatch.get(n).forms]

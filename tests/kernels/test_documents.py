@@ -14,7 +14,6 @@ from kernels import contract, dispatch
 from kernels.contract import Case
 from tests import jaxprs
 from tests.kernels.contract_problem import (
-    QUICK,
     TILED,
     a_case,
     answer,
@@ -25,6 +24,7 @@ from tests.kernels.contract_problem import (
     over_time,
     refused,
     settings,
+    shared,
     split,
     tiered,
     tolerance,
@@ -39,8 +39,7 @@ SETTINGS = [
 
 def one_document(name: str, options: Any) -> tuple[Case, contract.Problem]:
     """A problem whose rows are one document each, for the program of packed ones."""
-    case = a_case(documents="packed", options=options)
-    problem = contract.sample(dispatch.get(name), case)
+    case, problem = shared(name, options, carried=False)
     return case, problem._replace(segment_ids=jnp.ones((2, case.dims["T"]), jnp.int32))
 
 
@@ -69,17 +68,15 @@ def check_causality(name: str, form: str, options: Any) -> None:
 @pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
 def test_packed_documents_are_separate(name: str, form: str, options: Any):
     """Each document alone in its row gives the same outputs and gradients as packed."""
-    case = a_case(documents="packed", options=options)
+    case, problem = shared(name, options, carried=False)
     if refused(name, form, options, case):
         pytest.skip("the form does not take these options")
-    problem = contract.sample(dispatch.get(name), case)
-    assert problem.segment_ids is not None
     ids = np.asarray(problem.segment_ids)
     d_out = jnp.asarray(np.random.default_rng(3).standard_normal(out_shape(name, case)), "float32")
     packed = answer(name, form, case, problem, d_out)
     limit = tolerance(name, form)
     along = over_time(name, options)
-    shared = dict.fromkeys(set(problem.inputs) - along, 0.0)
+    sums = dict.fromkeys(set(problem.inputs) - along, 0.0)
     for document in (1, 2, 3):
         # Moved to the start of its row, the rest is padding.
         order = np.argsort(ids != document, axis=1, kind="stable")
@@ -93,31 +90,25 @@ def test_packed_documents_are_separate(name: str, form: str, options: Any):
             return jnp.where((alone != 0).reshape(alone.shape + (1,) * (x.ndim - 2)), x, 0.0)
 
         moved = {key: move(x) if key in along else x for key, x in problem.inputs.items()}
-        single = answer(name, form, case, contract.Problem(moved, alone, None), move(d_out))
+        one = problem._replace(inputs=moved, segment_ids=alone)
+        single = answer(name, form, case, one, move(d_out))
         assert error(single.out, kept(move(packed.out))) <= limit
         for key in along:
             grad, want = single.grads[0][key], kept(move(packed.grads[0][key]))
             assert error(grad, want) <= limit, key
-        shared = {key: total + single.grads[0][key] for key, total in shared.items()}
-    for key, total in shared.items():
+        sums = {key: total + single.grads[0][key] for key, total in sums.items()}
+    for key, total in sums.items():
         assert error(total, packed.grads[0][key]) <= limit, key
 
 
 @pytest.mark.parametrize(("name", "form"), TILED)
 def test_nan_stays_in_its_document(name: str, form: str):
     """A NaN in the middle document voids the rest of that document, and nothing else at all."""
-    op, case = dispatch.get(name), a_case(documents="packed")
-    problem = contract.sample(op, case)
+    op = dispatch.get(name)
+    case, problem = shared(name, {}, carried=False)
     ids = np.repeat(np.array([[1, 2, 3]]), [20, 25, 20], axis=1).repeat(2, axis=0)
     problem = problem._replace(segment_ids=jnp.asarray(ids, jnp.int32))
-    run = jax.jit(
-        lambda p: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, form=form),
-        compiler_options=QUICK,
-    )
-    again = jax.jit(
-        lambda p, s: dispatch.apply(name, p.inputs, segment_ids=p.segment_ids, state=s, form=form),
-        compiler_options=QUICK,
-    )
+    run = lambda problem: answer(name, form, case, problem)[:2]
     fresh = problem._replace(segment_ids=jnp.full((2, 65), 7, jnp.int32))
     out, state = run(problem)
     for key in over_time(name, {}):
@@ -129,7 +120,7 @@ def test_nan_stays_in_its_document(name: str, form: str):
         keep = ~void
         np.testing.assert_array_equal(np.asarray(got)[keep], np.asarray(out)[keep])
         if op.state.growth == "constant":
-            assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, end))
+            jax.tree.map(np.testing.assert_array_equal, state, end)
         last = problem.inputs[key].at[1, 50].set(jnp.nan)
         _, end = run(problem._replace(inputs=problem.inputs | {key: last}))
         floats = [np.asarray(x) for x in split(end)]
@@ -137,15 +128,15 @@ def test_nan_stays_in_its_document(name: str, form: str):
         assert not any(np.isnan(x[0]).any() for x in floats)
         # A new document may follow it.
         if op.state.growth == "constant":
-            assert np.isfinite(np.asarray(again(fresh, end)[0])).all()
+            assert np.isfinite(np.asarray(run(fresh._replace(state=end))[0])).all()
 
 
 @pytest.mark.parametrize(("name", "form"), TILED)
 @pytest.mark.parametrize("time", [pytest.param(1, marks=pytest.mark.slow), 65])
 def test_rows_of_padding(name: str, form: str, time: int):
     """Zeros and zero gradients; the state stays empty; a row beside it is as it was alone."""
-    op, case = dispatch.get(name), a_case(time=time, documents="packed")
-    problem = contract.sample(op, case)
+    op = dispatch.get(name)
+    case, problem = shared(name, {}, carried=False, time=time)
     problem = problem._replace(segment_ids=jnp.zeros((2, time), jnp.int32).at[1].set(1))
     got = answer(name, form, case, problem)
     assert not np.any(np.asarray(got.out)[0])
@@ -165,10 +156,9 @@ RECURRENT = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "
 @pytest.mark.parametrize(("name", "form"), RECURRENT)
 def test_an_id_that_comes_again_is_another_document(name: str, form: str):
     """A recurrence cannot read what it has left behind; nor is it the document of the state."""
-    op, case = dispatch.get(name), a_case(time=20, documents="packed", carried=True)
-    problem = contract.sample(op, case)
+    case, problem = shared(name, {}, carried=True)
     state = problem.state._replace(segment=jnp.asarray([3, 9], jnp.int32))
-    ids = jnp.asarray([[1] * 5 + [2] * 4 + [1] * 6 + [3] * 5] * 2, jnp.int32)
+    ids = jnp.asarray([[1] * 15 + [2] * 14 + [1] * 16 + [3] * 20] * 2, jnp.int32)
     again = problem._replace(segment_ids=ids, state=state)
     want = answer(name, "reference", case, again)
     assert_close(answer(name, form, case, again), want, tolerance(name, form), f"{name} {form}")
@@ -179,14 +169,14 @@ CACHED = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "lin
 
 @pytest.mark.parametrize(("name", "form"), CACHED)
 def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
-    """20 tokens onto rows of 50 and 60, of 60 slots."""
-    op, case = dispatch.get(name), a_case(time=20, carried=True)
-    problem = contract.sample(op, case)
+    """65 tokens onto rows of 80 and 105, of 105 slots."""
+    case, problem = shared(name, {}, carried=True)
+    length = np.array([80, 105], np.int32)
     state = problem.state._replace(
-        length=jnp.asarray([50, 60], jnp.int32),
-        segment_ids=jnp.where(jnp.arange(60) < jnp.asarray([[50], [60]]), 3, 0),
+        length=jnp.asarray(length),
+        segment_ids=jnp.asarray(np.where(np.arange(105) < length[:, None], 3, 0), jnp.int32),
     )
-    full = problem._replace(state=state, segment_ids=jnp.full((2, 20), 3, jnp.int32))
+    full = problem._replace(state=state, segment_ids=jnp.full((2, 65), 3, jnp.int32))
     want = answer(name, "reference", case, full)
     assert_close(answer(name, form, case, full), want, tolerance(name, form), f"{name} {form}")
 
