@@ -19,7 +19,7 @@ import pytest
 from lm import metrics
 from lm.config import TokenizerConfig, UserError, from_mapping, to_mapping
 from lm.data import prepare, tokenizers
-from lm.run import checkpoint
+from lm.run import checkpoint, formats
 from tests.lm import lab as lab_lib
 from tests.lm.lab import (
     DECAY_START,
@@ -83,7 +83,8 @@ def test_a_finished_folder(lab: Lab, tmp_path: Path) -> None:
         *(".lock", "config.json", "run.json", "params.txt", "tokenizer.json", "metrics.jsonl"),
         *("samples.jsonl", "report.html", "tensorboard", "checkpoints"),
     }
-    assert from_mapping(json.loads((tmp_path / "config.json").read_text())) == lab.config(changes)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert formats.read(written, "config.json") == lab.config(changes)
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["run_tokens"] == STEPS * 4 * 32
     assert [layer["form"] for layer in about["layers"]] == ["chunked"] * 2

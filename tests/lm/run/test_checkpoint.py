@@ -282,7 +282,7 @@ def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
         ({"softmax": {"windw": 8}}, "unknown option model.layers.softmax.windw.*'window'"),
         ({"softmax": {"window": "wide"}}, "model.layers.softmax.window"),
         ({"softmax": {"global_tokens": 2}}, "global_tokens=2 needs a window"),
-        ({"softmax": {"mixer": "stickbreaking"}}, "softmax.mixer is no option of a mixer"),
+        ({"softmax": {"mixer": "stickbreaking"}}, "softmax.mixer is not an option of a mixer"),
         ({"softmax": {"sink": True}}, "mixer/sink not at all.*change only options that have no"),
         ({"softmax": {"num_kv_heads": 1}}, "mixer/key/kernel .*change only options that have no"),
     ],
@@ -353,5 +353,5 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_configuration_that_is_damaged(lab: Lab, tmp_path: Path) -> None:
     path = stored(copy(lab.whole, tmp_path / "run"))
     (path / "config" / "metadata").write_text(json.dumps({"seed": 0}))
-    with pytest.raises(UserError, match="missing key config"):
+    with pytest.raises(UserError, match=r"config is not a configuration .*restore it"):
         checkpoint.read_config(path)
