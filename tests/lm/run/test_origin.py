@@ -22,7 +22,7 @@ def state(value: str) -> TrainState:
         (origin.NOTHING._replace(step=True), set(TrainState._fields) - {"opt_state", "params"}),
         (origin.DECAY, set(TrainState._fields)),
     ],
-    ids=str,
+    ids=["nothing", "weights", "moments", "all but moments", "step", "decay"],
 )
 def test_what_is_carried_and_nothing_else(carried: origin.Carried, old: set[str]) -> None:
     made = origin.carry(carried, state("old"), state("new"))
