@@ -1,5 +1,6 @@
-"""Eight CPU devices for every test, unless the run selects real ones (-m gpu, -m tpu); and what one
-test compiles, another need not: a folder of executables that lasts as long as the run.
+"""Eight CPU devices for every test, unless the run selects real ones (-m gpu, -m tpu). Most of the
+time of these tests is the compiler's: here it takes a third of it (`QUICKLY`), and what one test
+compiles, another need not: a folder of executables that lasts as long as the run.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -16,6 +18,12 @@ import pytest
 from tests import devices
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+# XLA's older emitters of loops take a third of the time of its new ones, and LLVM optimises little.
+# For the processes that tests start too.
+QUICKLY = (
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    "--xla_backend_optimization_level=1",
+)
 # A program on the CPU is some hundred maps of memory, of which Linux gives a process 65,530; the
 # one beyond them ends it, somewhere inside XLA.
 MAPS, MANY_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 30_000, 20
@@ -25,6 +33,7 @@ _ended = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     if devices.selected(config.option.markexpr) is None:
+        os.environ["XLA_FLAGS"] = _with_flags(os.environ.get("XLA_FLAGS", ""), QUICKLY)
         _set("JAX_PLATFORMS", "cpu")
         _set("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES", "8"))
         if CACHE not in os.environ:  # of pytest-xdist's processes the first makes it
@@ -33,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
         _set("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     else:  # pytest-xdist's processes share the device's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def _with_flags(given: str, flags: Iterable[str]) -> str:
+    """XLA_FLAGS with those of `flags` that the user has not given."""
+    added = (flag for flag in flags if flag.partition("=")[0] not in given)
+    return " ".join([*given.split(), *added])
 
 
 def _set(name: str, value: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from kernels import contract, dispatch
 from kernels.contract import Case
-from tests.kernels.contract_problem import QUICK, answer, assert_close
+from tests.kernels.contract_problem import QUICK, answer, assert_close, error, tolerance
 
 GAPS = [
     [[1, 0, 1, 1, 0, 0, 0, 1, 2, 0, 2, 3, 0], [0, 0, 4, 4, 0, 4, 0, 0, 5, 5, 5, 0, 0]],
@@ -41,5 +41,5 @@ def test_padding_changes_nothing():
     )
     out, state = run(inputs, None)
     got, end = run(strewn, ids)
-    np.testing.assert_array_equal(got[:, place], out)
+    assert error(got[:, place], out) <= tolerance("gated_conv", "chunked")
     np.testing.assert_array_equal(end.tail, state.tail)

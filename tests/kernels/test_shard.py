@@ -17,9 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 def run_program(*arguments: str) -> set[tuple[str, ...]]:
     """(op, form) of what passed, in a process of its own: JAX fixes its devices when it starts."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    settings |= {"TRITON_INTERPRET": "1"}
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "TRITON_INTERPRET": "1"}
+    settings |= {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.kernels.sharded_program", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, check=False

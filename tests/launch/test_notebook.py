@@ -49,7 +49,6 @@ def execute(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         "ESPALIER_NOTEBOOK_WORKDIR": str(folder / "a run"),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "MPLBACKEND": "agg",
     }
     return subprocess.run(

@@ -57,7 +57,6 @@ def environment() -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(folder() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "ESPALIER_DATA": str(folder() / "data"),
     }
 

@@ -60,10 +60,7 @@ BAD = [
 
 def run(meshes: list[dict[str, Any]], shared: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """`shared` changes the model of all of them, the one device's too."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "tests.lm.sharded_step", json.dumps(meshes)]
     command.append(json.dumps(shared or {}))
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
