@@ -13,10 +13,10 @@ MODEL = {
     "ffn_dim": 704,
     # label -> {"mixer": name, **options}, the options being the fields of lm/mixers/<name>.py:
     # {"local": {"mixer": "softmax", "window": 128, "qk_norm": True}}. A layer that differs from the
-    # model in "mlp", "block" or "matrix" says so: {"mixer": "gla", "mlp": "none"}
+    # model in "mlp", "residual" or "matrix" says so: {"mixer": "gla", "mlp": "none"}
     "layers": {},
     "mlp": {"family": "swiglu"},  # a file of lm/feed_forward and its options, for every layer
-    "block": {"family": "pre_norm"},  # a file of lm/blocks
+    "residual": {"family": "pre_norm"},  # a file of lm/blocks
     "matrix": {"family": "dense"},  # a file of lm/matrices
     "tied_embeddings": True,
     "norm_eps": 1e-5,

@@ -77,12 +77,23 @@ def read_config_file(argument: str) -> ConfigDict:
     if not isinstance(value, Mapping | ConfigDict):
         kind = type(value).__name__
         raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-    return ConfigDict(value if isinstance(value, Mapping) else value.to_dict())
+    return ConfigDict(_todays(value if isinstance(value, Mapping) else value.to_dict(), path))
 
 
 def load_config(config: ConfigDict) -> Config:
     """The value of the config flag -> the validated configuration of a run."""
-    return from_mapping(config.to_dict())
+    return from_mapping(_todays(config.to_dict(), "the configuration"))
+
+
+def _todays(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The config.json of a run, which the experiment beside an imported folder hands on, in today's
+    format; any other configuration is in it.
+    """
+    if "format" not in values and "decay_from" not in values.get("schedule", {}):
+        return values
+    from lm.run import formats  # here, since it imports jax
+
+    return formats.upgraded(values, where)
 
 
 def path(flag: str, value: str) -> Path:

@@ -52,12 +52,12 @@ Count = Annotated[int, POSITIVE]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes and layers. `layers` maps a label to {"mixer", **mixer options} and, where the layer
-    differs from the model in them, "mlp", "block", "matrix"; a bare mixer name needs no label.
+    differs from the model in them, "mlp", "residual", "matrix"; a bare mixer name needs no label.
 
     `pattern`: "a", "a,b" or a tuple of labels cycled over depth, or groups ((repeat, (label, ...)),
     ...).
 
-    `mlp`: the feed-forward; `block`: how mixer and feed-forward are joined to the residual stream;
+    `mlp`: the feed-forward; `residual`: the block, which joins both to the residual stream;
     `matrix`: what the matrices between activations are.
 
     `remat`: what the backward pass computes anew; under "named" everything but the tensors of
@@ -73,7 +73,7 @@ class ModelConfig:
     layers: Mapping[str, Mapping[str, Any]]
     pattern: Any
     mlp: Annotated[families.Choice, families.FEED_FORWARDS]
-    block: Annotated[families.Choice, families.BLOCKS]
+    residual: Annotated[families.Choice, families.BLOCKS]
     matrix: Annotated[families.Choice, families.MATRICES]
     tied_embeddings: bool
     norm_eps: Annotated[float, POSITIVE]

@@ -128,7 +128,7 @@ def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) 
     for label, options in layers.items():
         if label not in known:
             raise UserError(f"no layer of the model is labelled {label!r}; {nearest(label, known)}")
-        if special := options.keys() & {"mixer", "mlp", "block", "matrix"}:
+        if special := options.keys() & {"mixer", "mlp", "residual", "matrix"}:
             raise UserError(
                 f"{label}.{min(special)} is not an option of a mixer; it cannot be changed"
             )
@@ -168,19 +168,19 @@ def _layer(label: str, config: ModelConfig) -> Layer:
             f"model.pattern names {label!r}; {nearest(label, [*config.layers, *names])}"
         )
     options = {"mixer": label, **config.layers.get(label, {})}
-    mlp, block, matrix = (
-        options.pop(key, getattr(config, key)) for key in ("mlp", "block", "matrix")
+    mlp, residual, matrix = (
+        options.pop(key, getattr(config, key)) for key in ("mlp", "residual", "matrix")
     )
     mixer = _member(families.MIXERS, options, config, where)
     feed_forward = (
         None if mlp == "none" else _member(families.FEED_FORWARDS, mlp, config, f"{where}.mlp")
     )
-    around = _member(families.BLOCKS, block, config, f"{where}.block")
+    around = _member(families.BLOCKS, residual, config, f"{where}.residual")
     of = _member(families.MATRICES, matrix, config, f"{where}.matrix")
     context = _without_mesh(Choice(of.name, of.options))
     made = {
         where: mixer.kind(context, config.width, **mixer.options),
-        f"{where}.block": around.kind(context, None, None, **around.options),
+        f"{where}.residual": around.kind(context, None, None, **around.options),
         f"{where}.matrix": of.kind(context, "", (), 0, **of.options),
     }
     if feed_forward is not None:

@@ -140,7 +140,7 @@ def get_config(arg=""):
     config.model.update({"head_dim": 16, "ffn_dim": 24, "pattern": "recent"})
     config.model.layers = {"recent": {"factor": 3.0}}
     config.model.mlp = {"family": "squared", "power": 3}
-    config.model.block = {"family": "sandwich"}
+    config.model.residual = {"family": "sandwich"}
     config.model.matrix = {"family": "halves"}
     config.data.tokenizer.update({"kind": "bytes", "vocab_size": 300})
     config.data.sources = {"text": base.source("TEXT", weight=1.0, valid_fraction=0.5)}
@@ -229,7 +229,7 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
     assert lion.items() <= config["optimizer"].items()
     assert config["objective"] == {"family": "smoothed", "factor": 0.5}
     assert config["model"]["mlp"] == {"family": "squared", "power": 3}
-    assert config["model"]["block"] == {"family": "sandwich", "gain": 0.5}
+    assert config["model"]["residual"] == {"family": "sandwich", "gain": 0.5}
     assert config["model"]["matrix"] == {"family": "halves", "rank": 4}
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]

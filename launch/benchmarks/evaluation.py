@@ -24,7 +24,7 @@ def _share(options: Options, mixer: str) -> Result:
     step = problem.compiled_step(options, built)
     token_bytes = built.put_replicated(problem.token_bytes(options.sizes))
     sides = {
-        "train": timing.thread(step, state, batch, token_bytes),
+        "train": timing.thread(step, state, batch, token_bytes, built.numbers),
         "score": lambda: jax.block_until_ready(compiled(params, batch)),
     }
     samples = timing.interleave(sides, options.pairs)

@@ -29,7 +29,8 @@ def _fraction(options: Options, mixer: str) -> Result:
     sizes, built = options.sizes, problem.built(options, mixer)
     batch = built.put(problem.batch(sizes))
     token_bytes = built.put_replicated(problem.token_bytes(sizes))
-    step = timing.thread(problem.compiled_step(options, built), built.init(0), batch, token_bytes)
+    compiled, given = problem.compiled_step(options, built), (batch, token_bytes, built.numbers)
+    step = timing.thread(compiled, built.init(0), *given)
     flops = {"step": flops_per_token(built) * sizes.batch_size * sizes.context_length}
     sides = {"step": step}
     for size in sizes.squares:

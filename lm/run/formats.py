@@ -71,7 +71,7 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     values["objective"] = {"family": "next_token"}
     values["model"] |= {
         "mlp": {"family": "swiglu"},
-        "block": {"family": "pre_norm"},
+        "residual": {"family": "pre_norm"},
         "matrix": {"family": "dense"},
     }
     return values

@@ -40,6 +40,8 @@ SETTINGS = [
 def one_document(name: str, options: Any) -> tuple[Case, contract.Problem]:
     """A problem whose rows are one document each, for the program of packed ones."""
     case, problem = shared(name, options, carried=False)
+    if not dispatch.is_causal(name, options):  # it cannot continue a state
+        problem = problem._replace(state=None)
     return case, problem._replace(segment_ids=jnp.ones((2, case.dims["T"]), jnp.int32))
 
 

@@ -108,7 +108,9 @@ def test_step_by_hand_is_our_step(mixer: str, precision: str) -> None:
     bare_step = tiny.compiled(jax.jit(bare.create(one)), by_hand, batch)
     start = by_hand.params
     for _ in range(2):
-        ours, metrics = step(mixer, precision)(ours, batch, token_bytes)
+        ours, metrics = step(mixer, precision)(
+            ours, batch, token_bytes, built(mixer, precision).numbers
+        )
         by_hand, loss = bare_step(by_hand, batch)
         tolerance = 1e-6 if precision == "float32" else 1e-3
         assert float(loss) == pytest.approx(float(metrics["train/loss"]), rel=tolerance)

@@ -72,7 +72,7 @@ OVERRIDES = [
     (["modle.width=3"], "unknown key --config.modle; did you mean 'model'?"),
     (["width=3"], "did you mean 'model.width'?"),
     (["model.batch_size=3"], "did you mean 'data.batch_size'?"),
-    (["model.zzz=3"], "known: block, ffn_dim, head_dim"),
+    (["model.zzz=3"], "known: ffn_dim, head_dim"),
     (["seed.x=3"], "--config.seed is a value, not a group of keys"),
     (["data.sources.books.weight=1"], "unknown key --config.data.sources.books"),
     (["seed=word"], "--config.seed=word is not an integer"),

@@ -53,6 +53,7 @@ def checkout(root: Path, mixers: str = "a,b", train: str = TRAIN, base: str = BA
     for name, text in (("lm/__init__", ""), ("launch/train", train), ("experiments/base", base)):
         (root / name).parent.mkdir(exist_ok=True)
         (root / f"{name}.py").write_text(text)
+    (root / ".gitignore").write_text("__pycache__\n")
     return root
 
 

@@ -17,7 +17,7 @@ MIXERS = ("softmax", "gla")  # a state that grows, one that does not
 
 
 def made(name: str, mixer: str, mlp: str) -> tuple[Any, Any]:
-    layer = {"mixer": mixer, "block": {"family": name}}
+    layer = {"mixer": mixer, "residual": {"family": name}}
     layer |= {"mlp": "none"} if mlp == "none" else {}
     changes = {"model.layers": {"a": layer}, "model.pattern": "a", "model.num_kv_heads": 4}
     built = tiny.create(changes)

@@ -28,7 +28,7 @@ def first_format(family: str) -> dict[str, Any]:
         "decay_from": "",
     }
     del values["optimizer"]["family"], values["objective"], values["decay_from"]
-    for key in ("mlp", "block", "matrix"):
+    for key in ("mlp", "residual", "matrix"):
         del values["model"][key]
     values["mesh"]["sequence_parallel"] = values["mesh"].pop("stream_over_tensor")
     return values

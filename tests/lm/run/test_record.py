@@ -84,7 +84,7 @@ def changes(lab: Lab, given: dict[str, Any]) -> str:
 
 
 def test_another_configuration_is_refused(lab: Lab) -> None:
-    line = changes(lab, {"schedule": {"family": "cosine"}})
+    line = changes(lab, {"schedule": {"family": "cosine", "warmup": "256 tokens"}})
     assert "(schedule.family: 'power' -> 'cosine')" in line
     line = changes(lab, {"optimizer.beta1": 0.8, "model.tied_embeddings": False})
     assert "model.tied_embeddings: True -> False; optimizer.beta1: 0.9 -> 0.8)" in line
