@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lm.config import Config, ModelConfig, UserError, flatten, nearest
-from lm.families import Family
+from lm.families import SIZES, Family
 from lm.mapping import field_marks
 
 # The keys of a configuration that hold a member of a family, wherever they stand in it.
@@ -26,12 +26,12 @@ FAMILIES = {
 
 
 def members_by_name(argv: list[str], name: str) -> list[str]:
-    """`--config.schedule=wsd` as `--config.schedule.family=wsd`."""
+    """`--config.schedule=wsd`, or with a space for the "=", as `--config.schedule.family=wsd`."""
     found = []
     for arg in argv:
-        match = re.fullmatch(rf"(--?{name}\.)((?:run\.)?(?:model\.)?(\w+))=(\w+)", arg)
-        family = FAMILIES.get(match[3]) if match else None
-        found.append(arg if not family else f"{match[1]}{match[2]}.{family.key}={match[4]}")
+        match = re.fullmatch(rf"(--?{name}\.(?:run\.)?(?:model\.)?(\w+))(=[\w.-]*)?", arg)
+        family = FAMILIES.get(match[2]) if match else None
+        found.append(f"{match[1]}.{family.key}{match[3] or ''}" if match and family else arg)
     return found
 
 
@@ -86,6 +86,10 @@ def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, dotted: st
     family = _family(group)
     if family is not None and family.key in siblings:
         has = lambda name: unknown in family.describe(name, group)
+        if unknown in SIZES and has(siblings[family.key]):
+            return (
+                f"it is the model's unless {group} is set whole, as a Python dict; set model.{leaf}"
+            )
         if owners := [name for name in family.names() if has(name)]:
             return (
                 f"it is an option of {' and '.join(owners)}, and {group}.{family.key} is "

@@ -24,6 +24,7 @@ from lm.mapping import (
     SHARE,
     Bound,
     Duration,
+    Unit,
     UserError,
     convert,
     difference,
@@ -47,6 +48,7 @@ REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may na
 SEED = Bound("must lie in [0, 2^31)", lambda x: 0 <= x < 1 << 31)
 
 Count = Annotated[int, POSITIVE]
+Tokens = Annotated[int, POSITIVE, Unit("tokens")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ class DataConfig:
 
     tokenizer: TokenizerConfig
     sources: Mapping[str, SourceConfig]
-    context_length: Count
+    context_length: Tokens
     batch_size: Count
     packing: Literal["concat", "best_fit"]
 
@@ -138,7 +140,7 @@ class LossConfig:
     """
 
     z_loss: Annotated[float, NOT_NEGATIVE]
-    chunk_size: Count
+    chunk_size: Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,7 @@ class EvaluateConfig:
     """
 
     every: Duration
-    max_tokens: Count
+    max_tokens: Tokens
     tasks: Mapping[str, Mapping[str, Any]]
 
 
@@ -181,7 +183,7 @@ class EvaluateConfig:
 class LogConfig:
     every: Duration
     samples: tuple[str, ...]
-    sample_tokens: Count
+    sample_tokens: Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,9 @@ class Family:
         """What a class must be for the configuration to hold it, so that a slip in its file is told
         when it is named, and not by what goes wrong later.
         """
-        if missing := [need for need in self.needs if not hasattr(member, need)]:
+        # Not hasattr: every class can be called, so that has `__call__`.
+        written = {name for kind in member.__mro__[:-1] for name in vars(kind)}
+        if missing := [need for need in self.needs if need not in written]:
             raise UserError(
                 f"{told} has no {missing[0]!r}; see what a {self.noun} needs in CONTRIBUTING.md"
             )
@@ -244,7 +246,7 @@ LAYER = ("parent", "name", "context", "width")  # what the model gives to every 
 
 SCHEDULES = Family("schedules", "schedule")
 OPTIMIZERS = Family("optimizers", "optimizer")
-OBJECTIVES = Family("objectives", "objective", needs=("problem", "__call__"))
+OBJECTIVES = Family("objectives", "objective", needs=("problem", "is_causal", "__call__"))
 TASKS = Family(
     "evals",
     "task",

@@ -115,7 +115,7 @@ BELOW_ONE = Bound("must lie in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
 # Mark of a field (or of a whole section) that may differ when a run is resumed: it changes how long
 # a run is, what it tells, or where its numbers are and in which order they are summed; never what a
-# step computes.
+# step computes, but for what a module draws (lm/step.py: a key for each place of the data axis).
 FREE = "free"
 
 

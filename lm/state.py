@@ -59,7 +59,8 @@ class Frozen(NamedTuple):
 
     `model` is what the modules read as Flax's collection "frozen", laid out as their parameters are
     (the matrix that an adapter adds to: `self.variable("frozen", "kernel", init)`); `objective` is
-    any tree, read by the objective alone (the parameters of a teacher).
+    any tree, read by the objective alone (the parameters of a teacher). A run of lm/train.py has
+    none; what gives it some is to come.
     """
 
     model: Any = None

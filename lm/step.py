@@ -2,7 +2,7 @@
 
     for each microbatch: gradient of the *sum* of weighted token losses, added up in float32
     divide once by the sum of all token weights
-    guard, clip, AdamW, schedule (lm/optimizers) -> parameters
+    guard, clip, optimizer, schedule (lm/optimizers) -> parameters
 
 so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
 i, i + A, i + 2A, ...: every device keeps working on its own rows. Losses that layers add are losses

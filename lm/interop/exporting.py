@@ -28,11 +28,11 @@ from lm.data import tokenizers
 from lm.data.tokenizers import Tokenizer
 from lm.interop import folder, hf_config, hf_tokenizer, layout
 from lm.interop.layout import Entry
-from lm.run import checkpoint
+from lm.run import checkpoint, formats
 
 KEY = "espalier"
 ARCHITECTURE = "EspalierForCausalLM"
-FORMAT = 1
+FORMAT = formats.FORMAT  # that of the sections of a configuration
 TOKENIZER = "espalier_tokenizer.json"
 RANKS = "tokenizer.tiktoken"
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16}
@@ -154,15 +154,18 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     for key in ("model", "mup", "tokenizer"):
         if not isinstance(own[key], Mapping):
             raise UserError(f"{where}: {KEY}.{key}={own[key]!r} is no object; get the file again")
-    if own["format"] != FORMAT:
-        raise UserError(f"{where}: format {own['format']}, this reads {FORMAT}; update Espalier")
+    if own["format"] not in (1, FORMAT):
+        raise UserError(
+            f"{where}: format {own['format']}, this reads up to {FORMAT}; update Espalier"
+        )
     kind, size = (own["tokenizer"].get(key) for key in ("kind", "vocab_size"))
     paths = {"bytes": "", "bpe": "", "json": "tokenizer.json", "tiktoken": RANKS}
     if not isinstance(kind, str) or kind not in paths:
         raise UserError(f"{where}: unknown tokenizer {kind!r}; {nearest(str(kind), paths)}")
     kept = {key: base["model"][key] for key in ("precision", "remat", "kept", "unroll")}
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
-    values |= {"model": {**own["model"], **kept}, "mup": own["mup"]}
+    earlier = formats.MODEL_OF_1 if own["format"] == 1 else {}
+    values |= {"model": {**earlier, **own["model"], **kept}, "mup": own["mup"]}
     values["data"]["tokenizer"] = {"kind": kind, "path": paths[kind], "vocab_size": size}
     context = values["data"]["context_length"]
     longest = hf_config.number(hf, "max_position_embeddings", where, int, context)

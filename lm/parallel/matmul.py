@@ -21,7 +21,7 @@ tensor, and `down` [F=10, D=8] likewise. What one device has:
 
     z = y down                      [2, 6, 8]    a device's 5 of F give a part of the sum, added up
                                                  over tensor, in the activations' dtype
-      under sequence parallelism    [2, 3, 8]    the same sum, scattered along T
+      with stream_over_tensor       [2, 3, 8]    the same sum, scattered along T
     cotangent of z, to be multiplied  [2, 6, 8]  gathered along T again
     gradient of y                   [2, 6, 5]    complete
 

@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
 }
 ZERO1 = PARAMS | {"D": ("fsdp", "data")}
-STREAM = "stream"  # T of the residual stream: under sequence parallelism over tensor too
+STREAM = "stream"  # T of the residual stream: over tensor too where stream_over_tensor
 
 
 def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:

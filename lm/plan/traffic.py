@@ -11,7 +11,7 @@ parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari e
     tensor    per layer and microbatch an all-reduce of [B, T, D] after mixer and feed-forward in
               the forward pass and before them in the backward one, and the mixer's again where
               remat runs the layer again; one of the embeddings, one of their gradient. Under
-              sequence parallelism each is a reduce-scatter, and an all-gather comes before every
+              stream_over_tensor each is a reduce-scatter, and an all-gather comes before every
               branch, in every pass
 """
 

@@ -22,6 +22,13 @@ from lm.state import TrainState, count
 FORMAT = 2
 KEY = "format"
 
+# What every model of the first format was made of, without a key for it.
+MODEL_OF_1: Mapping[str, Any] = {
+    "mlp": {"family": "swiglu"},
+    "residual": {"family": "pre_norm"},
+    "matrix": {"family": "dense"},
+}
+
 
 def write(config: Config) -> dict[str, Any]:
     """Plain values for JSON: the format, and every key."""
@@ -34,7 +41,11 @@ def read(values: Mapping[str, Any], where: str) -> Config:
     Raises:
       UserError: a later format, or values that are not a configuration.
     """
-    return from_mapping(upgraded(values, where))
+    plain = upgraded(values, where)
+    try:
+        return from_mapping(plain)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def upgraded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -45,7 +56,7 @@ def upgraded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     plain = copy.deepcopy(dict(values))
     number = plain.pop(KEY, 1)
-    if number not in range(1, FORMAT + 1):
+    if type(number) is not int or number not in range(1, FORMAT + 1):
         raise UserError(
             f"{where} has format {number!r}, this version reads up to {FORMAT}; use the version "
             "that wrote it, or a later one"
@@ -69,11 +80,7 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     mesh["stream_over_tensor"] = mesh.pop("sequence_parallel")
     values["optimizer"] = {"family": "adamw", **values["optimizer"]}
     values["objective"] = {"family": "next_token"}
-    values["model"] |= {
-        "mlp": {"family": "swiglu"},
-        "residual": {"family": "pre_norm"},
-        "matrix": {"family": "dense"},
-    }
+    values["model"] |= MODEL_OF_1
     return values
 
 

@@ -21,6 +21,7 @@ from lm.data import prepare, tokenizers
 from lm.data.loader import Loader
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
+from lm.families import OPTIMIZERS
 from lm.parallel import processes
 from lm.run import checkpoint, record
 from lm.run.checkpoint import Checkpointer
@@ -67,6 +68,8 @@ def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
     # A run that is named may go on writing: all processes take the checkpoint the first one found.
     named = processes.agree(str(_locate(config, workdir) or ""))
     folder = Path(named) if named else None
+    if folder is not None and _carried(config).moments:
+        _check_optimizer(config, folder)
     data = prepare.prepare(
         config.data,
         data_dir,
@@ -115,6 +118,17 @@ def _carried(config: Config) -> Carried:
     if config.decay_from:
         return DECAY
     return WEIGHTS if config.init_from else NOTHING
+
+
+def _check_optimizer(config: Config, folder: Path) -> None:
+    """Moments are of one optimizer."""
+    theirs = OPTIMIZERS.name_of(type(checkpoint.read_config(folder).optimizer))
+    ours = OPTIMIZERS.name_of(type(config.optimizer))
+    if theirs != ours:
+        raise UserError(
+            f"checkpoint {folder} was trained with optimizer.family={theirs!r}, this run has "
+            f"{ours!r}; set it to {theirs!r}, or name the checkpoint in init_from"
+        )
 
 
 def _locate(config: Config, workdir: Path) -> Path | None:

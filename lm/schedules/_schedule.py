@@ -111,7 +111,7 @@ class Schedule:
     def curve(self) -> Curve:
         warmup_end, decay_start, decay_end = self.phases
         inverse = lambda length: (
-            np.float32(1.0) / np.float32(length) if length > 0 else np.float32(0)
+            np.float32(1) / np.float32(length) if np.float32(length) > 0 else np.float32(0)
         )
         return Curve(
             warmup_end=np.float32(warmup_end),
@@ -121,8 +121,8 @@ class Schedule:
             stable=self.stable if isinstance(self.stable, Partial) else Partial(self.stable),
             shape=self.shape,
             final_ratio=self.final_ratio,
-            has_warmup=warmup_end > 0,
-            has_decay=decay_end > decay_start,
+            has_warmup=bool(np.float32(warmup_end) > 0),
+            has_decay=bool(np.float32(decay_end - decay_start) > 0),
         )
 
     def __call__(self, tokens: ArrayLike) -> jax.Array:

@@ -93,7 +93,7 @@ OVERRIDES = [
     (["loss.z_loss=-1"], "loss.z_loss=-1.0 must be >= 0"),
     (["seed=-1"], "seed=-1 must lie in [0, 2^31)"),
     (["model.width=0"], "model.width=0 must be positive"),
-    (["loss.chunk_size=-8"], "loss.chunk_size=-8 must be positive"),
+    (["loss.chunk_size=-8"], "loss.chunk_size=-8 tokens must be positive"),
     (["optimizer.clip_norm=0"], "optimizer.clip_norm=0.0 must be positive"),
     (["model.num_kv_heads=3"], "model.num_heads=4 is not a multiple of model.num_kv_heads=3"),
     (["run.accumulation=3"], "is not a multiple of run.accumulation=3"),

@@ -47,6 +47,33 @@ def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--config.schedule=wsd-x"], "unknown schedule 'wsd-x'; did you mean 'wsd'?"),
+        (["--config.schedule="], "unknown schedule ''; known: cosine, power, wsd"),
+        (["--config.model.mlp.ffn_dim=64"], "it is the model's unless model.mlp is set whole"),
+        (["--config.model.mlp=none"], "unknown feed-forward 'none'; known: swiglu"),
+    ],
+    ids=str,
+)
+def test_mistakes_about_members(
+    flags: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert told in line_of([CONFIG, WORKDIR, *flags], capsys)
+
+
+def test_a_member_is_named_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load([CONFIG, WORKDIR, "--config.schedule", "wsd", "--config.seed=3"])
+    assert config.schedule == SCHEDULES.create("wsd", "schedule")
+    assert config.seed == 3
+
+
 def test_an_option_that_the_file_leaves_out_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "short.py"
     file.write_text(

@@ -75,6 +75,23 @@ def test_an_installed_member_may_not_take_the_name_of_a_file(
         SCHEDULES.create("wsd", "schedule")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncallable:
+    is_causal: ClassVar[bool] = True
+
+    def problem(self) -> str | None:
+        return None
+
+
+def test_an_objective_that_cannot_be_called_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every class can be called, and so seems to have `__call__`."""
+    point = importlib.metadata.EntryPoint("none", f"{__name__}:Uncallable", "espalier.objectives")
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda _: Uncallable)
+    monkeypatch.setattr(families, "_entry_points", lambda group: {"none": point})
+    with pytest.raises(UserError, match=r"Uncallable has no '__call__'"):
+        families.OBJECTIVES.create("none", "objective")
+
+
 def test_a_member_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("saw", "absent_package:Saw", "espalier.schedules")
     monkeypatch.setattr(families, "_entry_points", lambda group: {"saw": point})

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 import lm
 from launch.cli import load_config
+from lm.config import UserError, from_mapping, to_mapping
 from lm.data import tokenizers
-from lm.interop import folder, verify
+from lm.interop import exporting, folder, verify
 from lm.run.checkpoint import Loaded
 from tests.lm import tiny
 from tests.lm.interop import runs
@@ -240,3 +241,23 @@ def test_scale_and_stretched_rope_of_the_mixer() -> None:
     assert options["scale"] == 0.125
     changes = {"model.layers": {"softmax": {"scale": 0.7}}, "model.pattern": "softmax"}
     assert tiny.create(changes).model.groups[0].blocks[0].mixer.op_options()["scale"] == 0.7
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_sections_of_the_first_format_are_read(number: int) -> None:
+    """They have no keys for what every model then was made of."""
+    built = tiny.create()
+    hf = exporting.to_own(built, 64)
+    hf["espalier"]["format"] = number
+    if number == 1:
+        for key in ("mlp", "residual", "matrix"):
+            del hf["espalier"]["model"][key]
+    values = exporting.from_own(hf, to_mapping(tiny.config()), Path("config.json"))
+    assert from_mapping(values).model == built.config.model
+
+
+def test_sections_of_a_later_format_are_refused() -> None:
+    hf = exporting.to_own(tiny.create(), 64)
+    hf["espalier"]["format"] = 3
+    with pytest.raises(UserError, match=r"config.json: format 3, this reads up to 2"):
+        exporting.from_own(hf, to_mapping(tiny.config()), Path("config.json"))

@@ -62,7 +62,7 @@ def test_a_branch_of_the_first_format() -> None:
     assert formats.read(old, "x").decay_from == "runs/trunk"
 
 
-@pytest.mark.parametrize("number", [0, formats.FORMAT + 1, "2", None])
+@pytest.mark.parametrize("number", [0, formats.FORMAT + 1, "2", None, 2.0, True])
 def test_a_format_that_is_not_known(number: Any) -> None:
     with pytest.raises(UserError, match=rf"x has format {number!r}, this version reads up to"):
         formats.read({"format": number}, "x")
@@ -73,3 +73,4 @@ def test_what_is_not_a_configuration(values: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         formats.read(values, "x")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("x")
