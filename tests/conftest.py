@@ -27,6 +27,16 @@ QUICKLY = (
 # A program on the CPU is some hundred maps of memory, of which Linux gives a process 65,530; the
 # one beyond them ends it, somewhere inside XLA.
 MAPS, MANY_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 30_000, 20
+LONGEST = (
+    "test_processes.py",
+    "test_compare.py",
+    "test_train.py",
+    "test_round_trip.py",
+    "test_checkpoint.py",
+    "test_formats.py",
+    "test_resume.py",
+    "test_meshes.py",
+)
 _made = pytest.StashKey[str]()
 _ended = itertools.count(1)
 
@@ -55,6 +65,14 @@ def _set(name: str, value: str) -> None:
     os.environ[name] = value
     kind = type(getattr(jax.config, name.lower()))
     jax.config.update(name.lower(), kind(value) if kind in (int, float) else value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, or one process waits at the end while the other is in one of them
+    (launch/test: --no-loadscope-reorder).
+    """
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -93,7 +93,7 @@ def test_installs_once_and_again_when_the_pins_change(checkout: Path) -> None:
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# another pin\n")
     assert call(checkout / "launch" / "test", "-k", "some words").returncode == 0
-    fast = "-m pytest -n 2 --dist loadfile"
+    fast = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     assert log.read_text().splitlines() == [f"{install}.[data,dev]", f"{fast} -k some words"]
 
 
