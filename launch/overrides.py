@@ -116,5 +116,5 @@ def check_key(config: ConfigDict, override: str, flag: str) -> None:
 
 
 def _family(group: str) -> Family | None:
-    """Of the key that ends a dotted one."""
+    """The family of the last key of a dotted one."""
     return FAMILIES.get(group.rpartition(".")[2])

@@ -200,7 +200,7 @@ def forward_flops(built: Build, length: int) -> float:
 
 
 def saved_flops(built: Build, length: int) -> dict[str, float]:
-    """Of the layers', those that a tensor saves the backward pass where model.kept names it."""
+    """The layers' FLOPs that a tensor saves the backward pass where model.kept names it."""
     found: dict[str, float] = {}
     for repeat, block, _ in _layers(built):
         for name, flops in block.saved(length).items():

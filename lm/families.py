@@ -211,11 +211,17 @@ class Family:
         return {f.name: f for f in dataclasses.fields(member) if f.init and f.name not in given}
 
     def _files(self) -> tuple[str, ...]:
-        found = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
-        return tuple(module.name for module in found if not module.name.startswith("_"))
+        return _listed(self.package)
 
     def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
         return _entry_points(f"espalier.{self.folder}")
+
+
+@functools.cache
+def _listed(package: str) -> tuple[str, ...]:
+    """The folder is read once: every matrix of a model that is traced asks for its kind."""
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return tuple(module.name for module in found if not module.name.startswith("_"))
 
 
 def _load(point: importlib.metadata.EntryPoint, where: str) -> type[Any]:

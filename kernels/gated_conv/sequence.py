@@ -99,7 +99,7 @@ def _compose(far: Left, near: Left) -> Left:
 
 
 def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """Of packed rows; float32, like the state."""
+    """What packed rows send; float32, like the state."""
     del options, itemsize
     messages = 1 + (ranks - 1).bit_length()
     tails = 4.0 * messages * dims["B"] * dims["H"] * dims["W"] * dims["K"]

@@ -31,7 +31,7 @@ class Shards(NamedTuple):
     count: int
 
     def rank(self) -> Int[Array, ""]:
-        """Of this device."""
+        """This device's number along T."""
         return lax.axis_index(self.axes)
 
     def from_before(self, tree: Any, distance: int) -> Any:
