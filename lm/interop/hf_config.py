@@ -9,11 +9,14 @@ pattern with SwiGLU: Llama, and Granite, which is Llama with four constants.
     initializer_range          mup.init_std / sqrt(width / base_width), of hidden matrices
 
 Llama is parametrization `standard`, where the four are 1, 1, head_dim^-1/2 and 1.
+
+Every key of a config.json is read as transformers 5.24 reads it, refused, or named by `ignored`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +42,41 @@ LABEL = "softmax"
 ORIGINAL = "original_max_position_embeddings"
 # Kinds of stretched RoPE and their numbers besides the factor, in the mixer's order.
 ROPE_CUTS = {"linear": (), "llama3": ("low_freq_factor", "high_freq_factor", ORIGINAL)}
+ROPE_KEYS = ("rope_scaling", "rope_parameters")  # the first that is set and not empty is read
+LONGEST = "max_position_embeddings"
+READ = (*SIZES, "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", LONGEST)
+READ += ("initializer_range", "vocab_size", "rope_theta", *ROPE_KEYS)
+GRANITES = tuple(f"{x}_multiplier" for x in ("embedding", "attention", "residual"))
+GRANITES += ("logits_scaling",)
+# Keys that say how a model is stored, run or trained on, and nothing of what it computes. The ids
+# of special tokens are looked at beside the tokenizer (lm/interop/importing.py).
+OF_USE = (
+    *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version"),
+    *("_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "pretraining_tp"),
+    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
+)
+_OWN_WEIGHTS = "give the folder of plain weights"
+_WITHIN = "the model is a part of another; give a folder of its own"
+_ALL_TOKENS = "every layer here reads all tokens before; it cannot be read"
+# Keys that change the function: what they may be, and why nothing else can be read.
+MAY_BE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "attention_bias": ((False, None), "our layers have no biases, so it cannot be read"),
+    "mlp_bias": ((False, None), "our layers have no biases, so it cannot be read"),
+    "hidden_act": (("silu", "swish"), "our feed-forward is silu's alone"),
+    "is_causal": ((True,), "tokens here never see later ones"),
+    "is_encoder_decoder": ((False,), "there is no encoder here"),
+    "sliding_window": ((None,), _ALL_TOKENS),
+    "attention_chunk_size": ((None,), _ALL_TOKENS),
+    "layer_types": ((None, []), _ALL_TOKENS),
+    "kv_sharing_modes": ((None, []), _ALL_TOKENS),
+    "per_layer_config": ((None, {}), "layers that differ cannot be read"),
+    "quantization_config": ((None, {}), _OWN_WEIGHTS),
+    "compression_config": ((None, {}), _OWN_WEIGHTS),
+    "fusion_config": ((None, {}), _OWN_WEIGHTS),
+    "transformers_weights": ((None,), "model.safetensors is read; rename the weights so"),
+    **{key: ((None,), _WITHIN) for key in ("text_config", "text_encoder", "decoder", "generator")},
+}
 
 
 def from_transformers(
@@ -54,8 +92,13 @@ def from_transformers(
     _check_supported(hf, where)
     model = {ours: number(hf, theirs, where, int) for theirs, ours in SIZES.items()}
     heads, width = model["num_heads"], model["width"]
+    if family == LLAMA and width % heads:
+        raise UserError(
+            f"{where}: hidden_size={width} is not a multiple of num_attention_heads={heads}, which "
+            f"transformers demands of {LLAMA}; get the file again"
+        )
     model["num_kv_heads"] = number(hf, "num_key_value_heads", where, int, heads)
-    model["head_dim"] = number(hf, "head_dim", where, int, width // max(heads, 1))
+    model["head_dim"] = number(hf, "head_dim", where, int, width // heads)
     model["norm_eps"] = number(hf, "rms_norm_eps", where, float)
     model["tied_embeddings"] = _flag(hf, "tie_word_embeddings", where)
     options: dict[str, Any] = {"mixer": "softmax", **_rope(hf, where)}
@@ -98,37 +141,76 @@ def architecture(hf: Mapping[str, Any], where: Path) -> str:
 
 def _check_supported(hf: Mapping[str, Any], where: Path) -> None:
     """What would change the function and has no place in our layers."""
-    for name in ("attention_bias", "mlp_bias"):
-        if hf.get(name):
-            raise UserError(
-                f"{where}: {name}=true; our layers have no biases, so it cannot be read"
-            )
-    act = hf.get("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise UserError(f"{where}: hidden_act={act!r}; our feed-forward is silu's alone")
-    if hf.get("quantization_config"):
-        raise UserError(f"{where}: quantization_config is set; give the folder of plain weights")
+    for key, (allowed, reason) in MAY_BE.items():
+        if key in hf and hf[key] not in allowed:
+            value = " is set" if isinstance(hf[key], dict | list) else f"={json.dumps(hf[key])}"
+            raise UserError(f"{where}: {key}{value}; {reason}")
+    family = hf["architectures"][0]
+    if (named := hf.get("model_type", MODEL_TYPES[family])) != MODEL_TYPES[family]:
+        raise UserError(
+            f"{where}: model_type={named!r} and architectures={[family]}, whose model_type is "
+            f"{MODEL_TYPES[family]!r}; set the one that is wrong"
+        )
+
+
+def _rope_of(hf: Mapping[str, Any], where: Path) -> tuple[str, Mapping[str, Any]]:
+    """The key whose RoPE is read, and what it holds."""
+    key = next((key for key in ROPE_KEYS if hf.get(key)), ROPE_KEYS[-1])
+    found = hf.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where}: {key}={found!r} is not an object; get the file again")
+    if any(isinstance(value, Mapping) for value in found.values()):
+        raise UserError(f"{where}: {key} is one for each kind of layer; ours share one RoPE")
+    return key, found
+
+
+def _meant(hf: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind and the numbers of a RoPE, raw: `rope_theta` within goes before the one beside it,
+    the original length beside it before the one within.
+    """
+    values = {"rope_theta": hf.get("rope_theta", 1e4), ORIGINAL: hf.get(LONGEST, 2048), **found}
+    if ORIGINAL in hf:
+        values[ORIGINAL] = hf[ORIGINAL]
+    kind = found.get("rope_type", found.get("type", "default"))
+    names = ("factor", *ROPE_CUTS[kind]) if kind in [*ROPE_CUTS] else ()
+    return {"rope_type": kind} | {name: values.get(name) for name in ("rope_theta", *names)}
 
 
 def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The mixer's options, from `rope_theta` with `rope_scaling`, or from the newer
-    `rope_parameters`, which holds both.
-    """
-    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(found, Mapping):
-        raise UserError(f"{where}: rope parameters are {found!r}; get the file again")
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in ("default", *ROPE_CUTS):
+    """The mixer's options."""
+    _, found = _rope_of(hf, where)
+    meant = _meant(hf, found)
+    if (kind := meant.pop("rope_type")) not in ("default", *ROPE_CUTS):
         known = ", ".join(("default", *ROPE_CUTS))
         raise UserError(f"{where}: rope type {kind!r} cannot be read; these can: {known}")
-    if found.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
+    if found.get("partial_rotary_factor", hf.get("partial_rotary_factor")) not in (None, 1):
         raise UserError(f"{where}: partial_rotary_factor is not 1; our RoPE turns whole heads")
-    source = found if "rope_theta" in found else hf
-    options = {"rope_theta": number(source, "rope_theta", where, float, 1e4)}
-    if kind != "default":
-        names = ("factor", *ROPE_CUTS[kind])
-        options["rope_scaling"] = tuple(number(found, name, where, float) for name in names)
-    return options
+    theta, *scaling = (number(meant, name, where, float) for name in meant)
+    return {"rope_theta": theta} | ({"rope_scaling": tuple(scaling)} if scaling else {})
+
+
+def ignored(hf: Mapping[str, Any], where: Path) -> list[str]:
+    """Keys that are set and not read, those within a RoPE with its name, each with the key that
+    is read in its place if there is one.
+    """
+    key, found = _rope_of(hf, where)
+    meant = _meant(hf, found)
+    inside = {*meant, "type", "partial_rotary_factor"}
+    read = {*READ, *OF_USE, *MAY_BE, "partial_rotary_factor", *(meant.keys() & {ORIGINAL})}
+    read |= {*GRANITES} if hf["architectures"] == [GRANITE] else set()
+    read |= {"attention_dropout"} if hf.get("attention_dropout") == 0 else set()
+    told = [name for name, value in hf.items() if name not in read and value is not None]
+    told += [f"{key}.{name}" for name in found if name not in inside]
+    other = next(x for x in ROPE_KEYS if x != key)
+    if hf.get(other) and (not isinstance(hf[other], Mapping) or _meant(hf, hf[other]) != meant):
+        told.append(f"{other} ({key} is read)")
+    if hf.get("rope_theta") not in (None, meant["rope_theta"]):
+        told.append(f"rope_theta ({key}.rope_theta is read)")
+    if ORIGINAL in meant and found.get(ORIGINAL, meant[ORIGINAL]) != meant[ORIGINAL]:
+        told.append(f"{key}.{ORIGINAL} ({ORIGINAL} is read)")
+    if found.get("type", meant["rope_type"]) != meant["rope_type"]:
+        told.append(f"{key}.type ({key}.rope_type is read)")
+    return told
 
 
 def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:

@@ -121,7 +121,7 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     write_experiment(partial, workdir)
     name = exporting.ARCHITECTURE if is_own else hf_config.architecture(hf, where)
     facts = {"imported_from": name, "stored_as": _stored_as(params)}
-    notes = _of_start(source, hf, tokenizer) if not is_own else []
+    notes = [] if is_own else [*_of_ignored(hf, where), *_of_start(source, hf, tokenizer)]
     notes = [*_of_end(hf, tokenizer), *notes, *_of_broken(broken)]
     return Imported(built, tokenizer, facts, notes)
 
@@ -252,6 +252,11 @@ def _keep(source: Path, origin: Path, values: Mapping[str, Any]) -> None:
 
 def _stored_as(params: Any) -> str:
     return str(jax.tree.leaves(params)[0].dtype)
+
+
+def _of_ignored(hf: Mapping[str, Any], where: Path) -> list[str]:
+    keys = ", ".join(hf_config.ignored(hf, where))
+    return [f"ignored in config.json, as transformers does to compute: {keys}"] if keys else []
 
 
 def _of_end(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:

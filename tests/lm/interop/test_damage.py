@@ -135,7 +135,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "biases": ("tied", config(attention_bias=True), "attention_bias=true; our layers have no"),
     "biases within": ("granite", config(mlp_bias=True), "mlp_bias=true; our layers have no"),
-    "activation": ("tied", config(hidden_act="gelu"), "hidden_act='gelu'; our feed-forward is"),
+    "activation": ("tied", config(hidden_act="gelu"), 'hidden_act="gelu"; our feed-forward is'),
     "quantized": ("tied", config(quantization_config={"bits": 4}), "quantization_config is set"),
     "rope": ("tied", config(rope_parameters=YARN), "rope type 'yarn' cannot be read; these can"),
     "older rope": (
