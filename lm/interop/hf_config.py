@@ -75,7 +75,7 @@ MAY_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "compression_config": ((None, {}), _OWN_WEIGHTS),
     "fusion_config": ((None, {}), _OWN_WEIGHTS),
     "transformers_weights": ((None,), "model.safetensors is read; rename the weights so"),
-    **{key: ((None,), _WITHIN) for key in ("text_config", "text_encoder", "decoder", "generator")},
+    **dict.fromkeys(("text_config", "text_encoder", "decoder", "generator"), ((None,), _WITHIN)),
 }
 
 

@@ -139,6 +139,6 @@ def test_what_is_refused(keys: dict[str, Any], told: str) -> None:
 
 
 def test_granite_reads_its_multipliers() -> None:
-    four = {name: 0.5 for name in hf_config.GRANITES}
+    four = dict.fromkeys(hf_config.GRANITES, 0.5)
     hf = HF | four | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
     assert hf_config.ignored(hf, WHERE) == []
