@@ -22,7 +22,7 @@ import grain.transforms
 import numpy as np
 
 from lm.config import DataConfig, UserError, difference
-from lm.data import packing
+from lm.data import mixture, packing
 from lm.data.batch import Batch, stack
 from lm.data.mixture import Mixture
 from lm.data.packing import Packer, Plan
@@ -209,7 +209,8 @@ class _RankRows(grain.transforms.DatasetSelectionMap):
 def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int) -> dict[str, Any]:
     """Everything the training stream depends on, apart from the step; kept with a checkpoint."""
     trained = {name: source for name, source in config.sources.items() if source.weight > 0}
-    return {
+    mixed = {"mixture_version": mixture.VERSION} if len(trained) > 1 else {}
+    return mixed | {
         "seed": seed,
         "batch_size": batch_size,
         "context_length": config.context_length,
@@ -227,8 +228,21 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int)
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to continue a stream of batches with a different one."""
-    for key, (old, new) in difference(saved, current).items():
+    """Refuses to continue a stream of batches with a different one.
+
+    Raises:
+      UserError: another order of rows, or other rows.
+    """
+    differing = difference(saved, current)
+    # Last, since the order of rows has a number of its own only where several sources are mixed.
+    for key in sorted(differing, key=lambda key: key.endswith("_version")):
+        old, new = differing[key]
+        if key.endswith("_version"):
+            raise UserError(
+                f"rows come in another order than in the version that wrote the checkpoint ({key} "
+                f"was {old or 1}, is {new}); go on with that version, or start a new workdir: "
+                "init_from takes the weights over"
+            )
         raise UserError(
             f"data of the checkpoint and of this run differ: {key} was {old}, is {new}; "
             "restore the old value or start a new workdir"

@@ -1,50 +1,76 @@
 """Mixture: which source gives row i of the training stream, and which of its rows.
 
-Sources are weighted by shares of training tokens. A period of `PERIOD` rows holds round(PERIOD *
-share) rows of each; row m of n of a source belongs at the time (m + 1/2) / n of the period, and
-sorting by these times interleaves the sources evenly: over every prefix each count stays within one
-or two rows of its share. Position i is then a table look-up: no state, no drift. (Grain's own mix
-truncates weights to integers with the smallest at 100, which can miss a share by a percent.)
+Sources are weighted by shares of training tokens, kept exactly however small they are: there is no
+period to which they are rounded. Sources are the leaves of a Huffman tree of their shares. At a
+node whose left side has the share p of the node's rows, the first n of these rows hold
+
+    floor(n p + 1/2)    rows of the left side, and n minus that of the right,
+
+so a row finds its source, and its number among the rows of that source, on one walk from the root:
+no table, no state, no drift. (Grain's own mix truncates weights to integers with the smallest at
+100, which can miss a share by a percent.)
+
+Over every prefix of the stream the count of each source is less than 2 rows off its share. A node
+adds at most 1/2 to the share p of its own deviation, so d(child) <= 1/2 + p d(node). A Huffman tree
+joins the two smallest, so the larger part of a child with parts is at least half of it, and no
+larger than its sibling: p <= 2/3, and d < 3/2 for every node with parts. A source is then less than
+1/2 + 3/2 off.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
-import numpy as np
+VERSION = 2  # of the order of rows of several sources: raise it when the same weights give another
 
-PERIOD = 8192
+
+class _Node(NamedTuple):
+    """Of `whole` rows `part` are of the left side; a side is a node or the index of a source."""
+
+    part: int
+    whole: int
+    left: _Node | int
+    right: _Node | int
 
 
 class Mixture:
-    """Maps row i of the stream to (source, row within that source)."""
+    """Maps row i of the stream to (source, row within that source). `shares` are positive."""
 
     def __init__(self, shares: Sequence[float]):
-        self.counts = period_counts(shares)
-        times = np.concatenate([(np.arange(n) + 0.5) / n for n in self.counts])
-        labels = np.repeat(np.arange(len(self.counts)), self.counts)
-        order = np.argsort(times, kind="stable")
-        self._sources = labels[order]
-        self._ranks = (
-            np.arange(len(times)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
-        )[order]
+        self._root = _tree([Fraction(share) for share in shares])
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        period, i = divmod(index, len(self._sources))
-        source = int(self._sources[i])
-        return source, period * int(self.counts[source]) + int(self._ranks[i])
+        """The source of a row of the stream, and the number of the row in it.
+
+        >>> mixture = Mixture([0.7, 0.2, 0.1])
+        >>> "".join("abc"[mixture[i][0]] for i in range(20))
+        'abaacaaabaabaacaaaba'
+        """
+        node = self._root
+        while isinstance(node, _Node):
+            before = _rounded(index * node.part, node.whole)
+            if _rounded((index + 1) * node.part, node.whole) > before:
+                node, index = node.left, before
+            else:
+                node, index = node.right, index - before
+        return node, index
 
 
-def period_counts(shares: Sequence[float]) -> np.ndarray:
-    """Rows of each source in a period, by largest remainders, and at least one.
+def _rounded(a: int, b: int) -> int:
+    return (2 * a + b) // (2 * b)
 
-    >>> period_counts([0.7, 0.3]).tolist(), period_counts([1.0]).tolist()
-    ([5734, 2458], [1])
-    """
-    if len(shares) == 1:
-        return np.array([1])
-    exact = np.asarray(shares, np.float64) / np.sum(shares) * PERIOD
-    counts = np.floor(exact).astype(np.int64)
-    largest = np.argsort(counts - exact, kind="stable")[: PERIOD - int(counts.sum())]
-    counts[largest] += 1
-    return np.maximum(counts, 1)
+
+def _tree(shares: Sequence[Fraction]) -> _Node | int:
+    """The Huffman tree; of equal shares earlier sources, then earlier nodes, are joined first."""
+    heap: list[tuple[Fraction, int, _Node | int]] = [(x, i, i) for i, x in enumerate(shares)]
+    heapq.heapify(heap)
+    for number in range(len(heap), 2 * len(heap) - 1):
+        small, _, right = heapq.heappop(heap)
+        large, _, left = heapq.heappop(heap)
+        share = large / (large + small)
+        node = _Node(share.numerator, share.denominator, left, right)
+        heapq.heappush(heap, (large + small, number, node))
+    return heap[0][2]

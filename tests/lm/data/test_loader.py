@@ -335,3 +335,15 @@ def test_stream_does_not_change_between_versions(
         for field in batch:
             digest.update(field.tobytes())
     assert digest.hexdigest()[:16] == golden
+
+
+def test_a_stream_in_another_order_is_told(mixed: DataConfig, folder: Path) -> None:
+    """A mixture of before the order had a number; one source alone comes as it always did."""
+    now = loader.identity(prepare(mixed, folder, progress=False), mixed, 0, 4)
+    before = {key: value for key, value in now.items() if key != "mixture_version"}
+    with pytest.raises(UserError, match=r"mixture_version was 1, is 2\); go on with that version"):
+        loader.check_identity(before, now)
+    alone = dataclasses.replace(mixed, sources={"a": mixed.sources["a"]})
+    assert "mixture_version" not in loader.identity(
+        prepare(alone, folder, progress=False), alone, 0, 4
+    )
