@@ -2,9 +2,10 @@
 
     python -m launch.eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
 
-The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how one is local); without
-it, the harness's own, which load their data from the Hugging Face hub. `--layer` is as in
-launch.evaluate, which needs no harness and has intervals for everything.
+The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how one is local), of which
+nothing is executed without --trust_tasks; without FOLDER they are the harness's own, which load
+their data from the Hugging Face hub. `--layer` is as in launch.evaluate, which needs no harness and
+has intervals for everything.
 """
 
 import json
@@ -16,6 +17,7 @@ from absl import flags
 
 from launch import cli
 from lm.config import UserError
+from lm.interop import harness_tasks
 
 _LAYER = cli.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
@@ -23,6 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _TASKS = flags.DEFINE_list("tasks", None, "names of tasks, with commas", required=True)
 _TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "folder of .yaml files; else the harness's own")
+_TRUST = flags.DEFINE_bool("trust_tasks", False, "run the Python that tasks name (!function)")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens read; 0: the run's", lower_bound=0)
 _LIMIT = flags.DEFINE_integer("limit", 0, "documents of each task; 0: all", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
@@ -35,6 +38,8 @@ def main(argv: list[str]) -> None:
     folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
     if folder and not folder.is_dir():
         raise UserError(f"--tasks_dir={folder} is no folder")
+    if folder and not _TRUST.value:
+        harness_tasks.check_is_data(folder)
     # Its bootstrap would fork, which the threads of JAX may not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -42,15 +47,18 @@ def main(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing; pip install 'espalier[eval]'") from None
     from lm import files  # after the flags: imports jax
-    from lm.interop.eval_harness import EspalierLM
+    from lm.interop import eval_harness
     from lm.run import checkpoint
+
+    if not _TRUST.value:
+        eval_harness.confine()
 
     manager = tasks.TaskManager(
         include_path=str(folder) if folder else None, include_defaults=folder is None
     )
     if missing := [name for name in _TASKS.value if not manager.match_tasks([name])]:
         raise UserError(f"--tasks={missing[0]}: no such task in {folder or 'the harness'}")
-    model = EspalierLM(checkpoint.load(path, layers), _MAX_LENGTH.value)
+    model = eval_harness.EspalierLM(checkpoint.load(path, layers), _MAX_LENGTH.value)
     results: Any = evaluator.simple_evaluate(
         model=model,
         tasks=[*_TASKS.value],

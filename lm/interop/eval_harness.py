@@ -15,6 +15,9 @@ or python -m launch.eval_harness --checkpoint=runs/quickstart --tasks_dir=my_tas
 A task of my_tasks/my_task.yaml is local if it says `dataset_path: json` and `dataset_kwargs:
 {data_files: {test: FILE.jsonl}}`; the harness's own tasks load data from the Hugging Face hub.
 
+Tasks of others are checked by lm/interop/harness_tasks.py before they are read, and `confine`d, as
+launch.eval_harness does: a `!function` and an unconfined template run code of whoever wrote them.
+
 Set DISABLE_MULTIPROC=1, or its bootstrap forks a process in which JAX runs.
 
 The harness puts its prefix token (here: end of text) before a text without context. Models here
@@ -29,11 +32,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2.sandbox import SandboxedEnvironment  # pyright: ignore[reportMissingImports]
 from lm_eval import utils  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
 from lm.config import UserError
+from lm.evals import _requests
+from lm.evals._requests import Request
 from lm.evaluation import scoring
 from lm.evaluation.generate import GenerateOptions, Vocabulary, generate
 from lm.evaluation.scoring import Row, Scorer
@@ -41,6 +47,17 @@ from lm.run.checkpoint import Loaded
 
 MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 ROWS = 16  # prompts of one compiled call
+
+
+def confine() -> None:
+    """From here on templates of tasks (doc_to_text, ...) reach their document and nothing else of
+    the process.
+    """
+    found = utils.env
+    utils.env = SandboxedEnvironment(
+        undefined=found.undefined, keep_trailing_newline=found.keep_trailing_newline
+    )
+    utils.env.filters |= found.filters
 
 
 class EspalierLM(TemplateLM):
@@ -67,6 +84,16 @@ class EspalierLM(TemplateLM):
     ) -> list[int]:
         """There are no special tokens to add."""
         return self._loaded.tokenizer.encode(string)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As our own tasks cut them, so that a token over the join is scored. What has nothing to
+        score is told by `_row`.
+        """
+        if not context.strip() or not continuation:
+            return super()._encode_pair(context, continuation)
+        request = Request(f"lm-eval's {context!r}", context, continuation)
+        ((ids, first),) = _requests.split([request], self._loaded.tokenizer)
+        return ids[:first].tolist(), ids[first:].tolist()
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -132,9 +159,14 @@ class EspalierLM(TemplateLM):
     def _row(self, texts: Any, context: list[int], continuation: list[int]) -> Row:
         if context[:1] == [self.eot_token_id]:
             context = context[1:]
+        if not continuation:
+            raise UserError(f"lm-eval asks for {texts!r}: the continuation is empty; leave it out")
         given = 1 if not context else 0
         if len(continuation) <= given:
-            raise UserError(f"lm-eval asks for {texts!r}: no token has one before it")
+            raise UserError(
+                f"lm-eval asks for {texts!r}: nothing is known of a first token; change "
+                "doc_to_text, or leave the document out"
+            )
         if len(continuation) - given > self.max_length:
             raise UserError(
                 f"lm-eval asks for {len(continuation)} tokens and max_length is {self.max_length}; "

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from lm.config import UserError
-from lm.evals import Given
+from lm.evals import Given, _requests
+from lm.evals._requests import Request
 from lm.evals.lambada import Lambada
 from lm.evals.multiple_choice import MultipleChoice
 from lm.evaluation import generate, scoring
@@ -237,12 +238,46 @@ def test_greedy_is_told(harness: Any) -> None:
         assert [greedily for _, greedily in answers] == [True, False]
 
 
+def test_a_token_over_the_join_is_scored(harness: Any) -> None:
+    """The numbers are those of our own scorer on our own rows; every request has one."""
+    tokenizer = planted.tokenizer("bpe")
+    pairs = [("The pa", "ss"), ("Remem", "ber it."), ("pas", "s"), ("What is the", " pass key")]
+    joined = [len(tokenizer.encode(a + b)) <= len(tokenizer.encode(a)) for a, b in pairs]
+    assert joined.count(True) >= 2
+    built = tiny.create({"data.tokenizer.vocab_size": 400, "data.context_length": CONTEXT})
+    made = Loaded(built.model, tiny.params(built), tokenizer, built.config, 0, built)
+    model = harness.adapter.EspalierLM(made)
+    found = model.loglikelihood([SimpleNamespace(args=pair) for pair in pairs])
+    split = _requests.split([Request("", *pair) for pair in pairs], tokenizer)
+    rows = [scoring.row(ids, first=first) for ids, first in split]
+    ours = [-one.nll.sum(dtype=np.float64) for one in Scorer(made.build, made.params)(rows)]
+    assert min(int((row.weights > 0).sum()) for row in rows) >= 1
+    np.testing.assert_allclose([number for number, _ in found], ours, rtol=1e-6)
+    assert max(ours) < 0
+
+
+def test_templates_are_confined(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jinja2.sandbox import SecurityError  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(harness.utils, "env", harness.utils.env)
+    reach = "{{ cycler.__init__.__globals__.os.getpid() }}"
+    assert harness.utils.apply_template(reach, {}).isdigit()
+    harness.adapter.confine()
+    with pytest.raises(SecurityError):
+        harness.utils.apply_template(reach, {})
+    template = "{{ a.strip() | regex_replace('b', 'c') }}{{ ' '.join(x) }}\n"
+    assert harness.utils.apply_template(template, {"a": " ab ", "x": ["d", "e"]}) == "acd e\n"
+
+
 def test_what_cannot_be_scored(harness: Any) -> None:
     model = harness.adapter.EspalierLM(loaded(), max_length=10)
     ask = lambda *args: model.loglikelihood([SimpleNamespace(args=args)])
     assert ask("", "ab")[0][0] < 0
-    with pytest.raises(UserError, match="no token has one before it"):
+    with pytest.raises(UserError, match=r"'a'.*: nothing is known of a first token; change doc"):
         ask("", "a")
+    with pytest.raises(UserError, match=r"'abc', ''.*: the continuation is empty"):
+        ask("abc", "")
+    assert ask(" ", "ab")[0][0] < 0
     with pytest.raises(UserError, match="asks for 11 tokens and max_length is 10"):
         ask("context", "elevenchars")
     assert ask("context" * 9, "tenletters")[0][0] < 0

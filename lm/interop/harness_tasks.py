@@ -1,0 +1,64 @@
+"""Whether the tasks of a folder for lm-evaluation-harness are data, read without executing them.
+
+A task is a .yaml file and the files that it includes. `!function module.name` in one of them
+imports the Python file module.py beside it, before anything is asked of the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from lm.config import UserError
+
+PLAIN = "tag:yaml.org,2002:"
+PYTHON = f"{PLAIN}python/"
+
+
+def check_is_data(folder: Path) -> None:
+    """Raises:
+    UserError: a file is no YAML, or holds a value that is made by code.
+    """
+    pending, seen = sorted(folder.rglob("*.yaml")), set()
+    while pending:
+        path = pending.pop().resolve()
+        if path in seen:
+            continue
+        seen.add(path)
+        try:
+            root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+        except (OSError, yaml.YAMLError, RecursionError) as error:
+            told = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise UserError(f"{path}: cannot be read ({told}); mend or remove it") from None
+        for node in _nodes(root):
+            if not node.tag.startswith(PLAIN) or node.tag.startswith(PYTHON):
+                raise UserError(
+                    f"{path}, line {node.start_mark.line + 1}: {node.tag} runs Python of that "
+                    "folder; read it, then set --trust_tasks"
+                )
+        pending += [path.parent / name for name in _included(root)]
+
+
+def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
+    """All nodes, each once: an alias may lead back to one above."""
+    pending, seen = [root], set()
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            pending += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
+
+
+def _included(root: yaml.Node | None) -> list[str]:
+    """The files that the key `include` of a task names, one or a list."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [value for key, value in pairs if key.value == "include"]
+    nested = [node for value in found for node in _nodes(value)]
+    return [node.value for node in nested if isinstance(node, yaml.ScalarNode)]
