@@ -35,7 +35,9 @@ from lm.run.checkpoint import Loaded
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """temperature 0: greedy. top_k 0: all tokens. top_p 1: all tokens."""
+    """temperature 0: greedy. top_k 0: all tokens. top_p 1: all tokens. Logits of float32 keep their
+    order and stay finite over the temperatures that are allowed.
+    """
 
     max_new_tokens: int
     temperature: float
@@ -44,11 +46,11 @@ class GenerateOptions:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens} must be >= 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} must lie in [1, 2^31)")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
             raise UserError(
-                f"temperature={self.temperature} must be a finite number >= 0; 0 is greedy"
+                f"temperature={self.temperature} must be 0, which is greedy, or lie in [1e-6, 1e6]"
             )
         if not 0 <= self.top_k < 2**31:
             raise UserError(f"top_k={self.top_k} must lie in [0, 2^31); 0 allows every token")
@@ -201,8 +203,10 @@ def _filtered(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Arra
     rank = jnp.arange(logits.shape[-1])
     ordered = jnp.where(rank < top_k, ordered, -jnp.inf)
     mass = jax.nn.softmax(ordered, axis=-1)
-    # A token stays if those before it hold less than top_p; the largest always does.
-    stays = (jnp.cumsum(mass, axis=-1) - mass < top_p) & (ordered > -jnp.inf)
+    # A token stays if those before it hold less than top_p; the largest always does, and all do at
+    # 1, which rounded sums reach before the last token.
+    held = jnp.cumsum(mass, axis=-1) - mass
+    stays = ((held < top_p) | (top_p >= 1) | (rank == 0)) & (ordered > -jnp.inf)
     smallest = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= smallest, logits, -jnp.inf)
 

@@ -104,7 +104,10 @@ CURVES = (
     Curve("Loss", "nats per token", _losses("loss", "train/loss"), log=True),
     Curve("Learning rate", "per parameter group", _by_role("lr"), smooth=False),
     Curve(
-        "Gradient norm", "before clipping; × marks skipped steps", _only("optim/grad_norm"), True
+        "Gradient norm",
+        "before clipping; × marks skipped steps, at the upper edge where the norm is not finite",
+        _only("optim/grad_norm"),
+        log=True,
     ),
     Curve("Update norm", "per parameter group", _by_role("update_norm"), log=True),
     Curve("Parameter norm", "per parameter group", _by_role("param_norm"), smooth=False),
@@ -203,9 +206,12 @@ def _legend(curve: Curve, runs: Sequence[Run], labels: list[str]) -> list[Line2D
 def _skipped(axes: Axes, run: Run, color: str) -> None:
     at = {record["step"]: record for record in run.records}
     records = [at[step] for step, _ in run.skipped()]
-    shown = [r for r in records if np.isfinite(r.get("optim/grad_norm", np.nan))]
-    x, y = [r["tokens"] for r in shown], [r["optim/grad_norm"] for r in shown]
-    axes.plot(x, y, "x", color=color)
+    x = np.array([record["tokens"] for record in records])
+    y = np.array([record.get("optim/grad_norm", np.nan) for record in records])
+    is_shown = np.isfinite(y)
+    axes.plot(x[is_shown], y[is_shown], "x", color=color)
+    edge = np.full(np.sum(~is_shown), 0.97)  # no line: its height is not in units of the axis
+    axes.scatter(x[~is_shown], edge, marker="x", color=color, transform=axes.get_xaxis_transform())
 
 
 def _axes(axes: Axes, curve: Curve) -> None:
@@ -228,10 +234,11 @@ def _axes(axes: Axes, curve: Curve) -> None:
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS means of neighbors."""
+    """At most MAX_POINTS means of neighbors, of those that are finite; NaN where none is."""
     if len(values) <= MAX_POINTS:
         return values
-    return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
+    parts = (part[np.isfinite(part)] for part in np.array_split(values, MAX_POINTS))
+    return np.array([part.mean() if len(part) else np.nan for part in parts])
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

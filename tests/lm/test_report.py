@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lm import metrics, report
 from lm.config import UserError
+from lm.report import figures as figures_lib
 from lm.report import folder, page
 from lm.run import formats
 
@@ -155,6 +157,32 @@ def test_skipped_steps_are_told(run_page: Path) -> None:
     text, _ = read(run_page)
     assert "Skipped steps" in text
     assert "at 7<" in text
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 7.5, None])
+@pytest.mark.parametrize("steps", [12, 40, 1500])
+def test_every_skipped_step_has_a_mark(norm: float | None, steps: int, tmp_path: Path) -> None:
+    """At its norm where it has one, else at the upper edge; the axis is that of the others."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    skipped = {3, 9, 10}
+    with metrics.Writer(workdir) as writer:
+        for step in range(1, steps + 1):
+            values = record(step) | {"optim/skipped_total": float(sum(n <= step for n in skipped))}
+            if step in skipped:
+                values["optim/grad_norm"] = norm
+            writer.write({key: value for key, value in values.items() if value is not None})
+    (run,) = folder.load([workdir])
+    norms = next(curve for curve in figures_lib.CURVES if curve.title == "Gradient norm")
+    with figures_lib.canvas("Gradient norm", False) as (axes, finish):
+        figures_lib._skipped(axes, run, "red")
+        at_norm = [point for line in axes.lines for point in np.asarray(line.get_xydata())]
+        at_edge = [point for found in axes.collections for point in np.asarray(found.get_offsets())]
+        finish()
+    wanted = sorted(4096.0 * step for step in skipped)
+    assert sorted(x for x, _ in [*at_norm, *at_edge]) == wanted
+    assert len(at_norm) == (3 if norm == 7.5 else 0)
+    assert "nan" not in figures_lib._draw(norms, [run])
 
 
 def marked(text: str) -> set[str]:

@@ -155,6 +155,26 @@ def test_filters(top_k: int, top_p: float, kept: list[int]) -> None:
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == kept
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 5.0, 60.0])
+@pytest.mark.parametrize("size", [3, 1000, 50_000])
+def test_a_whole_mass_filters_nothing(size: int, spread: float) -> None:
+    """Bit for bit, though the sum of so many rounded numbers is not 1; and top_k alone is top_k."""
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(3, size)) * spread, jnp.float32)
+    got = generate._filtered(logits, jnp.int32(size), jnp.float32(1.0))
+    np.testing.assert_array_equal(got, logits)
+    few = generate._filtered(logits, jnp.int32(2), jnp.float32(1.0))
+    kept = np.asarray(logits) >= np.sort(logits, axis=1)[:, -2:-1]
+    np.testing.assert_array_equal(few, np.where(kept, logits, -np.inf))
+
+
+@pytest.mark.parametrize("top_p", [1e-7, 1e-45, 1e-300])
+def test_the_likeliest_token_always_stays(top_p: float) -> None:
+    """Where float32 makes 0 of top_p as well."""
+    logits = jnp.asarray([[0.0, 2.0, 1.0]])
+    got = generate._filtered(logits, jnp.int32(3), jnp.float32(top_p))
+    assert np.flatnonzero(np.isfinite(got[0])).tolist() == [1]
+
+
 def test_draws_follow_the_filtered_distribution() -> None:
     """Each of 4,000 rows draws once from the same logits."""
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
@@ -205,9 +225,13 @@ def test_bad_prompts(prompts: Any, message: str) -> None:
     "change",
     [
         {"max_new_tokens": 0},
+        {"max_new_tokens": 10**11},
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
+        {"temperature": 1e-40},
+        {"temperature": 1e39},
+        {"top_p": float("nan")},
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
