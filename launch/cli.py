@@ -53,9 +53,12 @@ _argv: list[str] = []
 
 
 def config_flag(
-    name: str = "config", flag_values: flags.FlagValues = flags.FLAGS
+    name: str = "config",
+    flag_values: flags.FlagValues = flags.FLAGS,
+    *,
+    is_required: bool = True,
 ) -> flags.FlagHolder[ConfigDict]:
-    """Defines the required `--config=file.py[:arg]` with overrides `--config.key=value`."""
+    """Defines the `--config=file.py[:arg]` with overrides `--config.key=value`."""
     holder = config_flags.DEFINE_config_file(
         name,
         default=None,
@@ -66,7 +69,8 @@ def config_flag(
         sys_argv=_argv,
     )
     flag_values[name].parser = _ConfigFile(name)
-    flags.mark_flag_as_required(name, flag_values)
+    if is_required:
+        flags.mark_flag_as_required(name, flag_values)
     return holder
 
 

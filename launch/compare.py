@@ -7,6 +7,11 @@ and the figures.
 
 Tasks are those of the configuration's `tasks`; --task=TASK adds another (lm/evals) with its
 defaults, --task=LABEL.OPTION=VALUE sets an option of it or of one that is there.
+
+--table=FILE names the compare.json of an earlier study: what it holds of the same runs is not
+trained again. --recheck=FILE trains nothing: it judges the numbers of that compare.json anew and
+says of each verdict whether it stands; with --config, of the primary comparisons named there. Exit
+status 1: one does not stand.
 """
 
 from __future__ import annotations
@@ -14,10 +19,13 @@ from __future__ import annotations
 from absl import flags
 
 from launch import cli
+from lm.config import UserError
 
-_CONFIG = cli.config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all the runs", required=True)
+_CONFIG = cli.config_flag(is_required=False)
+_WORKDIR = flags.DEFINE_string("workdir", "", "folder of all the runs")
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
+_TABLE = flags.DEFINE_string("table", "", "compare.json of runs that are not to be done again")
+_RECHECK = flags.DEFINE_string("recheck", "", "compare.json whose verdicts to judge anew")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
@@ -26,21 +34,39 @@ _DATA_DIR = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     asked = cli.tasks(_TASK.value)
+    if _CONFIG.value is None and not _RECHECK.value:
+        raise UserError("--config is missing; name the file of a study")
     import jax
 
     from launch.benchmarks import machine
     from lm.data import prepare
-    from lm.studies import compare
+    from lm.report import compared
+    from lm.studies import compare, verdict
+    from lm.studies import study as study_lib
 
-    values = _CONFIG.value.to_dict()
+    values = _CONFIG.value.to_dict() if _CONFIG.value is not None else {}
     for label, options in asked.items():
         values["tasks"][label] = values["tasks"].get(label, {}) | options
-    study = compare.create(values)
+    study = study_lib.create(values) if values else None
+    if _RECHECK.value:
+        page = compared.load(cli.path("recheck", _RECHECK.value))
+        lines, all_stand = verdict.recheck(page, study.primary if study else ())
+        print("\n".join(lines))
+        return int(not all_stand)
+    assert study is not None
     workdir = cli.path("workdir", _WORKDIR.value)
+    before = compared.load(cli.path("table", _TABLE.value)) if _TABLE.value else None
     # Seeds of a pattern, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
-    rows = compare.run(study, workdir, prepare.resolve_data_dir(_DATA_DIR.value))
-    recalls = None if rows is None else compare.recalled(study, workdir)
+    head = machine.describe("launch.compare")
+    rows = compare.run(
+        study,
+        workdir,
+        prepare.resolve_data_dir(_DATA_DIR.value),
+        table=compare.cells(before) if before else (),
+        tell=lambda rows: compare.write(study, rows, (), head, workdir),
+    )
+    recalls = None if rows is None else compare.recalled(study, workdir, before)
     if rows is None or recalls is None:
         print("stopped and saved; the same command goes on")
         return 1

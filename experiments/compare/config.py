@@ -3,8 +3,8 @@
 Command: python -m launch.compare --config=experiments/compare/config.py:cpu,DATA --workdir=DIR
          presets smoke, cpu, gpu; any value can be set, as --config.patterns="('softmax','gla')" or
          --config.run.run.length="3e7 tokens" for a night or a pod
-Cost:    smoke two minutes, cpu about ninety on two CPU cores, gpu about ten on one H100 (not yet
-         measured); the same command resumes.
+Cost:    smoke two minutes, cpu about three hours on two CPU cores, gpu about ten minutes on one
+         H100 (not yet measured); the same command resumes.
 Expected: README.md beside this file holds the page of a measured run.
 
 Without DATA the text is the standard library's own sources, and tasks are those that need no files.
@@ -26,6 +26,7 @@ PRESETS = {
         "context_length": 64,
         "batch_size": 8,
         "patterns": ("softmax", "gla"),
+        "seeds": (0, 1),
         "decode_contexts": (64, 256),
         "max_tokens": 4096,
         "items": 20,
@@ -36,6 +37,7 @@ PRESETS = {
         "context_length": 512,
         "batch_size": 4,
         "patterns": MIXERS,
+        "seeds": (0, 1, 2, 3),
         "decode_contexts": (1024, 4096, 16384),
         "max_tokens": 131072,
         "items": 200,
@@ -46,6 +48,7 @@ PRESETS = {
         "context_length": 2048,
         "batch_size": 16,
         "patterns": MIXERS,
+        "seeds": (0, 1, 2, 3),
         "decode_contexts": (1024, 4096, 16384),
         "max_tokens": 1048576,
         "items": 1000,
@@ -82,7 +85,12 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             "run": run,
             "patterns": preset["patterns"],
             "variants": {},
-            "seeds": (0, 1),
+            "primary": tuple(
+                {"task": "bits_per_byte", "pattern": pattern, "against": preset["patterns"][0]}
+                for pattern in preset["patterns"][1:]
+            ),
+            "seeds": preset["seeds"],
+            "tuned_on": (),
             "tasks": tasks(data, context, preset["items"]),
             "recall": recall_config.get_config(name).to_dict() if name == "cpu" else {},
             "timing_rounds": 7,

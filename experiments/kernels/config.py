@@ -81,7 +81,9 @@ def get_config(arg: str = "smoke") -> ConfigDict:
             "run": run,
             "patterns": tuple(layers),
             "variants": {},
+            "primary": (),  # one seed: a check that curves agree, and a measure of speed
             "seeds": (0,),
+            "tuned_on": (),
             "tasks": {"position": {}},
             "recall": {},
             "timing_rounds": 3,

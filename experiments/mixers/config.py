@@ -49,7 +49,9 @@ def get_config() -> ConfigDict:
             "run": run,
             "patterns": MIXERS,
             "variants": {},
+            "primary": (),  # two seeds are too few for a verdict
             "seeds": (0, 1),
+            "tuned_on": (),
             "tasks": {},
             "recall": {},
             "timing_rounds": 7,

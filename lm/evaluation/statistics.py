@@ -1,11 +1,14 @@
 """Numbers with the interval that the sample leaves open, and whether two of them differ.
 
-The unit that is resampled is what was drawn independently: a document, a book, an item; never a
-token. Ratios of sums (nats per token, bits per byte) take a cluster bootstrap (Efron & Tibshirani
-1993, ch. 6): units are drawn with replacement and both sums formed anew. Of fewer than `FEW` units
-the bootstrap says too little, and they take Student's t over the linearized ratio (Cochran 1977,
-sec. 6.3); one unit has no interval. Shares of items take Wilson's interval (1927), which does not
-collapse at 0 and 1.
+The unit is what was drawn independently: a document, a book, an item; never a token. A ratio of
+sums (nats per token, bits per byte) moves when a unit is left out, and how far says how much chance
+is in it: the jackknife's variance, with Student's t. Units of unlike size have fewer degrees of
+freedom than units of one size: nine books of which one holds half the text have 2 and not 8 (Bell &
+McCaffrey 2002; MacKinnon, Nielsen & Webb 2023). Of one size, this is the usual t interval of a
+mean. Where 95 % is stated it covers 94 to 99 %, from 2 units on and with sizes that differ a
+hundredfold; where errors have a long tail, as an exponential has, and units are few, 91 % (measured
+in tests/lm/evaluation/test_statistics.py). One unit has no interval. Shares of items take Wilson's
+interval (1927), which does not collapse at 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,9 +22,6 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
-RESAMPLES = 1000
-FEW = 30  # units; below, quantiles of the bootstrap are too narrow
-BLOCK = 1 << 24  # counts held at once: 128 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def mean(values: Sequence[float] | np.ndarray, *, chance: float | None = None) -
 
 
 def difference(ours: Number, theirs: Number) -> Number:
-    """ours - theirs, the same units resampled in both: what the two share cancels.
+    """ours - theirs over the same units: what the two share cancels.
 
     Raises:
       ValueError: the numbers keep no units, or not of the same sample.
@@ -136,27 +136,32 @@ def difference(ours: Number, theirs: Number) -> Number:
 def _interval(units: np.ndarray, value: float) -> tuple[float, float]:
     """Around the ratio of units [num, 2], or the difference of two ratios of units [num, 4]."""
     units = units[(units[:, 1::2] > 0).any(axis=1)]
-    num, tail = len(units), (1 - CONFIDENCE) / 2
-    if num < 2:
+    if len(units) < 2:
         return math.nan, math.nan
-    if num < FEW:
-        half = float(special.stdtrit(num - 1, 1 - tail)) * _standard_error(units)
-        return value - half, value + half
-    samples = _resampled(units)
-    known = samples[~np.isnan(samples)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high)
+    sides = [_left_out(*units[:, i : i + 2].T) for i in range(0, units.shape[1], 2)]
+    rest = sides[0][0] - sides[1][0] if len(sides) == 2 else sides[0][0]
+    dof = min(dof for _, dof in sides)
+    num = len(units)
+    error = np.sqrt(np.sum(rest**2) * (num - 1) / num)  # the jackknife's
+    half = float(special.stdtrit(dof, 0.5 + CONFIDENCE / 2) * error)
+    return value - half, value + half
 
 
-def _standard_error(units: np.ndarray) -> float:
-    """Of what `_interval` is around, by the residual of each unit from the ratio."""
-    pairs = [units[:, i : i + 2] for i in range(0, units.shape[1], 2)]
+def _left_out(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """How far each unit moves sum(a) / sum(b) away from the ratio of all others [num], and the
+    degrees of freedom of the sum of its squares (Satterthwaite's for a = ratio * b + an error of
+    variance b, as Bell & McCaffrey 2002 take it).
+
+    >>> _left_out(np.ones(9), np.ones(9))[1]
+    8.0
+    """
+    share = b / b.sum()
     with np.errstate(invalid="ignore", divide="ignore"):
-        parts = [(a - a.sum() / b.sum() * b) / b.mean() for a, b in (pair.T for pair in pairs)]
-    rest = parts[0] - parts[1] if len(parts) == 2 else parts[0]
-    return float(np.sqrt(np.sum(rest**2) / (len(units) * (len(units) - 1))))
+        moved = (a - a.sum() / b.sum() * b) / (b.sum() * (1 - share))
+        weight = share / (1 - share)
+        square = np.sum(weight**2)
+        dof = weight.sum() ** 2 / (square + square**2 - np.sum(weight**4))
+    return moved, float(dof)
 
 
 def _wilson(p: float, num: int) -> tuple[float, float]:
@@ -165,19 +170,6 @@ def _wilson(p: float, num: int) -> tuple[float, float]:
     half = z / (1 + z**2 / num) * math.sqrt(p * (1 - p) / num + z**2 / (4 * num**2))
     # Rounding leaves 1 - 1e-17 of an exact 1.
     return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
-
-
-def _resampled(units: np.ndarray) -> np.ndarray:
-    """[num, 2] -> RESAMPLES ratios; [num, 4] -> differences of two ratios. The same draws for the
-    same number of units, always.
-    """
-    rng = np.random.default_rng(len(units))
-    even, block = np.full(len(units), 1 / len(units)), max(1, BLOCK // len(units))
-    draws = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
-    sums = np.concatenate([rng.multinomial(len(units), even, size) @ units for size in draws])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = sums[:, 0] / sums[:, 1]
-        return found - sums[:, 2] / sums[:, 3] if units.shape[1] == 4 else found
 
 
 def _plain(value: Any) -> Any:

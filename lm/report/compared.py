@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,21 +17,39 @@ from lm.evaluation.statistics import Number
 from lm.report import recall
 
 
-class Verdict(NamedTuple):
-    """`difference` = pattern - against. `low`, `high` over items, `p` over seeds (corrected); None
-    where that source of chance could not be measured. `outcome`: better, worse, same (no
-    significant difference), none (at chance) or diverged.
+class Difference(NamedTuple):
+    """`difference` = pattern - against, mean over seeds, with its 95 % intervals over seeds and
+    over items; None where that source of chance could not be measured.
+
+    Of a primary comparison (lm/studies/verdict.py) `sentence` says the verdict, `p` is over seeds,
+    corrected, and `outcome` is better, worse, same (no significant difference), none (there is no
+    test), at chance or diverged. Of all others `outcome` is "", at chance or diverged.
     """
 
     task: str
     pattern: str
     against: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    outcome: str
-    sentence: str
+    unit: str = ""
+    difference: float | None = None
+    seeds_low: float | None = None
+    seeds_high: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    outcome: str = ""
+    sentence: str = ""
+
+
+class SpeedUp(NamedTuple):
+    """How many times what `pattern` needs the first pattern needs for the same loss
+    (lm/studies/speedup.py), mean over seeds with its 95 % interval, None of one seed: in tokens,
+    floating-point operations and seconds.
+    """
+
+    pattern: str
+    tokens: tuple[float, float | None, float | None]
+    flops: tuple[float, float | None, float | None]
+    seconds: tuple[float, float | None, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +91,8 @@ class Curve:
 class Row:
     """A pattern, or a variant. `parameters` outside the embedding; `seconds` and `peak_bytes` of a
     train step (None: not known); `decode_seconds` a token and `state_bytes` a row, by tokens in the
-    state; `curve` None of what was not trained, or not kept.
+    state; `curve` None of what was not trained, or not kept; `cells`: by seed the digest of
+    all that the training it reads and the answers depend on.
     """
 
     pattern: str
@@ -88,18 +107,26 @@ class Row:
     state_bytes: Mapping[int, int]
     curve: Curve | None
     tasks: Mapping[str, Asked]
+    cells: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`tokens` of each training; `facts`: where, when and with what it was made."""
+    """`tokens` of each training; `primary`: as the study names them (lm/studies/verdict.py), with a
+    verdict each; `recall_asked`: the digest of the study of recall; `facts`: where, when and with
+    what it was made.
+    """
 
     question: str
     seeds: tuple[int, ...]
     tokens: int
     rows: tuple[Row, ...]
-    verdicts: tuple[Verdict, ...]
+    primary: tuple[Mapping[str, str], ...]
+    verdicts: tuple[Difference, ...]
+    differences: tuple[Difference, ...]
+    speed_ups: tuple[SpeedUp, ...]
     recall: tuple[recall.Row, ...]
+    recall_asked: str
     facts: Mapping[str, Any]
 
 
@@ -118,22 +145,29 @@ def load(path: Path) -> Comparison:
 
 
 def from_mapping(values: Mapping[str, Any]) -> Comparison:
-    """The inverse of `to_plain`."""
+    """The inverse of `to_plain`; what a file from before primary comparisons lacks is empty."""
     own = {field.name for field in dataclasses.fields(Comparison)} - {"facts"}
     return Comparison(
         question=values["question"],
         seeds=tuple(values["seeds"]),
         tokens=values["tokens"],
         rows=tuple(_row(row) for row in values["rows"]),
-        verdicts=tuple(Verdict(**verdict) for verdict in values["verdicts"]),
+        primary=tuple(values.get("primary", ())),
+        verdicts=tuple(Difference(**x) for x in values["verdicts"]),
+        differences=tuple(Difference(**x) for x in values.get("differences", ())),
+        speed_ups=tuple(
+            SpeedUp(x["pattern"], *(tuple(x[key]) for key in ("tokens", "flops", "seconds")))
+            for x in values.get("speed_ups", ())
+        ),
         recall=tuple(recall.rows_of(values["recall"])),
+        recall_asked=values.get("recall_asked", ""),
         facts={key: value for key, value in values.items() if key not in own},
     )
 
 
 def to_plain(found: Comparison) -> dict[str, Any]:
-    """Plain values for JSON, which has no word for what is not finite: None. Without the sums of
-    every unit, which would be most of the file.
+    """Plain values for JSON, which has no word for what is not finite: None. Of all numbers but the
+    headlines without the sums of every unit, which would be most of the file.
     """
     return {
         **found.facts,
@@ -141,8 +175,12 @@ def to_plain(found: Comparison) -> dict[str, Any]:
         "seeds": list(found.seeds),
         "tokens": found.tokens,
         "rows": [_plain_row(row) for row in found.rows],
-        "verdicts": [verdict._asdict() for verdict in found.verdicts],
+        "primary": to_mapping(found.primary),
+        "verdicts": [x._asdict() for x in found.verdicts],
+        "differences": [x._asdict() for x in found.differences],
+        "speed_ups": [to_mapping(x._asdict()) for x in found.speed_ups],
         "recall": to_mapping(found.recall),
+        "recall_asked": found.recall_asked,
     }
 
 
@@ -152,15 +190,18 @@ def answer(values: Mapping[str, Any]) -> Answer:
     return Answer(numbers, Cost(**values["cost"]) if "cost" in values else None)
 
 
+def curve(values: Mapping[str, Any]) -> Curve:
+    """From the plain values of one."""
+    return Curve(_floats(values["tokens"]), tuple(map(_floats, values["bits"])))
+
+
 def _row(values: Mapping[str, Any]) -> Row:
-    curve = values.get("curve")
     by_context = lambda name: {int(context): x for context, x in values[name].items()}
     known = dict(values) | {
         "decode_seconds": by_context("decode_seconds"),
         "state_bytes": by_context("state_bytes"),
-        "curve": Curve(_floats(curve["tokens"]), tuple(map(_floats, curve["bits"])))
-        if curve
-        else None,
+        "curve": curve(values["curve"]) if values.get("curve") else None,
+        "cells": tuple(values.get("cells", ())),
         "tasks": {
             label: Asked(**{**task, "seeds": tuple(map(answer, task["seeds"]))})
             for label, task in values["tasks"].items()
@@ -169,7 +210,7 @@ def _row(values: Mapping[str, Any]) -> Row:
     return Row(**known)
 
 
-def _floats(values: list[float | None]) -> tuple[float, ...]:
+def _floats(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(math.nan if x is None else x for x in values)
 
 
@@ -179,25 +220,26 @@ def _plain_row(row: Row) -> dict[str, Any]:
     plain["state_bytes"] = {str(context): x for context, x in row.state_bytes.items()}
     plain["curve"] = {} if row.curve is None else to_mapping(row.curve)
     plain["tasks"] = {
-        label: {**vars(task), "seeds": [_plain_answer(seed) for seed in task.seeds]}
+        label: {**vars(task), "seeds": [plain_answer(x, task.headline) for x in task.seeds]}
         for label, task in row.tasks.items()
     }
-    return _finite(plain)
+    return finite(plain)
 
 
-def _plain_answer(found: Answer) -> dict[str, Any]:
+def plain_answer(found: Answer, headline: str) -> dict[str, Any]:
+    """The inverse of `answer`, rounded; units of the headline alone."""
     digits = lambda x: round(x, 6) if isinstance(x, float) else x
     numbers = {
-        name: {key: digits(x) for key, x in number.to_mapping().items()}
+        name: {key: digits(x) for key, x in number.to_mapping(with_units=name == headline).items()}
         for name, number in found.numbers.items()
     }
     return {"numbers": numbers} | ({"cost": vars(found.cost)} if found.cost else {})
 
 
-def _finite(value: Any) -> Any:
-    """With None for what is not finite."""
+def finite(value: Any) -> Any:
+    """Plain values with None for what is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(x) for key, x in value.items()}
+        return {key: finite(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
+        return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

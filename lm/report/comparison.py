@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from lm.evaluation.scoring import Cost
-from lm.report import recall
+from lm.report import recall, verdicts
 from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import amount, card, document, duration, section, table, text
@@ -41,11 +41,13 @@ def page(found: Comparison) -> str:
     sections = [
         head,
         _cards(found),
-        section("Verdicts", _verdicts(found)),
+        section("Verdicts", verdicts.cards(found)),
+        section("Speed-up", verdicts.speed_up(found)),
         section("Curves", f'<div class="figures">{pictures}</div>'),
         section("Cost", table(*_speed(rows))),
         section("Recall against state", _recall(drawn)),
         section("Tasks", "".join(_task(rows, label) for label in rows[0].tasks)),
+        section("Other differences", verdicts.differences(found)),
         section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
     ]
     return document(found.question, "".join(sections), "Espalier comparison")
@@ -59,16 +61,20 @@ def markdown(found: Comparison) -> str:
 def tables(found: Comparison) -> str:
     """What `markdown` says below its title."""
     rows = found.rows
-    lines = [f"- {verdict.sentence}" for verdict in found.verdicts]
+    lines = [f"- {verdict.sentence}" for verdict in found.verdicts] or [f"- {verdicts.NO_PRIMARY}"]
     for title, (body, head) in (
         ("Results", _results(rows)),
+        (f"Speed-up: {verdicts.SPEED_UP.format(rows[0].pattern)}", verdicts.speed_ups(found)),
         ("Cost", _speed(rows)),
         *(
             (f"{label}: {word}", _curve_table(rows, label, word))
             for label, word in _curves(rows)
             if len(curve(rows[0], label, word)[0]) <= MOST_COLUMNS
         ),
+        (f"Other differences: {verdicts.DIFFERENCES}", verdicts.difference_table(found)),
     ):
+        if not body:
+            continue
         lines += ["", f"**{title}**", "", _markdown_table(body, head)]
     if found.recall:
         lines += ["", "**Recall against state**", "", recall.table(found.recall)]
@@ -77,7 +83,10 @@ def tables(found: Comparison) -> str:
 
 # name of the figure -> title, note
 TITLES = {
-    "loss": ("Training loss", "bits per byte; mean over seeds, the band from least to most"),
+    "loss": (
+        "Training",
+        "bits per byte of training text; mean over seeds, the band from least to most",
+    ),
     "length": ("Length", "loss of the same targets with growing context, nats per token"),
     "reading": ("Reading on", "loss by position in a long window, nats per token"),
     "position": ("Position", "loss by position in the document, nats per token"),
@@ -232,7 +241,11 @@ def _cards(found: Comparison) -> str:
     best = ranked[0].tasks["bits_per_byte"].headlines.mean()
     fast = max(found.rows, key=lambda row: row.tokens_per_second)
     small = min(found.rows, key=lambda row: next(iter(row.state_bytes.values())))
-    cards = card("least bits per byte", ranked[0].pattern, f"{best:.4f}", "first")
+    cards = card(
+        "least bits per byte",
+        ranked[0].pattern,
+        f"{best:.4f}; {verdicts.of_bits(found, ranked[0].pattern)}",
+    )
     cards += card("fastest training", fast.pattern, f"{amount(fast.tokens_per_second)} tokens/s")
     state = next(iter(small.state_bytes.values()))
     cards += card("smallest state", small.pattern, amount(state, "B"))
@@ -243,15 +256,6 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
     """Least bits per byte first; what is not finite last."""
     key = lambda row: np.nan_to_num(row.tasks["bits_per_byte"].values("bpb").mean(), nan=np.inf)
     return sorted(rows, key=key)
-
-
-def _verdicts(found: Comparison) -> str:
-    marks = {"better": "first", "worse": "warn", "same": "", "none": "", "diverged": "warn"}
-    lines = [
-        f'<div class="card {marks[v.outcome]}"><div class="note">{text(v.sentence)}</div></div>\n'
-        for v in found.verdicts
-    ]
-    return f'<div class="verdicts">{"".join(lines)}</div>' if lines else ""
 
 
 def _results(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:

@@ -58,7 +58,8 @@ def questions(tasks: Mapping[str, Mapping[str, Any]], max_tokens: int) -> Questi
         options = dataclasses.asdict(task)
         found = {key: digest(value) for key, value in options.items() if isinstance(value, str)}
         contents = {key: value for key, value in found.items() if value}
-        asked[label] = [type(task).__name__, options, max_tokens, contents]
+        # Contents in place of paths, which differ between machines.
+        asked[label] = [type(task).__name__, options | contents, max_tokens]
     return Questions(created, max_tokens, _plain(asked))
 
 

@@ -1,24 +1,29 @@
 """Which pattern is better at what, said only where two sources of chance leave no doubt.
 
-Seeds: patterns were trained on the same order of the same data for every seed, which makes a seed a
-block. With x_ps the number of pattern p under seed s, r_ps = x_ps - mean_s - mean_p + mean is what
-is left to chance, s^2 = sum r^2 / ((P - 1)(S - 1)), and a difference of two patterns' means has the
-standard error s sqrt(2 / S) (two-way layout without interaction; Box, Hunter & Hunter 2005, ch.
-4). Only patterns that were trained have a place in the layout: a variant reads the runs of another,
-and its row would count the same chance twice. It is compared with the first by itself, which is the
-paired t-test over seeds. All p-values are corrected together by Holm (1979); where nothing is left
-to chance (equal differences with every seed) there is none.
+A comparison is of two patterns at one task, and is tested on its own differences, whether they were
+trained or are readings of trained runs. Two patterns saw the same data in the same order under the
+same seed, which makes the seeds pairs.
 
-Items: the difference of the two, averaged over seeds, under a paired bootstrap of documents or
-items (lm/evaluation/statistics.py), where the task keeps them.
+Seeds: with d_s the difference under seed s, the test is Student's paired t of d over seeds. Nothing
+is borrowed from other patterns: one that explodes has far more noise than the others, and a common
+estimate would be wrong for all of them. Of fewer than three seeds there is no verdict; of three,
+one that finds a difference of ten times the noise and hardly one of five (the power is simulated in
+tests/lm/studies/test_verdict.py).
 
-A difference is called significant if its corrected p is below 0.05 and the interval over items
-leaves out 0. A task at chance in both patterns has no verdict, nor has one with a value that is not
-finite, which is left out of the layout.
+Items: the difference of the two, averaged over seeds, with its interval over documents or items
+(lm/evaluation/statistics.py), where the task keeps them.
+
+Who looks at sixty differences finds three at p < 0.05 where there is none. A study therefore names
+beforehand the comparisons its question rests on, five at most; their p-values are corrected
+together by Holm (1979), over all that were named. A named difference is called significant if its
+corrected p is below 0.05 and the interval over items leaves out 0. All other differences are given
+with their intervals and no verdict. A task at chance in both patterns has no verdict, nor has one
+with a value that is not finite.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
@@ -26,78 +31,146 @@ import numpy as np
 from scipy import special
 
 from lm.evaluation import statistics
-from lm.evaluation.statistics import Number
-from lm.report.compared import Verdict
+from lm.mapping import UserError, nearest
+from lm.report.compared import Asked, Comparison, Difference, Row
 
 ALPHA = 0.05
-NOTHING = 1e-9  # a residual below that share of the values is rounding
+MOST_PRIMARY = 5
+FEWEST_SEEDS = 3
+NOTHING = 1e-9  # a spread below that share of the values is rounding
 
 
-def judge(
-    task: str,
-    numbers: Mapping[str, Sequence[Number]],
-    *,
-    is_better: str,
-    unit: str,
-    variants: Collection[str] = (),
-) -> list[Verdict]:
-    """Every pattern against the first; `numbers[pattern]` one a seed, in the same order.
-    `variants`: those of them that were not trained.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Primary:
+    """A comparison that a study names before it is run: `pattern` against `against`, patterns or
+    variants, at the headline of the task with this label.
     """
-    first, *others = numbers
-    values = {name: np.array([x.value for x in row]) for name, row in numbers.items()}
-    finite = {name: x for name, x in values.items() if np.isfinite(x).all()}
-    p_values = seed_p_values(finite, variants) if first in finite else {}
-    verdicts = []
-    for pattern in others:
-        if pattern not in p_values:
-            lost = pattern if pattern not in finite else first
-            sentence = f"{task}: {lost} diverged; no verdict on {pattern} against {first}."
-            nothing = (None, None, None, None)
-            verdicts.append(Verdict(task, pattern, first, *nothing, "diverged", sentence))
-            continue
-        ours, base = numbers[pattern], numbers[first]
-        means = float(values[pattern].mean()), float(values[first].mean())
-        difference, p = means[0] - means[1], p_values[pattern]
-        items = _over_items(ours, base)
-        at_chance = all(x.is_at_chance for x in (*ours, *base))
-        outcome = _outcome(difference, items, p, is_better) if not at_chance else "none"
-        sentence = _sentence(task, (pattern, first), means, outcome, unit)
-        sentence += _evidence(items, p, len(base), base[0].num) if outcome != "none" else ""
-        low, high = items if items and not math.isnan(items[0]) else (None, None)
-        verdicts.append(
-            Verdict(task, pattern, first, difference, low, high, p, outcome, sentence + ".")
+
+    task: str
+    pattern: str
+    against: str
+
+
+def check(primary: Sequence[Primary], patterns: Collection[str], tasks: Collection[str]) -> None:
+    """Raises:
+    UserError: too many, one twice, or one of a task or pattern that is not in the study.
+    """
+    if len(primary) > MOST_PRIMARY:
+        raise UserError(
+            f"config.primary names {len(primary)} comparisons; name at most {MOST_PRIMARY}, for "
+            "every one more makes all of them harder to show"
         )
-    return verdicts
+    for i, one in enumerate(primary):
+        for key, known in (("task", tasks), ("pattern", patterns), ("against", patterns)):
+            if (value := getattr(one, key)) not in known:
+                raise UserError(
+                    f"config.primary[{i}].{key}={value!r} is not in the study; "
+                    f"{nearest(value, known)}"
+                )
+        if one.pattern == one.against:
+            raise UserError(f"config.primary[{i}] compares {one.pattern!r} with itself; name two")
+        pair = {one.pattern, one.against}
+        if any(x.task == one.task and {x.pattern, x.against} == pair for x in primary[:i]):
+            raise UserError(
+                f"config.primary names {one.pattern!r} and {one.against!r} at {one.task!r} twice; "
+                "name it once"
+            )
+
+
+def judge(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
+    """The verdict on every primary comparison, in their order."""
+    found = [_measured(rows, one) for one in primary]
+    tests = [_test(rows, one) for one in primary]
+    # One that has no p counts among those it was named with: leaving it out would be a choice made
+    # after looking.
+    corrected = holm(np.array([1.0 if p is None else p for p in tests]))
+    p_values = [None if p is None else float(c) for p, c in zip(tests, corrected, strict=True)]
+    return [
+        _verdict(rows, one, difference, p, len(primary))
+        for one, difference, p in zip(primary, found, p_values, strict=True)
+    ]
+
+
+def rest(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
+    """Every other pattern against the first at every task, where that is not a primary comparison:
+    differences and intervals.
+    """
+    first, *others = [row.pattern for row in rows]
+    every = [
+        Primary(task=task, pattern=pattern, against=first)
+        for task in rows[0].tasks
+        for pattern in others
+    ]
+    turned = [dataclasses.replace(x, pattern=x.against, against=x.pattern) for x in primary]
+    return [_measured(rows, one) for one in every if one not in (*primary, *turned)]
+
+
+def recheck(found: Comparison, primary: Sequence[Primary] = ()) -> tuple[list[str], bool]:
+    """The verdicts of a comparison, judged anew from its numbers: a line each, and whether all of
+    them stand. `primary`: the comparisons to judge; else those that the page names.
+
+    Raises:
+      UserError: there is nothing to judge, or a comparison is of what the page does not hold.
+    """
+    asked = list(primary) or [Primary(**one) for one in found.primary]
+    if not asked:
+        raise UserError(
+            "the page names no primary comparison; name those to judge in a config's `primary` and "
+            "give it with --config"
+        )
+    check(asked, [row.pattern for row in found.rows], found.rows[0].tasks)
+    before = {(x.task, x.pattern, x.against): x for x in found.verdicts}
+    lines, all_stand = [], True
+    for new in judge(found.rows, asked):
+        old = before.get((new.task, new.pattern, new.against))
+        if old is None:
+            lines.append(f"new: {new.sentence}")
+        elif old.outcome == new.outcome:
+            lines.append(f"stands: {new.sentence}")
+        else:
+            lines.append(f"does not stand: {new.sentence} It was: {old.sentence}")
+            all_stand = False
+    return lines, all_stand
 
 
 def seed_p_values(
     values: Mapping[str, np.ndarray], variants: Collection[str] = ()
 ) -> dict[str, float | None]:
     """values[name] [S] -> Holm's corrected p of every name against the first; None where it cannot
-    be measured: with one seed, or with nothing left to chance.
+    be measured: with too few seeds, or with nothing left to chance. `variants`, those of the names
+    that were not trained, are tested as all others.
     """
-    first, *trained = (name for name in values if name not in variants)
-    found = dict(zip(trained, _layout([values[first], *(values[x] for x in trained)]), strict=True))
-    found |= {x: _layout([values[first], values[x]])[0] for x in values if x in variants}
-    known = {name: p for name, p in found.items() if not math.isnan(p)}
-    corrected = dict(zip(known, holm(np.array(list(known.values()))).tolist(), strict=True))
-    return {name: corrected.get(name) for name in values if name != first}
+    first, *others = values
+    assert set(variants) <= set(others), "a variant has values of its own"
+    found = {name: p_value(values[name] - values[first], values[first]) for name in others}
+    corrected = holm(np.array([1.0 if p is None else p for p in found.values()]))
+    return {
+        name: None if p is None else float(c)
+        for (name, p), c in zip(found.items(), corrected, strict=True)
+    }
 
 
-def _layout(rows: Sequence[np.ndarray]) -> list[float]:
-    """p of rows 1.. [S] against row 0, not corrected; nan where it cannot be measured."""
-    values = np.stack(rows)
-    patterns, seeds = values.shape
-    if patterns < 2 or seeds < 2:
-        return [math.nan] * (patterns - 1)
-    rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    dof = (patterns - 1) * (seeds - 1)
-    error = float(np.sqrt(np.sum(rest**2) / dof * 2 / seeds))
-    difference = np.abs(values[1:].mean(1) - values[0].mean())
-    if error <= NOTHING * np.abs(values).max():
-        return [1.0 if x == 0 else math.nan for x in difference]
-    return (2 * special.stdtr(dof, -difference / error)).tolist()
+def p_value(differences: np.ndarray, values: np.ndarray) -> float | None:
+    """Of the paired t-test over seeds, not corrected. `values` [S] give the differences [S] their
+    scale: 1 where all differences are 0, None where they are equal otherwise, or too few.
+    """
+    seeds = len(differences)
+    if seeds < FEWEST_SEEDS or not np.isfinite(differences).all():
+        return None
+    mean, spread = float(differences.mean()), float(differences.std(ddof=1))
+    if spread <= NOTHING * float(np.abs(values).max() + np.abs(differences).max()):
+        return 1.0 if abs(mean) <= NOTHING * float(np.abs(values).max()) else None
+    return float(2 * special.stdtr(seeds - 1, -abs(mean) / (spread / math.sqrt(seeds))))
+
+
+def over_seeds(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of the mean of [S] by Student's t; None of one seed."""
+    seeds = len(differences)
+    if seeds < 2 or not np.isfinite(differences).all():
+        return None, None
+    error = float(differences.std(ddof=1)) / math.sqrt(seeds)
+    half = float(special.stdtrit(seeds - 1, 0.5 + statistics.CONFIDENCE / 2)) * error
+    return float(differences.mean()) - half, float(differences.mean()) + half
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -113,64 +186,129 @@ def holm(p: np.ndarray) -> np.ndarray:
     return found
 
 
-def _over_items(ours: Sequence[Number], base: Sequence[Number]) -> tuple[float, float] | None:
-    """The interval of the difference over items, averaged over seeds first."""
-    kept = [x.units for x in (*ours, *base) if x.units is not None]
-    if len(kept) < len(ours) + len(base) or len({units.shape for units in kept}) > 1:
+def _sides(rows: Sequence[Row], one: Primary) -> tuple[Asked, Asked]:
+    by_name = {row.pattern: row.tasks[one.task] for row in rows}
+    return by_name[one.pattern], by_name[one.against]
+
+
+def _test(rows: Sequence[Row], one: Primary) -> float | None:
+    ours, base = (side.headlines for side in _sides(rows, one))
+    return p_value(ours - base, base)
+
+
+def _measured(rows: Sequence[Row], one: Primary) -> Difference:
+    """The difference, its intervals, and why there is nothing to say where there is not."""
+    ours, base = _sides(rows, one)
+    differences = ours.headlines - base.headlines
+    what = one.task if one.task == ours.headline else f"{one.task} {ours.headline}"
+    found = Difference(what, one.pattern, one.against, ours.unit)
+    if not np.isfinite(differences).all():
+        return found._replace(outcome="diverged")
+    low, high = _over_items(ours, base) or (None, None)
+    if low is not None and math.isnan(low):
+        low = high = None
+    seeds_low, seeds_high = over_seeds(differences)
+    at_chance = all(
+        seed.numbers[side.headline].is_at_chance for side in (ours, base) for seed in side.seeds
+    )
+    return found._replace(
+        difference=float(differences.mean()),
+        seeds_low=seeds_low,
+        seeds_high=seeds_high,
+        low=low,
+        high=high,
+        outcome="at chance" if at_chance else "",
+    )
+
+
+def _over_items(ours: Asked, base: Asked) -> tuple[float, float] | None:
+    """The interval of the difference over items, averaged over seeds first; nan of one item."""
+    sides = []
+    for side in (ours, base):
+        kept = [seed.numbers[side.headline].units for seed in side.seeds]
+        known = [units for units in kept if units is not None]
+        if len(known) < len(kept) or len({units.shape for units in known}) > 1:
+            return None
+        mean = np.mean(known, axis=0)
+        sides.append(statistics.ratio(mean[:, 0], mean[:, 1], keep_units=True))
+    if sides[0].units.shape != sides[1].units.shape:
         return None
-    means = (np.mean(kept[: len(ours)], axis=0), np.mean(kept[len(ours) :], axis=0))
-    sides = (statistics.ratio(x[:, 0], x[:, 1], keep_units=True) for x in means)
     found = statistics.difference(*sides)
     return found.low, found.high
 
 
-def _outcome(
-    difference: float, items: tuple[float, float] | None, p: float | None, is_better: str
-) -> str:
-    """Both sources of chance must leave no doubt, and at least that of seeds must be known."""
-    leave_none = items is None or items[0] > 0 or items[1] < 0  # neither, of one unit: nan
-    if p is None or p >= ALPHA or not leave_none:
-        return "same"
-    return "better" if (difference > 0) == (is_better == "higher") else "worse"
-
-
-def _sentence(
-    task: str, names: tuple[str, str], means: tuple[float, float], outcome: str, unit: str
-) -> str:
-    ours, base = (f"{x:.4g}" for x in means)
-    if outcome == "none":
-        return f"{task}: {names[0]} ({ours}) and {names[1]} ({base}) are at chance; no verdict"
+def _verdict(
+    rows: Sequence[Row], one: Primary, found: Difference, p: float | None, num_primary: int
+) -> Difference:
+    ours, base = _sides(rows, one)
+    num_seeds, names = len(base.seeds), f"{one.pattern} and {one.against}"
+    if found.outcome == "diverged":
+        lost = [n for n, x in ((one.pattern, ours), (one.against, base)) if _is_lost(x)]
+        return found._replace(
+            sentence=f"{found.task}: {' and '.join(lost)} diverged; no verdict on {names}."
+        )
+    means = [f"{side.headlines.mean():.4g}" for side in (ours, base)]
+    if found.outcome == "at chance":
+        return found._replace(
+            sentence=f"{found.task}: {one.pattern} ({means[0]}) and {one.against} ({means[1]}) "
+            "are at chance; no verdict."
+        )
+    outcome = _outcome(found, p, base)
     words = {
         "better": "is better than",
         "worse": "is worse than",
         "same": "does not differ significantly from",
+        "none": "has no verdict against",
     }
-    return f"{task}: {names[0]} ({ours} {unit}) {words[outcome]} {names[1]} ({base} {unit})"
+    sentence = (
+        f"{found.task}: {one.pattern} ({means[0]} {ours.unit}) {words[outcome]} {one.against} "
+        f"({means[1]} {base.unit}); {_evidence(p, num_seeds, num_primary)}; difference "
+        f"{found.difference:+.3g}{_intervals(found, base)}."
+    )
+    return found._replace(p=p, outcome=outcome, sentence=sentence)
 
 
-def _evidence(items: tuple[float, float] | None, p: float | None, seeds: int, num: int) -> str:
-    if seeds == 1:
-        over_seeds = "one seed says nothing of others"
-    elif p is None:
-        over_seeds = f"equal differences over {seeds} seeds give no p"
+def _is_lost(side: Asked) -> bool:
+    return not np.isfinite(side.headlines).all()
+
+
+def _outcome(found: Difference, p: float | None, base: Asked) -> str:
+    """Both sources of chance must leave no doubt; where no items were kept, that of seeds."""
+    if len(base.seeds) < FEWEST_SEEDS or p is None:
+        return "none"
+    assert found.difference is not None
+    if found.low is None or found.high is None:
+        no_doubt = _num_items(base) != 1
     else:
-        over_seeds = f"p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'} over {seeds} seeds"
-    if items is None:
-        return f"; {over_seeds}"
-    if math.isnan(items[0]):
-        return f"; {over_seeds}, {num} unit{'s' * (num > 1)}: no interval"
-    if items == (0, 0):
-        return f"; {over_seeds}, none of {num} units differs"
-    return f"; {over_seeds}, 95 % over {num} units {items[0]:+.3g} to {items[1]:+.3g}"
+        no_doubt = found.low > 0 or found.high < 0
+    if p >= ALPHA or not no_doubt:
+        return "same"
+    return "better" if (found.difference > 0) == (base.is_better == "higher") else "worse"
 
 
-def shortened(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """One verdict for all patterns of a task where none of them is above chance."""
-    found = []
-    for task in dict.fromkeys(verdict.task for verdict in verdicts):
-        own = [verdict for verdict in verdicts if verdict.task == task]
-        if all(verdict.outcome == "none" for verdict in own):
-            sentence = f"{task}: every pattern is at chance; no verdict."
-            own = [own[0]._replace(pattern="every pattern", sentence=sentence)]
-        found += own
-    return found
+def _num_items(side: Asked) -> int:
+    return side.seeds[0].numbers[side.headline].num
+
+
+def _evidence(p: float | None, num_seeds: int, num_primary: int) -> str:
+    seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
+    if num_seeds < FEWEST_SEEDS:
+        be = "are" if num_seeds > 1 else "is"
+        return f"{seeds} {be} too few, train {FEWEST_SEEDS} or more"
+    if p is None:
+        return f"equal differences over {seeds} leave nothing to test"
+    among = f", corrected for {num_primary} comparisons" if num_primary > 1 else ""
+    return f"p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'} over {seeds}{among}"
+
+
+def _intervals(found: Difference, side: Asked) -> str:
+    """Both intervals, for people."""
+    over, num = [], _num_items(side)
+    if found.seeds_low is not None:
+        over.append(f"{found.seeds_low:+.3g} to {found.seeds_high:+.3g} over seeds")
+    if found.low is not None and (found.low, found.high) != (0, 0):
+        over.append(f"{found.low:+.3g} to {found.high:+.3g} over {num} units")
+    told = f", 95 % {' and '.join(over)}" if over else ""
+    if found.low is not None:
+        return told if found.low or found.high else f"{told}; none of {num} units differs"
+    return told + ("; one unit has no interval" if num == 1 else "; no units were kept")

@@ -19,7 +19,9 @@ from lm.evaluation import evaluate, statistics
 from lm.evaluation.scoring import Cost
 from lm.report import compared, comparison
 from lm.report.compared import Answer, Asked, Curve, Row
-from lm.studies import answers, compare, measure
+from lm.studies import answers, compare, measure, sizes
+from lm.studies import study as study_lib
+from lm.studies.study import Study
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus
 
@@ -47,7 +49,9 @@ def values(**changes: Any) -> dict[str, Any]:
         "run": run,
         "patterns": ("softmax", "retnet"),
         "variants": {},
+        "primary": ({"task": "bits_per_byte", "pattern": "retnet", "against": "softmax"},),
         "seeds": (0, 1),
+        "tuned_on": (),
         "tasks": {"position": {"max_tokens": 64}},
         "recall": {},
         "timing_rounds": 1,
@@ -57,24 +61,26 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 def test_sizes_are_made_equal_by_the_feed_forward_width() -> None:
-    study = compare.create(values(patterns=("softmax", "retnet", "gla", "softmax,gated_deltanet")))
-    solved = compare.equal_sizes(study)
+    study = study_lib.create(
+        values(patterns=("softmax", "retnet", "gla", "softmax,gated_deltanet"))
+    )
+    solved = study_lib.equal_sizes(study)
     assert solved["softmax"] == (640, 2)
-    sizes = {}
+    found = {}
     for pattern, size in solved.items():
-        assert size.ffn_dim % compare.GRAIN == 0
+        assert size.ffn_dim % sizes.GRAIN == 0
         assert size.num_layers == 2
-        sizes[pattern] = measure.parameters(compare.build(study, pattern, size))
-    target = sizes["softmax"]
+        found[pattern] = measure.parameters(study_lib.build(study, pattern, size))
+    target = found["softmax"]
     assert target == 2 * (4 * 32 * 32 + 3 * 32 * 640 + 2 * 32) + 32
-    assert all(abs(size - target) <= 0.01 * target for size in sizes.values()), sizes
+    assert all(abs(size - target) <= 0.01 * target for size in found.values()), found
 
 
 def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
     mapping = values()
     mapping["run"]["model"]["ffn_dim"] = 8
     with pytest.raises(UserError, match=r"'retnet' has .* set a larger run\.model\.ffn_dim"):
-        compare.run(compare.create(mapping), tmp_path, tmp_path)
+        compare.run(study_lib.create(mapping), tmp_path, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -84,10 +90,12 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
         ({"patterns": ()}, r"config\.patterns is empty"),
         ({"seeds": ()}, r"config\.seeds is empty"),
         ({"seed": (1,)}, "seed"),
-        ({"patterns": ("softmax", "retnett")}, "did you mean 'retnet'"),
+        ({"patterns": ("softmax", "retnett"), "primary": ()}, "did you mean 'retnet'"),
         ({"timing_rounds": 0}, "timing_rounds=0"),
         ({"seeds": (1, 1)}, "names one twice"),
         ({"decode_contexts": (0,)}, "must be positive"),
+        ({"tuned_on": (3, 1)}, r"has 1, under which settings were chosen .*take it out of seeds"),
+        ({"patterns": ("softmax",)}, r"primary\[0\]\.pattern='retnet' is not in the study"),
         ({"variants": {"a": {"of": "gla", "layers": {}}}}, r"variants\.a\.of='gla'"),
         (
             {"variants": {"a": {"of": "softmax", "layers": {"softmax": {"windo": 1}}}}},
@@ -103,20 +111,20 @@ def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
 )
 def test_mistakes_in_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        compare.create(values(**changes))
+        study_lib.create(values(**changes))
     assert "\n" not in str(caught.value)
 
 
 def test_depth_is_solved_where_no_layer_has_a_feed_forward() -> None:
-    mapping = values(patterns=("softmax", "bare", "bare,other"))
+    mapping = values(patterns=("softmax", "bare", "bare,other"), primary=())
     layers = {"bare": {"mixer": "retnet", "mlp": "none"}, "other": {"mixer": "gla", "mlp": "none"}}
     mapping["run"]["model"]["layers"] = layers
-    study = compare.create(mapping)
-    solved = compare.equal_sizes(study)
-    target = measure.parameters(compare.build(study, "softmax", solved["softmax"]))
+    study = study_lib.create(mapping)
+    solved = study_lib.equal_sizes(study)
+    target = measure.parameters(study_lib.build(study, "softmax", solved["softmax"]))
     for pattern, period in (("bare", 1), ("bare,other", 2)):
         assert solved[pattern].num_layers % period == 0
-        found = measure.parameters(compare.build(study, pattern, solved[pattern]))
+        found = measure.parameters(study_lib.build(study, pattern, solved[pattern]))
         layer = found / solved[pattern].num_layers
         assert abs(found - target) <= 0.51 * layer * period, (found, target)
 
@@ -130,7 +138,7 @@ def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, cor
     mapping = values(tasks={"forgetting": {"segment": 64}})
     mapping["run"]["data"]["sources"] = sources(corpus)
     with pytest.raises(UserError, match=r"segment=64 twice .* do not fit"):
-        compare.run(compare.create(mapping), tmp_path / "study", tmp_path / "data")
+        compare.run(study_lib.create(mapping), tmp_path / "study", tmp_path / "data")
     assert not (tmp_path / "study").exists()
 
 
@@ -149,6 +157,39 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
     return trained, scored
 
 
+def _nothing_again(
+    study: Study,
+    changes: dict[str, Any],
+    rows: list[Row],
+    workdir: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second call finds all in the workdir, another workdir in the table; a task with other
+    options is asked alone.
+    """
+    kept = compared.load(workdir / "compare.json")
+    trained, scored = counted(monkeypatch)
+    again = compare.run(study, workdir, data)
+    assert again is not None
+    assert again == rows, "and its timing"
+    assert not trained
+    assert not scored
+    elsewhere = compare.run(study, workdir / "other", data, table=compare.cells(kept))
+    assert elsewhere is not None
+    assert not trained, "its table holds them"
+    assert [row.tasks for row in elsewhere] == [row.tasks for row in kept.rows]
+    assert [row.curve for row in elsewhere] == [row.curve for row in kept.rows]
+    assert not scored
+    other = study_lib.create(values(**changes, tasks={"position": {}}))
+    compare.run(other, workdir, data)
+    assert scored == ["position"] * 4
+    damaged = workdir / "gla-1" / "tasks-gla.json"
+    damaged.write_text(damaged.read_text()[:100])
+    with pytest.raises(UserError, match=r"tasks-gla\.json is damaged; remove it to ask"):
+        compare.run(other, workdir, data)
+
+
 def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, asked, timed and written for real, at the smallest size; a second call does nothing
     again, and a task with other options is asked alone.
@@ -159,10 +200,14 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     run["model"] |= {"num_layers": 1, "ffn_dim": 512}
     run["data"]["sources"] = sources(corpus)
     run["data"]["batch_size"] = 8
-    study = compare.create(values(run=run, patterns=("softmax", "gla")))
+    primary = ({"task": "bits_per_byte", "pattern": "gla", "against": "softmax"},)
+    changes = {"run": run, "patterns": ("softmax", "gla"), "primary": primary}
+    study = study_lib.create(values(**changes))
     workdir, data = tmp_path / "study", tmp_path / "data"
-    rows = compare.run(study, workdir, data)
+    told: list[list[Row]] = []
+    rows = compare.run(study, workdir, data, tell=told.append)
     assert rows is not None
+    assert [[len(row.cells) for row in rows] for rows in told] == [[1, 1]], "after the first seed"
     assert [row.pattern for row in rows] == ["softmax", "gla"]
     softmax = rows[0]
     # One layer of k and v, segment ids and a length; and the model's next position.
@@ -180,8 +225,9 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert recalls is not None
     compare.write(study, rows, recalls, {"commit": "0", "command": "c"}, workdir)
     saved = json.loads((workdir / "compare.json").read_text())
-    assert '"units"' not in json.dumps(saved)
-    assert len(saved["verdicts"]) == 2, "one a task"
+    assert [x["outcome"] for x in saved["verdicts"]] == ["none"], "two seeds are too few"
+    assert [x["task"] for x in saved["differences"]] == ["position loss"]
+    assert [x["pattern"] for x in saved["speed_ups"]] in ([], ["gla"])
     assert "| softmax |" in (workdir / "compare.md").read_text()
     kept = compared.load(workdir / "compare.json")
     assert [row.pattern for row in kept.rows] == ["softmax", "gla"]
@@ -192,19 +238,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert not re.search(r"(?:src|href)=\"http", page)
     assert {path.stem for path in workdir.glob("*.svg")} == {"loss", "position", "decode"}
 
-    trained, scored = counted(monkeypatch)
-    again = compare.run(study, workdir, data)
-    assert again is not None
-    assert again == rows, "and its timing"
-    assert not trained
-    assert not scored
-    other = compare.create(values(run=run, patterns=("softmax", "gla"), tasks={"position": {}}))
-    compare.run(other, workdir, data)
-    assert scored == ["position"] * 4
-    damaged = workdir / "gla-1" / "tasks-gla.json"
-    damaged.write_text(damaged.read_text()[:100])
-    with pytest.raises(UserError, match=r"tasks-gla\.json is damaged; remove it to ask"):
-        compare.run(other, workdir, data)
+    _nothing_again(study, changes, rows, workdir, data, monkeypatch)
 
 
 def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
@@ -223,7 +257,7 @@ def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
 
 def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
     """compare.json of a study where one run is not finite, and its page."""
-    study = compare.create(values(variants={"wide": {"of": "softmax", "layers": {}}}))
+    study = study_lib.create(values(variants={"wide": {"of": "softmax", "layers": {}}}))
     spread = np.arange(40) % 7
 
     def row(name: str, bits: list[float]) -> Row:
@@ -249,7 +283,8 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
     compare.write(study, rows, [], {}, tmp_path)
     text = (tmp_path / "compare.json").read_text()
     saved = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert [v["outcome"] for v in saved["verdicts"]] == ["diverged", "same"]
+    assert [v["outcome"] for v in saved["verdicts"]] == ["diverged"]
+    assert [v["pattern"] for v in saved["differences"]] == ["wide"]
     assert "retnet diverged" in (tmp_path / "compare.md").read_text()
     assert compared.to_plain(compared.load(tmp_path / "compare.json")) == saved
 
