@@ -41,7 +41,8 @@ KERNEL_RANKS = (
     {""},
 )
 LM_RANKS = (
-    {"mapping", "files"},
+    {"mapping"},
+    {"files"},
     {"families"},
     {"config"},
     {"params", "schedules", "laws", "data", "metrics", "state"},

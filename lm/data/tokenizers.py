@@ -4,9 +4,10 @@
     tokenizers byte-level BPE of the `tokenizers` package, trained here or from a tokenizer.json
     tiktoken   byte-level BPE from a file of ranks, split by GPT-2's pattern
 
-All are lossless: the bytes of a document's ids add up to its UTF-8 bytes, which preparation checks
+All are lossless: the bytes of a document's ids are its UTF-8 bytes, which preparation compares
 document by document. So a Unicode normal form (NFC, ...) in a tokenizer.json is taken out: it
-changes nothing on normalised text and loses bytes elsewhere. Encoding takes text literally:
+changes nothing on normalised text and loses bytes elsewhere. So is BPE dropout, under which a text
+has other ids each time. Two tokens of one id are refused. Encoding takes text literally:
 "<|endoftext|>" inside a document is encoded by its letters and never as the special id.
 
 File: JSON {"kind", "payload"}; the tokenizer's sha256 is that of the file.
@@ -18,8 +19,10 @@ import base64
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +38,15 @@ _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}  # those that occur in text
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+_MOST_IDS = 1 << 24  # of a tokenizer.json: an id far out would ask for that many parameters
+_LONGEST_BLANK = 1 << 19  # letters of white space that tiktoken splits at once; 2^20 make it panic
+# What a lossy tokenizer.json changes: case, accents, compatibility forms, blanks, control letters.
+_PROBE = (
+    "don't "
+    + "".join(map(chr, range(32, 127)))
+    + "\t\r\n\n  Straße É e\u0301 ﬁ Å Ǆ 日本 한글 \u200d 👩‍🚀"
+    "\x00\x7f " + END_OF_TEXT + "  "
+)
 
 
 class Codec(Protocol):
@@ -43,13 +55,16 @@ class Codec(Protocol):
     vocab_size: int
     end_of_text: int
     token_bytes: np.ndarray
+    added: Sequence[str]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
 
 
 class Tokenizer:
-    """Text <-> ids. `token_bytes[id]`: UTF-8 bytes an id stands for, 0 for end of text."""
+    """Text <-> ids. `token_bytes[id]`: UTF-8 bytes an id stands for, 0 for end of text; `added`:
+    tokens that are found in a text before it is split.
+    """
 
     def __init__(self, kind: str, payload: str):
         self.kind = kind
@@ -59,6 +74,7 @@ class Tokenizer:
         self.vocab_size = self._codec.vocab_size
         self.end_of_text = self._codec.end_of_text
         self.token_bytes = self._codec.token_bytes
+        self.added = self._codec.added
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without end of text."""
@@ -75,6 +91,19 @@ class Tokenizer:
             "utf-8", errors="replace"
         )
 
+    def lost(self, text: str, ids: np.ndarray) -> str:
+        """What is wrong where the bytes of `ids` are not those of the text they encode, else ""."""
+        wanted, found = text.encode(), self._codec.decode_bytes(ids.tolist())
+        if found == wanted and not np.any(ids == self.end_of_text):
+            return ""
+        at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
+        place = max(0, (min(len(wanted), len(found)) if at is None else at) - 8)
+        shown = [str(x[place : place + 24], "utf-8", "replace") for x in (wanted, found)]
+        return (
+            f"{shown[0]!r} comes back from its tokens as {shown[1]!r}: a lossy tokenizer; use a "
+            "byte-level one without normalizer or prefix space"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the one file that `load` reads, atomically."""
         files.replace(Path(path), self._content)
@@ -82,15 +111,11 @@ class Tokenizer:
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote, of whatever kind."""
-    content = _read(path, "restore the file, or prepare again if it lies among prepared data")
-    try:
+    advice = "restore the file, or prepare again if it lies among prepared data"
+    content = _read(path, advice)
+    with files.one_line(f"{path} is not a saved tokenizer", advice):
         saved = json.loads(content)
         return Tokenizer(saved["kind"], saved["payload"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a saved tokenizer ({error!r}); restore the file, or "
-            "prepare again if it lies among prepared data"
-        ) from error
 
 
 def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
@@ -107,12 +132,12 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
         kind = {"json": "tokenizers", "tiktoken": "tiktoken"}[config.kind]
         path = os.path.expanduser(config.path)
         content = _read(path, "set data.tokenizer.path")
-        try:
+        with files.one_line(f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer"):
             tokenizer = Tokenizer(kind, _lossless(content) if kind == "tokenizers" else content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer: {error}"
-            ) from error
+            text = _PROBE + "".join(f"a  {token}  " for token in tokenizer.added)
+            lost = tokenizer.lost(text, tokenizer.encode_batch([text])[0])
+        if lost:
+            raise UserError(f"data.tokenizer.path={config.path!r}: {lost}")
     check_vocab_size(tokenizer, config)
     return tokenizer
 
@@ -129,6 +154,7 @@ def check_vocab_size(tokenizer: Tokenizer, config: TokenizerConfig) -> None:
 class _Bytes:
     vocab_size = 257
     end_of_text = 256
+    added = ()
 
     def __init__(self, payload: str):
         del payload  # the alphabet is the same in every file
@@ -138,13 +164,16 @@ class _Bytes:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return bytes(i for i in ids if i < 256)
+        found = np.asarray(ids, np.int64)
+        return found[found < 256].astype(np.uint8).tobytes()
 
 
 class _HuggingFace:
     def __init__(self, payload: str):
         self._tokenizer = hf.Tokenizer.from_buffer(payload.encode())  # ValueError, unlike from_str
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        if isinstance(self._tokenizer.model, hf.models.BPE):
+            self._tokenizer.model.dropout = None
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         end = next((name for name in _END_NAMES if name in ids), None)
         if end is None:
@@ -154,9 +183,17 @@ class _HuggingFace:
         } - ids.keys()
         if missing:
             raise ValueError(f"it is not byte-level: {len(missing)} single bytes are missing")
+        if max(ids.values()) >= _MOST_IDS:
+            raise ValueError(f"it has an id of {max(ids.values()):,}; {_MOST_IDS:,} are the most")
+        if len(names := {i: token for token, i in ids.items()}) < len(ids):
+            token = next(token for token, i in ids.items() if names[i] != token)
+            raise ValueError(
+                f"tokens {token!r} and {names[ids[token]]!r} have one id, {ids[token]}"
+            )
         added = {
             i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()
         }
+        self.added = tuple(added.values())
         self.vocab_size = max(ids.values()) + 1
         self.end_of_text = ids[end]
         self._pieces: list[bytes] = [b""] * self.vocab_size
@@ -178,6 +215,8 @@ class _HuggingFace:
 
 
 class _Tiktoken:
+    added = ()
+
     def __init__(self, payload: str):
         try:
             tiktoken = importlib.import_module("tiktoken")
@@ -208,14 +247,24 @@ class _Tiktoken:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
-        return [np.array(ids, np.int32) for ids in encoded]
+        parts = [_cut_blanks(text) for text in texts]
+        flat, threads = [part for cut in parts for part in cut], os.cpu_count() or 1
+        encoded = iter(self._encoding.encode_ordinary_batch(flat, num_threads=threads))
+        return [np.array([i for _ in cut for i in next(encoded)], np.int32) for cut in parts]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(self._pieces[i] for i in ids if i < self.vocab_size)
 
 
 _CODECS: dict[str, Any] = {"bytes": _Bytes, "tokenizers": _HuggingFace, "tiktoken": _Tiktoken}
+
+
+def _cut_blanks(text: str) -> list[str]:
+    """A text in parts whose runs of white space tiktoken can split."""
+    if len(text) <= _LONGEST_BLANK:
+        return [text]
+    cuts = [match.end() for match in re.finditer(rf"\s{{{_LONGEST_BLANK}}}", text)]
+    return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
 
 def _train(texts: Iterable[str], vocab_size: int) -> str:
@@ -233,12 +282,25 @@ def _train(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def _lossless(content: str) -> str:
-    """A tokenizer.json for corpus text: whole documents, no padding, no Unicode normal form."""
+    """A tokenizer.json for corpus text: whole documents, no padding, no Unicode normal form, no
+    dropout.
+    """
     settings = json.loads(content)
     settings |= {"truncation": None, "padding": None, "post_processor": None}
-    if (settings.get("normalizer") or {}).get("type") in _NORMAL_FORMS:
-        settings["normalizer"] = None
+    if settings.get("normalizer"):
+        settings["normalizer"] = _without_normal_forms(settings["normalizer"])
+    if settings["model"].get("dropout"):
+        settings["model"]["dropout"] = None
     return json.dumps(settings)
+
+
+def _without_normal_forms(normalizer: Any) -> Any:
+    if normalizer["type"] in _NORMAL_FORMS:
+        return None
+    if normalizer["type"] != "Sequence":
+        return normalizer
+    kept = [x for x in map(_without_normal_forms, normalizer["normalizers"]) if x]
+    return normalizer | {"normalizers": kept} if kept else None
 
 
 @functools.cache
@@ -254,8 +316,5 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _read(path: str | os.PathLike[str], advice: str) -> str:
-    try:
+    with files.one_line(f"cannot read the tokenizer {path}", advice):
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(f"cannot read the tokenizer {path}: {reason}; {advice}") from error

@@ -150,6 +150,9 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"added_tokens": [], "model": None}, "no json tokenizer"),
+        ({"model": []}, "no json tokenizer"),
+        ({"normalizer": "NFC"}, "no json tokenizer"),
+        ({"normalizer": {"type": "Sequence"}}, "no json tokenizer"),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}},
             "byte-level",
@@ -164,6 +167,137 @@ def test_bad_json(tmp_path: Path, changes: dict[str, object], words: str) -> Non
     with pytest.raises(UserError, match=words) as caught:
         tokenizers.create(config("json", write_json(tmp_path, **changes)))
     assert "\n" not in str(caught.value)
+
+
+def added(content: str, **changes: object) -> dict[str, object]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": 300, "content": content} | flags | changes
+
+
+def byte_level(**changes: object) -> dict[str, object]:
+    plain = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {"type": "ByteLevel"} | plain | changes
+
+
+LOSSY: dict[str, tuple[dict[str, object], str]] = {
+    "case": (
+        {"normalizer": {"type": "Lowercase"}},
+        "@ABCDEF.* comes back from its tokens as .*@abcdef",
+    ),
+    "accents": ({"normalizer": {"type": "StripAccents"}}, "comes back from its tokens as"),
+    "replaced": (
+        {"normalizer": {"type": "Replace", "pattern": {"String": "~"}, "content": "^"}},
+        r"xyz\{\|\}~.* as .*xyz\{\|\}\^",
+    ),
+    "nested": (
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "NFC"},
+                    {"type": "Strip", "strip_left": True, "strip_right": True},
+                ],
+            }
+        },
+        "comes back from its tokens as",
+    ),
+    "prefix": ({"pre_tokenizer": byte_level(add_prefix_space=True)}, "as ' don"),
+    "removed": (
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"String": "\t"},
+                        "behavior": "Removed",
+                        "invert": False,
+                    },
+                    byte_level(),
+                ],
+            }
+        },
+        r"\\t",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_json(tmp_path: Path, name: str) -> None:
+    changes, words = LOSSY[name]
+    with pytest.raises(UserError, match=words) as caught:
+        tokenizers.create(config("json", write_json(tmp_path, **changes)))
+    assert "a lossy tokenizer; use a byte-level one" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_an_added_token_that_takes_blanks_is_lossy(tmp_path: Path, side: str) -> None:
+    path = write_json(tmp_path)
+    settings = json.loads(path.read_text())
+    for flags in ({}, {side: True}):
+        settings["added_tokens"] = [*settings["added_tokens"][:1], added("<gap>", **flags)]
+        path.write_text(json.dumps(settings))
+        if not flags:
+            assert tokenizers.create(config("json", path)).encode(" <gap> ").count(300) == 1
+            continue
+        with pytest.raises(UserError, match=r"<gap>.* comes back from its tokens as .*<gap>"):
+            tokenizers.create(config("json", path))
+
+
+def test_lost_compares_bytes_not_their_number() -> None:
+    tokenizer = tokenizers.create(config("bytes"))
+    assert tokenizer.lost("abc", np.array([97, 98, 99])) == ""
+    assert "'abc' comes back from its tokens as 'abd'" in tokenizer.lost(
+        "abc", np.array([97, 98, 100])
+    )
+    assert "'abc' comes back from its tokens as 'ab'" in tokenizer.lost("abc", np.array([97, 98]))
+    assert "lossy" in tokenizer.lost("abc", np.array([97, 256, 98, 99]))
+
+
+def model(path: Path, **changes: object) -> dict[str, object]:
+    return {"model": json.loads(path.read_text())["model"] | changes}
+
+
+def test_nothing_is_drawn(tmp_path: Path) -> None:
+    """BPE dropout of a file, and of a saved tokenizer of before it was taken out."""
+    plain = write_json(tmp_path)
+    made = tokenizers.create(config("json", plain))
+    settings = json.loads(plain.read_text()) | model(plain, dropout=0.5)
+    plain.write_text(json.dumps(settings))
+    dropped = tokenizers.create(config("json", plain))
+    assert dropped.sha256 == made.sha256
+    old = Tokenizer("tokenizers", json.dumps(settings))
+    assert all(old.encode(text) == made.encode(text) for text in TEXTS for _ in range(4))
+
+
+def test_normal_forms_in_a_sequence_are_taken_out(tmp_path: Path) -> None:
+    forms = [{"type": "NFKC"}, {"type": "Sequence", "normalizers": [{"type": "NFD"}]}]
+    path = write_json(tmp_path, normalizer={"type": "Sequence", "normalizers": forms})
+    tokenizer = tokenizers.create(config("json", path))
+    assert tokenizer.decode(tokenizer.encode("e\u0301 é ﬁ")) == "e\u0301 é ﬁ"
+    assert tokenizer.sha256 == tokenizers.create(config("json", write_json(tmp_path))).sha256
+
+
+@pytest.mark.parametrize("far", [70, 290_000_000])
+def test_two_tokens_of_an_id_and_an_id_far_out(tmp_path: Path, far: int) -> None:
+    path = write_json(tmp_path)
+    settings = json.loads(path.read_text())
+    settings["model"]["vocab"]["xq"] = far
+    path.write_text(json.dumps(settings))
+    words = "an id of 290,000,000" if far > 70 else r"tokens '.+' and '.+' have one id, 70"
+    with pytest.raises(UserError, match=words):
+        tokenizers.create(config("json", path))
+
+
+def test_a_million_blanks(tmp_path: Path) -> None:
+    """tiktoken panics on them; every other text is split as before."""
+    pytest.importorskip("tiktoken")
+    tokenizer = make("tiktoken", tmp_path)
+    for text in (" " * 1_000_000, "x" + "\n\u3000\u00a0" * 500_000 + "y", "de" * 600_000):
+        ids = tokenizer.encode_batch(["a", text, "b"])
+        assert [len(ids[0]), len(ids[2])] == [1, 1]
+        assert tokenizer.lost(text, ids[1]) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,6 +328,12 @@ def test_missing_and_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(UserError, match="is not a saved tokenizer"):
             tokenizers.load(tmp_path / "t.json")
+    (tmp_path / "t.json").write_text("[" * 100_000)
+    for path in (tmp_path / "t.json", tmp_path / "a\0b", tmp_path / ("long" * 2000), tmp_path):
+        with pytest.raises(UserError, match="tokenizer"):
+            tokenizers.load(path)
+        with pytest.raises(UserError, match="tokenizer"):
+            tokenizers.create(config("json", path))
     path = write_ranks(tmp_path)
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(UserError, match=r"pip install 'espalier\[data\]'"):
