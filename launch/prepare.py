@@ -24,9 +24,6 @@ def main(argv: list[str]) -> None:
     prepared = prepare(config.data, data_dir, verify=_VERIFY.value)
     console = Console(highlight=False, markup=False)
     console.print(_table(prepared))
-    for name, splits in prepared.stores.items():
-        for reason, count in splits["train"].meta["skipped"].items():
-            console.print(f"{name}: skipped {count} {reason} documents")
     size = prepared.tokenizer.vocab_size
     console.print(f"tokenizer: {size:,} ids of {config.data.tokenizer.vocab_size:,}")
     console.print(f"files{' verified' if _VERIFY.value else ''} below {data_dir}", soft_wrap=True)

@@ -13,6 +13,7 @@ without shuffling.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,12 +23,15 @@ import grain.transforms
 import numpy as np
 
 from lm.config import DataConfig, UserError, difference
-from lm.data import mixture, packing
+from lm.data import mixture as mixture_lib
+from lm.data import packing
 from lm.data.batch import Batch, stack
 from lm.data.mixture import Mixture
 from lm.data.packing import Packer, Plan
 from lm.data.prepare import Prepared
 from lm.data.store import Store
+
+log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
 _ENDLESS = 1 << 48  # rows; sys.maxsize overflows inside batch
@@ -207,9 +211,11 @@ class _RankRows(grain.transforms.DatasetSelectionMap):
 
 
 def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int) -> dict[str, Any]:
-    """Everything the training stream depends on, apart from the step; kept with a checkpoint."""
+    """Everything the training stream depends on, apart from the step, and under "validation" what
+    the validation sets hold; kept with a checkpoint.
+    """
     trained = {name: source for name, source in config.sources.items() if source.weight > 0}
-    mixed = {"mixture_version": mixture.VERSION} if len(trained) > 1 else {}
+    mixed = {"mixture_version": mixture_lib.VERSION} if len(trained) > 1 else {}
     return mixed | {
         "seed": seed,
         "batch_size": batch_size,
@@ -224,16 +230,33 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int)
             }
             for name, source in trained.items()
         },
+        "validation": {
+            name: prepared.stores[name]["valid"].meta["tokens_sha256"]
+            for name, source in config.sources.items()
+            if source.valid_fraction > 0
+        },
     }
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to continue a stream of batches with a different one.
+    """Refuses to continue a stream of batches with a different one, and tells of validation sets
+    that changed, whose numbers before and after are of different texts.
 
     Raises:
       UserError: another order of rows, or other rows.
     """
-    differing = difference(saved, current)
+    held_out = saved.get("validation", {}), current.get("validation", {})
+    for name, (old, new) in difference(*held_out).items():
+        if old and new:
+            log.warning(
+                "the validation documents of data.sources.%s changed since the checkpoint (tokens "
+                "sha256 %.12s, now %.12s): its losses before and after are not of the same text",
+                name,
+                old,
+                new,
+            )
+    trained = [{k: v for k, v in x.items() if k != "validation"} for x in (saved, current)]
+    differing = difference(*trained)
     # Last, since the order of rows has a number of its own only where several sources are mixed.
     for key in sorted(differing, key=lambda key: key.endswith("_version")):
         old, new = differing[key]

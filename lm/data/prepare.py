@@ -1,21 +1,25 @@
 """Prepare: sources -> tokenizer -> stores below a data folder, made once and found again.
 
     <data_dir>/tokenizer-<hash>/tokenizer.json    if trained: hash of its size and training files
+    <data_dir>/tokenizer-<hash>/sha256            of that file
     <data_dir>/<source>-<hash>/tokenizer.json     the tokenizer of these tokens
     <data_dir>/<source>-<hash>/{train,valid}/...  hash of files, split and tokenizer; see store.py
 
 Each folder is written under a temporary name and renamed when complete, holding a lock file, so
 that of two processes the second waits and reuses, and one that dies leaves nothing that counts.
+What was left out of a source is told in one line.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,29 +27,41 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from lm import files
 from lm.config import DataConfig, UserError
-from lm.data import sources, tokenizers
-from lm.data.sources import Corpus, Document
+from lm.data import documents, sources, tokenizers
+from lm.data.documents import Document
+from lm.data.sources import Corpus, LeftOut
 from lm.data.store import Store, Writer, open_store
 from lm.data.tokenizers import Tokenizer
 
-FORMAT = 1  # raise when the meaning of the files changes: old folders are then not found any more
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # raise when the meaning of the files changes: old folders are then not found any more
 SPLITS = ("train", "valid")
 _BATCH_BYTES = 1 << 22  # text given to the tokenizer at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Everything a loader reads: the tokenizer and, by source and split, the opened stores."""
+    """Everything a loader reads: the tokenizer and, by source and split, the opened stores; and by
+    source what was left out.
+    """
 
     tokenizer: Tokenizer
     stores: Mapping[str, Mapping[str, Store]]
+    left_out: Mapping[str, LeftOut]
+
+    @property
+    def left_out_counts(self) -> dict[str, dict[str, int]]:
+        """{source: {reason: number}}, of the sources of which anything was left out."""
+        return {name: left.counts for name, left in self.left_out.items() if left.counts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +113,54 @@ def prepare(
             tokenizer = _tokenizer(config, corpora, place, bar)
         tokenizers.check_vocab_size(tokenizer, config.tokenizer)
         folders = {n: _tokenized(c, tokenizer, place, bar) for n, c in corpora.items()}
-    stores = {
-        name: {
-            split: open_store(folder / split, tokenizer.sha256, verify=verify) for split in SPLITS
-        }
-        for name, folder in folders.items()
-    }
+    stores = {}
+    for name, folder in folders.items():
+        _check_tokenizer(folder, tokenizer.sha256)
+        source = corpora[name].description
+        open_split = functools.partial(open_store, tokenizer_sha256=tokenizer.sha256, source=source)
+        stores[name] = {split: open_split(folder / split, verify=verify) for split in SPLITS}
+    left_out = {name: _left_out(corpus, stores[name]) for name, corpus in corpora.items()}
     for name, source in config.sources.items():
+        kept, told = sum(x.num_documents for x in stores[name].values()), str(left_out[name])
+        if not kept:
+            raise UserError(
+                f"data.sources.{name} holds no text (left out: {told or 'nothing'}); set another "
+                "path"
+            )
         _check_splits(name, source.weight, source.valid_fraction, stores[name])
-    return Prepared(tokenizer, stores)
+        if told and is_writer:
+            _tell(f"data.sources.{name}: {kept:,} documents; left out: {told}")
+    return Prepared(tokenizer, stores, left_out)
+
+
+def _left_out(corpus: Corpus, splits: Mapping[str, Store]) -> LeftOut:
+    """Files that are not listed now, and documents that were not in those that were read."""
+    read = LeftOut(**splits["train"].meta["left_out"])
+    listed = corpus.left_out
+    return LeftOut(listed.counts | read.counts, listed.first | read.first)
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Once in a process: a study prepares the same data for each of its runs."""
+    log.warning("%s", line)
+
+
+def _check_tokenizer(folder: Path, sha256: str) -> None:
+    path = folder / "tokenizer.json"
+    with files.one_line(f"cannot read {path}", f"delete {folder} and prepare again"):
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"{path} has sha256 {found[:12]}, expected {sha256[:12]}; delete {folder} and prepare "
+            "again"
+        )
 
 
 def _check_splits(
     name: str, weight: float, valid_fraction: float, splits: Mapping[str, Store]
 ) -> None:
     train, valid = (splits[split].num_documents for split in SPLITS)
-    if not train + valid:
-        skipped = splits["train"].meta["skipped"]
-        raise UserError(
-            f"data.sources.{name} holds no text (skipped: {skipped or 'nothing'}); set another path"
-        )
     where = f"data.sources.{name}.valid_fraction={valid_fraction}"
     if weight > 0 and not train:
         raise UserError(
@@ -142,25 +186,27 @@ def _tokenizer(
     identity = [config.tokenizer.vocab_size, [corpus.description for corpus in weighted]]
 
     def write(temporary: Path) -> None:
-        tokenizers.create(config.tokenizer, _training_texts(weighted, bar)).save(
-            temporary / "tokenizer.json"
-        )
+        made = tokenizers.create(config.tokenizer, _training_texts(weighted, bar))
+        made.save(temporary / "tokenizer.json")
+        (temporary / "sha256").write_text(made.sha256 + "\n")
 
     folder = place.once(f"tokenizer-{_hash(identity)}", write)
+    with files.one_line(f"cannot read {folder / 'sha256'}", f"delete {folder} and prepare again"):
+        known = (folder / "sha256").read_text(encoding="utf-8").strip()
+    _check_tokenizer(folder, known)
     return tokenizers.load(folder / "tokenizer.json")
 
 
 def _training_texts(corpora: list[Corpus], bar: Progress) -> Iterator[str]:
-    skipped: collections.Counter[str] = collections.Counter()
     task = bar.add_task("train tokenizer", total=sum(corpus.num_bytes for corpus in corpora))
     for corpus in corpora:
-        for key, text in sources.documents(corpus, skipped, lambda n: bar.advance(task, n)):
-            if not sources.is_valid(key, corpus.config.valid_fraction):
-                yield text
+        for found in documents.documents(corpus, LeftOut(), lambda n: bar.advance(task, n)):
+            if not found.is_valid:
+                yield from documents.pieces(found.data)
 
 
 def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progress) -> Path:
-    name = re.sub(r"[^\w.-]", "_", corpus.name)
+    name = re.sub(r"[^\w.-]", "_", corpus.name)[:64]
 
     def write(temporary: Path) -> None:
         tokenizer.save(temporary / "tokenizer.json")
@@ -170,52 +216,65 @@ def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progres
     return place.once(f"{name}-{_hash([corpus.description, tokenizer.sha256])}", write)
 
 
+class _Piece(NamedTuple):
+    """Text that is tokenized as one; a document is one or several, the last of them `is_last`."""
+
+    key: str
+    text: str
+    is_valid: bool
+    is_last: bool
+
+
 def _write_splits(
     corpus: Corpus, tokenizer: Tokenizer, folder: Path, advance: Callable[[int], object]
 ) -> None:
-    skipped: collections.Counter[str] = collections.Counter()
+    left_out = LeftOut()
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(contextlib.closing(Writer(folder / split, tokenizer)))
             for split in SPLITS
         }
-        for batch in _batches(sources.documents(corpus, skipped, advance)):
-            encoded = tokenizer.encode_batch([text for _, text in batch])
-            for (key, text), ids in zip(batch, encoded, strict=True):
-                num_bytes = len(text.encode())
-                _check_lossless(key, ids, num_bytes, tokenizer)
-                split = SPLITS[sources.is_valid(key, corpus.config.valid_fraction)]
-                writers[split].append(ids, num_bytes)
+        for batch in _batches(documents.documents(corpus, left_out, advance)):
+            for piece, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
+                if lost := tokenizer.lost(piece.text, ids):
+                    raise UserError(f"document {piece.key!r}: {lost}")
+                writer = writers[SPLITS[piece.is_valid]]
+                writer.append(ids, len(piece.text.encode()), is_last=piece.is_last)
         for writer in writers.values():
-            writer.finish(corpus.description, skipped)
+            writer.finish(corpus.description, left_out)
 
 
-def _check_lossless(key: str, ids: np.ndarray, num_bytes: int, tokenizer: Tokenizer) -> None:
-    found = int(tokenizer.token_bytes[ids].sum())
-    if found != num_bytes or np.any(ids == tokenizer.end_of_text):
-        raise UserError(
-            f"document {key!r} has {num_bytes} bytes and its tokens {found}: a lossy tokenizer; "
-            "use a byte-level one without normalizer or prefix space"
-        )
+def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
+    try:
+        with files.one_line(f"cannot tokenize document {batch[0].key!r}"):
+            return tokenizer.encode_batch([piece.text for piece in batch])
+    except UserError:
+        if len(batch) == 1:
+            raise
+    half = len(batch) // 2  # to name the one that cannot
+    return _encoded(batch[:half], tokenizer) + _encoded(batch[half:], tokenizer)
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def _batches(found: Iterator[Document]) -> Iterator[list[_Piece]]:
     batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
+    for document in found:
+        rest = len(document.data)
+        for text in documents.pieces(document.data):
+            num_bytes = len(text.encode())
+            rest, size = rest - num_bytes, size + num_bytes
+            batch.append(_Piece(document.key, text, document.is_valid, is_last=not rest))
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
 
 
 def _once(folder: Path, write: Callable[[Path], None]) -> None:
     """Fills `folder` by `write` unless it exists; one process at a time, all or nothing."""
-    if folder.is_dir():
-        return
     try:
+        if folder.is_dir():
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():
@@ -232,9 +291,10 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
-            f"cannot write {folder}: {error.strerror}; "
-            "free some space or set --data_dir (or ESPALIER_DATA) to another folder"
+            f"cannot write {folder}: {error.strerror}; {'free some space or ' * is_full}"
+            "set --data_dir (or ESPALIER_DATA) to another folder"
         ) from error
 
 

@@ -2,31 +2,76 @@
 
     tokens.bin   documents, each followed by its end of text; uint16 up to 65,535 ids, else uint32
     docs.idx     int64 offsets into tokens.bin, one more than there are documents
-    meta.json    counts, sha256 of both files and of the tokenizer, dtype, source, bytes of every id
+    chunks.sum   16 bytes of digest for every 64 KiB of tokens.bin
+    meta.json    counts, dtype, split, source, bytes of every id; sha256 of the tokenizer, of the
+                 other files, and of the rest of itself
 
-Opening checks sizes, offsets and the tokenizer; `verify` also reads everything and compares the
-hashes.
+Opening compares everything but the tokens. A chunk of them is compared when it is first read, once
+in a process; `verify` reads them all.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from lm import files
 from lm.config import UserError
+from lm.data.sources import LeftOut
 from lm.data.tokenizers import Tokenizer
 
+CHUNK = 1 << 16  # bytes; small, since the first row to read of a chunk has it read whole
+_DIGEST = 16  # bytes
 _META_KEYS = {
-    "documents", "tokens", "bytes", "dtype", "end_of_text", "skipped", "source",
-    "tokens_sha256", "docs_sha256", "tokenizer_sha256", "token_bytes",
+    "documents", "tokens", "bytes", "dtype", "end_of_text", "left_out", "split", "source",
+    "tokens_sha256", "docs_sha256", "chunks_sha256", "tokenizer_sha256", "token_bytes",
 }  # fmt: skip
+
+
+class Tokens:
+    """The ids of a split, `tokens[a:b]` or `tokens[places]`, read from the file when asked for.
+
+    Raises:
+      UserError: on reading a chunk of the file that is not as it was written.
+    """
+
+    def __init__(self, path: Path, ids: np.ndarray, digests: bytes):
+        self._path, self._ids, self._digests = path, np.asarray(ids), digests
+        self._per_chunk = CHUNK // ids.itemsize
+        self._is_checked = np.zeros(-(-len(ids) // self._per_chunk), bool)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+        if isinstance(where, slice):
+            start, stop, _ = where.indices(len(self))
+            chunks = np.arange(start // self._per_chunk, -(-stop // self._per_chunk))
+        else:
+            chunks = where // self._per_chunk
+        if not self._is_checked[chunks].all():
+            for chunk in np.unique(chunks[~self._is_checked[chunks]]).tolist():
+                self._check(chunk)
+        return self._ids[where]
+
+    def _check(self, chunk: int) -> None:
+        data = self._ids[chunk * self._per_chunk : (chunk + 1) * self._per_chunk].tobytes()
+        found, known = _digest(data), self._digests[chunk * _DIGEST : (chunk + 1) * _DIGEST]
+        if found != known:
+            raise _damaged(
+                self._path,
+                f"digest of bytes {chunk * CHUNK} on",
+                found.hex()[:12],
+                known.hex()[:12],
+            )
+        self._is_checked[chunk] = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +79,7 @@ class Store:
     """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, end of text last."""
 
     folder: Path
-    tokens: np.ndarray
+    tokens: Tokens
     offsets: np.ndarray
     meta: Mapping[str, Any]
 
@@ -56,106 +101,124 @@ class Writer:
         self._tokenizer = tokenizer
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
         self._hash = hashlib.sha256()
-        self._lengths: list[int] = []
-        self._bytes = 0
+        self._offsets = array("q", [0])
+        self._num_tokens = self._bytes = 0
+        self._chunk, self._digests = bytearray(), bytearray()
         folder.mkdir(parents=True)
         self._stream: IO[bytes] = (folder / "tokens.bin").open("wb")
 
-    def append(self, ids: np.ndarray, num_bytes: int) -> None:
-        """Adds a document of `num_bytes` UTF-8 bytes; `ids` come without end of text."""
-        data = np.append(ids, self._tokenizer.end_of_text).astype(self._dtype).tobytes()
+    def append(self, ids: np.ndarray, num_bytes: int, *, is_last: bool = True) -> None:
+        """Adds a piece of a document, of `num_bytes` UTF-8 bytes, which ends it where `is_last`;
+        `ids` come without end of text.
+        """
+        if is_last:
+            ids = np.append(ids, self._tokenizer.end_of_text)
+            self._offsets.append(self._num_tokens + len(ids))
+        self._num_tokens += len(ids)
+        self._bytes += num_bytes
+        data = ids.astype(self._dtype).tobytes()
         self._stream.write(data)
         self._hash.update(data)
-        self._lengths.append(len(ids) + 1)
-        self._bytes += num_bytes
+        self._chunk += data
+        whole = len(self._chunk) // CHUNK * CHUNK
+        for start in range(0, whole, CHUNK):
+            self._digests += _digest(self._chunk[start : start + CHUNK])
+        del self._chunk[:whole]
 
-    def finish(self, source: Mapping[str, Any], skipped: collections.Counter[str]) -> None:
+    def finish(self, source: Mapping[str, Any], left_out: LeftOut) -> None:
         self._stream.close()
-        offsets = np.concatenate([[0], np.cumsum(self._lengths)]).astype("<i8").tobytes()
+        digests = bytes(self._digests + (_digest(self._chunk) if self._chunk else b""))
+        offsets = np.array(self._offsets, "<i8").tobytes()
         (self._folder / "docs.idx").write_bytes(offsets)
+        (self._folder / "chunks.sum").write_bytes(digests)
         meta = {
-            "documents": len(self._lengths),
-            "tokens": sum(self._lengths),
+            "documents": len(self._offsets) - 1,
+            "tokens": self._num_tokens,
             "bytes": self._bytes,
             "dtype": self._dtype.name,
             "end_of_text": self._tokenizer.end_of_text,
-            "skipped": dict(skipped),
+            "left_out": dataclasses.asdict(left_out),
+            "split": self._folder.name,
             "source": dict(source),
             "tokens_sha256": self._hash.hexdigest(),
             "docs_sha256": hashlib.sha256(offsets).hexdigest(),
+            "chunks_sha256": hashlib.sha256(digests).hexdigest(),
             "tokenizer_sha256": self._tokenizer.sha256,
             "token_bytes": self._tokenizer.token_bytes.tolist(),
         }
-        (self._folder / "meta.json").write_text(json.dumps(meta) + "\n")
+        (self._folder / "meta.json").write_text(
+            json.dumps({"sha256": _sha256(meta), **meta}) + "\n"
+        )
 
     def close(self) -> None:
         self._stream.close()
 
 
-def open_store(folder: Path, tokenizer_sha256: str, *, verify: bool = False) -> Store:
-    """Opens a split.
+def open_store(
+    folder: Path, tokenizer_sha256: str, source: Mapping[str, Any], *, verify: bool = False
+) -> Store:
+    """Opens the split that a folder is named by, of tokens that `source` was made into.
 
     Raises:
-      UserError: a file is missing or damaged, or the tokens were made by another tokenizer.
+      UserError: a file is missing or damaged, or the tokens are of another split, source or
+      tokenizer.
     """
-    meta = _meta(folder)
+    meta, path = _meta(folder), folder / "meta.json"
+    for what, known in {"split": folder.name, "source": dict(source)}.items():
+        if meta[what] != known:
+            raise _damaged(path, what, meta[what], known)
     if meta["tokenizer_sha256"] != tokenizer_sha256:
-        raise _damaged(
-            folder / "meta.json",
-            "tokenizer sha256",
-            meta["tokenizer_sha256"][:12],
-            tokenizer_sha256[:12],
-        )
+        shown = meta["tokenizer_sha256"][:12], tokenizer_sha256[:12]
+        raise _damaged(path, "tokenizer sha256", *shown)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    tokens = _map(folder / "tokens.bin", dtype, meta["tokens"])
+    ids = _map(folder / "tokens.bin", dtype, meta["tokens"])
     offsets = np.array(_map(folder / "docs.idx", np.dtype("<i8"), meta["documents"] + 1))
-    if offsets[0] != 0 or offsets[-1] != meta["tokens"]:
-        found = f"{offsets[0]}..{offsets[-1]}"
-        raise _damaged(folder / "docs.idx", "range", found, f"0..{meta['tokens']}")
-    if np.any(np.diff(offsets) < 2):
-        raise _damaged(
-            folder / "docs.idx", "shortest document", np.diff(offsets).min(), "at least 2 tokens"
-        )
+    count = -(-ids.nbytes // CHUNK) * _DIGEST
+    digests = _map(folder / "chunks.sum", np.dtype("u1"), count).tobytes()
+    for name, data in {"docs.idx": offsets.tobytes(), "chunks.sum": digests}.items():
+        found, known = hashlib.sha256(data).hexdigest(), meta[f"{name.split('.')[0]}_sha256"]
+        if found != known:
+            raise _damaged(folder / name, "sha256", found[:12], known[:12])
+    tokens = Tokens(folder / "tokens.bin", ids, digests)
     if verify:
-        for name in ("tokens", "docs"):
-            path = folder / {"tokens": "tokens.bin", "docs": "docs.idx"}[name]
-            with open(path, "rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != meta[f"{name}_sha256"]:
-                raise _damaged(path, "sha256", found[:12], meta[f"{name}_sha256"][:12])
+        for start in range(0, len(tokens), 1 << 20):
+            _ = tokens[start : start + (1 << 20)]
     return Store(folder, tokens, offsets, meta)
+
+
+def _digest(data: bytes | bytearray) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+
+
+def _sha256(meta: Mapping[str, Any]) -> str:
+    """Of what meta.json says besides it."""
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def _meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; delete {folder.parent} and prepare again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not readable ({error}); delete {folder.parent} and prepare again"
-        ) from error
-    if not isinstance(meta, dict) or _META_KEYS - meta.keys():
-        missing = sorted(_META_KEYS - meta.keys()) if isinstance(meta, dict) else sorted(_META_KEYS)
-        raise UserError(
-            f"{path} lacks {', '.join(missing)}; delete {folder.parent} and prepare again"
-        )
-    if meta["dtype"] not in ("uint16", "uint32"):
-        raise _damaged(path, "dtype", meta["dtype"], "uint16 or uint32")
+    again = f"delete {folder.parent} and prepare again"
+    if not path.exists():
+        raise UserError(f"{path} is missing; {again}")
+    with files.one_line(f"{path} is not readable", again):
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        missing = sorted(_META_KEYS - dict(meta).keys())
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; {again}")
+    if meta.get("sha256") != _sha256(meta):
+        raise _damaged(path, "sha256", _sha256(meta)[:12], str(meta.get("sha256"))[:12])
     return meta
 
 
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    try:
+    if not path.exists():
+        raise UserError(f"{path} is missing; delete {path.parents[1]} and prepare again")
+    with files.one_line(f"cannot read {path}"):
         size = path.stat().st_size
         if size != count * dtype.itemsize:
             raise _damaged(path, "size in bytes", size, count * dtype.itemsize)
         return np.memmap(path, dtype, mode="r") if count else np.zeros(0, dtype)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; delete {path.parents[1]} and prepare again") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _damaged(path: Path, what: str, found: Any, expected: Any) -> UserError:

@@ -8,14 +8,15 @@ gaps around them, so that title pages and licences at either end are seldom met.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lm.config import SourceConfig, UserError
+from lm.data import documents as documents_lib
 from lm.data import sources
+from lm.data.sources import LeftOut
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
 from lm.evaluation import scoring
@@ -97,14 +98,14 @@ def _read(tokenizer: Tokenizer, path: str, text_key: str, tokens: int) -> Iterat
     has no more tokens than bytes, and most need not be tokenized.
     """
     source = SourceConfig(path=path, text_key=text_key, weight=0.0, valid_fraction=1.0)
-    longest = ""
+    longest = b""
     try:
-        for _, text in sources.documents(sources.create("task", source), collections.Counter()):
-            if len(text.encode()) >= tokens:
-                yield tokenizer.encode_batch([text])[0]
-            elif len(text) > len(longest):
-                longest = text
+        for document in documents_lib.documents(sources.create("task", source), LeftOut()):
+            if len(document.data) >= tokens:
+                yield tokenizer.encode_batch([document.text])[0]
+            elif len(document.data) > len(longest):
+                longest = bytes(document.data)
     except UserError as error:  # it names a source of the run's data, and this is none
         told = str(error).replace("data.sources.task.", "").replace(" of data.sources.task", "")
         raise UserError(told) from error
-    yield tokenizer.encode_batch([longest])[0]
+    yield tokenizer.encode_batch([longest.decode()])[0]

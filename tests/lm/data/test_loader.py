@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lm.data import loader
 from lm.data.batch import Batch, stack
 from lm.data.packing import concat
 from lm.data.prepare import Prepared, prepare
+from lm.data.sources import is_valid
 from lm.data.store import Store
 
 MakeConfig = Callable[..., DataConfig]
@@ -75,7 +77,7 @@ def test_golden_example() -> None:
     """Documents of 7, 3 and 9 pairs in rows of 5: spec of positions that restart in every row."""
     tokens = np.array([*range(10, 18), *range(20, 24), *range(30, 40)], np.uint16)
     offsets = np.array([0, 8, 12, 22])
-    store = Store(Path(), tokens, offsets, {})
+    store = Store(Path(), cast(Any, tokens), offsets, {})
     plan = concat(store.lengths, 5, np.arange(3))
     rows = [loader.window(store, plan, row, 5, 3) for row in range(4)]
 
@@ -261,7 +263,7 @@ def test_validation_is_every_held_out_pair_in_order(config: DataConfig, prepared
     rows = sets["text"]
     assert pairs_of([stack([row]) for row in rows]) == pairs_in(store)
     flat = np.concatenate([row.tokens[row.loss_weights > 0] for row in rows])
-    np.testing.assert_array_equal(flat, store.tokens[store.tokens != 256])
+    np.testing.assert_array_equal(flat, store.tokens[np.flatnonzero(store.tokens[:] != 256)])
     assert len(rows) == len(list(rows)) == -(-int(store.lengths.sum()) // 16)
     assert all(field.shape == (16,) for row in rows for field in row)
     assert equal(list(rows), list(loader.validation_rows(prepared, config, 10**9)["text"]))
@@ -335,6 +337,36 @@ def test_stream_does_not_change_between_versions(
         for field in batch:
             digest.update(field.tobytes())
     assert digest.hexdigest()[:16] == golden
+
+
+def test_validation_documents_that_changed_are_told(
+    tmp_path: Path,
+    folder: Path,
+    make_config: MakeConfig,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not refused, as what is trained on is the same; a set that only one of the two has is new."""
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(f"document {i}")
+    config = make_config({"text": make_source(tmp_path / "*.txt")})
+
+    def identity() -> dict[str, object]:
+        return loader.identity(prepare(config, folder, progress=False), config, 0, 4)
+
+    before = identity()
+    name = next(f"{i}.txt" for i in range(9) if is_valid(f"{i}.txt", 0.3))
+    (tmp_path / name).write_text("another")
+    after = identity()
+    loader.check_identity(before, after | {"validation": {"other": "0"}})
+    assert not caplog.messages
+    loader.check_identity(before, after)
+    (line,) = caplog.messages
+    assert "the validation documents of data.sources.text changed since the checkpoint" in line
+    name = next(f"{i}.txt" for i in range(9) if not is_valid(f"{i}.txt", 0.3))
+    (tmp_path / name).write_text("another")
+    with pytest.raises(UserError, match="tokens_sha256 was"):
+        loader.check_identity(before, identity())
 
 
 def test_a_stream_in_another_order_is_told(mixed: DataConfig, folder: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
-from lm.data import sources
-from lm.data.prepare import Prepared, prepare, resolve_data_dir
+from lm.data import documents, sources
+from lm.data.prepare import Prepared, _tell, prepare, resolve_data_dir
 from lm.data.store import Writer
+from lm.data.tokenizers import Tokenizer
 
 MakeConfig = Callable[..., DataConfig]
 MakeSource = Callable[..., SourceConfig]
@@ -69,8 +71,8 @@ def test_splits_and_ledger(config: DataConfig, corpus: Path, tmp_path: Path, kin
     assert any("<|endoftext|>" in text for text in texts(prepared, "train"))
     end = prepared.tokenizer.end_of_text
     for store in prepared.stores["text"].values():
-        np.testing.assert_array_equal(np.flatnonzero(store.tokens == end), store.offsets[1:] - 1)
-        assert prepared.tokenizer.token_bytes[store.tokens].sum() == store.meta["bytes"]
+        np.testing.assert_array_equal(np.flatnonzero(store.tokens[:] == end), store.offsets[1:] - 1)
+        assert prepared.tokenizer.token_bytes[store.tokens[:]].sum() == store.meta["bytes"]
         assert store.meta["tokenizer_sha256"] == prepared.tokenizer.sha256
     assert sum(s.meta["bytes"] for s in prepared.stores["text"].values()) == sum(
         len(text.encode()) for text in contents.values()
@@ -82,7 +84,7 @@ def test_second_time_reads_nothing(
 ) -> None:
     config = dataclasses.replace(config, tokenizer=BPE)
     first = prepare(config, tmp_path / "data", progress=False)
-    monkeypatch.setattr(sources, "documents", None)
+    monkeypatch.setattr(documents, "documents", None)
     second = prepare(config, tmp_path / "data", progress=False)
     assert second.tokenizer.sha256 == first.tokenizer.sha256
     assert second.stores["text"]["train"].folder == first.stores["text"]["train"].folder
@@ -146,7 +148,8 @@ def test_empty_splits_are_refused(
     (tmp_path / "none.txt").write_text("")
     config = make_config({"text": make_source(tmp_path / "none.txt")})
     with pytest.raises(
-        UserError, match=r"data.sources.text holds no text \(skipped: {'empty': 1}\)"
+        UserError,
+        match=r"data.sources.text holds no text \(left out: 1 empty \(first .*none.txt\)\)",
     ):
         prepare(config, tmp_path / "data", progress=False)
 
@@ -164,11 +167,101 @@ def test_a_lossy_tokenizer_is_refused(config: DataConfig, tmp_path: Path) -> Non
     )
     lossy.save(str(tmp_path / "lossy.json"))
     tokenizer = TokenizerConfig(kind="json", path=str(tmp_path / "lossy.json"), vocab_size=300)
-    with pytest.raises(
-        UserError, match=r"document '001.txt' has 9 bytes and its tokens 4: a lossy"
-    ):
+    words = "document '001.txt': 'the quick' comes back from its tokens as 'the ': a lossy"
+    with pytest.raises(UserError, match=words):
         prepare(dataclasses.replace(config, tokenizer=tokenizer), tmp_path / "data", progress=False)
     assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
+
+
+class Panic(BaseException):
+    """As exceptions of libraries in Rust are."""
+
+
+def test_a_document_that_cannot_be_tokenized_is_named(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Tokenizer.encode_batch
+
+    def fail(self: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+        if any(text.startswith("the quick brown fox") and len(text) < 22 for text in texts):
+            raise Panic("called `Result::unwrap()`\non an `Err`")
+        return encode(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", fail)
+    words = r"cannot tokenize document '003.txt': called `Result::unwrap\(\)` on an `Err`"
+    with pytest.raises(UserError, match=words):
+        prepare(config, tmp_path / "data", progress=False)
+    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
+
+
+def test_what_is_left_out_is_told_and_counted(
+    config: DataConfig, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the data were prepared before; of one process once."""
+    for i in range(3):
+        (corpus / f"{i}.utf16.txt").write_text("text", encoding="utf-16")
+    (corpus / "none.txt").write_text("")
+    (corpus / "gone.txt").symlink_to(corpus / "nothing")
+    (corpus / "again.txt").symlink_to(corpus / "007.txt")
+    counts = {"broken link": 1, "duplicate file": 1, "undecodable": 3, "empty": 1}
+    for made_anew in (True, False):
+        for _ in range(2):
+            prepared = prepare(config, tmp_path / "data", progress=False)
+            assert prepared.left_out_counts == {"text": counts}
+        (line,) = caplog.messages
+        assert line.startswith("data.sources.text: 20 documents; left out: 1 ")
+        assert f"3 undecodable (first {corpus}/0.utf16.txt)" in line
+        if made_anew:
+            caplog.clear()
+            _tell.cache_clear()
+    held = sum(store.num_documents for store in prepared.stores["text"].values())
+    assert held == 20
+
+
+def test_names_and_folders_that_are_too_long(
+    config: DataConfig, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    long = make_config({"a" * 300: config.sources["text"]})
+    assert prepare(long, tmp_path / "data", progress=False).stores
+    for name in ("b" * 300, "c/" * 4000):
+        with pytest.raises(UserError, match="File name too long; set --data_dir") as caught:
+            prepare(config, tmp_path / name, progress=False)
+        assert "free some space" not in str(caught.value)
+
+
+def test_a_file_system_without_locks(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="No locks available; set --data_dir") as caught:
+        prepare(config, tmp_path / "data", progress=False)
+    assert "free some space" not in str(caught.value)
+
+
+def test_long_documents_are_tokenized_in_pieces(
+    tmp_path: Path,
+    make_config: MakeConfig,
+    make_source: MakeSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same ids, by every kind of tokenizer that is trained, where words are cut from words."""
+    text = "".join(f"word{i % 7} été, {i} -- " for i in range(400))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": text}))
+    config = make_config(
+        {"text": make_source(tmp_path / "[ab].*", valid_fraction=0.0)}, tokenizer=BPE
+    )
+    whole = prepare(config, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(documents, "PIECE", 128)
+    monkeypatch.setattr(documents, "_WINDOW", 64)
+    parts = prepare(config, tmp_path / "parts", progress=False)
+    assert parts.tokenizer.sha256 == whole.tokenizer.sha256
+    assert texts(parts, "train") == texts(whole, "train") == [text, text]
+    sums = [p.stores["text"]["train"].meta["tokens_sha256"] for p in (whole, parts)]
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -177,10 +270,10 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     append, calls = Writer.append, iter(range(100))
 
-    def fail(self: Writer, ids: np.ndarray, num_bytes: int) -> None:
+    def fail(self: Writer, ids: np.ndarray, num_bytes: int, *, is_last: bool) -> None:
         if next(calls) == 5:
             raise OSError(code, os.strerror(code))
-        append(self, ids, num_bytes)
+        append(self, ids, num_bytes, is_last=is_last)
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "append", fail)

@@ -1,0 +1,306 @@
+"""What is read of the files of a source, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lm.config import SourceConfig, UserError
+from lm.data import documents, long_lines, sources
+from lm.data.sources import LeftOut
+
+MakeSource = Callable[..., SourceConfig]
+Found = list[tuple[str, str]]
+
+
+def read(source: SourceConfig) -> tuple[Found, dict[str, int]]:
+    corpus, left_out, read_bytes = sources.create("s", source), LeftOut(), list[int]()
+    found = list(documents.documents(corpus, left_out, read_bytes.append))
+    assert sum(read_bytes) == corpus.num_bytes
+    assert min(read_bytes, default=0) >= 0
+    return [(document.key, document.text) for document in found], left_out.counts
+
+
+def test_kinds_of_files(tmp_path: Path, make_source: MakeSource) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/one.md").write_text("# one\r\n")
+    (tmp_path / "b.py").write_bytes("naïve = 1\n".encode())
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed", mtime=0))
+    lines = '{"text": "first"}\n\n{"text": "third", "id": "k"}\n{"text": "fourth", "id": 7}\n'
+    (tmp_path / "d.jsonl").write_text(lines)
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    found, left_out = read(make_source(tmp_path / "**"))
+    assert found == [
+        ("a/one.md", "# one\r\n"),
+        ("b.py", "naïve = 1\n"),
+        ("c.txt.gz", "packed"),
+        ("d.jsonl:1", "first"),
+        ("k", "third"),
+        ("7", "fourth"),
+        ("e.jsonl.gz:1", "first"),
+        ("k", "third"),
+        ("7", "fourth"),
+    ]
+    assert not left_out
+
+
+def parquet(path: Path, columns: dict[str, object]) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    writer = pytest.importorskip("pyarrow.parquet")
+    writer.write_table(
+        arrow.table(list(columns.values()), [name.strip() for name in columns]), path
+    )
+    return path
+
+
+def test_parquet(tmp_path: Path, make_source: MakeSource) -> None:
+    path = parquet(tmp_path / "t.parquet", {"body": ["one", None, "três"], "n": [1, 2, 3]})
+    found, left_out = read(make_source(path, text_key="body"))
+    assert found == [("t.parquet:1", "one"), ("t.parquet:3", "três")]
+    assert left_out == {"empty": 1}
+    for key, words in {"bdoy": "did you mean 'body'", "n": "must hold strings"}.items():
+        with pytest.raises(UserError, match=words):
+            read(make_source(path, text_key=key))
+    path.write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(UserError, match=r"cannot read .*t.parquet of data.sources.s: "):
+        read(make_source(path))
+
+
+def test_parquet_rows_that_are_not_utf8_are_counted(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
+    """Of either width of offsets, among good rows, with ids."""
+    arrow = pytest.importorskip("pyarrow")
+    for kind in (arrow.string(), arrow.large_string()):
+        binary = arrow.binary() if kind == arrow.string() else arrow.large_binary()
+        rows = [b"good", b"caf\xe9", None, b"", b"\xed\xa0\x80", "été".encode()]
+        column = arrow.array(rows, binary).view(kind)
+        path = parquet(tmp_path / "t.parquet", {"text": column, "id": arrow.array(range(6))})
+        found, left_out = read(make_source(path))
+        assert found == [("0", "good"), ("5", "été")]
+        assert left_out == {"undecodable": 2, "empty": 2}
+
+
+@pytest.mark.parametrize("name", ["text", "id"])
+def test_parquet_with_two_columns_of_a_name(
+    tmp_path: Path, make_source: MakeSource, name: str
+) -> None:
+    path = parquet(tmp_path / "t.parquet", {"text": ["a"], "id": ["b"], name + " ": ["c"]})
+    with pytest.raises(UserError, match=f"has 2 columns of the name '{name}'; rename all but one"):
+        read(make_source(path))
+
+
+def test_parquet_without_pyarrow(
+    tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'espalier\[data\]'"):
+        read(make_source(tmp_path / "t.parquet"))
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, make_source: MakeSource) -> None:
+    contents = {
+        "latin.txt": b"caf\xe9",
+        "utf16.txt": "text".encode("utf-16"),
+        "empty.txt": b"",
+        "mark.txt": b"\xef\xbb\xbf",
+        "good.txt": b"good",
+        "half.jsonl": b'{"text": "\\ud800"}',
+        "null.jsonl": b'{"text": null}\n{"text": ""}\n{"text": "after"}',
+        "torn.jsonl": b'{"text": "a", "id": 1}\n{"text": \n{"text": "b", "id": 2}\n\xff\n',
+        "deep.jsonl": b'{"text": "a", "x": ' + b"[" * 90_000 + b'\n{"text": "c"}',
+        "number.jsonl": b'{"text": "a", "x": ' + b"1" * 5000 + b"}",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found, left_out = read(make_source(tmp_path / "*"))
+    assert found == [
+        ("deep.jsonl:2", "c"),
+        ("good.txt", "good"),
+        ("null.jsonl:3", "after"),
+        ("1", "a"),
+        ("2", "b"),
+    ]
+    assert left_out == {"undecodable": 4, "empty": 4, "not JSON": 3}
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_source: MakeSource) -> None:
+    """In every kind of file; within a text it stays."""
+    mark, text = b"\xef\xbb\xbf", "one \ufeff two"
+    line = json.dumps({"text": text}).encode() + b"\n"
+    (tmp_path / "a.txt").write_bytes(mark + text.encode())
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(mark + text.encode()))
+    (tmp_path / "c.jsonl").write_bytes(mark + line + mark + line)
+    found, left_out = read(make_source(tmp_path / "*"))
+    assert [body for _, body in found] == [text] * 4
+    assert not left_out
+
+
+def test_names_and_ids_that_are_not_unicode(tmp_path: Path, make_source: MakeSource) -> None:
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "wb") as file:
+        file.write(b"hello")
+    lines = ['{"text": "a", "id": "\\ud800"}', '{"text": "b", "id": "\\udfff\\ud800"}']
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    for fraction in (0.0, 0.5, 1.0):
+        found, _ = read(make_source(tmp_path / "*", valid_fraction=fraction))
+        assert found == [("\ud800", "a"), ("\udfff\ud800", "b"), ("caf\udce9.txt", "hello")]
+
+
+def test_of_one_id_the_content_decides(tmp_path: Path, make_source: MakeSource) -> None:
+    """Documents that all have the id 0 are split as well, and copies of one lie on one side."""
+    lines = [json.dumps({"text": f"text {i % 40}", "id": 0}) for i in range(80)]
+    lines += [json.dumps({"text": f"other {i}", "id": i}) for i in range(1, 41)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[:40]))
+    corpus = sources.create("s", make_source(tmp_path / "*", valid_fraction=0.3))
+    sides: dict[str, set[bool]] = {}
+    for document in documents.documents(corpus, LeftOut()):
+        sides.setdefault(document.text, set()).add(document.is_valid)
+    assert all(len(found) == 1 for found in sides.values())
+    for name in ("text", "other"):
+        chosen = [True in found for text, found in sides.items() if text.startswith(name)]
+        assert 4 < sum(chosen) < 20
+    assert sides["other 7"] == {sources.is_valid("7", 0.3)}  # of one document its id
+    digest = hashlib.sha256(b"text 7").hexdigest()
+    assert sides["text 7"] == {sources.is_valid(digest, 0.3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", b'["text"]\n', "x.jsonl:1 of data.sources.s is a list"),
+        ("x.jsonl", b'{"txt": "a"}\n', "did you mean 'txt'"),
+        ("x.jsonl", b'{"text": 3}\n', "is a int; it must be a string"),
+        ("x.jsonl", b'{"text": ["a"]}\n', "is a list; it must be a string"),
+        ("x.jsonl.gz", b"plain", "Not a gzipped file"),
+        ("x.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cannot read .*x.txt.gz"),
+        ("x.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:20] + b"\x07\x07", "cannot read"),
+        ("x.parquet", b"", "cannot read .*x.parquet of data.sources.s: "),
+        ("new\nline.txt.gz", b"", "holds nothing"),
+    ],
+)
+def test_bad_files(
+    tmp_path: Path, make_source: MakeSource, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if words == "holds nothing":
+        assert read(make_source(tmp_path / "*")) == ([], {"empty": 1})
+        return
+    with pytest.raises(UserError, match=words) as caught:
+        read(make_source(tmp_path / "*"))
+    assert "\n" not in str(caught.value)
+
+
+class Panic(BaseException):
+    """As exceptions of libraries in Rust are."""
+
+
+@pytest.mark.parametrize(
+    "raised", [Panic("at\nline 3"), MemoryError(), AssertionError(), OSError(5)]
+)
+def test_whatever_a_library_raises(
+    tmp_path: Path,
+    make_source: MakeSource,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise raised
+
+    (tmp_path / "a.txt.gz").write_bytes(b"")
+    monkeypatch.setattr(gzip, "GzipFile", fail)
+    with pytest.raises(UserError, match=r"cannot read .*a.txt.gz of data.sources.s: \S") as caught:
+        read(make_source(tmp_path / "*"))
+    assert "\n" not in str(caught.value)
+    for kind in (KeyboardInterrupt, SystemExit):
+        raised = kind()
+        with pytest.raises(kind):
+            read(make_source(tmp_path / "*"))
+
+
+def grown(path: Path) -> None:
+    path.write_text("more of it")
+
+
+def touched(path: Path) -> None:
+    os.utime(path, ns=(5, 5))
+
+
+@pytest.mark.parametrize("change", [grown, touched, Path.unlink])
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, make_source: MakeSource, change: Callable[[Path], None]
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    reader = documents.documents(sources.create("s", make_source(tmp_path / "*")), LeftOut())
+    assert next(reader).key == "a.txt"
+    change(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"b.txt of data.sources.s(: No such| changed while)"):
+        list(reader)
+
+
+def test_pieces_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE", 64)
+    monkeypatch.setattr(documents, "_WINDOW", 32)
+    text = "Пример текста,  and words; " * 20 + "x" * 100 + "é" * 100 + "日本" * 60 + "  end"
+    found = list(documents.pieces(memoryview(text.encode())))
+    assert "".join(found) == text
+    assert max(len(piece.encode()) for piece in found) <= 64
+    between = list(itertools.pairwise(found))[:8]
+    assert all(a[-1].isalnum() and b[0] == " " for a, b in between)
+    assert list(documents.pieces(b"short")) == ["short"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_lines_are_read_as_short_ones(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escapes, pairs of surrogates and letters of several bytes on every side of a cut."""
+    monkeypatch.setattr(long_lines, "_PIECE", 11)
+    monkeypatch.setattr(long_lines, "LONG_STRING", 8)
+    rng = random.Random(seed)
+    letters = ["a", "é", "日", "🎉", '"', "\\", "\n", "\u2028", "/", "\\u0041", "}"]
+    for ascii_only in (True, False):
+        text = "".join(rng.choices(letters, k=300))
+        record = {"x": [text, {"text": "no"}], "text": text, "long key " * 3: 1, "id": "short"}
+        line = json.dumps(record, ensure_ascii=ascii_only).encode()
+        assert long_lines.loads(line, "text") == record
+        monkeypatch.setattr(long_lines, "LONG_LINE", 8)
+        found = long_lines.loads(line, "text")
+        assert bytes(found["text"]) == text.encode()
+        assert found["id"] == "short"
+        monkeypatch.undo()
+        monkeypatch.setattr(long_lines, "_PIECE", 11)
+        monkeypatch.setattr(long_lines, "LONG_STRING", 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b'{"text": "aaaaaaaaaaaa\\u12"}', ValueError),
+        (b'{"text": "aaaaaaaaaaaa\\uxyzw"}', ValueError),
+        (b'{"text": "aaaaaaaaaaaa\\q"}', ValueError),
+        (b'{"text": "aaaaaaaaaaaa\n"}', ValueError),
+        (b'{"text": "aaaaaaaaaaaaaaa', ValueError),
+        (b'{"text": "aaaaaaaaaaaa\\ud83d"}', UnicodeError),
+        (b'{"text": "aaaa\\ud83daaaaaaaaaa"}', UnicodeError),
+        (b'{"text": "aaaaaaaaaaaa\xff"}', UnicodeError),
+        (b'{"text": "aaaaaaaaaaaaaaaaaa\xe6\x97"}', UnicodeError),
+        (b"[" * 100_000, RecursionError),
+    ],
+)
+def test_long_lines_that_are_damaged(
+    line: bytes, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_PIECE": 16, "LONG_STRING": 8, "LONG_LINE": 8}.items():
+        monkeypatch.setattr(long_lines, name, value)
+    with pytest.raises(kind):
+        long_lines.loads(line, "text")
