@@ -104,7 +104,8 @@ def run(config: Config, options: Options) -> Outcome:
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
         _check_not_past(step, end, workdir)
         if is_first:
-            told = loader.identity, decay_start, options.until
+            read = loader.identity | {"left_out": prepared.left_out_counts}
+            told = read, decay_start, options.until
             record.write(workdir, built, prepared.tokenizer, *told)
             metrics.truncate(workdir, step)
         stop = stack.enter_context(processes.stop_signals())

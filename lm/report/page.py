@@ -125,6 +125,13 @@ def _cards(run: Run) -> str:
         cards.append(card("Training time", duration(seconds), "compilation, evaluation left out"))
     if (mfu := _median(run, "time/mfu")) is not None:
         cards.append(card("MFU", f"{mfu:.1%}", "of the devices' peak, median"))
+    if left_out := run.facts.get("data", {}).get("left_out"):
+        reasons = [
+            f"{n:,} {reason}" for counts in left_out.values() for reason, n in counts.items()
+        ]
+        total = sum(sum(counts.values()) for counts in left_out.values())
+        note = f"of {', '.join(left_out)}: {', '.join(reasons)}"
+        cards.append(card("Left out of the data", f"{total:,}", note, "warn"))
     if skipped := run.skipped():
         total = sum(count for _, count in skipped)
         places = ", ".join(str(step) for step, _ in skipped[:6]) + ("…" if len(skipped) > 6 else "")

@@ -37,6 +37,7 @@ FACTS = {
     "flops_per_token": 6000.0,
     "started": "2026-01-01T10:00:00+00:00",
     "tokenizer": {"kind": "bpe", "vocab_size": 4096},
+    "data": {"left_out": {"stdlib": {"undecodable": 3, "broken link": 1}, "b": {"empty": 1200}}},
     "command": ["train.py", "--config=x.py", "--config.model.width=128", "--workdir=a"],
 }
 
@@ -157,6 +158,13 @@ def test_skipped_steps_are_told(run_page: Path) -> None:
     text, _ = read(run_page)
     assert "Skipped steps" in text
     assert "at 7<" in text
+
+
+def test_what_was_left_out_is_told(run_page: Path) -> None:
+    text, _ = read(run_page)
+    assert "Left out of the data" in text
+    assert "1,204" in text
+    assert "of stdlib, b: 3 undecodable, 1 broken link, 1,200 empty" in text
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf, 7.5, None])

@@ -93,6 +93,8 @@ def test_a_finished_folder(lab: Lab, tmp_path: Path) -> None:
     )
     assert about["flops_per_token"] > 6 * about["parameters"]["hidden"]
     assert len(about["data"]["sources"]["text"]["tokens_sha256"]) == 64
+    assert about["data"]["validation"].keys() == {"text", "held"}
+    assert about["data"]["left_out"] == {}
     assert f"{about['parameters']['total']:,}" in (tmp_path / "params.txt").read_text()
     assert checkpoint.steps(tmp_path) == [3, 6, 9, 12]
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
