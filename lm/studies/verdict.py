@@ -37,6 +37,7 @@ from lm.report.compared import Asked, Comparison, Difference, Row
 ALPHA = 0.05
 MOST_PRIMARY = 5
 FEWEST_SEEDS = 3
+DIGITS = 9  # behind the point of a difference; what is below is rounding
 NOTHING = 1e-9  # a spread below that share of the values is rounding
 
 
@@ -207,12 +208,12 @@ def _measured(rows: Sequence[Row], one: Primary) -> Difference:
     low, high = _over_items(ours, base) or (None, None)
     if low is not None and math.isnan(low):
         low = high = None
-    seeds_low, seeds_high = over_seeds(differences)
+    seeds_low, seeds_high = over_seeds(np.round(differences, DIGITS))
     at_chance = all(
         seed.numbers[side.headline].is_at_chance for side in (ours, base) for seed in side.seeds
     )
     return found._replace(
-        difference=float(differences.mean()),
+        difference=round(float(differences.mean()), DIGITS),
         seeds_low=seeds_low,
         seeds_high=seeds_high,
         low=low,

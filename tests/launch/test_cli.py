@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -334,6 +335,28 @@ def test_a_task_is_added_to_a_comparison(tmp_path: Path) -> None:
     )
     message = "error: unknown option config.tasks.mine.pair; did you mean 'pairs'?\n"
     assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_a_verdict_is_judged_anew(tmp_path: Path) -> None:
+    """Of a committed page whose last word was turned."""
+    page = json.loads((ROOT / "experiments" / "length" / "compare.json").read_text())
+    turned = page["verdicts"][-1]
+    turned |= {"outcome": "worse" if turned["outcome"] != "worse" else "better"}
+    (tmp_path / "page.json").write_text(json.dumps(page))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "launch.compare", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, _ = call("--recheck=page.json")
+    words = [line.partition(":")[0] for line in out.splitlines()]
+    assert words == ["stands"] * (len(page["verdicts"]) - 1) + ["does not stand"]
+    assert status == 1
+    message = "error: --config is missing; name the file of a study\n"
+    assert call("--workdir=runs") == (2, "", message)
 
 
 @pytest.mark.parametrize("module", ["launch.evaluate", "launch.generate"])
