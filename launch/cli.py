@@ -10,7 +10,6 @@ device.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import inspect
 import json
@@ -28,6 +27,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch import overrides
+from lm import files
 from lm.config import Config, UserError, from_mapping
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
@@ -197,9 +197,9 @@ def mistakes_in_one_line() -> Iterator[None]:
     except UserError as error:
         _fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (told := files.told(error)) is None:
             raise
-        _fail(f"{error}; free some space and run the same command again")
+        _fail(told)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -28,6 +28,9 @@ _DATA_DIR = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_integer(
     "profile_steps", 0, "steps to trace into WORKDIR/profile", lower_bound=0
 )
+_ACCEPT_LOST = flags.DEFINE_boolean(
+    "accept_lost_records", False, "go on although metrics.jsonl has lost records"
+)
 _PROCESSES = flags.DEFINE_enum(
     "processes", "one", ["one", "auto"], "auto: as many as the TPU pod or Slurm job says"
 )
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> None:
         workdir=cli.path("workdir", _WORKDIR.value),
         data_dir=prepare.resolve_data_dir(_DATA_DIR.value),
         profile_steps=_PROFILE.value,
+        accept_lost_records=_ACCEPT_LOST.value,
     )
     start = processes.choose(
         _PROCESSES.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value

@@ -55,6 +55,11 @@ class Build(Parts):
     score: Callable[..., tuple[jax.Array, jax.Array]]
 
     @property
+    def last_before_decay(self) -> int | None:
+        """As `schedules.Schedule.last_before_decay`: a run keeps the checkpoint of this step."""
+        return self.schedule.last_before_decay(self.config.tokens_per_step)
+
+    @property
     def batch_sharding(self) -> NamedSharding:
         return sharding.batch(self.mesh)
 

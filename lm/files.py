@@ -1,17 +1,38 @@
-"""Files that are whole or not there, and failures of those who read them in one line."""
+"""Files that are whole or not there, locks on them, and failures in one line with what to do."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from lm.mapping import UserError
 
+# What flock says where another process holds the lock, and where the file system has no locks.
+HELD = (errno.EAGAIN, errno.EACCES)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_ADVICE = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EACCES: "give that permission, or choose another place",
+    errno.EPERM: "give that permission, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "restore it, or name another",
+    errno.EISDIR: "a folder is in the way: move it away",
+    errno.ENOTDIR: "a file is in the way: move it away",
+    errno.EEXIST: "move away what is in the way, or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOLCK: "mount it with locks, or choose a folder of another file system",
+}
+
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Writes a whole file, or leaves what was there: a kill at any time leaves one of the two.
+    """Writes a whole file, or leaves what was there: a kill at any time, of the process or of the
+    machine, leaves one of the two.
 
     Raises:
       OSError: it cannot be written; nothing is left behind.
@@ -20,8 +41,14 @@ def replace(path: Path, content: str | bytes) -> None:
     # A name of a file that is not UTF-8 comes as half surrogate pairs, which are shown escaped.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
+    except IsADirectoryError:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,3 +76,51 @@ def one_line(what: str, advice: str = "") -> Iterator[None]:
         reason = " ".join(str(known or error).split())[:200] or type(error).__name__
         told = f"{what}: {reason}" + (f"; {advice}" if advice else "")
         raise UserError(told.replace("\n", "\\n")) from error
+
+
+def sync(path: Path) -> None:
+    """Returns when what a file holds, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems have no such call for folders, and need none.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """The same for all that is in a folder, before it gets its name."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def lock(file: IO[Any], *, is_waiting: bool = False) -> bool:
+    """Whether the lock of an open file is now this process's, which holds it until it closes the
+    file or ends, however it ends; `is_waiting`: it waits for who holds it.
+
+    Raises:
+      OSError: its file system has no locks, or another failure.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        code = errno.ENOLCK if error.errno in NO_LOCKS else error.errno
+        reason = "its file system has no locks (flock)" if code == errno.ENOLCK else error.strerror
+        raise OSError(code, reason, file.name) from None
+    return True
+
+
+def told(error: OSError) -> str | None:
+    """A failure of the operating system in one line, with what to do; None of other errors."""
+    if error.errno is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; {advice(error)}"
+
+
+def advice(error: OSError) -> str:
+    """What to do about a failure of the operating system."""
+    return _ADVICE.get(error.errno or 0, "mend that and run the same command again")

@@ -5,7 +5,8 @@ line, the last:
 
     {"step": 20, "tokens": 81920, "train/loss": 5.25, ..., "time/tokens_per_second": 10400.0}
 
-Everything but the entries under time/ is a function of the configuration alone. JSON has no word
+Everything but the entries under time/ is a function of the configuration alone. A step that stands
+there twice was evaluated when it was resumed: the later line counts. JSON has no word
 for a number that is not finite: it is written as null and named in "non_finite" ({"train/loss":
 "nan"}); `read` puts it back.
 """
@@ -13,7 +14,9 @@ for a number that is not finite: it is written as null and named in "non_finite"
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import math
 import os
 import socket
@@ -21,7 +24,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
@@ -32,7 +35,10 @@ from lm.config import UserError
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 NON_FINITE = "non_finite"
+GIVE_UP = "--accept_lost_records"  # of launch.train
 FLUSH_SECONDS = 5.0  # TensorBoard is behind by at most
+
+log = logging.getLogger(__name__)
 
 # Dense peak FLOP/s of one JAX device: (first words of its device_kind, bfloat16, float32 as XLA
 # multiplies it by default: TF32 on NVIDIA, one bfloat16 pass on TPU). The first match counts.
@@ -69,6 +75,17 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
     return None
 
 
+class Records(NamedTuple):
+    """What a checkpoint knows of metrics.jsonl: its first `size` bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+    @staticmethod
+    def of(data: bytes) -> Records:
+        return Records(len(data), hashlib.sha256(data).hexdigest())
+
+
 class Writer:
     """Appends records to metrics.jsonl and TensorBoard's event files; a context manager.
 
@@ -80,6 +97,7 @@ class Writer:
         self._file: BinaryIO | None = None
         self._events: RecordWriter | None = None
         self._flushed = time.monotonic()
+        self._size, self._sha256 = 0, hashlib.sha256()
         if not is_active:
             return
         before = read(workdir)
@@ -89,6 +107,7 @@ class Writer:
         try:
             (workdir / TENSORBOARD).mkdir(exist_ok=True)
             self._file = open(workdir / FILE, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+            self._add((workdir / FILE).read_bytes())
             # RecordWriter works in this thread: where a thread of its own (SummaryWriter's) dies of
             # a full disk, whoever hands it the next event waits forever.
             events = workdir / TENSORBOARD / f"{name}.{os.getpid()}.{time.time_ns()}"
@@ -122,6 +141,19 @@ class Writer:
         if self._events is not None:
             self._events.close()
 
+    def _add(self, data: bytes) -> None:
+        self._size += len(data)
+        self._sha256.update(data)
+
+    def sealed(self) -> Records | None:
+        """All that was written, which is on the disk on return, for the checkpoint that counts on
+        it; None where nothing is written.
+        """
+        if self._file is None:
+            return None
+        os.fsync(self._file.fileno())
+        return Records(self._size, self._sha256.hexdigest())
+
     def _record(self, **event: Any) -> None:
         """Appends an event to TensorBoard's file."""
         assert self._events is not None
@@ -135,6 +167,7 @@ class Writer:
         line = _line(values)
         if self._file.write(line) < len(line):  # what a disk does that is about to be full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._add(line)
         scalars = [{"tag": k, "simple_value": v} for k, v in values.items() if k != "step"]
         self._record(step=int(values["step"]), summary={"value": scalars})
         if time.monotonic() > self._flushed + FLUSH_SECONDS:
@@ -148,30 +181,59 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: a line before the last is damaged.
     """
-    path = workdir / FILE
-    if not path.exists():
-        return []
-    *lines, partial = path.read_bytes().split(b"\n")
-    del partial  # empty after a whole line
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records.append(record | {k: float(v) for k, v in record.pop(NON_FINITE, {}).items()})
-        except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{path}:{number} is damaged: remove that line") from None
-    return records
+    path, records = workdir / FILE, dict[int, dict[str, Any]]()
+    for number, line in enumerate(_lines(path), start=1):
+        record = _parsed(line)
+        if record is None:
+            raise UserError(f"{path}:{number} is damaged; restore the file, or remove that line")
+        records[record["step"]] = record
+    return list(records.values())
 
 
-def truncate(workdir: Path, step: int) -> None:
-    """Drops the records after `step` and a partial last line, before a run goes on from `step`."""
+def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: bool) -> bool:
+    """Drops what was recorded after `step`, before a run goes on from there; whether records that
+    the checkpoint of that step counts on (`records`; None: it does not say) are lost.
+
+    Raises:
+      UserError: they are, and that is not accepted; or, where the checkpoint does not say, a line
+      is damaged.
+    """
     path = workdir / FILE
-    if not path.exists():
-        return
-    kept = b"".join(_line(record) for record in read(workdir) if record["step"] <= step)
-    if kept == path.read_bytes():
-        return
-    files.replace(path, kept)
+    data = path.read_bytes() if path.exists() else b""
+    is_lost = records is not None and Records.of(data[: records.size]) != records
+    if records is not None and not is_lost:
+        kept = data[: records.size]
+    else:
+        if is_lost and not is_loss_accepted:
+            fewer = f"{len(data)} of {records.size} bytes are left" if records else ""
+            told = fewer if records and len(data) < records.size else "its bytes are others"
+            raise UserError(
+                f"{path} is not what the checkpoint of step {step} counts on: {told}; restore it, "
+                f"or give up the records that are lost with {GIVE_UP}"
+            )
+        found = list(map(_parsed, _lines(path))) if is_lost else read(workdir)
+        kept = b"".join(_line(record) for record in found if record and record["step"] <= step)
+    if kept != data:
+        files.replace(path, kept)
+    if is_lost:
+        log.warning("%s: records of the steps up to %d are lost and given up", path, step)
+    return is_lost
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Whole ones: after the last of them there is nothing, or the partial line of a killed run."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A record; None of a line that is not one."""
+    try:
+        record = json.loads(line)
+        record |= {k: float(v) for k, v in record.pop(NON_FINITE, {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
+    is_record = all(type(record.get(key)) is int for key in ("step", "tokens"))
+    return record if is_record else None
 
 
 def _event(**fields: Any) -> Any:

@@ -39,9 +39,10 @@ from lm.plan import explain
 from lm.plan import program as plan
 from lm.run import checkpoint, record
 from lm.run import origin as origin_lib
-from lm.run.checkpoint import Checkpointer, Meta
 from lm.run.clock import Clock, Profiler
+from lm.run.items import Meta
 from lm.run.progress import TrainingBar
+from lm.run.saver import Checkpointer
 from lm.state import as_int
 
 Record = dict[str, Any]
@@ -53,7 +54,7 @@ class Options:
     """Where a run lives and reads from. `profile_steps` of them are traced into workdir/profile (0:
     none). `rows`: what it trains on in place of data.sources, which are empty then. `until`: label
     of a task -> value; an evaluation at which the headline of each of these tasks is at least as
-    good ends the run.
+    good ends the run. `accept_lost_records`: a run goes on although metrics.jsonl has lost some.
     """
 
     workdir: Path
@@ -61,6 +62,7 @@ class Options:
     profile_steps: int = 0
     rows: Rows | None = None
     until: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    accept_lost_records: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +101,18 @@ def run(config: Config, options: Options) -> Outcome:
         built = build_lib.build(config, jax.devices(), decay_start)
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
-        saver = stack.enter_context(Checkpointer(workdir, config))
-        state = origin_lib.begin(origin, built, saver, loader)
+        saver = stack.enter_context(Checkpointer(workdir, config, built.last_before_decay))
+        state, records = origin_lib.begin(origin, built, saver, loader)
         step, end = int(state.step), built.run_tokens // config.tokens_per_step
         _check_not_past(step, end, workdir)
         if is_first:
+            is_accepted = options.accept_lost_records
+            is_lost = metrics.cut(workdir, step, records, is_loss_accepted=is_accepted)
             read = loader.identity | {"left_out": prepared.left_out_counts}
             told = read, decay_start, options.until
-            record.write(workdir, built, prepared.tokenizer, *told)
-            metrics.truncate(workdir, step)
+            lost_until = step if is_lost else 0
+            record.write(workdir, built, prepared.tokenizer, *told, lost_until=lost_until)
+        saver.remove_old()  # not before everything above is known to be right
         stop = stack.enter_context(processes.stop_signals())
         bar = stack.enter_context(_bar(config, step, end))
         token_bytes = built.put_replicated(_padded_bytes(prepared.tokenizer, built))
@@ -141,7 +146,8 @@ def run(config: Config, options: Options) -> Outcome:
             _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
 
         def save() -> None:
-            meta = Meta(step, tokens.after(step), decay_start, {}, {})
+            counts = Meta(step, tokens.after(step), decay_start, {}, {})
+            meta = counts._replace(records=writer.sealed())
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
         def due(every: Duration) -> bool:
@@ -159,7 +165,8 @@ def run(config: Config, options: Options) -> Outcome:
             saver.check()
             state, arrays = built.step(state, batch, token_bytes, numbers)
             before, step, pending = pending, step + 1, (step + 1, arrays)
-            is_evaluated, is_saved = due(config.evaluate.every), due(config.checkpoint.every)
+            is_evaluated = due(config.evaluate.every)
+            is_saved = due(config.checkpoint.every) or step == built.last_before_decay
             if not (is_evaluated or is_saved):
                 finish(before, {})
                 continue
@@ -320,12 +327,13 @@ def _evaluate(
 
 
 def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | None]) -> None:
-    """A signal may have cut the evaluation at `step` short: its record is then written anew."""
+    """A signal may have cut the evaluation at `step` short: its record is then written once more,
+    after what the checkpoint of that step counts on.
+    """
     last = _last(workdir, step)
     if processes.agree(bool(last) and not any(key.startswith(EVALUATED) for key in last)):
         found = evaluation()
         if found and processes.is_first():
-            metrics.truncate(workdir, step - 1)
             with metrics.Writer(workdir) as writer:
                 writer.write(last | found)
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -287,27 +285,26 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
             temporary.mkdir()
             try:
                 write(temporary)
+                files.sync_all(temporary)
                 os.replace(temporary, folder)
+                files.sync(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
-            f"cannot write {folder}: {error.strerror}; {'free some space or ' * is_full}"
-            "set --data_dir (or ESPALIER_DATA) to another folder"
+            f"cannot write {folder}: {error.strerror}; {files.advice(error)}, or set --data_dir "
+            "(or ESPALIER_DATA) to another folder"
         ) from error
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     with open(path, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(stream):
             print(
                 f"another process is preparing {path.name[1:-5]}; waiting for it", file=sys.stderr
             )
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            files.lock(stream, is_waiting=True)
         yield
 
 

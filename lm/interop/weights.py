@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lm.config import Config, UserError
-from lm.run import checkpoint, formats
-from lm.run.checkpoint import Meta
+from lm.run import checkpoint, formats, items
 from lm.run.digest import digest
+from lm.run.items import Meta
 from lm.run.progress import WeightsBar
 from lm.run.telling import Telling, quiet
 from lm.state import TrainState, count
@@ -38,11 +38,10 @@ def save(workdir: Path, config: Config, params: Any) -> None:
     room = max(x.nbytes for x in jax.tree.leaves(params)) // 10**9 + 2
     arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=False, save_concurrent_gb=room)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), state)
+    written = items.plain(meta, {"next_step": 0, "identity": {}}, formats.write(config))
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state, save_args=chunks),
-        loader=ocp.args.JsonSave({"next_step": 0, "identity": {}}),
-        config=ocp.args.JsonSave(formats.write(config)),
-        meta=ocp.args.JsonSave(meta._asdict()),
+        **{name: ocp.args.JsonSave(value) for name, value in written.items()},
     )
     plain = ocp.JsonCheckpointHandler
     handler = ocp.CompositeCheckpointHandler(

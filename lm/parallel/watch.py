@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import itertools
 import json
 import os
@@ -34,6 +33,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # its client has no public name; Orbax, too, takes it from here
 
+from lm import files
 from lm.config import UserError
 
 BEAT_SECONDS = 1.0
@@ -159,8 +159,8 @@ def _gone(process: int) -> str:
 
 def status(error: BaseException) -> int:
     """As launch/cli.py ends a process."""
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, UserError) or is_full:
+    is_told = isinstance(error, OSError) and files.told(error) is not None
+    if isinstance(error, UserError) or is_told:
         return MISTAKE
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 

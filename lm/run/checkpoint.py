@@ -1,26 +1,24 @@
-"""Checkpoints of a run, and the way back from them, on any mesh and by any number of processes.
+"""Checkpoints of a run, read on any mesh and by any number of processes.
 
-`workdir/checkpoints/<step>/` holds four items: state (TrainState, Orbax standard), loader (its one
-integer and what it reads), config, and meta (tokens seen, where a decay branched, a digest of every
-array). Saves are asynchronous and atomic: an interrupted one leaves a temporary folder that is
-ignored and removed. A digest that does not match, or files that cannot be read, make a checkpoint
-damaged: it is named, moved aside, and the one before it is used.
+`workdir/checkpoints/<step>/` holds four items: state (TrainState, Orbax standard), and three that
+are plain (lm/run/items.py): loader (its one integer and what it reads), config, and meta (tokens
+seen, where a decay branched, digests of every array and of the plain items). lm/run/saver.py writes
+them. A digest that does not match, or files that cannot be read, make a checkpoint damaged: a run
+names it, moves it aside and goes on from the one before; who asked for it is told which other one
+is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import logging
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lm import build as build_lib
@@ -31,32 +29,18 @@ from lm.config import Config, UserError
 from lm.data import tokenizers
 from lm.model import Model
 from lm.parallel import processes
-from lm.run import formats
+from lm.run import formats, items
 from lm.run.digest import digest
+from lm.run.items import Meta
 from lm.run.telling import Telling, quiet
 from lm.state import TrainState, as_int
 
 FOLDER = "checkpoints"
-ITEMS = ("state", "loader", "config", "meta")
 TOKENIZER = "tokenizer.json"
-
-log = logging.getLogger(__name__)
 
 
 class DamagedError(UserError):
     """A checkpoint that is not whole, and what shows it."""
-
-
-class Meta(NamedTuple):
-    """`tokens` seen at `step`; `decay_start` in tokens if a decay branched from a trunk;
-    `digest` per array; `shapes` per parameter.
-    """
-
-    step: int
-    tokens: int
-    decay_start: float | None
-    digest: dict[str, int]
-    shapes: dict[str, list[int]]
 
 
 class Restored(NamedTuple):
@@ -77,154 +61,6 @@ class Loaded(NamedTuple):
     config: Config
     step: int
     build: Build
-
-
-class Checkpointer:
-    """The checkpoints of one workdir, for the run that writes them. A context manager: leaving
-    waits for saves.
-    """
-
-    def __init__(self, workdir: Path, config: Config) -> None:
-        self._folder = (workdir / FOLDER).absolute()
-        self._stack = contextlib.ExitStack()
-        self._config = formats.write(config)
-        keep_every = config.steps(config.checkpoint.keep_every)
-        self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.checkpoint.keep_last,
-            keep_period=keep_every or None,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
-        try:
-            with processes.first_alone():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._remove_unfinished()
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=self._options, item_names=ITEMS
-            )
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._folder}: {error.strerror}; mend it or choose another workdir"
-            ) from None
-
-    def __enter__(self) -> Checkpointer:
-        self._stack.enter_context(quiet())
-        self._stack.callback(self._close)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    @property
-    def latest(self) -> int | None:
-        return self._manager.latest_step()
-
-    def save(self, state: TrainState, loader: Mapping[str, Any], meta: Meta) -> None:
-        """Starts saving; returns when the arrays are copied to the host.
-
-        Raises:
-          UserError: this save or the one before could not be written.
-        """
-        if self.latest == meta.step:
-            return
-        meta = meta._replace(digest=digest(state), shapes=shapes(state.params))
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            loader=ocp.args.JsonSave(dict(loader)),
-            config=ocp.args.JsonSave(self._config),
-            meta=ocp.args.JsonSave(meta._asdict()),
-        )
-        self.check()
-        with Telling(self._unsaved):
-            self._manager.save(meta.step, args=args)
-
-    def check(self) -> None:
-        """Raises as `save` does, at once, if a save under way has failed."""
-        with Telling(self._unsaved):
-            self._manager.check_for_errors()
-
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises as `save` does."""
-        with Telling(self._unsaved):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-
-    def _close(self) -> None:
-        """A save that was under way may fail now, when something else has ended the run."""
-        with Telling(self._unsaved):
-            self._manager.close()
-
-    def _unsaved(self, reason: str) -> UserError:
-        self._remove_unfinished()
-        return UserError(
-            f"cannot save a checkpoint in {self._folder}: {reason}; mend that (free some space?) "
-            "and run the same command again"
-        )
-
-    def _remove_unfinished(self) -> None:
-        if not processes.is_first():
-            return
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def restore_latest(self, abstract: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, damaged newer ones moved aside; None if there is
-        none at all.
-
-        Raises:
-          UserError: checkpoints exist and every one is damaged; they stay where they are.
-        """
-        damaged: dict[int, str] = {}
-        for step in processes.agree(sorted(self._manager.all_steps(), reverse=True)):
-            restored, told = self._try(step, abstract)
-            if restored is None:
-                damaged[step] = told
-                continue
-            for other, told in damaged.items():
-                aside = self._move_aside(other)
-                if processes.is_first():
-                    log.warning("%s; moved to %s, going on from step %d", told, aside, step)
-            return restored
-        if damaged:
-            raise UserError(
-                f"every checkpoint is damaged, the newest: {next(iter(damaged.values()))}; "
-                "restore a copy or choose a new workdir"
-            )
-        return None
-
-    def _try(self, step: int, abstract: TrainState) -> tuple[Restored | None, str]:
-        """A checkpoint, or what is wrong with it. Each process reads what its devices need: one may
-        find damage that another does not.
-        """
-        path, restored, told = self._folder / str(step), None, ""
-        try:
-            restored = _read(path, abstract)
-        except DamagedError as error:
-            told = str(error)
-        told = next(filter(None, processes.gather(told)), "")
-        if restored is None or told:
-            return None, told
-        try:
-            _check(path, restored)
-        except DamagedError as error:
-            return None, str(error)
-        return restored, ""
-
-    def _move_aside(self, step: int) -> Path:
-        aside = self._folder.parent / "damaged" / str(step)
-        if processes.is_first():
-            if aside.exists():
-                shutil.rmtree(aside)
-            aside.parent.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(aside)
-        processes.wait()
-        self._manager.reload()
-        return aside
 
 
 def locate(path: Path) -> Path:
@@ -251,52 +87,64 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / FOLDER).glob("*") if p.name.isdigit())
 
 
+def newest(workdir: Path) -> tuple[Config, Meta]:
+    """Of the newest checkpoint of a run of which they can be read.
+
+    Raises:
+      UserError: they cannot be read of any.
+    """
+    told = f"{workdir} has no checkpoint"
+    for step in reversed(steps(workdir)):
+        path = workdir.absolute() / FOLDER / str(step)
+        try:
+            return _read_config(path), _read_meta(path)
+        except DamagedError as error:
+            told = str(error)
+    raise UserError(f"{told}; restore a copy, or choose another workdir")
+
+
 def read_meta(path: Path) -> Meta:
-    """Meta of a checkpoint folder."""
-    with _telling_damage(path):
-        return _meta(_json(path, "meta"))
+    """Meta of a checkpoint folder.
+
+    Raises:
+      UserError: damaged; which other checkpoint of the run is whole.
+    """
+    with _naming_a_whole_one(path):
+        return _read_meta(path)
 
 
 def read_config(path: Path) -> Config:
-    """The configuration of the run that wrote a checkpoint folder."""
-    with _telling_damage(path):
-        return formats.read(_json(path, "config"), f"{path}/config")
+    """The configuration of the run that wrote a checkpoint folder; raises as `read_meta` does."""
+    with _naming_a_whole_one(path):
+        return _read_config(path)
 
 
 def restore(path: Path, abstract: TrainState) -> Restored:
     """A checkpoint folder named by the user, into the shapes and shardings of `abstract`.
 
     Raises:
-      UserError: damaged, or of a model with other parameters.
+      UserError: damaged, as in `read_meta`, or of a model with other parameters.
     """
-    _check_shapes(path, abstract)
-    with quiet():
-        restored = _read(path, abstract)
-        _check(path, restored)
+    with _naming_a_whole_one(path), quiet():
+        _check_shapes(path, abstract)
+        restored = read(path, abstract)
+        check(path, restored)
         return restored
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
     """Only the weights of a checkpoint folder; what `restore` raises."""
-    _check_shapes(path, abstract)
-    return read_params(path, abstract.params)
+    with _naming_a_whole_one(path):
+        _check_shapes(path, abstract)
+        return _read_params(path, abstract.params)
 
 
 def read_params(path: Path, params: Any) -> Any:
-    """These weights of a checkpoint folder: `params` may be a part of the tree.
-
-    Raises:
-      UserError: damaged.
+    """These weights of a checkpoint folder: `params` may be a part of the tree; raises as
+    `read_meta` does.
     """
-    item = {"params": params}
-    placed = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item, restore_args=placed, partial_restore=True)
-    with quiet(), _telling_damage(path):
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-            found = reader.restore(path / "state", args=args)
-        _check_digest(found, _meta(_json(path, "meta")))
-        return found["params"]
+    with _naming_a_whole_one(path):
+        return _read_params(path, params)
 
 
 def load(
@@ -309,23 +157,88 @@ def load(
       UserError: damaged; an unknown label or option; options that ask for other parameters.
     """
     path = locate(Path(workdir))
-    config = read_config(path)
-    meta = read_meta(path)
-    if layers:
-        model = layer_lib.change_layers(config.model, layers)
-        config = dataclasses.replace(config, model=model)
-    built = build_lib.local(config, meta.decay_start)
-    if layers:
-        _check_shapes(path, built.abstract_state, "change only options that have no parameters")
-    params = restore_params(path, built.abstract_state)
+    with _naming_a_whole_one(path):
+        config, meta = _read_config(path), _read_meta(path)
+        if layers:
+            model = layer_lib.change_layers(config.model, layers)
+            config = dataclasses.replace(config, model=model)
+        built = build_lib.local(config, meta.decay_start)
+        if layers:
+            _check_shapes(path, built.abstract_state, "change only options without parameters")
+        params = _read_params(path, built.abstract_state.params)
     tokenizer = tokenizers.load(path.parent.parent / TOKENIZER)
     return Loaded(built.model, params, tokenizer, config, meta.step, built)
 
 
-def _read(path: Path, abstract: TrainState) -> Restored:
-    """What this process's devices hold of a checkpoint; no process waits for another."""
+def _read_meta(path: Path) -> Meta:
     with _telling_damage(path):
-        meta, loader = _meta(_json(path, "meta")), _json(path, "loader")
+        return items.read_meta(path)
+
+
+def _read_config(path: Path) -> Config:
+    with _telling_damage(path):
+        values = items.read(path, "config", items.read_meta(path))
+    return formats.read(values, f"{path}/config")
+
+
+def _read_params(path: Path, params: Any) -> Any:
+    item = {"params": params}
+    placed = ocp.checkpoint_utils.construct_restore_args(item)
+    with quiet(), _telling_damage(path):
+        found = _arrays(
+            path, ocp.args.PyTreeRestore(item, restore_args=placed, partial_restore=True)
+        )
+        _check_digest(found, items.read_meta(path))
+        return found["params"]
+
+
+def _arrays(path: Path, args: ocp.args.PyTreeRestore) -> Any:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+        return reader.restore(path / "state", args=args)
+
+
+@contextlib.contextmanager
+def _naming_a_whole_one(path: Path) -> Iterator[None]:
+    """A damaged checkpoint that somebody asked for is told with the newest of the same run that is
+    whole, every array of it read.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        others = [p for p in path.parent.glob("*") if p.name.isdigit() and p != path]
+        newest_first = sorted(others, key=lambda p: int(p.name), reverse=True)
+        found = next(filter(_is_whole, newest_first), None)
+        advice = f"{found} is whole: name that" if found else "no other is whole: restore a copy"
+        raise DamagedError(f"{error}; {advice}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all of a checkpoint can be read, whatever its model; it is read into host memory."""
+    host = ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+        with quiet(), _telling_damage(path):
+            meta = items.read_meta(path)
+            for name in items.OTHERS:
+                items.read(path, name, meta)
+            place: Any = path / "state"
+            tree = ocp.PyTreeCheckpointHandler().metadata(place).tree
+            placed = jax.tree.map(lambda _: host, tree)
+            _check_digest(_arrays(path, ocp.args.PyTreeRestore(restore_args=placed)), meta)
+    except DamagedError:
+        return False
+    return True
+
+
+def read(path: Path, abstract: TrainState) -> Restored:
+    """What this process's devices hold of a checkpoint; no process waits for another.
+
+    Raises:
+      DamagedError: it cannot be read; `check` tells whether it is what was saved.
+    """
+    with _telling_damage(path):
+        meta = items.read_meta(path)
+        loader, config = (items.read(path, name, meta) for name in items.OTHERS)
         if not any(name.startswith("opt_state/") for name in meta.digest):
             raise UserError(
                 f"checkpoint {path} holds weights and no optimizer state; start a run in a new "
@@ -334,9 +247,9 @@ def _read(path: Path, abstract: TrainState) -> Restored:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             state = reader.restore(path / "state", formats.stored(abstract, meta.digest))
         if not isinstance(state, TrainState):
-            rows = meta.step * read_config(path).data.batch_size
+            rows = meta.step * _read_config(path).data.batch_size
             state = formats.counted(state, abstract, tokens=meta.tokens, rows=rows)
-        return Restored(state, loader, _json(path, "config"), meta)
+        return Restored(state, loader, config, meta)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -345,8 +258,12 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
 
 
-def _check(path: Path, restored: Restored) -> None:
-    """Of whole arrays: all processes come here together."""
+def check(path: Path, restored: Restored) -> None:
+    """Of whole arrays: all processes come here together.
+
+    Raises:
+      DamagedError: it is not what was saved.
+    """
     state, loader, _, meta = restored
     with _telling_damage(path):
         _check_digest(formats.stored(state, meta.digest), meta)
@@ -367,19 +284,11 @@ def _telling_damage(path: Path) -> Telling:
     return Telling(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
 
 
-def _json(path: Path, item: str) -> dict[str, Any]:
-    return json.loads((path / item / "metadata").read_text())
-
-
-def _meta(value: dict[str, Any]) -> Meta:
-    return Meta(**{field: value[field] for field in Meta._fields})
-
-
 def _check_shapes(
     path: Path, abstract: TrainState, advice: str = "set config.model to the checkpoint's"
 ) -> None:
     """Tells a different model from a damaged file, before any array is read."""
-    stored, wanted = read_meta(path).shapes, shapes(abstract.params)
+    stored, wanted = _read_meta(path).shapes, shapes(abstract.params)
     for name in sorted(stored.keys() | wanted.keys()):
         a, b = stored.get(name), wanted.get(name)
         if a != b:

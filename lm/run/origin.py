@@ -11,6 +11,7 @@ Where "-" stands, the run begins anew: moments of zero, step 0, the first row, t
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,9 +23,13 @@ from lm.data.loader import Loader
 from lm.data.prepare import Prepared
 from lm.data.tokenizers import Tokenizer
 from lm.families import OPTIMIZERS
+from lm.metrics import Records
 from lm.parallel import processes
-from lm.run import checkpoint, record
-from lm.run.checkpoint import Checkpointer
+from lm.run import checkpoint, formats, record
+from lm.run.checkpoint import Restored
+from lm.run.items import Meta
+from lm.run.saver import Checkpointer
+from lm.schedules import Run, Schedule
 from lm.state import TrainState
 
 
@@ -58,6 +63,13 @@ class Origin(NamedTuple):
     data: Prepared
 
 
+class Beginning(NamedTuple):
+    """`records`: what the run had written by then, None where its checkpoint does not say."""
+
+    state: TrainState
+    records: Records | None
+
+
 def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
     """Reads what is there and prepares the data.
 
@@ -70,6 +82,8 @@ def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
     folder = Path(named) if named else None
     if folder is not None and _carried(config).moments:
         _check_optimizer(config, folder)
+    if folder is not None and _carried(config).phase == "decay":
+        _check_trunk(folder)
     data = prepare.prepare(
         config.data,
         data_dir,
@@ -81,24 +95,33 @@ def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
     return Origin(folder, _carried(config), _decay_start(config, workdir, folder), data)
 
 
-def begin(origin: Origin, built: Build, saver: Checkpointer, loader: Loader) -> TrainState:
+def begin(origin: Origin, built: Build, saver: Checkpointer, loader: Loader) -> Beginning:
     """The state of the first step to come, with `loader` at its row: from the run's own newest
     checkpoint, else from what is carried of the origin.
 
     Raises:
-      UserError: a checkpoint is damaged, or of another model or of other data.
+      UserError: a checkpoint is damaged, or of another model or of other data; or weights that
+      have decayed would go on at another learning rate.
     """
-    abstract, carried = built.abstract_state, RESUMED
-    restored = saver.restore_latest(abstract)
-    if restored is None and origin.folder is not None:
-        carried = origin.carried
-        if not (carried.moments or carried.step or carried.stream):
-            # The weights alone: the rest of that checkpoint need not be of this optimizer or data.
-            params = checkpoint.restore_params(origin.folder, abstract)
-            return built.init(built.config.seed)._replace(params=params)
-        restored = checkpoint.restore(origin.folder, abstract)
-    if restored is None:
+    restored = saver.restore_latest(built.abstract_state)
+    if restored is not None:
+        _check_length(restored, built, saver.folder)
+        return Beginning(_continue(RESUMED, restored, built, loader), restored.meta.records)
+    return Beginning(_first(origin, built, loader), Records.of(b""))
+
+
+def _first(origin: Origin, built: Build, loader: Loader) -> TrainState:
+    abstract, carried = built.abstract_state, origin.carried
+    if origin.folder is None:
         return built.init(built.config.seed)
+    if not (carried.moments or carried.step or carried.stream):
+        # The weights alone: the rest of that checkpoint need not be of this optimizer or data.
+        params = checkpoint.restore_params(origin.folder, abstract)
+        return built.init(built.config.seed)._replace(params=params)
+    return _continue(carried, checkpoint.restore(origin.folder, abstract), built, loader)
+
+
+def _continue(carried: Carried, restored: Restored, built: Build, loader: Loader) -> TrainState:
     if carried.stream:
         loader_lib.check_identity(restored.loader["identity"], loader.identity)
         loader.set_state(restored.loader)
@@ -131,6 +154,65 @@ def _check_optimizer(config: Config, folder: Path) -> None:
         )
 
 
+def _schedule(config: Config, meta: Meta) -> Schedule:
+    """The learning rate of the run that wrote a checkpoint, as it was planned then."""
+    return config.schedule.schedule(
+        Run(config.run_tokens, config.tokens_per_step, meta.decay_start)
+    )
+
+
+def _check_trunk(folder: Path) -> None:
+    """A decay branches from weights that have not decayed."""
+    config, meta = checkpoint.read_config(folder), checkpoint.read_meta(folder)
+    schedule, per_step = _schedule(config, meta), config.tokens_per_step
+    if not schedule.is_decayed(meta.tokens, per_step):
+        return
+    earlier = _before(folder.parent, [schedule], per_step)
+    advice = f"set decay_from to {earlier}" if earlier else "none from before it is kept there"
+    raise UserError(
+        f"decay_from={folder} has decayed already, since step "
+        f"{schedule.last_before_decay(per_step)} of its run; {advice}"
+    )
+
+
+def _check_length(restored: Restored, built: Build, folder: Path) -> None:
+    """Another run.length moves the decay: not that of weights which are in it, or would be."""
+    meta, config = restored.meta, built.config
+    planned, per_step = (
+        formats.read(restored.config, f"{folder}/{meta.step}/config"),
+        config.tokens_per_step,
+    )
+    schedules = [_schedule(planned, meta), built.schedule]
+    is_past = meta.tokens > built.run_tokens  # told elsewhere
+    if is_past or schedules[0].phases[1:] == schedules[1].phases[1:]:
+        return
+    if not any(schedule.is_decayed(meta.tokens, per_step) for schedule in schedules):
+        return
+    told = (
+        f"run.length={config.run.length} in place of {planned.run.length} moves the decay of the "
+        f"learning rate, and the weights of step {meta.step} in {folder.parent} have decayed or "
+        "would be in it"
+    )
+    earlier = _before(folder, schedules, per_step)
+    if earlier is None:
+        raise UserError(f"{told}; no checkpoint from before it is kept: choose a new workdir")
+    later = [folder / str(s) for s in checkpoint.steps(folder.parent) if s > int(earlier.name)]
+    aside = folder.parent / "decayed"
+    command = (
+        f"mkdir -p {shlex.quote(str(aside))} && {shlex.join(['mv', *map(str, later), str(aside)])}"
+    )
+    raise UserError(f"{told}; to go on from {earlier}, move what came after it away: {command}")
+
+
+def _before(folder: Path, schedules: list[Schedule], tokens_per_step: int) -> Path | None:
+    """The newest checkpoint in a folder of them that is in no decay of `schedules`."""
+    for step in reversed(checkpoint.steps(folder.parent)):
+        tokens = step * tokens_per_step
+        if not any(schedule.is_decayed(tokens, tokens_per_step) for schedule in schedules):
+            return folder / str(step)
+    return None
+
+
 def _locate(config: Config, workdir: Path) -> Path | None:
     """The checkpoint folder the configuration names, if it is still to be read: a run that has
     checkpoints of its own no longer needs it.
@@ -140,14 +222,14 @@ def _locate(config: Config, workdir: Path) -> Path | None:
 
 
 def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | None:
-    """Tokens at which the decay branched; a resumed run reads its own record, never again the
+    """Tokens at which the decay branched; a resumed run reads its own checkpoints, never again the
     trunk.
     """
     if _carried(config).phase != "decay":
         return None
     if origin is not None:
         return float(checkpoint.read_meta(origin).tokens)
-    return record.recorded(workdir, "decay_start")
+    return checkpoint.newest(workdir)[1].decay_start
 
 
 def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer | None:
@@ -159,7 +241,7 @@ def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer 
     own = workdir / checkpoint.TOKENIZER
     if own.exists():
         used, known = tokenizers.load(own), record.recorded(workdir, "tokenizer", "sha256")
-        if used.sha256 != known:
+        if known is not None and used.sha256 != known:
             raise UserError(
                 f"{own} has sha256 {used.sha256[:12]}, recorded was {known[:12]}; restore it or "
                 "choose another workdir"

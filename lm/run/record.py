@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -45,6 +44,8 @@ from lm.run.checkpoint import TOKENIZER
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+WRITTEN = ("config.json", "run.json", "params.txt", TOKENIZER)
+_REMOVE = "restore it, or remove it: from a checkpoint of the run it is written anew"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -79,18 +80,15 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: {error.strerror}; choose a folder that can be written"
-        ) from None
+        told = f"--workdir={workdir}: {error.strerror}; {files.advice(error)}"
+        raise UserError(told) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not files.lock(file):
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise UserError(
                 f"--workdir={workdir} is in use by {owner}; stop it or choose another workdir"
-            ) from None
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -135,31 +133,30 @@ def _config(workdir: Path) -> Config | None:
     """
     path = workdir / "config.json"
     if not path.exists():
-        if not checkpoint.steps(workdir):
-            return None
-        return checkpoint.read_config(checkpoint.locate(workdir))
+        return checkpoint.newest(workdir)[0] if checkpoint.steps(workdir) else None
     try:
         old = json.loads(path.read_text())
     except ValueError:
         old = None
     if not isinstance(old, dict):
-        raise UserError(f"{path} is not a configuration; restore it or choose another workdir")
+        raise UserError(f"{path} is not a configuration; {_REMOVE}")
     return formats.read(old, str(path))
 
 
 def recorded(workdir: Path, *keys: str) -> Any:
-    """An entry of the run.json of an earlier launch, recorded("tokenizer", "sha256") say.
+    """An entry of the run.json of an earlier launch, recorded("tokenizer", "sha256") say; None
+    without that file.
 
     Raises:
-      UserError: it is not there.
+      UserError: it is damaged.
     """
     path = workdir / "run.json"
+    if not path.exists():
+        return None
     try:
         return functools.reduce(operator.getitem, keys, json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is damaged or missing; restore it or choose another workdir"
-        ) from None
+        raise UserError(f"{path} is damaged; {_REMOVE}") from None
 
 
 def write(
@@ -169,25 +166,40 @@ def write(
     data: dict[str, Any],
     decay_start: float | None,
     until: Mapping[str, float] = MappingProxyType({}),
+    *,
+    lost_until: int = 0,
 ) -> None:
-    """Writes the four files, each atomically. For run.json: `data`, what the loader reads, and
-    `until` as in `lm.train.Options`.
+    """Writes the four files, each atomically. For run.json: `data`, what the loader reads, `until`
+    as in `lm.train.Options`, and the step up to which records were lost and given up.
     """
     _tell_other_devices(workdir, built)
+    absent = [name for name in WRITTEN if not (workdir / name).exists()]
+    if checkpoint.steps(workdir) and absent:
+        log.warning("%s lacks %s: written anew", workdir, ", ".join(absent))
     description = describe(built, tokenizer, data)
     description |= {"decay_start": decay_start, "until": dict(until)}
+    if lost_until := max(lost_until, _old(workdir).get("records_lost_until_step", 0)):
+        description |= {"records_lost_until_step": lost_until}
     files.replace(workdir / "config.json", json.dumps(formats.write(built.config), indent=2) + "\n")
     files.replace(workdir / "params.txt", params_lib.table(built.infos))
     files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
     tokenizer.save(workdir / TOKENIZER)
 
 
-def _tell_other_devices(workdir: Path, built: Build) -> None:
+def _old(workdir: Path) -> dict[str, Any]:
+    """The run.json of the launch before; {} if there is none that can be read."""
     try:
         old = json.loads((workdir / "run.json").read_text())
-        before = old["mesh"], old["processes"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
+        return {}
+    return old if isinstance(old, dict) else {}
+
+
+def _tell_other_devices(workdir: Path, built: Build) -> None:
+    old = _old(workdir)
+    if not {"mesh", "processes"} <= old.keys():
         return
+    before = old["mesh"], old["processes"]
     now = dict(built.mesh.shape), processes.count()
     if before != now:
         log.warning(

@@ -108,6 +108,24 @@ class Schedule:
     final_ratio: float
 
     @property
+    def has_decay(self) -> bool:
+        return self.phases.decay_end > self.phases.decay_start and self.final_ratio < 1.0
+
+    def last_before_decay(self, tokens_per_step: int) -> int | None:
+        """The last step at which the decay can still begin elsewhere: no update of it was made, and
+        its first one is due. None without a decay.
+        """
+        start = self.phases.decay_start / tokens_per_step
+        return int(start + 1e-6) if self.has_decay else None
+
+    def is_decayed(self, tokens: float, tokens_per_step: int) -> bool:
+        """Whether an update of the decay went into the weights at `tokens`. The last update was
+        made at one step less, and at `decay_start` itself the factor of the decay is 1.
+        """
+        last, start = tokens / tokens_per_step - 1, self.phases.decay_start / tokens_per_step
+        return self.has_decay and last > start + 1e-6
+
+    @property
     def curve(self) -> Curve:
         warmup_end, decay_start, decay_end = self.phases
         inverse = lambda length: (

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
@@ -221,14 +220,9 @@ def _held(place: Path) -> Iterator[bool]:
         place.mkdir(parents=True, exist_ok=True)
         file = open(place / LOCK, "a")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
-        raise UserError(f"{place}: {error.strerror}; choose a workdir to write in") from None
+        raise UserError(f"{place}: {error.strerror}; {files.advice(error)}") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = True
-        except BlockingIOError:
-            is_ours = False
-        yield is_ours
+        yield files.lock(file)
 
 
 def _eta(began: float, num_done: int, num_left: int) -> str:

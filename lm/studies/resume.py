@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from lm import metrics
 from lm.config import UserError
 from lm.run import checkpoint
-from lm.run.checkpoint import Meta
+from lm.run.items import Meta
 
 POLL_SECONDS = 0.02
 

@@ -219,12 +219,14 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
     assert stop.value.code == 2
-    assert "runs/x/metrics.jsonl'; free some space" in capsys.readouterr().err
+    assert (
+        "runs/x/metrics.jsonl: No space left on device; free some space" in capsys.readouterr().err
+    )
 
 
 def test_other_errors_keep_their_traceback() -> None:
-    with pytest.raises(PermissionError), cli.mistakes_in_one_line():
-        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(OSError, match="not of the system"), cli.mistakes_in_one_line():
+        raise OSError("not of the system")
     with pytest.raises(ZeroDivisionError), cli.mistakes_in_one_line():
         _ = 1 / 0
 

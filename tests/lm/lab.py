@@ -22,7 +22,7 @@ from lm import metrics, report, schedules, train
 from lm.build import Build, build
 from lm.config import Config, to_mapping
 from lm.run import checkpoint
-from lm.run.checkpoint import Meta
+from lm.run.items import NONE, Meta
 from lm.train import Options, Outcome
 from tests.lm import tiny
 
@@ -171,9 +171,12 @@ def copy(workdir: Path, to: Path, last: int | None = None) -> Path:
 
 
 def meta(workdir: Path, step: int | None = None) -> Meta:
-    """Of the newest checkpoint; its digest covers every bit of every array."""
+    """Of the newest checkpoint; its digest covers every bit of every array. Digests of the
+    configuration, which may be of another length, and of records with timings are left out.
+    """
     path = checkpoint.locate(workdir)
-    return checkpoint.read_meta(path if step is None else path.parent / str(step))
+    found = checkpoint.read_meta(path if step is None else path.parent / str(step))
+    return found._replace(items=NONE, records=None)
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:

@@ -1,24 +1,137 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, their locks, and failures told apart."""
 
 import errno
+import fcntl
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launch import cli
 from lm import files
+from lm.config import UserError
+from lm.data import prepare
+from lm.run import record
+from lm.studies import grid
 
 
 def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     files.replace(path, "old")
-    write_bytes = Path.write_bytes
 
-    def half(self: Path, data: bytes) -> int:
-        write_bytes(self, data[:2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         files.replace(path, "new text")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.json": "old"}
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, or not there, also where the machine loses its power."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(old: Any, new: Any) -> None:
+        done.append(f"to {new}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    path = tmp_path / "a.json"
+    files.replace(path, "text")
+    temporary = str(tmp_path / f".a.json.{os.getpid()}.tmp")
+    assert done == [temporary, f"to {path}", str(tmp_path)]
+
+    def write(folder: Path) -> None:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+
+    done.clear()
+    prepare._once(tmp_path / "data", write)
+    partial = str(tmp_path / f".data.tmp-{os.getpid()}")
+    inner = f"{partial}/inner"
+    assert {inner, f"{inner}/file", partial} == set(done[:3])
+    assert done[3:] == [f"to {tmp_path / 'data'}", str(tmp_path)]
+
+
+@pytest.mark.parametrize("code", files.NO_LOCKS)
+def test_a_file_system_without_locks(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Never "in use", and no space would help."""
+
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    takes = (
+        lambda: record.locked(tmp_path / "run").__enter__(),
+        lambda: grid._held(tmp_path / "cell").__enter__(),
+        lambda: prepare._once(tmp_path / "data", lambda folder: None),
+    )
+    for take in takes:
+        with pytest.raises(SystemExit) as caught, cli.mistakes_in_one_line():
+            take()
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "its file system has no locks (flock); mount it with locks, or choose" in line
+        assert "in use" not in line
+        assert "space" not in line
+
+
+def test_a_lock_that_another_holds(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w") as ours, open(tmp_path / "lock") as theirs:
+        assert files.lock(ours)
+        assert not files.lock(theirs)
+    with open(tmp_path / "lock") as theirs:
+        assert files.lock(theirs, is_waiting=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "choose a place that can be written"),
+        (errno.EACCES, "give that permission"),
+        (errno.ENAMETOOLONG, "choose a shorter path"),
+        (errno.EIO, "mend that and run the same command again"),
+    ],
+)
+def test_causes_are_told_apart(
+    tmp_path: Path, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(code, os.strerror(code), str(folder))
+
+    with pytest.raises(UserError, match=f"{re.escape(os.strerror(code))}; {told}"):
+        prepare._once(tmp_path / "data", fail)
+    with pytest.raises(SystemExit), cli.mistakes_in_one_line():
+        fail(tmp_path)
+    line = f"error: {tmp_path}: {os.strerror(code)}; {told}"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_folder_in_the_place_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(SystemExit), cli.mistakes_in_one_line():
+        files.replace(tmp_path / "a.json", "x")
+    line = capsys.readouterr().err
+    assert (
+        line
+        == f"error: {tmp_path / 'a.json'}: Is a directory; a folder is in the way: move it away\n"
+    )
+    (tmp_path / "a.json").rename(tmp_path / "away")
+    files.replace(tmp_path / "a.json", "x")

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_resume_leaves_what_an_uninterrupted_run_would(tmp_path: Path) -> None:
     write(resumed, range(1, 7))
     path = resumed / metrics.FILE
     path.write_bytes(path.read_bytes()[:-5])  # killed while writing step 6
-    metrics.truncate(resumed, 4)
+    metrics.cut(resumed, 4, None, is_loss_accepted=False)
     write(resumed, range(5, 9))
     assert path.read_bytes() == (whole / metrics.FILE).read_bytes()
     assert {p.name for p in resumed.iterdir()} == {metrics.FILE, metrics.TENSORBOARD}
@@ -113,21 +114,77 @@ def test_resume_leaves_what_an_uninterrupted_run_would(tmp_path: Path) -> None:
     assert starts[-1] == 5
 
 
-def test_truncate_keeps_numbers_that_are_not_finite(tmp_path: Path) -> None:
+def test_cut_keeps_numbers_that_are_not_finite(tmp_path: Path) -> None:
     with metrics.Writer(tmp_path) as writer:
         for step in (1, 2):
             writer.write({"step": step, "tokens": step, "train/loss": math.inf})
-    metrics.truncate(tmp_path, 1)
+    metrics.cut(tmp_path, 1, None, is_loss_accepted=False)
     assert metrics.read(tmp_path) == [{"step": 1, "tokens": 1, "train/loss": math.inf}]
 
 
-def test_truncate_without_a_file_or_need_changes_nothing(tmp_path: Path) -> None:
-    metrics.truncate(tmp_path, 5)
+def test_cut_without_a_file_or_need_changes_nothing(tmp_path: Path) -> None:
+    metrics.cut(tmp_path, 5, None, is_loss_accepted=False)
     assert list(tmp_path.iterdir()) == []
     write(tmp_path, range(1, 3))
     before = (tmp_path / metrics.FILE).stat().st_mtime_ns
-    metrics.truncate(tmp_path, 2)
+    metrics.cut(tmp_path, 2, None, is_loss_accepted=False)
     assert (tmp_path / metrics.FILE).stat().st_mtime_ns == before
+
+
+LOSSES: dict[str, Callable[[bytes], bytes | None]] = {
+    "deleted": lambda data: None,
+    "emptied": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "without its last line": lambda data: data[: data.rindex(b"{")],
+    "without a line": lambda data: data[data.index(b"\n") + 1 :],
+    "a flipped digit": lambda data: data.replace(b'"tokens": 3', b'"tokens": 7', 1),
+    "a line without values": lambda data: b"{}\n" + data[data.index(b"\n") + 1 :],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_records_that_a_checkpoint_counts_on_are_missed(
+    tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused in one line; given up where that is asked for, told, and what is left is whole."""
+    with metrics.Writer(tmp_path) as writer:
+        for step in (1, 2, 3):
+            writer.write({"step": step, "tokens": step})
+        records = writer.sealed()
+        writer.write({"step": 4, "tokens": 4})
+    assert records is not None
+    path = tmp_path / metrics.FILE
+    whole = path.read_bytes()
+    assert not metrics.cut(tmp_path, 3, records, is_loss_accepted=False)
+    assert [x["step"] for x in metrics.read(tmp_path)] == [1, 2, 3]
+    lost = LOSSES[loss](whole[: records.size])
+    path.unlink() if lost is None else path.write_bytes(lost)
+    with pytest.raises(UserError, match="is not what the checkpoint of step 3 counts on") as caught:
+        metrics.cut(tmp_path, 3, records, is_loss_accepted=False)
+    assert "\n" not in str(caught.value)
+    assert metrics.cut(tmp_path, 3, records, is_loss_accepted=True)
+    assert caplog.messages == [f"{path}: records of the steps up to 3 are lost and given up"]
+    assert len(metrics.read(tmp_path)) <= 3
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"3", b"\xff", b'{"step": "1", "tokens": 1}', b"{"])
+def test_a_line_that_is_not_a_record(tmp_path: Path, line: bytes) -> None:
+    """Without it, as the message says, the others are read."""
+    write(tmp_path, range(1, 3))
+    path = tmp_path / metrics.FILE
+    whole = path.read_bytes()
+    path.write_bytes(line + b"\n" + whole)
+    with pytest.raises(UserError, match=f"{metrics.FILE}:1 is damaged; .*, or remove that line"):
+        metrics.read(tmp_path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    assert [x["step"] for x in metrics.read(tmp_path)] == [1, 2]
+
+
+def test_of_two_records_of_a_step_the_later_one_counts(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        for values in ({"a": 1}, {"a": 1, "eval/x": 2}):
+            writer.write({"step": 1, "tokens": 1} | values)
+    assert metrics.read(tmp_path) == [{"step": 1, "tokens": 1, "a": 1, "eval/x": 2}]
 
 
 def test_an_inactive_writer_leaves_no_trace(tmp_path: Path) -> None:

@@ -224,7 +224,9 @@ def test_names_and_folders_that_are_too_long(
     long = make_config({"a" * 300: config.sources["text"]})
     assert prepare(long, tmp_path / "data", progress=False).stores
     for name in ("b" * 300, "c/" * 4000):
-        with pytest.raises(UserError, match="File name too long; set --data_dir") as caught:
+        with pytest.raises(
+            UserError, match="File name too long; choose a shorter path, or set --data_dir"
+        ) as caught:
             prepare(config, tmp_path / name, progress=False)
         assert "free some space" not in str(caught.value)
 
@@ -236,7 +238,9 @@ def test_a_file_system_without_locks(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match="No locks available; set --data_dir") as caught:
+    with pytest.raises(
+        UserError, match=r"has no locks \(flock\); mount it with locks, .* or set --data_dir"
+    ) as caught:
         prepare(config, tmp_path / "data", progress=False)
     assert "free some space" not in str(caught.value)
 

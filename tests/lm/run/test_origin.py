@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
 
-from lm.families import Family
+from lm import schedules
+from lm.families import SCHEDULES, Family
 from lm.mapping import UserError
 from lm.optimizers.adamw import Adamw
-from lm.run import checkpoint, origin
+from lm.run import checkpoint, formats, origin
 from lm.run.checkpoint import Restored
+from lm.run.items import Meta
 from lm.state import TrainState
+from tests.lm import tiny
+from tests.lm.lab import DECAY_START, STEPS, Lab, assert_equal_runs, copy, meta
 
 
 def state(value: str) -> TrainState:
@@ -42,7 +48,7 @@ def test_a_run_begins_with_what_is_carried(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(checkpoint, "restore", lambda folder, abstract: found)
     carried = origin.NOTHING._replace(params=True, moments=True)
     given = origin.Origin(Path("runs/a/checkpoints/1"), carried, None, cast(Any, None))
-    made: Any = origin.begin(given, *[cast(Any, Started())] * 3)
+    made: Any = origin.begin(given, *[cast(Any, Started())] * 3).state
     assert (made.params, made.opt_state, made.step) == ("old params", "old opt_state", "new step")
 
 
@@ -74,3 +80,95 @@ def test_what_is_carried_and_nothing_else(carried: origin.Carried, old: set[str]
     assert {name for name in TrainState._fields if getattr(made, name) == f"new {name}"} == (
         set(TrainState._fields) - old
     )
+
+
+PER_STEP = 96
+# schedule, old steps, new steps, step of the weights -> the step to go back to; None: it may go on
+PLANS: list[tuple[dict[str, Any], int, int, int, int | None]] = [
+    ({"family": "wsd", "decay": "25 percent"}, 40, 80, 30, None),
+    ({"family": "wsd", "decay": "25 percent"}, 40, 80, 31, None),  # its update was at a factor of 1
+    ({"family": "wsd", "decay": "25 percent"}, 40, 80, 32, 31),
+    ({"family": "wsd", "decay": "25 percent"}, 40, 80, 40, 31),
+    ({"family": "wsd", "decay": "25 percent"}, 40, 33, 30, 20),  # shortened into its decay
+    ({"family": "wsd", "decay": "25 percent"}, 40, 40, 35, None),
+    ({"family": "wsd", "decay": "0 percent"}, 40, 80, 40, None),
+    ({"family": "wsd", "decay": "25 percent", "final_ratio": 1.0}, 40, 80, 40, None),
+    ({"family": "power", "decay": "10 steps"}, 40, 80, 40, 31),
+    ({"family": "power", "decay": "10 steps"}, 40, 80, 20, None),
+    ({"family": "cosine", "warmup": "10 steps"}, 40, 80, 20, 10),
+    ({"family": "cosine", "warmup": "10 steps"}, 40, 80, 10, None),
+    ({"family": "cosine", "warmup": "10 steps", "horizon": "60 steps"}, 40, 80, 40, None),
+]
+
+
+@pytest.mark.parametrize(("schedule", "old", "new", "step", "back"), PLANS, ids=str)
+def test_a_run_is_lengthened_before_its_decay_alone(
+    tmp_path: Path, schedule: dict[str, Any], old: int, new: int, step: int, back: int | None
+) -> None:
+    planned, config = (
+        tiny.config({"schedule": {"warmup": "4 steps"} | schedule, "run.length": f"{n} steps"})
+        for n in (old, new)
+    )
+    folder = tmp_path / checkpoint.FOLDER
+    for kept in (10, 20, 30, 31, step):
+        (folder / str(kept)).mkdir(parents=True, exist_ok=True)
+    written = Meta(step, step * PER_STEP, None, {}, {})
+    restored = Restored(cast(Any, None), {}, formats.write(planned), written)
+    run = schedules.Run(config.run_tokens, PER_STEP)
+    built = cast(Any, SimpleNamespace(config=config, schedule=config.schedule.schedule(run)))
+    if back is None:
+        origin._check_length(restored, built, folder)
+        return
+    with pytest.raises(UserError) as caught:
+        origin._check_length(restored, built, folder)
+    told = f"run.length={new} steps in place of {old} steps moves the decay"
+    assert str(caught.value).startswith(told)
+    assert f"; to go on from {folder / str(back)}, move what came after" in str(caught.value)
+
+
+def test_every_schedule_says_where_its_decay_begins() -> None:
+    """Until that step two plans agree, so that a run may turn into a longer one there."""
+    for name in SCHEDULES.names():
+        rule = tiny.config({"schedule": {"family": name, "warmup": "10 steps"}}).schedule
+        short, long = (rule.schedule(schedules.Run(n * PER_STEP, PER_STEP)) for n in (40, 80))
+        last = short.last_before_decay(PER_STEP)
+        if last is None:
+            continue
+        rates = [[float(s(PER_STEP * i)) for i in range(last + 3)] for s in (short, long)]
+        assert rates[0][:last] == rates[1][:last], name
+        assert rates[0][last + 2] != rates[1][last + 2], name
+
+
+def command(line: str) -> str:
+    """What a message says to do."""
+    found = re.search(r"away: (mkdir .*)$", line)
+    assert found, line
+    return found[1]
+
+
+def test_a_finished_run_is_lengthened_from_where_its_decay_began(lab: Lab, tmp_path: Path) -> None:
+    """Which is kept whatever else is: as the message says, and to the bits of the longer run."""
+    few = {"checkpoint.every": "5 steps", "checkpoint.keep_last": 1}
+    longer = few | {"run.length": f"{2 * STEPS} steps"}
+    workdir = tmp_path / "a run"
+    lab.run(workdir, few)
+    assert checkpoint.steps(workdir) == [DECAY_START, STEPS]
+    with pytest.raises(UserError, match="have decayed or would be in it") as caught:
+        lab.run(workdir, longer)
+    subprocess.run(command(str(caught.value)), shell=True, check=True)
+    assert lab.run(workdir, longer).finished
+    assert_equal_runs(workdir, lab.longer)
+
+
+def test_a_decay_branches_from_weights_that_have_not_decayed(lab: Lab, tmp_path: Path) -> None:
+    changes = {"decay_from": str(lab.whole)}
+    with pytest.raises(UserError, match=f"has decayed already, since step {DECAY_START}") as caught:
+        lab.run(tmp_path / "run", changes)
+    named = str(caught.value).partition("; set decay_from to ")[2]
+    assert named == str(lab.whole / "checkpoints" / str(DECAY_START))
+    assert not (tmp_path / "run").exists()
+    assert lab.run(tmp_path / "run", {"decay_from": named}).finished
+    assert meta(tmp_path / "run").digest == meta(lab.whole).digest
+    branch = copy(tmp_path / "run", tmp_path / "branch")
+    with pytest.raises(UserError, match="since step 9 of its run; none from before it is kept"):
+        lab.run(tmp_path / "twice", {"decay_from": str(branch)})

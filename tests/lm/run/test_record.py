@@ -16,7 +16,7 @@ import pytest
 
 from lm.config import UserError
 from lm.run import record
-from tests.lm.lab import Lab, copy, meta, records
+from tests.lm.lab import Lab, assert_equal_runs, copy, meta, records
 
 ROOT = Path(__file__).parents[3]
 HOLDER = """
@@ -63,11 +63,17 @@ def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for workdir, reason in (("file", "File exists"), ("file/run", "Not a directory")):
+    move = "move away what is in the way", "a file is in the way: move it away"
+    reasons = f"File exists; {move[0]}", f"Not a directory; {move[1]}"
+    for workdir, reason in zip(("file", "file/run"), reasons, strict=True):
         with pytest.raises(UserError) as caught, record.locked(tmp_path / workdir):
             pass
         line = str(caught.value)
-        assert line.startswith(f"--workdir={tmp_path / workdir}: {reason}; choose a folder")
+        assert line.startswith(f"--workdir={tmp_path / workdir}: {reason}")
+    (tmp_path / "file").rename(tmp_path / "away")
+    for workdir in ("file", "other"):
+        with record.locked(tmp_path / workdir):
+            pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -120,8 +126,23 @@ def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:
     assert record.recorded(lab.whole, "tokenizer", "kind") == "bytes"
     for text in ("{", "[]", "{}", '{"tokenizer": 3}'):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(UserError, match=r"run\.json is damaged or missing"):
+        with pytest.raises(UserError, match=r"run\.json is damaged; restore it, or remove it"):
             record.recorded(tmp_path, "tokenizer", "kind")
+
+
+@pytest.mark.parametrize("name", record.WRITTEN)
+def test_a_file_that_was_removed_is_written_anew(
+    lab: Lab, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the messages above say to do."""
+    workdir = copy(lab.whole, tmp_path / "run")
+    before = (workdir / name).read_text()
+    (workdir / name).unlink()
+    assert lab.run(workdir).finished
+    assert f"{workdir} lacks {name}: written anew" in caplog.messages
+    after = (workdir / name).read_text()
+    assert name == "run.json" or after == before
+    assert_equal_runs(workdir, lab.whole)
 
 
 def test_describe(lab: Lab) -> None:

@@ -209,5 +209,5 @@ def test_names_are_of_files_and_differ() -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "cells").write_text("")
-    with pytest.raises(UserError, match="choose a workdir to write in"):
+    with pytest.raises(UserError, match="Not a directory; a file is in the way: move it away"):
         grid_process.main(tmp_path, "")

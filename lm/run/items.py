@@ -1,0 +1,81 @@
+"""The plain items of a checkpoint, JSON: meta, loader, config; and how damage to them shows.
+
+    <step>/meta/metadata      what the checkpoint is: `Meta`, and the digest of meta itself
+    <step>/loader/metadata    place in the training stream, and what that is made of
+    <step>/config/metadata    the configuration (lm/run/formats.py)
+
+A digest is the SHA-256 of the values, keys in order: of loader and config it is in meta.
+Checkpoints from before there were digests hold neither "items" nor "sha256", and count as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from lm.metrics import Records
+
+OTHERS = ("loader", "config")
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Meta(NamedTuple):
+    """`tokens` seen at `step`; `decay_start` in tokens if a decay branched from a trunk;
+    `digest` per array; `shapes` per parameter; `items`: digest per plain item; `records`: what of
+    metrics.jsonl was written by then, None where that is not known.
+    """
+
+    step: int
+    tokens: int
+    decay_start: float | None
+    digest: dict[str, int]
+    shapes: dict[str, list[int]]
+    items: Mapping[str, str] = NONE
+    records: Records | None = None
+
+
+def plain(meta: Meta, loader: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The three items as they are written, by name."""
+    others = {"loader": dict(loader), "config": dict(config)}
+    values = meta._asdict() | {"items": {name: _digest(x) for name, x in others.items()}}
+    values["records"] = meta.records and meta.records._asdict()
+    return others | {"meta": values | {"sha256": _digest(values)}}
+
+
+def read_meta(path: Path) -> Meta:
+    """Of a checkpoint folder.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    """
+    values = _read(path, "meta")
+    if "sha256" not in values and "items" not in values:
+        return Meta(**{field: values[field] for field in Meta._fields[:5]})
+    _check("meta", values, values.pop("sha256"))
+    records = values.pop("records")
+    return Meta(**values, records=records and Records(**records))
+
+
+def read(path: Path, item: str, meta: Meta) -> dict[str, Any]:
+    """Another plain item of the checkpoint folder; raises as `read_meta` does."""
+    values = _read(path, item)
+    if meta.items:
+        _check(item, values, meta.items[item])
+    return values
+
+
+def _read(path: Path, item: str) -> dict[str, Any]:
+    return json.loads((path / item / "metadata").read_text(encoding="utf-8"))
+
+
+def _check(item: str, values: Mapping[str, Any], recorded: str) -> None:
+    if (found := _digest(values)) != recorded:
+        raise ValueError(f"digest of {item} is {found[:12]}, recorded {recorded[:12]}")
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""Every file of a run folder and of its newest checkpoint, damaged in every way, one at a time: a
+run that goes on there says so in one line and stops, or ends with the bits of a run that was not
+damaged. The slow tier takes all of them and prints a table (pytest -s).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from launch import cli
+from lm.run import checkpoint, telling
+from lm.run.checkpoint import DamagedError
+from lm.run.digest import digest
+from lm.run.record import WRITTEN
+from tests.lm.lab import DECAY_START, Lab, copy, files, meta, records
+
+NEWEST = Path(checkpoint.FOLDER) / str(DECAY_START)
+NOT_A_COPY = "tensorboard/", ".lock"  # what is shown, and who runs: never read back
+
+
+def flip(file: Path, other: Path, rng: random.Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+def truncate(file: Path, other: Path, rng: random.Random) -> None:
+    file.write_bytes(file.read_bytes()[: rng.randrange(1, file.stat().st_size)])
+
+
+def empty(file: Path, other: Path, rng: random.Random) -> None:
+    file.write_bytes(b"")
+
+
+def delete(file: Path, other: Path, rng: random.Random) -> None:
+    file.unlink()
+
+
+def folder(file: Path, other: Path, rng: random.Random) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def another_run(file: Path, other: Path, rng: random.Random) -> None:
+    shutil.copyfile(other, file)
+
+
+DAMAGES: tuple[Callable[[Path, Path, random.Random], None], ...] = (
+    *(flip, flip, truncate, empty, delete, folder, another_run),
+)
+
+
+class Row(NamedTuple):
+    """`verdict`: "refused" or "told" in one line, or "same": it is not read, or written anew."""
+
+    file: str
+    damage: str
+    verdict: str
+    told: str
+
+
+def names(workdir: Path) -> list[str]:
+    """Of the files of the run, and of its newest checkpoint; those of arrays, which have random
+    names, in the order of their sizes.
+    """
+    found = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
+    own = [p for p in found if checkpoint.FOLDER not in p.relative_to(workdir).parts]
+    kept = [p for p in found if (workdir / NEWEST) in p.parents]
+    order = lambda p: (p.parent, p.stat().st_size if p.parent.name == "d" else 0, p.name)
+    return [
+        str(p.relative_to(workdir)) for p in (*sorted(own, key=order), *sorted(kept, key=order))
+    ]
+
+
+def theirs(other: Path, name: str) -> Path:
+    """The same file of another run, or, of those with random names, the largest beside it."""
+    beside = [path for path in (other / name).parent.iterdir() if path.is_file()]
+    return max(beside, key=lambda path: (path.name == Path(name).name, path.stat().st_size))
+
+
+@pytest.fixture(scope="module")
+def other(lab: Lab) -> Path:
+    """A run of another seed, of the same length, with a report."""
+    lab.run(lab.root / "other", {"seed": 5}, is_page_written=True)
+    return copy(lab.root / "other", lab.root / "other at 9", last=DECAY_START)
+
+
+@pytest.fixture(scope="module")
+def begun(lab: Lab) -> Path:
+    """A run that has three steps left, with a report."""
+    lab.run(lab.root / "reported", is_page_written=True)
+    return copy(lab.root / "reported", lab.root / "begun", last=DECAY_START)
+
+
+def facts(workdir: Path) -> dict[str, Any]:
+    """All that a finished run says, but for times and commands."""
+    about = json.loads((workdir / "run.json").read_text())
+    texts = {name: (workdir / name).read_text() for name in WRITTEN if name != "run.json"}
+    steps = checkpoint.steps(workdir)
+    for name in ("started", "command"):
+        del about[name]
+    return texts | {"run": about, "records": records(workdir), "meta": meta(workdir), "at": steps}
+
+
+def resumed(lab: Lab, workdir: Path, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
+    """Verdict and what was told, of the run as it is started from a command line."""
+    caplog.clear()
+    try:
+        with cli.mistakes_in_one_line():
+            assert lab.run(workdir).finished
+    except SystemExit as end:
+        return ("refused" if end.code == 2 else "WRONG"), ""
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    return ("told" if told else "same"), "; ".join(told)
+
+
+def matrix(
+    lab: Lab, begun: Path, other: Path, folder: Path, caplog: pytest.LogCaptureFixture, share: int
+) -> Iterator[Row]:
+    """One damage of `share` at a time, to a copy that is put back afterwards."""
+    whole, workdir = facts(lab.whole), copy(begun, folder / "run")
+    cases = itertools.product(names(begun), range(len(DAMAGES)))
+    for number, (name, place) in itertools.islice(enumerate(cases), 0, None, share):
+        DAMAGES[place](workdir / name, theirs(other, name), random.Random(number))
+        verdict, told = resumed(lab, workdir, caplog)
+        is_right = verdict == "refused" or facts(workdir) == whole
+        yield Row(name, DAMAGES[place].__name__, verdict if is_right else "WRONG", told)
+        shutil.rmtree(workdir)
+        copy(begun, workdir)
+
+
+@pytest.mark.parametrize("share", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_damage_is_accepted_in_silence(
+    lab: Lab,
+    begun: Path,
+    other: Path,
+    tmp_path: Path,
+    share: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.01)
+    rows = []
+    for row in matrix(lab, begun, other, tmp_path, caplog, share):
+        shown = capsys.readouterr().err
+        errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in shown
+        assert len(errors) == (row.verdict == "refused"), row
+        rows.append(row._replace(told=row.told or "".join(errors)))
+    for row in rows:
+        print(f"{row.verdict:8} {row.damage:12} {row.file:60} {row.told[:150]}")
+    print(f"{len(rows)} damages: {dict(Counter(row.verdict for row in rows))}")
+    assert not [row for row in rows if row.verdict == "WRONG"]
+    assert {"refused", "told", "same"} == {row.verdict for row in rows}
+
+
+@pytest.mark.parametrize("share", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_damage_to_a_checkpoint_is_loaded(
+    lab: Lab, begun: Path, other: Path, tmp_path: Path, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names the checkpoint gets its state, its place and its configuration, or is refused and
+    told which one is whole.
+    """
+    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.01)
+    workdir = copy(begun, tmp_path / "run")
+    path, abstract = workdir / NEWEST, next(iter(lab.builds.values())).abstract_state
+    before = checkpoint.restore(path, abstract)
+    wanted, kept = digest(before.state), files(path)
+    whole = f"{workdir / checkpoint.FOLDER / '6'} is whole: name that"
+    inside = [name for name in names(begun) if Path(name).is_relative_to(NEWEST)]
+    refused = 0
+    cases = itertools.product(inside, range(len(DAMAGES)))
+    for number, (name, place) in itertools.islice(enumerate(cases), 0, None, share):
+        DAMAGES[place](workdir / name, theirs(other, name), random.Random(number))
+        try:
+            found = checkpoint.restore(path, abstract)
+        except DamagedError as error:
+            is_right, refused = str(error).endswith(whole), refused + 1
+        else:
+            is_right = digest(found.state) == wanted and found[1:] == before[1:]
+        assert is_right, (name, DAMAGES[place])
+        shutil.rmtree(path)
+        for relative, data in kept.items():
+            (path / relative).parent.mkdir(parents=True, exist_ok=True)
+            (path / relative).write_bytes(data)
+    assert refused >= 40 // share
