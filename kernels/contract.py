@@ -7,7 +7,7 @@ Every op folder builds one `Op`; nothing registers itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -52,6 +52,18 @@ class StateSpec:
     growth: Literal["constant", "linear"]
 
 
+type Drawn = Mapping[str, np.ndarray]
+
+
+class Extreme(NamedTuple):
+    """Inputs in which all logits or gates are extreme: `change` gives those that it replaces. A
+    form is held to the reference in float64, relative to a gradient however small.
+    """
+
+    name: str
+    change: Callable[[Drawn], Drawn]
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One problem of the contract suite and of the benches.
@@ -67,6 +79,7 @@ class Case:
     carried: bool = False
     dtype: str = "float32"
     gain: float = 1.0
+    extreme: Extreme | None = None
     tag: Literal["fast", "slow", "bench"] = "slow"
 
     @property
@@ -79,6 +92,7 @@ class Case:
         parts += [self.documents] if self.documents != "none" else []
         parts += ["carried"] if self.carried else []
         parts += [f"gain{self.gain:g}"] if self.gain != 1.0 else []
+        parts += [self.extreme.name] if self.extreme else []
         parts += [f"{name}={value}" for name, value in self.options.items()]
         return "-".join([*parts, self.dtype])
 
@@ -252,17 +266,24 @@ def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
             yield tuple(value for _, value in chosen)
 
 
+def extremes(case: Case, *changes: Extreme) -> tuple[Case, ...]:
+    """The case with each of these: problems that one compiled program answers."""
+    return tuple(replace(case, extreme=change) for change in changes)
+
+
 def sample(op: Op, case: Case, seed: int = 0) -> Problem:
     """Random arrays for a case, the same for the same seed."""
     random = np.random.default_rng(seed)
     dims = case.dims
-    inputs: dict[str, Array] = {}
+    drawn: dict[str, np.ndarray] = {}
     for spec in op.needed({**op.options, **case.options}).values():
         if spec.fill is None:
             shape = [dims[letter] for letter in spec.letters.split()]
             value = _DRAW[spec.kind](random.standard_normal(shape))
-            gain = case.gain if spec is op.inputs[0] else 1.0
-            inputs[spec.name] = jnp.asarray(gain * value, case.dtype)
+            drawn[spec.name] = (case.gain if spec is op.inputs[0] else 1.0) * value
+    if case.extreme is not None:
+        drawn |= case.extreme.change(drawn)
+    inputs = {name: jnp.asarray(value, case.dtype) for name, value in drawn.items()}
     first = 3 if case.carried else 1
     segment_ids = None
     if case.documents != "none":

@@ -1,4 +1,5 @@
-"""What the references of attention share: a cache of keys and values, written the slow way.
+"""What references share: the type they compute in, and the cache of keys and values of attention,
+written the slow way.
 
 Only references import this. The forms have their own, `primitives/kv_cache.py`, judged by it.
 """
@@ -11,6 +12,11 @@ from kernels.contract import Cache
 from kernels.letters import Inputs
 
 HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def wide(x: Array) -> Array:
+    """x in float32, or in float64 where it is that: a reference judges in the type it is given."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def continued(state: Cache, segment_ids: Array | None, time: int) -> Array:
@@ -30,7 +36,7 @@ def written(state: Cache, inputs: Inputs, segment_ids: Array, slot: Array) -> Ca
     once = place.astype(jnp.float32)
 
     def put(new: Array, old: Array) -> Array:
-        moved = jnp.einsum("bts,btgk->bsgk", once, new.astype(jnp.float32), precision=HIGHEST)
+        moved = jnp.einsum("bts,btgk->bsgk", once, wide(new), precision=HIGHEST)
         return jnp.where(taken[..., None, None], moved.astype(old.dtype), old)
 
     moved = jnp.sum(jnp.where(place, segment_ids[:, :, None], 0), axis=1)

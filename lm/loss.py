@@ -5,10 +5,14 @@ Per token, with logits l = W h and lse = log sum exp l:
     nll = lse - l[target]
     objective = sum over tokens of weight * (nll + z * lse^2)      (z-loss: PaLM, sec. 5)
 
-The gradient is formed while the chunk's logits are at hand: dl = weight * (softmax(l) (1 + 2 z lse)
-- onehot(target)), dh = dl W, dW += dl^T h; the backward pass only multiplies by the scalar
-cotangent. So the logits matmul runs once, at the price of holding dW in float32, which is valid
-because a sum is linear in its terms.
+The gradient is formed while the chunk's logits are at hand: with p = softmax(l)
+
+    dl = weight * (p (1 + 2 z lse) - onehot(target))        dh = dl W        dW += dl^T h
+
+where p - 1 of the target is minus the sum of the other p: a difference would have no digits where
+the target is nearly certain. The backward pass only multiplies by the scalar cotangent. So the
+logits matmul runs once, at the price of holding dW in float32, which is valid because a sum is
+linear in its terms.
 
 On a mesh every device does this for its own tokens and its own part of the vocabulary (Shoeybi et
 al. 2019, arXiv 1909.08053, sec. 3): only the maxima, sums and target entries of logits travel.
@@ -189,9 +193,12 @@ def _forward_and_gradient(
         total, d_head = carry
         h, target, weight = x
         chunk = _chunk(vocab, _logits(options, vocab, h, low), target)
-        factor = weight * (1.0 + 2.0 * options.z_loss * chunk.lse) / chunk.norm
         onehot = target[:, None] == vocab.ids()
-        d_logits = chunk.exp * factor[:, None] - jnp.where(onehot, weight[:, None], 0.0)
+        others = vocab.sum(jnp.sum(jnp.where(onehot, 0.0, chunk.exp), axis=-1))
+        weight_z = weight * 2.0 * options.z_loss * chunk.lse
+        own, other = ((x / chunk.norm)[:, None] for x in (weight_z, weight + weight_z))
+        left = (weight * others / chunk.norm)[:, None]
+        d_logits = jnp.where(onehot, chunk.exp * own - left, chunk.exp * other)
         d_logits = d_logits.astype(low.dtype)
         d_h = jnp.einsum("cv,vd->cd", d_logits, low, preferred_element_type=jnp.float32)
         d_head += jnp.einsum(

@@ -5,12 +5,13 @@ decay meet somewhere; the slow ones thin their product (`contract.thinned`).
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance
+from kernels.contract import Case, Drawn, Extreme, Property, Run, Tolerance, extremes
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import dims
+from kernels.primitives.chunks import dims, near
 
 _SCALAR = {"decay": "scalar"}
 
@@ -25,13 +26,41 @@ FAST = (
     Case(dims(64, 16, 16), {}, "none", carried=True, gain=300.0, tag="fast"),
 )
 
+
+def _alike(extreme: Extreme) -> Extreme:
+    """The same with keys that are nearly one."""
+
+    def change(drawn: Drawn) -> Drawn:
+        key = drawn["k"][:, :1] + 1e-3 * drawn["k"]
+        key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+        return {**extreme.change(drawn), "k": key}
+
+    return Extreme(f"{extreme.name}alike", change)
+
+
+# Tokens write nothing, replace what their key held, or reflect it; all is kept, or nothing.
+_FORGET = near("log_decay", -1e-6), near("log_decay", -40.0), near("log_decay", -1e-4, -40.0)
+_WRITE = near("beta", 1e-6), near("beta", 2.0), near("beta", 1e-6, 2.0)
+EXTREME = (
+    *extremes(Case(dims(64, 17, 17), _SCALAR, tag="fast"), near("beta", 2.0), *_FORGET),
+    *extremes(
+        Case(dims(64, 16, 16), carried=True, tag="fast"),
+        *_WRITE,
+        _alike(near("beta", 1e-6)),
+        _alike(near("beta", 1.0)),
+    ),
+    *extremes(
+        Case(dims(257, 16, 16), _SCALAR, "padded", carried=True), near("beta", 2.0), *_FORGET
+    ),
+)
+
 BENCH = tuple(
     Case({"B": batch, "T": time, "H": heads, "K": 64, "V": 64}, options, tag="bench")
     for batch, time, heads in ((1, 2048, 8), (4, 512, 4))
     for options in ({}, _SCALAR)
 )
 
-CASES = FAST + chunks.every_case(({}, _SCALAR)) + BENCH
+CASES = FAST + EXTREME + chunks.every_case(({}, _SCALAR)) + BENCH
 
 _ROUNDING = "the same float32 sums in another order; the inverse adds no more (test_delta_rule)"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

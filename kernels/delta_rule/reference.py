@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels import segments
+from kernels import oracle, segments
 from kernels.contract import Memory, Options
 from kernels.letters import Inputs
 
@@ -43,7 +43,7 @@ def apply(
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
     tokens, segment = _tokens(inputs, segment_ids, state.segment, options)
-    s, (out, _) = lax.scan(_advance, state.s.astype(jnp.float32), tokens)
+    s, (out, _) = lax.scan(_advance, state.s.astype(tokens.q.dtype), tokens)
     out = segments.blank_padding(jnp.moveaxis(out, 0, 1), segment_ids)
     state = state._replace(s=s, segment=segment)  # pyright: ignore[reportPrivateUsage] (public)
     return out.astype(inputs["q"].dtype), state
@@ -57,7 +57,7 @@ def backward(
     empty = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
     tokens, _ = _tokens(inputs, segment_ids, jnp.zeros((batch,), jnp.int32), options)
     _, (_, entered) = lax.scan(_advance, empty, tokens)
-    d_out = jnp.moveaxis(segments.blank_padding(d_out.astype(jnp.float32), segment_ids), 1, 0)
+    d_out = jnp.moveaxis(segments.blank_padding(oracle.wide(d_out), segment_ids), 1, 0)
     _, grads = lax.scan(_retreat, empty, (tokens, entered, d_out), reverse=True)
     grads = {name: jnp.moveaxis(grad, 0, 1) for name, grad in grads.items()}
     grads["q"] = grads["q"] * options["scale"]
@@ -71,7 +71,7 @@ def _tokens(
     inputs: Inputs, segment_ids: Array | None, entry: Array, options: Options
 ) -> tuple[Tokens, Int[Array, " B"]]:
     """What the recurrence reads, and the document of the last token."""
-    x = {name: jnp.moveaxis(array.astype(jnp.float32), 1, 0) for name, array in inputs.items()}
+    x = {name: jnp.moveaxis(oracle.wide(array), 1, 0) for name, array in inputs.items()}
     log_decay = x.get("log_decay", jnp.zeros_like(x["beta"]))
     beta = x["beta"]
     if segment_ids is not None:

@@ -7,9 +7,9 @@ and options meet somewhere; the slow ones thin their product (`contract.thinned`
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance, thinned
+from kernels.contract import Case, Property, Run, Tolerance, extremes, thinned
 from kernels.letters import Inputs
-from kernels.primitives.chunks import dims
+from kernels.primitives.chunks import dims, near
 
 _BIAS = {"bias": True}
 _GATE = {"gate": True}
@@ -23,6 +23,12 @@ FAST = (
     Case(dims(1, 16, 16, W=4), _BIAS | _GATE, "none", carried=True, tag="fast"),
     Case(dims(65, 16, 16, W=4), _BIAS, "padded", dtype="bfloat16", tag="fast"),
     Case(dims(64, 17, 17, W=2), {}, "none", tag="fast"),
+)
+
+EXTREME = extremes(
+    Case(dims(257, 17, 17, W=4), _BIAS | _GATE, "packed", tag="fast"),
+    near("gate", 1e-6),
+    near("gate", 1e4),
 )
 
 SLOW = tuple(
@@ -41,7 +47,7 @@ BENCH = tuple(
     for taps, options in ((4, {}), (4, _BIAS | _GATE), (64, {}))
 )
 
-CASES = FAST + SLOW + BENCH
+CASES = FAST + EXTREME + SLOW + BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import segments
+from kernels import oracle, segments
 from kernels.contract import Options
 from kernels.letters import Inputs
 
@@ -33,7 +33,7 @@ def apply(
 ) -> tuple[Float[Array, "B T H K"], Tail]:
     """Output and state of T more tokens."""
     x = inputs["x"]
-    weight = inputs["weight"].astype(jnp.float32)
+    weight = oracle.wide(inputs["weight"])
     belongs = segments.continued(segment_ids, state.segment, x.shape[1])
     before = jnp.concatenate([state.segment[:, None], belongs[:, :-1]], axis=1)
     is_token = jnp.ones_like(belongs, bool) if segment_ids is None else segment_ids != 0
@@ -46,13 +46,13 @@ def apply(
         return tail, jnp.einsum("bhwk,hkw->bhk", tail, weight, precision=HIGHEST)
 
     by_time = lambda part: jnp.moveaxis(part, 1, 0)
-    along = by_time(x.astype(jnp.float32)), by_time(belongs != before), by_time(is_token)
-    tail, out = lax.scan(advance, state.tail, along)
+    along = by_time(oracle.wide(x)), by_time(belongs != before), by_time(is_token)
+    tail, out = lax.scan(advance, state.tail.astype(along[0].dtype), along)
     out = jnp.moveaxis(out, 0, 1)
     if options["bias"]:
-        out = out + inputs["bias"].astype(jnp.float32)
+        out = out + oracle.wide(inputs["bias"])
     if options["gate"]:
-        out = out * inputs["gate"].astype(jnp.float32)
+        out = out * oracle.wide(inputs["gate"])
     out = segments.blank_padding(out, segment_ids).astype(x.dtype)
     state = state._replace(  # pyright: ignore[reportPrivateUsage] (public for named tuples)
         tail=tail, segment=belongs[:, -1]

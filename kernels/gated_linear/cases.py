@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance
+from kernels.contract import Case, Property, Run, Tolerance, extremes
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import dims
+from kernels.primitives.chunks import dims, near
 
 _SCALAR = {"decay": "scalar"}
 _VECTOR = {"decay": "vector"}
@@ -29,13 +29,24 @@ FAST = (
     Case(dims(63, 9, 16), {}, "packed", tag="fast"),
 )
 
+# Nothing is forgotten, or all of it at every token, or at every other one.
+_FORGET = (
+    near("log_decay", -1e-6),
+    near("log_decay", -40.0),
+    near("log_decay", -1e-4, -40.0),
+)
+EXTREME = (
+    *extremes(Case(dims(257, 16, 9), _SCALAR, "padded", carried=True, tag="fast"), *_FORGET),
+    *extremes(Case(dims(64, 17, 9), _VECTOR, "padded", carried=True, tag="fast"), *_FORGET),
+)
+
 BENCH = tuple(
     Case({"B": 4, "T": time, "H": 4, "K": 64, "V": 64}, options, tag="bench")
     for time in (512, 2048)
     for options in ({}, _SCALAR, _VECTOR)
 )
 
-CASES = FAST + chunks.every_case(_OPTIONS) + BENCH
+CASES = FAST + EXTREME + chunks.every_case(_OPTIONS) + BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels import segments
+from kernels import oracle, segments
 from kernels.contract import Memory, Options
 from kernels.letters import Inputs
 
@@ -50,7 +50,7 @@ def apply(
         s = _advance(s, x)
         return s, jnp.einsum("bhkv,bhk->bhv", s, x.q, precision=HIGHEST)
 
-    s, out = lax.scan(advance, state.s.astype(jnp.float32), tokens)
+    s, out = lax.scan(advance, state.s.astype(tokens.q.dtype), tokens)
     out = segments.blank_padding(jnp.moveaxis(out, 0, 1), segment_ids)
     state = state._replace(s=s, segment=belongs[:, -1])  # pyright: ignore[reportPrivateUsage] (public)
     return out.astype(inputs["q"].dtype), state
@@ -64,7 +64,7 @@ def backward(
     entry = jnp.zeros((batch,), jnp.int32)
     belongs = segments.continued(segment_ids, entry, time)
     tokens = _tokens(inputs, segment_ids, belongs, entry, options)
-    d_out = segments.blank_padding(d_out.astype(jnp.float32), segment_ids)
+    d_out = segments.blank_padding(oracle.wide(d_out), segment_ids)
     empty = jnp.zeros((batch, heads, width, d_out.shape[-1]), jnp.float32)
     _, before = lax.scan(lambda s, x: (_advance(s, x), s), empty, tokens)
 
@@ -90,8 +90,8 @@ def backward(
 def _tokens(
     inputs: Inputs, segment_ids: Array | None, belongs: Array, entry: Array, options: Options
 ) -> Tokens:
-    x = {name: jnp.moveaxis(x.astype(jnp.float32), 1, 0) for name, x in inputs.items()}
-    decay = jnp.ones((belongs.shape[1], 1, 1, 1, 1), jnp.float32)
+    x = {name: jnp.moveaxis(oracle.wide(x), 1, 0) for name, x in inputs.items()}
+    decay = jnp.ones((belongs.shape[1], 1, 1, 1, 1), x["q"].dtype)
     if options["decay"] != "none":
         decay = jnp.exp(x["log_decay"])
         decay = decay.reshape(*decay.shape[:3], -1, 1)

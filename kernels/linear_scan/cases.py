@@ -7,10 +7,10 @@ and transition meet somewhere; the slow ones thin their product (`contract.thinn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance
+from kernels.contract import Case, Property, Run, Tolerance, extremes
 from kernels.letters import Inputs
 from kernels.primitives import chunks
-from kernels.primitives.chunks import dims
+from kernels.primitives.chunks import dims, near
 
 _GATE = {"transition": "gate"}
 _LOG_SUM = {"transition": "log_sum"}
@@ -26,13 +26,37 @@ FAST = (
     Case(dims(64, 17, 17), _LOG_SUM, "padded", carried=True, tag="fast"),
 )
 
+# All is kept, or nothing; sums of exponentials beyond float32; modes that last, or go at once.
+EXTREME = (
+    *extremes(
+        Case(dims(257, 16, 16), _GATE, "padded", carried=True, tag="fast"),
+        near("log_decay", -1e-6),
+        near("log_decay", -40.0),
+        near("log_decay", -1e-4, -40.0),
+    ),
+    *extremes(
+        Case(dims(64, 17, 17), _LOG_SUM, "padded", carried=True, tag="fast"),
+        near("x", 100.0),
+        near("x", -100.0),
+        near("x", 100.0, -100.0),
+    ),
+    *extremes(
+        Case(dims(63, 16, 16, N=4), carried=True, tag="fast"),
+        near("log_magnitude", -1e-6),
+        near("log_magnitude", -40.0),
+        near("log_magnitude", -1e-4, -40.0),
+    ),
+)
+
 BENCH = tuple(
     Case({"B": 4, "T": time, "H": 4, "K": 64} | modes, options, tag="bench")
     for time in (2048, 8192)
     for modes, options in (({"N": 32}, {}), ({}, _GATE), ({}, _LOG_SUM))
 )
 
-CASES = FAST + chunks.every_case(({},), N=5) + chunks.every_case((_GATE, _LOG_SUM)) + BENCH
+CASES = (
+    FAST + EXTREME + chunks.every_case(({},), N=5) + chunks.every_case((_GATE, _LOG_SUM)) + BENCH
+)
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

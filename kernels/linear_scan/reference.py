@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels import segments
+from kernels import oracle, segments
 from kernels.contract import Options
 from kernels.letters import Inputs
 
@@ -42,18 +42,18 @@ def apply(
     is_token = jnp.ones_like(belongs, bool) if segment_ids is None else segment_ids != 0
     by_time = lambda part: jnp.moveaxis(part, 1, 0)
     starts, is_token = by_time(belongs != before), by_time(is_token)
-    floats = {name: array.astype(jnp.float32) for name, array in inputs.items()}
+    floats = {name: oracle.wide(array) for name, array in inputs.items()}
     tokens = by_time(floats["x"])
+    entered = jnp.stack([state.re, state.im]).astype(tokens.dtype)
     if options["transition"] == "gate":
         decay = by_time(jnp.exp(floats["log_decay"]))
-        h, out = _gated(state.re[..., 0], (tokens, decay, starts, is_token))
+        h, out = _gated(entered[0, ..., 0], (tokens, decay, starts, is_token))
         state = state._replace(re=h[..., None])  # pyright: ignore[reportPrivateUsage] (public)
     elif options["transition"] == "log_sum":
-        h, out = _summed(state.re[..., 0], (tokens, starts, is_token))
+        h, out = _summed(entered[0, ..., 0], (tokens, starts, is_token))
         state = state._replace(re=h[..., None])  # pyright: ignore[reportPrivateUsage] (public)
     else:
-        h = jnp.stack([state.re, state.im])
-        h, out = _modal(h, (tokens, starts, is_token), floats)
+        h, out = _modal(entered, (tokens, starts, is_token), floats)
         state = state._replace(re=h[0], im=h[1])  # pyright: ignore[reportPrivateUsage]
     out = segments.blank_padding(jnp.moveaxis(out, 0, 1), segment_ids).astype(x.dtype)
     return out, state._replace(segment=belongs[:, -1])  # pyright: ignore[reportPrivateUsage]

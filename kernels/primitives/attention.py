@@ -6,10 +6,12 @@ A pair of query and key costs one product of width K and one of width V:
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
-from kernels.contract import Case, Dims, InputSpec, Options, thinned
+from kernels.contract import Case, Dims, Drawn, Extreme, InputSpec, Options, thinned
 from kernels.letters import Inputs
 
 QKV = (InputSpec("q", "B T H K"), InputSpec("k", "B T G K"), InputSpec("v", "B T G V"))
@@ -46,6 +48,19 @@ def every_case(settings: Sequence[Options]) -> tuple[Case, ...]:
             (1, 63, 64, 65, 257), (4, 2, 1), settings, ("none", "padded"), (False, True)
         )
     )
+
+
+def near(side: Literal["q", "k"], *logits: float) -> Extreme:
+    """All logits within a few of these, at a scale of K^-1/2; queries or keys take them in turn."""
+
+    def change(drawn: Drawn) -> Drawn:
+        found = {name: 0.5 * drawn[name] for name in ("q", "k")}
+        time, width = found[side].shape[1], found[side].shape[-1]
+        for name, x in found.items():
+            x[..., 0] = np.resize(logits, time)[:, None] * width**0.5 if name == side else 1.0
+        return found
+
+    return Extreme(f"near{'and'.join(f'{z:g}' for z in logits)}", change)
 
 
 def wave(time: int, width: int = 8) -> Inputs:

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
 from kernels.blocks import round_up
-from kernels.contract import Case, Options, thinned
+from kernels.contract import Case, Drawn, Extreme, Options, thinned
 from kernels.primitives import square
 
 
@@ -96,6 +97,19 @@ def per_head(marks: Marks | None) -> Marks | None:
 def dims(time: int, key: int, value: int, **others: int) -> dict[str, int]:
     """Dims of a small problem: two rows, three heads."""
     return {"B": 2, "T": time, "H": 3, "K": key, "V": value, **others}
+
+
+def near(name: str, *values: float) -> Extreme:
+    """One input within a hundredth of these, which tokens (channels, where it has no time) take in
+    turn.
+    """
+
+    def change(drawn: Drawn) -> Drawn:
+        shape = drawn[name].shape
+        turns = np.resize(values, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
+        return {name: turns * (1.0 - 0.01 * np.random.default_rng(0).random(shape))}
+
+    return Extreme(f"{name}{'and'.join(f'{x:g}' for x in values)}", change)
 
 
 def every_case(settings: Sequence[Options], **others: int) -> tuple[Case, ...]:

@@ -85,14 +85,14 @@ def suffix_sum(
 def prefix_sum(
     x: Float[Array, "S rows"], start: Float[Array, "1 rows"]
 ) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """`start` and the sum up to and including each key; and the sum of all."""
+    """`start` and the sum of what comes before each key; and the sum of all."""
     found: list[Array] = []
     for first in range(0, x.shape[0], RUN):
         sums: list[Array] = []
         until = jnp.zeros_like(x[:_ROWS])
         for row in range(first, first + RUN, _ROWS):
-            until = until + x[row : row + _ROWS]
             sums.append(until)
+            until = until + x[row : row + _ROWS]
         through = until
         for shift in (1, 2, 4):
             through = through + _down(through, shift)

@@ -1,7 +1,7 @@
 """Sticks in log space: stable softplus, and sums along keys as small triangular products.
 
     softplus(z) = log(1 + e^z)           log(1 - sigmoid(z)) = -softplus(z)
-    suffix(x)_j = sum_{l > j} x_l        prefix(x)_j = sum_{l <= j} x_l
+    suffix(x)_j = sum_{l > j} x_l        prefix(x)_j = sum_{l < j} x_l
 
 A sum over n keys is done in runs of r: inside a run by one product with an [r, r] triangle of
 ones, across runs by one with an [n/r, n/r] triangle. The plain forms are `jax.nn.softplus` and
@@ -13,24 +13,38 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Above this softplus(z) = z in float32, and e^z stays far from overflow.
-LINEAR = 60.0
+# Above as many bits log2(1 + 2^z) = z in float32, and 2^z stays far from overflow.
+LINEAR = 120.0
 
 
 def softplus_and_exp(
     z: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """softplus(z) and u = e^min(z, 60), from which sigmoid(z) = u / (1 + u)."""
-    u = jnp.exp(jnp.minimum(z, LINEAR))
+    """softplus(z) and u = e^-|z|, from which `sigmoids` are; neither overflows."""
+    u = jnp.exp(-jnp.abs(z))
     # Where u is small, 1 + u rounds the digits of u away: four terms of the series keep them.
     series = u * (1.0 - u * (0.5 - u * (1.0 / 3.0 - 0.25 * u)))
     logarithm = jnp.where(u < 0.015625, series, jnp.log(1.0 + u))
-    return jnp.maximum(z, logarithm), u
+    return jnp.maximum(z, 0.0) + logarithm, u
 
 
-def softplus_in_bits(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log2(1 + 2^z), with an error of 9e-8 also where it is smaller: a third of the operations."""
-    return jnp.maximum(z, jnp.log2(1.0 + jnp.exp2(jnp.minimum(z, 2.0 * LINEAR))))
+def sigmoids(
+    z: Float[Array, "*shape"], u: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """sigmoid(z) and sigmoid(-z), each with all its digits where the other is nearly 1."""
+    larger = 1.0 / (1.0 + u)
+    smaller = u * larger
+    return jnp.where(z < 0.0, smaller, larger), jnp.where(z < 0.0, larger, smaller)
+
+
+def softplus_and_exp_in_bits(
+    z: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """log2(1 + 2^z), with an error of 9e-8 also where it is smaller: a third of the operations. And
+    2^min(z, 120).
+    """
+    u = jnp.exp2(jnp.minimum(z, LINEAR))
+    return jnp.maximum(z, jnp.log2(1.0 + u)), u
 
 
 def _run_sums(x: Float[Array, "*rows S"], triangle: np.ndarray) -> Float[Array, "*rows S"]:
@@ -58,9 +72,9 @@ def suffix_sum(
 def prefix_sum(
     x: Float[Array, "*rows S"], run: int
 ) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
-    """Sum up to and including each key, and the sum of all keys; S is a multiple of `run`."""
-    sums = _run_sums(x, np.triu(np.ones((run, run)))).reshape(*x.shape[:-1], -1, run)
-    totals = sums[..., -1]
+    """Sum of what comes before each key, and the sum of all keys; S is a multiple of `run`."""
+    sums = _run_sums(x, np.triu(np.ones((run, run)), 1)).reshape(*x.shape[:-1], -1, run)
+    totals = sums[..., -1] + x.reshape(sums.shape)[..., -1]
     if sums.shape[-2] == 1:
         return sums[..., 0, :], totals[..., 0]
     number = totals.shape[-1]

@@ -1,9 +1,11 @@
 """The logarithm of a running sum of exponentials, kept in documents.
 
     y_t = log(e^(y_{t-1}) + e^(x_t))        y_{t-1} = -inf where a document starts
-    dx_j = e^(x_j - y_j) e_j,   e_t = dy_t + e^(y_t - y_{t+1}) e_{t+1}        all exponents <= 0
+    dx_t = sigmoid(x_t - y_{t-1}) e_t        e_t = dy_t + sigmoid(y_t - x_{t+1}) e_{t+1}
 
-The plain form is `jax.lax.cumlogsumexp`, which knows no documents.
+Both sigmoids are of the terms of one sum: written as e^(x_t - y_t) and e^(y_t - y_{t+1}) they would
+take the rounding of y, 6e-5 at 1000, for a part of the derivative. The plain form is
+`jax.lax.cumlogsumexp`, which knows no documents.
 """
 
 import jax
@@ -44,16 +46,16 @@ def _backward(saved: tuple[Array, ...], d_y: Array) -> tuple[Array, Array, None]
     x, before, y, starts, is_token = saved
     starts, is_token = _wide(starts, x), _wide(is_token, x)
     earlier = jnp.concatenate([before[:, None], y[:, :-1]], axis=1)
-    # What reaches y_{t-1} of what reaches y_t.
-    kept = jnp.where(starts, 0.0, jnp.exp(earlier - y))
+    # What reaches y_{t-1}, and x_t, of what reaches y_t.
+    kept = jnp.where(starts, 0.0, jnp.where(is_token, jax.nn.sigmoid(earlier - x), 1.0))
+    taken = jnp.where(is_token, jnp.where(starts, 1.0, jax.nn.sigmoid(x - earlier)), 0.0)
     after = jnp.concatenate([kept[:, 1:], jnp.zeros_like(kept[:, :1])], axis=1)
 
     def join(later: tuple[Array, Array], sooner: tuple[Array, Array]) -> tuple[Array, Array]:
         return later[0] * sooner[0], sooner[0] * later[1] + sooner[1]
 
     flow = lax.associative_scan(join, (after, d_y), reverse=True, axis=1)[1]
-    d_x = jnp.where(is_token, jnp.exp(jnp.minimum(x - y, 0.0)) * flow, 0.0)
-    return d_x, kept[:, 0] * flow[:, 0], None
+    return taken * flow, kept[:, 0] * flow[:, 0], None
 
 
 def _wide(mark: Bool[Array, "B T"], x: Array) -> Array:

@@ -10,16 +10,17 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance
+from kernels.contract import Case, Property, Run, Tolerance, extremes
 from kernels.primitives import attention, rope
-from kernels.primitives.attention import dims, wave
+from kernels.primitives.attention import dims, near, wave
 
+_CAPPED = {"logits_soft_cap": 3.0, "sink": True}
 _INFINITE = {"global_tokens": 3, "rope_theta": 100.0}
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"window": 17},
     {"alibi": True, "block": 20},
-    {"logits_soft_cap": 3.0, "sink": True},
+    _CAPPED,
     {"window": 64, "alibi": True, "logits_soft_cap": 3.0, "scale": 0.5, "global_tokens": 5},
 )
 
@@ -32,7 +33,7 @@ FAST = (
         tag="fast",
     ),
     Case(dims(64, 4, 17, 9), {"alibi": True, "block": 20}, "padded", carried=True, tag="fast"),
-    Case(dims(65, 2, 7, 16), {"logits_soft_cap": 3.0, "sink": True}, "packed", tag="fast"),
+    Case(dims(65, 2, 7, 16), _CAPPED, "packed", tag="fast"),
     Case(
         dims(63, 1, 16, 16),
         {"window": 17, "distance_ceiling": 17, "sink": True} | _INFINITE,
@@ -62,7 +63,24 @@ _TURNED = tuple(
     for time, groups, window, carried in product((1, 65, 257), (4, 2), (9, 40), (False, True))
 )
 
-CASES = FAST + attention.every_case(_OPTIONS) + _TURNED + attention.BENCH
+# The cap is reached everywhere; or all logits are far from 0. (Where one key leaves the others less
+# than a rounding, the gradient of its logit is a difference of equals: see the README.)
+EXTREME = (
+    *extremes(
+        Case(dims(257, 2, 17, 17), tag="fast"),
+        near("q", 30.0),
+        near("q", -30.0),
+        near("q", 30.0, -30.0),
+    ),
+    *extremes(
+        Case(dims(65, 2, 7, 16), _CAPPED, "packed", tag="fast"),
+        near("q", 24.0),
+        near("q", -24.0),
+        near("q", 12.0, -24.0),
+    ),
+)
+
+CASES = FAST + EXTREME + attention.every_case(_OPTIONS) + _TURNED + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

@@ -14,7 +14,7 @@ and k itself (RoPE, Su et al., arXiv 2104.09864; the ceiling: Han et al., arXiv 
 `backward` is the derivative worked out by hand, with dA = dO V^T; R is orthogonal, so a cotangent
 is turned back by the same angle:
 
-    ds_ij = A_ij (dA_ij - sum_l A_il dA_il) (1 - (s_ij / c)^2)
+    ds_ij = A_ij (dA_ij - sum_l A_il dA_il) / cosh^2(s_ij / c)        s before the cap
     dsink = -sum_i A_i,sink sum_l A_il dA_il
 """
 
@@ -69,13 +69,14 @@ def backward(
     place = Place(jnp.broadcast_to(index, segment_ids.shape), position, index, position)
     logits = _logits(inputs, inputs["k"], place, options)
     weights, sunk = _softmax(logits, _seen(place, segment_ids, segment_ids, options), inputs)
-    d_out = segments.blank_padding(d_out.astype(jnp.float32), segment_ids)
+    d_out = segments.blank_padding(oracle.wide(d_out), segment_ids)
     values = _per_head(inputs["v"], q)
     d_weights = jnp.einsum("bthv,bshv->bhts", d_out, values, precision=HIGHEST)
     delta = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
     d_logits = weights * (d_weights - delta)
     if cap := options["logits_soft_cap"]:
-        d_logits = d_logits * (1.0 - jnp.square(logits / cap))
+        bare = _logits(inputs, inputs["k"], place, {**options, "logits_soft_cap": 0.0})
+        d_logits = d_logits / jnp.square(jnp.cosh(bare / cap))
     d_q, d_k = _products_backward(inputs, d_logits * options["scale"], place, options)
     d_v = jnp.einsum("bhts,bthv->bshv", weights, d_out, precision=HIGHEST)
     grads = {
@@ -89,7 +90,7 @@ def backward(
 
 
 def _per_head(x: Array, q: Array) -> Array:
-    return jnp.repeat(x.astype(jnp.float32), q.shape[2] // x.shape[2], axis=2)
+    return jnp.repeat(oracle.wide(x), q.shape[2] // x.shape[2], axis=2)
 
 
 def _per_group(x: Array, like: Array) -> Array:
@@ -119,8 +120,8 @@ def _turn(x: Array, angle: Array | None, options: Options) -> Array:
 
 
 def _logits(inputs: Inputs, k: Array, place: Place, options: Options) -> Float[Array, "B H T S"]:
-    q = inputs["q"].astype(jnp.float32) * options["scale"]
-    logits = jnp.zeros(())
+    q = oracle.wide(inputs["q"]) * options["scale"]
+    logits = jnp.zeros((), q.dtype)
     for q_angle, k_angle, pairs in _kinds(place, options):
         turned = _turn(q, q_angle, options), _turn(_per_head(k, q), k_angle, options)
         found = jnp.einsum("bthk,bshk->bhts", *turned, precision=HIGHEST)
@@ -137,7 +138,7 @@ def _products_backward(
     inputs: Inputs, d_products: Float[Array, "B H T S"], place: Place, options: Options
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B S H K"]]:
     """Cotangents of q and of k, one for each query head, from those of q k."""
-    q = inputs["q"].astype(jnp.float32)
+    q = oracle.wide(inputs["q"])
     k = _per_head(inputs["k"], q)
     d_q, d_k = jnp.zeros_like(q), jnp.zeros_like(k)
     for q_angle, k_angle, pairs in _kinds(place, options):
@@ -167,9 +168,9 @@ def _softmax(
     logits: Array, seen: Bool[Array, "B 1 T S"], inputs: Inputs
 ) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T 1"]]:
     """Weights over the keys that are seen, and the sink's; all zero where there is neither."""
-    sink = jnp.float32(-jnp.inf)
+    sink = jnp.asarray(-jnp.inf, logits.dtype)
     if "sink" in inputs:
-        sink = inputs["sink"].astype(jnp.float32)[:, None, None]
+        sink = oracle.wide(inputs["sink"])[:, None, None]
     largest = jnp.max(jnp.where(seen, logits, -jnp.inf), axis=-1, keepdims=True)
     largest = jnp.maximum(largest, sink)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))

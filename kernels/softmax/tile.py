@@ -1,7 +1,10 @@
 """One tile of softmax attention: rows of queries against one block of keys. All is float32.
 
 s = scale q k - slope (i - j),  s = c tanh(s / c),  masked to a large negative number
-ds = A (dO V^T - delta) (1 - (s / c)^2)        A = exp(s - lse), delta = dO . O
+ds = A (dO V^T - delta) sech^2(s / c)        A = exp(s - lse), delta = dO . O
+
+The slope of the cap, sech^2 of s / c before it, is 4 u / (1 + u)^2 with u = e^(-2 |s / c|):
+1 - tanh^2 has no digits where the cap is reached.
 """
 
 from typing import NamedTuple
@@ -30,8 +33,8 @@ def score(
     if bias is not None:
         logits = logits - bias
     if cap:
-        bent = jnp.tanh(logits / cap)
-        logits, slope = cap * bent, 1.0 - bent * bent
+        u = jnp.exp(-2.0 * jnp.abs(logits / cap))
+        logits, slope = cap * jnp.tanh(logits / cap), 4.0 * u / jnp.square(1.0 + u)
     return Logits(jnp.where(seen, logits, MASKED), slope)
 
 

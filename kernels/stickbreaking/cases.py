@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.contract import Case, Property, Run, Tolerance
+from kernels.contract import Case, Property, Run, Tolerance, extremes
 from kernels.primitives import attention
-from kernels.primitives.attention import dims, wave
+from kernels.primitives.attention import dims, near, wave
 
 _BIAS = {"remainder": "bias"}
 _VALUE = {"remainder": "value"}
@@ -30,7 +30,15 @@ FAST = (
     Case(dims(64, 1, 16, 16), _BIAS, "padded", gain=300.0, tag="fast"),
 )
 
-CASES = FAST + attention.every_case(_OPTIONS) + attention.BENCH
+# Every key takes all that is left, or next to nothing, whatever the query; or they do so in turn.
+_SURE = near("k", 16.0), near("k", 30.0), near("k", -20.0), near("k", 30.0, -30.0)
+EXTREME = (
+    *extremes(Case(dims(257, 2, 17, 17), tag="fast"), *_SURE),
+    *extremes(Case(dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"), *_SURE),
+    *extremes(Case(dims(65, 4, 16, 16), _VALUE, "packed", dtype="bfloat16"), near("k", 12.0)),
+)
+
+CASES = FAST + EXTREME + attention.every_case(_OPTIONS) + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
 _OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"

@@ -166,7 +166,7 @@ def _backward(
         moved = weights * (block(d_out, i) @ block(v_t, j))
         here = block(flow, i)
         farther, total = log_space.prefix_sum(moved, static.run)
-        d_z = tile.logit_cotangent(moved, u / (1.0 + u), farther + here[..., None])
+        d_z = tile.logit_cotangent(moved, *log_space.sigmoids(z, u), farther + here[..., None])
         d_q = add(d_q, i, d_z @ block(k, j))
         d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
         d_v_t = add(d_v_t, j, block(d_out_t, i) @ weights)

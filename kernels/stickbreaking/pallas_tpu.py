@@ -82,12 +82,19 @@ class Static(NamedTuple):
     def exp(self, x: Array) -> Array:
         return jnp.exp(x) if self.is_exact else jnp.exp2(x)
 
-    def log_beta(self, z: Array) -> tuple[Array, Array]:
-        """log sigmoid and softplus of logits."""
-        broken = (
-            log_space.softplus_and_exp(z)[0] if self.is_exact else log_space.softplus_in_bits(z)
-        )
-        return z - broken, broken
+    def softplus_and_exp(self, z: Array) -> tuple[Array, Array]:
+        """softplus of logits, and what `sigmoids` asks for."""
+        if self.is_exact:
+            return log_space.softplus_and_exp(z)
+        return log_space.softplus_and_exp_in_bits(z)
+
+    def sigmoids(self, z: Array, broken: Array, u: Array) -> tuple[Array, Array]:
+        """sigmoid(z) and sigmoid(-z)."""
+        if self.is_exact:
+            return log_space.sigmoids(z, u)
+        # An exponential: a division takes ten operations on a TPU.
+        kept = jnp.exp2(-broken)
+        return u * kept, kept
 
 
 class Operands(NamedTuple):
@@ -186,14 +193,14 @@ def _pull(
 ) -> Share:
     """One tile backward; with the queries comes the cotangent of their output."""
     static, (q, d_out), (k, v) = sight.static, queries, keys
-    log_beta, broken = static.log_beta(sight.logits(q, k))
+    z = sight.logits(q, k)
+    broken, u = static.softplus_and_exp(z)
     nearer, _ = interleaved.suffix_sum(broken, left)
-    weights = tile.weigh(log_beta, nearer, static.exp)
-    # The sigmoid as an exponential: a division takes ten operations on a TPU.
-    beta = static.exp(log_beta)
+    weights = tile.weigh(z - broken, nearer, static.exp)
     moved = weights * static.products.tn(v, d_out)
     farther, flow = interleaved.prefix_sum(moved, flow)
-    return Share(weights, tile.logit_cotangent(moved, beta, farther), flow)
+    d_z = tile.logit_cotangent(moved, *static.sigmoids(z, broken, u), farther)
+    return Share(weights, d_z, flow)
 
 
 def _sight(static: Static, rows: Any, j: Array) -> Sight:
@@ -245,9 +252,10 @@ def forward_kernel(
         j, turn = near - step, lax.rem(step, 2)
         lefts[0, j] = left
         keys, values = (interleaved.order(two[turn], static.products) for two in (k_two, v_two))
-        log_beta, broken = static.log_beta(_sight(static, rows, j).logits(q[0], keys))
+        z = _sight(static, rows, j).logits(q[0], keys)
+        broken, _ = static.softplus_and_exp(z)
         nearer, left = interleaved.suffix_sum(broken, left)
-        acc[...] += static.products.nn(values, tile.weigh(log_beta, nearer, static.exp))
+        acc[...] += static.products.nn(values, tile.weigh(z - broken, nearer, static.exp))
         # A row whose document begins in this block of keys has nothing to gain from farther ones.
         wants = (left * static.unit < static.enough) & (rows.farthest[0] < j)
         return jnp.max(jnp.where(wants, 1, 0)) > 0, left

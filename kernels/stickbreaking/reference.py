@@ -8,7 +8,7 @@
 With `attend_current` products and sums include l = i and j = i. A key that token i does not see
 takes no stick. `backward` is the derivative worked out by hand, with G = A (dO V^T):
 
-    dz_ij = G_ij - beta_ij (sum_{l <= j} G_il + rem_i drem_i)
+    dz_ij = (1 - beta_ij) G_ij - beta_ij (sum_{l < j} G_il + rem_i drem_i)
 """
 
 import jax
@@ -59,10 +59,11 @@ def backward(
         segment_ids[:, None],
         strict=not options["attend_current"],
     )[:, None]
-    d_out = segments.blank_padding(d_out.astype(jnp.float32), segment_ids)
+    d_out = segments.blank_padding(oracle.wide(d_out), segment_ids)
     weights, remainder = _weights(q, inputs["k"], seen, options)
     keys, values = _per_head(inputs["k"], q), _per_head(inputs["v"], q)
-    beta = jnp.where(seen, jax.nn.sigmoid(_logits(q, inputs["k"], options)), 0.0)
+    z = _logits(q, inputs["k"], options)
+    beta, kept = (jnp.where(seen, jax.nn.sigmoid(x), 0.0) for x in (z, -z))
     grads: Inputs = {}
     d_rem = jnp.zeros_like(remainder)
     d_v = jnp.einsum("bhts,bthv->bshv", weights, d_out, precision=HIGHEST)
@@ -74,16 +75,17 @@ def backward(
         d_rem = jnp.einsum("bthv,hv->bht", d_out, bias, precision=HIGHEST)
         grads["remainder_bias"] = jnp.einsum("bht,bthv->hv", remainder, d_out, precision=HIGHEST)
     flow = weights * jnp.einsum("bthv,bshv->bhts", d_out, values, precision=HIGHEST)
-    d_z = flow - beta * (jnp.cumsum(flow, axis=-1) + (remainder * d_rem)[..., None])
+    farther = jnp.cumsum(jnp.pad(flow[..., :-1], [(0, 0)] * 3 + [(1, 0)]), axis=-1)
+    d_z = kept * flow - beta * (farther + (remainder * d_rem)[..., None])
     d_z = d_z * options["scale"]
     grads["q"] = jnp.einsum("bhts,bshk->bthk", d_z, keys, precision=HIGHEST)
-    d_k = jnp.einsum("bhts,bthk->bshk", d_z, q.astype(jnp.float32), precision=HIGHEST)
+    d_k = jnp.einsum("bhts,bthk->bshk", d_z, oracle.wide(q), precision=HIGHEST)
     grads["k"], grads["v"] = _per_group(d_k, inputs["k"]), _per_group(d_v, inputs["v"])
     return {name: grad.astype(inputs[name].dtype) for name, grad in grads.items()}
 
 
 def _per_head(x: Array, q: Array) -> Array:
-    return jnp.repeat(x.astype(jnp.float32), q.shape[2] // x.shape[2], axis=2)
+    return jnp.repeat(oracle.wide(x), q.shape[2] // x.shape[2], axis=2)
 
 
 def _per_group(x: Array, like: Array) -> Array:
@@ -91,7 +93,7 @@ def _per_group(x: Array, like: Array) -> Array:
 
 
 def _logits(q: Array, k: Array, options: Options) -> Array:
-    q = q.astype(jnp.float32) * options["scale"]
+    q = oracle.wide(q) * options["scale"]
     return jnp.einsum("bthk,bshk->bhts", q, _per_head(k, q), precision=HIGHEST)
 
 
@@ -111,5 +113,5 @@ def _rest(remainder: Array, inputs: Inputs, options: Options) -> Array | float:
     if options["remainder"] == "value":
         return jnp.einsum("bht,bthv->bthv", remainder, _per_head(inputs["v"], inputs["q"]))
     if options["remainder"] == "bias":
-        return jnp.einsum("bht,hv->bthv", remainder, inputs["remainder_bias"].astype(jnp.float32))
+        return jnp.einsum("bht,hv->bthv", remainder, oracle.wide(inputs["remainder_bias"]))
     return 0.0

@@ -3,10 +3,11 @@
 With `left` the sum of softplus over nearer keys in blocks already visited, strict within the tile:
 
     log A_j = z_j - softplus(z_j) - sum_{l > j} softplus(z_l) - left            all of it <= 0
-    dz_j = G_j - sigmoid(z_j) (sum_{l <= j} G_l + flow)          G = A (dO V^T)
+    dz_j = sigmoid(-z_j) G_j - sigmoid(z_j) (sum_{l < j} G_l + flow)          G = A (dO V^T)
 
 where `flow` holds the G of farther keys and the cotangent of log rem. All is float32. Sums
-along keys are made by the form: they depend on how keys lie in its tiles.
+along keys are made by the form: they depend on how keys lie in its tiles. (With G_j in the sum the
+first term would be G_j, and where sigmoid(z_j) is nearly 1 the difference would have no digits.)
 """
 
 from collections.abc import Callable
@@ -36,10 +37,15 @@ def weigh(
 
 
 def logit_cotangent(
-    moved: Float[Array, "*tile"], beta: Float[Array, "*tile"], farther: Float[Array, "*tile"]
+    moved: Float[Array, "*tile"],
+    beta: Float[Array, "*tile"],
+    kept: Float[Array, "*tile"],
+    farther: Float[Array, "*tile"],
 ) -> Float[Array, "*tile"]:
-    """Cotangent of the logits from G; `farther` is `flow` and the sum of G within the tile."""
-    return moved - beta * farther
+    """Cotangent of the logits from G; `kept` is 1 - beta, `farther` is `flow` and the sum of the G
+    of farther keys within the tile.
+    """
+    return kept * moved - beta * farther
 
 
 def rest(inputs: Inputs, options: Options) -> Float[Array, "*B T H V"]:

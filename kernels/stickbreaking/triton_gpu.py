@@ -6,10 +6,12 @@ Keys are read in pairs (even, odd): with u = e^z two keys share a logarithm and 
     E = 2^-(left + the same, summed over the pair and nearer ones)
     A0 = u0 E              A1 = u1 (1 + u0) E
 
-which is four special-function operations for two keys where one key by itself costs three. z ends
-at 30 bits: above, sigmoid(z) is 1 in float32 and what it leaves of the stick below 1e-9. Sums along
-a tile are products with a triangle of ones; their operand is split into two bfloat16 parts (good to
-2^-17), and float32 inputs stay that, in three passes of the tensor cores.
+which is four special-function operations for two keys where one key by itself costs three
+(backward E is of nearer pairs alone, and u0 and u1 are first divided by (1 + u0) (1 + u1): where
+keys take nearly all, 2^-left would be 0). z ends at 62 bits: above, sigmoid(z) is 1 in float32 and
+what it leaves of the stick below 1e-18. Sums along a tile are products with a triangle of ones;
+their operand is split into two bfloat16 parts (good to 2^-17), and float32 inputs stay that, in
+three passes of the tensor cores.
 
     forward    a program has a block of queries of one head and visits its keys from the nearest on,
                until no query has anything left (2^-150: every weight is then 0 in float32) or less
@@ -51,7 +53,7 @@ CANDIDATES = tuple(
 )
 
 MASKED = tl.constexpr(-1e30)  # a finite stand-in for -inf: 2^MASKED is 0
-CERTAIN = tl.constexpr(30.0)  # bits; the product of four factors of 2^30 is finite
+CERTAIN = tl.constexpr(62.0)  # bits; (1 + 2^62)^2 is finite, and its inverse not 0
 LN2 = tl.constexpr(math.log(2.0))
 USED_UP = 150.0  # bits; 2^-150 is 0 in float32
 
@@ -347,11 +349,15 @@ def _exp(q, k, keys, rows, kv_segment, D: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
-def _triangle(D: tl.constexpr, NEARER: tl.constexpr):
-    """-1 for this pair and nearer ones, or 1 for farther ones; twice, for both parts of a sum."""
+def _triangle(D: tl.constexpr, NEARER: tl.constexpr, OWN: tl.constexpr):
+    """-1 for nearer pairs (with OWN for this one too), or 1 for farther ones; twice, for both parts
+    of a sum.
+    """
     SIZE: tl.constexpr = D.N // 2 if D.PRECISE else D.N
     source, target = tl.arange(0, SIZE)[:, None] % (D.N // 2), tl.arange(0, D.N // 2)[None, :]
-    ones = tl.where(source >= target, -1.0, 0.0) if NEARER else tl.where(source < target, 1.0, 0.0)
+    ones = tl.where(source < target, 1.0, 0.0)
+    if NEARER:
+        ones = tl.where(source >= target if OWN else source > target, -1.0, 0.0)
     return ones if D.PRECISE else ones.to(tl.bfloat16)
 
 
@@ -378,26 +384,26 @@ def _bits(product, D: tl.constexpr):
 
 @triton.jit
 def _shares(u, left, triangle, D: tl.constexpr):
-    """Weights of both keys of each pair, then their sigmoids."""
+    """Weights of both keys of each pair, then what each leaves of the stick: 1 - sigmoid(z)."""
     product = (1.0 + u[0]) * (1.0 + u[1])
     bits = _bits(product, D)
     rest = tl.exp2(_sums(bits, triangle, -left, D))
     inverse = 1.0 / product if D.PRECISE else tl.exp2(-bits)
-    odd = u[1] * (1.0 + u[0])
-    return (u[0] * rest, odd * rest), (u[0] * (1.0 + u[1]) * inverse, odd * inverse)
+    kept = (1.0 + u[1]) * inverse, (1.0 + u[0]) * inverse
+    return (u[0] * inverse * rest, u[1] * kept[1] * rest), kept
 
 
 @triton.jit
-def _cotangents(weights, sigmoids, d_weights, flow, triangle, D: tl.constexpr):
+def _cotangents(u, kept, weights, d_weights, flow, triangle, D: tl.constexpr):
     """Cotangents of the logits, and `flow` after the tile.
 
-    dz_j = G_j - sigmoid(z_j) (sum_{l <= j} G_l + flow), G = A (dO V^T)
+    dz_j = sigmoid(-z_j) (G_j - e^z_j (sum_{l < j} G_l + flow)), G = A (dO V^T)
     """
     moved = (weights[0] * d_weights[0], weights[1] * d_weights[1])
     pair = moved[0] + moved[1]
     before = _sums(pair, triangle, flow, D)
-    even = moved[0] - sigmoids[0] * (before + moved[0])
-    odd = moved[1] - sigmoids[1] * (before + pair)
+    even = kept[0] * (moved[0] - u[0] * before)
+    odd = kept[1] * (moved[1] - u[1] * (before + moved[0]))
     return even, odd, flow + tl.sum(pair, 1)
 
 
@@ -455,7 +461,7 @@ def _forward_kernel(
     key, value = k + (b * D.S * D.G + g) * D.K, v + (b * D.S * D.G + g) * D.V
     at = (key, value, kv_segment + b * D.S, lefts)
     query = _rows(q + (b * D.T * D.H + h) * D.K, i * D.M, tl.arange(0, D.M), D.T_END, D.H, D.K)
-    triangle, sums = _triangle(D, True), (_zeros(D.M, D.V), rows * 0.0)
+    triangle, sums = _triangle(D, True, True), (_zeros(D.M, D.V), rows * 0.0)
     j = high - 1
     if not D.PACKED:
         # On the diagonal; what is farther, every query sees.
@@ -491,9 +497,9 @@ def _query_tile(j, sums, own, where, at, triangles, D: tl.constexpr, MASK: tl.co
     k = _rows(at[0], j * D.N, pairs, D.S_END, D.G, D.K)
     v = _rows(at[1], j * D.N, pairs, D.S_END, D.G, D.V)
     u = _exp(own[0], k, j * D.N + pairs, where, at[2], D, MASK)
-    weights, sigmoids = _shares(u, left, triangles[0], D)
+    weights, kept = _shares(u, left, triangles[0], D)
     d_weights = _halves(tl.dot(own[1], tl.trans(v), input_precision="tf32x3"))
-    even, odd, flow = _cotangents(weights, sigmoids, d_weights, flow, triangles[1], D)
+    even, odd, flow = _cotangents(u, kept, weights, d_weights, flow, triangles[1], D)
     d_z = _whole(even.to(k.dtype), odd.to(k.dtype))
     return tl.dot(d_z, k, d_q, input_precision="tf32x3"), flow
 
@@ -515,7 +521,7 @@ def _query_kernel(
     query = _rows(q + (b * D.T * D.H + h) * D.K, i * D.M, tl.arange(0, D.M), D.T_END, D.H, D.K)
     from_out = d_out + (b * D.T * D.H + h) * D.V
     own = (query, _rows(from_out, i * D.M, tl.arange(0, D.M), D.T_END, D.H, D.V))
-    triangles = _triangle(D, True), _triangle(D, False)
+    triangles = _triangle(D, True, False), _triangle(D, False, False)
     flow = rows * 0.0
     if D.REMAINDER:
         flow = tl.load(d_log_rem + bh.to(tl.int64) * D.T + rows, mask=rows < D.T, other=0.0)
@@ -545,12 +551,12 @@ def _key_tile(n, sums, own, at, triangles, D: tl.constexpr, MASK: tl.constexpr):
     q = _rows(at[0] + h * D.K, i * D.M, row, D.T_END, D.H, D.K)
     d_out = _rows(at[1] + h * D.V, i * D.M, row, D.T_END, D.H, D.V)
     u = _exp(q, own[1], own[0], where, at[2][2], D, MASK)
-    weights, sigmoids = _shares(u, tl.load(at[3] + place + row), triangles[0], D)
+    d_weights = _halves(tl.dot(d_out, tl.trans(own[2]), input_precision="tf32x3"))
+    weights, kept = _shares(u, tl.load(at[3] + place + row), triangles[0], D)
     a = _whole(weights[0].to(q.dtype), weights[1].to(q.dtype))
     d_v = tl.dot(tl.trans(d_out), a, sums[1], input_precision="tf32x3")
-    d_weights = _halves(tl.dot(d_out, tl.trans(own[2]), input_precision="tf32x3"))
     flow = tl.load(at[4] + place + row)
-    even, odd, _ = _cotangents(weights, sigmoids, d_weights, flow, triangles[1], D)
+    even, odd, _ = _cotangents(u, kept, weights, d_weights, flow, triangles[1], D)
     d_z = _whole(even.to(q.dtype), odd.to(q.dtype))
     return tl.dot(tl.trans(q), d_z, sums[0], input_precision="tf32x3"), d_v
 
@@ -572,7 +578,7 @@ def _key_kernel(
     tile = (_first_tile(b * D.H + g * (D.H // D.G), 0, D) + j) * D.M
     places = (q_slot + b * D.T, q_segment + b * D.T, kv_segment + b * D.S)
     at = (q + head * D.K, d_out + head * D.V, places, lefts + tile, flows + tile, listed)
-    triangles = _triangle(D, True), _triangle(D, False)
+    triangles = _triangle(D, True, False), _triangle(D, False, False)
     sums = (tl.trans(_zeros(D.N, D.K)), tl.trans(_zeros(D.N, D.V)))
     count = tl.load(counts + bg * D.J + j)
     # Where nothing is packed, the first block of queries of each head is on the diagonal.

@@ -107,9 +107,17 @@ def asked(op: Op, case: Case) -> dict[str, int]:
 
 
 def answer(
-    name: str, form: str, case: Case, problem: contract.Problem, d_out: jax.Array | None = None
+    name: str,
+    form: str,
+    case: Case,
+    problem: contract.Problem,
+    d_out: jax.Array | None = None,
+    *,
+    wide: bool = False,
 ) -> Answer:
-    """One run; random cotangents for the final state, and for the output unless given."""
+    """One run; random cotangents for the final state, and for the output unless given; `wide` in
+    float64, of the same numbers.
+    """
     random = np.random.default_rng(1)
     dims = case.dims
     shape = [dims[letter] for letter in dispatch.get(name).out.split()]
@@ -119,6 +127,8 @@ def answer(
     d_state = [jnp.asarray(random.standard_normal(x.shape), x.dtype) for x in split(like)]
     if d_out is not None:
         drawn, d_state = d_out, [jnp.asarray(np.zeros(x.shape), x.dtype) for x in d_state]
+    if wide:
+        drawn, d_state = _wide(drawn), _wide(d_state)
     long = case.tag == "slow" and dims["T"] > 200
     return program(name, form, tuple(case.options.items()), long)(problem, drawn, d_state)
 
@@ -150,31 +160,45 @@ def _from_one(segment_ids: Any) -> jax.Array:
 
 @cache
 def expected(name: str, case: Case) -> Answer:
-    """The reference's answer to the sampled case."""
-    return answer(name, "reference", case, contract.sample(dispatch.get(name), case))
+    """The reference's answer to the sampled case; to an extreme one in float64."""
+    problem = contract.sample(dispatch.get(name), case)
+    if case.extreme is None:
+        return answer(name, "reference", case, problem)
+    with jax.enable_x64(True):
+        return answer(name, "reference", case, _wide(problem), wide=True)
+
+
+def _wide(tree: Any) -> Any:
+    """Its floats in float64."""
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if is_float(x) else x, tree)
 
 
 # What float32 leaves of a zero: the gradient of a softmax over one key is a difference of equals.
 NOISE = 2.0**-22
+# The smallest number that float32 holds with all digits: what extreme cases are allowed of a zero.
+TINY = 2.0**-126
 
 
-def error(got: jax.Array | np.ndarray, want: jax.Array | np.ndarray) -> float:
-    """Relative root mean square error; 0 below the rounding of sums of order one."""
+def error(got: jax.Array | np.ndarray, want: jax.Array | np.ndarray, noise: float = NOISE) -> float:
+    """Relative root mean square error; 0 below the noise, by default that of sums of order one."""
     x, y = np.asarray(got, np.float64), np.asarray(want, np.float64)
     distance, scale = (float(np.sqrt(np.mean(np.square(z)))) for z in (x - y, y))
-    return 0.0 if distance <= NOISE else distance / max(scale, NOISE)
+    return 0.0 if distance <= noise else distance / max(scale, noise)
 
 
-def assert_close(got: Any, want: Any, tolerance: float, what: str) -> None:
-    """Every array of two trees within the relative error; integers equal; nothing infinite."""
+def assert_close(got: Any, want: Any, tolerance: float, what: str, noise: float = NOISE) -> None:
+    """Every array of two trees within the relative error; integers equal; nothing infinite. What is
+    wanted may have more digits.
+    """
     assert jax.tree.structure(got) == jax.tree.structure(want), what
     for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
         where = f"{what}{jax.tree_util.keystr(path)}"
         assert x.shape == y.shape, where
-        assert x.dtype == y.dtype, where
+        assert x.dtype == y.dtype or y.dtype.itemsize == 8, where
         if jnp.issubdtype(x.dtype, jnp.floating):
             assert np.isfinite(np.asarray(x, np.float64)).all(), f"{where} is not finite"
-            found = error(x, y)
+            found = error(x, y, noise)
             assert found <= tolerance, f"{where}: relative error {found:.2e} above {tolerance:g}"
         else:
             np.testing.assert_array_equal(x, y, where)
@@ -192,7 +216,8 @@ def check_case(name: str, form: str, case: Case) -> None:
         return
     got, again = (answer(name, form, case, problem) for _ in range(2))
     want = expected(name, case)
-    assert_close(got, want, tolerance(name, form, case.dtype), f"{name} {form}")
+    noise = TINY if case.extreme else NOISE
+    assert_close(got, want, tolerance(name, form, case.dtype), f"{name} {form}", noise)
     jax.tree.map(np.testing.assert_array_equal, got, again)
     if problem.segment_ids is not None:
         assert not np.any(np.asarray(got.out)[np.asarray(problem.segment_ids) == 0])

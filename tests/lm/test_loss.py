@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from lm import loss
 from lm.loss import LossOptions
+from tests.kernels.contract_problem import error
 from tests.lm import tiny
 
 B, T, D, VOCAB, PADDED = 2, 37, 16, 90, 128
@@ -138,6 +139,29 @@ def test_huge_logits_stay_finite() -> None:
     (total, nll), grads = chunked(options(z_loss=1e-4))(1e4 * hidden, head, targets, weights)
     assert np.isfinite(total)
     assert all(np.all(np.isfinite(x)) for x in (nll, *grads))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("height", [20.0, -20.0])
+def test_the_gradient_has_its_digits_where_every_target_is_certain(
+    z_loss: float, height: float
+) -> None:
+    """Every target's logit stands far above all others, or far below; against float64."""
+    hidden, head, targets, weights = (np.array(x) for x in problem())
+    targets %= D
+    head[:D], head[D:] = 4.0 * np.eye(D), 0.1 * head[D:]
+    hidden = 0.05 * hidden + height / 4.0 * np.eye(D, dtype=np.float32)[targets]
+    _, found = chunked(options(z_loss=z_loss))(hidden, head, targets, weights)
+
+    h, w = hidden.reshape(-1, D).astype(np.float64), head[:VOCAB].astype(np.float64)
+    logits, weight = h @ w.T, weights.reshape(-1, 1).astype(np.float64)
+    lse = np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    onehot = np.eye(VOCAB)[targets.reshape(-1)]
+    d_logits = weight * (np.exp(logits - lse) * (1.0 + 2.0 * z_loss * lse) - onehot)
+    d_head = np.zeros(head.shape)
+    d_head[:VOCAB] = d_logits.T @ h
+    assert error(found[0], (d_logits @ w).reshape(hidden.shape), 0.0) < 1e-5
+    assert error(found[1], d_head, 0.0) < 1e-5
 
 
 def test_no_buffer_holds_every_logit() -> None:
