@@ -16,7 +16,7 @@ name, whatever the library raised. A key that is not there, or holds something e
 mistake of the configuration and told at once.
 
 Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
-takes up to four bytes a letter; one is tokenized in pieces of at most 4 MiB. Lines of JSON over
+takes up to four bytes a letter; one is tokenized in pieces of at most 256 KiB. Lines of JSON over
 16 MiB are read in pieces too (lm/data/long_lines.py).
 """
 
@@ -37,7 +37,7 @@ from lm.config import UserError, nearest
 from lm.data import long_lines
 from lm.data.sources import LINES, PARQUET, PLAIN, Corpus, File, LeftOut, check_unchanged, is_valid
 
-PIECE = 1 << 22  # bytes at most that are tokenized as one
+PIECE = 1 << 18  # bytes that are tokenized as one: a tokenizer takes hundreds of bytes for each
 _WINDOW = 1 << 16  # bytes before the end of a piece in which it is cut between words
 EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # why left out
 
@@ -98,8 +98,8 @@ def documents(
 
 
 def pieces(data: Data) -> Iterator[str]:
-    """A text in strings of at most 4 MiB, cut where a word ends and a space begins, which is where
-    tokenizers split text in any case; without such a place near, between two letters.
+    """A text in strings of at most 256 KiB, cut where a word ends and a space begins: tokenizers split
+    there in any case. Where no such place is near, it is cut between two letters.
     """
     start = 0
     while len(data) - start > PIECE:

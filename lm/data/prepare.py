@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise when the meaning of the files changes: old folders are then not found any more
 SPLITS = ("train", "valid")
-_BATCH_BYTES = 1 << 22  # text given to the tokenizer at once
+_BATCH_BYTES = 1 << 20  # text given to the tokenizer at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,12 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import stat
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,13 +99,11 @@ def create(name: str, config: SourceConfig) -> Corpus:
             root = Path(sysconfig.get_paths()["stdlib"])
             paths = _stdlib_paths(root)
         else:
-            path = os.path.expanduser(config.path)
-            if os.path.isdir(path):
+            if os.path.isdir(os.path.expanduser(config.path)):
                 raise UserError(
                     f"{where} is a folder; set a glob such as '{config.path.rstrip('/')}/**/*.txt'"
                 )
-            root, pattern = _expand(path)
-            paths = [Path(found) for found in glob.glob(pattern, recursive=True)]
+            root, paths = matches(config.path)
     left_out = LeftOut()
     found = _listed(paths, root, left_out)
     if not found:
@@ -121,6 +120,25 @@ def create(name: str, config: SourceConfig) -> Corpus:
                 f"{where} matches {str(file.path)!r}, which is none of {known}; narrow the glob"
             )
     return Corpus(name, config, tuple(found), left_out)
+
+
+def matches(path: str) -> tuple[Path, list[Path]]:
+    """What a path or glob (`~` allowed) names, in order, below the folder above its first wildcard:
+    names below that one stay the same when a tree is moved as a whole.
+    """
+    parts = Path(os.path.expanduser(path)).parts
+    literal = [*itertools.takewhile(lambda i: _is_literal(parts[: i + 1]), range(len(parts)))]
+    fixed = parts[: len(literal)]
+    pattern = Path(*map(glob.escape, fixed), *parts[len(fixed) :])
+    found = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
+    return Path(*fixed[: len(parts) - 1]), found
+
+
+def _is_literal(parts: Sequence[str]) -> bool:
+    last = parts[-1]
+    if "[" in last and not ("*" in last or "?" in last):
+        return os.path.lexists(Path(*parts))
+    return not glob.has_magic(last)
 
 
 def is_valid(key: str, valid_fraction: float) -> bool:
@@ -155,24 +173,6 @@ def _stdlib_paths(root: Path) -> list[Path]:
         subfolders[:] = [name for name in subfolders if name not in _STDLIB_EXCLUDED]
         paths += [Path(folder, name) for name in names if name.endswith(".py")]
     return paths
-
-
-def _expand(path: str) -> tuple[Path, str]:
-    """The folder above the first wildcard, so that keys stay the same when a tree is moved as a
-    whole, and the glob in which literal brackets are escaped.
-    """
-    parts = Path(path).parts
-    root, pattern = Path(), Path()
-    for i, part in enumerate(parts):
-        is_literal = not glob.has_magic(part)
-        if not (is_literal or "*" in part or "?" in part):
-            is_literal = os.path.lexists(root / part)
-        if not is_literal:
-            return root, str(Path(pattern, *parts[i:]))
-        if i == len(parts) - 1:
-            return root, glob.escape(path)
-        root, pattern = root / part, pattern / glob.escape(part)
-    return root, glob.escape(path)
 
 
 def _listed(paths: Iterable[Path], root: Path, left_out: LeftOut) -> list[File]:

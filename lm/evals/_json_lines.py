@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lm.config import UserError, nearest
+from lm.data import sources
+from lm.files import one_line
 
 ENDS = (".jsonl", ".jsonl.gz")
 _NAMES = {str: "a string", int: "an integer", dict: "an object"}
-# What gzip and tarfile raise on files that are cut short or are something else.
-DAMAGES = (OSError, EOFError, zlib.error)
 
 
 class Line(NamedTuple):
@@ -56,7 +54,8 @@ def files(path: str) -> list[Path]:
     Raises:
       UserError: there are none, or one has another kind of name.
     """
-    found = sorted(Path(p) for p in glob.glob(os.path.expanduser(path), recursive=True))
+    with one_line(f"path={path!r}"):
+        found = sources.matches(path)[1]
     if not found:
         raise UserError(f"path={path!r} matches no file (relative to {os.getcwd()})")
     for file in found:
@@ -71,11 +70,9 @@ def read(file: Path) -> list[Line]:
     Raises:
       UserError: it cannot be read, holds nothing, or a line is no JSON object.
     """
-    try:
+    with one_line(f"cannot read {file}"):
         data = file.read_bytes()
         data = gzip.decompress(data) if file.name.endswith(".gz") else data
-    except DAMAGES as error:
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', '') or error}") from error
     return lines(str(file), io.BytesIO(data))
 
 
@@ -86,10 +83,8 @@ def lines(name: str, stream: IO[bytes]) -> list[Line]:
         if not raw.strip():
             continue
         place = f"{name}:{number}"
-        try:
-            record = json.loads(raw)
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
-            raise UserError(f"{place} is not JSON ({error}); mend or remove the line") from error
+        with one_line(f"{place} is not JSON", "mend or remove the line"):
+            record = json.loads(str(raw, "utf-8-sig"))
         if not isinstance(record, dict):
             raise UserError(f"{place} is a {type(record).__name__}; a line must be an object")
         found.append(Line(place, record))

@@ -38,6 +38,7 @@ from lm.evals import Given, Scored, _documents, _json_lines
 from lm.evals._json_lines import Line
 from lm.evaluation import scoring
 from lm.evaluation.scoring import Row
+from lm.files import one_line
 
 BARE = 1_000_000  # from here on a doc_id means the document so much below it, without its question
 REQUEST, PIQA = {"request", "doc_id"}, {"goal", "sol1", "sol2"}
@@ -213,11 +214,8 @@ def _piqa(lines: Sequence[Line], labels: str) -> list[Document]:
     if not labels:
         raise UserError(f"{lines[0].place} is PIQA; set labels to its file of labels")
     path = Path(labels).expanduser()
-    try:
+    with one_line(f"cannot read labels={labels!r}"):
         gold = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeError) as error:
-        told = getattr(error, "strerror", "") or error
-        raise UserError(f"cannot read labels={labels!r}: {told}") from error
     if len(gold) != len(lines):
         raise UserError(f"{path} has {len(gold)} labels for {len(lines)} lines; they must agree")
     found = []

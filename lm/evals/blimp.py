@@ -39,6 +39,7 @@ from lm.evals import Given, Items, Number, Scored, _documents, _json_lines, _req
 from lm.evals._json_lines import Line
 from lm.evals._requests import TIE
 from lm.evaluation import scoring, statistics
+from lm.files import one_line
 
 SIDES = ("sentence_good", "sentence_bad")
 BASELINES = ("unigram", "bigram", "length")
@@ -141,16 +142,13 @@ def _paradigms(path: str) -> dict[str, list[Line]]:
     if place.is_dir():
         files = {str(file.relative_to(place)): file for file in sorted(place.rglob("*.jsonl"))}
         return {name: _json_lines.read(files[name]) for name in _largest(path, list(files))}
-    try:
-        with tarfile.open(place) as archive:
-            streams = {
-                member.name: archive.extractfile(member)
-                for member in archive
-                if member.isfile() and member.name.endswith(".jsonl")
-            }
-            content = {name: stream.read() for name, stream in streams.items() if stream}
-    except (tarfile.TarError, *_json_lines.DAMAGES) as error:
-        raise UserError(f"cannot read path={path!r}: {error}") from error
+    with one_line(f"cannot read path={path!r}"), tarfile.open(place) as archive:
+        streams = {
+            member.name: archive.extractfile(member)
+            for member in archive
+            if member.isfile() and member.name.endswith(".jsonl")
+        }
+        content = {name: stream.read() for name, stream in streams.items() if stream}
     return {
         name: _json_lines.lines(f"{place}:{name}", io.BytesIO(content[name]))
         for name in _largest(path, list(content))
