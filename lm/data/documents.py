@@ -98,8 +98,8 @@ def documents(
 
 
 def pieces(data: Data) -> Iterator[str]:
-    """A text in strings of at most 256 KiB, cut where a word ends and a space begins: tokenizers split
-    there in any case. Where no such place is near, it is cut between two letters.
+    """A text in strings of at most 256 KiB, cut where a word ends and a space begins, as tokenizers
+    do in any case. Where no such place is near, it is cut between two letters.
     """
     start = 0
     while len(data) - start > PIECE:

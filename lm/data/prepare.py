@@ -86,7 +86,7 @@ def resolve_data_dir(flag: str = "") -> Path:
     """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = flag or os.environ.get("ESPALIER_DATA") or os.path.join(cache, "espalier")
-    return Path(chosen).expanduser().absolute()
+    return Path(os.path.expanduser(chosen)).absolute()
 
 
 def prepare(
@@ -160,6 +160,11 @@ def _check_splits(
 ) -> None:
     train, valid = (splits[split].num_documents for split in SPLITS)
     where = f"data.sources.{name}.valid_fraction={valid_fraction}"
+    if train + valid == 1 and weight > 0 and valid_fraction > 0:
+        raise UserError(
+            f"{where} and weight={weight}, but there is one document, which cannot be held out and "
+            "trained on; set one of the two to 0"
+        )
     if weight > 0 and not train:
         raise UserError(
             f"{where} leaves none of {valid} documents to train on; lower it or set weight to 0"

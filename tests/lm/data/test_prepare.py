@@ -145,6 +145,14 @@ def test_empty_splits_are_refused(
         config = make_config({"text": make_source(corpus / "*.txt", valid_fraction=fraction)})
         with pytest.raises(UserError, match=words):
             prepare(config, tmp_path / "data", progress=False)
+    (tmp_path / "one.txt").write_text("one")
+    for changes in ({}, {"valid_fraction": 0.0}, {"weight": 0.0, "valid_fraction": 1.0}):
+        config = make_config({"text": make_source(tmp_path / "one.txt", **changes)})
+        if changes:  # as the message advises
+            prepare(config, tmp_path / "data", progress=False)
+            continue
+        with pytest.raises(UserError, match="there is one document, which cannot be held out and"):
+            prepare(config, tmp_path / "data", progress=False)
     (tmp_path / "none.txt").write_text("")
     config = make_config({"text": make_source(tmp_path / "none.txt")})
     with pytest.raises(
