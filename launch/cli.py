@@ -3,8 +3,8 @@
 `run(main)` is what every launcher ends with. Order of steps: parse the flags (the config file is
 executed, overrides `--config.key=value` are checked against it), call `main`, and turn every
 mistake the user can mend (a flag, the config file, `lm.config.UserError`, a full disk) into
-`error: ...` on stderr with exit status 2. Nothing here imports JAX, so a wrong command touches no
-device.
+`error: ...` on stderr with exit status 2; signals are in launch/ends.py. Nothing here imports JAX,
+so a wrong command touches no device.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from launch import overrides
+from launch import ends, overrides
 from lm import files
 from lm.config import Config, UserError, from_mapping
+from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED
+
+__all__ = ["UNFINISHED"]
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
@@ -172,7 +175,8 @@ def _assignments(flag: str, values: Iterable[str], example: str) -> dict[str, di
 
 
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:
-    """Parses the command line, calls `main(argv)`, exits: 0, 2 for a mistake, 130 if interrupted.
+    """Parses the command line, calls `main(argv)`, exits: 0 or what `main` returns, 2 for a
+    mistake, 75 if a signal stopped it, 130 if interrupted.
 
     Args:
       positional: whether arguments that are no flags are allowed; `main` finds them in argv[1:].
@@ -184,7 +188,8 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
             flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's INFO lines
         return rest
 
-    with mistakes_in_one_line():
+    ends.outlast_readers()
+    with mistakes_in_one_line(), ends.unwinding():
         app.run(main, flags_parser=parser)
     raise AssertionError("app.run returns only by SystemExit")
 
@@ -200,9 +205,12 @@ def mistakes_in_one_line() -> Iterator[None]:
         if (told := files.told(error)) is None:
             raise
         _fail(told)
+    except ends.Stopped as stopped:
+        print(f"{stopped}; the same command starts again", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def parse(
@@ -236,7 +244,7 @@ def parse(
 
 def _fail(message: object) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    raise SystemExit(2) from None
+    raise SystemExit(MISTAKE) from None
 
 
 def _last_config_wins(argv: list[str], name: str) -> list[str]:

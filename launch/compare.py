@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     recalls = None if rows is None else compare.recalled(study, workdir, before)
     if rows is None or recalls is None:
         print("stopped and saved; the same command goes on")
-        return 1
+        return cli.UNFINISHED
     compare.write(study, rows, recalls, machine.describe("launch.compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")

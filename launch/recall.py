@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     found = recall.run(study, trainings)
     if found is None:
         print("stopped and saved; the same command goes on")
-        return 1
+        return cli.UNFINISHED
     head = machine.describe("launch.recall")
     # Where it ran is of no use to who repeats it.
     head["command"] = re.sub(r"(--workdir[= ])\S+", r"\1DIR", head["command"])

@@ -18,7 +18,8 @@ share. A job on GPUs asks for one task per GPU; without GPUs one task per node i
 
   sbatch --signal=B:TERM@600 --export=ALL,ESPALIER_GRACE=580 ...   more seconds for a large save
 
-Exit status: that of launch.train; 0 also when queued again, 2 for a mistake in the command.
+Exit status: that of launch.train; 0 also when queued again, which is what happens after a SIGTERM
+to this job unless training ended before: finished (0), or by a mistake (2).
 EOF
 }
 
@@ -111,14 +112,17 @@ for ((second = 0; second < grace; second++)); do
   sleep 1
 done
 status=0
+is_late=no
 if kill -0 "$srun" 2>/dev/null; then
+  is_late=yes
   echo "not stopped within $grace seconds; the last checkpoint counts" >&2
 else
   wait "$srun" || status=$?
 fi
-if [ $status = 2 ]; then # a mistake, told above: it would be the same next time
-  exit 2
-fi
+case $status in # UNFINISHED is 75; anything else, such as a save that took too long, goes on, too
+  0) [ $is_late = yes ] || exit 0 ;;
+  2) exit 2 ;; # a mistake, told above: it would be the same next time
+esac
 # A cancelled job must stay so, and a preempted one is queued again by Slurm itself.
 if scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
   run scontrol requeue "$SLURM_JOB_ID"

@@ -28,8 +28,8 @@ Several workers need the key in the agent: ssh-add ~/.ssh/google_compute_engine
 Ctrl-C ends the connection. To save and stop a run: gcloud compute tpus tpu-vm ssh POD --zone=ZONE
 --worker=all --command='pkill -TERM -f launch.train'
 
-Exit status: 0 finished, or saved and stopped by hand; 2 a mistake in a command; 1 given up; without
---restart, that of gcloud.
+Exit status: 0 finished; 75 saved and stopped by hand, the same command goes on; 2 a mistake in a
+command; 1 given up; without --restart, that of gcloud.
 EOF
 }
 
@@ -177,17 +177,15 @@ while true; do
   : >"$work/output"
   status=0
   start "$@" || status=$?
-  # launch.train's status is 0 also where a signal, of a preemption perhaps, stopped it.
+  if [ $is_dry = yes ] || [ $restart = no ] || [ $status = 0 ] || [ $status = 2 ]; then
+    exit $status
+  fi
+  # launch.train ends with 75 where a process was lost, and where a signal stopped it: a preemption's,
+  # or somebody's.
   stopped="$(grep -o 'stopped at step [0-9]*, saved' "$work/output" | head -n 1)" || true
-  if [ $is_dry = yes ] || { [ $status = 0 ] && [ -z "$stopped" ]; }; then
-    exit $status
-  fi
-  if [ $restart = no ] || [ $status = 2 ]; then
-    exit $status
-  fi
   wait_once "${stopped:-ended with status $status}"
-  if [ $status = 0 ] && [ "$(state)" = READY ]; then
-    exit 0 # somebody asked for the stop
+  if [ $status = 75 ] && [ -n "$stopped" ] && [ "$(state)" = READY ]; then
+    exit 75
   fi
   wait_until_ready
 done

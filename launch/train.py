@@ -3,6 +3,9 @@
 
 Several processes train as one: on a TPU pod or under Slurm start the same command everywhere with
 `--processes=auto`, elsewhere with `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
+
+Exit status: 0 finished; 75 not finished, the same command goes on (a signal, and what was trained
+is saved; or one process of several was lost); 2 a mistake; 130 interrupted before the first step.
 """
 
 from __future__ import annotations
@@ -25,12 +28,8 @@ _WORKDIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
-_PROFILE = flags.DEFINE_integer(
-    "profile_steps", 0, "steps to trace into WORKDIR/profile", lower_bound=0
-)
-_ACCEPT_LOST = flags.DEFINE_boolean(
-    "accept_lost_records", False, "go on although metrics.jsonl has lost records"
-)
+_PROFILE = flags.DEFINE_integer("profile_steps", 0, "to trace into WORKDIR/profile", lower_bound=0)
+_ACCEPT_LOST = flags.DEFINE_boolean("accept_lost_records", False, "of metrics.jsonl: go on without")
 _PROCESSES = flags.DEFINE_enum(
     "processes", "one", ["one", "auto"], "auto: as many as the TPU pod or Slurm job says"
 )
@@ -42,7 +41,7 @@ _PATIENCE = flags.DEFINE_float(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     config = cli.load_config(_CONFIG.value)
     from lm import train  # after the config is known to be right: this imports jax
     from lm.data import prepare
@@ -61,6 +60,7 @@ def main(argv: list[str]) -> None:
         outcome = train.run(config, options)
         if processes.is_first():
             tell(outcome)
+    return 0 if outcome.finished else cli.UNFINISHED
 
 
 def tell(outcome: Outcome) -> None:

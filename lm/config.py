@@ -188,6 +188,10 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """The newest `keep_last` stay, and multiples of `keep_every`; so does in any case the one at
+    which the decay of the schedule begins.
+    """
+
     every: Duration
     keep_last: Count
     keep_every: Duration

@@ -16,6 +16,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+# Exit statuses: of a mistake, which would be made again; of work that is not finished, with which
+# the same command goes on (EX_TEMPFAIL of sysexits.h); of an interruption from the keyboard.
+MISTAKE, UNFINISHED, INTERRUPTED = 2, 75, 130
+
 
 class UserError(Exception):
     """A mistake the user can mend, told in one line: what, the two values, what to set. Launchers

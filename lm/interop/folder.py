@@ -12,8 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,12 +57,11 @@ def created(path: Path) -> Iterator[Path]:
         partial.mkdir()
     except OSError as error:
         raise UserError(f"cannot create {path}: {error.strerror}; name another folder") from None
-    with _unwinding_on_sigterm():
-        try:
-            yield partial
-            partial.rename(path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _left(parent: Path, name: str) -> list[Path]:
@@ -84,24 +81,6 @@ def _is_other_alive(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
-
-
-@contextlib.contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the process by an exception, so that what is partial is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can be told of signals
-        return
-
-    def end(signum: int, frame: object) -> None:
-        del frame
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from lm.config import UserError, difference
+from lm.mapping import MISTAKE
 from lm.parallel import watch
 from lm.parallel.watch import Watch, count, index
 
@@ -193,12 +194,14 @@ def to_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT ask for a stop, which all processes find at the same call of the function
-    given; in one process a second signal acts as it would have.
+    """SIGTERM, SIGINT and, of a terminal that is closed, SIGHUP ask for a stop, which all processes
+    find at the same call of the function given; in one process a second signal acts as it would
+    have. An ignored SIGHUP stays so (nohup).
     """
     # Of several processes JAX takes SIGTERM itself: it tells the others, and finds the first call
     # that none has made yet. That costs no communication until there is a signal.
-    taken = (signal.SIGTERM, signal.SIGINT) if count() == 1 else (signal.SIGINT,)
+    taken = [signal.SIGINT] + [signal.SIGTERM] * (count() == 1)
+    taken += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
     before = {s: signal.getsignal(s) for s in taken}
     requested: list[int] = []
     calls = itertools.count()
@@ -236,7 +239,7 @@ def _initialize(start: Start, silence_seconds: float) -> None:
     def give_up() -> None:
         # JAX itself aborts, with a stack trace, when it has tried for long enough.
         watch.end(
-            watch.MISTAKE,
+            MISTAKE,
             f"{where}: not all processes met within {START_SECONDS:g} s; start them all",
         )
 

@@ -12,8 +12,8 @@ waits may raise in the main thread first. So they are set to come later than the
 left where these cannot run: in a process whose Python stands still, and when process 0, which keeps
 the service, is lost. `have_last_word` makes one line and a status of them.
 
-Exit statuses: 2 of a mistake, which would be made again; 75 of a loss, which the same command
-mends; 130 of an interruption; 1 of anything else.
+Exit statuses: MISTAKE; UNFINISHED of a loss, too, which the same command mends; INTERRUPTED; 1 of
+anything else (lm/mapping.py).
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ import jax
 from jax._src import distributed  # its client has no public name; Orbax, too, takes it from here
 
 from lm import files
-from lm.config import UserError
+from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED, UserError
 
 BEAT_SECONDS = 1.0
 UNWIND_SECONDS = 20.0  # that a process which failed has to close its files
-MISTAKE, LOST, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL of sysexits.h
 
 _AGAIN = "the last checkpoint counts, start all of them again with the same command"
 
@@ -81,7 +80,7 @@ def have_last_word() -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(signum: int) -> None:
     reason = "aborted (see above), most likely because another process is gone"
-    end(LOST, f"process {index()} of {count()} {reason}; {_AGAIN}")
+    end(UNFINISHED, f"process {index()} of {count()} {reason}; {_AGAIN}")
 
 
 class Watch(threading.Thread):
@@ -123,7 +122,7 @@ class Watch(threading.Thread):
                 beats, failures = _get("beat"), _get("failed")
             except jax.errors.JaxRuntimeError:
                 if not self._stopped.is_set():
-                    end(LOST, _gone(0))
+                    end(UNFINISHED, _gone(0))
                 return
             now = time.monotonic()
             if failures:
@@ -131,7 +130,7 @@ class Watch(threading.Thread):
             last |= {i: (value, now) for i, value in beats.items() if value != last[i][0]}
             silent = [i for i, (_, seen) in last.items() if now - seen > self._silence]
             if silent:
-                self._end_with({silent[0]: json.dumps([LOST, _gone(silent[0])])})
+                self._end_with({silent[0]: json.dumps([UNFINISHED, _gone(silent[0])])})
 
     def _end_with(self, failures: dict[int, str]) -> NoReturn:
         failed = index() if index() in failures else min(failures)
@@ -140,7 +139,7 @@ class Watch(threading.Thread):
             time.sleep(UNWIND_SECONDS)  # in which it ends by itself, if it can
         elif index() == 0:
             time.sleep(3 * BEAT_SECONDS)  # the others read it here
-        end(code, line if code == LOST else f"process {failed} of {count()}: {line}")
+        end(code, line if code == UNFINISHED else f"process {failed} of {count()}: {line}")
 
 
 def _set(what: str, value: str) -> None:
@@ -162,6 +161,8 @@ def status(error: BaseException) -> int:
     is_told = isinstance(error, OSError) and files.told(error) is not None
     if isinstance(error, UserError) or is_told:
         return MISTAKE
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 

@@ -65,6 +65,7 @@ while not stop or os.path.exists(here + "/hangs"):
     time.sleep(0.01)
 time.sleep(0.8)  # saving
 open(here + "/saved", "w").close()
+sys.exit(int(next_answer("ends")) if os.path.exists(here + "/ends") else 75)
 """
 SCONTROL = """
 if "show" in argv:

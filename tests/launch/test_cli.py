@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import subprocess
 import sys
@@ -213,28 +212,6 @@ def test_the_last_config_and_override_win(tmp_path: Path, monkeypatch: pytest.Mo
     config = load([CONFIG, "--config.model.width=32", WORKDIR, f"--config={other}"])
     assert (config.seed, config.model.width) == (5, 32)
     assert load([CONFIG, WORKDIR, "--config.seed=1", "--config.seed=2"]).seed == 2
-
-
-def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
-    assert stop.value.code == 2
-    assert (
-        "runs/x/metrics.jsonl: No space left on device; free some space" in capsys.readouterr().err
-    )
-
-
-def test_other_errors_keep_their_traceback() -> None:
-    with pytest.raises(OSError, match="not of the system"), cli.mistakes_in_one_line():
-        raise OSError("not of the system")
-    with pytest.raises(ZeroDivisionError), cli.mistakes_in_one_line():
-        _ = 1 / 0
-
-
-def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), cli.mistakes_in_one_line():
-        raise UserError("first\n  second")
-    assert capsys.readouterr().err == "error: first second\n"
 
 
 LAUNCHER = """

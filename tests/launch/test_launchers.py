@@ -54,9 +54,9 @@ def test_slurm_options_of_the_job() -> None:
     assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} < set(options)
 
 
-@pytest.mark.parametrize("status", [0, 1, 2])
+@pytest.mark.parametrize("status", [0, 1, 2, 75])
 def test_slurm_ends_with_the_status_of_training(bench: Bench, status: int) -> None:
-    """From the copy of the script that Slurm makes."""
+    """From the copy of the script that Slurm makes. 75: training was stopped, not this job."""
     bench.answers(status=f"{status}\n", state="RUNNING\n")
     spool = bench.here / "slurm_script"
     shutil.copy(bench.checkout / "launch" / "slurm.sh", spool)
@@ -100,6 +100,14 @@ def test_slurm_queues_again_what_does_not_stop(bench: Bench) -> None:
     assert status == 0
     assert "not stopped within 1 seconds; the last checkpoint counts" in err
     assert bench.calls("scontrol")[-1]["argv"] == ["requeue", "42"]
+
+
+@pytest.mark.parametrize(("ended", "status"), [(0, 0), (2, 2)])
+def test_slurm_does_not_queue_what_is_over(bench: Bench, ended: int, status: int) -> None:
+    """Finished, or by a mistake, while SIGTERM came."""
+    bench.answers(state="RUNNING\n", ends=f"{ended}\n")
+    assert terminate(bench)[0] == status
+    assert not bench.calls("scontrol")
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "PENDING"])
@@ -264,16 +272,17 @@ def test_scripts_take_the_line_that_a_plan_prints(bench: Bench, name: str, workd
     assert "--config.mesh.data=4" in out
 
 
-STOPPED = "0 stopped at step 9, saved; resume with: x"
+STOPPED = "75 stopped at step 9, saved; resume with: x"
 
 
 @pytest.mark.parametrize(
     ("trains", "states", "flags", "status", "asked"),
     [
         ("1", "READY", [], 1, "train"),
-        (STOPPED, "READY", [], 0, "train"),
+        (STOPPED, "READY", [], 75, "train"),
         ("2", "READY", ["--restart"], 2, "train"),
-        (STOPPED, "READY", ["--restart"], 0, "train describe"),
+        (STOPPED, "READY", ["--restart"], 75, "train describe"),
+        ("75 lost\n0", "READY", ["--restart"], 0, "train describe train"),
         ("1\n0", "READY", ["--restart"], 0, "train describe train"),
         ("1", "READY", ["--restart", "--retries=2"], 1, "train describe train describe train"),
         ("1\n0", "REPAIRING\nREADY", ["--restart"], 0, "train describe describe train"),
@@ -296,7 +305,7 @@ def test_pod_restarts(
 
 
 def test_pod_is_created_again_when_told_to(bench: Bench) -> None:
-    """Stopped by the preemption, status 0; no capacity at first."""
+    """Stopped by the preemption, status 75; no capacity at first."""
     states = "PREEMPTED\nPREEMPTED\n\n"
     bench.answers(prepares="0\n", trains=f"{STOPPED}\n0\n", state=states, create="1\n0\n")
     create = ["--accelerator-type=v5litepod-16", "--network=a net"]

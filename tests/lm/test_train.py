@@ -170,13 +170,16 @@ def test_a_shorter_length_than_was_trained_is_refused(lab: Lab, tmp_path: Path) 
     assert records(workdir) == records(lab.whole)
 
 
-@pytest.mark.parametrize(("signum", "at"), [(signal.SIGTERM, 4), (signal.SIGINT, 9)])
+@pytest.mark.parametrize(
+    ("signum", "at"), [(signal.SIGTERM, 4), (signal.SIGINT, 9), (signal.SIGHUP, 10)]
+)
 def test_a_signal_saves_and_stops(lab: Lab, tmp_path: Path, signum: int, at: int) -> None:
-    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    taken = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    handlers = [signal.getsignal(s) for s in taken]
     outcome = lab.run(tmp_path, step=send(signum, at))
     assert (outcome.step, outcome.finished, outcome.samples) == (at + 1, False, [])
     assert checkpoint.steps(tmp_path)[-1] == at + 1
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(s) for s in taken] == handlers
     assert lab.run(tmp_path).finished
     assert_equal_runs(tmp_path, lab.whole)
 

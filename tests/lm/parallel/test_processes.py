@@ -17,6 +17,7 @@ import pytest
 
 from lm import metrics
 from lm.config import UserError
+from lm.mapping import MISTAKE, UNFINISHED
 from lm.parallel import processes, watch
 from lm.parallel.processes import Start
 from lm.run import checkpoint
@@ -78,7 +79,7 @@ def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[s
             process.kill()
             process.communicate()
     for process, (out, err) in zip(started, outputs, strict=True):
-        expected = (0, watch.MISTAKE, watch.LOST, -signal.SIGKILL)
+        expected = (0, MISTAKE, UNFINISHED, -signal.SIGKILL)
         assert process.returncode in expected, err
         assert "Traceback" not in err, err
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -125,7 +126,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert all(process.poll() is None for process in started)
     started[1].kill()
     (status, _, errors), (other, _, none) = outcome(started)
-    assert (status, other, none) == (watch.LOST, -signal.SIGKILL, [])
+    assert (status, other, none) == (UNFINISHED, -signal.SIGKILL, [])
     (line,) = errors
     assert "is gone; the last checkpoint counts, start all of them again" in line
     assert checkpoint.steps(workdir) == [4]
@@ -160,13 +161,14 @@ def test_a_killed_run_goes_on_in_one_process(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> None:
     """At the same step, saved; and the run goes on to the same end."""
     workdir = tmp_path / "run"
     started = start(workdir, 2, 4)
-    launched.interrupt(started[1], workdir, signum=signal.SIGTERM, step=2)
+    launched.interrupt(started[1], workdir, signum=signum, step=2)
     (status, out, errors), (other, nothing, none) = outcome(started)
-    assert (status, other, errors, none) == (0, 0, [], [])
+    assert (status, other, errors, none) == (UNFINISHED, UNFINISHED, [], [])
     assert "stopped at step" in out
     assert "stopped" not in nothing
     assert 2 < checkpoint.steps(workdir)[-1] < STEPS

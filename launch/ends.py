@@ -1,0 +1,95 @@
+"""How a command ends when it is not left to: signals, and readers of its output that are gone.
+
+    SIGTERM, SIGHUP   the work is unwound, one line, status UNFINISHED
+    SIGINT            the same by KeyboardInterrupt, status 130
+    output            what a closed terminal or pipe no longer takes is dropped; the work goes on
+
+Training takes these signals itself once it has something to save (lm/parallel/processes.py). One
+that is ignored from the start stays so: nohup and launch/slurm.sh ask for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from lm.mapping import INTERRUPTED, UNFINISHED
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # and SIGINT, which Python makes an exception of
+
+
+class Stopped(SystemExit):
+    """Raised where a signal finds the process."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(UNFINISHED)
+        self.name = signal.Signals(signum).name
+
+    def __str__(self) -> str:
+        return f"stopped by {self.name}"
+
+
+def at_once() -> None:
+    """While a launcher is imported there is nothing to unwind: a line, and the end."""
+
+    def end(signum: int, frame: object) -> None:
+        del frame
+        os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
+        os._exit(INTERRUPTED if signum == signal.SIGINT else UNFINISHED)
+
+    for signum in (*SIGNALS, signal.SIGINT):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, end)
+
+
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """A signal raises `Stopped` in the body; a second one of its kind acts as it would have."""
+    before = {s: signal.getsignal(s) for s in SIGNALS}
+    taken = {s: handler for s, handler in before.items() if handler is not signal.SIG_IGN}
+
+    def stop(signum: int, frame: object) -> None:
+        del frame
+        signal.signal(signum, taken[signal.Signals(signum)])
+        raise Stopped(signum)
+
+    for signum in taken:
+        signal.signal(signum, stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for signum, handler in taken.items():
+            signal.signal(signum, handler)
+
+
+class _Outlet(io.FileIO):
+    """Takes everything, and gives on what is still taken."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlast_readers() -> None:
+    """Standard output and error no longer raise when nobody reads them."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):  # closed from the start, or somebody's own
+            setattr(sys, name, stream or open(os.devnull, "w"))  # noqa: SIM115 (until the end)
+            continue
+        with contextlib.suppress(OSError):
+            stream.flush()
+        outlet = io.BufferedWriter(_Outlet(number, "w", closefd=False))
+        kept = io.TextIOWrapper(
+            outlet, stream.encoding, stream.errors, line_buffering=stream.line_buffering
+        )
+        setattr(sys, name, kept)
