@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import mup, optimizers, schedules
 from lm import params as params_lib
@@ -34,6 +35,7 @@ from lm.modules.context import Context
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
+from lm.parallel.sharding import AnyMesh
 from lm.state import TrainState
 from lm.step import Metrics, Parts
 
@@ -99,6 +101,21 @@ class Build(Parts):
         return jax.device_put(x, sharding.replicated(self.mesh))
 
 
+def check(config: Config) -> None:
+    """What `build` refuses, as far as it can be told before a device is initialized.
+
+    Raises:
+      UserError: as `build`.
+    """
+    count, targets = mesh_lib.foreseen()
+    mesh = mesh_lib.before(config.mesh, count)
+    _check_batch(config, mesh)
+    layers = layer_lib.check(config.model)
+    layer_lib.check_devices(layers, config, mesh, targets)
+    sharding.weights(config.mesh, mesh, _sizes(config))
+    _check_objective(config, all(layer.is_causal for layer in layers.values()))
+
+
 def build(config: Config, devices: Sequence[Any], decay_start: float | None = None) -> Build:
     """`decay_start`: tokens at the trunk checkpoint of decay_from, None for a run of its
     own.
@@ -112,11 +129,7 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
     context = _context(config, mesh)
     multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
     model, layers = model_lib.create(config.model, vocab_size, context)
-    if config.objective.is_causal and not model.is_causal:
-        raise UserError(
-            f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
-            f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
-        )
+    _check_objective(config, model.is_causal)
 
     def init_params(seed: jax.Array) -> Any:
         dummy = model_lib.dummy_inputs(batch_ways(mesh), 8)
@@ -153,8 +166,6 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
 
 
 def _context(config: Config, mesh: Mesh) -> Context:
-    vocab = model_lib.padded_vocab_size(config.data.tokenizer.vocab_size)
-    sizes = {"D": config.model.width, "vocab": vocab}
     return Context(
         numerics=Numerics.create(config.model.precision),
         multipliers=mup.create(config),
@@ -163,7 +174,7 @@ def _context(config: Config, mesh: Mesh) -> Context:
         context_length=config.data.context_length,
         mesh=mesh,
         rules=sharding.activations(config.mesh, mesh),
-        weights=sharding.weights(config.mesh, mesh, sizes),
+        weights=sharding.weights(config.mesh, mesh, _sizes(config)),
     )
 
 
@@ -224,7 +235,21 @@ def _layers(built: Build) -> Iterator[tuple[int, Block, dict[str, int]]]:
             yield repeat, block, {name: size // repeat for name, size in sizes.items()}
 
 
-def _check_batch(config: Config, mesh: Mesh) -> None:
+def _sizes(config: Config) -> dict[str, int]:
+    """Those of weights that every layer has, by letter."""
+    vocab = model_lib.padded_vocab_size(config.data.tokenizer.vocab_size)
+    return {"D": config.model.width, "vocab": vocab}
+
+
+def _check_objective(config: Config, is_causal: bool) -> None:
+    if config.objective.is_causal and not is_causal:
+        raise UserError(
+            f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
+            f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
+        )
+
+
+def _check_batch(config: Config, mesh: AnyMesh) -> None:
     time, tensor = config.data.context_length, mesh.shape["tensor"]
     if config.mesh.stream_over_tensor and time % tensor:
         raise UserError(
@@ -240,7 +265,7 @@ def _check_batch(config: Config, mesh: Mesh) -> None:
         )
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: AnyMesh) -> int:
     """How many parts the rows of a batch are cut into."""
     return math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
 

@@ -183,7 +183,7 @@ class EvaluateConfig:
 class LogConfig:
     every: Duration
     samples: tuple[str, ...]
-    sample_tokens: Tokens
+    sample_tokens: Annotated[Tokens, Bound("must be at most 2^20", lambda n: n <= 1 << 20)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,6 +273,7 @@ def validate(config: Config) -> None:
         raise UserError(
             f"run.length={config.run.length} must be a positive number of tokens or steps"
         )
+    _validate_sizes(config)
     if config.init_from and config.decay_from:
         raise UserError(
             f"init_from={config.init_from!r} and decay_from={config.decay_from!r} exclude each "
@@ -288,6 +289,33 @@ def validate(config: Config) -> None:
     _validate_parametrization(config.mup)
     _validate_sources(d)
     _validate_mesh(config.mesh)
+
+
+def _validate_sizes(config: Config) -> None:
+    """Products that outgrow the integers they are counted in, or any machine."""
+    m, d = config.model, config.data
+    if config.tokens_per_step >= 1 << 31:
+        raise UserError(
+            f"data.batch_size={d.batch_size} rows of data.context_length={d.context_length} are "
+            f"{config.tokens_per_step} tokens a step, which must be below 2^31; lower either"
+        )
+    if config.run_steps >= 1 << 31:
+        raise UserError(
+            f"run.length={config.run.length} is {config.run_steps} steps, which must be below "
+            "2^31; shorten it"
+        )
+    heads = max(m.num_heads, m.num_kv_heads) * m.head_dim
+    for name, size, count in (
+        ("data.tokenizer.vocab_size", d.tokenizer.vocab_size, 1),
+        ("model.ffn_dim", m.ffn_dim, m.num_layers),
+        ("model.num_heads * model.head_dim", heads, m.num_layers),
+    ):
+        if m.width * size * count >= 1 << 44:
+            raise UserError(
+                f"model.width={m.width} with {name}={size} in {count} layers are "
+                f"{m.width * size * count:.1e} weights, which must be below 2^44 (70 TB); lower "
+                "one of them"
+            )
 
 
 def _validate_parametrization(mup: MupConfig) -> None:

@@ -31,7 +31,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from lm.mapping import Bound, Unit, UserError, convert, field_marks, nearest, to_mapping
+from lm.mapping import Bound, Unit, UserError, convert, field_marks, nearest, shown, to_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Family:
         """
         if name not in self.names():
             near = nearest(str(name), self.names())
-            raise UserError(f"{where}: unknown {self.noun} {name!r}; {near}")
+            raise UserError(f"{where}: unknown {self.noun} {shown(name)}; {near}")
         installed = self._installed().get(name)
         if installed is not None:
             if name in self._files():
@@ -158,7 +158,8 @@ class Family:
         if isinstance(value, str):
             value = {self.key: value}
         if not isinstance(value, Mapping) or self.key not in value:
-            raise UserError(f"{where}={value!r}: name a {self.noun}, {{{self.key!r}: NAME, ...}}")
+            told = f"name a {self.noun}, {{{self.key!r}: NAME, ...}}"
+            raise UserError(f"{where}={shown(value)}: {told}")
         name = value[self.key]
         member = self.find(name, where)
         fields, hints = self._options(member), typing.get_type_hints(member, include_extras=True)

@@ -12,21 +12,25 @@ name with its defaults. Mixers, feed-forwards, blocks and kinds of matrix are fa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from kernels import dispatch
 from lm import families
-from lm.config import ModelConfig, UserError, nearest
+from lm.config import Config, ModelConfig, UserError, nearest
 from lm.families import SIZES, Choice, Family
 from lm.modules.block import Block
 from lm.modules.context import Context
-from lm.modules.mixer import form_field
+from lm.modules.mixer import Call, form_field
 from lm.modules.remat import NAMES
 from lm.mup import Multipliers
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
+from lm.parallel.sharding import AnyMesh
+
+# Of dimensions of an op; the rest is at most 2^20. A convolution's taps are unrolled.
+MOST = {"W": 1024}
 
 
 class Group(NamedTuple):
@@ -89,23 +93,30 @@ def _groups(pairs: Any) -> tuple[Group, ...]:
             and isinstance(group[0], int)
             and group[0] > 0
         )
-        if not fits or not isinstance(group[1], str | tuple) or not group[1]:
+        labels = group[1] if fits else ()
+        if not labels or not all(isinstance(x, str) and x.strip() for x in _listed(labels)):
             raise UserError(f"model.pattern: group {group!r} must be (repeat >= 1, labels)")
-    return tuple(
-        Group(n, tuple(p.strip() for p in s.split(",")) if isinstance(s, str) else s)
-        for n, s in pairs
-    )
+    return tuple(Group(n, tuple(map(str.strip, _listed(labels)))) for n, labels in pairs)
 
 
-def check(config: ModelConfig) -> None:
-    """Everything about layers that needs no device: pattern, labels, options and their types.
+def _listed(labels: Any) -> tuple[Any, ...]:
+    """The labels of a group, which may be "a,b"; what is neither text nor a tuple is no label."""
+    if isinstance(labels, str):
+        return tuple(labels.split(","))
+    return labels if isinstance(labels, tuple) else (None,)
+
+
+def check(config: ModelConfig) -> dict[str, Layer]:
+    """Everything about layers that needs no device: pattern, labels, options and their types; of a
+    cycled pattern those too that the depth leaves out. The layers of the model, by label.
 
     Raises:
       UserError: one line on the first mistake.
     """
     groups = parse_pattern(config.pattern, config.num_layers)
-    for label in {*config.layers, *(label for group in groups for label in group.labels)}:
-        _layer(label, config)
+    cycle = parse_pattern(config.pattern, pattern_depth(config.pattern, 1 << 16))
+    named = dict.fromkeys(label for group in cycle for label in group.labels)
+    found = {label: _layer(label, config) for label in {**named, **config.layers}}
     for name in config.kept:
         if name not in NAMES:
             raise UserError(f"unknown tensor model.kept.{name}; {nearest(name, NAMES)}")
@@ -114,6 +125,7 @@ def check(config: ModelConfig) -> None:
             f"model.kept={dict(config.kept)} is of model.remat='named', which is {config.remat!r}; "
             "set one of them"
         )
+    return {label: found[label] for group in groups for label in group.labels}
 
 
 def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) -> ModelConfig:
@@ -147,12 +159,16 @@ class Member(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a label stands for; `mlp` None: the mixer alone."""
+    """What a label stands for; `mlp` None: the mixer alone. `calls`: the ops of the mixer, each
+    with the form that was asked for.
+    """
 
     mixer: Member
     mlp: Member | None
     block: Member
     matrix: Choice
+    calls: tuple[tuple[Call, str], ...]
+    is_causal: bool
 
 
 def _layer(label: str, config: ModelConfig) -> Layer:
@@ -188,13 +204,15 @@ def _layer(label: str, config: ModelConfig) -> Layer:
     for place, module in made.items():
         if (problem := module.problem()) is not None:
             raise UserError(f"{place}: {problem}")
-    for call in made[where].calls():
+    calls = made[where].calls()
+    for call in calls:
         if form_field(call) not in mixer.options:
             raise UserError(
                 f"{where}: {mixer.kind.__name__} calls an op {call!r} and has no field "
                 f'{form_field(call)!r}; add {form_field(call)}: str = "auto" to the class'
             )
-    return Layer(mixer, feed_forward, around, context.matrix)
+    forms = tuple((call, mixer.options[form_field(name)]) for name, call in calls.items())
+    return Layer(mixer, feed_forward, around, context.matrix, forms, made[where].is_causal())
 
 
 def _without_mesh(matrix: Choice) -> Context:
@@ -227,6 +245,46 @@ def _member(family: Family, value: Any, config: ModelConfig, where: str) -> Memb
     return Member(value.name, kind, options)
 
 
+def check_devices(
+    layers: Mapping[str, Layer], config: Config, mesh: AnyMesh, targets: Iterable[str]
+) -> None:
+    """What of `block` can be told before there are devices: each op has a form on one of `targets`,
+    and its heads divide over `mesh`.
+
+    Raises:
+      UserError: the first that has not, or do not.
+    """
+    rules = sharding.activations(config.mesh, mesh)
+    dtype = Numerics.create(config.model.precision).compute_dtype
+    for label, layer in layers.items():
+        for call, form in layer.calls:
+            for letter, size in call.dims.items():
+                if size > (most := MOST.get(letter, 1 << 20)):
+                    raise UserError(
+                        f"model.layers.{label}: {letter}={size} of the op {call.op} must be at "
+                        f"most {most}; lower the sizes of the layer"
+                    )
+            told: list[str] = []
+            for target in targets:
+                dims = {**call.dims, "T": config.data.context_length}
+                problem = {"dims": dims, "dtype": dtype, "options": call.options}
+                try:
+                    dispatch.resolve(call.op, form, target=target, **problem)
+                    break
+                except ValueError as error:
+                    told.append(str(error))
+            else:
+                raise UserError(f"model.layers.{label}: {told[0]}")
+            _check_split(label, call, mesh, rules)
+
+
+def _check_split(
+    label: str, call: Call, mesh: AnyMesh, rules: Mapping[str, tuple[str, ...]]
+) -> None:
+    split = {letter: size for letter, size in call.dims.items() if letter not in call.whole}
+    sharding.check_heads(split, mesh, rules, f"model.layers.{label}")
+
+
 def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, list[LayerRecord]]:
     """The module of a label, the forms of its ops resolved for the devices of `context`; and what
     run.json says of those.
@@ -251,8 +309,7 @@ def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, lis
             )
         except ValueError as error:
             raise UserError(f"model.layers.{label}: {error}") from None
-        split = {letter: size for letter, size in call.dims.items() if letter not in call.whole}
-        sharding.check_heads(split, context.mesh, context.rules, f"model.layers.{label}")
+        _check_split(label, call, context.mesh, context.rules)
         forms[form_field(key)] = resolved.form
         records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved))
     mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)

@@ -27,6 +27,19 @@ class UserError(Exception):
     """
 
 
+# Arrays are of 32 bits: whole numbers lie below INTEGERS in size, others that are not 0 from
+# SMALLEST to LARGEST. Tokens are counted exactly to 2^53; durations end there.
+INTEGERS, SMALLEST, LARGEST, LONGEST = 1 << 31, 2.0**-126, 2.0**128, 2.0**53
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it, however large."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or more"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} letters)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Duration:
     """A span of training with its unit, written "500 steps", "1e6 tokens" or "10 percent" (of the
@@ -42,14 +55,17 @@ class Duration:
         units = ("steps", "tokens", "percent")
         if len(parts) != 2 or parts[1] not in units:
             raise UserError(
-                f"{where}={text!r} is not a duration; write a number and one of {', '.join(units)}"
+                f"{where}={shown(text)} is not a duration; write a number and one of "
+                f"{', '.join(units)}"
             )
         try:
             value = float(parts[0])
         except ValueError:
-            raise UserError(f"{where}={text!r}: {parts[0]!r} is not a number") from None
+            raise UserError(f"{where}={shown(text)}: {parts[0]!r:.40} is not a number") from None
         if not math.isfinite(value) or value < 0:
-            raise UserError(f"{where}={text!r} must be a finite duration >= 0")
+            raise UserError(f"{where}={shown(text)} must be a finite duration >= 0")
+        if value > LONGEST:
+            raise UserError(f"{where}={shown(text)} is too long; set at most {LONGEST:.1e}")
         return Duration(value, typing.cast(Any, parts[1]))
 
     def tokens(self, *, run_tokens: float, tokens_per_step: int) -> float:
@@ -209,7 +225,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, choices))}")
+            raise UserError(f"{where}={shown(value)} is not one of {', '.join(map(str, choices))}")
         return value
     if origin is not None and issubclass(origin, Mapping):
         item = typing.get_args(kind)[1]
@@ -248,11 +264,32 @@ def _fields(kind: Any, value: Any, where: str) -> Any:
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Also that it is a number that arrays can hold, or text that files can."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1 << 1000 else math.inf
+        value = float(value) if abs(value) < LARGEST else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"{where}={value!r} is a {type(value).__name__}; set a {name}")
+        raise UserError(f"{where}={shown(value)} is a {type(value).__name__}; set a {name}")
+    if kind is int and abs(value) >= INTEGERS:
+        raise UserError(f"{where}={shown(value)} must be below 2^31 in size")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{where}={value!r} must be finite")
+    if kind is float and value and not SMALLEST <= abs(value) < LARGEST:
+        raise UserError(f"{where}={value!r} must be 0, or from 1.2e-38 to 3.4e38 in size")
+    if isinstance(value, str):
+        check_text(value, where)
     return value
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises:
+    UserError: text that no file holds as UTF-8 (a byte of a command line that is not UTF-8 is
+    half a surrogate in it), or a NUL, which ends a name.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"place {error.start} of {shown(text)}"
+        raise UserError(f"{where} is not UTF-8 at {place}; write it in UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{where}={shown(text)} holds a NUL; leave it out")

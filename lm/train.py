@@ -24,7 +24,6 @@ import numpy as np
 
 from lm import build as build_lib
 from lm import evals, files, metrics, report
-from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import loader as loader_lib
@@ -88,7 +87,7 @@ def run(config: Config, options: Options) -> Outcome:
       skipped steps.
     """
     workdir = options.workdir
-    layer_lib.check(config.model)
+    build_lib.check(config)
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     _check_options(config, options)
     is_first = processes.is_first()

@@ -5,14 +5,18 @@ explicitly.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from kernels.primitives import device
 from lm.config import MeshConfig, UserError
+from lm.parallel import watch
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 SWITCHES = {"zero1": "data", "stream_over_tensor": "tensor"}  # and the axis each is about
@@ -25,24 +29,55 @@ def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     Raises:
       UserError: the sizes do not multiply to the number of devices, or an axis no op supports yet.
     """
+    sizes = _sizes(config, len(devices))
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def before(config: MeshConfig, count: int | None) -> AbstractMesh:
+    """The mesh of `count` devices that are not there yet; where None says that their number is not
+    known, an axis of size -1 is one device.
+
+    Raises:
+      UserError: as `create`.
+    """
+    fixed = [max(1, getattr(config, axis)) for axis in AXES]
+    sizes = _sizes(config, math.prod(fixed) if count is None else count)
+    return AbstractMesh(tuple(sizes), AXES)
+
+
+def foreseen() -> tuple[int | None, tuple[str, ...]]:
+    """How many devices there will be, None if that is not known before they are initialized; and
+    the targets that they may be. Known are those of the CPU, where JAX_PLATFORMS names it alone.
+    """
+    if jax.config.jax_platforms != "cpu":
+        return None, ("cpu", "gpu", "tpu")
+    count = jax.config.jax_num_cpu_devices
+    if count < 1:
+        flag = r"--xla_force_host_platform_device_count=(\d+)"
+        named = re.findall(flag, os.environ.get("XLA_FLAGS", ""))
+        count = int(named[-1]) if named else 1
+    return count * watch.count(), ("cpu",)
+
+
+def _sizes(config: MeshConfig, count: int) -> list[int]:
     sizes = [getattr(config, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if math.prod(sizes) != len(devices):
+    if -1 in sizes and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+    if math.prod(sizes) != count:
         given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         wanted = f"a multiple of {fixed}" if -1 in sizes else f"{fixed}"
         rest = fixed // config.data if config.data > 0 else 0
-        fits = rest > 0 and len(devices) % rest == 0
-        advice = "mesh.data=-1" if fits else f"sizes that multiply to {len(devices)}"
-        raise UserError(f"mesh {given} needs {wanted} devices, found {len(devices)}; set {advice}")
+        fits = rest > 0 and count % rest == 0
+        advice = "mesh.data=-1" if fits else f"sizes that multiply to {count}"
+        raise UserError(f"mesh {given} needs {wanted} devices, found {count}; set {advice}")
     if sizes[AXES.index("sequence")] > 1:
         raise UserError(
             f"mesh.sequence={sizes[3]}: no model is trained with a split time axis yet; "
             "set mesh.sequence=1"
         )
-    grid = np.asarray(devices).reshape(sizes)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def target(mesh: Mesh) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.config import MeshConfig, UserError
@@ -34,10 +34,11 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
 }
 ZERO1 = PARAMS | {"D": ("fsdp", "data")}
+type AnyMesh = Mesh | AbstractMesh  # of the latter the devices are not there yet
 STREAM = "stream"  # T of the residual stream: over tensor too where stream_over_tensor
 
 
-def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
+def activations(config: MeshConfig, mesh: AnyMesh) -> dict[str, tuple[str, ...]]:
     """The activation table for this mesh: axes of size 1 and replicated letters dropped."""
     time = ACTIVATIONS["T"] + (("tensor",) if config.stream_over_tensor else ())
     whole = ACTIVATIONS | {STREAM: time}
@@ -45,7 +46,9 @@ def activations(config: MeshConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:
     return {letter: axes for letter, axes in table.items() if axes}
 
 
-def weights(config: MeshConfig, mesh: Mesh, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def weights(
+    config: MeshConfig, mesh: AnyMesh, sizes: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
     """The parameter table for this mesh, likewise; of `sizes` what need not divide and does not is
     dropped.
 
@@ -71,7 +74,7 @@ def _indivisible(what: str, axes: tuple[str, ...], ways: int) -> str:
 
 
 def check_heads(
-    dims: Mapping[str, int], mesh: Mesh, rules: Mapping[str, tuple[str, ...]], where: str
+    dims: Mapping[str, int], mesh: AnyMesh, rules: Mapping[str, tuple[str, ...]], where: str
 ) -> None:
     """Heads of a layer must divide over the devices that share them, H and G alike.
 
@@ -170,5 +173,5 @@ def _spec(table: Table, info: ParamInfo, mesh: Mesh, replicate: tuple[str, ...])
     return P(*dims)
 
 
-def _live(axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
+def _live(axes: tuple[str, ...], mesh: AnyMesh) -> tuple[str, ...]:
     return tuple(axis for axis in axes if mesh.shape[axis] > 1)

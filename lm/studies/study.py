@@ -87,7 +87,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
     if study.recall:
         recall.create(study.recall)
     for pattern in study.patterns:
-        layer_lib.check(configuration(study, pattern, study.seeds[0]).model)
+        build_lib.check(configuration(study, pattern, study.seeds[0]))
     for name, variant in study.variants.items():
         if name in study.patterns or variant.of not in study.patterns:
             raise UserError(

@@ -10,6 +10,7 @@ import pytest
 from lm import build as build_lib
 from lm import params as params_lib
 from lm.config import UserError
+from lm.parallel import mesh as mesh_lib
 from tests.lm import tiny
 
 
@@ -98,3 +99,67 @@ def test_parameter_table_and_counts() -> None:
 def test_batch_that_does_not_divide() -> None:
     with pytest.raises(UserError, match=r"is not a multiple of run\.accumulation=3"):
         tiny.config({"run.accumulation": 3})
+
+
+# Told before there are devices; eight are foreseen here. `None`: as many as the mesh says.
+LATER: list[tuple[dict[str, Any], int | None, str]] = [
+    ({"mesh.data": 3}, 8, "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices, found 8"),
+    ({"mesh.tensor": 3}, 8, "needs a multiple of 3 devices, found 8"),
+    ({"mesh.sequence": 2}, None, "mesh.sequence=2: no model is trained with a split time axis"),
+    ({"mesh.tensor": 8}, None, "H=4 heads are not divisible by 8"),
+    ({"mesh.tensor": 4}, 8, "G=2 heads are not divisible by 4"),
+    ({"mesh.tensor": 2, "mesh.replicate": ["H"]}, None, "names 'H' and not 'G'; name both, or 'G'"),
+    ({"mesh.data": 3, "mesh.fsdp": 2}, None, "4 rows do not divide over data*fsdp = 6 devices"),
+    ({}, 8, "4 rows do not divide over data*fsdp = 8 devices"),
+    ({"mesh.fsdp": 4, "model.width": 30}, None, "the model has D=30, not divisible by 4"),
+    (
+        {"mesh.tensor": 2, "mesh.stream_over_tensor": True, "data.context_length": 25},
+        None,
+        "splits data.context_length=25 over mesh.tensor=2",
+    ),
+    ({"model.pattern": "softmax,soft"}, 1, "model.pattern names 'soft'; did you mean 'softmax'?"),
+    ({"model.pattern": ["softmax", "gla", "x"]}, 1, "model.pattern names 'x'"),
+    ({"model.pattern": [[1, ["softmax", 3]]]}, 1, "must be (repeat >= 1, labels)"),
+    ({"model.pattern": [[1, "softmax,"]]}, 1, "must be (repeat >= 1, labels)"),
+    (
+        {"model.layers": {"a": {"mixer": "gla", "form": "fast"}}, "model.pattern": "a"},
+        1,
+        "model.layers.a: unknown form 'fast'",
+    ),
+    (
+        {"model.layers": {"a": {"mixer": "h3", "shift_taps": 1 << 20}}, "model.pattern": "a"},
+        1,
+        "W=1048576 of the op gated_conv must be at most 1024; lower the sizes",
+    ),
+    ({"model.layers": {"a": {"mixer": "softmax", "head_dim": 1 << 21}}}, 1, ""),
+    (
+        {"model.layers": {"a": {"mixer": "gla", "expand_k": 1e9}}, "model.pattern": "a"},
+        1,
+        "of the op gated_linear must be at most 1048576",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "count", "told"), LATER, ids=lambda x: str(x)[:50])
+def test_what_is_told_before_there_are_devices(
+    changes: dict[str, Any], count: int | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `build` would say of that many devices, where they exist."""
+    foreseen = (count, ("cpu",) if count else ("cpu", "gpu", "tpu"))
+    monkeypatch.setattr(mesh_lib, "foreseen", lambda: foreseen)
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("a device is looked for"))
+    config = tiny.config(changes)
+    if not told:
+        return build_lib.check(config)
+    with pytest.raises(UserError) as caught:
+        build_lib.check(config)
+    assert told in str(caught.value)
+    return None
+
+
+def test_devices_of_the_cpu_are_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where JAX_PLATFORMS names it alone, as for these tests."""
+    assert mesh_lib.foreseen() == (jax.device_count(), ("cpu",))
+    with jax.numpy_dtype_promotion("standard"):  # its own context managers cannot set a platform
+        monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
+    assert mesh_lib.foreseen() == (None, ("cpu", "gpu", "tpu"))

@@ -171,6 +171,16 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"data.tokenizer.path": "x"}, "reads no file; set path to ''"),
     ({"data.tokenizer.vocab_size": 100}, "vocab_size=100 must be >= 257"),
     ({"log.samples": "def "}, "config.log.samples='def ' is a str"),
+    ({"log.samples": ["ab\udcff"]}, "config.log.samples[0] is not UTF-8 at place 2"),
+    ({"log.sample_tokens": 1 << 30}, "sample_tokens=1073741824 tokens must be at most 2^20"),
+    ({"schedule.a": 1e308}, "config.schedule.a=1e+308 must be 0, or from 1.2e-38 to 3.4e38"),
+    ({"data.batch_size": 10**12}, "config.data.batch_size=1000000000000 must be below 2^31"),
+    ({"data.batch_size": 1 << 23}, "are 4294967296 tokens a step, which must be below 2^31"),
+    ({"run.length": "1e13 tokens"}, "run.length=1e+13 tokens is 2441406250 steps, which must be"),
+    ({"model.width": 1 << 63}, "config.model.width=9223372036854775808 must be below 2^31"),
+    ({"model.width": 1 << 30, "model.ffn_dim": 1 << 20}, "in 6 layers are 6.8e+15 weights, which"),
+    ({"model.num_layers": (1 << 31) - 1}, "model.ffn_dim=704 in 2147483647 layers are 3.9e+14 w"),
+    ({"model.head_dim": 1 << 22, "model.width": 1 << 19}, "head_dim=16777216 in 6 layers are 5.3"),
 ]
 
 

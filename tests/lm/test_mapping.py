@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
 
+from lm import mapping
 from lm.mapping import Duration, UserError, convert, difference, flatten, nearest, to_mapping
 from tests.lm import tiny
 
@@ -88,6 +90,49 @@ def test_nearest() -> None:
 
 
 def test_a_seed_fits_into_32_bits() -> None:
-    with pytest.raises(UserError, match=r"seed=2147483648 must lie in \[0, 2\^31\)"):
+    with pytest.raises(UserError, match=r"seed=2147483648 must be below 2\^31"):
         tiny.config({"seed": 1 << 31})
     assert tiny.config({"seed": (1 << 31) - 1}).seed == (1 << 31) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    count: int
+    size: float
+    name: str
+    span: mapping.Duration
+    several: tuple[float, ...]
+
+
+GOOD = {"count": 1, "size": 1.0, "name": "a", "span": "1 steps", "several": [1.0]}
+OUTSIDE: list[tuple[str, Any, str]] = [
+    ("count", 1 << 31, "x.count=2147483648 must be below 2^31 in size"),
+    ("count", -(1 << 40), "must be below 2^31 in size"),
+    ("count", 1 << 63, "must be below 2^31"),
+    ("count", 10**5000, "x.count=2^16609 or more must be below 2^31"),  # has no decimal digits here
+    ("size", 1e39, "x.size=1e+39 must be 0, or from 1.2e-38 to 3.4e38 in size"),
+    ("size", -1e300, "must be 0, or from"),
+    ("size", 1e-40, "must be 0, or from"),
+    ("size", float("nan"), "x.size=nan must be finite"),
+    ("size", 10**5000, "must be finite"),
+    ("several", [1.0, 1e200], "x.several[1]=1e+200 must be 0, or from"),
+    ("span", "1e17 tokens", "is too long; set at most 9.0e+15"),
+    ("span", f"{'9' * 400} steps", "must be a finite duration"),
+    ("name", "a\udce9b", "x.name is not UTF-8 at place 1 of 'a\\udce9b'; write it in UTF-8"),
+    ("name", "a\0b", "x.name='a\\x00b' holds a NUL; leave it out"),
+    ("name", 7 * 10**5000, "or more is a int; set a str"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "told"), OUTSIDE, ids=range(len(OUTSIDE)))
+def test_what_no_array_or_file_holds(key: str, value: Any, told: str) -> None:
+    mapping.convert(Numbers, GOOD, "x")
+    with pytest.raises(UserError) as caught:
+        mapping.convert(Numbers, GOOD | {key: value}, "x")
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_what_arrays_hold_is_taken() -> None:
+    largest = {"count": (1 << 31) - 1, "size": 3.4e38, "several": [-1.2e-38, 0.0]}
+    assert mapping.convert(Numbers, GOOD | largest, "x").size == 3.4e38
