@@ -72,6 +72,8 @@ def run(
     Raises:
       UserError: parameters that cannot be made equal, or a mistake that training or a task reports.
     """
+    for pattern in study.patterns:
+        build_lib.check(configuration(study, pattern, study.seeds[0]))
     plan = _plan(study, workdir, data_dir, table)
     known = _check(plan)
     builds = {

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import build as build_lib
 from lm import files, metrics, train
+from lm import layers as layer_lib
 from lm.config import Config, UserError, convert, flatten, from_mapping, to_mapping
 from lm.data import mqar
 from lm.mapping import free_keys
@@ -114,7 +114,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
         if point[1:3] != first[1:3] and point != (first[0], *point[1:3], *first[3:]):
             continue
         config = configuration(study, point)
-        build_lib.check(config)
+        layer_lib.check(config.model)
         problem = study.problems[point.problem]
         for rows in (*problem.train, *problem.test):
             if (told := rows.setting.problem(config.data.tokenizer.vocab_size)) is not None:

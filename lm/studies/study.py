@@ -87,7 +87,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
     if study.recall:
         recall.create(study.recall)
     for pattern in study.patterns:
-        build_lib.check(configuration(study, pattern, study.seeds[0]))
+        layer_lib.check(configuration(study, pattern, study.seeds[0]).model)
     for name, variant in study.variants.items():
         if name in study.patterns or variant.of not in study.patterns:
             raise UserError(

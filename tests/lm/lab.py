@@ -21,6 +21,7 @@ from lm import build as build_lib
 from lm import metrics, report, schedules, train
 from lm.build import Build, build
 from lm.config import Config, to_mapping
+from lm.parallel import mesh
 from lm.run import checkpoint
 from lm.run.items import NONE, Meta
 from lm.train import Options, Outcome
@@ -90,6 +91,7 @@ class Lab:
         is_page_written = options.pop("is_page_written", False)
         given: dict[str, Any] = {"workdir": workdir, "data_dir": self.root / "data"} | options
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
             patch.setattr(build_lib, "build", functools.partial(self._build, hooks))
             if not is_page_written:
                 patch.setattr(report, "write", lambda workdirs, out: out)

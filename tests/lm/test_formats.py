@@ -21,6 +21,7 @@ from lm.evals import Given
 from lm.evaluation import evaluate, generate
 from lm.evaluation.generate import GenerateOptions
 from lm.evaluation.scoring import Scorer
+from lm.parallel import mesh
 from lm.run import checkpoint
 from lm.train import Options
 from tests.lm import lab
@@ -53,6 +54,7 @@ def here(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it as the current folder, on one device."""
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: first)
+    monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
     monkeypatch.setattr(report, "write", lambda workdirs, out: out)  # a second each
     monkeypatch.chdir(shutil.copytree(room, tmp_path / "room"))
     return tmp_path / "room"

@@ -17,6 +17,7 @@ from lm import metrics, train
 from lm.config import UserError
 from lm.evaluation import evaluate, statistics
 from lm.evaluation.scoring import Cost
+from lm.parallel import mesh
 from lm.report import compared, comparison
 from lm.report.compared import Answer, Asked, Curve, Row
 from lm.studies import answers, compare, measure, sizes
@@ -196,6 +197,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     """
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
+    monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
     run = values()["run"]
     run["model"] |= {"num_layers": 1, "ffn_dim": 512}
     run["data"]["sources"] = sources(corpus)

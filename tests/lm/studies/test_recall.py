@@ -21,6 +21,7 @@ from lm.build import Build
 from lm.config import UserError
 from lm.data import tokenizers
 from lm.evals import Given
+from lm.parallel import mesh
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
 from lm.report.recall import Row
@@ -118,6 +119,7 @@ def test_a_training_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
+    monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
     monkeypatch.setattr(report, "write", lambda workdirs, out: out)
     mapping = values(patterns=("softmax",), learning_rates=(1e-2,))
     mapping["run"]["model"]["num_layers"] = 1
