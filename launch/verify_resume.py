@@ -1,8 +1,8 @@
-"""Kills a run at random moments and proves that it resumes exactly.
+"""Kills a run at random moments of its work and proves that it resumes exactly.
 
 `python -m launch.verify_resume` uses a small model on the standard library; arguments after `--`
 replace those given to launch.train: `python -m launch.verify_resume --kills=5 --
---config=experiments/quickstart.py`.
+--config=experiments/quickstart.py`. Of --processes=N that train as one, one is killed at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from absl import flags
 from launch import cli
 
 _KILLS = flags.DEFINE_integer("kills", 5, "how often the run is killed", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "that train as one", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the moments")
 _FOLDER = flags.DEFINE_string("folder", "", "where both runs are kept; default a temporary folder")
 
@@ -26,13 +27,15 @@ SMALL = (
     "--config.model.num_kv_heads=2",
     "--config.model.head_dim=32",
     "--config.model.ffn_dim=128",
+    "--config.data.tokenizer.kind=bytes",
+    "--config.data.tokenizer.vocab_size=257",
     "--config.data.context_length=128",
     "--config.data.batch_size=4",
-    "--config.run.length=120 steps",
     "--config.schedule.warmup=5000 tokens",
     "--config.checkpoint.every=15 steps",
     "--config.evaluate.every=40 steps",
     "--config.evaluate.max_tokens=4096",
+    "--config.log.samples=()",
 )
 
 
@@ -41,8 +44,17 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_FOLDER.value or temporary).expanduser().absolute()
-        found = resume.verify(argv[1:] or SMALL, folder, kills=_KILLS.value, seed=_SEED.value)
-    print(f"killed at steps {', '.join(map(str, found.kills))} of {found.steps}")
+        # Long enough that kills on the way find one: about a third of them leave a checkpoint.
+        small = (*SMALL, f"--config.run.length={max(120, 12 * _KILLS.value)} steps")
+        found = resume.verify(
+            argv[1:] or small,
+            folder,
+            kills=_KILLS.value,
+            seed=_SEED.value,
+            processes=_PROCESSES.value,
+        )
+    print(f"killed at steps {', '.join(str(kill.step) for kill in found.kills)} of {found.steps}")
+    print(f"phases: {resume.by_phase(found.kills)}, processes: {_PROCESSES.value}")
     for line in found.differences:
         print(f"differs: {line}")
     if not found.differences:

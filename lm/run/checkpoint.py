@@ -119,6 +119,12 @@ def read_config(path: Path) -> Config:
         return _read_config(path)
 
 
+def read_loader(path: Path) -> dict[str, Any]:
+    """The place in the stream and what that is made of; raises as `read_meta` does."""
+    with _naming_a_whole_one(path), _telling_damage(path):
+        return items.read(path, "loader", items.read_meta(path))
+
+
 def restore(path: Path, abstract: TrainState) -> Restored:
     """A checkpoint folder named by the user, into the shapes and shardings of `abstract`.
 

@@ -1,82 +1,140 @@
 """Proof of resume: a run killed at random moments ends exactly as one that never was.
 
-    A: one uninterrupted run
-    B: the same run, killed (SIGKILL) at random steps and resumed each time; then launched once more
+    A: one uninterrupted run, which prepares its data
+    B: the same run, killed (SIGKILL) again and again and resumed each time: while it prepares its
+       data, in a step, in an evaluation, while it saves, while it writes its report; then launched
+       once more
 
-Equal are every array of the final checkpoint, bit for bit, and every record of metrics.jsonl but
-for its time/ entries. The last launch of B must change nothing. Each launch is a process of its
-own, since that is what dies.
+Equal are every array of the final checkpoint, bit for bit, every record of metrics.jsonl but for
+its time/ entries, and the prepared tokens. The last launch of B must change nothing. Each launch is
+a process of its own (lm/studies/doomed.py), or several that train as one, of which one is killed
+and the others, at random, with it or left to find out.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import metrics
 from lm.config import UserError
+from lm.mapping import UNFINISHED
 from lm.run import checkpoint
 from lm.run.items import Meta
 
-POLL_SECONDS = 0.02
+LATE = 0.1  # seconds after a phase in which a kill may fall, too
+WAIT_SECONDS = 120.0  # for processes that are left to find out that another is gone
+PATIENCE = 10  # seconds, as the flag of launch.train
+WITHIN_A_RUN = ("preparation", "training", "evaluation", "save")
+
+
+class Kill(NamedTuple):
+    """`step`: the last one recorded when it fell."""
+
+    phase: str
+    step: int
 
 
 class Comparison(NamedTuple):
-    """`differences`: what is not equal, in words; empty means proven. `kills`: steps recorded when
-    each kill fell.
-    """
+    """`differences`: what is not equal, in words; empty means proven."""
 
     differences: list[str]
-    kills: list[int]
+    kills: list[Kill]
     steps: int
 
 
-def verify(train_args: Sequence[str], folder: Path, *, kills: int, seed: int) -> Comparison:
-    """Runs A and B below `folder` with `python -m launch.train *train_args --workdir=...` and
-    compares them.
+class Trained(NamedTuple):
+    """How a run is launched: flags of launch.train, a folder of its own, so many processes."""
+
+    args: Sequence[str]
+    folder: Path
+    processes: int
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+
+def verify(
+    train_args: Sequence[str], folder: Path, *, kills: int, seed: int, processes: int = 1
+) -> Comparison:
+    """Runs A and B below `folder` with `python -m launch.train *train_args` and compares them.
 
     Raises:
       UserError: a launch fails by itself, or there is nothing to kill.
     """
-    whole, broken = folder / "uninterrupted", folder / "killed"
-    if broken.exists():
-        raise UserError(f"{broken} holds a run already; choose another folder")
-    _launch(train_args, whole)
-    last = metrics.read(whole)[-1]["step"]
+    whole = Trained(train_args, folder / "uninterrupted", processes)
+    broken = Trained(train_args, folder / "killed", processes)
+    if broken.folder.exists():
+        raise UserError(f"{broken.folder} holds a run already; choose another folder")
+    seconds = json.loads(_launch(whole).splitlines()[-1])
+    last = metrics.read(whole.workdir)[-1]["step"]
     if last < 2:
         raise UserError("a run of one step cannot be killed on its way; lengthen run.length")
-    random_steps = random.Random(seed)
-    moments = sorted(random_steps.randrange(1, last) for _ in range(kills))
-    fell = [_launch_and_kill(train_args, broken, moment) for moment in moments]
-    _launch(train_args, broken)
-    before = _final(broken)
-    _launch(train_args, broken)
-    differences = _differences(_final(whole), before, "killed and resumed run")
-    differences += _differences(before, _final(broken), "second launch of the finished run")
+    fell = _kill(broken, kills, seconds, random.Random(seed))
+    _launch(broken)
+    before = _final(broken.workdir)
+    _launch(broken)
+    differences = _differences(_final(whole.workdir), before, "killed and resumed run")
+    differences += _differences(before, _final(broken.workdir), "second launch of the finished run")
     return Comparison(differences, fell, last)
+
+
+def by_phase(kills: Sequence[Kill]) -> dict[str, int]:
+    """How many kills fell in each phase."""
+    return dict(Counter(kill.phase for kill in kills))
+
+
+def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Random) -> list[Kill]:
+    """So many launches that were killed: those while the report is written are the last, since the
+    run is then at its end, and of the others as many in each phase as the run is long enough for.
+    """
+    late = kills // (len(WITHIN_A_RUN) + 1)
+    phases = [WITHIN_A_RUN[i % len(WITHIN_A_RUN)] for i in range(kills - late)]
+    rng.shuffle(phases)
+    phases += ["report"] * late
+    fell: list[Kill] = []
+    while len(fell) < kills:
+        phase = phases[len(fell)]
+        if phase == "preparation":
+            shutil.rmtree(run.data, ignore_errors=True)
+        count = rng.randrange(1, 10) if phase == "training" else 1
+        moment = rng.random() * (seconds.get(phase, 0.0) + LATE)
+        step = _launch_and_kill(run, (phase, count, moment), rng)
+        if step is not None:
+            fell.append(Kill(phase, step))
+        elif phase in ("training", "evaluation", "save"):  # the run is at its end already
+            phases[len(fell)] = rng.choice(("preparation", "report"))
+    return fell
 
 
 class Final(NamedTuple):
     meta: Meta
     records: list[dict[str, Any]]
+    tokens: dict[str, str]
 
 
 def _final(workdir: Path) -> Final:
-    records = {}
+    records = []
     for line in metrics.read(workdir):
         kept = {key: value for key, value in line.items() if not key.startswith("time/")}
-        records[line["step"]] = json.dumps(kept, sort_keys=True)
+        records.append(json.loads(json.dumps(kept, sort_keys=True)))
     path = checkpoint.locate(workdir)
-    return Final(
-        checkpoint.read_meta(path), [json.loads(records[step]) for step in sorted(records)]
-    )
+    loader = checkpoint.read_loader(path)
+    return Final(checkpoint.read_meta(path), records, loader["identity"].get("sources", {}))
 
 
 def _differences(a: Final, b: Final, name: str) -> list[str]:
@@ -84,6 +142,8 @@ def _differences(a: Final, b: Final, name: str) -> list[str]:
     found = []
     if a.meta.step != b.meta.step:
         found.append(f"{name}: final step {a.meta.step} != {b.meta.step}")
+    if a.tokens != b.tokens:
+        found.append(f"{name}: the prepared tokens {a.tokens} != {b.tokens}")
     arrays = [key for key, value in a.meta.digest.items() if b.meta.digest.get(key) != value]
     if arrays:
         found.append(
@@ -99,33 +159,69 @@ def _differences(a: Final, b: Final, name: str) -> list[str]:
     return found
 
 
-def _command(train_args: Sequence[str], workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "launch.train", *train_args, f"--workdir={workdir}"]
+def _start(
+    run: Trained, doom: tuple[str, int, float], victim: int = 0
+) -> list[subprocess.Popen[str]]:
+    """The processes of a launch, of which `victim` has the doom; none survives a failure here."""
+    flags = [*run.args, f"--workdir={run.workdir}", f"--data_dir={run.data}"]
+    if run.processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        flags += [f"--coordinator=localhost:{port}", f"--num_processes={run.processes}"]
+        flags += [f"--patience={PATIENCE}"]
+    started = []
+    for i in range(run.processes):
+        own = [f"--process_id={i}"] if run.processes > 1 else []
+        words = map(str, doom if i == victim else ("none", 0, 0))
+        command = [sys.executable, "-m", "lm.studies.doomed", *words, *flags, *own]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+    return started
 
 
-def _launch(train_args: Sequence[str], workdir: Path) -> None:
-    done = subprocess.run(
-        _command(train_args, workdir), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"training in {workdir} ended with status {done.returncode}: {tail}")
+def _launch(run: Trained) -> str:
+    """A launch that nobody kills; what the first process printed."""
+    started = _start(run, ("measure", 0, 0.0))
+    outputs = [process.communicate() for process in started]
+    for process, (_, err) in zip(started, outputs, strict=True):
+        if process.returncode:
+            tail = (err.strip().splitlines() or ["no output"])[-1]
+            raise UserError(
+                f"training in {run.workdir} ended with status {process.returncode}: {tail}"
+            )
+    return outputs[0][0]
 
 
-def _launch_and_kill(train_args: Sequence[str], workdir: Path, moment: int) -> int:
-    """Kills a launch as soon as the records reach step `moment`; returns the last step recorded."""
-    process = subprocess.Popen(
-        _command(train_args, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while process.poll() is None and _last_step(workdir) < moment:
-            time.sleep(POLL_SECONDS)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    return _last_step(workdir)
+def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Random) -> int | None:
+    """The last step recorded when the victim died; None if it came to its end before.
 
-
-def _last_step(workdir: Path) -> int:
-    records = metrics.read(workdir)
+    Raises:
+      UserError: a process ended in another way.
+    """
+    is_first_alone = doom[0] in ("preparation", "report")
+    victim = 0 if is_first_alone else rng.randrange(run.processes)
+    started = _start(run, doom, victim)
+    _, err = started[victim].communicate()
+    status = started[victim].returncode
+    others = [process for i, process in enumerate(started) if i != victim]
+    if status == -signal.SIGKILL and rng.random() < 0.5:
+        for process in others:
+            process.kill()
+    for process in others:
+        try:
+            _, told = process.communicate(timeout=WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise UserError(
+                f"a process of {run.workdir} outlived the one that was killed"
+            ) from None
+        if process.returncode not in (0, UNFINISHED, -signal.SIGKILL):
+            status, err = process.returncode, told
+    if status not in (0, -signal.SIGKILL):
+        tail = (err.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"training in {run.workdir} ended with status {status}: {tail}")
+    if status == 0:
+        return None
+    records = metrics.read(run.workdir)
     return records[-1]["step"] if records else 0

@@ -15,17 +15,28 @@ from tests.lm import launched
 from tests.lm.lab import DECAY_START, Lab, copy
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_killed_and_resumed(kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kills", "processes"),
+    [
+        (1, 1),
+        pytest.param(5, 1, marks=pytest.mark.slow),
+        pytest.param(5, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed(
+    kills: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in each phase."""
     for name, value in launched.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(launched.ROOT)
     length = launched.STEPS * kills
     arguments = launched.arguments(**{"run.length": f"{length} steps"})
-    found = resume.verify(arguments, tmp_path, kills=kills, seed=kills)
+    found = resume.verify(arguments, tmp_path, kills=kills, seed=kills, processes=processes)
     assert found.differences == []
     assert (len(found.kills), found.steps) == (kills, length)
-    assert 0 < found.kills[0] < length, "killed on its way"
+    assert len(resume.by_phase(found.kills)) == kills
+    assert all(kill.step < length or kill.phase == "report" for kill in found.kills)
 
 
 def differences(a: Path, b: Path) -> list[str]:
