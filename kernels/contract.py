@@ -197,6 +197,9 @@ class Op:
     properties: tuple[Property, ...] = ()
     backward_flops: float = 2.0
     reference_vjp: Callable[..., dict[str, Array]] | None = None
+    # Whether with these options what a token sees depends on how many places lie in between: then
+    # padding may not part a document. Forms count it, a cache does not.
+    counts_places: Callable[[Options], bool] = lambda options: False
     # Whether a token's output depends on itself and the tokens before it alone. An op that is not
     # causal takes whole rows: it has no steps, and its state cannot be continued.
     causal: bool | Callable[[Options], bool] = True

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Int
 
-from kernels import measured, quarantine, shard
+from kernels import measured, quarantine, segments, shard
 from kernels.contract import Dims, InputSpec, Op, Options, Strategy
 from kernels.letters import Inputs
 from kernels.primitives import device
@@ -118,7 +119,9 @@ def apply(
     written to it, and without `segment_ids` all tokens continue the row's last document. Where a
     row is packed, what comes in not finite stays in its document; see `quarantine`. The tokens of a
     document stand together: an id that comes again is the same document to attention and another
-    one to a recurrence.
+    one to a recurrence. Padding between them is refused where an op counts places (a window, blocks
+    or ALiBi of softmax: `Op.counts_places`), since forms would count it and a cache would not;
+    under jit, where ids have no values yet, it is for the caller to keep.
 
     A `placement` splits the call over the devices of a mesh (see `shard`); None is one device.
     """
@@ -127,7 +130,7 @@ def apply(
     dims = _dims(op, inputs, options, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
-    _check_segments(segment_ids, dims)
+    _check_segments(segment_ids, dims, op, bound)
     _check_state(op, state, dims)
     if state is not None:
         _check_causal(op, bound, "continue a state")
@@ -365,13 +368,23 @@ def _check_causal(op: Op, options: Options, what: str) -> None:
         )
 
 
-def _check_segments(segment_ids: Array | None, dims: Dims) -> None:
+def _check_segments(segment_ids: Any, dims: Dims, op: Op, options: Options) -> None:
     wanted = dims["B"], dims["T"]
     if segment_ids is None:
         return
     if segment_ids.shape != wanted or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise ValueError(
             f"segment_ids are {segment_ids.dtype} {segment_ids.shape}; give integers {wanted}"
+        )
+    is_known = isinstance(segment_ids, np.ndarray) or not (
+        isinstance(segment_ids, jax.core.Tracer) or not segment_ids.is_fully_addressable
+    )
+    if not is_known or not op.counts_places(options):
+        return
+    if (place := segments.parted(np.asarray(segment_ids))) is not None:
+        raise ValueError(
+            f"segment_ids have padding inside a document (row {place[0]}, token {place[1]}), and "
+            f"{op.name} counts places with these options; put padding behind each document"
         )
 
 

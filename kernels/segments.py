@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
@@ -68,6 +69,18 @@ def continued(
     newest = latest(segment_ids != 0)
     known = jnp.take_along_axis(segment_ids, jnp.maximum(newest, 0), axis=1)
     return jnp.where(newest >= 0, known, entry[:, None])
+
+
+def parted(segment_ids: np.ndarray) -> tuple[int, int] | None:
+    """Row and place of the first padding of [B, T] that stands between tokens of one document."""
+    index = np.arange(segment_ids.shape[1])
+    is_token = segment_ids != 0
+    last = np.maximum.accumulate(np.where(is_token, index, 0), axis=1)
+    coming = np.where(is_token, index, len(index) - 1)[:, ::-1]
+    coming = np.minimum.accumulate(coming, axis=1)[:, ::-1]
+    before, after = (np.take_along_axis(segment_ids, at, axis=1) for at in (last, coming))
+    found = np.argwhere(~is_token & (before == after) & (before != 0))
+    return (int(found[0, 0]), int(found[0, 1])) if len(found) else None
 
 
 def previous(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:

@@ -79,6 +79,11 @@ def _unsupported_ceiling(dims: Dims, options: Options) -> str | None:
     return None
 
 
+def _counts_places(options: Options) -> bool:
+    """Global tokens and a ceiling come with a window."""
+    return bool(options["window"] or options["block"] or options["alibi"])
+
+
 def _flops(dims: Dims, options: Options) -> float:
     time, window = dims["T"], options["window"]
     if size := options["block"]:
@@ -127,6 +132,7 @@ OP = Op(
     sequence=strategies(__name__),
     flops=_flops,
     bytes=attention.count_bytes,
+    counts_places=_counts_places,
     cases=CASES,
     tolerances=TOLERANCES,
     properties=PROPERTIES,

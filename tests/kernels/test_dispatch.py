@@ -1,5 +1,6 @@
 """The public surface: names, resolution of forms, and errors that say what to do."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels import blocks, dispatch
+from kernels import blocks, dispatch, segments
 from kernels.letters import Inputs
 
 DIMS = {"B": 2, "T": 8, "H": 4, "G": 2, "K": 8, "V": 8}
@@ -90,6 +91,59 @@ def test_dtypes_and_empty_sizes_are_refused_by_name():
 def test_documents_are_integers_of_every_token(ids: Any):
     with pytest.raises(ValueError, match=r"segment_ids are .*; give integers \(2, 8\)"):
         dispatch.apply("softmax", inputs(), segment_ids=jnp.asarray(ids), form="chunked")
+
+
+PARTED = np.array([[1, 1, 2, 0, 0, 2, 2, 3], [1, 1, 0, 2, 0, 0, 0, 0]], np.int32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 3},
+        {"alibi": True},
+        {"block": 3},
+        {"window": 3, "global_tokens": 1},
+        {"window": 3, "global_tokens": 1, "distance_ceiling": 3, "rope_theta": 10.0},
+    ],
+    ids=str,
+)
+def test_padding_inside_a_document_is_refused_where_places_count(options: dict[str, Any]):
+    call = partial(dispatch.apply, "softmax", form="chunked", options=options)
+    arrays = {name: jnp.ones((2, 8, 1, 4)) for name in "qkv"}
+    given: list[Any] = [PARTED, jnp.asarray(PARTED)]
+    for ids in given:
+        with pytest.raises(ValueError, match=r"inside a document \(row 0, token 3\)"):
+            call(arrays, segment_ids=ids)
+    short = {name: x[:, :3] for name, x in arrays.items()}
+    ids = jnp.asarray(PARTED[:, :3])  # padding behind a document
+    assert jax.eval_shape(lambda x: call(x, segment_ids=ids)[0], short).shape == (2, 3, 1, 4)
+
+
+def test_padding_inside_a_document_is_stepped_over_where_no_place_counts():
+    random = np.random.default_rng(0)
+    arrays = {name: jnp.asarray(random.standard_normal((2, 8, 1, 4)), "float32") for name in "qkv"}
+    for name in ("softmax", "stickbreaking"):
+        a, b = (
+            dispatch.apply(name, arrays, segment_ids=jnp.asarray(PARTED), form=form)[0]
+            for form in ("reference", "chunked")
+        )
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        ([0, 1, 1, 0], None),
+        ([1, 0, 2, 0], None),
+        ([0, 0, 0, 0], None),
+        ([1, 0, 1, 0], 1),
+        ([2, 2, 0, 2], 2),
+        ([1, 0, 2, 0, 0, 2], 3),
+    ],
+)
+def test_where_padding_parts_a_document(row: list[int], place: int | None):
+    ids = np.array([[1] * len(row), row], np.int32)
+    assert segments.parted(ids) == (None if place is None else (1, place))
 
 
 def test_state_too_small_is_an_error():
