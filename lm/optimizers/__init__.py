@@ -14,9 +14,9 @@ optax transformation becomes one by `unless_skipped`.
 and the weight decay of each role. Every role follows the same curve; only static factors differ
 (lm/mup.py).
 
-The guard skips a step whose loss or gradient norm is not finite, or whose norm exceeds spike_ratio
-times its running mean over accepted steps. A skipped step leaves parameters and moments bit for bit
-as they were.
+The guard skips a step whose loss, gradient norm or update is not finite, or whose gradient norm
+exceeds spike_ratio times its running mean over accepted steps. A skipped step leaves parameters and
+moments bit for bit as they were.
 """
 
 from __future__ import annotations
@@ -180,6 +180,10 @@ def skip_bad_steps(
         factor = jnp.minimum(1.0, clip_norm / norm)
         # -0.0: x + -0.0 is x, signed zeros included. Selecting, unlike lax.cond, fuses.
         clipped = jax.tree.map(lambda g: jnp.where(good, g * factor, -0.0), updates)
+        # The update is computed twice: a sum over all of it decides whether any of it is written,
+        # and keeping the moments of both for the choice would take as much memory again.
+        trial, _ = inner.update(clipped, state.inner, params, good=jnp.bool_(True), **extra)
+        good &= jnp.isfinite(optax.tree.norm(trial))
         updates, inner_state = inner.update(clipped, state.inner, params, good=good, **extra)
         updates = jax.tree.map(lambda u: jnp.where(good, u, -0.0), updates)
         return updates, OptState(inner_state, _advance(state.guard, norm, good))

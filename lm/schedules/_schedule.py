@@ -51,7 +51,9 @@ class Run(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Ends and starts of the phases in tokens; without a decay, decay_start equals decay_end."""
+    """Ends and starts of the phases in tokens; without a decay, decay_start equals decay_end. A
+    phase shorter than a token is none.
+    """
 
     warmup_end: float
     decay_start: float
@@ -128,9 +130,7 @@ class Schedule:
     @property
     def curve(self) -> Curve:
         warmup_end, decay_start, decay_end = self.phases
-        inverse = lambda length: (
-            np.float32(1) / np.float32(length) if np.float32(length) > 0 else np.float32(0)
-        )
+        inverse = lambda length: np.float32(1 if length >= 1 else 0) / np.float32(max(length, 1))
         return Curve(
             warmup_end=np.float32(warmup_end),
             warmup_rate=inverse(warmup_end),
@@ -139,8 +139,8 @@ class Schedule:
             stable=self.stable if isinstance(self.stable, Partial) else Partial(self.stable),
             shape=self.shape,
             final_ratio=self.final_ratio,
-            has_warmup=bool(np.float32(warmup_end) > 0),
-            has_decay=bool(np.float32(decay_end - decay_start) > 0),
+            has_warmup=warmup_end >= 1,
+            has_decay=decay_end - decay_start >= 1,
         )
 
     def __call__(self, tokens: ArrayLike) -> jax.Array:

@@ -8,12 +8,16 @@ falls from eta_power(Ns) (_schedule.py).
 
 Evaluated as peak * (max(n, knee) / knee)^b, the knee n* = (peak / (a batch))^(1/b) being where the
 two meet: the base of the power is at least 1, so n = 0 is harmless, and float32 stays within 1e-6
-of float64 up to 1e13 tokens.
+of float64 up to 1e13 tokens. A flat law (b near 0) meets the peak at a knee that no float holds:
+the rate is then the peak for as long as anyone trains. Where a batch is below the peak, the knee
+lies before the first token: the law then begins at n = 1, with a batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from lm.mapping import SMALLEST
 from lm.schedules import Phased, Run
 
 SEQUENCE_LEN = 4096  # of the runs the published constants were fitted to
+NEVER = 1e30  # tokens that no run sees; their inverse is a float32 as well
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +45,32 @@ class Power(Phased):
             return None
         return f"a={self.a}, b={self.b}: Power needs a > 0 and b < 0 (published: 4, -0.51)"
 
+    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
+        _, largest = self._start(tokens_per_step)
+        if largest < SMALLEST:
+            return (
+                f"schedule.a={self.a} with {tokens_per_step} tokens a step is a learning rate of "
+                f"{largest:.2g} at most, less than float32 holds; raise a"
+            )
+        lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
+        return super().misfit(**lengths, is_branch=is_branch)
+
     def knee(self, tokens_per_step: int) -> float:
-        """Tokens at which the power law falls below the peak."""
-        batch = tokens_per_step / SEQUENCE_LEN
-        return (self.peak_learning_rate / (self.a * batch)) ** (1.0 / self.b)
+        """Tokens at which the power law falls below the peak; inf where no float holds them."""
+        first = math.log(self.a) + math.log(tokens_per_step / SEQUENCE_LEN)
+        exponent = (math.log(self.peak_learning_rate) - first) / self.b
+        return math.exp(exponent) if exponent < math.log(sys.float_info.max) else math.inf
+
+    def _start(self, tokens_per_step: int) -> tuple[float, float]:
+        """Tokens from which the law is evaluated, and its rate there, which is its largest."""
+        knee = self.knee(tokens_per_step)
+        if knee >= 1:
+            return min(knee, NEVER), self.peak_learning_rate
+        return 1.0, self.a * (tokens_per_step / SEQUENCE_LEN)
 
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
-        start = np.float32(self.knee(run.tokens_per_step))
-        peak, exponent = np.float32(self.peak_learning_rate), np.float32(self.b)
-        return Partial(_law, peak, start, np.float32(1.0) / start, exponent)
+        tokens, rate = map(np.float32, self._start(run.tokens_per_step))
+        return Partial(_law, rate, tokens, np.float32(1.0) / tokens, np.float32(self.b))
 
 
 def _law(peak: Any, start: Any, inverse: Any, exponent: Any, tokens: jax.Array) -> jax.Array:

@@ -30,7 +30,8 @@ def params(seed: int) -> dict[str, jax.Array]:
     return {k: jnp.asarray(rng.standard_normal(i.shape), jnp.float32) for k, i in INFOS.items()}
 
 
-def made(name: str, **options: typing.Any) -> typing.Any:
+def made(name: str, rates: tuple[float, ...] = (), **options: typing.Any) -> typing.Any:
+    """`rates` are those of the first steps, instead of the schedule's."""
     config = OPTIMIZERS.create({"family": name, "weight_decay": 0.0} | options, "optimizer")
     rule = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
     schedule = SCHEDULES.create(rule, "schedule").schedule(schedules.Run(1e6, 10))
@@ -38,7 +39,8 @@ def made(name: str, **options: typing.Any) -> typing.Any:
     decay = optimizers.decays(config, MULTIPLIERS, schedule.peak)
 
     def update(*trees: typing.Any, step: jax.Array, loss: jax.Array) -> typing.Any:
-        return tx.update(*trees, loss=loss, rate=schedule(step * 10), decay=decay)
+        rate = jnp.asarray(rates, jnp.float32)[step] if rates else schedule(step * 10)
+        return tx.update(*trees, loss=loss, rate=rate, decay=decay)
 
     return optax.GradientTransformationExtraArgs(tx.init, typing.cast(typing.Any, update))
 
@@ -93,16 +95,29 @@ def test_it_descends(name: str) -> None:
         assert float(jnp.linalg.norm(w[key])) < float(jnp.linalg.norm(start)), key
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_a_skipped_step_leaves_every_bit(name: str) -> None:
-    nan = jax.tree.map(lambda x: x * jnp.nan, params(1))
-    (_, first), (before, state), (after, left) = stepped(made(name), [params(1), nan])
-    del first
+def assert_skipped(history: list[typing.Any]) -> None:
+    """The second of two steps has changed nothing but the count of skipped steps."""
+    (before, state), (after, left) = history[1:]
     for a, b in zip(
         jax.tree.leaves((before, state.inner)), jax.tree.leaves((after, left.inner)), strict=True
     ):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert int(left.guard.skipped_total) == 1
+    assert int(left.guard.good_steps) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_skipped_step_leaves_every_bit(name: str) -> None:
+    nan = jax.tree.map(lambda x: x * jnp.nan, params(1))
+    assert_skipped(stepped(made(name), [params(1), nan]))
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf, 3e38], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_an_update_that_is_not_finite_is_skipped(name: str, rate: float) -> None:
+    """The gradient is finite, its product with the rate is not (3e38 times more than 1)."""
+    tx = made(name, rates=(0.01, rate), clip_norm=1e3)
+    assert_skipped(stepped(tx, [params(1), jax.tree.map(lambda x: 10.0 * x, params(1))]))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())

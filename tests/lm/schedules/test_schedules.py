@@ -57,6 +57,24 @@ def test_power_knee(batch: int, expected: float) -> None:
     assert power_at(1.01 * expected, batch=batch) < 0.02 * (1 - 4e-3)
 
 
+@pytest.mark.parametrize("b", [-0.51, -0.2, -0.1, -0.05, -1e-4, -1e-37])
+@pytest.mark.parametrize("a", [4.0, 1e-5, 1e-30])
+def test_power_is_its_formula_however_flat(a: float, b: float) -> None:
+    """Also where the knee overflows any float, or lies before the first token."""
+    for n in (1.0, 1e9, 1e13):
+        assert power_at(n, batch=256, a=a, b=b) == pytest.approx(
+            min(0.02, 256 * a * n**b), rel=2e-6
+        )
+    assert 0 < power_at(0.0, batch=256, a=a, b=b) <= 0.02
+
+
+def test_a_law_below_float32_is_refused() -> None:
+    told = config(a=1e-37).misfit(run_tokens=10**9, tokens_per_step=4, is_branch=False)
+    assert told is not None
+    assert "schedule.a=1e-37 with 4 tokens a step" in told
+    assert "raise a" in told
+
+
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
