@@ -18,7 +18,7 @@ from lm.evaluation.scoring import Cost
 from lm.report import recall, verdicts
 from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
-from lm.report.page import amount, card, document, duration, section, table, text
+from lm.report.page import Html, amount, card, document, duration, section, table, text
 
 FEWEST = 64  # positions below hold too few tokens for a curve
 MOST_COLUMNS = 12  # of a table of a curve; longer ones are drawn
@@ -48,7 +48,7 @@ def page(found: Comparison) -> str:
         section("Recall against state", _recall(drawn)),
         section("Tasks", "".join(_task(rows, label) for label in rows[0].tasks)),
         section("Other differences", verdicts.differences(found)),
-        section("Made with", table([[text(k), text(v)] for k, v in _facts(found).items()])),
+        section("Made with", table(list(_facts(found).items()))),
     ]
     return document(found.question, "".join(sections), "Espalier comparison")
 
@@ -264,7 +264,7 @@ def _results(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
     """
     ranked, tasks = _ranked(rows), rows[0].tasks
     heads = [f"{label} {task.headline}" for label, task in tasks.items()]
-    cells = [[text(row.pattern), *(_headline(row, label) for label in tasks)] for row in ranked]
+    cells = [[row.pattern, *(_headline(row, label) for label in tasks)] for row in ranked]
     whole = [["pattern", *heads], *cells]
     if len(tasks) > len(rows):
         whole = [list(line) for line in zip(*whole, strict=True)]
@@ -290,7 +290,7 @@ def _speed(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
     head += [f"decode ms at {c:,}" for c in contexts]
     body = []
     for row in rows:
-        cells = [text(row.pattern), f"{row.parameters:,}", str(row.num_layers)]
+        cells = [row.pattern, f"{row.parameters:,}", str(row.num_layers)]
         cells += [str(row.ffn_dim), f"{row.tokens_per_second:,.0f}"]
         cells += [amount(row.peak_bytes, "B") if row.peak_bytes else "-"]
         cells += [f"{row.flops_per_token / 1e6:.2f}"]
@@ -305,7 +305,7 @@ def _curve_table(rows: Sequence[Row], label: str, word: str) -> tuple[list[list[
     body = []
     for row in rows:
         values = curve(row, label, word)[1].mean(0)
-        body.append([text(row.pattern), *(f"{x:.3f}" for x in values)])
+        body.append([row.pattern, *(f"{x:.3f}" for x in values)])
     return body, head
 
 
@@ -314,13 +314,13 @@ def _task(rows: Sequence[Row], label: str) -> str:
     names = list(rows[0].tasks[label].seeds[0].numbers)
     body = []
     for name in names:
-        cells = [text(name)]
+        cells = [name]
         for row in rows:
             values = row.tasks[label].values(name)
             first = row.tasks[label].seeds[0].numbers[name]
             chance = ", at chance" if first.is_at_chance else ""
-            note = f"({first.interval('.3g')}{chance})"
-            cells.append(f'{values.mean():.4g} <span class="soft small">{note}</span>')
+            note = text(f"({first.interval('.3g')}{chance})")
+            cells.append(Html(f'{values.mean():.4g} <span class="soft small">{note}</span>'))
         body.append(cells)
     total = Cost()
     for seed in (seed for row in rows for seed in row.tasks[label].seeds):
@@ -329,7 +329,7 @@ def _task(rows: Sequence[Row], label: str) -> str:
         f"{amount(total.tokens)} tokens, {amount(total.flops, 'FLOP')}, "
         f"{duration(total.seconds)} in all; intervals are of the first seed"
     )
-    shown = table(body, ["", *(text(row.pattern) for row in rows)])
+    shown = table(body, ["", *(row.pattern for row in rows)])
     return f"<details><summary>{text(label)}: {text(note)}</summary>{shown}</details>\n"
 
 
@@ -341,5 +341,5 @@ def _facts(found: Comparison) -> dict[str, Any]:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [list(map(text, cells)) for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -60,6 +60,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+class Html(str):
+    """Markup, which is not escaped."""
+
+    __slots__ = ()
+
+
 def text(value: object) -> str:
     return html.escape(str(value))
 
@@ -68,14 +74,22 @@ def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{text(title)}</h2>\n{body}\n</section>\n" if body else ""
 
 
-def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
-    """Cells are HTML; the first of a row is its heading, marked if it starts with "!"."""
-    cells = "".join(f"<th>{cell}</th>" for cell in head)
+def table(
+    rows: Iterable[Sequence[object]],
+    head: Sequence[object] = (),
+    kind: str = "",
+    marked: Collection[object] = (),
+) -> str:
+    """Cells are escaped, but for `Html`; the first of a row is its heading, and the row of one that
+    is among `marked` stands out.
+    """
+    shown = lambda cell: cell if isinstance(cell, Html) else text(cell)
+    cells = "".join(f"<th>{shown(cell)}</th>" for cell in head)
     lines = [f"<thead><tr>{cells}</tr></thead>" if head else "", "<tbody>"]
     for first, *rest in rows:
-        mark = ' class="changed"' if first.startswith("!") else ""
-        data = "".join(f"<td>{cell}</td>" for cell in rest)
-        lines.append(f"<tr{mark}><th>{first.removeprefix('!')}</th>{data}</tr>")
+        mark = ' class="changed"' if first in marked else ""
+        data = "".join(f"<td>{shown(cell)}</td>" for cell in rest)
+        lines.append(f"<tr{mark}><th>{shown(first)}</th>{data}</tr>")
     return f'<div class="box"><table class="{kind}">{"".join(lines)}</tbody></table></div>'
 
 
@@ -152,11 +166,12 @@ def _comparison(runs: Sequence[Run]) -> str:
     rows = []
     for i, run in enumerate(runs):
         color = figures.PALETTE[i % len(figures.PALETTE)]
-        row = [f'<span class="swatch" style="background:{color}"></span>{text(run.name)}']
+        swatch = f'<span class="swatch" style="background:{color}"></span>'
+        row: list[str] = [Html(f"{swatch}{text(run.name)}")]
         for name in sets:
             bits = run.validation().get(name)
             best = ' class="best"' if bits == lowest[name] else ""
-            row.append("–" if bits is None else f"<span{best}>{bits:.4f}</span>")
+            row.append("–" if bits is None else Html(f"<span{best}>{bits:.4f}</span>"))
         tokens = run.last("tokens")
         total = run.facts.get("parameters", {}).get("total")
         rate, seconds = _median(run, "time/tokens_per_second"), run.training_seconds()
@@ -167,9 +182,9 @@ def _comparison(runs: Sequence[Run]) -> str:
             "–" if seconds is None else duration(seconds),
         ]
         row += ["–" if skipped is None else f"{skipped:.0f}"]
-        row += [text(run.facts.get("device_kind", "–"))]
+        row += [run.facts.get("device_kind", "–")]
         rows.append(row)
-    head = ["run", *(f"bits per byte, {text(name)}" for name in sets), "tokens", "parameters"]
+    head = ["run", *(f"bits per byte, {name}" for name in sets), "tokens", "parameters"]
     return table(rows, [*head, "tokens/s", "training time", "skipped", "device"])
 
 
@@ -220,22 +235,21 @@ def _configuration(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> s
         reason = "Keys that the command line set."
     names = list(dict.fromkeys(key for column in columns.values() for key in column))
     rows = [[key, *(_value(c, key) for c in columns.values())] for key in names]
-    head = ["key", *(text(name) for name in columns)] if len(columns) > 1 else []
-    marked = [["!" + key, *rest] for key, *rest in rows if key in told]
-    every = [[("!" if key in told else "") + key, *rest] for key, *rest in rows]
+    head = ["key", *columns] if len(columns) > 1 else []
+    some = [row for row in rows if row[0] in told]
     first = (
-        f'<p class="soft small">{reason if marked else "No " + reason[0].lower() + reason[1:]}</p>'
+        f'<p class="soft small">{reason if some else "No " + reason[0].lower() + reason[1:]}</p>'
     )
-    first += table(marked, head, "config") if marked else ""
-    full = table(every, head, "config")
-    return f"{first}<details><summary>All {len(every)} keys</summary>{full}</details>"
+    first += table(some, head, "config", told) if some else ""
+    full = table(rows, head, "config", told)
+    return f"{first}<details><summary>All {len(rows)} keys</summary>{full}</details>"
 
 
 def _value(column: Mapping[str, Any], key: str) -> str:
     if key not in column:
         return "–"
     value = column[key]
-    return text(value if isinstance(value, str) and value else json.dumps(value))
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _record(run: Run, named: bool) -> str:
@@ -250,7 +264,7 @@ def _record(run: Run, named: bool) -> str:
         parameters = section(f"Parameters{of}", _parameters(facts["parameters"]))
     skipped_keys = ("layers", "parameters")
     rows = [
-        [text(key.replace("_", " ")), f"<code>{_fact(value)}</code>"]
+        [key.replace("_", " "), Html(f"<code>{_fact(value)}</code>")]
         for key, value in facts.items()
         if key not in skipped_keys
     ]
@@ -267,8 +281,8 @@ def _layers(layers: list[dict[str, Any]]) -> str:
     for values, group in groupby(layers, key=lambda layer: [layer.get(key) for key in keys]):
         numbers = [layer["layer"] for layer in group]
         span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} – {numbers[-1]}"
-        rows.append([span, *(text(value) for value in values)])
-    return table(rows, ["layer", *map(text, keys)])
+        rows.append([span, *values])
+    return table(rows, ["layer", *keys])
 
 
 def _parameters(counts: dict[str, int]) -> str:
@@ -279,7 +293,7 @@ def _parameters(counts: dict[str, int]) -> str:
         bar = (
             f'<div class="bar"><i style="width:{share:.1f}%"></i></div>' if role != "total" else ""
         )
-        rows.append([text(role), f"{count:,}", f"{share:.1f} %", bar])
+        rows.append([role, f"{count:,}", f"{share:.1f} %", Html(bar)])
     return table(rows)
 
 

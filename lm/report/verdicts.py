@@ -34,10 +34,7 @@ def speed_ups(found: Comparison) -> tuple[list[list[str]], list[str]]:
     def cell(mean: float, low: float | None, high: float | None) -> str:
         return f"{mean:.2f} ({low:.2f} to {high:.2f})" if low is not None else f"{mean:.2f}"
 
-    body = [
-        [text(x.pattern), cell(*x.tokens), cell(*x.flops), cell(*x.seconds)]
-        for x in found.speed_ups
-    ]
+    body = [[x.pattern, cell(*x.tokens), cell(*x.flops), cell(*x.seconds)] for x in found.speed_ups]
     return body, ["pattern", "in tokens", "in FLOPs", "in seconds"]
 
 
@@ -58,13 +55,13 @@ def difference_table(found: Comparison) -> tuple[list[list[str]], list[str]]:
     for task in dict.fromkeys(x.task for x in found.differences):
         own = [x for x in found.differences if x.task == task]
         if all(x.outcome == "at chance" for x in own):
-            body.append([text(task), "every pattern", "", "at chance", "", ""])
+            body.append([task, "every pattern", "", "at chance", "", ""])
             continue
         for x in own:
-            value = "-" if x.difference is None else f"{x.difference:+.4g} {text(x.unit)}"
+            value = "-" if x.difference is None else f"{x.difference:+.4g} {x.unit}"
             note = f" ({x.outcome})" if x.outcome else ""
             intervals = between(x.seeds_low, x.seeds_high), between(x.low, x.high)
-            body.append([text(task), text(x.pattern), text(x.against), value + note, *intervals])
+            body.append([task, x.pattern, x.against, value + note, *intervals])
     head = ["task", "pattern", "minus", "difference", "95 % over seeds", "95 % over units"]
     return body, head
 

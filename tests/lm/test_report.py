@@ -140,6 +140,41 @@ def test_a_run(run_page: Path) -> None:
     assert list(workdir.glob(".*")) == []
 
 
+ODD = "<b0>&\"'|!"
+
+
+def odd(value: Any) -> Any:
+    """The same with markup in every key and every word."""
+    if isinstance(value, dict):
+        return {f"{ODD}{key}": odd(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [odd(item) for item in value]
+    return f"{ODD}{value}" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_keys_and_values_are_text(tmp_path: Path, several: bool) -> None:
+    """Of the configuration, the record, metrics and samples: none becomes markup or a mark."""
+    for name in ("<b0>a", "<b0>b") if several else ("<b0>a",):
+        workdir = make(tmp_path / name, steps=10, every=5)
+        with metrics.Writer(workdir) as writer:
+            found = record(11) | {f"eval/{ODD}/bpb": 1.0, f"lr/{ODD}": 1.0, f"task/{ODD}": 1.0}
+            writer.write(found | {"optim/skipped_total": 2.0})
+        layers = [{"layer": 0, "mixer": ODD, ODD: ODD}]
+        facts = {**FACTS, **odd(FACTS), "device_kind": ODD, "layers": layers, "started": ODD}
+        facts["parameters"] = {ODD: 900, "total": 1000}
+        (workdir / "run.json").write_text(json.dumps(facts))
+        (workdir / "config.json").write_text(json.dumps({"format": 2, **odd(CONFIG)}))
+        sample = {"step": 11, "kind": ODD, "prompt": ODD, "text": ODD}
+        (workdir / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    folders = sorted(path for path in tmp_path.iterdir())
+    defaults = {ODD: 1}
+    text, tags = read(report.write(folders, tmp_path / "page.html", defaults))
+    assert "b0" not in {tag for tag, _ in tags.seen}
+    assert text.count("&lt;b0&gt;") > 20
+    assert (' class="changed"' in text) == (not several)  # several: all have the same keys
+
+
 def test_nothing_comes_from_a_network(run_page: Path) -> None:
     text, tags = read(run_page)
     assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in tags.seen}
