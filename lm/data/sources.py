@@ -13,15 +13,15 @@ the others are counted as duplicates. Files are visited in the order of their na
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import glob
 import hashlib
-import itertools
 import json
 import os
 import stat
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,9 @@ from lm.config import SourceConfig, UserError
 PLAIN = (".txt", ".md", ".py", ".txt.gz")
 LINES = (".jsonl", ".jsonl.gz")
 PARQUET = (".parquet",)
-BROKEN, DUPLICATE, SPECIAL = "broken link", "duplicate file", "special file"  # why left out
+# Why left out.
+BROKEN, SPECIAL = "broken link", "special file"
+DUPLICATE, DUPLICATE_FOLDER = "duplicate file", "duplicate folder"
 _STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -94,6 +96,7 @@ def create(name: str, config: SourceConfig) -> Corpus:
       UserError: nothing matches, or a match is not a kind of file that can be read.
     """
     where = f"data.sources.{name}.path={config.path!r}"
+    left_out = LeftOut()
     with files.one_line(where):
         if config.path == "stdlib":
             root = Path(sysconfig.get_paths()["stdlib"])
@@ -103,8 +106,7 @@ def create(name: str, config: SourceConfig) -> Corpus:
                 raise UserError(
                     f"{where} is a folder; set a glob such as '{config.path.rstrip('/')}/**/*.txt'"
                 )
-            root, paths = matches(config.path)
-    left_out = LeftOut()
+            root, paths = matches(config.path, left_out)
     found = _listed(paths, root, left_out)
     if not found:
         links = f" but {left_out}" if left_out.counts else ""
@@ -122,23 +124,65 @@ def create(name: str, config: SourceConfig) -> Corpus:
     return Corpus(name, config, tuple(found), left_out)
 
 
-def matches(path: str) -> tuple[Path, list[Path]]:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
     """What a path or glob (`~` allowed) names, in order, below the folder above its first wildcard:
-    names below that one stay the same when a tree is moved as a whole.
+    names below that one stay the same when a tree is moved as a whole. A folder is looked through
+    once, however many links lead to it.
+
+    Raises:
+      UserError: a folder cannot be read.
     """
-    parts = Path(os.path.expanduser(path)).parts
-    literal = [*itertools.takewhile(lambda i: _is_literal(parts[: i + 1]), range(len(parts)))]
-    fixed = parts[: len(literal)]
-    pattern = Path(*map(glob.escape, fixed), *parts[len(fixed) :])
-    found = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
-    return Path(*fixed[: len(parts) - 1]), found
+    parts: tuple[str, ...] = Path(os.path.expanduser(path)).parts
+    root = Path()
+    while len(parts) > 1 and _is_literal(root / parts[0]):
+        root, parts = root / parts[0], parts[1:]
+    if parts[-1:] == ("**",):
+        parts = (*parts, "*")
+    found: list[Path] = []
+    # Folders behind links wait, so that what is there without a link is found without one.
+    waiting = [(root, parts)] if parts else []
+    behind_links: list[tuple[Path, tuple[str, ...]]] = []
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    while waiting or behind_links:
+        is_link = not waiting
+        folder, parts = (waiting or behind_links).pop()
+        part, rest = parts[0], parts[1:]
+        place = os.path.realpath(folder), parts
+        if place in seen:
+            if is_link:
+                left_out.add(DUPLICATE_FOLDER, str(folder))
+            continue
+        seen.add(place)
+        if part == "**":
+            waiting.append((folder, rest))
+        for entry in _entries(folder, part):
+            if part != "**" and not rest:
+                found.append(entry)
+            elif entry.is_dir():
+                to = behind_links if entry.is_symlink() else waiting
+                to.append((entry, parts if part == "**" else rest))
+    return root, sorted(found)
 
 
-def _is_literal(parts: Sequence[str]) -> bool:
-    last = parts[-1]
-    if "[" in last and not ("*" in last or "?" in last):
-        return os.path.lexists(Path(*parts))
-    return not glob.has_magic(last)
+def _is_literal(path: Path) -> bool:
+    name = path.name
+    if "[" in name and not ("*" in name or "?" in name):
+        return os.path.lexists(path)
+    return not glob.has_magic(name)
+
+
+def _entries(folder: Path, part: str) -> list[Path]:
+    """What of a folder a part of a glob names; "**" names all."""
+    if _is_literal(folder / part):
+        return [folder / part] if os.path.lexists(folder / part) else []
+    with files.one_line(f"cannot read the folder {folder}"):
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+    shown = [name for name in names if part.startswith(".") or not name.startswith(".")]
+    return [folder / name for name in shown if part == "**" or fnmatch.fnmatchcase(name, part)]
 
 
 def is_valid(key: str, valid_fraction: float) -> bool:
@@ -169,7 +213,7 @@ def check_unchanged(file: File, corpus: Corpus) -> None:
 
 def _stdlib_paths(root: Path) -> list[Path]:
     paths = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_raise):
         subfolders[:] = [name for name in subfolders if name not in _STDLIB_EXCLUDED]
         paths += [Path(folder, name) for name in names if name.endswith(".py")]
     return paths

@@ -55,7 +55,7 @@ def files(path: str) -> list[Path]:
       UserError: there are none, or one has another kind of name.
     """
     with one_line(f"path={path!r}"):
-        found = sources.matches(path)[1]
+        found = sources.matches(path, sources.LeftOut())[1]
     if not found:
         raise UserError(f"path={path!r} matches no file (relative to {os.getcwd()})")
     for file in found:
