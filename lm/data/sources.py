@@ -138,7 +138,7 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
     """
     parts: tuple[str, ...] = Path(os.path.expanduser(path)).parts
     root = Path()
-    while len(parts) > 1 and _is_literal(root / parts[0]):
+    while parts[1:] and _is_literal(root / parts[0]):
         root, parts = root / parts[0], parts[1:]
     if parts[-1:] == ("**",):
         parts = (*parts, "*")

@@ -133,8 +133,8 @@ def test_files_of_one_name_and_folders_swapped(room: Room, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_every_byte_of_every_file(room: Room, tmp_path: Path) -> None:
-    assert_told(room, tmp_path, 300)
+def test_many_places_of_every_file(room: Room, tmp_path: Path) -> None:
+    assert_told(room, tmp_path, 150)
 
 
 @pytest.mark.slow

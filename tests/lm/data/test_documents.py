@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lm.config import SourceConfig, UserError
-from lm.data import documents, long_lines, sources
+from lm.data import documents, sources
 from lm.data.sources import LeftOut
 
 MakeSource = Callable[..., SourceConfig]
@@ -259,48 +258,3 @@ def test_pieces_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     between = list(itertools.pairwise(found))[:8]
     assert all(a[-1].isalnum() and b[0] == " " for a, b in between)
     assert list(documents.pieces(b"short")) == ["short"]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_long_lines_are_read_as_short_ones(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Escapes, pairs of surrogates and letters of several bytes on every side of a cut."""
-    monkeypatch.setattr(long_lines, "_PIECE", 11)
-    monkeypatch.setattr(long_lines, "LONG_STRING", 8)
-    rng = random.Random(seed)
-    letters = ["a", "é", "日", "🎉", '"', "\\", "\n", "\u2028", "/", "\\u0041", "}"]
-    for ascii_only in (True, False):
-        text = "".join(rng.choices(letters, k=300))
-        record = {"x": [text, {"text": "no"}], "text": text, "long key " * 3: 1, "id": "short"}
-        line = json.dumps(record, ensure_ascii=ascii_only).encode()
-        assert long_lines.loads(line, "text") == record
-        monkeypatch.setattr(long_lines, "LONG_LINE", 8)
-        found = long_lines.loads(line, "text")
-        assert bytes(found["text"]) == text.encode()
-        assert found["id"] == "short"
-        monkeypatch.undo()
-        monkeypatch.setattr(long_lines, "_PIECE", 11)
-        monkeypatch.setattr(long_lines, "LONG_STRING", 8)
-
-
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [
-        (b'{"text": "aaaaaaaaaaaa\\u12"}', ValueError),
-        (b'{"text": "aaaaaaaaaaaa\\uxyzw"}', ValueError),
-        (b'{"text": "aaaaaaaaaaaa\\q"}', ValueError),
-        (b'{"text": "aaaaaaaaaaaa\n"}', ValueError),
-        (b'{"text": "aaaaaaaaaaaaaaa', ValueError),
-        (b'{"text": "aaaaaaaaaaaa\\ud83d"}', UnicodeError),
-        (b'{"text": "aaaa\\ud83daaaaaaaaaa"}', UnicodeError),
-        (b'{"text": "aaaaaaaaaaaa\xff"}', UnicodeError),
-        (b'{"text": "aaaaaaaaaaaaaaaaaa\xe6\x97"}', UnicodeError),
-        (b"[" * 100_000, RecursionError),
-    ],
-)
-def test_long_lines_that_are_damaged(
-    line: bytes, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"_PIECE": 16, "LONG_STRING": 8, "LONG_LINE": 8}.items():
-        monkeypatch.setattr(long_lines, name, value)
-    with pytest.raises(kind):
-        long_lines.loads(line, "text")
