@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Protocol
 
 import grain
@@ -154,9 +155,8 @@ def create(
         packer = Packer(store.lengths, config.context_length, config.packing, key)
         rows = Windows(store, packer, config.context_length, source_id)
         streams.append(rows.repeat())
-        shares.append(
-            source.weight / packer.fill
-        )  # rows of a source with more padding must come more often
+        # Rows of a source with more padding must come more often. Exact: a quotient may overflow.
+        shares.append(Fraction(source.weight) / Fraction(packer.fill))
     local = batch_size // num_ranks
     selection = _RankRows(Mixture(shares), batch_size, rank * local, local)
     dataset = grain.MapDataset.select_from_datasets(streams, selection)

@@ -39,7 +39,7 @@ class _Node(NamedTuple):
 class Mixture:
     """Maps row i of the stream to (source, row within that source). `shares` are positive."""
 
-    def __init__(self, shares: Sequence[float]):
+    def __init__(self, shares: Sequence[float | Fraction]):
         self._root = _tree([Fraction(share) for share in shares])
 
     def __getitem__(self, index: int) -> tuple[int, int]:

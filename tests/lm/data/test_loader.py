@@ -244,6 +244,17 @@ def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> Non
     assert list(loader.validation_rows(prepared, mixed, 1000)) == ["c"]
 
 
+@pytest.mark.parametrize("weights", [(1.7e308, 1e308), (5e-324, 5e-324), (1e308, 5e-324)])
+def test_weights_at_the_ends_of_floats(
+    mixed: DataConfig, folder: Path, weights: tuple[float, float]
+) -> None:
+    pairs = zip(("a", "b"), weights, strict=True)
+    changed = {name: dataclasses.replace(mixed.sources[name], weight=w) for name, w in pairs}
+    mixed = dataclasses.replace(mixed, sources=changed)
+    (batch,) = take(prepare(mixed, folder, progress=False), mixed, 1, batch_size=16)
+    assert set(np.unique(batch.source_ids)) == ({0, 1} if weights[1] / weights[0] > 0 else {0})
+
+
 def test_a_corpus_below_one_row_repeats(
     tmp_path: Path, folder: Path, make_config: MakeConfig, make_source: MakeSource
 ) -> None:
