@@ -112,6 +112,17 @@ def path(flag: str, value: str) -> Path:
     return Path(value).expanduser()
 
 
+def workdir(value: str, maker: str) -> Path:
+    """The folder given by --workdir, which becomes that of the command `maker`.
+
+    Raises:
+      UserError: it is another command's.
+    """
+    found = path("workdir", value)
+    files.claim(found, maker)
+    return found
+
+
 def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | None:
     """A file to write at the end of long work, so its folder is looked at, or made, before; None:
     not asked for.

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(lines))
         return int(not all_stand)
     assert study is not None
-    workdir = cli.path("workdir", _WORKDIR.value)
+    workdir = cli.workdir(_WORKDIR.value, "launch.compare")
     before = compared.load(cli.path("table", _TABLE.value)) if _TABLE.value else None
     # Seeds of a pattern, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))

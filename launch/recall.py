@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from lm.studies import grid, recall
 
     study = recall.create(_CONFIG.value.to_dict())
-    workdir = cli.path("workdir", _WORKDIR.value)
+    workdir = cli.workdir(_WORKDIR.value, "launch.recall")
     table = _TABLE.value and grid.read_table(cli.path("table", _TABLE.value), recall.Outcome)
     # Seeds of a pattern and width, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))

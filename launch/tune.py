@@ -16,6 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from launch import cli
+from lm.config import UserError
 
 _TARGET = flags.DEFINE_string("target", "", "machine that is not here: v5e-1, v5p-8, h100-1")
 _OPS = flags.DEFINE_list("ops", [], "ops to tune; all that have a kernel for the device")
@@ -46,6 +47,9 @@ def main(argv: list[str]) -> None:
         for row in tuning.rows(place, names, waiting.told):
             rows.append(row)
             files.replace(path, json.dumps(head | {"rows": kept + rows}, indent=1) + "\n")
+    if not rows:
+        taken = f"no kernel of {', '.join(names)} takes a problem on {place.device_kind}"
+        raise UserError(f"{taken}; nothing is written: name others in --ops")
     Console(highlight=False, markup=False).print(tuning.table(rows))
     print(f"written: {path}")
 

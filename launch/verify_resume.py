@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             processes=_PROCESSES.value,
         )
     print(f"killed at steps {', '.join(str(kill.step) for kill in found.kills)} of {found.steps}")
-    print(f"phases: {resume.by_phase(found.kills)}, processes: {_PROCESSES.value}")
+    print(f"killed {resume.by_place(found.kills)}; processes: {_PROCESSES.value}")
     for line in found.differences:
         print(f"differs: {line}")
     if not found.differences:

@@ -15,6 +15,7 @@ from lm.mapping import UserError
 # What flock says where another process holds the lock, and where the file system has no locks.
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+MARK = ".made_by"  # in a folder of results
 _ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
@@ -93,6 +94,24 @@ def sync_all(folder: Path) -> None:
     """The same for all that is in a folder, before it gets its name."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
+
+
+def claim(folder: Path, maker: str) -> None:
+    """Makes a folder of results if need be, and marks it as one command's, as "launch.train".
+
+    Raises:
+      UserError: another command made it, and has left something there.
+      OSError: it cannot be made.
+    """
+    mark = folder / MARK
+    made = mark.read_text(encoding="utf-8", errors="replace").strip() if mark.exists() else maker
+    if made != maker and any(path != mark for path in folder.iterdir()):
+        raise UserError(
+            f"--workdir={folder} was made by {made}, not by {maker} (see {MARK}); choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if made != maker or not mark.exists():
+        replace(mark, f"{maker}\n")
 
 
 def lock(file: IO[Any], *, is_waiting: bool = False) -> bool:

@@ -79,25 +79,22 @@ class Here:
 
 
 def here(pairs: int) -> Here:
-    """Raises:
-    UserError: no kernel is written for what JAX finds here.
-    """
-    platform = jax.default_backend()
-    if not any(forms.kernel(name, platform) for name in dispatch.names()):
-        raise UserError(
-            f"no op has a kernel for {platform}, which is what JAX finds here; "
-            "set --target to a machine such as v5e-1"
-        )
-    return Here(jax.devices()[0].device_kind, platform, pairs)
+    """What JAX finds here."""
+    return Here(jax.devices()[0].device_kind, jax.default_backend(), pairs)
 
 
 def names(place: Absent | Here, asked: Sequence[str]) -> list[str]:
     """The ops to tune.
 
     Raises:
-      UserError: one that does not exist or has no kernel for the device.
+      UserError: one that does not exist or has no kernel for the device, or none has.
     """
     able = [name for name in dispatch.names() if forms.kernel(name, place.platform)]
+    if not able:
+        raise UserError(
+            f"no op has a kernel for {place.platform}, so there is nothing to tune for "
+            f"{place.device_kind}; set --target to a machine such as v5e-1"
+        )
     for name in asked:
         if name not in dispatch.names():
             raise UserError(f"--ops: no op {name!r}; {nearest(name, dispatch.names())}")

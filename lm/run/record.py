@@ -65,7 +65,8 @@ def locked(workdir: Path) -> Iterator[None]:
     process, however it ends; a folder that was made for a run which wrote nothing goes with it.
 
     Raises:
-      UserError: another live process holds it, it cannot be created, or not all processes see it.
+      UserError: another live process holds it, another command made it, it cannot be created, or
+      not all processes see it.
     """
     if not processes.is_first():
         if not (workdir / LOCK).exists():
@@ -77,7 +78,7 @@ def locked(workdir: Path) -> Iterator[None]:
         return
     is_new = not workdir.exists()
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.claim(workdir, "launch.train")
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
         told = f"--workdir={workdir}: {error.strerror}; {files.advice(error)}"
@@ -95,7 +96,8 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and not any(p.is_file() and p != workdir / LOCK for p in workdir.rglob("*")):
+            written = [p for p in workdir.rglob("*") if p.is_file()]
+            if is_new and {p.name for p in written} <= {LOCK, files.MARK}:
                 shutil.rmtree(workdir, ignore_errors=True)
 
 

@@ -2,9 +2,10 @@
 
     python -m lm.studies.doomed PHASE COUNT SECONDS ARGUMENTS...    SIGKILL, SECONDS after PHASE
                                                                     began for the COUNT-th time
-    python -m lm.studies.doomed measure 0 0 ARGUMENTS...            a line {PHASE: longest seconds}
+    python -m lm.studies.doomed measure 0 0 ARGUMENTS...            a line {PHASE: least seconds}
 
-A phase begins with a call of a function of the training program, which runs as it is.
+A phase is a call of a function of the training program, which runs as it is. The last words on
+stderr are where the kill found it: "in PHASE" or, between two calls, "after PHASE".
 """
 
 from __future__ import annotations
@@ -55,17 +56,27 @@ def began(
 
 def main() -> None:
     phase, count, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    longest: dict[str, float] = {}
+    least: dict[str, float] = {}
+    place = "before everything"
+
+    def kill() -> None:
+        sys.stderr.write(f"\n{place}")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
     for name, (owner, attribute) in PHASES.items():
         calls = itertools.count(1)
 
         def told(name: str = name, calls: Any = calls) -> None:
+            nonlocal place
+            place = f"in {name}"
             if name == phase and next(calls) == count:
-                kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
                 threading.Timer(seconds, kill).start()
 
         def ended(took: float, name: str = name) -> None:
-            longest[name] = max(took, longest.get(name, 0.0))
+            nonlocal place
+            place = f"after {name}"
+            least[name] = min(took, least.get(name, took))
 
         setattr(owner, attribute, began(getattr(owner, attribute), told, ended))
     sys.argv[1:] = sys.argv[4:]
@@ -73,7 +84,7 @@ def main() -> None:
         runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
     finally:
         if phase == "measure":
-            print(json.dumps(longest), flush=True)
+            print(json.dumps(least), flush=True)
 
 
 if __name__ == "__main__":

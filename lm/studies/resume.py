@@ -38,9 +38,11 @@ WITHIN_A_RUN = ("preparation", "training", "evaluation", "save")
 
 
 class Kill(NamedTuple):
-    """`step`: the last one recorded when it fell."""
+    """`place`: "in evaluation", say, or "after save", which goes on in the background; `step`: the
+    last one recorded when it fell.
+    """
 
-    phase: str
+    place: str
     step: int
 
 
@@ -93,9 +95,9 @@ def verify(
     return Comparison(differences, fell, last)
 
 
-def by_phase(kills: Sequence[Kill]) -> dict[str, int]:
-    """How many kills fell in each phase."""
-    return dict(Counter(kill.phase for kill in kills))
+def by_place(kills: Sequence[Kill]) -> dict[str, int]:
+    """How many kills fell in each place."""
+    return dict(Counter(kill.place for kill in kills).most_common())
 
 
 def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Random) -> list[Kill]:
@@ -113,9 +115,9 @@ def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Rando
             shutil.rmtree(run.data, ignore_errors=True)
         count = rng.randrange(1, 10) if phase == "training" else 1
         moment = rng.random() * (seconds.get(phase, 0.0) + LATE)
-        step = _launch_and_kill(run, (phase, count, moment), rng)
-        if step is not None:
-            fell.append(Kill(phase, step))
+        place = _launch_and_kill(run, (phase, count, moment), rng)
+        if place is not None:
+            fell.append(Kill(place, _last_step(run.workdir)))
         elif phase in ("training", "evaluation", "save"):  # the run is at its end already
             phases[len(fell)] = rng.choice(("preparation", "report"))
     return fell
@@ -193,8 +195,8 @@ def _launch(run: Trained) -> str:
     return outputs[0][0]
 
 
-def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Random) -> int | None:
-    """The last step recorded when the victim died; None if it came to its end before.
+def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Random) -> str | None:
+    """The place where the victim died; None if it came to its end before.
 
     Raises:
       UserError: a process ended in another way.
@@ -221,7 +223,9 @@ def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Ran
     if status not in (0, -signal.SIGKILL):
         tail = (err.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"training in {run.workdir} ended with status {status}: {tail}")
-    if status == 0:
-        return None
-    records = metrics.read(run.workdir)
+    return err.splitlines()[-1] if status else None
+
+
+def _last_step(workdir: Path) -> int:
+    records = metrics.read(workdir)
     return records[-1]["step"] if records else 0

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
 
 from kernels import dispatch, measured
 from kernels.contract import Case
+from launch import tune
 from launch.benchmarks import forms, tuning
 from launch.benchmarks.forms import Cost, Costs
+from lm import targets
 from lm.config import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 class Made:
@@ -93,10 +100,32 @@ def test_rows_of_other_ops_stay(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(UserError, match="no op has a kernel for cpu"):
-        tuning.here(1)
+    for device in (tuning.here(1), tuning.Absent(targets.parse("cpu-8").chip, None)):
+        with pytest.raises(UserError, match="no op has a kernel for cpu, so there is nothing to"):
+            tuning.names(device, [])
     place: Any = Made(1.0)
     with pytest.raises(UserError, match="no op 'sofmax'"):
         tuning.names(place, ["sofmax"])
     with pytest.raises(UserError, match="gated_conv has no kernel for tpu"):
         tuning.names(place, ["gated_conv"])
+
+
+@pytest.mark.parametrize("arguments", [["--target=cpu-8"], ["--target=cpu-8", "--ops=softmax"]])
+def test_what_writes_nothing_does_not_say_that_it_did(tmp_path: Path, arguments: list[str]) -> None:
+    out = tmp_path / "made.json"
+    command = [sys.executable, "-m", "launch.tune", *arguments, f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, out.exists()) == (2, "", False)
+    assert done.stderr.startswith("error: no op has a kernel for cpu")
+    assert done.stderr.count("\n") == 1
+
+
+def test_kernels_that_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every problem were refused: told, and not "written"."""
+    monkeypatch.setattr(tuning, "here", lambda pairs: Made(1.0))
+    monkeypatch.setattr(Made, "head", lambda place: {}, raising=False)
+    monkeypatch.setattr(forms, "refusal", lambda *problem: "not here")
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["tune"])
+    with pytest.raises(UserError, match="takes a problem on Made 1; nothing is written"):
+        tune.main(["tune"])

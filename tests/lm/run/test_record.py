@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from launch import cli
+from lm import files
 from lm.config import UserError
 from lm.run import record
 from tests.lm.lab import Lab, assert_equal_runs, copy, meta, records
@@ -59,6 +62,35 @@ def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
             pass
     with record.locked(workdir):
         pass
+
+
+COMMANDS = ("launch.train", "launch.recall", "launch.compare")
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(COMMANDS, 2)))
+def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) -> None:
+    """Nothing is written there; its own command goes on, and in an empty one anybody begins."""
+    workdir = tmp_path / "run"
+
+    def enter(command: str) -> None:
+        if command == "launch.train":
+            with record.locked(workdir):
+                (workdir / "result").touch()
+        else:
+            cli.workdir(str(workdir), command)
+            (workdir / "result").touch()
+
+    enter(first)
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    told = f"--workdir={workdir} was made by {first}, not by {second} .*; choose another"
+    with pytest.raises(UserError, match=told):
+        enter(second)
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    enter(first)
+    for path in workdir.iterdir():
+        if path.name != files.MARK:
+            path.unlink()
+    enter(second)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def test_killed_and_resumed(
     found = resume.verify(arguments, tmp_path, kills=kills, seed=kills, processes=processes)
     assert found.differences == []
     assert (len(found.kills), found.steps) == (kills, length)
-    assert len(resume.by_phase(found.kills)) == kills
-    assert all(kill.step < length or kill.phase == "report" for kill in found.kills)
+    phases = {kill.place.partition(" ")[2] for kill in found.kills}
+    assert len(phases) >= min(kills, 4)
+    assert all(kill.step < length or "report" in kill.place for kill in found.kills)
 
 
 def differences(a: Path, b: Path) -> list[str]:
