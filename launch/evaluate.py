@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
     asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import evals, files  # after the flags: imports jax
-    from lm.data import prepare
+    from lm.data import loader, prepare
     from lm.evals import bits_per_byte
     from lm.evaluation import evaluate
     from lm.evaluation.scoring import Scorer
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
     if bits_per_byte.has_sets(data) or not tasks:
         tasks = evals.create({"bits_per_byte": {}}, "--task") | tasks
     prepared = prepare.prepare(data, data_dir, tokenizer=tokenizer)
+    saved = checkpoint.read_loader(checkpoint.locate(path)).get("identity", {})
+    loader.tell_changed(saved, loader.held_out(prepared, config.data))
     max_tokens = _MAX_TOKENS.value or config.evaluate.max_tokens
     questions = evaluate.prepare(tasks, evals.Given(tokenizer, prepared, data, max_tokens))
     with ScoringBar({k: evaluate.num_tokens(x) for k, x in questions.items()}) as bar:

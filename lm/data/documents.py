@@ -17,7 +17,8 @@ mistake of the configuration and told at once.
 
 Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
 takes up to four bytes a letter; one is tokenized in pieces of at most 256 KiB. Lines of JSON over
-16 MiB are read in pieces too (lm/data/long_lines.py).
+16 MiB are read in pieces too (lm/data/long_lines.py). One of more than 2 GiB is refused, so that a
+small .gz that unpacks to the size of a disk is told of and not killed for memory.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from lm.data import long_lines
 from lm.data.sources import LINES, PARQUET, PLAIN, Corpus, File, LeftOut, check_unchanged, is_valid
 
 PIECE = 1 << 18  # bytes that are tokenized as one: a tokenizer takes hundreds of bytes for each
+MOST = 1 << 31  # bytes of a document, or of the line of JSON that holds it
 _WINDOW = 1 << 16  # bytes before the end of a piece in which it is cut between words
 EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # why left out
 
@@ -166,15 +168,26 @@ def _rows(file: File, corpus: Corpus, *, only_ids: bool = False) -> Iterator[_Ro
             stream = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
             if file.name.endswith(LINES):
                 number = 0
-                while line := stream.readline():
+                while line := stream.readline(MOST + 1):
                     number += 1
+                    _check_size(line, f"{file.path}:{number}", corpus)
                     if line.strip() and not (only_ids and b'"id"' not in line):
                         row = _json_row(line, number, raw.tell(), file, corpus)
                         if row.has_id or not only_ids:
                             yield row
             else:
-                data = stream.read().removeprefix(codecs.BOM_UTF8)
+                data = stream.read(MOST + 1)
+                _check_size(data, str(file.path), corpus)
+                data = data.removeprefix(codecs.BOM_UTF8)
                 yield _Row(file.name, data, file.size, str(file.path))
+
+
+def _check_size(data: bytes, place: str, corpus: Corpus) -> None:
+    if len(data) > MOST:
+        raise UserError(
+            f"{place} of data.sources.{corpus.name} has more than {MOST:,} bytes, the most of one "
+            "document; divide it"
+        )
 
 
 def _json_row(line: bytes, number: int, end: int, file: File, corpus: Corpus) -> _Row:

@@ -230,12 +230,30 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int)
             }
             for name, source in trained.items()
         },
-        "validation": {
-            name: prepared.stores[name]["valid"].meta["tokens_sha256"]
-            for name, source in config.sources.items()
-            if source.valid_fraction > 0
-        },
+        "validation": held_out(prepared, config),
     }
+
+
+def held_out(prepared: Prepared, config: DataConfig) -> dict[str, str]:
+    """sha256 of the tokens of every validation set, by its name."""
+    return {
+        name: prepared.stores[name]["valid"].meta["tokens_sha256"]
+        for name, source in config.sources.items()
+        if source.valid_fraction > 0
+    }
+
+
+def tell_changed(saved: Mapping[str, Any], held_out: Mapping[str, str]) -> None:
+    """Tells of validation sets that are not those of the checkpoint whose identity is `saved`."""
+    for name, (old, new) in difference(saved.get("validation", {}), held_out).items():
+        if old and new:
+            log.warning(
+                "the validation documents of data.sources.%s changed since the checkpoint (tokens "
+                "sha256 %.12s, now %.12s): its losses before and after are not of the same text",
+                name,
+                old,
+                new,
+            )
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -245,16 +263,7 @@ def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     Raises:
       UserError: another order of rows, or other rows.
     """
-    held_out = saved.get("validation", {}), current.get("validation", {})
-    for name, (old, new) in difference(*held_out).items():
-        if old and new:
-            log.warning(
-                "the validation documents of data.sources.%s changed since the checkpoint (tokens "
-                "sha256 %.12s, now %.12s): its losses before and after are not of the same text",
-                name,
-                old,
-                new,
-            )
+    tell_changed(saved, current.get("validation", {}))
     trained = [{k: v for k, v in x.items() if k != "validation"} for x in (saved, current)]
     differing = difference(*trained)
     # Last, since the order of rows has a number of its own only where several sources are mixed.

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -38,8 +37,6 @@ from lm.data.documents import Document
 from lm.data.sources import Corpus, LeftOut
 from lm.data.store import Store, Writer, open_store
 from lm.data.tokenizers import Tokenizer
-
-log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise when the meaning of the files changes: old folders are then not found any more
 SPLITS = ("train", "valid")
@@ -127,7 +124,7 @@ def prepare(
             )
         _check_splits(name, source.weight, source.valid_fraction, stores[name])
         if told and is_writer:
-            _tell(f"data.sources.{name}: {kept:,} documents; left out: {told}")
+            sources.tell(f"data.sources.{name}: {kept:,} documents", told)
     return Prepared(tokenizer, stores, left_out)
 
 
@@ -136,12 +133,6 @@ def _left_out(corpus: Corpus, splits: Mapping[str, Store]) -> LeftOut:
     read = LeftOut(**splits["train"].meta["left_out"])
     listed = corpus.left_out
     return LeftOut(listed.counts | read.counts, listed.first | read.first)
-
-
-@functools.cache
-def _tell(line: str) -> None:
-    """Once in a process: a study prepares the same data for each of its runs."""
-    log.warning("%s", line)
 
 
 def _check_tokenizer(folder: Path, sha256: str) -> None:

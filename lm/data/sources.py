@@ -18,6 +18,7 @@ import functools
 import glob
 import hashlib
 import json
+import logging
 import os
 import stat
 import sysconfig
@@ -27,6 +28,8 @@ from typing import Any, NamedTuple
 
 from lm import files
 from lm.config import SourceConfig, UserError
+
+log = logging.getLogger(__name__)
 
 PLAIN = (".txt", ".md", ".py", ".txt.gz")
 LINES = (".jsonl", ".jsonl.gz")
@@ -61,6 +64,12 @@ class LeftOut:
             f"{n:,} {reason} (first {self.first[reason]})" for reason, n in self.counts.items()
         ]
         return ", ".join(shown).replace("\n", "\\n")
+
+
+@functools.cache
+def tell(where: str, told: str) -> None:
+    """What was left out, once in a process: a study reads the same data for each of its runs."""
+    log.warning("%s; left out: %s", where, told)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,8 @@ def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> 
     Raises:
       UserError: no document is that long, or the files cannot be read.
     """
-    read = _read(given.tokenizer, path, text_key, tokens) if path else _stored(given)
+    left_out = LeftOut()
+    read = _read(given.tokenizer, path, text_key, tokens, left_out) if path else _stored(given)
     found, longest = [], 0
     for ids in read:
         longest = max(longest, len(ids))
@@ -45,6 +46,8 @@ def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> 
             found.append(np.asarray(ids, np.int32))
             if len(found) == most:
                 break
+    if left_out.counts:
+        sources.tell(f"path={path!r}: {len(found):,} documents", str(left_out))
     if not found:
         where = f"path={path!r}" if path else "the run's validation sets"
         raise UserError(
@@ -93,14 +96,19 @@ def _stored(given: Given) -> Iterator[np.ndarray]:
                 yield store.tokens[start : end - 1]
 
 
-def _read(tokenizer: Tokenizer, path: str, text_key: str, tokens: int) -> Iterator[np.ndarray]:
+def _read(
+    tokenizer: Tokenizer, path: str, text_key: str, tokens: int, left_out: LeftOut
+) -> Iterator[np.ndarray]:
     """Documents that may be long enough, then the longest of the others, to be told of: a document
     has no more tokens than bytes, and most need not be tokenized.
     """
     source = SourceConfig(path=path, text_key=text_key, weight=0.0, valid_fraction=1.0)
     longest = b""
     try:
-        for document in documents_lib.documents(sources.create("task", source), LeftOut()):
+        corpus = sources.create("task", source)
+        left_out.counts.update(corpus.left_out.counts)
+        left_out.first.update(corpus.left_out.first)
+        for document in documents_lib.documents(corpus, left_out):
             if len(document.data) >= tokens:
                 yield tokenizer.encode_batch([document.text])[0]
             elif len(document.data) > len(longest):

@@ -91,11 +91,17 @@ def swapped(one: Path, other: Path) -> None:
     third.rename(other)
 
 
+def made_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def kinds(file: Path, size: int, flips: int) -> dict[str, Callable[[Path], object]]:
     """By name; the last byte of a text is a new line, which may be missing."""
     rng = random.Random(str(file))
     found: dict[str, Callable[[Path], object]] = {
         "deleted": lambda d: (d / file).unlink(),
+        "a folder": lambda d: made_folder(d / file),
         "lengthened": lambda d: (d / file).write_bytes((d / file).read_bytes() + b"\0\0"),
     }
     for keep in (0, size // 2, size - 2)[-flips:]:

@@ -200,6 +200,24 @@ def test_bad_files(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_document_has_a_largest_size(
+    tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What unpacks to more is not unpacked."""
+    text = "x" * 5000 if "txt" in name else json.dumps({"text": "x" * 4988})
+    content = text.encode()
+    assert len(content) == 5000
+    data = gzip.compress(content) if name.endswith(".gz") else content
+    (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(documents, "MOST", 5000)
+    assert len(read(make_source(tmp_path / name))[0]) == 1
+    monkeypatch.setattr(documents, "MOST", 4999)
+    words = rf"{name}(:1)? of data.sources.s has more than 4,999 bytes, .*; divide it"
+    with pytest.raises(UserError, match=words):
+        read(make_source(tmp_path / name))
+
+
 class Panic(BaseException):
     """As exceptions of libraries in Rust are."""
 

@@ -16,7 +16,7 @@ import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from lm.data import documents, sources
-from lm.data.prepare import Prepared, _tell, prepare, resolve_data_dir
+from lm.data.prepare import Prepared, prepare, resolve_data_dir
 from lm.data.store import Writer
 from lm.data.tokenizers import Tokenizer
 
@@ -221,7 +221,7 @@ def test_what_is_left_out_is_told_and_counted(
         assert f"3 undecodable (first {corpus}/0.utf16.txt)" in line
         if made_anew:
             caplog.clear()
-            _tell.cache_clear()
+            sources.tell.cache_clear()
     held = sum(store.num_documents for store in prepared.stores["text"].values())
     assert held == 20
 

@@ -157,6 +157,18 @@ def test_a_uniform_model(books: str) -> None:
     assert gain.low <= 0 <= gain.high
 
 
+def test_documents_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    planted.write_books(tmp_path / "books.jsonl", [200, 90])
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    with open(tmp_path / "books.jsonl", "ab") as file:
+        file.write(b'{"text": "\xff"}\n{"text": ""}\n')
+    asked = task(str(tmp_path / "*.jsonl"))
+    assert asked.items(planted.given(16)).rows
+    (line,) = caplog.messages
+    for words in ("2 documents; left out: 1 broken link (first ", "1 undecodable", "1 empty"):
+        assert words in line
+
+
 def test_validation_documents_of_the_run(tmp_path: Path) -> None:
     """path "": held-out documents of every set, of no other split, without their end of text: with
     it 64 letters would make a window."""
@@ -177,7 +189,7 @@ def test_validation_documents_of_the_run(tmp_path: Path) -> None:
     assert 0 < num < 12
     assert np.bincount(items.about.unit).tolist() == [2] * num + [1, 1]
     assert all(row.targets.max() < tokenizer.end_of_text for row in items.rows)
-    held_out = np.asarray(valid.tokens).astype("<u2").tobytes()
+    held_out = valid.tokens[:].astype("<u2").tobytes()
     for (w, length, _), row in zip(items.about.pieces, items.rows, strict=True):
         if length == 64 and items.about.unit[w] < num:
             assert row.tokens.astype("<u2").tobytes() in held_out
