@@ -65,10 +65,8 @@ def main(argv: list[str]) -> None:
     Console().print(*evaluate.tables(results))
     if out:
         found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
-        try:
+        with files.one_line(f"--out={_OUT.value}"):
             files.replace(out, json.dumps(found, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--out={_OUT.value}: {error.strerror}") from None
 
 
 def _source(text: str) -> tuple[str, SourceConfig]:
