@@ -62,6 +62,8 @@ class Extreme(NamedTuple):
 
     name: str
     change: Callable[[Drawn], Drawn]
+    # Forms of a library that lose their digits here, as the README of the op says.
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
+import jax.extend.core
+
+# What XLA works out as it compiles, an element at a time, where it knows every operand.
+FOLDED = ("argmax", "argmin", "cum", "dot_general", "gather", "reduce", "scatter", "sort")
+# Where it stops knowing, or never folds.
+OPAQUE = ("iota", "optimization_barrier", "random", "scan", "while")
+
+
+def foldable(jaxpr: Any, least: int, known: Collection[Any] = ()) -> Iterator[Any]:
+    """Equations with operands of `least` elements or more, all of them constants (a slice of one in
+    a scan is one as well).
+    """
+    known = set(known)
+    is_known = lambda x: not isinstance(x, jax.extend.core.Var) or x in known
+    for eqn in jaxpr.eqns:
+        name, given = eqn.primitive.name, [is_known(x) for x in eqn.invars]
+        if name == "scan":
+            consts, carry, _ = (len(list(part.vals)) for part in eqn.params["ft_in"].unpack())
+            given[consts : consts + carry] = [False] * carry
+        for inner in within(eqn):
+            size = len(inner.invars)
+            passed = [False] * size if name == "while" else given[len(given) - size :]
+            own = [x for x, is_constant in zip(inner.invars, passed, strict=True) if is_constant]
+            yield from foldable(inner, least, own)
+        if all(given) and not name.startswith(OPAQUE):
+            known.update(eqn.outvars)
+            if name.startswith(FOLDED) and any(x.aval.size >= least for x in eqn.invars):
+                yield eqn
 
 
 def within(eqn: Any) -> Iterator[Any]:

@@ -1,6 +1,11 @@
-"""Compile time of a deep and of a shallow model: a scan over layers makes them nearly equal."""
+"""Compile time of a deep and of a shallow model, which a scan over layers makes nearly equal; and
+of what continues eight prompts and one, which is one program but for its shapes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from launch.benchmarks import problem, timing
 from launch.benchmarks.problem import Options
@@ -8,19 +13,47 @@ from launch.benchmarks.timing import Goal, Result
 
 GOAL = Goal("<=", 1.3)
 MOST = 5  # of each, however many pairs are asked for
+PROMPTS = (1, 8)
 
 
 def run(options: Options) -> list[Result]:
-    return [_compare(options, mixer) for mixer in problem.MIXERS]
+    return [
+        compare(options, mixer) for mixer in problem.MIXERS for compare in (_steps, _generation)
+    ]
 
 
-def _compare(options: Options, mixer: str) -> Result:
+def _steps(options: Options, mixer: str) -> Result:
+    sides = {
+        f"{depth} layers": _fresh(problem.compiled_step, options, mixer, depth)
+        for depth in options.sizes.depths
+    }
+    return _ratio(f"compile/{mixer}", options, sides)
+
+
+def _generation(options: Options, mixer: str) -> Result:
+    """A context's length of new tokens after 16 of each prompt."""
+
+    def compiled(rows: int) -> Callable[[Options, Any], Any]:
+        return lambda options, built: problem.compiled_generation(options, built, rows)
+
+    depth = options.sizes.depths[0]
+    sides = {f"{rows} prompts": _fresh(compiled(rows), options, mixer, depth) for rows in PROMPTS}
+    return _ratio(f"compile/generate/{mixer}", options, sides)
+
+
+def _fresh(
+    compiled: Callable[[Options, Any], Any], options: Options, mixer: str, depth: int
+) -> Callable[[], Any]:
     """Tracing, lowering and compiling; a fresh function each time, so that nothing is cached."""
-    repeats = min(options.pairs, MOST)
-    sides = {}
-    for depth in options.sizes.depths:
-        fresh = [problem.built(options, mixer, depth) for _ in range(repeats + 1)]
-        sides[f"{depth} layers"] = lambda fresh=fresh: problem.compiled_step(options, fresh.pop())
-    samples = timing.interleave(sides, repeats)
-    shallow, deep = sides
-    return timing.ratio(f"compile/{mixer}", samples, (deep, shallow), GOAL)
+    fresh = [problem.built(options, mixer, depth) for _ in range(_repeats(options) + 1)]
+    return lambda: compiled(options, fresh.pop())
+
+
+def _repeats(options: Options) -> int:
+    return min(options.pairs, MOST)
+
+
+def _ratio(name: str, options: Options, sides: dict[str, Callable[[], Any]]) -> Result:
+    samples = timing.interleave(sides, _repeats(options))
+    small, large = sides
+    return timing.ratio(name, samples, (large, small), GOAL)

@@ -18,6 +18,7 @@ from kernels.contract import Case
 from lm.build import Build, build
 from lm.config import Config, from_mapping
 from lm.data.batch import Batch
+from lm.evaluation import generate
 
 MIXERS = ("stickbreaking", "softmax")
 
@@ -98,6 +99,20 @@ def batch(sizes: Sizes) -> Batch:
 
 def token_bytes(sizes: Sizes) -> np.ndarray:
     return np.full(sizes.vocab_size, 4, np.int32)
+
+
+def compiled_generation(options: Options, built: Build, rows: int) -> Any:
+    """What continues this many prompts of 16 tokens by a context's length, compiled."""
+    sizes = options.sizes
+    traced = generate.trace(
+        built.model,
+        built.abstract_state.params,
+        generate.Vocabulary(sizes.vocab_size, 0),
+        rows=rows,
+        prompt_len=16,
+        max_new_tokens=sizes.context_length,
+    )
+    return traced.lower().compile(dict(options.compiler_options))
 
 
 def compiled_step(options: Options, built: Build) -> Any:

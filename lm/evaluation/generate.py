@@ -143,6 +143,25 @@ def generate(
     return [_until(row.tolist(), vocabulary.end_of_text) for row in new[: len(prompts)]]
 
 
+def trace(
+    model: Model,
+    params: Any,
+    vocabulary: Vocabulary,
+    *,
+    rows: int,
+    prompt_len: int,
+    max_new_tokens: int,
+) -> jax.stages.Traced:
+    """The call that `generate` compiles for prompts of these sizes; params may be abstract."""
+    tokens = jax.ShapeDtypeStruct((rows, prompt_len), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    temperature, top_k, top_p = (jax.ShapeDtypeStruct((), x) for x in ("f4", "i4", "f4"))
+    program = _Program(model, max_new_tokens, vocabulary)
+    picking: Any = _Picking
+    return _run.trace(program, params, tokens, lengths, picking(temperature, top_k, top_p, key))
+
+
 @functools.partial(jax.jit, static_argnames="program")
 def _run(
     program: _Program, params: Any, tokens: jax.Array, lengths: jax.Array, picking: _Picking
@@ -155,7 +174,9 @@ def _run(
     batch, time = tokens.shape
     index = jnp.arange(time, dtype=jnp.int32)
     segment_ids = (index < lengths[:, None]).astype(jnp.int32)
-    state = model.init_state(batch, time + count)
+    # Zeros that XLA must take as they come: what the prefill asks of a state that it sees to be
+    # empty it would work out as it compiles, an element at a time, in seconds that grow with B.
+    state = jax.lax.optimization_barrier(model.init_state(batch, time + count))
     hidden, state = model.apply(variables, tokens, segment_ids, index * segment_ids, state)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     head = typing.cast(jax.Array, model.apply(variables, method="head"))

@@ -165,11 +165,19 @@ def test_compile_takes_a_fresh_step_each_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(problem, "MIXERS", ("stickbreaking",))
     monkeypatch.setattr(problem, "built", lambda *arguments: (arguments[2], object()))
     monkeypatch.setattr(problem, "compiled_step", lambda _, fresh: seen.append(fresh))
-    (result,) = compile.run(options())
-    check_times(result, {"1 layers", "2 layers"})
-    assert result.name == "compile/stickbreaking"
+    rows: list[Any] = []
+    generation = lambda _, fresh, count: rows.append((count, fresh))
+    monkeypatch.setattr(problem, "compiled_generation", generation)
+    step, generated = compile.run(options())
+    check_times(step, {"1 layers", "2 layers"})
+    check_times(generated, {"1 prompts", "8 prompts"})
+    assert (step.name, generated.name) == (
+        "compile/stickbreaking",
+        "compile/generate/stickbreaking",
+    )
     assert [depth for depth, _ in seen] == [1, 2, 1, 2, 2, 1]
-    assert len(set(seen)) == 6
+    assert [count for count, _ in rows] == [1, 8, 1, 8, 8, 1]
+    assert len(set(seen)) == len(set(rows)) == 6
 
 
 def test_order_alternates_after_one_warm_run() -> None:

@@ -14,6 +14,7 @@ from lm.config import UserError
 from lm.data.tokenizers import Tokenizer
 from lm.evaluation import generate
 from lm.evaluation.generate import GenerateOptions, Vocabulary
+from tests import jaxprs
 from tests.lm import tiny
 
 VOCABULARY = Vocabulary(size=280, end_of_text=256)  # smaller than the model's 300, padded to 384
@@ -124,6 +125,35 @@ def test_filters_that_leave_one_token_are_greedy() -> None:
     assert run(temperature=3.0, top_k=1) == greedy
     assert run(temperature=3.0, top_p=1e-6) == greedy
     assert run(temperature=1e-4) == greedy
+
+
+OPS = "softmax,stickbreaking,gla,gated_deltanet,s4d,base_conv"  # a mixer for every op
+
+
+def test_nothing_large_is_worked_out_as_it_compiles() -> None:
+    """An empty state is all zeros: sums over it would be folded, in a time that grows with it."""
+    mixed = tiny.create({"model.pattern": OPS, "model.num_layers": len(OPS.split(","))})
+    sizes = {"rows": 8, "prompt_len": 16, "max_new_tokens": 48}
+    params = mixed.abstract_state.params
+    traced = generate.trace(mixed.model, params, VOCABULARY, **sizes)
+    assert not [str(eqn) for eqn in jaxprs.foldable(traced.jaxpr.jaxpr, 512)]
+
+
+def test_foldable_sees_constants_in_loops_and_calls() -> None:
+    def folds(x: jax.Array) -> Any:
+        zeros = jnp.zeros((3, 40, 40))
+        given = jax.lax.scan(lambda c, row: (c + jnp.sum(row), None), x[0], zeros)[0]
+        return given, jax.jit(jnp.sum)(zeros), jnp.sum(x + zeros[0, 0])
+
+    def does_not(x: jax.Array) -> Any:
+        zeros = jax.lax.optimization_barrier(jnp.zeros((3, 40, 40)))
+        return jax.lax.scan(lambda c, row: (c + jnp.sum(row), None), x[0], zeros)[0]
+
+    found = [
+        len([*jaxprs.foldable(jax.make_jaxpr(f)(jnp.ones(40)).jaxpr, 512)])
+        for f in (folds, does_not)
+    ]
+    assert found == [2, 0]
 
 
 def test_new_options_do_not_compile_again() -> None:
