@@ -1,1 +1,4 @@
-"""Text in, batches out: sources -> tokenizers -> store -> packing -> mixture -> loader -> batch."""
+"""Text in, batches out.
+
+sources -> documents -> tokenizers -> store -> packing -> mixture -> loader -> batch
+"""

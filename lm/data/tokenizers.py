@@ -263,7 +263,8 @@ def _cut_blanks(text: str) -> list[str]:
     """A text in parts whose runs of white space tiktoken can split."""
     if len(text) <= _LONGEST_BLANK:
         return [text]
-    cuts = [match.end() for match in re.finditer(rf"\s{{{_LONGEST_BLANK}}}", text)]
+    runs = [match.span() for match in re.finditer(r"\s+", text)]
+    cuts = [i for a, b in runs for i in range(a + _LONGEST_BLANK, b, _LONGEST_BLANK)]
     return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
 

@@ -294,7 +294,11 @@ def test_a_million_blanks(tmp_path: Path) -> None:
     """tiktoken panics on them; every other text is split as before."""
     pytest.importorskip("tiktoken")
     tokenizer = make("tiktoken", tmp_path)
-    for text in (" " * 1_000_000, "x" + "\n\u3000\u00a0" * 500_000 + "y", "de" * 600_000):
+    for text in (
+        " " * 1_000_000,
+        "x" + "\n\u3000\u00a0" * 400_000 + "y",
+        " " * 520_000 + "\n" * 9000,
+    ):
         ids = tokenizer.encode_batch(["a", text, "b"])
         assert [len(ids[0]), len(ids[2])] == [1, 1]
         assert tokenizer.lost(text, ids[1]) == ""
