@@ -17,6 +17,7 @@ import fnmatch
 import functools
 import glob
 import hashlib
+import heapq
 import json
 import logging
 import os
@@ -154,11 +155,11 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
     found: list[Path] = []
     # Folders behind links wait, so that what is there without a link is found without one.
     waiting = [(root, parts)] if parts else []
-    behind_links: list[tuple[Path, tuple[str, ...]]] = []
+    behind_links: list[tuple[int, Path, tuple[str, ...]]] = []  # a heap: the shortest first
     seen: set[tuple[str, tuple[str, ...]]] = set()
     while waiting or behind_links:
         is_link = not waiting
-        folder, parts = (waiting or behind_links).pop()
+        folder, parts = heapq.heappop(behind_links)[1:] if is_link else waiting.pop()
         part, rest = parts[0], parts[1:]
         place = os.path.realpath(folder), parts
         if place in seen:
@@ -172,8 +173,11 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
             if part != "**" and not rest:
                 found.append(entry)
             elif entry.is_dir():
-                to = behind_links if entry.is_symlink() else waiting
-                to.append((entry, parts if part == "**" else rest))
+                after = parts if part == "**" else rest
+                if entry.is_symlink():
+                    heapq.heappush(behind_links, (len(entry.parts), entry, after))
+                else:
+                    waiting.append((entry, after))
     return root, sorted(found)
 
 

@@ -110,6 +110,24 @@ def test_split_is_stable_and_near_its_fraction() -> None:
     assert fractions == {"0.py": 0.19, "1.py": 0.27, "2.py": 0.88}
 
 
+def test_of_several_links_to_a_folder_the_shortest_names_it(
+    tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order the folder lists them."""
+    for folder in ("out", "a/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "out/x.txt").write_text("x")
+    for link in ("a/d", "a/c", "a/b/a"):
+        (tmp_path / link).symlink_to(tmp_path / "out")
+    listed = os.listdir
+    for is_reversed in (False, True):
+        order = lambda folder, r=is_reversed: sorted(listed(folder), reverse=r)
+        monkeypatch.setattr(os, "listdir", order)
+        corpus = sources.create("s", make_source(tmp_path / "a/**/*.txt"))
+        assert names(corpus) == ["c/x.txt"]
+        assert corpus.left_out.counts == {"duplicate folder": 2}
+
+
 def test_globs_name_what_pythons_own_do(tmp_path: Path, make_source: MakeSource) -> None:
     for name in ("a.txt", "b/a.txt", "b/.h/a.txt", "b/c/ab.txt", ".h.txt", "b/c/d/a.txt", "e/x.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
