@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import ends, overrides
 from lm import files
 from lm.config import Config, UserError, from_mapping
-from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED
+from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED, check_text, shown
 
 __all__ = ["UNFINISHED"]
 
@@ -212,7 +213,7 @@ def mistakes_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(error)
-    except OSError as error:
+    except Exception as error:  # whatever a library raises where the system fails
         if (told := files.told(error)) is None:
             raise
         _fail(told)
@@ -233,6 +234,8 @@ def parse(
       UserError: any mistake on the command line or in the config file.
       SystemExit: status 0, after `--help`.
     """
+    for word in argv:
+        check_text(word, word.partition("=")[0] if word.startswith("-") else "the command line")
     _argv[:] = overrides.members_by_name(_last_config_wins(argv, "config"), "config")
     try:
         rest = flag_values(_argv)
@@ -248,6 +251,14 @@ def parse(
         raise SystemExit(0) from None
     finally:
         _argv.clear()
+    for name in flag_values:
+        value = (
+            None if "." in name else flag_values[name].value
+        )  # an override is checked by its key
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value} must be a finite number")
+        if isinstance(value, int) and abs(value) >= 1 << 32:
+            raise UserError(f"--{name}={shown(value)} must be below 2^32 in size")
     if len(rest) > 1 and not are_positional_allowed:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest

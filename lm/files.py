@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,9 @@ from lm.mapping import UserError
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 MARK = ".made_by"  # in a folder of results
+# How libraries write the code of a failure: safetensors and other Rust, tensorstore.
+CODES = re.compile(r"(?:\(os error |\bos_error_code='|\[Errno |\bOS error )(\d+)")
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory"  # of a device, as XLA begins to tell it
 _ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
@@ -26,6 +31,7 @@ _ADVICE = {
     errno.EISDIR: "a folder is in the way: move it away",
     errno.ENOTDIR: "a file is in the way: move it away",
     errno.EEXIST: "move away what is in the way, or choose another name",
+    errno.ELOOP: "a link leads back to itself: remove it",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ENOLCK: "mount it with locks, or choose a folder of another file system",
 }
@@ -77,6 +83,19 @@ def one_line(what: str, advice: str = "") -> Iterator[None]:
         reason = " ".join(str(known or error).split())[:200] or type(error).__name__
         told = f"{what}: {reason}" + (f"; {advice}" if advice else "")
         raise UserError(told.replace("\n", "\\n")) from error
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object that a file is.
+
+    Raises:
+      UserError: it cannot be read, is not JSON in UTF-8, or is not an object.
+    """
+    with one_line(f"{path} is damaged or cannot be read", advice):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise TypeError(f"it holds a {type(value).__name__}, not an object")
+    return value
 
 
 def sync(path: Path) -> None:
@@ -132,12 +151,23 @@ def lock(file: IO[Any], *, is_waiting: bool = False) -> bool:
     return True
 
 
-def told(error: OSError) -> str | None:
-    """A failure of the operating system in one line, with what to do; None of other errors."""
-    if error.errno is None:
+def told(error: BaseException) -> str | None:
+    """A failure of the operating system in one line, with what to do; None of other errors.
+    Libraries written in Rust and C++ raise theirs as other kinds, with the system's code in the
+    text; memory that runs out is told likewise.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {advice(error)}"
+    text = " ".join(str(error).split())[:200]
+    if text.startswith("Symlink loop"):  # of pathlib, which drops the code
+        return f"{text}; {advice(OSError(errno.ELOOP, text))}"
+    if isinstance(error, MemoryError) or text.startswith(OUT_OF_MEMORY):
+        return f"too little memory: {text or 'no more was given'}; ask for less at a time"
+    if (found := CODES.search(str(error))) is None:
         return None
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}; {advice(error)}"
+    failure = OSError(int(found[1]), os.strerror(int(found[1])))
+    return f"{failure.strerror} ({text}); {advice(failure)}"
 
 
 def advice(error: OSError) -> str:

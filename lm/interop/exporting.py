@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from ml_dtypes import bfloat16
 
+from lm import files
 from lm.build import Build
 from lm.config import UserError, nearest, to_mapping
 from lm.data import tokenizers
@@ -64,7 +65,8 @@ def run(
     limit = folder.parse_size(max_shard_size)
     workdir = path.parent.parent
     origin = workdir / ORIGIN
-    known = folder.read_json(origin / "config.json") if (origin / "config.json").exists() else {}
+    theirs = origin / "config.json"
+    known = files.read_json(theirs, folder.AGAIN) if theirs.exists() else {}
     longest = longest or known.get("max_position_embeddings") or built.config.data.context_length
     obstacle = hf_config.obstacle(built)
     if obstacle is None:

@@ -21,11 +21,13 @@ import safetensors
 from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
+from lm import files
 from lm.config import UserError
 from lm.run.progress import WeightsBar
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+AGAIN = "get the whole folder again"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -83,23 +85,6 @@ def _is_other_alive(pid: int) -> bool:
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      UserError: the file is missing, or is no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a whole folder") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; get the file again")
-    return value
-
-
 class Tensors:
     """The tensors of a folder: `headers` by name, and each read when asked for.
 
@@ -131,7 +116,7 @@ class Tensors:
             raise _damaged(self.headers[name].file, error) from None
 
     def _read_index(self, folder: Path) -> None:
-        weight_map = read_json(folder / INDEX).get("weight_map")
+        weight_map = files.read_json(folder / INDEX, AGAIN).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{folder / INDEX} has no weight_map; get the file again")
         for shard in sorted(set(map(str, weight_map.values()))):

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
+from lm import files
 from lm import model as model_lib
 from lm.build import Build
 from lm.config import Config, TokenizerConfig, UserError, from_mapping
@@ -99,7 +100,7 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     where = source / "config.json"
-    hf = folder.read_json(where)
+    hf = files.read_json(where, folder.AGAIN)
     is_own = exporting.KEY in hf
     values = (exporting.from_own if is_own else hf_config.from_transformers)(hf, base, where)
     tokenizer = _tokenizer(source, values, is_own)

@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import files
 from lm.config import UserError
 from lm.evaluation import generate
 from lm.evaluation.generate import GenerateOptions, Vocabulary
 from lm.interop import exporting, hf_config
-from lm.interop.folder import read_json
+from lm.interop.folder import AGAIN
 from lm.run.checkpoint import Loaded
 
 VARIABLE = "ESPALIER_INTEROP_PYTHON"
@@ -87,7 +88,7 @@ def check(folder: Path, vocab_size: int, prompts: Sequence[str]) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     where = folder / "config.json"
-    hf = read_json(where)
+    hf = files.read_json(where, AGAIN)
     if exporting.KEY in hf:
         raise UserError(
             f"{folder} holds {exporting.ARCHITECTURE}, which transformers has not; "

@@ -158,8 +158,7 @@ def _gone(process: int) -> str:
 
 def status(error: BaseException) -> int:
     """As launch/cli.py ends a process."""
-    is_told = isinstance(error, OSError) and files.told(error) is not None
-    if isinstance(error, UserError) or is_told:
+    if isinstance(error, UserError) or files.told(error) is not None:
         return MISTAKE
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import metrics
+from lm import files, metrics
 from lm.config import UserError
 from lm.run import formats
 
@@ -97,24 +97,14 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it or restore it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not an object; restore it")
-    return value
+    return files.read_json(path, "remove it or restore it") if path.exists() else {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     file = path / "samples.jsonl"
     if not file.exists():
         return []
-    *lines, partial = file.read_text(encoding="utf-8").split("\n")
-    del partial  # empty after a whole line
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); remove it") from None
+    with files.one_line(f"{file} is damaged", "remove it"):
+        *lines, partial = file.read_text(encoding="utf-8").split("\n")
+        del partial  # empty after a whole line
+        return [dict(json.loads(line)) for line in lines]

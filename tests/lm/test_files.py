@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from launch import cli
 from lm import files
 from lm.config import UserError
 from lm.data import prepare
+from lm.parallel import watch
 from lm.run import record
 from lm.studies import grid
 
@@ -135,3 +137,63 @@ def test_a_folder_in_the_place_of_a_file(
     )
     (tmp_path / "a.json").rename(tmp_path / "away")
     files.replace(tmp_path / "a.json", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("Error while serializing: I/O error: No space left (os error 28)"),
+            "No space left on device (Error while serializing: .*; free some space and run",
+        ),
+        (
+            ValueError("RESOURCE_EXHAUSTED: Error writing \"a/b\": no\nspace [os_error_code='28']"),
+            "No space left on device (RESOURCE_EXHAUSTED: .*; free some space",
+        ),
+        (Exception("x [Errno 13] y"), "Permission denied (x .*; give that permission"),
+        (RuntimeError("Symlink loop from 'a/b'"), "Symlink loop from 'a/b'; a link leads back"),
+        (
+            MemoryError("Unable to allocate 9 EiB"),
+            "too little memory: Unable to allocate 9 EiB; ask",
+        ),
+        (MemoryError(), "too little memory: no more was given; ask for less"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9"), "too little memory: RES"),
+    ],
+)
+def test_failures_in_the_words_of_libraries(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
+        raise error
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert re.match("error: " + re.escape(line).replace(r"\.\*", ".*"), told)
+    assert told.count("\n") == 1
+    assert watch.status(error) == 2
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("os error"), ValueError("error 28")])
+def test_other_errors_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)), cli.mistakes_in_one_line():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (lambda p: p.mkdir(), "Is a directory"),
+        (lambda p: p.symlink_to(p.name), "Too many levels of symbolic links"),
+        (lambda p: None, "No such file or directory"),
+        (lambda p: p.write_bytes(b'{"a": "\xe9"}'), "'utf-8' codec can't decode"),
+        (lambda p: p.write_text('{"a":'), "Expecting value"),
+        (lambda p: p.write_text("[" * 200_000), "maximum recursion depth"),
+        (lambda p: p.write_text("[1]"), "it holds a list, not an object"),
+    ],
+)
+def test_a_json_file_that_is_none(made: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
+    made(tmp_path / "a.json")
+    with pytest.raises(UserError) as caught:
+        files.read_json(tmp_path / "a.json", "restore it")
+    told = str(caught.value)
+    assert told.startswith(f"{tmp_path / 'a.json'} is damaged or cannot be read: {reason}")
+    assert told.endswith("; restore it")

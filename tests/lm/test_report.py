@@ -312,7 +312,7 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("run.json", "{", "run.json is damaged"),
-        ("config.json", "[]", "config.json holds a list"),
+        ("config.json", "[]", "it holds a list, not an object"),
         ("samples.jsonl", "{\n{}\n", "samples.jsonl is damaged"),
         (metrics.FILE, "{\n{}\n", "metrics.jsonl:1 is damaged"),
     ],

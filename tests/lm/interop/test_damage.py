@@ -95,8 +95,12 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
 HEAD = "lm_head.weight"
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no folder": ("tied", shutil.rmtree, "no such folder"),
-    "no config": ("tied", lambda p: (p / "config.json").unlink(), "cannot read .*config.json"),
-    "no JSON": ("tied", lambda p: (p / "config.json").write_text("{"), "is not a JSON object"),
+    "no config": (
+        "tied",
+        lambda p: (p / "config.json").unlink(),
+        "config.json is damaged or cannot",
+    ),
+    "no JSON": ("tied", lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
     "no class": ("tied", config(architectures=None), "architectures=None; it must list one"),
     "another class": (
         "tied",
@@ -125,7 +129,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "own, a huge vocabulary": (
         "own",
         own(tokenizer={"kind": "bytes", "vocab_size": 10**12}),
-        r"\[384, 32\], its config.json says \[1000000000000, 32\]",
+        r"source/config.json: .*vocab_size=1000000000000 must be below 2\^31",
     ),
     "own, no tokenizer": ("own", own(tokenizer=5), "espalier.tokenizer=5 is no object; get the"),
     "own, no model": ("own", own(model=5), "source/config.json: espalier.model=5 is no object"),
@@ -324,7 +328,7 @@ def test_folders_that_cannot_be_compared(llama: dict[str, Path], tmp_path: Path)
     verify.check(llama["tied"], 257, ["a"])
     for path, size, prompt, told in (
         (tmp_path / "none", 257, "a", "none: no such folder"),
-        (tmp_path, 257, "a", "cannot read .*config.json"),
+        (tmp_path, 257, "a", "config.json is damaged or"),
         (llama["own"], 257, "a", "own holds EspalierForCausalLM, which transformers has not"),
         (llama["tied"], 300, "a", "config.json: vocab_size=257, the checkpoint's is 300; give"),
         (llama["tied"], 257, "", "a prompt is empty"),

@@ -1,0 +1,91 @@
+"""How a case of tests/launch/fuzz.py is run, and what counts as a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import random
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jax._src import xla_bridge
+
+from lm.config import UserError
+
+# What depends on how many devices there are, or of which kind, is told once they are known.
+OF_DEVICES = ("devices, found", "devices; change the batch size or the mesh", "set form to auto")
+
+
+class TouchedError(BaseException):
+    """A device was about to be initialized."""
+
+
+@dataclasses.dataclass
+class Found:
+    """`kinds` counts how the cases ended; `faults` are told whole."""
+
+    kinds: Counter[str] = dataclasses.field(default_factory=Counter)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    slowest: float = 0.0
+
+
+@contextlib.contextmanager
+def without_devices() -> Iterator[None]:
+    """Within, the first look for a device raises."""
+    assert not xla_bridge.backends_are_initialized()
+    whole = xla_bridge.backends
+
+    def touched() -> Any:
+        raise TouchedError
+
+    xla_bridge.backends = touched
+    try:
+        yield
+    finally:
+        xla_bridge.backends = whole
+
+
+def near(rng: random.Random, name: str) -> str:
+    """A name with a letter dropped, doubled or exchanged."""
+    place = rng.randrange(len(name))
+    cut = (name[:place] + name[place + 1 :], name[: place + 1] + name[place:], name.upper())
+    return rng.choice(cut)
+
+
+def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = False) -> None:
+    """Runs a case and notes how it ended."""
+    start, told = time.monotonic(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+            work()
+        kind = "accepted"
+    except TouchedError:
+        kind = "came to a device"
+    except UserError as error:
+        kind = "refused"
+        line = str(error)
+        if "\n" in line or len(line) > 600:
+            found.faults.append(f"{where}\n  not one short line: {line[:700]!a}")
+        if is_late and not any(words in line for words in OF_DEVICES):
+            found.faults.append(f"{where}\n  refused after a device was initialized: {line}")
+    except SystemExit as stop:
+        line = told.getvalue()
+        kind = {0: "accepted", 2: "refused"}.get(int(stop.code or 0), f"status {stop.code}")
+        if (
+            stop.code not in (None, 0, 2)
+            or "Traceback" in line
+            or (kind == "refused") != (line.count("\n") == 1 and line.startswith("error: "))
+        ):
+            found.faults.append(f"{where}\n  status {stop.code}: {line[-900:]}")
+    except BaseException:  # noqa: BLE001 (what this is for: whatever else is raised is a fault)
+        kind = "traceback"
+        found.faults.append(f"{where}\n{traceback.format_exc(limit=-6)}")
+    found.kinds[kind + (" late" if is_late else "")] += 1
+    took = time.monotonic() - start
+    found.slowest = max(found.slowest, took)
+    if took > 5:
+        print(f"{took:.1f} s: {where}", flush=True)

@@ -1,0 +1,41 @@
+"""What is random is refused in one line before a device is initialized, or not refused at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fuzzed(**counts: int) -> str:
+    """What the module prints, in a process of its own that has not looked for devices."""
+    flags = [f"--{name}={count}" for name, count in counts.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.launch.fuzz", *flags],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_few() -> None:
+    """The first of each kind of `test_many`, which nothing of a device is done with."""
+    told = fuzzed(seed=0, configs=60, lines=25, damages=0, late=0)
+    assert "refused" in told
+    assert "came to a device" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_many(seed: int) -> None:
+    told = fuzzed(seed=seed, configs=500, lines=300, damages=80, late=500)
+    for kind in ("refused", "came to a device", "accepted late"):
+        assert kind in told
