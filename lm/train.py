@@ -344,8 +344,9 @@ def _stop_if_stuck(config: Config, workdir: Path, step: int, in_row: float, loss
         processes.wait()  # or the others would end the first before it has written that
         raise UserError(
             f"stopped at step {step}: optimizer.max_skipped={limit} steps in a row were skipped, "
-            f"their loss not finite or their gradient norm over {config.optimizer.spike_ratio:g} "
-            f"times its mean (last loss {loss:g}); lower schedule.peak_learning_rate; see {page}"
+            "their loss or update not finite or their gradient norm over "
+            f"{config.optimizer.spike_ratio:g} times its mean (last loss {loss:g}); lower "
+            f"schedule.peak_learning_rate; see {page}"
         )
 
 
