@@ -35,6 +35,11 @@ _SURE = near("k", 16.0), near("k", 30.0), near("k", -20.0), near("k", 30.0, -30.
 EXTREME = (
     *extremes(Case(dims(257, 2, 17, 17), tag="fast"), *_SURE),
     *extremes(Case(dims(64, 4, 17, 9), _VALUE, "padded", carried=True, tag="fast"), *_SURE),
+    *extremes(
+        Case(dims(1, 4, 16, 16), _VALUE | _CURRENT, "none", carried=True, tag="fast"),
+        near("k", 30.0),
+        near("k", -30.0),
+    ),
     *extremes(Case(dims(65, 4, 16, 16), _VALUE, "packed", dtype="bfloat16"), near("k", 12.0)),
 )
 
