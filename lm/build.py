@@ -254,14 +254,16 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
     if config.mesh.stream_over_tensor and time % tensor:
         raise UserError(
             f"mesh.stream_over_tensor splits data.context_length={time} over mesh.tensor={tensor}; "
-            "set a multiple, or stream_over_tensor to False"
+            f"set data.context_length={math.ceil(time / tensor) * tensor}, or "
+            "mesh.stream_over_tensor=False"
         )
     ways = batch_ways(mesh)
     rows = config.data.batch_size // config.run.accumulation
     if rows % ways:
         raise UserError(
             f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = "
-            f"{ways} devices; change the batch size or the mesh"
+            f"{ways} devices; set data.batch_size="
+            f"{math.ceil(rows / ways) * ways * config.run.accumulation}, or change the mesh"
         )
 
 

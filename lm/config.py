@@ -259,16 +259,18 @@ def validate(config: Config) -> None:
         raise UserError(
             f"model.num_heads={m.num_heads} is not a multiple of "
             f"model.num_kv_heads={m.num_kv_heads}; "
-            "set num_kv_heads to a divisor"
+            f"set model.num_kv_heads={math.gcd(m.num_heads, m.num_kv_heads)} or another divisor"
         )
     if d.batch_size % config.run.accumulation:
         raise UserError(
             f"data.batch_size={d.batch_size} is not a multiple of "
-            f"run.accumulation={config.run.accumulation}; "
-            "set accumulation to a divisor"
+            f"run.accumulation={config.run.accumulation}; set run.accumulation="
+            f"{math.gcd(d.batch_size, config.run.accumulation)} or another divisor"
         )
     if not all(config.log.samples):
-        raise UserError("log.samples holds an empty prompt; nothing is known of a first token")
+        raise UserError(
+            "log.samples holds an empty prompt, and nothing is known of a first token; remove it"
+        )
     if config.run.length.unit == "percent" or config.run.length.value <= 0:
         raise UserError(
             f"run.length={config.run.length} must be a positive number of tokens or steps"
@@ -305,16 +307,16 @@ def _validate_sizes(config: Config) -> None:
             "2^31; shorten it"
         )
     heads = max(m.num_heads, m.num_kv_heads) * m.head_dim
-    for name, size, count in (
-        ("data.tokenizer.vocab_size", d.tokenizer.vocab_size, 1),
-        ("model.ffn_dim", m.ffn_dim, m.num_layers),
-        ("model.num_heads * model.head_dim", heads, m.num_layers),
+    layers = f" in model.num_layers={m.num_layers}"
+    for name, size, count, where in (
+        ("data.tokenizer.vocab_size", d.tokenizer.vocab_size, 1, ""),
+        ("model.ffn_dim", m.ffn_dim, m.num_layers, layers),
+        ("model.num_heads * model.head_dim", heads, m.num_layers, layers),
     ):
-        if m.width * size * count >= 1 << 44:
+        if (weights := m.width * size * count) >= 1 << 44:
             raise UserError(
-                f"model.width={m.width} with {name}={size} in {count} layers are "
-                f"{m.width * size * count:.1e} weights, which must be below 2^44 (70 TB); lower "
-                "one of them"
+                f"model.width={m.width} with {name}={size}{where} are {weights:.1e} weights, which "
+                "must be below 2^44 (70 TB); lower one of them"
             )
 
 
@@ -323,15 +325,16 @@ def _validate_parametrization(mup: MupConfig) -> None:
         for name in ("embedding_multiplier", "residual_multiplier"):
             if getattr(mup, name) != 1.0:
                 raise UserError(
-                    f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set it "
-                    "to 1.0"
+                    f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set "
+                    f"mup.{name}=1.0"
                 )
 
 
 def _validate_sources(data: DataConfig) -> None:
     if data.sources and not any(source.weight > 0 for source in data.sources.values()):
         raise UserError(
-            "data.sources has no source with weight > 0; set the weight of at least one"
+            "data.sources has no source with weight > 0; set "
+            f"data.sources.{next(iter(data.sources))}.weight=1, or that of another"
         )
     for name, source in data.sources.items():
         if not re.fullmatch(r"[\w-]+", name):
@@ -339,13 +342,16 @@ def _validate_sources(data: DataConfig) -> None:
                 f"data.sources.{name}: a name takes letters, digits, _ and -; rename it"
             )
         if source.valid_fraction == 1.0 and source.weight > 0:
+            others = [x for x in data.sources if x != name and data.sources[x].weight > 0]
             raise UserError(
                 f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is "
-                "left to train on; "
-                "set weight to 0 or valid_fraction below 1"
+                f"left to train on; set data.sources.{name}.valid_fraction=0.5 or another below 1"
+                + (f", or data.sources.{name}.weight=0" if others else "")
             )
     if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
-        raise UserError(f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path")
+        raise UserError(
+            f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path; set it"
+        )
     if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
         raise UserError(
             f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path "

@@ -32,6 +32,10 @@ class UserError(Exception):
 INTEGERS, SMALLEST, LARGEST, LONGEST = 1 << 31, 2.0**-126, 2.0**128, 2.0**53
 
 
+# Of kinds of values whose own name is not what a file would hold.
+NAMES: dict[Any, str] = {Mapping: "dict", list | tuple: "list"}
+
+
 def shown(value: Any) -> str:
     """A value as messages show it, however large."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
@@ -268,7 +272,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < LARGEST else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        name = getattr(kind, "__name__", str(kind))
+        name = NAMES.get(kind) or getattr(kind, "__name__", str(kind))
         raise UserError(f"{where}={shown(value)} is a {type(value).__name__}; set a {name}")
     if kind is int and abs(value) >= INTEGERS:
         raise UserError(f"{where}={shown(value)} must be below 2^31 in size")

@@ -32,7 +32,7 @@ class Based(LinearMixer):
         if self.feature_dim < 1:
             return f"feature_dim={self.feature_dim} must be at least 1"
         if self.expand_k != 1.0:
-            return f"expand_k={self.expand_k} has no effect here; set feature_dim"
+            return f"expand_k={self.expand_k} has no effect here; set expand_k=1.0, and feature_dim"
         return super().problem()
 
     @property

@@ -68,7 +68,7 @@ def _sizes(config: MeshConfig, count: int) -> list[int]:
     if math.prod(sizes) != count:
         given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         wanted = f"a multiple of {fixed}" if -1 in sizes else f"{fixed}"
-        rest = fixed // config.data if config.data > 0 else 0
+        rest = fixed // config.data if -1 not in sizes else 0
         fits = rest > 0 and count % rest == 0
         advice = "mesh.data=-1" if fits else f"sizes that multiply to {count}"
         raise UserError(f"mesh {given} needs {wanted} devices, found {count}; set {advice}")

@@ -216,7 +216,8 @@ class Phased(Rule):
             return None
         return (
             f"schedule.warmup={self.warmup} and schedule.decay={decay} take {taken:.0f} tokens, "
-            f"run.length has {run_tokens}; shorten them or lengthen the run"
+            f"run.length has {run_tokens}; shorten them"
+            + ("" if self.warmup.unit == decay.unit == "percent" else " or lengthen the run")
         )
 
     def schedule(self, run: Run) -> Schedule:

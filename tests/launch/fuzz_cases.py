@@ -17,7 +17,7 @@ from jax._src import xla_bridge
 from lm.config import UserError
 
 # What depends on how many devices there are, or of which kind, is told once they are known.
-OF_DEVICES = ("devices, found", "devices; change the batch size or the mesh", "set form to auto")
+OF_DEVICES = ("devices, found", "rows do not divide over data*fsdp", "set form to auto")
 
 
 class TouchedError(BaseException):

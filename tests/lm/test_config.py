@@ -178,9 +178,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"data.batch_size": 1 << 23}, "are 4294967296 tokens a step, which must be below 2^31"),
     ({"run.length": "1e13 tokens"}, "run.length=1e+13 tokens is 2441406250 steps, which must be"),
     ({"model.width": 1 << 63}, "config.model.width=9223372036854775808 must be below 2^31"),
-    ({"model.width": 1 << 30, "model.ffn_dim": 1 << 20}, "in 6 layers are 6.8e+15 weights, which"),
-    ({"model.num_layers": (1 << 31) - 1}, "model.ffn_dim=704 in 2147483647 layers are 3.9e+14 w"),
-    ({"model.head_dim": 1 << 22, "model.width": 1 << 19}, "head_dim=16777216 in 6 layers are 5.3"),
+    ({"model.width": 1 << 30, "model.ffn_dim": 1 << 20}, "model.num_layers=6 are 6.8e+15 weights"),
+    (
+        {"model.num_layers": (1 << 31) - 1},
+        "ffn_dim=704 in model.num_layers=2147483647 are 3.9e+14 w",
+    ),
+    (
+        {"model.head_dim": 1 << 22, "model.width": 1 << 19},
+        "head_dim=16777216 in model.num_layers=6 are 5.3",
+    ),
 ]
 
 
