@@ -61,7 +61,9 @@ def created(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot create {path}: {error.strerror}; name another folder") from None
     try:
         yield partial
+        files.sync_all(partial)
         partial.rename(path)
+        files.sync(partial.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

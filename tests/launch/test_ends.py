@@ -102,20 +102,24 @@ def test_a_signal_during_the_start(signum: int, at: str) -> None:
 
 @pytest.mark.slow
 def test_signals_at_any_moment_of_a_start(tmp_path: Path) -> None:
-    """One line at most, the status, and no folder that only looks like a run."""
-    for i, moment in enumerate((0.1, 0.4, 1.0, 2.0)):
+    """One line, the status, and nothing that only looks like a run or like prepared data."""
+    for i, moment in enumerate((0.1, 0.4, 1.0, 1.5, 2.0, 3.0)):
         signum = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i % 3]
-        workdir = tmp_path / str(i)
-        process = launched.start([*launched.command(workdir)])
+        workdir, data = tmp_path / f"run {i}", tmp_path / f"data {i}"
+        process = launched.start([*launched.command(workdir), f"--data_dir={data}"])
         time.sleep(moment)
         process.send_signal(signum)
         out, err = process.communicate()
+        assert not list(tmp_path.rglob("*tmp*"))
         if process.returncode == -signum:  # before Python has read a line of ours
             assert (out, moment) == ("", 0.1)
             continue
         assert process.returncode in (UNFINISHED, INTERRUPTED), err
         assert "Traceback" not in err
-        assert not workdir.exists() or checkpoint.steps(workdir) or "stopped at" not in out
+        last = (out + err).splitlines()[-1]
+        assert last.startswith(("stopped ", "interrupted")), out + err
+        assert workdir.exists() == ("stopped at step" in out)
+        assert not workdir.exists() or checkpoint.steps(workdir)
 
 
 LOUD = """

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from launch import cli
+from lm import metrics
+from lm.config import UserError
 from lm.run import checkpoint, telling
 from lm.run.checkpoint import DamagedError
 from lm.run.digest import digest
@@ -195,3 +197,21 @@ def test_no_damage_to_a_checkpoint_is_loaded(
             (path / relative).parent.mkdir(parents=True, exist_ok=True)
             (path / relative).write_bytes(data)
     assert refused >= 40 // share
+
+
+def test_lost_records_are_given_up_as_the_message_says(
+    lab: Lab, begun: Path, tmp_path: Path
+) -> None:
+    """The run ends with the same weights, and run.json and so its report say what is missing."""
+    assert '"accept_lost_records"' in (Path(cli.__file__).parent / "train.py").read_text()
+    workdir = copy(begun, tmp_path / "run")
+    (workdir / metrics.FILE).unlink()
+    with pytest.raises(UserError, match="give up the records that are lost with --accept_lost_rec"):
+        lab.run(workdir)
+    for _ in range(2):  # the second launch counts on what the first has written
+        assert lab.run(workdir, accept_lost_records=True).finished
+        assert records(workdir) == records(lab.whole)[DECAY_START:]
+        about = json.loads((workdir / "run.json").read_text())
+        assert about["records_lost_until_step"] == DECAY_START
+    assert meta(workdir) == meta(lab.whole)
+    assert lab.run(workdir).finished
