@@ -190,6 +190,24 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return list(records.values())
 
 
+def check(workdir: Path, step: int, records: Records) -> None:
+    """Refuses records that are not those which the checkpoint of `step` counts on.
+
+    Raises:
+      UserError: they are lost, or others.
+    """
+    path = workdir / FILE
+    data = path.read_bytes() if path.exists() else b""
+    if Records.of(data[: records.size]) == records:
+        return
+    told = f"{len(data)} of {records.size} bytes are left"
+    raise UserError(
+        f"{path} is not what the checkpoint of step {step} counts on: "
+        f"{told if len(data) < records.size else 'its bytes are others'}; restore it, or give up "
+        f"the records that are lost: train with {GIVE_UP}"
+    )
+
+
 def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: bool) -> bool:
     """Drops what was recorded after `step`, before a run goes on from there; whether records that
     the checkpoint of that step counts on (`records`; None: it does not say) are lost.
@@ -198,19 +216,18 @@ def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: 
       UserError: they are, and that is not accepted; or, where the checkpoint does not say, a line
       is damaged.
     """
-    path = workdir / FILE
+    path, is_lost = workdir / FILE, False
     data = path.read_bytes() if path.exists() else b""
-    is_lost = records is not None and Records.of(data[: records.size]) != records
+    try:
+        if records is not None:
+            check(workdir, step, records)
+    except UserError:
+        is_lost = True
+        if not is_loss_accepted:
+            raise
     if records is not None and not is_lost:
         kept = data[: records.size]
     else:
-        if is_lost and not is_loss_accepted:
-            fewer = f"{len(data)} of {records.size} bytes are left" if records else ""
-            told = fewer if records and len(data) < records.size else "its bytes are others"
-            raise UserError(
-                f"{path} is not what the checkpoint of step {step} counts on: {told}; restore it, "
-                f"or give up the records that are lost with {GIVE_UP}"
-            )
         found = list(map(_parsed, _lines(path))) if is_lost else read(workdir)
         kept = b"".join(_line(record) for record in found if record and record["step"] <= step)
     if kept != data:

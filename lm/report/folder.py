@@ -12,7 +12,7 @@ import numpy as np
 
 from lm import files, metrics
 from lm.config import UserError
-from lm.run import formats
+from lm.run import checkpoint, formats, items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +85,39 @@ def load(workdirs: Sequence[Path]) -> list[Run]:
             )
         if names.count(name) > 1:
             name = f"{path.resolve().parent.name}/{name}"
-        config, facts = _config(path / "config.json"), _object(path / "run.json")
-        runs.append(Run(name, path, config, facts, metrics.read(path), _lines(path)))
+        facts = _facts(path / "run.json")
+        config = _config(path / "config.json", facts.pop("config_sha256", None))
+        records = _records(path, facts)
+        runs.append(Run(name, path, config, facts, records, _samples(path / "samples.jsonl")))
     return runs
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _facts(path: Path) -> dict[str, Any]:
+    facts = _object(path)
+    recorded = facts.pop("sha256", None)
+    layers = facts.get("layers", [])
+    is_known = all(isinstance(x, dict) and {"layer", "mixer"} <= x.keys() for x in layers)
+    is_sealed = recorded is not None or "config_sha256" in facts
+    if not is_known or (is_sealed and recorded != items.sha256(facts)):
+        raise UserError(f"{path} is damaged (its digest is another); restore it or remove it")
+    return facts
+
+
+def _records(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, where the newest checkpoint that can be read counts on them."""
+    steps = checkpoint.steps(path)
+    meta = checkpoint.newest(path)[1] if steps else None
+    lost_until = facts.get("records_lost_until_step", 0)
+    if meta is not None and meta.records is not None and lost_until < meta.step:
+        metrics.check(path, meta.step, meta.records)
+    return metrics.read(path)
+
+
+def _config(path: Path, recorded: str | None) -> dict[str, Any]:
     """In today's format, so that runs of two versions are compared by what they did."""
     found = _object(path)
+    if found and recorded is not None and recorded != items.sha256(found):
+        raise UserError(f"{path} is not what run.json was written with; restore it or remove it")
     return formats.upgraded(found, str(path)) if found else {}
 
 
@@ -100,11 +125,11 @@ def _object(path: Path) -> dict[str, Any]:
     return files.read_json(path, "remove it or restore it") if path.exists() else {}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    file = path / "samples.jsonl"
-    if not file.exists():
+def _samples(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
         return []
-    with files.one_line(f"{file} is damaged", "remove it"):
-        *lines, partial = file.read_text(encoding="utf-8").split("\n")
+    with files.one_line(f"{path} is damaged", "remove it"):
+        *lines, partial = path.read_bytes().split(b"\n")
         del partial  # empty after a whole line
-        return [dict(json.loads(line)) for line in lines]
+        found = [json.loads(line) for line in lines]
+        return [{key: x[key] for key in ("step", "kind", "prompt", "text")} for x in found]

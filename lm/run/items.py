@@ -38,12 +38,18 @@ class Meta(NamedTuple):
     records: Records | None = None
 
 
+def sha256(values: Any) -> str:
+    """Of values as JSON holds them."""
+    kept = json.loads(json.dumps(values))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def plain(meta: Meta, loader: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The three items as they are written, by name."""
     others = {"loader": dict(loader), "config": dict(config)}
-    values = meta._asdict() | {"items": {name: _digest(x) for name, x in others.items()}}
+    values = meta._asdict() | {"items": {name: sha256(x) for name, x in others.items()}}
     values["records"] = meta.records and meta.records._asdict()
-    return others | {"meta": values | {"sha256": _digest(values)}}
+    return others | {"meta": values | {"sha256": sha256(values)}}
 
 
 def read_meta(path: Path) -> Meta:
@@ -73,9 +79,5 @@ def _read(path: Path, item: str) -> dict[str, Any]:
 
 
 def _check(item: str, values: Mapping[str, Any], recorded: str) -> None:
-    if (found := _digest(values)) != recorded:
+    if (found := sha256(values)) != recorded:
         raise ValueError(f"digest of {item} is {found[:12]}, recorded {recorded[:12]}")
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """The run folder: its lock, and what is written once at the start of every launch.
 
     config.json    the configuration
-    run.json       versions, commit, devices, forms of the layers, parameters, FLOPs per token
+    run.json       versions, commit, devices, forms of the layers, parameters, FLOPs per token;
+                   digests of config.json and of itself (lm/run/items.py)
     params.txt     the parameter table
     tokenizer.json
 
@@ -38,7 +39,7 @@ from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
 from lm.mapping import free_keys
 from lm.parallel import processes
-from lm.run import checkpoint, formats
+from lm.run import checkpoint, formats, items
 from lm.run.checkpoint import TOKENIZER
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,10 @@ def write(
     description |= {"decay_start": decay_start, "until": dict(until)}
     if lost_until := max(lost_until, _old(workdir).get("records_lost_until_step", 0)):
         description |= {"records_lost_until_step": lost_until}
-    files.replace(workdir / "config.json", json.dumps(formats.write(built.config), indent=2) + "\n")
+    config = formats.write(built.config)
+    description |= {"config_sha256": items.sha256(config)}
+    description |= {"sha256": items.sha256(description)}
+    files.replace(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     files.replace(workdir / "params.txt", params_lib.table(built.infos))
     files.replace(workdir / "run.json", json.dumps(description, indent=2) + "\n")
     tokenizer.save(workdir / TOKENIZER)

@@ -1,7 +1,8 @@
 """Failures of reading and writing checkpoints, told in one line.
 
 Orbax reports them as exceptions of many kinds, and complains besides: in log records, and from
-coroutines that it abandoned.
+coroutines that it abandoned. Among them are those of a process that waits for another which is
+gone: no failure of a disk, and left to lm/parallel/watch.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+import jax
+
 from lm.config import UserError
+from lm.parallel import processes
 
 # What Orbax, tensorstore and json raise on files that are missing, cut short or garbled, and on a
 # full disk; Orbax also raises plain Exception, which `Telling` knows.
@@ -28,7 +32,9 @@ SETTLE_SECONDS = 0.1  # in which reads end that were under way when one of them 
 
 
 class Telling:
-    """A context manager: failures of reading or writing leave it as `told(reason)`, in one line."""
+    """A context manager: failures of reading or writing leave it as `told(reason)`, in one line;
+    those of talking to other processes as JAX's.
+    """
 
     def __init__(self, told: Callable[[str], UserError]) -> None:
         self._told = told
@@ -43,6 +49,8 @@ class Telling:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and (kind is Exception or isinstance(error, FAILURES)):
+            if processes.count() > 1 and (lost := _of_others(error)) is not None:
+                raise jax.errors.JaxRuntimeError(str(lost)) from None
             cause = error.__cause__ or error
             text, full = str(cause), os.strerror(errno.ENOSPC)
             cause.__traceback__ = error.__traceback__ = None
@@ -50,6 +58,14 @@ class Telling:
             gc.collect()  # what was abandoned complains now, while `quiet` listens
             # tensorstore tells of a full disk among much else.
             raise self._told(full if full in text else " ".join(text.split())[:160]) from None
+
+
+def _of_others(error: BaseException) -> BaseException | None:
+    """What a collective or a barrier raised, if that is where a failure comes from."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, jax.errors.JaxRuntimeError | TimeoutError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from launch import cli
-from lm import metrics
+from lm import metrics, report
 from lm.config import UserError
+from lm.report import figures
 from lm.run import checkpoint, telling
 from lm.run.checkpoint import DamagedError
 from lm.run.digest import digest
@@ -109,7 +110,7 @@ def facts(workdir: Path) -> dict[str, Any]:
     about = json.loads((workdir / "run.json").read_text())
     texts = {name: (workdir / name).read_text() for name in WRITTEN if name != "run.json"}
     steps = checkpoint.steps(workdir)
-    for name in ("started", "command"):
+    for name in ("started", "command", "sha256"):
         del about[name]
     return texts | {"run": about, "records": records(workdir), "meta": meta(workdir), "at": steps}
 
@@ -206,7 +207,7 @@ def test_lost_records_are_given_up_as_the_message_says(
     assert '"accept_lost_records"' in (Path(cli.__file__).parent / "train.py").read_text()
     workdir = copy(begun, tmp_path / "run")
     (workdir / metrics.FILE).unlink()
-    with pytest.raises(UserError, match="give up the records that are lost with --accept_lost_rec"):
+    with pytest.raises(UserError, match="give up the records that are lost: train with --accept_"):
         lab.run(workdir)
     for _ in range(2):  # the second launch counts on what the first has written
         assert lab.run(workdir, accept_lost_records=True).finished
@@ -215,3 +216,26 @@ def test_lost_records_are_given_up_as_the_message_says(
         assert about["records_lost_until_step"] == DECAY_START
     assert meta(workdir) == meta(lab.whole)
     assert lab.run(workdir).finished
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl", "samples.jsonl"])
+def test_a_report_of_damaged_files_is_refused(
+    lab: Lab, begun: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any flipped bit and any cut: refused in one line, or of no consequence to the page."""
+    monkeypatch.setattr(figures, "draw", lambda runs: [])  # which takes a second
+    workdir = copy(lab.root / "reported", tmp_path / "run")  # all of it is counted on
+    sample = {"step": 9, "kind": "greedy", "prompt": "a", "text": "b"}
+    (workdir / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    file, page = workdir / name, tmp_path / "page.html"
+    data, whole = file.read_bytes(), report.write([workdir], page).read_text()
+    for seed in range(60):
+        (flip, truncate)[seed % 3 == 0](file, file, random.Random(seed))
+        try:
+            shown = report.write([workdir], page).read_text()
+        except UserError as error:
+            is_right = "\n" not in str(error)
+        else:
+            is_right = shown == whole or name == "samples.jsonl"  # of which nothing has a digest
+        assert is_right, seed
+        file.write_bytes(data)

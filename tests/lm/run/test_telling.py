@@ -1,0 +1,34 @@
+"""Failures of the disk are told in one line; those of other processes are not the disk's."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from lm.config import UserError
+from lm.parallel import processes
+from lm.run import telling
+from lm.run.telling import Telling
+
+GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
+
+
+def wrapped(cause: Exception) -> None:
+    """As Orbax raises what a thread of its own found."""
+    raise ValueError("while saving") from cause
+
+
+@pytest.mark.parametrize("cause", [jax.errors.JaxRuntimeError(GLOO), TimeoutError(GLOO)])
+def test_a_process_that_is_gone_is_no_mistake(
+    cause: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends those who wait for it with the status of a loss (lm/parallel/watch.py)."""
+    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"), Telling(UserError):
+        wrapped(cause)
+    with pytest.raises(UserError, match="No space"), Telling(UserError):
+        wrapped(OSError("No space left on device"))
+    monkeypatch.setattr(processes, "count", lambda: 1)
+    with pytest.raises(UserError, match="Gloo"), Telling(UserError):
+        wrapped(cause)
