@@ -23,6 +23,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,8 @@ from jax._src import distributed  # its client has no public name; Orbax, too, t
 from lm import files
 from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED, UserError
 
+# How transports and JAX's service begin to tell of a failure.
+TRANSPORT = re.compile(r"\b(Gloo|NCCL)\b|coordination service|[Bb]arrier")
 BEAT_SECONDS = 1.0
 UNWIND_SECONDS = 20.0  # that a process which failed has to close its files
 
@@ -83,6 +86,20 @@ def _on_abort(signum: int) -> None:
     end(UNFINISHED, f"process {index()} of {count()} {reason}; {_AGAIN}")
 
 
+def is_of_others(error: BaseException) -> bool:
+    """Whether a failure, or what it comes from, may be that another process is gone: that of a
+    collective,
+    which JAX raises as one of several kinds, or a barrier's.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        kinds = jax.errors.JaxRuntimeError | TimeoutError
+        if isinstance(found, kinds) or TRANSPORT.search(str(found)):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
 class Watch(threading.Thread):
     """Gives signs of life of this process and looks for those of the others."""
 
@@ -105,7 +122,7 @@ class Watch(threading.Thread):
         if self._has_told:
             return
         self._has_told = True
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if is_of_others(error):
             # Perhaps only because a peer is gone: the watch learns that, and ends this process.
             time.sleep(self._silence + 5 * BEAT_SECONDS)
         line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

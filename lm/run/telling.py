@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from lm.config import UserError
-from lm.parallel import processes
+from lm.parallel import watch
 
 # What Orbax, tensorstore and json raise on files that are missing, cut short or garbled, and on a
 # full disk; Orbax also raises plain Exception, which `Telling` knows.
@@ -49,8 +49,8 @@ class Telling:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and (kind is Exception or isinstance(error, FAILURES)):
-            if processes.count() > 1 and (lost := _of_others(error)) is not None:
-                raise jax.errors.JaxRuntimeError(str(lost)) from None
+            if watch.count() > 1 and watch.is_of_others(error):
+                raise jax.errors.JaxRuntimeError(str(error)) from None
             cause = error.__cause__ or error
             text, full = str(cause), os.strerror(errno.ENOSPC)
             cause.__traceback__ = error.__traceback__ = None
@@ -58,14 +58,6 @@ class Telling:
             gc.collect()  # what was abandoned complains now, while `quiet` listens
             # tensorstore tells of a full disk among much else.
             raise self._told(full if full in text else " ".join(text.split())[:160]) from None
-
-
-def _of_others(error: BaseException) -> BaseException | None:
-    """What a collective or a barrier raised, if that is where a failure comes from."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, jax.errors.JaxRuntimeError | TimeoutError):
-        found = found.__cause__ or found.__context__
-    return found
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ PLANS: list[tuple[dict[str, Any], int, int, int, int | None]] = [
     ({"family": "wsd", "decay": "25 percent"}, 40, 80, 32, 31),
     ({"family": "wsd", "decay": "25 percent"}, 40, 80, 40, 31),
     ({"family": "wsd", "decay": "25 percent"}, 40, 33, 30, 20),  # shortened into its decay
+    ({"family": "wsd", "decay": "25 percent"}, 40, 33, 40, None),  # told elsewhere
     ({"family": "wsd", "decay": "25 percent"}, 40, 40, 35, None),
     ({"family": "wsd", "decay": "0 percent"}, 40, 80, 40, None),
     ({"family": "wsd", "decay": "25 percent", "final_ratio": 1.0}, 40, 80, 40, None),
@@ -115,7 +116,8 @@ def test_a_run_is_lengthened_before_its_decay_alone(
     written = Meta(step, step * PER_STEP, None, {}, {})
     restored = Restored(cast(Any, None), {}, formats.write(planned), written)
     run = schedules.Run(config.run_tokens, PER_STEP)
-    built = cast(Any, SimpleNamespace(config=config, schedule=config.schedule.schedule(run)))
+    planned_anew = {"schedule": config.schedule.schedule(run), "run_tokens": config.run_tokens}
+    built = cast(Any, SimpleNamespace(config=config, **planned_anew))
     if back is None:
         origin._check_length(restored, built, folder)
         return

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from lm.config import UserError
-from lm.parallel import processes
+from lm.parallel import watch
 from lm.run import telling
 from lm.run.telling import Telling
 
@@ -18,17 +18,20 @@ def wrapped(cause: Exception) -> None:
     raise ValueError("while saving") from cause
 
 
-@pytest.mark.parametrize("cause", [jax.errors.JaxRuntimeError(GLOO), TimeoutError(GLOO)])
+KINDS = jax.errors.JaxRuntimeError(GLOO), TimeoutError("not all came"), ValueError(GLOO)
+
+
+@pytest.mark.parametrize("cause", KINDS, ids=lambda error: type(error).__name__)
 def test_a_process_that_is_gone_is_no_mistake(
     cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends those who wait for it with the status of a loss (lm/parallel/watch.py)."""
     monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"), Telling(UserError):
+    monkeypatch.setattr(watch, "count", lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="while saving"), Telling(UserError):
         wrapped(cause)
     with pytest.raises(UserError, match="No space"), Telling(UserError):
         wrapped(OSError("No space left on device"))
-    monkeypatch.setattr(processes, "count", lambda: 1)
-    with pytest.raises(UserError, match="Gloo"), Telling(UserError):
+    monkeypatch.setattr(watch, "count", lambda: 1)
+    with pytest.raises(UserError, match=str(cause)), Telling(UserError):
         wrapped(cause)
