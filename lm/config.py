@@ -360,9 +360,10 @@ def _validate_sources(data: DataConfig) -> None:
 
 
 def _validate_mesh(mesh: MeshConfig) -> None:
-    sizes = [mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence]
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise UserError(f"mesh sizes {sizes} must be positive, at most one of them -1")
+    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "sequence": mesh.sequence}
+    if [*sizes.values()].count(-1) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
+        given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(f"mesh {given} must be positive, at most one of them -1")
     for letter in mesh.replicate:
         if letter not in REPLICABLE:
             raise UserError(

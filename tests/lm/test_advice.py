@@ -1,4 +1,6 @@
-"""What a message says to set is set, and the message is gone; each thing it says, by itself."""
+"""What a message says to set is set, and the message is gone; each thing it says, by itself. Where
+another mistake is told then, it is not of what was set.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,7 @@ def obeyed(mapping: dict[str, Any], message: str) -> Iterator[tuple[str, dict[st
             yield from _with(again(), place[1], example)
     for words, ways in WAYS.items():
         for way in ways if words in message else ():
-            yield str(way), _changed(mapping, way)
+            yield f"as {way}", _changed(mapping, way)
     if size := re.search(r"set sizes that multiply to (\d+)", message):
         yield size[0], _changed(mapping, fill(int(size[1])))
     if re.search(r"; lower (either|one of them)", message):
@@ -180,6 +182,12 @@ def obeyed(mapping: dict[str, Any], message: str) -> Iterator[tuple[str, dict[st
         yield f"replicate {extra[1]}", changed
 
 
+def _exact(what: str) -> str:
+    """ "data=-1" of what a message said in just these words, mesh.data=-1."""
+    found = re.fullmatch(r"[\w.]*\.(\w+=\S+)", what)
+    return found[1] if found else ""
+
+
 def _advice(message: str) -> str:
     return message.partition("; ")[2] if "; " in message else ""
 
@@ -190,7 +198,7 @@ def _with(changed: dict[str, Any], key: str, value: Any) -> Iterator[tuple[str, 
     if isinstance(was, (list, tuple)) and not isinstance(value, list):
         value = [str(value)]
     node[leaf] = value
-    yield f"{key}={value!r}", changed
+    yield f"{value!r} for {key}", changed
 
 
 def _changed(mapping: dict[str, Any], way: dict[str, Any]) -> dict[str, Any]:
@@ -237,3 +245,8 @@ def test_advice_helps(
     for what, changed in ways:
         after = told(changed, count, monkeypatch)
         assert after is None or kind(after) != kind(message), (message, what, after)
+        assert after is None or not _exact(what) or _exact(what) not in after, (
+            message,
+            what,
+            after,
+        )
