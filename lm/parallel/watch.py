@@ -88,8 +88,7 @@ def _on_abort(signum: int) -> None:
 
 def is_of_others(error: BaseException) -> bool:
     """Whether a failure, or what it comes from, may be that another process is gone: that of a
-    collective,
-    which JAX raises as one of several kinds, or a barrier's.
+    collective, which JAX raises as one of several kinds, or of a barrier.
     """
     found: BaseException | None = error
     while found is not None:

@@ -104,9 +104,13 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, where the newest checkpoint that can be read counts on them."""
-    steps = checkpoint.steps(path)
-    meta = checkpoint.newest(path)[1] if steps else None
+    """Of metrics.jsonl; those which the newest checkpoint counts on are all there, if one can be
+    read: a page needs none.
+    """
+    try:
+        meta = checkpoint.newest(path)[1]
+    except UserError:
+        meta = None
     lost_until = facts.get("records_lost_until_step", 0)
     if meta is not None and meta.records is not None and lost_until < meta.step:
         metrics.check(path, meta.step, meta.records)
