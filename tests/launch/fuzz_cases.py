@@ -75,11 +75,10 @@ def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = Fa
     except SystemExit as stop:
         line = told.getvalue()
         kind = {0: "accepted", 2: "refused"}.get(int(stop.code or 0), f"status {stop.code}")
-        if (
-            stop.code not in (None, 0, 2)
-            or "Traceback" in line
-            or (kind == "refused") != (line.count("\n") == 1 and line.startswith("error: "))
-        ):
+        # What a command was at may stand before it.
+        errors = [x for x in line.splitlines() if x.startswith("error: ")]
+        wanted = line.splitlines()[-1:] if kind == "refused" else []
+        if stop.code not in (None, 0, 2) or "Traceback" in line or errors != wanted:
             found.faults.append(f"{where}\n  status {stop.code}: {line[-900:]}")
     except BaseException:  # noqa: BLE001 (what this is for: whatever else is raised is a fault)
         kind = "traceback"
