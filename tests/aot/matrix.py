@@ -62,7 +62,8 @@ def compiled(target: str, family: str, program: str) -> Any:
 
 def _decode(built: Build) -> Any:
     """One token of 16 rows after at most 1,024, the state updated in place."""
-    rows = sharding.batch(built.mesh)
+    of_tokens = sharding.batch(built.mesh)
+    rows = jax.sharding.NamedSharding(of_tokens.mesh, jax.sharding.PartitionSpec(of_tokens.spec[0]))
     place = functools.partial(_placed, rows=rows)
     state = jax.tree.map(place, jax.eval_shape(lambda: built.model.init_state(16, 1024)))
     tokens = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=rows)
