@@ -229,7 +229,7 @@ def _renamed(value: Any, old: str, new: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("changes", "count"), [*CASES, *MESHES], ids=lambda x: str(x)[:60].replace("<object", "<")
+    ("changes", "count"), [*CASES, *MESHES], ids=lambda x: re.sub(r" at 0x\w+", "", str(x))[:60]
 )
 def test_advice_helps(
     changes: dict[str, Any], count: int | None, monkeypatch: pytest.MonkeyPatch
