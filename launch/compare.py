@@ -34,7 +34,7 @@ _DATA_DIR = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     asked = cli.tasks(_TASK.value)
-    if _CONFIG.value is None and not _RECHECK.value:
+    if _CONFIG.value is None and (asked or not _RECHECK.value):
         raise UserError("--config is missing; name the file of a study")
     import jax
 
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
     from lm.studies import study as study_lib
 
     values = _CONFIG.value.to_dict() if _CONFIG.value is not None else {}
-    for label, options in asked.items():
-        values["tasks"][label] = values["tasks"].get(label, {}) | options
+    tasks = values.get("tasks", {})
+    values |= {"tasks": tasks | {x: tasks.get(x, {}) | asked[x] for x in asked}} if asked else {}
     study = study_lib.create(values) if values else None
     if _RECHECK.value:
         page = compared.load(cli.path("recheck", _RECHECK.value))

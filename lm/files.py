@@ -80,6 +80,7 @@ def one_line(what: str, advice: str = "") -> Iterator[None]:
         raise
     except BaseException as error:
         known = isinstance(error, OSError) and error.strerror
+        known = known or (isinstance(error, KeyError) and f"there is no {error}")
         reason = " ".join(str(known or error).split())[:200] or type(error).__name__
         told = f"{what}: {reason}" + (f"; {advice}" if advice else "")
         raise UserError(told.replace("\n", "\\n")) from error

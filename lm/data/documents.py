@@ -247,17 +247,18 @@ def _parquet_rows(file: File, corpus: Corpus, only_ids: bool) -> Iterator[_Row]:
                     f"of the name {column!r}; rename all but one"
                 )
         kind = schema.field(text_key).type
-        if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+        if not (_is_string(kind, arrow) or arrow.types.is_null(kind)):
             raise UserError(
                 f"{file.path}: column text_key={text_key!r} holds {kind}; it must hold strings"
             )
+        has_ids = has_ids and _is_id(schema.field("id").type, arrow)
         if only_ids and not has_ids:
             return
         columns = [*([] if only_ids else [text_key]), *(["id"] if has_ids else [])]
         number, binary = 0, arrow.large_binary()
         for batch in table.iter_batches(batch_size=256, columns=columns):
             texts = None if only_ids else batch.column(text_key).cast(binary)  # unchecked UTF-8
-            ids = batch.column("id").to_pylist() if has_ids else [None] * batch.num_rows
+            ids = _ids(batch.column("id"), arrow) if has_ids else [None] * batch.num_rows
             for i, identity in enumerate(ids):
                 number += 1
                 found = None if texts is None else texts[i].as_buffer()
@@ -266,6 +267,25 @@ def _parquet_rows(file: File, corpus: Corpus, only_ids: bool) -> Iterator[_Row]:
                 row = _with_id(row, identity)
                 if row.has_id or not only_ids:
                     yield row
+
+
+def _is_string(kind: Any, arrow: Any) -> bool:
+    types = arrow.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_id(kind: Any, arrow: Any) -> bool:
+    """Others, as times, name no document and are not read: not all of them are values of Python."""
+    return _is_string(kind, arrow) or arrow.types.is_integer(kind)
+
+
+def _ids(column: Any, arrow: Any) -> list[Any]:
+    """Strings that are not UTF-8 with half surrogate pairs, as file names have them."""
+    if not _is_string(column.type, arrow):
+        return column.to_pylist()
+    found = column.cast(arrow.large_binary()).to_pylist()
+    return [None if x is None else x.decode("utf-8", "surrogateescape") for x in found]
 
 
 def _with_id(row: _Row, value: Any) -> _Row:

@@ -6,8 +6,9 @@
   no * or ? and exists as it is written is taken literally: "x[v1]/*.txt" is the folder x[v1].
 
 A file has its path below the root (the glob's part without wildcards) as its name, and is one file
-however many links lead to it: of these paths the one without links is taken, else the shortest, and
-the others are counted as duplicates. Files are visited in the order of their names.
+however many symbolic links lead to it: of these paths the one without links is taken, else the
+shortest, and the others are counted as duplicates. Two hard links are two files. Files are visited
+in the order of their names.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
     if parts[-1:] == ("**",):
         parts = (*parts, "*")
     found: list[Path] = []
+    broken: set[Path] = set()
     # Folders behind links wait, so that what is there without a link is found without one.
     waiting = [(root, parts)] if parts else []
     behind_links: list[tuple[int, Path, tuple[str, ...]]] = []  # a heap: the shortest first
@@ -178,6 +180,10 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
                     heapq.heappush(behind_links, (len(entry.parts), entry, after))
                 else:
                     waiting.append((entry, after))
+            elif entry.is_symlink() and not entry.exists():
+                broken.add(entry)
+    for entry in sorted(broken.difference(found)):  # what was a folder, or a file
+        left_out.add(BROKEN, str(entry))
     return root, sorted(found)
 
 

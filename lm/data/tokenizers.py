@@ -101,7 +101,7 @@ class Tokenizer:
         shown = [str(x[place : place + 24], "utf-8", "replace") for x in (wanted, found)]
         return (
             f"{shown[0]!r} comes back from its tokens as {shown[1]!r}: a lossy tokenizer; use a "
-            "byte-level one without normalizer or prefix space"
+            "byte-level one without normalizer, prefix space or tokens that strip (lstrip, rstrip)"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -134,10 +134,13 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
         content = _read(path, "set data.tokenizer.path")
         with files.one_line(f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer"):
             tokenizer = Tokenizer(kind, _lossless(content) if kind == "tokenizers" else content)
-            text = _PROBE + "".join(f"a  {token}  " for token in tokenizer.added)
-            lost = tokenizer.lost(text, tokenizer.encode_batch([text])[0])
+            strings = [*tokenizer.added, *(_patterns(content) if kind == "tokenizers" else ())]
+            text = _PROBE + "".join(f"a  {string}  " for string in strings)
+            # With a space in front, which some drop, and without, where others add one.
+            texts = [text, f" {text}"]
+            lost = [*filter(None, map(tokenizer.lost, texts, tokenizer.encode_batch(texts)))]
         if lost:
-            raise UserError(f"data.tokenizer.path={config.path!r}: {lost}")
+            raise UserError(f"data.tokenizer.path={config.path!r}: {lost[0]}")
     check_vocab_size(tokenizer, config)
     return tokenizer
 
@@ -290,9 +293,39 @@ def _lossless(content: str) -> str:
     settings |= {"truncation": None, "padding": None, "post_processor": None}
     if settings.get("normalizer"):
         settings["normalizer"] = _without_normal_forms(settings["normalizer"])
-    if settings["model"].get("dropout"):
-        settings["model"]["dropout"] = None
+    model = settings["model"]
+    if model.get("dropout"):
+        model["dropout"] = None
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):  # their reader may panic
+        if model.get(key):
+            raise ValueError(f"its {key} is {model[key]!r}; byte-level tokens have none")
+    _check_added(settings.get("added_tokens") or (), model["vocab"])
     return json.dumps(settings)
+
+
+def _check_added(tokens: Sequence[dict[str, Any]], vocab: Any) -> None:
+    """Their reader gives an added token whose id is taken another, without a word."""
+    names = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
+    for token in tokens:
+        other = names.setdefault(token["id"], token["content"])
+        if other != token["content"]:
+            raise ValueError(
+                f"tokens {other!r} and {token['content']!r} have one id, {token['id']}"
+            )
+
+
+def _patterns(content: str) -> list[str]:
+    """The strings, not regular expressions, that a tokenizer.json replaces or splits at."""
+    settings = json.loads(content)
+    found, pending = [], [settings.get("normalizer"), settings.get("pre_tokenizer")]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            found += [node["String"]] if isinstance(node.get("String"), str) else []
+            pending += node.values()
+        elif isinstance(node, list):
+            pending += node
+    return found
 
 
 def _without_normal_forms(normalizer: Any) -> Any:

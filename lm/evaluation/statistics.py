@@ -64,10 +64,12 @@ class Number:
     def from_mapping(values: dict[str, Any]) -> Number:
         """The inverse of `to_mapping`."""
         sides = (
-            math.nan if values[key] is None else values[key] for key in ("value", "low", "high")
+            math.nan if values[key] is None else float(values[key])
+            for key in ("value", "low", "high")
         )
         units = np.array(values["units"], np.float64) if "units" in values else None
-        return Number(*sides, num=values["num"], chance=values["chance"], units=units)
+        chance = None if values["chance"] is None else float(values["chance"])
+        return Number(*sides, num=values["num"], chance=chance, units=units)
 
 
 def ratio(

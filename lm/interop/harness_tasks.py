@@ -23,13 +23,14 @@ def check_is_data(folder: Path) -> None:
     """
     pending, seen = sorted(folder.rglob("*.yaml")), set()
     while pending:
-        path = pending.pop().resolve()
-        if path in seen:
-            continue
-        seen.add(path)
+        path = pending.pop()
         try:
+            path = path.resolve()
+            if path in seen:
+                continue
+            seen.add(path)
             root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
-        except (OSError, yaml.YAMLError, RecursionError) as error:
+        except (OSError, yaml.YAMLError, ValueError, RuntimeError) as error:
             told = " ".join(str(getattr(error, "problem", None) or error).split())
             raise UserError(f"{path}: cannot be read ({told}); mend or remove it") from None
         for node in _nodes(root):
@@ -57,8 +58,11 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
 
 
 def _included(root: yaml.Node | None) -> list[str]:
-    """The files that the key `include` of a task names, one or a list."""
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    """The files that a key `include` names, one or a list, wherever it stands: a merge (`<<`) lifts
+    it to the task, and a group holds tasks.
+    """
+    mappings = [node for node in _nodes(root) if isinstance(node, yaml.MappingNode)]
+    pairs = [pair for node in mappings for pair in node.value]
     found = [value for key, value in pairs if key.value == "include"]
     nested = [node for value in found for node in _nodes(value)]
     return [node.value for node in nested if isinstance(node, yaml.ScalarNode)]

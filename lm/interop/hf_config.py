@@ -133,7 +133,7 @@ def architecture(hf: Mapping[str, Any], where: Path) -> str:
     named = hf.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
         raise UserError(f"{where}: architectures={named!r}; it must list one class")
-    if named[0] not in MODEL_TYPES:
+    if named[0] not in [*MODEL_TYPES]:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{where}: architecture {named[0]!r} cannot be read; these can: {known}")
     return named[0]

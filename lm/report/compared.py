@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lm.config import UserError, to_mapping
+from lm import files
+from lm.config import to_mapping
 from lm.evaluation.scoring import Cost
 from lm.evaluation.statistics import Number
 from lm.report import recall
@@ -136,12 +136,34 @@ def load(path: Path) -> Comparison:
     Raises:
       UserError: it is missing or is not of a comparison.
     """
-    try:
-        return from_mapping(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name the compare.json of a study") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is damaged; name the compare.json of a study") from None
+    advice = "name the compare.json of a study"
+    values = files.read_json(path, advice)
+    with files.one_line(f"{path} is damaged", advice):
+        found = from_mapping(values)
+        _check(found)
+    return found
+
+
+def _check(found: Comparison) -> None:
+    """Raises:
+    ValueError: two rows of one name, rows that are not of the same tasks and seeds, or a primary
+      comparison that is none.
+    """
+    names, num_seeds = [row.pattern for row in found.rows], len(found.seeds)
+    if not names or len(set(names)) < len(names) or not num_seeds:
+        raise ValueError("it has no rows, no seeds, or two rows of one name")
+    for one in found.primary:
+        words = [one[key] for key in ("task", "pattern", "against")]
+        if len(one) > len(words) or not all(isinstance(word, str) for word in words):
+            raise ValueError("a primary comparison is not of a task and two patterns")
+    for row in found.rows:
+        for label, task in found.rows[0].tasks.items():
+            own = row.tasks[label]
+            if len(own.seeds) != num_seeds or own.headline != task.headline:
+                raise ValueError(f"{row.pattern!r} has other seeds or numbers at {label!r}")
+            own.headlines  # noqa: B018 (every seed has it)
+        if row.cells and len(row.cells) != num_seeds:
+            raise ValueError(f"{row.pattern!r} has other cells than seeds")
 
 
 def from_mapping(values: Mapping[str, Any]) -> Comparison:

@@ -223,6 +223,7 @@ def cells(before: Comparison) -> list[Entry[Trained]]:
     return [
         Entry(cell, cell, Trained(to_mapping(curves[cell]), compared.finite(answered)))
         for cell, answered in found.items()
+        if cell in curves
     ]
 
 

@@ -158,6 +158,8 @@ def p_value(differences: np.ndarray, values: np.ndarray) -> float | None:
     seeds = len(differences)
     if seeds < FEWEST_SEEDS or not np.isfinite(differences).all():
         return None
+    scale = float(max(np.abs(values).max(), np.abs(differences).max())) or 1.0
+    values, differences = values / scale, differences / scale  # squares neither overflow nor vanish
     mean, spread = float(differences.mean()), float(differences.std(ddof=1))
     if spread <= NOTHING * float(np.abs(values).max() + np.abs(differences).max()):
         return 1.0 if abs(mean) <= NOTHING * float(np.abs(values).max()) else None
@@ -232,7 +234,8 @@ def _over_items(ours: Asked, base: Asked) -> tuple[float, float] | None:
             return None
         mean = np.mean(known, axis=0)
         sides.append(statistics.ratio(mean[:, 0], mean[:, 1], keep_units=True))
-    if sides[0].units.shape != sides[1].units.shape:
+    ours_kept, base_kept = (side.units for side in sides)
+    if ours_kept is None or base_kept is None or ours_kept.shape != base_kept.shape:
         return None
     found = statistics.difference(*sides)
     return found.low, found.high
@@ -244,7 +247,8 @@ def _verdict(
     ours, base = _sides(rows, one)
     num_seeds, names = len(base.seeds), f"{one.pattern} and {one.against}"
     if found.outcome == "diverged":
-        lost = [n for n, x in ((one.pattern, ours), (one.against, base)) if _is_lost(x)]
+        sides = (one.pattern, ours), (one.against, base)
+        lost = [n for n, x in sides if _is_lost(x)] or [n for n, _ in sides]  # their difference is
         return found._replace(
             sentence=f"{found.task}: {' and '.join(lost)} diverged; no verdict on {names}."
         )

@@ -337,6 +337,7 @@ def test_a_verdict_is_judged_anew(tmp_path: Path) -> None:
     assert status == 1
     message = "error: --config is missing; name the file of a study\n"
     assert call("--workdir=runs") == (2, "", message)
+    assert call("--recheck=page.json", "--task=position") == (2, "", message)
 
 
 @pytest.mark.parametrize("module", ["launch.evaluate", "launch.generate"])

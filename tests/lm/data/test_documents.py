@@ -89,6 +89,35 @@ def test_parquet_rows_that_are_not_utf8_are_counted(
         assert left_out == {"undecodable": 2, "empty": 2}
 
 
+def test_parquet_has_strings_in_several_forms(tmp_path: Path, make_source: MakeSource) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    texts = arrow.array(["a", "b", None, "a"])
+    for column in (texts.dictionary_encode(), texts.cast(arrow.string_view())):
+        path = parquet(tmp_path / "t.parquet", {"text": column, "id": column})
+        found, left_out = read(make_source(path))
+        assert found == [("a", "a"), ("b", "b"), ("a", "a")]
+        assert left_out == {"empty": 1}
+    path = parquet(tmp_path / "t.parquet", {"text": arrow.nulls(3)})
+    assert read(make_source(path)) == ([], {"empty": 3})
+
+
+def test_parquet_ids_of_any_kind(tmp_path: Path, make_source: MakeSource) -> None:
+    """Strings and whole numbers are ids; what pyarrow cannot give as a value takes no row along."""
+    arrow = pytest.importorskip("pyarrow")
+    kinds = {
+        ("7", "8"): arrow.array([7, 8], arrow.uint64()),
+        ("a", "b\udcff"): arrow.array([b"a", b"b\xff"]).view(arrow.string()),
+        ("a", "t.parquet:2"): arrow.array(["a", None]),
+        ("t.parquet:1", "t.parquet:2"): arrow.array([10**18 + 1] * 2, arrow.timestamp("ns")),
+    }
+    for wanted, ids in kinds.items():
+        path = parquet(tmp_path / "t.parquet", {"text": ["x", "y"], "id": ids})
+        for fraction in (0.0, 0.5):
+            found, left_out = read(make_source(path, valid_fraction=fraction))
+            assert tuple(key for key, _ in found) == wanted
+            assert left_out == {}
+
+
 @pytest.mark.parametrize("name", ["text", "id"])
 def test_parquet_with_two_columns_of_a_name(
     tmp_path: Path, make_source: MakeSource, name: str

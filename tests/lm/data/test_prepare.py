@@ -166,7 +166,7 @@ def test_a_lossy_tokenizer_is_refused(config: DataConfig, tmp_path: Path) -> Non
     import tokenizers as hf
 
     lossy = hf.Tokenizer(hf.models.BPE())
-    lossy.normalizer = hf.normalizers.Replace("quick", "")
+    lossy.normalizer = hf.normalizers.Replace(hf.Regex("quick"), "")
     lossy.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>"]

@@ -96,6 +96,21 @@ def test_a_file_is_one_however_many_links_lead_to_it(
         sources.create("s", link)
 
 
+def test_a_link_where_a_folder_was_is_told(tmp_path: Path, make_source: MakeSource) -> None:
+    """A disk that is not there would take its files out of the training in silence."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/a.txt").write_text("a")
+    for name in ("2", "3"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    for path in ("*/*.txt", "**/*.txt", "[12]/a.txt", "**"):
+        corpus = sources.create("s", make_source(tmp_path / path))
+        assert len(corpus.files) == 1
+        assert corpus.left_out.counts == {"broken link": 1 if path[0] == "[" else 2}, path
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    corpus = sources.create("s", make_source(tmp_path / "**/*.txt"))
+    assert corpus.left_out.counts == {"broken link": 3}
+
+
 def test_split_is_stable_and_near_its_fraction() -> None:
     keys = [f"{i}.py" for i in range(4000)]
     valid = {key for key in keys if sources.is_valid(key, 0.1)}

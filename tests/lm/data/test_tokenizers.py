@@ -154,7 +154,7 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
         ({"normalizer": "NFC"}, "no json tokenizer"),
         ({"normalizer": {"type": "Sequence"}}, "no json tokenizer"),
         (
-            {"model": {"type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}},
+            {"model": {"type": "BPE", "vocab": {"a": 1, "<|endoftext|>": 0}, "merges": []}},
             "byte-level",
         ),
         (
@@ -200,6 +200,14 @@ LOSSY: dict[str, tuple[dict[str, object], str]] = {
             }
         },
         "comes back from its tokens as",
+    ),
+    "stripped in front": (
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
+        "' don.* as 'don",
+    ),
+    "a string of its own": (
+        {"normalizer": {"type": "Replace", "pattern": {"String": "q``q"}, "content": "q"}},
+        "q``q",
     ),
     "prefix": ({"pre_tokenizer": byte_level(add_prefix_space=True)}, "as ' don"),
     "removed": (
@@ -288,6 +296,23 @@ def test_two_tokens_of_an_id_and_an_id_far_out(tmp_path: Path, far: int) -> None
     words = "an id of 290,000,000" if far > 70 else r"tokens '.+' and '.+' have one id, 70"
     with pytest.raises(UserError, match=words):
         tokenizers.create(config("json", path))
+
+
+def test_an_added_token_of_an_id_that_is_taken(tmp_path: Path) -> None:
+    """The reader of the `tokenizers` package would give it another id."""
+    end = json.loads(write_json(tmp_path).read_text())["added_tokens"][0]
+    for taken in (end["id"], 40):
+        path = write_json(tmp_path, added_tokens=[end, added("<pad>", id=taken)])
+        with pytest.raises(UserError, match=f"tokens '.+' and '<pad>' have one id, {taken}"):
+            tokenizers.create(config("json", path))
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_marks_of_parts_of_words(tmp_path: Path, key: str) -> None:
+    """The reader of the `tokenizers` package panics at some, with a trace on stderr."""
+    model = json.loads(write_json(tmp_path).read_text())["model"] | {key: "##"}
+    with pytest.raises(UserError, match=f"its {key} is '##'; byte-level tokens have none"):
+        tokenizers.create(config("json", write_json(tmp_path, model=model)))
 
 
 def test_a_million_blanks(tmp_path: Path) -> None:

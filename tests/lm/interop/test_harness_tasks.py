@@ -31,6 +31,10 @@ FOLDERS: list[tuple[dict[str, str], str]] = [
     ({"a.yaml": "include: [b, ../c]", "b": "{}", "../c": "x: !function u.f"}, "c, line 1: !func"),
     ({"a.yaml": "include: a.yaml\nx: !function u.f"}, "line 2: !function"),
     ({"a.yaml": "include: absent"}, "absent: cannot be read"),
+    ({"a.yaml": "<<: {include: b}", "b": "x: !function u.f"}, "b, line 1: !function"),
+    ({"a.yaml": "task: [{task: t, include: b}]", "b": "x: !function u.f"}, "b, line 1: !func"),
+    ({"a.yaml": 'include: "b\\0"'}, "cannot be read"),
+    ({"a.yaml": 'include: "\\ud800"'}, "cannot be read"),
     ({"a.yaml": "x: !!python/object/apply:os.getpid []"}, "python/object/apply:os.getpid runs"),
     ({"a.yaml": "x: !!python/name:os.getpid"}, "python/name:os.getpid runs Python"),
     ({"a.yaml": "x: [1"}, "a.yaml: cannot be read"),
@@ -52,3 +56,9 @@ def test_folders(files: dict[str, str], told: str, tmp_path: Path) -> None:
         harness_tasks.check_is_data(tmp_path / "tasks")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("a.yaml")
+    with pytest.raises(UserError, match=r"a\.yaml: cannot be read"):
+        harness_tasks.check_is_data(tmp_path)

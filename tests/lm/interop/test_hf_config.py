@@ -96,6 +96,7 @@ READ: list[tuple[dict[str, Any], float, tuple[float, ...], list[str]]] = [
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_parameters": PLAIN}, "type 'yarn'"),
     ({"rope_scaling": {"rope_type": ["linear"]}}, "rope type ['linear'] cannot be read"),
+    ({"architectures": [{}]}, "architecture {} cannot be read"),
     ({"rope_scaling": {"type": "linear"}}, "config.json lacks factor"),
     ({"rope_scaling": "linear"}, "rope_scaling='linear' is not an object"),
     ({"rope_parameters": {"full_attention": PLAIN}}, "one for each kind of layer"),

@@ -291,10 +291,41 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
     assert compared.to_plain(compared.load(tmp_path / "compare.json")) == saved
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"rows": 3}'])
+@pytest.mark.parametrize("text", ["{", "{}", '{"rows": 3}', "[" * 100_000, "null", ""])
 def test_a_file_that_is_no_comparison(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json is damaged; name the compare\.json"):
+    with pytest.raises(UserError, match=r"a\.json is damaged.*; name the compare\.json"):
         compared.load(tmp_path / "a.json")
     with pytest.raises(UserError, match="No such file"):
         compared.load(tmp_path / "b.json")
+
+
+def _first_task(row: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(row["tasks"].values()))
+
+
+DAMAGE = {
+    "no rows": lambda page: page.update(rows=[]),
+    "a row twice": lambda page: page["rows"].append(page["rows"][0]),
+    "a seed less": lambda page: _first_task(page["rows"][1])["seeds"].pop(),
+    "no seeds": lambda page: page.update(seeds=[]),
+    "another headline": lambda page: _first_task(page["rows"][1]).update(headline="x"),
+    "a task less": lambda page: page["rows"][1]["tasks"].popitem(),
+    "cells": lambda page: page["rows"][0].update(cells=["a"] * 9),
+    "a primary without a task": lambda page: page["primary"][0].pop("task"),
+    "a primary of a list": lambda page: page["primary"][0].update(pattern=["a"]),
+    "a word": lambda page: next(
+        iter(_first_task(page["rows"][1])["seeds"][0]["numbers"].values())
+    ).update(value="x"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_comparison_that_is_damaged(tmp_path: Path, name: str) -> None:
+    page = json.loads(
+        (Path(__file__).parents[3] / "experiments/length/compare.json").read_text(encoding="utf-8")
+    )
+    DAMAGE[name](page)
+    (tmp_path / "a.json").write_text(json.dumps(page))
+    with pytest.raises(UserError, match=r"a\.json is damaged: .*; name the compare\.json"):
+        compared.load(tmp_path / "a.json")

@@ -212,6 +212,22 @@ def test_equal_numbers_are_no_difference() -> None:
     assert p_values(np.ones((2, 2))) == {"1": None}
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_p_does_not_depend_on_the_unit(scale: float) -> None:
+    """Squares of such numbers vanish or overflow."""
+    found = verdict.p_value(np.array([1.0, 2.0, 3.0]) * scale, np.array([5.0, 4.0, 6.0]) * scale)
+    assert found == pytest.approx(0.0741799, rel=1e-6)
+
+
+def test_units_without_a_size_give_no_interval() -> None:
+    empty = np.stack([np.ones(30), np.zeros(30)], 1)
+    numbers = {
+        name: [dataclasses.replace(number, units=empty) for number in row]
+        for name, row in planted(0.05).items()
+    }
+    assert [x.low for x in judged(numbers)] == [None, None]
+
+
 def test_equal_differences_give_no_p() -> None:
     """Nothing is left to chance, which is no proof: of two runs of one program, say."""
     values = np.array([[0.1, 0.7, 0.4]] * 3) + np.array([[0], [0], [0.3]])
