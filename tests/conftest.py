@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,9 @@ LONGEST = (
     "test_resume.py",
     "test_meshes.py",
 )
+# What a shell has a background job ignore (`pytest &`, nohup), the processes of tests would too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _made = pytest.StashKey[str]()
 _ended = itertools.count(1)
 

@@ -37,7 +37,8 @@ steps = int(flags["--config.run.length"].split()[0])
 if pattern == "broken":
     sys.exit("error: it does not train")
 workdir.mkdir(parents=True)
-records = [{"step": i, "train/loss": len(pattern) / (i + 2), "time/s": id(i)} for i in range(steps)]
+record = lambda i: {"step": i, "tokens": i, "train/loss": len(pattern) / (i + 2), "time/s": id(i)}
+records = [record(i) for i in range(steps)]
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + chr(10) for x in records))
 meta = workdir / "checkpoints" / str(steps) / "meta" / "metadata"
 meta.parent.mkdir(parents=True)

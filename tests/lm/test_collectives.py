@@ -53,15 +53,16 @@ def test_sharded_parameters() -> None:
 
 def test_tensor_parallel() -> None:
     """Of a layer two sums forward and two backward (mixer, feed-forward); one of the lookup; of a
-    chunk of logits the maximum, the sum and the target's; one of the gradient of hidden states.
+    chunk of logits the maximum, the sum, the sum without the target, and the target's; one of the
+    gradient of hidden states.
     """
-    assert collectives(TENSOR) == {"all_reduce": 4 + 1 + 3 + 1}
+    assert collectives(TENSOR) == {"all_reduce": 4 + 1 + 4 + 1}
     # The forward sums of a layer come out in parts of T.
     streamed = collectives(TENSOR | {"mesh.stream_over_tensor": True})
-    assert streamed == {"reduce_scatter": 2, "all_reduce": 2 + 1 + 3 + 1}
+    assert streamed == {"reduce_scatter": 2, "all_reduce": 2 + 1 + 4 + 1}
 
 
 @pytest.mark.parametrize(("pattern", "rest"), [("gla", 1), ("gated_deltanet", 0)])
 def test_a_mixer_sums_its_input_once(pattern: str, rest: int) -> None:
     """However many projections read it; `rest`: the low-rank gate of GLA has a sum of its own."""
-    assert collectives(TENSOR | {"model.pattern": pattern}, None) == {"all_reduce": 9 + rest}
+    assert collectives(TENSOR | {"model.pattern": pattern}, None) == {"all_reduce": 10 + rest}
