@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def load(arguments: list[str]) -> Config:
 
 
 def line_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
+    with contextlib.chdir(ROOT), pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
         load(arguments)
     assert stop.value.code == 2
     captured = capsys.readouterr()
@@ -64,6 +65,13 @@ COMMANDS = [
         [CONFIG, WORKDIR, "--config.mesh.data=1", "--config.mesh={}"],
         "--config.mesh is provided after --config.mesh.data",
     ),
+    ([CONFIG, WORKDIR, "--rate=nan"], "--rate=nan must be a finite number"),
+    ([CONFIG, WORKDIR, "--rate=-inf"], "--rate=-inf must be a finite number"),
+    ([CONFIG, WORKDIR, "--rate=1e999"], "--rate=inf must be a finite number"),
+    ([CONFIG, WORKDIR, "--profile_steps=4294967296"], "must be below 2^32 in size"),
+    ([CONFIG, "--workdir=a\udcff"], "--workdir is not UTF-8 at place 11 of '--workdir=a\\udcff'"),
+    ([CONFIG, WORKDIR, "a\udc80"], "the command line is not UTF-8 at place 1 of 'a\\udc80'"),
+    ([CONFIG, WORKDIR, "--config.init_from=\udc80"], "--config.init_from is not UTF-8 at place 19"),
 ]
 
 SOURCE = {"path": "x", "text_key": "text", "weight": 1, "valid_fraction": 0}
@@ -152,25 +160,13 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), COMMANDS, ids=str)
-def test_commands(
-    arguments: list[str],
-    told: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize(("arguments", "told"), COMMANDS, ids=ascii)
+def test_commands(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in line_of(arguments, capsys)
 
 
 @pytest.mark.parametrize(("overrides", "told"), OVERRIDES, ids=str)
-def test_overrides(
-    overrides: list[str],
-    told: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_overrides(overrides: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of([CONFIG, WORKDIR, *(f"--config.{o}" for o in overrides)], capsys)
     assert told in line
 

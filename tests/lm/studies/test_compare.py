@@ -25,6 +25,7 @@ from lm.studies import study as study_lib
 from lm.studies.study import Study
 from tests.lm import tiny
 from tests.lm.lab import sources, write_corpus
+from tests.lm.studies import rows as rows_lib
 
 SMALL = {
     "width": 32,
@@ -266,20 +267,8 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
         numbers = [statistics.mean(x + spread) for x in bits]
         seeds = tuple(Answer({"bpb": x}, Cost(1, 1.0, 1.0)) for x in numbers)
         curve = Curve((1.0, 2.0), tuple((x, x) for x in bits)) if name != "wide" else None
-        return Row(
-            pattern=name,
-            parameters=1,
-            ffn_dim=8,
-            num_layers=1,
-            seconds=1.0,
-            tokens_per_second=1.0,
-            peak_bytes=1,
-            flops_per_token=1.0,
-            decode_seconds={},
-            state_bytes={32: 1},
-            curve=curve,
-            tasks={"bits_per_byte": Asked("bpb", "lower", "bits", seeds)},
-        )
+        asked = {"bits_per_byte": Asked("bpb", "lower", "bits", seeds)}
+        return rows_lib.row(name, peak_bytes=1, state_bytes={32: 1}, curve=curve, tasks=asked)
 
     rows = [row("softmax", [2.0, 2.1]), row("retnet", [math.nan, 2.0]), row("wide", [2.0, 2.1])]
     compare.write(study, rows, [], {}, tmp_path)

@@ -10,25 +10,14 @@ import pytest
 
 from lm.report.compared import Curve, Row
 from lm.studies import speedup
+from tests.lm.studies import rows
 
 TOKENS = np.linspace(1e4, 1e6, 60)
 
 
 def row(name: str, curves: list[np.ndarray], flops: float = 1.0, rate: float = 1.0) -> Row:
-    return Row(
-        pattern=name,
-        parameters=1,
-        ffn_dim=1,
-        num_layers=1,
-        seconds=1.0,
-        tokens_per_second=rate,
-        peak_bytes=None,
-        flops_per_token=flops,
-        decode_seconds={},
-        state_bytes={},
-        curve=Curve(tuple(TOKENS), tuple(tuple(x) for x in curves)),
-        tasks={},
-    )
+    curve = Curve(tuple(TOKENS), tuple(tuple(x) for x in curves))
+    return rows.row(name, curve=curve, flops_per_token=flops, tokens_per_second=rate)
 
 
 def law(factor: float, noise: np.ndarray | float = 0.0) -> np.ndarray:

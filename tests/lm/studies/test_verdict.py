@@ -18,6 +18,7 @@ from lm.report import compared
 from lm.report.compared import Answer, Asked, Comparison, Difference, Row
 from lm.studies import verdict
 from lm.studies.verdict import Primary
+from tests.lm.studies.rows import row
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,38 +34,28 @@ def planted(
     shift = rng.normal(0, 0.1, seeds)
     found: dict[str, list[Number]] = {}
     for pattern, extra in (("first", 0.0), ("twin", 0.0), ("third", gap)):
-        row = []
+        by_seed = []
         for s in range(seeds):
             bits = base + shift[s] + extra + rng.normal(0, noise) + rng.normal(0, noise, docs)
-            row.append(statistics.ratio(bits * sizes, sizes, keep_units=True))
-        found[pattern] = row
+            by_seed.append(statistics.ratio(bits * sizes, sizes, keep_units=True))
+        found[pattern] = by_seed
     return found
 
 
 def rows_of(numbers: dict[str, list[Number]], is_better: str = "lower") -> list[Row]:
     return [
-        Row(
-            pattern=name,
-            parameters=1,
-            ffn_dim=1,
-            num_layers=1,
-            seconds=1.0,
-            tokens_per_second=1.0,
-            peak_bytes=None,
-            flops_per_token=1.0,
-            decode_seconds={},
-            state_bytes={},
-            curve=None,
+        row(
+            name,
             tasks={
                 "bits": Asked(
                     headline="bits",
                     is_better=is_better,  # pyright: ignore[reportArgumentType]
                     unit="bits per byte",
-                    seeds=tuple(Answer({"bits": number}, None) for number in row),
+                    seeds=tuple(Answer({"bits": number}, None) for number in by_seed),
                 )
             },
         )
-        for name, row in numbers.items()
+        for name, by_seed in numbers.items()
     ]
 
 

@@ -1,0 +1,17 @@
+"""A row of a comparison, of which a test says what it is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm.report.compared import Row
+
+
+def row(name: str, **fields: Any) -> Row:
+    """With ones and nothing for all that is not given."""
+    ones: dict[str, Any] = dict.fromkeys(
+        ("parameters", "ffn_dim", "num_layers", "seconds", "tokens_per_second", "flops_per_token"),
+        1,
+    )
+    nothing = {"peak_bytes": None, "decode_seconds": {}, "state_bytes": {}, "curve": None}
+    return Row(pattern=name, **{**ones, **nothing, "tasks": {}, **fields})
