@@ -30,9 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import ends, overrides
 from lm import files
 from lm.config import Config, UserError, from_mapping
-from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED, check_text, shown
-
-__all__ = ["UNFINISHED"]
+from lm.mapping import INTERRUPTED, MISTAKE, check_text, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
@@ -252,9 +250,9 @@ def parse(
     finally:
         _argv.clear()
     for name in flag_values:
-        value = (
-            None if "." in name else flag_values[name].value
-        )  # an override is checked by its key
+        if "." in name:  # an override, which is checked by its key
+            continue
+        value = flag_values[name].value
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name}={value} must be a finite number")
         if isinstance(value, int) and abs(value) >= 1 << 32:

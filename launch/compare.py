@@ -19,7 +19,7 @@ from __future__ import annotations
 from absl import flags
 
 from launch import cli
-from lm.config import UserError
+from lm.mapping import UNFINISHED, UserError
 
 _CONFIG = cli.config_flag(is_required=False)
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of all the runs")
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     recalls = None if rows is None else compare.recalled(study, workdir, before)
     if rows is None or recalls is None:
         print("stopped and saved; the same command goes on")
-        return cli.UNFINISHED
+        return UNFINISHED
     compare.write(study, rows, recalls, machine.describe("launch.compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")

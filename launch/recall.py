@@ -10,11 +10,10 @@ not trained again, and recall.json holds it beside what is new.
 
 from __future__ import annotations
 
-import re
-
 from absl import flags
 
 from launch import cli
+from lm.mapping import UNFINISHED
 
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
@@ -37,10 +36,8 @@ def main(argv: list[str]) -> int:
     found = recall.run(study, trainings)
     if found is None:
         print("stopped and saved; the same command goes on")
-        return cli.UNFINISHED
+        return UNFINISHED
     head = machine.describe("launch.recall")
-    # Where it ran is of no use to who repeats it.
-    head["command"] = re.sub(r"(--workdir[= ])\S+", r"\1DIR", head["command"])
     recall.write(recall.rows(study, found), grid.entries(trainings, found), head, workdir)
     print((workdir / "recall.md").read_text(encoding="utf-8"))
     return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from launch import cli
+from lm.mapping import UNFINISHED
 
 if TYPE_CHECKING:
     from lm.train import Outcome
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
         outcome = train.run(config, options)
         if processes.is_first():
             tell(outcome)
-    return 0 if outcome.finished else cli.UNFINISHED
+    return 0 if outcome.finished else UNFINISHED
 
 
 def tell(outcome: Outcome) -> None:

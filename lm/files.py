@@ -64,7 +64,7 @@ def replace(path: Path, content: str | bytes) -> None:
 def one_line(what: str, advice: str = "") -> Iterator[None]:
     """Around calls of a library that reads what a user gave: whatever it raises becomes one line,
     "WHAT: the reason; ADVICE". Readers of formats raise what they please, and those written in Rust
-    panic with exceptions that are no Exception, so there is no list of kinds here.
+    panic with exceptions that are not an Exception, so there is no list of kinds here.
 
     Raises:
       UserError: the library raised anything, or this was raised inside.

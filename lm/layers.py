@@ -100,7 +100,7 @@ def _groups(pairs: Any) -> tuple[Group, ...]:
 
 
 def _listed(labels: Any) -> tuple[Any, ...]:
-    """The labels of a group, which may be "a,b"; what is neither text nor a tuple is no label."""
+    """The labels of a group, a tuple or text such as "a,b"; (None,) of anything else."""
     if isinstance(labels, str):
         return tuple(labels.split(","))
     return labels if isinstance(labels, tuple) else (None,)

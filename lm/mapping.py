@@ -31,7 +31,6 @@ class UserError(Exception):
 # SMALLEST to LARGEST. Tokens are counted exactly to 2^53; durations end there.
 INTEGERS, SMALLEST, LARGEST, LONGEST = 1 << 31, 2.0**-126, 2.0**128, 2.0**53
 
-
 # Of kinds of values whose own name is not what a file would hold.
 NAMES: dict[Any, str] = {Mapping: "dict", list | tuple: "list"}
 

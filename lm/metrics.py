@@ -182,7 +182,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
       UserError: a line before the last is damaged.
     """
     path, records = workdir / FILE, dict[int, dict[str, Any]]()
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(_bytes(path)), start=1):
         record = _parsed(line)
         if record is None:
             raise UserError(f"{path}:{number} is damaged; restore the file, or remove that line")
@@ -197,15 +197,9 @@ def check(workdir: Path, step: int, records: Records) -> None:
       UserError: they are lost, or others.
     """
     path = workdir / FILE
-    data = path.read_bytes() if path.exists() else b""
-    if Records.of(data[: records.size]) == records:
-        return
-    told = f"{len(data)} of {records.size} bytes are left"
-    raise UserError(
-        f"{path} is not what the checkpoint of step {step} counts on: "
-        f"{told if len(data) < records.size else 'its bytes are others'}; restore it, or give up "
-        f"the records that are lost: train with {GIVE_UP}"
-    )
+    data = _bytes(path)
+    if not _holds(data, records):
+        raise _lost(path, data, step, records)
 
 
 def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: bool) -> bool:
@@ -216,19 +210,15 @@ def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: 
       UserError: they are, and that is not accepted; or, where the checkpoint does not say, a line
       is damaged.
     """
-    path, is_lost = workdir / FILE, False
-    data = path.read_bytes() if path.exists() else b""
-    try:
-        if records is not None:
-            check(workdir, step, records)
-    except UserError:
-        is_lost = True
-        if not is_loss_accepted:
-            raise
-    if records is not None and not is_lost:
-        kept = data[: records.size]
+    path = workdir / FILE
+    data = _bytes(path)
+    if records is not None and _holds(data, records):
+        kept, is_lost = data[: records.size], False
     else:
-        found = list(map(_parsed, _lines(path))) if is_lost else read(workdir)
+        is_lost = records is not None
+        if records is not None and not is_loss_accepted:
+            raise _lost(path, data, step, records)
+        found = list(map(_parsed, _lines(data))) if is_lost else read(workdir)
         kept = b"".join(_line(record) for record in found if record and record["step"] <= step)
     if kept != data:
         files.replace(path, kept)
@@ -237,9 +227,26 @@ def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: 
     return is_lost
 
 
-def _lines(path: Path) -> list[bytes]:
+def _holds(data: bytes, records: Records) -> bool:
+    return Records.of(data[: records.size]) == records
+
+
+def _lost(path: Path, data: bytes, step: int, records: Records) -> UserError:
+    told = f"{len(data)} of {records.size} bytes are left"
+    return UserError(
+        f"{path} is not what the checkpoint of step {step} counts on: "
+        f"{told if len(data) < records.size else 'its bytes are others'}; restore it, or give up "
+        f"the records that are lost: train with {GIVE_UP}"
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _lines(data: bytes) -> list[bytes]:
     """Whole ones: after the last of them there is nothing, or the partial line of a killed run."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return data.split(b"\n")[:-1]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

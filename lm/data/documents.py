@@ -10,9 +10,9 @@ A document's key is the name of its file, with a line or row number where a file
 have one `id`, their content decides in its place: so of the same text under one name all copies lie
 on one side.
 
-A byte order mark is no part of a text. What is damaged in one document (not UTF-8, not JSON) is
-left out and counted, as is what is empty; what makes a file unreadable is told in one line with its
-name, whatever the library raised. A key that is not there, or holds something else than text, is a
+A byte order mark is not a part of a text. A document that is empty or damaged (not UTF-8, not JSON)
+is left out and counted; a file that cannot be read is told in one line with its name, whatever the
+library raised. A key that is not there, or holds something else than text, is a
 mistake of the configuration and told at once.
 
 Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
@@ -24,6 +24,7 @@ small .gz that unpacks to the size of a disk is told of and not killed for memor
 from __future__ import annotations
 
 import codecs
+import functools
 import gzip
 import hashlib
 import importlib
@@ -139,8 +140,11 @@ def _wrong(data: Data) -> str:
     return ""
 
 
+@functools.lru_cache(maxsize=16)
 def _repeated(corpus: Corpus) -> frozenset[int]:
-    """Hashes of the ids that several documents have; a pass over the files that can hold ids."""
+    """Hashes of the ids that several documents have; a pass over the files that can hold ids, once
+    for the tokenizer and the tokens that are made of them.
+    """
     if not 0 < corpus.config.valid_fraction < 1:
         return frozenset()
     found = array("Q")

@@ -28,7 +28,7 @@ VERSION = 2  # of the order of rows of several sources: raise it when the same w
 
 
 class _Node(NamedTuple):
-    """Of `whole` rows `part` are of the left side; a side is a node or the index of a source."""
+    """The left side has `part` of every `whole` rows; a side is a node or the index of a source."""
 
     part: int
     whole: int

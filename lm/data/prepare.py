@@ -130,9 +130,10 @@ def prepare(
 
 def _left_out(corpus: Corpus, splits: Mapping[str, Store]) -> LeftOut:
     """Files that are not listed now, and documents that were not in those that were read."""
-    read = LeftOut(**splits["train"].meta["left_out"])
-    listed = corpus.left_out
-    return LeftOut(listed.counts | read.counts, listed.first | read.first)
+    found = LeftOut()
+    found.include(corpus.left_out)
+    found.include(LeftOut(**splits["train"].meta["left_out"]))
+    return found
 
 
 def _check_tokenizer(folder: Path, sha256: str) -> None:
@@ -211,10 +212,13 @@ def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progres
 
 
 class _Piece(NamedTuple):
-    """Text that is tokenized as one; a document is one or several, the last of them `is_last`."""
+    """A text that is tokenized as one, of `num_bytes` in UTF-8. A document is one of them or
+    several, the last of which `is_last`.
+    """
 
     key: str
     text: str
+    num_bytes: int
     is_valid: bool
     is_last: bool
 
@@ -233,7 +237,7 @@ def _write_splits(
                 if lost := tokenizer.lost(piece.text, ids):
                     raise UserError(f"document {piece.key!r}: {lost}")
                 writer = writers[SPLITS[piece.is_valid]]
-                writer.append(ids, len(piece.text.encode()), is_last=piece.is_last)
+                writer.append(ids, piece.num_bytes, is_last=piece.is_last)
         for writer in writers.values():
             writer.finish(corpus.description, left_out)
 
@@ -256,7 +260,7 @@ def _batches(found: Iterator[Document]) -> Iterator[list[_Piece]]:
         for text in documents.pieces(document.data):
             num_bytes = len(text.encode())
             rest, size = rest - num_bytes, size + num_bytes
-            batch.append(_Piece(document.key, text, document.is_valid, is_last=not rest))
+            batch.append(_Piece(document.key, text, num_bytes, document.is_valid, not rest))
             if size >= _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0

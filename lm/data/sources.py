@@ -60,6 +60,11 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.first.setdefault(reason, place)
 
+    def include(self, other: LeftOut) -> None:
+        """Takes over what was left out elsewhere, of other reasons."""
+        self.counts.update(other.counts)
+        self.first.update(other.first)
+
     def __str__(self) -> str:
         """For example "30 undecodable (first a.txt), 1 empty (first b.txt)"."""
         shown = [
@@ -74,7 +79,7 @@ def tell(where: str, told: str) -> None:
     log.warning("%s; left out: %s", where, told)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # itself alone: its files may change meanwhile
 class Corpus:
     """The files of one source, listed but not read, and the paths that were not listed."""
 

@@ -191,7 +191,7 @@ def _digest(data: bytes | bytearray) -> bytes:
 
 
 def _sha256(meta: Mapping[str, Any]) -> str:
-    """Of what meta.json says besides it."""
+    """The digest that meta.json holds: of all its other entries."""
     rest = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 

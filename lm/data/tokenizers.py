@@ -23,7 +23,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,8 +133,12 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
         path = os.path.expanduser(config.path)
         content = _read(path, "set data.tokenizer.path")
         with files.one_line(f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer"):
-            tokenizer = Tokenizer(kind, _lossless(content) if kind == "tokenizers" else content)
-            strings = [*tokenizer.added, *(_patterns(content) if kind == "tokenizers" else ())]
+            patterns: list[str] = []
+            if kind == "tokenizers":
+                settings = json.loads(content)
+                patterns, content = _patterns(settings), _lossless(settings)
+            tokenizer = Tokenizer(kind, content)
+            strings = [*tokenizer.added, *patterns]
             text = _PROBE + "".join(f"a  {string}  " for string in strings)
             # With a space in front, which some drop, and without, where others add one.
             texts = [text, f" {text}"]
@@ -285,12 +289,11 @@ def _train(texts: Iterable[str], vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-def _lossless(content: str) -> str:
+def _lossless(settings: dict[str, Any]) -> str:
     """A tokenizer.json for corpus text: whole documents, no padding, no Unicode normal form, no
     dropout.
     """
-    settings = json.loads(content)
-    settings |= {"truncation": None, "padding": None, "post_processor": None}
+    settings = settings | {"truncation": None, "padding": None, "post_processor": None}
     if settings.get("normalizer"):
         settings["normalizer"] = _without_normal_forms(settings["normalizer"])
     model = settings["model"]
@@ -314,9 +317,8 @@ def _check_added(tokens: Sequence[dict[str, Any]], vocab: Any) -> None:
             )
 
 
-def _patterns(content: str) -> list[str]:
+def _patterns(settings: Mapping[str, Any]) -> list[str]:
     """The strings, not regular expressions, that a tokenizer.json replaces or splits at."""
-    settings = json.loads(content)
     found, pending = [], [settings.get("normalizer"), settings.get("pre_tokenizer")]
     while pending:
         node = pending.pop()

@@ -106,8 +106,7 @@ def _read(
     longest = b""
     try:
         corpus = sources.create("task", source)
-        left_out.counts.update(corpus.left_out.counts)
-        left_out.first.update(corpus.left_out.first)
+        left_out.include(corpus.left_out)
         for document in documents_lib.documents(corpus, left_out):
             if len(document.data) >= tokens:
                 yield tokenizer.encode_batch([document.text])[0]

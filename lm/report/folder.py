@@ -104,8 +104,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of metrics.jsonl; those which the newest checkpoint counts on are all there, if one can be
-    read: a page needs none.
+    """The records of metrics.jsonl. Those which the newest checkpoint counts on must all be there;
+    a run without a checkpoint that can be read has a page as well.
     """
     try:
         meta = checkpoint.newest(path)[1]

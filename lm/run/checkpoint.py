@@ -88,7 +88,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def newest(workdir: Path) -> tuple[Config, Meta]:
-    """Of the newest checkpoint of a run of which they can be read.
+    """The configuration and meta of the newest checkpoint of a run that has both unharmed.
 
     Raises:
       UserError: they cannot be read of any.

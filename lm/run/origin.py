@@ -178,10 +178,8 @@ def _check_trunk(folder: Path) -> None:
 def _check_length(restored: Restored, built: Build, folder: Path) -> None:
     """Another run.length moves the decay: not that of weights which are in it, or would be."""
     meta, config = restored.meta, built.config
-    planned, per_step = (
-        formats.read(restored.config, f"{folder}/{meta.step}/config"),
-        config.tokens_per_step,
-    )
+    planned = formats.read(restored.config, f"{folder}/{meta.step}/config")
+    per_step = config.tokens_per_step
     schedules = [_schedule(planned, meta), built.schedule]
     is_past = meta.tokens > built.run_tokens  # told elsewhere
     if is_past or schedules[0].phases[1:] == schedules[1].phases[1:]:

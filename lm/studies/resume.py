@@ -188,11 +188,13 @@ def _launch(run: Trained) -> str:
     outputs = [process.communicate() for process in started]
     for process, (_, err) in zip(started, outputs, strict=True):
         if process.returncode:
-            tail = (err.strip().splitlines() or ["no output"])[-1]
-            raise UserError(
-                f"training in {run.workdir} ended with status {process.returncode}: {tail}"
-            )
+            raise _failed(run, process.returncode, err)
     return outputs[0][0]
+
+
+def _failed(run: Trained, status: int, err: str) -> UserError:
+    tail = (err.strip().splitlines() or ["no output"])[-1]
+    return UserError(f"training in {run.workdir} ended with status {status}: {tail}")
 
 
 def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Random) -> str | None:
@@ -221,8 +223,7 @@ def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Ran
         if process.returncode not in (0, UNFINISHED, -signal.SIGKILL):
             status, err = process.returncode, told
     if status not in (0, -signal.SIGKILL):
-        tail = (err.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"training in {run.workdir} ended with status {status}: {tail}")
+        raise _failed(run, status, err)
     return err.splitlines()[-1] if status else None
 
 

@@ -82,13 +82,9 @@ def judge(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
     """The verdict on every primary comparison, in their order."""
     found = [_measured(rows, one) for one in primary]
     tests = [_test(rows, one) for one in primary]
-    # One that has no p counts among those it was named with: leaving it out would be a choice made
-    # after looking.
-    corrected = holm(np.array([1.0 if p is None else p for p in tests]))
-    p_values = [None if p is None else float(c) for p, c in zip(tests, corrected, strict=True)]
     return [
         _verdict(rows, one, difference, p, len(primary))
-        for one, difference, p in zip(primary, found, p_values, strict=True)
+        for one, difference, p in zip(primary, found, corrected(tests), strict=True)
     ]
 
 
@@ -144,11 +140,7 @@ def seed_p_values(
     first, *others = values
     assert set(variants) <= set(others), "a variant has values of its own"
     found = {name: p_value(values[name] - values[first], values[first]) for name in others}
-    corrected = holm(np.array([1.0 if p is None else p for p in found.values()]))
-    return {
-        name: None if p is None else float(c)
-        for (name, p), c in zip(found.items(), corrected, strict=True)
-    }
+    return dict(zip(found, corrected([*found.values()]), strict=True))
 
 
 def p_value(differences: np.ndarray, values: np.ndarray) -> float | None:
@@ -174,6 +166,14 @@ def over_seeds(differences: np.ndarray) -> tuple[float, float] | tuple[None, Non
     error = float(differences.std(ddof=1)) / math.sqrt(seeds)
     half = float(special.stdtrit(seeds - 1, 0.5 + statistics.CONFIDENCE / 2)) * error
     return float(differences.mean()) - half, float(differences.mean()) + half
+
+
+def corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    """By Holm. One that has no p counts among those it was named with: leaving it out would be a
+    choice made after looking.
+    """
+    found = holm(np.array([1.0 if p is None else p for p in p_values]))
+    return [None if p is None else float(c) for p, c in zip(p_values, found, strict=True)]
 
 
 def holm(p: np.ndarray) -> np.ndarray:
