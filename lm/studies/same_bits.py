@@ -323,7 +323,8 @@ _CAPTURED: Any = {"capture_output": True, "text": True, "check": False}
 def _environment(root: Path, num_devices: int) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     platform = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
-    return inherited | platform | {"PYTHONPATH": str(root)}
+    # Bytecode is found by a file's second and size: an edit right after a run would not count.
+    return inherited | platform | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _commit(root: Path) -> str:

@@ -145,12 +145,16 @@ def test_runs_of_a_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         subprocess.run(["git", "-C", old, *words], check=True, env=os.environ | identity)
     assert len(same_bits.look(old).commit) == 40
     assert same_bits.look(new).commit == ""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     assert found(old, new, tmp_path / "runs", mixers="a") == {"mixer a": []}
     (kept,) = (tmp_path / "runs" / same_bits.look(old).commit).glob("mixer-a-*")
     before = (kept / "metrics.jsonl").stat().st_mtime_ns
     assert found(old, new, tmp_path / "runs", mixers="a") == {"mixer a": []}
     assert (kept / "metrics.jsonl").stat().st_mtime_ns == before
-    (old / "launch" / "train.py").write_text(TRAIN.replace("(i + 2)", "(i + 3)"))
+    program = old / "launch" / "train.py"
+    written = program.stat().st_mtime_ns
+    program.write_text(TRAIN.replace("(i + 2)", "(i + 3)"))
+    os.utime(program, ns=(written, written + 1))  # in the same second
     assert found(old, new, tmp_path / "runs", mixers="a")["mixer a"], "changed files count"
 
 
