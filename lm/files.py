@@ -171,6 +171,15 @@ def told(error: BaseException) -> str | None:
     return f"{failure.strerror} ({text}); {advice(failure)}"
 
 
+def last_line(text: str, otherwise: str = "no output") -> str:
+    """What a process that failed said last; `otherwise` if it said nothing.
+
+    >>> last_line("Traceback ...\\nValueError: no\\n")
+    'ValueError: no'
+    """
+    return (text.strip().splitlines() or [otherwise])[-1]
+
+
 def advice(error: OSError) -> str:
     """What to do about a failure of the operating system."""
     return _ADVICE.get(error.errno or 0, "mend that and run the same command again")

@@ -21,7 +21,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -181,13 +181,8 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: a line before the last is damaged.
     """
-    path, records = workdir / FILE, dict[int, dict[str, Any]]()
-    for number, line in enumerate(_lines(_bytes(path)), start=1):
-        record = _parsed(line)
-        if record is None:
-            raise UserError(f"{path}:{number} is damaged; restore the file, or remove that line")
-        records[record["step"]] = record
-    return list(records.values())
+    path = workdir / FILE
+    return _records(path, _bytes(path))
 
 
 def check(workdir: Path, step: int, records: Records) -> None:
@@ -212,19 +207,24 @@ def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: 
     """
     path = workdir / FILE
     data = _bytes(path)
-    if records is not None and _holds(data, records):
+    if records is None:
+        kept, is_lost = _until(step, _records(path, data)), False
+    elif _holds(data, records):
         kept, is_lost = data[: records.size], False
+    elif is_loss_accepted:
+        kept, is_lost = _until(step, map(_parsed, _lines(data))), True
     else:
-        is_lost = records is not None
-        if records is not None and not is_loss_accepted:
-            raise _lost(path, data, step, records)
-        found = list(map(_parsed, _lines(data))) if is_lost else read(workdir)
-        kept = b"".join(_line(record) for record in found if record and record["step"] <= step)
+        raise _lost(path, data, step, records)
     if kept != data:
         files.replace(path, kept)
     if is_lost:
         log.warning("%s: records of the steps up to %d are lost and given up", path, step)
     return is_lost
+
+
+def _until(step: int, records: Iterable[dict[str, Any] | None]) -> bytes:
+    """The lines of the records up to `step`, without those that are damaged (None)."""
+    return b"".join(_line(record) for record in records if record and record["step"] <= step)
 
 
 def _holds(data: bytes, records: Records) -> bool:
@@ -242,6 +242,17 @@ def _lost(path: Path, data: bytes, step: int, records: Records) -> UserError:
 
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
+
+
+def _records(path: Path, data: bytes) -> list[dict[str, Any]]:
+    """As `read`, of the bytes of the file."""
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(_lines(data), start=1):
+        record = _parsed(line)
+        if record is None:
+            raise UserError(f"{path}:{number} is damaged; restore the file, or remove that line")
+        records[record["step"]] = record
+    return list(records.values())
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -36,7 +36,7 @@ from kernels.contract import Case
 from launch.benchmarks import forms, tables
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
-from lm import targets
+from lm import files, targets
 from lm.config import UserError
 from lm.targets import Chip
 
@@ -150,7 +150,7 @@ def programs(op: str, target: str) -> Iterator[Program]:
     command = [sys.executable, "-m", "launch.benchmarks.compiled", op, target]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = files.last_line(done.stderr, "no message")
         raise UserError(f"the kernels of {op} for {target} were not compiled: {reason}")
     for line in done.stdout.splitlines():
         found = json.loads(line)

@@ -31,6 +31,7 @@ from launch.benchmarks.ceilings import Ceilings
 from launch.benchmarks.forms import Sizes, Timed
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
+from lm import files
 from lm.config import UserError
 
 SCRIPT = Path(__file__).with_name("peer_process.py")
@@ -161,7 +162,7 @@ def started(command: list[str]) -> Iterator[Process]:
                 return line.decode().strip()
             status = process.wait()
             errors.seek(0)
-            raise PeerError((errors.read().strip().splitlines() or [f"status {status}"])[-1])
+            raise PeerError(files.last_line(errors.read(), f"status {status}"))
 
         told: list[str] = []
 

@@ -12,8 +12,8 @@ on one side.
 
 A byte order mark is not a part of a text. A document that is empty or damaged (not UTF-8, not JSON)
 is left out and counted; a file that cannot be read is told in one line with its name, whatever the
-library raised. A key that is not there, or holds something else than text, is a
-mistake of the configuration and told at once.
+library raised. A key that is not there, or holds something else than text, is a mistake of the
+configuration and told at once.
 
 Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
 takes up to four bytes a letter; one is tokenized in pieces of at most 256 KiB. Lines of JSON over

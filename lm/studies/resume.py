@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm import metrics
+from lm import files, metrics
 from lm.config import UserError
 from lm.mapping import UNFINISHED
 from lm.run import checkpoint
@@ -193,7 +193,7 @@ def _launch(run: Trained) -> str:
 
 
 def _failed(run: Trained, status: int, err: str) -> UserError:
-    tail = (err.strip().splitlines() or ["no output"])[-1]
+    tail = files.last_line(err)
     return UserError(f"training in {run.workdir} ended with status {status}: {tail}")
 
 

@@ -25,7 +25,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm import metrics
+from lm import files, metrics
 from lm.config import UserError, flatten, nearest
 from lm.run.progress import GridBar
 
@@ -161,7 +161,9 @@ def look(root: Path) -> Checkout:
     command = [sys.executable, "-c", _ASK]
     asked = subprocess.run(command, cwd=root, env=_environment(root, 1), **_CAPTURED)
     if asked.returncode:
-        raise UserError(f"{root}: experiments/base.py cannot be read: {_last_line(asked.stderr)}")
+        raise UserError(
+            f"{root}: experiments/base.py cannot be read: {files.last_line(asked.stderr)}"
+        )
     place, values = json.loads(asked.stdout)
     if not Path(place).is_relative_to(root):
         raise UserError(f"{root}: its processes import {place}; name the folder that holds lm/")
@@ -265,7 +267,7 @@ def _train(
         for side, (process, workdir) in zip(sides, started, strict=True):
             told = process.communicate()[1] if process else ""
             if process and process.returncode:
-                found.append(f"{side.root} fails: {_last_line(told)}")
+                found.append(f"{side.root} fails: {files.last_line(told)}")
             else:
                 found.append(_read(workdir))
     return found
@@ -335,10 +337,6 @@ def _commit(root: Path) -> str:
     top, _, commit = head.stdout.strip().partition("\n")
     is_exact = not head.returncode and Path(top) == root.resolve() and not changes.stdout.strip()
     return commit if is_exact else ""
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no output"])[-1]
 
 
 def _write_corpus(folder: Path) -> None:
