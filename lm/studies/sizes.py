@@ -1,13 +1,18 @@
-"""What makes patterns of mixers equally large: the width of the feed-forward, or the depth."""
+"""Sizes of models that are compared: patterns of mixers made equally large by the width of the
+feed-forward or the depth; and one configuration at other widths and depths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from lm.mapping import UserError
+from lm import layers as layer_lib
+from lm.config import Config, from_mapping
+from lm.mapping import UserError, to_mapping
 
 TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
+GROWING = ("num_heads", "num_kv_heads", "ffn_dim")  # sizes that are proportional to the width
 
 
 class Size(NamedTuple):
@@ -52,3 +57,50 @@ def _equal_depth(pattern: str, given: Size, target: int, count: Callable[[str, S
     one, two = (count(pattern, given._replace(num_layers=n * period)) for n in (1, 2))
     periods = max(1, round(1 + (target - one) / (two - one)))
     return given._replace(num_layers=periods * period)
+
+
+def widened(config: Config, width: int) -> Config:
+    """`config` at another model width: heads are as wide as before and there are proportionally
+    more of them, the feed-forward grows with them; so do these sizes in the options of layers.
+
+    Raises:
+      UserError: a width at which a number of heads or the feed-forward width is not whole.
+    """
+    values: Any = to_mapping(config)
+
+    def scaled(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                found[key] = scaled(value, f"{where}.{key}")
+            elif key in GROWING:
+                found[key] = _times(value, width, config.model.width, f"{where}.{key}")
+            else:
+                found[key] = value
+        return found
+
+    return from_mapping({**values, "model": {**scaled(values["model"], "model"), "width": width}})
+
+
+def _times(size: int, width: int, base: int, where: str) -> int:
+    if size * width % base:
+        raise UserError(
+            f"{where}={size} at model.width={base} is not whole at width {width}; "
+            "name a width at which it is"
+        )
+    return size * width // base
+
+
+def deepened(config: Config, num_layers: int) -> Config:
+    """`config` with another number of layers, of a pattern that is cycled over the depth.
+
+    Raises:
+      UserError: a pattern of groups, whose depth is fixed.
+    """
+    values: Any = to_mapping(config)
+    if layer_lib.pattern_depth(config.model.pattern, num_layers) != num_layers:
+        raise UserError(
+            f"model.pattern={config.model.pattern} is of groups, which have a fixed depth; name "
+            "labels, which are cycled over the depth"
+        )
+    return from_mapping({**values, "model": {**values["model"], "num_layers": num_layers}})
