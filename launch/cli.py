@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import ends, overrides
 from lm import files
 from lm.config import Config, UserError, from_mapping
-from lm.mapping import INTERRUPTED, MISTAKE, check_text, shown
+from lm.mapping import INTERRUPTED, MISTAKE, check_text, completed, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
@@ -83,7 +83,8 @@ def read_config_file(argument: str) -> ConfigDict:
     if not isinstance(value, Mapping | ConfigDict):
         kind = type(value).__name__
         raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-    return ConfigDict(_todays(value if isinstance(value, Mapping) else value.to_dict(), path))
+    values = _todays(value if isinstance(value, Mapping) else value.to_dict(), path)
+    return ConfigDict(completed(Config, values))
 
 
 def load_config(config: ConfigDict) -> Config:

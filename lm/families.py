@@ -31,7 +31,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from lm.mapping import Bound, Unit, UserError, convert, field_marks, nearest, shown, to_mapping
+from lm.mapping import (
+    Bound,
+    Unit,
+    UserError,
+    convert,
+    field_marks,
+    is_neutral,
+    nearest,
+    shown,
+    to_mapping,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +201,9 @@ class Family:
     def to_mapping(self, value: Any) -> dict[str, Any]:
         """The inverse of `convert`: the key and every option."""
         if isinstance(value, Choice):
-            return {self.key: value.name, **to_mapping(value.options)}
+            marks = field_marks(self.class_of(value))
+            options = {k: x for k, x in value.options.items() if not is_neutral(marks[k], x)}
+            return {self.key: value.name, **to_mapping(options)}
         return {self.key: self.name_of(type(value)), **to_mapping(value)}
 
     def describe(self, name: Any, where: str) -> dict[str, str]:

@@ -95,6 +95,8 @@ def to_mapping(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {}
         for name, marks in field_marks(type(value)).items():
+            if is_neutral(marks, getattr(value, name)):
+                continue
             reader = _reader(marks)
             inverse = to_mapping if reader is None else reader.to_mapping
             found[name] = inverse(getattr(value, name))
@@ -140,6 +142,39 @@ BELOW_ONE = Bound("must lie in [0, 1)", lambda x: 0.0 <= x < 1.0)
 # a run is, what it tells, or where its numbers are and in which order they are summed; never what a
 # step computes, but for what a module draws (lm/step.py: a key for each place of the data axis).
 FREE = "free"
+
+
+@dataclasses.dataclass(frozen=True)
+class Later:
+    """Mark of a field that came after configurations without it had been written: a mapping without
+    the key means `neutral`, and `to_mapping` leaves the key out where the field holds that. So what
+    was written before reads as it did, and has the digest that it had. An option of a family has
+    `neutral` as its default too.
+    """
+
+    neutral: Any
+
+
+def is_neutral(marks: tuple[Any, ...], value: Any) -> bool:
+    """Whether a field with these marks holds what a mapping without its key means."""
+    return any(isinstance(mark, Later) and mark.neutral == value for mark in marks)
+
+
+def completed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a dataclass with the keys of its `Later` fields, and of those of the dataclasses
+    inside it, so that a flag can name them. Options of families are completed by their defaults.
+    """
+    found = dict(values)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for name, marks in field_marks(kind).items():
+        inner = hints[name]
+        plain = typing.get_args(inner)[0] if typing.get_origin(inner) is Annotated else inner
+        if name not in found:
+            neutral = [to_mapping(mark.neutral) for mark in marks if isinstance(mark, Later)]
+            found.update(zip([name], neutral, strict=False))
+        elif dataclasses.is_dataclass(plain) and isinstance(found[name], Mapping):
+            found[name] = completed(typing.cast(type[Any], plain), found[name])
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +289,7 @@ def _freeze(value: Any) -> Any:
 def _fields(kind: Any, value: Any, where: str) -> Any:
     value = _typed(Mapping, value, where)
     hints = typing.get_type_hints(kind, include_extras=True)
+    value = completed(kind, value)
     for key in value:
         if key not in hints:
             raise UserError(f"unknown key {where}.{key}; {nearest(str(key), hints)}")

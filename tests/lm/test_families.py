@@ -13,7 +13,17 @@ from lm import families, layers
 from lm.config import from_mapping, to_mapping
 from lm.families import MIXERS, SCHEDULES, Choice, Family
 from lm.feed_forward.swiglu import Swiglu
-from lm.mapping import FREE, POSITIVE, Duration, Unit, UserError, convert, free_keys
+from lm.mapping import (
+    FREE,
+    POSITIVE,
+    Duration,
+    Later,
+    Unit,
+    UserError,
+    convert,
+    field_marks,
+    free_keys,
+)
 from lm.mixers.retnet import Retnet
 from lm.modules.mixer import Call
 from lm.optimizers.adamw import Adamw
@@ -44,6 +54,31 @@ def test_every_file_of_every_family_holds_its_class(family: Family) -> None:
         member = family.find(name, "here")
         assert family.name_of(member) == name
         assert callable(member.problem)
+
+
+@pytest.mark.parametrize("family", families.ALL, ids=lambda family: family.folder)
+def test_an_option_that_came_later_has_as_default_what_came_before(family: Family) -> None:
+    for name in family.names():
+        member = family.find(name, "here")
+        defaults = {field.name: field.default for field in dataclasses.fields(member)}
+        for key, marks in field_marks(member).items():
+            for mark in marks:
+                assert not isinstance(mark, Later) or defaults[key] == mark.neutral, (name, key)
+
+
+class Wide(Swiglu):
+    """A feed-forward with an option that came later."""
+
+    rank: Annotated[int, Later(0)] = 0
+
+
+def test_an_option_of_a_flax_module_that_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = families.FEED_FORWARDS
+    monkeypatch.setattr(Family, "find", lambda *_: Wide)
+    before, now = ({"family": "swiglu", "ffn_dim": 8} | more for more in ({}, {"rank": 2}))
+    assert family.to_mapping(family.choose(before, "mlp")) == before
+    assert family.to_mapping(family.choose(now, "mlp")) == now
+    assert family.defaults("swiglu", "mlp")["rank"] == 0
 
 
 @pytest.mark.parametrize(

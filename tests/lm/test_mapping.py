@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from lm import mapping
-from lm.mapping import Duration, UserError, convert, difference, flatten, nearest, to_mapping
+from lm.mapping import (
+    POSITIVE,
+    Duration,
+    Later,
+    UserError,
+    completed,
+    convert,
+    difference,
+    flatten,
+    nearest,
+    to_mapping,
+)
 from tests.lm import tiny
 
 
@@ -136,3 +147,33 @@ def test_what_no_array_or_file_holds(key: str, value: Any, told: str) -> None:
 def test_what_arrays_hold_is_taken() -> None:
     largest = {"count": (1 << 31) - 1, "size": 3.4e38, "several": [-1.2e-38, 0.0]}
     assert mapping.convert(Numbers, GOOD | largest, "x").size == 3.4e38
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int
+    span: Annotated[Duration, POSITIVE, Later(Duration(5, "steps"))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    depth: Annotated[float, Later(1.0)]
+
+
+def test_a_key_that_came_later_is_read_from_and_written_as_what_came_before() -> None:
+    before = {"inner": {"width": 3}}
+    assert convert(Outer, before, "x") == Outer(Inner(3, Duration(5, "steps")), 1.0)
+    assert to_mapping(convert(Outer, before, "x")) == before
+    now = {"inner": {"width": 3, "span": "6 steps"}, "depth": 0.5}
+    assert to_mapping(convert(Outer, now, "x")) == now
+    assert difference(before, now) == {"depth": (None, 0.5), "inner.span": (None, "6 steps")}
+    with pytest.raises(UserError, match=r"missing key x\.inner\.width"):
+        convert(Outer, {"inner": {}}, "x")
+    with pytest.raises(UserError, match=r"x\.inner\.span=0 steps must be positive"):
+        convert(Outer, {"inner": {"width": 3, "span": "0 steps"}}, "x")
+
+
+def test_a_flag_can_name_a_key_that_came_later() -> None:
+    found = completed(Outer, {"inner": {"width": 3}, "else": 1})
+    assert found == {"inner": {"width": 3, "span": "5 steps"}, "depth": 1.0, "else": 1}
