@@ -277,4 +277,6 @@ FEED_FORWARDS = Family("feed_forward", "feed-forward", given=LAYER)
 BLOCKS = Family("blocks", "block", given=(*LAYER, "mixer", "mlp"))
 MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape", "contracted"))
 
-ALL = (SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS, MIXERS, FEED_FORWARDS, BLOCKS, MATRICES)
+LAWS = Family("laws", "law", key="law", needs=("problem", "published"))
+
+ALL = (SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS, MIXERS, FEED_FORWARDS, BLOCKS, MATRICES, LAWS)

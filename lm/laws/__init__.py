@@ -1,0 +1,221 @@
+"""Laws of rates, batches and losses, one file each, found by listing this folder.
+
+A file holds one frozen dataclass, named as the file in camel case. Its fields are the constants of
+the law, and their defaults are the published values: `Power()` is the published law and
+`Power(a=3.1, b=-0.4, c=0.7)` one that was fitted. `published` holds the same constants with unit,
+domain, source and evidence, and `equations` is what lm/fits can fit to a table. A method
+`rate`, `batch` or `loss` predicts the column `learning_rate`, `batch_tokens` or `loss`; where there
+is an equation for it, its arguments are the columns that the equation reads.
+
+Everything is float64 on the host. The columns and quantities of every law have one name and unit:
+`learning_rate` (peak), `batch_tokens` (tokens a step), `tokens` (of the run), `body_parameters`
+(without embeddings), `parameters` (all), `loss` (nats a token), `compute` (FLOPs of the run).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+# Who has seen the number: P the paper's own text, C official code, S a reading note that quotes the
+# paper, R recomputed from public data; UNCONFIRMED numbers are to be checked before they are used.
+Tag = Literal["P", "C", "S", "R", "UNCONFIRMED"]
+Selection = Literal["vertex", "near", "best", "rows"]
+Columns = Mapping[str, np.ndarray]
+
+LOSS_DELTA = 1e-3  # of the Huber loss of log losses (Hoffmann et al. 2022; arXiv 2408.11029)
+RATE_DELTA = 0.3  # of log rates: optima on a grid of factors of two scatter by 10 to 30 %
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A published constant.
+
+    Attributes:
+      unit: of the value; "1" is a pure number.
+      domain: quantity -> the smallest and the largest it was fitted to.
+      tag: who has seen the number (`Tag`).
+      low, high: the published interval or range; None: none is printed.
+    """
+
+    name: str
+    value: float
+    unit: str
+    domain: Mapping[str, tuple[float, float]]
+    source: str
+    tag: Tag
+    low: float | None = None
+    high: float | None = None
+
+    def outside(self, **at: float) -> tuple[str, ...]:
+        """The quantities of `at` that lie outside the domain, one sentence each."""
+        return tuple(
+            f"{key}={at[key]:.4g} lies outside {low:.4g} to {high:.4g}, where {self.name} was "
+            f"fitted ({self.source})"
+            for key, (low, high) in self.domain.items()
+            if key in at and not low <= at[key] <= high
+        )
+
+
+def constants(
+    source: str,
+    domain: Mapping[str, tuple[float, float]],
+    *rows: tuple[Any, ...],
+) -> tuple[Constant, ...]:
+    """Constants of one source and domain; a row is (name, value, unit, tag) or that with the
+    published low and high.
+    """
+    frozen = types.MappingProxyType(dict(domain))
+    return tuple(
+        Constant(name, value, unit, frozen, source, tag, *interval)
+        for name, value, unit, tag, *interval in rows
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """A law as something that a table can be fitted to.
+
+    Attributes:
+      target: the column that it predicts, which is positive.
+      reads: the columns that it predicts it from.
+      names: the constants, in the order of theta.
+      is_log: of each constant, whether theta holds its logarithm; it is then positive.
+      starts: of each constant, the values at which a fit begins, in every combination.
+      evaluate: theta [S, P] and columns [R] -> log of the prediction [S, R] and its derivative by
+        theta [S, R, P].
+      pairs: of each exponent its place in theta and that of the factor it goes with; the two
+        trade against each other by the choice of units, which says nothing about the data.
+      delta: where the Huber loss of log residuals turns from a square to a line.
+      selection: which rows of a sweep speak for it (lm/fits/select.py).
+    """
+
+    target: str
+    reads: tuple[str, ...]
+    names: tuple[str, ...]
+    is_log: tuple[bool, ...]
+    starts: tuple[tuple[float, ...], ...]
+    evaluate: Callable[[np.ndarray, Columns], tuple[np.ndarray, np.ndarray]]
+    pairs: tuple[tuple[int, int], ...]
+    delta: float
+    selection: Selection
+
+    def to_theta(self, values: Mapping[str, float]) -> np.ndarray:
+        """Constants by name -> theta [P]."""
+        logs = zip(self.names, self.is_log, strict=True)
+        return np.array([np.log(values[n]) if is_log else values[n] for n, is_log in logs])
+
+    def to_values(self, theta: np.ndarray) -> np.ndarray:
+        """theta [..., P] -> the constants [..., P]."""
+        return np.where(self.is_log, np.exp(np.where(self.is_log, theta, 0.0)), theta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Law:
+    """The base of every law; its fields are its constants."""
+
+    published: ClassVar[tuple[Constant, ...]] = ()
+    equations: ClassVar[tuple[Equation, ...]] = ()
+
+    def problem(self) -> str | None:
+        """What is wrong with the constants, in one line."""
+        return None
+
+    @classmethod
+    def constant(cls, name: str) -> Constant:
+        """A published constant by its name."""
+        return next(constant for constant in cls.published if constant.name == name)
+
+    @classmethod
+    def outside(cls, **at: float) -> tuple[str, ...]:
+        """What of `at` lies outside the domains of the law's own constants (its fields): one
+        sentence a quantity and domain. `Power.outside(tokens=1e6, batch_tokens=8192)`
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        told: dict[tuple[Any, ...], str] = {}
+        for constant in (c for c in cls.published if c.name in fields):
+            for key, (low, high) in constant.domain.items():
+                if key in at and not low <= at[key] <= high:
+                    told.setdefault(
+                        (key, low, high),
+                        f"{key}={at[key]:.4g} lies outside {low:.4g} to {high:.4g}, where "
+                        f"{cls.__name__} was fitted ({constant.source})",
+                    )
+        return tuple(told.values())
+
+    def replaced(self, values: Mapping[str, float]) -> Self:
+        """The law with other constants."""
+        return dataclasses.replace(self, **values)
+
+
+def log_linear(
+    target: str,
+    factor: str,
+    exponents: Mapping[str, tuple[str, float]],
+    *,
+    delta: float,
+    selection: Selection,
+) -> Equation:
+    """target = factor * prod_j (column_j / unit_j)^exponent_j; `exponents` maps the name of each
+    exponent to its column and unit.
+    """
+    names = (factor, *exponents)
+
+    def evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+        logs = [np.log(columns[column] / unit) for column, unit in exponents.values()]
+        design = np.stack([np.ones_like(logs[0]), *logs], axis=-1)
+        return theta @ design.T, np.broadcast_to(design, (len(theta), *design.shape))
+
+    return Equation(
+        target=target,
+        reads=tuple(dict.fromkeys(column for column, _ in exponents.values())),
+        names=names,
+        is_log=(True, *(False for _ in exponents)),
+        starts=((1.0,), *((0.0,) for _ in exponents)),
+        evaluate=evaluate,
+        pairs=tuple((place, 0) for place in range(1, len(names))),
+        delta=delta,
+        selection=selection,
+    )
+
+
+def sum_of_powers(
+    target: str,
+    floor: str,
+    terms: Iterable[tuple[str, str, str]],
+    *,
+    starts: tuple[tuple[float, ...], ...],
+    selection: Selection = "best",
+) -> Equation:
+    """target = floor + sum_j factor_j / column_j^exponent_j; a term is the names of its factor,
+    its exponent and its column. The floor and the factors are positive.
+    """
+    terms = tuple(terms)
+    names = (floor, *(name for factor, exponent, _ in terms for name in (factor, exponent)))
+
+    def evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+        logs = [np.log(columns[column]) for _, _, column in terms]
+        parts = [np.broadcast_to(np.exp(theta[:, :1]), (len(theta), len(logs[0])))]
+        slopes = [parts[0]]
+        for j, log in enumerate(logs):
+            part = np.exp(theta[:, 1 + 2 * j, None] - theta[:, 2 + 2 * j, None] * log)
+            parts.append(part)
+            slopes += [part, -log * part]
+        total = np.sum(parts, axis=0)
+        return np.log(total), np.stack(slopes, axis=-1) / total[..., None]
+
+    return Equation(
+        target=target,
+        reads=tuple(dict.fromkeys(column for _, _, column in terms)),
+        names=names,
+        is_log=(True, *(is_log for _ in terms for is_log in (True, False))),
+        starts=starts,
+        evaluate=evaluate,
+        pairs=tuple((2 + 2 * j, 1 + 2 * j) for j in range(len(terms))),
+        delta=LOSS_DELTA,
+        selection=selection,
+    )

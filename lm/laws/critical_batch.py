@@ -1,0 +1,90 @@
+"""Critical batch: up to which batch more tokens a step still save steps.
+
+    Zhang et al. 2024 (arXiv 2410.21676)      B = k (N / 1e6)^p sequences of 512 tokens
+    MiniCPM (arXiv 2404.06395)                B(L) = h / L^q tokens, L the loss on C4
+    McCandlish et al. 2018 (arXiv 1812.06162) (S/S_min - 1)(E/E_min - 1) = 1, B_crit = E_min/S_min
+
+and the gradient noise scale B_simple = tr(Sigma) / |G|^2, from the norms of gradients of two
+batches. Step Law's batch is in step_law.py; the three agree within about twice for models of 0.1 to
+1 B parameters at Chinchilla's tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar
+
+from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
+from lm.mapping import POSITIVE, UserError
+
+SEQUENCE_LEN = 512  # tokens of the sequences that Zhang et al. count
+_ZHANG = "Zhang et al. 2024, arXiv 2410.21676v4, constant rate with averaged weights"
+_MINICPM = "MiniCPM, arXiv 2404.06395v3, models of 9M, 30M and 170M, cosine, rate 0.01"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CriticalBatch(Law):
+    k: Annotated[float, POSITIVE] = 93.20 * SEQUENCE_LEN
+    p: float = 0.47
+    h: Annotated[float, POSITIVE] = 1.21e9
+    q: Annotated[float, POSITIVE] = 6.24
+
+    published: ClassVar[tuple[Constant, ...]] = constants(
+        _ZHANG,
+        {"body_parameters": (85e6, 1.2e9)},
+        ("k", 93.20 * SEQUENCE_LEN, "token at 1e6 parameters", "S"),
+        ("p", 0.47, "1", "S"),
+        ("k at 3.07e9 tokens", 621.341 * SEQUENCE_LEN, "token at 1e6 parameters", "S"),
+        ("p at 3.07e9 tokens", 0.087, "1", "S"),
+    ) + constants(
+        _MINICPM,
+        {"body_parameters": (9e6, 170e6)},
+        ("h", 1.21e9, "token * (nat/token)^q", "P"),
+        ("q", 6.24, "1", "P"),
+    )
+    equations: ClassVar[tuple[Equation, ...]] = (
+        log_linear(
+            "batch_tokens",
+            "k",
+            {"p": ("body_parameters", 1e6)},
+            delta=RATE_DELTA,
+            selection="near",
+        ),
+    )
+
+    def batch(self, body_parameters: Any) -> Any:
+        """Zhang's critical batch, tokens, of a model trained on Chinchilla's tokens."""
+        return self.k * (body_parameters / 1e6) ** self.p
+
+    def batch_of_loss(self, loss: Any) -> Any:
+        """MiniCPM's batch, tokens, at a loss on C4 in nats a token."""
+        return self.h / loss**self.q
+
+
+def steps_at(batch: float, steps_min: float, critical: float) -> float:
+    """Steps to a loss at `batch`, which need `steps_min` at a batch without end; batches in the
+    same unit.
+    """
+    return steps_min * (1.0 + critical / batch)
+
+
+def examples_at(batch: float, examples_min: float, critical: float) -> float:
+    """Examples, in the unit of the batches, to the same loss: at least `examples_min`."""
+    return examples_min * (1.0 + batch / critical)
+
+
+def noise_scale(
+    small: float, large: float, small_norm: float, large_norm: float
+) -> tuple[float, float, float]:
+    """From the mean squared norms of gradients over a small and a large batch: |G|^2, tr(Sigma)
+    and B_simple, their ratio, in the unit of the batches. The first two are unbiased; average each
+    over many steps before dividing.
+
+    Raises:
+      UserError: batches of equal size.
+    """
+    if small == large:
+        raise UserError(f"batches of {small} and {large}: the noise scale needs two sizes")
+    signal = (large * large_norm - small * small_norm) / (large - small)
+    noise = (small_norm - large_norm) / (1.0 / small - 1.0 / large)
+    return signal, noise, noise / signal

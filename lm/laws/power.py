@@ -1,0 +1,85 @@
+"""Power: the best peak rate of a run that decays to zero, from its batch and tokens (Shen et al.
+2024, arXiv 2408.13359).
+
+    eta(batch, T) = a * beta^c * T^b,   beta = batch_tokens / 4096
+
+The paper counts the batch in sequences of 4,096 tokens and takes c = 1. Step Law's public grid has
+c near 0.3 and no dependence on tokens at a fixed batch (its spec calls that decision-relevant), so
+c is free here: a fit reports whether c = 1 stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
+from lm.mapping import POSITIVE
+
+SEQUENCE_LEN = 4096  # tokens of the sequences that the paper's batches count
+_SOURCE = "Shen et al. 2024, arXiv 2408.13359v2"
+# 12M, 36M and 121M models of widths 128 to 512 under muP, RedPajama.
+_DOMAIN = {
+    "tokens": (2e9, 256e9),
+    "batch_tokens": (16 * 4096.0, 512 * 4096.0),
+    "body_parameters": (12e6, 121e6),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Power(Law):
+    """`eta_max` caps the rate of the schedule, not the law."""
+
+    a: Annotated[float, POSITIVE] = 4.0
+    b: float = -0.51
+    c: float = 1.0
+    eta_max: Annotated[float, POSITIVE] = 0.02
+
+    published: ClassVar[tuple[Constant, ...]] = constants(
+        _SOURCE,
+        _DOMAIN,
+        ("a", 4.0, "rate * token^-b", "P", 3.0, 5.0),
+        ("b", -0.51, "1", "P", -0.53, -0.49),
+        ("c", 1.0, "1", "P"),
+        ("eta_max", 0.02, "rate", "P"),
+        ("a of all sizes", 4.6, "rate * token^-b", "P"),
+        ("b of all sizes", -0.51, "1", "P"),
+        ("a of 12M", 3.81, "rate * token^-b", "P"),
+        ("b of 12M", -0.503, "1", "P"),
+        ("a of 36M", 5.17, "rate * token^-b", "P"),
+        ("b of 36M", -0.518, "1", "P"),
+        ("a of 121M", 3.76, "rate * token^-b", "P"),
+        ("b of 121M", -0.502, "1", "P"),
+    ) + constants(
+        "refit of Step Law's public grid (215M to 1.07B, standard parametrisation, cosine)",
+        {"tokens": (2e9, 100e9), "body_parameters": (215e6, 1.07e9)},
+        ("b at a fixed batch", 0.011, "1", "R", -0.05, 0.07),
+        ("c at fixed tokens", 0.302, "1", "R", 0.24, 0.36),
+    )
+    equations: ClassVar[tuple[Equation, ...]] = (
+        log_linear(
+            "learning_rate",
+            "a",
+            {"b": ("tokens", 1.0), "c": ("batch_tokens", SEQUENCE_LEN)},
+            delta=RATE_DELTA,
+            selection="vertex",
+        ),
+    )
+
+    def rate(self, batch_tokens: Any, tokens: Any) -> Any:
+        """The best peak rate of a run of `tokens` at `batch_tokens` a step."""
+        return self.a * (np.asarray(batch_tokens) / SEQUENCE_LEN) ** self.c * tokens**self.b
+
+    def capped(self, batch_tokens: Any, tokens: Any) -> Any:
+        """The rate of Power's schedule after `tokens` > 0, outside warmup and decay."""
+        return np.minimum(self.eta_max, self.rate(batch_tokens, tokens))
+
+    def knee(self, batch_tokens: float) -> float:
+        """Tokens at which the law falls below `eta_max`."""
+        beta = (batch_tokens / SEQUENCE_LEN) ** self.c
+        return float((self.eta_max / (self.a * beta)) ** (1.0 / self.b))
+
+    def problem(self) -> str | None:
+        return None if self.b else "b=0: the law of a rate that no token changes has no knee"
