@@ -46,7 +46,7 @@ LM_RANKS = (
     {"families"},
     {"config"},
     {"params", "schedules", "laws", "data", "metrics", "state"},
-    {"targets", "mup"},
+    {"targets", "mup", "fits"},
     {"optimizers", "parallel"},
     {"modules"},
     {"matrices"},

@@ -1,0 +1,180 @@
+"""Huber regression of log residuals, many weighted problems of one equation at once.
+
+Minimised is sum_r w_r huber(log y_r - f_r(theta)) by Levenberg and Marquardt's steps on weighted
+least squares: a residual r beyond delta weighs delta / |r|, which bounds the Huber loss from above
+and touches it, so that a step that lowers the squares lowers the loss (Holland and Welsch 1977).
+Bootstraps differ in their weights only, and are solved as one array.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.laws import Columns, Equation
+
+ITERATIONS = 300  # at most; a start that is still descending then is as good as it got
+TOLERANCE = 1e-9  # relative fall of the loss in a step below which a problem is done
+CHUNK = 1 << 19  # numbers of one derivative array: what a core's cache holds
+POLISHED = 32  # starts that are descended from, of all combinations
+NUM_BEST = 3  # solutions of a fit from which its bootstraps begin
+SINGULAR = 1e-12  # of the smallest to the largest eigenvalue: the data say nothing of a direction
+
+
+class Data(NamedTuple):
+    """The columns that an equation reads [R], and the logarithm of its target [R]."""
+
+    columns: Columns
+    logs: np.ndarray
+
+
+class Solved(NamedTuple):
+    """theta [S, P] and the Huber loss [S] of every problem."""
+
+    theta: np.ndarray
+    cost: np.ndarray
+
+
+def starts(equation: Equation) -> np.ndarray:
+    """Every combination of the values that an equation begins at, theta [S, P]."""
+    grids = zip(equation.starts, equation.is_log, strict=True)
+    axes = [[np.log(v) if is_log else v for v in values] for values, is_log in grids]
+    return np.array(list(itertools.product(*axes)), dtype=np.float64)
+
+
+def full(equation: Equation, data: Data, weights: np.ndarray) -> Solved:
+    """The best solutions [at most NUM_BEST, P] from every start, best first, that differ."""
+    tried = starts(equation)
+    costs = cost(equation, data, weights, tried)
+    order = np.argsort(costs, kind="stable")[:POLISHED]
+    tried = tried[order][np.isfinite(costs[order])]
+    found = descend(equation, data, np.broadcast_to(weights, (len(tried), len(weights))), tried)
+    kept: list[int] = []
+    for i in np.argsort(found.cost, kind="stable"):
+        is_new = all(
+            not np.allclose(found.theta[i], found.theta[j], rtol=1e-4, atol=1e-4) for j in kept
+        )
+        if is_new and len(kept) < NUM_BEST:
+            kept.append(int(i))
+    return Solved(found.theta[kept], found.cost[kept])
+
+
+def resampled(
+    equation: Equation,
+    data: Data,
+    weights: np.ndarray,
+    best: np.ndarray,
+    told: Callable[[int], None] = lambda _: None,
+) -> Solved:
+    """The solution of each row of weights [S, R], the best of descents from each of `best` [J, P].
+    theta is NaN where the rows that have weight do not determine it. `told(n)`: n more are done.
+    """
+    chunk = max(1, CHUNK // (len(data.logs) * best.shape[1]))
+    thetas, costs = [], []
+    for begin in range(0, len(weights), chunk):
+        part = weights[begin : begin + chunk]
+        tries = [descend(equation, data, part, np.tile(start, (len(part), 1))) for start in best]
+        winner = np.argmin([tried.cost for tried in tries], axis=0)
+        places = np.arange(len(part))
+        theta = np.stack([tried.theta for tried in tries])[winner, places]
+        theta[is_singular(equation, data, part, theta)] = np.nan
+        thetas.append(theta)
+        costs.append(np.stack([tried.cost for tried in tries])[winner, places])
+        told(len(part))
+    return Solved(np.concatenate(thetas), np.concatenate(costs))
+
+
+def cost(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The Huber loss [S] at theta [S, P] with weights [R] or [S, R]; infinite where there is none,
+    as of a prediction that is not positive.
+    """
+    chunk = max(1, CHUNK // (len(data.logs) * theta.shape[1]))
+    rows = np.broadcast_to(weights, (len(theta), len(data.logs)))
+    found = [
+        _state(equation, data, rows[i : i + chunk], theta[i : i + chunk])[0]
+        for i in range(0, len(theta), chunk)
+    ]
+    return np.concatenate(found)
+
+
+def descend(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> Solved:
+    """From theta [S, P] down, with weights [S, R], each problem until it is done."""
+    theta = theta.copy()
+    costs, residuals, slopes = _state(equation, data, weights, theta)
+    final = costs.copy()
+    damping = np.full(len(theta), 1e-3)
+    active = np.arange(len(theta))
+    for _ in range(ITERATIONS):
+        if not len(active):
+            break
+        shrink = weights[active] * np.minimum(
+            1.0, equation.delta / np.maximum(np.abs(residuals), 1e-300)
+        )
+        trial = theta[active] + _step(slopes, shrink, residuals, damping)
+        new_costs, new_residuals, new_slopes = _state(equation, data, weights[active], trial)
+        is_better = new_costs < costs
+        fell = np.where(is_better, costs - new_costs, np.inf)
+        theta[active[is_better]] = trial[is_better]
+        final[active[is_better]] = new_costs[is_better]
+        damping = np.where(is_better, np.maximum(damping * 0.1, 1e-12), damping * 10.0)
+        is_left = (fell > TOLERANCE * np.abs(costs)) & (damping < 1e9)
+        costs = np.where(is_better, new_costs, costs)[is_left]
+        residuals = np.where(is_better[:, None], new_residuals, residuals)[is_left]
+        slopes = np.where(is_better[:, None, None], new_slopes, slopes)[is_left]
+        damping, active = damping[is_left], active[is_left]
+    return Solved(theta, final)
+
+
+def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """J^T W J [S, P, P] of theta [S, P], each direction of an exponent less its factor's: what a
+    choice of units could change is taken out, and columns have length 1.
+    """
+    slopes = equation.evaluate(theta, data.columns)[1] * np.sqrt(weights)[..., None]
+    slopes = slopes.copy()
+    for exponent, factor in equation.pairs:
+        other = slopes[..., factor]
+        along = np.sum(slopes[..., exponent] * other, axis=-1) / np.sum(other**2, axis=-1)
+        slopes[..., exponent] -= along[:, None] * other
+    size = np.sqrt(np.sum(slopes**2, axis=1, keepdims=True))
+    slopes /= np.maximum(size, 1e-300)
+    return np.swapaxes(slopes, 1, 2) @ slopes
+
+
+def is_singular(
+    equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray
+) -> np.ndarray:
+    """Of each problem [S], whether its rows leave a direction of theta open."""
+    found = np.linalg.eigvalsh(gram(equation, data, weights, theta))
+    # A column without any length leaves a 0 on the diagonal, which is an eigenvalue.
+    return found[:, 0] <= SINGULAR * found[:, -1]
+
+
+def _state(
+    equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Huber loss [S], residuals [S, R] and derivatives of the prediction [S, R, P] at theta."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        predicted, slopes = equation.evaluate(theta, data.columns)
+        residuals = data.logs - predicted
+        size, delta = np.abs(residuals), equation.delta
+        huber = np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
+        costs = np.sum(weights * huber, axis=1)
+    return np.where(np.isfinite(costs), costs, np.inf), residuals, slopes
+
+
+def _step(
+    slopes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, damping: np.ndarray
+) -> np.ndarray:
+    """Marquardt's step [S, P] of weighted least squares."""
+    weighted = np.swapaxes(slopes * weights[..., None], 1, 2)
+    hessian = weighted @ slopes
+    gradient = (weighted @ residuals[..., None])[..., 0]
+    diagonal = np.einsum("spp->sp", hessian)
+    floor = 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
+    added = damping[:, None] * diagonal + floor
+    places = np.arange(hessian.shape[1])
+    hessian[:, places, places] += added
+    return np.linalg.solve(hessian, gradient[..., None])[..., 0]
