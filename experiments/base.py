@@ -54,7 +54,7 @@ SCHEDULE = {
     "b": -0.51,
     "warmup": "100000 tokens",
     "decay": "20 percent",
-    "decay_shape": "exponential",  # exponential | linear | sqrt | cosine
+    "decay_shape": "exponential",  # exponential | linear | sqrt | cosine | geometric | half_life
     "final_ratio": 0.0,
 }
 

@@ -143,7 +143,7 @@ class Family:
 
     def defaults(self, name: Any, where: str) -> dict[str, Any]:
         """What a member's options are where nothing is said, as values that a flag can override."""
-        plain = lambda x: x if isinstance(x, tuple) else to_mapping(x)
+        plain = lambda x: tuple(map(to_mapping, x)) if isinstance(x, tuple) else to_mapping(x)
         return {key: plain(x) for key, x in self._defaults(self.find(name, where), where).items()}
 
     def _defaults(self, member: type[Any], where: str) -> dict[str, Any]:

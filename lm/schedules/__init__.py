@@ -1,22 +1,26 @@
 """Learning rates as functions of tokens seen; one file a schedule, found by listing this folder.
 
 A file holds one frozen dataclass, named as the file in camel case, which derives from `Rule` (or
-from `Phased`: warmup, stable phase, decay). Its fields with defaults are its options; given the
-length of a run, `schedule(run)` is the learning rate. Tokens are counted before the update: the
-first step sees 0. Only calling a schedule touches a device.
+from `Phased`: warmup, stable phase, decay; or from `Falling`: warmup, decay). Its fields with
+defaults are its options; given the length of a run, `schedule(run)` is the learning rate. Tokens
+are counted before the update: the first step sees 0. Only calling a schedule touches a device.
 """
 
 from __future__ import annotations
 
-from lm.schedules._schedule import (
-    Curve,
-    Phased,
-    Phases,
-    Rule,
-    Run,
-    Schedule,
-    branch_tokens,
-    constant,
-)
+from lm.schedules._rule import Falling, Phased, Rule, branch_tokens
+from lm.schedules._schedule import Curve, Fall, Phases, Run, Schedule, flat, inverse
 
-__all__ = ["Curve", "Phased", "Phases", "Rule", "Run", "Schedule", "branch_tokens", "constant"]
+__all__ = [
+    "Curve",
+    "Fall",
+    "Falling",
+    "Phased",
+    "Phases",
+    "Rule",
+    "Run",
+    "Schedule",
+    "branch_tokens",
+    "flat",
+    "inverse",
+]

@@ -2,16 +2,24 @@
 
     eta(n) = ramp(n) * stable(clip(n, Nw, Ns)) * fall(n)     n: tokens before the update, float32
     ramp(n) = min(n / Nw, 1)
-    fall(n) = 1 - (1 - r) * drop(x),  x = clip((n - Ns) / Nd, 0, 1),  r = final_ratio
+    fall(n) = max(f(x), r),  x = clip((n - Ns) / Nd, 0, 1),  r = final_ratio
 
 Nw is the end of the warmup, Ns the start of the decay, Nd its length. So the warmup rises linearly
 to stable(Nw), the decay starts at stable(Ns) and stays at its last value beyond its end. `ramp` is
 exactly 1 after the warmup and `fall` exactly 1 before the decay: in between, not even the last bit
 depends on how long the run is planned.
 
-`drop` rises from 0 to 1. "exponential" is the affine exponential of the Power scheduler's published
-code, f(x) = A e^-x + B with f(0) = 1, f(1) = r (arXiv 2408.13359); "sqrt" is the 1-sqrt of arXiv
-2405.18392.
+Shapes f with f(0) = 1, and f(1) = r but for the last:
+
+    exponential   A e^-x + B                    published code of Power (arXiv 2408.13359) [C]
+    linear        1 - (1 - r) x
+    sqrt          1 - (1 - r) sqrt(x)           1-sqrt (arXiv 2405.18392) [S]
+    cosine        r + (1 - r) (1 + cos(pi x)) / 2
+    geometric     r^x, for r > 0                anneal of infinite schedules (arXiv 2403.08763) [S]
+    half_life     0.5^((n - Ns) / half_life)    MiniCPM (arXiv 2404.06395) [P]; 5,000 steps there
+
+optax has linear_schedule, cosine_decay_schedule and exponential_decay (geometric). They compile
+their lengths in, and count steps as integers; the tests hold these shapes to them.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +36,32 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from lm.families import SCHEDULES
-from lm.mapping import POSITIVE, SHARE, Duration, UserError
+Fall = Callable[[jax.Array, float], jax.Array]  # x in [0, 1], final ratio -> factor
 
-DROPS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "exponential": lambda x: -jnp.expm1(-x) / np.float32(-math.expm1(-1.0)),
-    "linear": lambda x: x,
-    "sqrt": jnp.sqrt,
-    "cosine": lambda x: jnp.square(jnp.sin(x * np.float32(math.pi / 2))),
+
+def _dropping(drop: Callable[[jax.Array], jax.Array]) -> Fall:
+    """`drop` rises from 0 to 1."""
+    return lambda x, final_ratio: 1.0 - np.float32(1.0 - final_ratio) * drop(x)
+
+
+FALLS: Mapping[str, Fall] = {
+    "exponential": _dropping(lambda x: -jnp.expm1(-x) / np.float32(-math.expm1(-1.0))),
+    "linear": _dropping(lambda x: x),
+    "sqrt": _dropping(jnp.sqrt),
+    "cosine": _dropping(lambda x: jnp.square(jnp.sin(x * np.float32(math.pi / 2)))),
+    "geometric": lambda x, final_ratio: jnp.exp(x * np.float32(math.log(final_ratio))),
 }
+
+
+def halving(half_lives: float) -> Partial:
+    """A fall that halves the rate so many times, whatever the final ratio."""
+    # A rate that was halved 200 times is 0 in float32.
+    return Partial(_halved, np.float32(min(half_lives, 200.0)))
+
+
+def _halved(half_lives: Any, x: jax.Array, final_ratio: float) -> jax.Array:
+    del final_ratio  # the floor, which is the same for all falls
+    return jnp.exp2(-half_lives * x)
 
 
 class Run(NamedTuple):
@@ -62,8 +87,8 @@ class Phases(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["warmup_end", "warmup_rate", "decay_start", "decay_rate", "stable"],
-    meta_fields=["shape", "final_ratio", "has_warmup", "has_decay"],
+    data_fields=["warmup_end", "warmup_rate", "decay_start", "decay_rate", "stable", "fall"],
+    meta_fields=["final_ratio", "has_warmup", "has_decay"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
@@ -78,7 +103,7 @@ class Curve:
     decay_start: Any
     decay_rate: Any
     stable: Partial
-    shape: str
+    fall: Partial
     final_ratio: float
     has_warmup: bool
     has_decay: bool
@@ -90,7 +115,7 @@ class Curve:
             rate = rate * jnp.minimum(tokens * self.warmup_rate, 1.0)
         if self.has_decay:
             x = jnp.clip((tokens - self.decay_start) * self.decay_rate, 0.0, 1.0)
-            factor = 1.0 - np.float32(1.0 - self.final_ratio) * DROPS[self.shape](x)
+            factor = self.fall(x, self.final_ratio)
             # Rounding may end a hair below.
             rate = rate * jnp.maximum(factor, np.float32(self.final_ratio))
         return rate
@@ -100,14 +125,17 @@ class Curve:
 class Schedule:
     """tokens -> learning rate, both float32; works on arrays and under jit and vmap. `stable` is a
     `jax.tree_util.Partial` of a function of the numbers it depends on and of the tokens; a function
-    that has its numbers inside works too, and is compiled for each schedule anew.
+    that has its numbers inside works too, and is compiled for each schedule anew. `shape` names a
+    fall, or is one. `is_whole`: `stable` is the rate at all tokens, warmup and decay included; the
+    phases then only say where these lie.
     """
 
     phases: Phases
     peak: float
     stable: Callable[[jax.Array], jax.Array]
-    shape: str
+    shape: str | Fall
     final_ratio: float
+    is_whole: bool = False
 
     @property
     def has_decay(self) -> bool:
@@ -130,129 +158,39 @@ class Schedule:
     @property
     def curve(self) -> Curve:
         warmup_end, decay_start, decay_end = self.phases
-        inverse = lambda length: np.float32(1 if length >= 1 else 0) / np.float32(max(length, 1))
+        if self.is_whole:
+            warmup_end, decay_start, decay_end = 0.0, math.inf, math.inf
+        has_decay = not self.is_whole and decay_end - decay_start >= 1
+        fall = FALLS[self.shape] if isinstance(self.shape, str) else self.shape
         return Curve(
             warmup_end=np.float32(warmup_end),
             warmup_rate=inverse(warmup_end),
             decay_start=np.float32(decay_start),
-            decay_rate=inverse(decay_end - decay_start),
-            stable=self.stable if isinstance(self.stable, Partial) else Partial(self.stable),
-            shape=self.shape,
+            decay_rate=inverse(decay_end - decay_start if has_decay else 0.0),
+            stable=_partial(self.stable),
+            fall=_partial(fall),
             final_ratio=self.final_ratio,
             has_warmup=warmup_end >= 1,
-            has_decay=decay_end - decay_start >= 1,
+            has_decay=has_decay,
         )
 
     def __call__(self, tokens: ArrayLike) -> jax.Array:
         return self.curve(tokens)
 
 
-def constant(rate: float) -> Partial:
+def _partial(function: Callable[..., jax.Array]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def inverse(length: float) -> np.float32:
+    """1 / length in tokens, 0 for a phase that is none."""
+    return np.float32(1 if length >= 1 else 0) / np.float32(max(length, 1))
+
+
+def flat(rate: float) -> Partial:
     """A stable phase at this rate."""
     return Partial(_constant, np.float32(rate))
 
 
 def _constant(rate: Any, tokens: jax.Array) -> jax.Array:
     return jnp.full_like(tokens, rate)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What every schedule has. `can_branch`: whether a decay may begin at any checkpoint."""
-
-    peak_learning_rate: Annotated[float, POSITIVE] = 0.02
-    can_branch: ClassVar[bool] = False
-
-    def problem(self) -> str | None:
-        """What is wrong with these options by themselves, in one line."""
-        return None
-
-    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
-        """What is wrong with them in a run of this length, or as a decay that branches from a
-        trunk; read before any device is touched.
-        """
-        if is_branch and not self.can_branch:
-            name = SCHEDULES.name_of(type(self))
-            return (
-                f"decay_from with schedule.family={name!r}, which has no stable phase to branch "
-                "from; set another family"
-            )
-        return None
-
-    def schedule(self, run: Run) -> Schedule:
-        """The learning rate of a run.
-
-        Raises:
-          UserError: values that contradict the run.
-        """
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phased(Rule):
-    """Linear warmup, a stable phase (`stable`), a decay of `decay_shape` to `final_ratio` times the
-    value it starts from. The decay may branch from any checkpoint of the stable phase.
-    """
-
-    warmup: Duration = Duration(100_000, "tokens")
-    decay: Duration = Duration(20, "percent")
-    decay_shape: Literal["exponential", "linear", "sqrt", "cosine"] = "exponential"
-    final_ratio: Annotated[float, SHARE] = 0.0
-    can_branch: ClassVar[bool] = True
-
-    def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
-        """Tokens, float32 -> learning rate between warmup and decay."""
-        raise NotImplementedError
-
-    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
-        decay = self.decay
-        if is_branch:
-            if decay.value > 0 and not (decay.unit == "percent" and decay.value >= 100):
-                return None
-            return f"schedule.decay={decay} with decay_from; set a decay > 0 (percent < 100)"
-        lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
-        taken = self.warmup.tokens(**lengths) + decay.tokens(**lengths)
-        if taken <= run_tokens:
-            return None
-        return (
-            f"schedule.warmup={self.warmup} and schedule.decay={decay} take {taken:.0f} tokens, "
-            f"run.length has {run_tokens}; shorten them"
-            + ("" if self.warmup.unit == decay.unit == "percent" else " or lengthen the run")
-        )
-
-    def schedule(self, run: Run) -> Schedule:
-        lengths = {"run_tokens": run.tokens, "tokens_per_step": run.tokens_per_step}
-        warmup_end = self.warmup.tokens(**lengths)
-        if run.decay_start is None:
-            start, end = float(run.tokens) - self.decay.tokens(**lengths), float(run.tokens)
-        else:
-            start = float(run.decay_start)
-            end = float(branch_tokens(self.decay, start, run.tokens_per_step))
-            if start < warmup_end:
-                raise UserError(
-                    f"decay_from has seen {start:.0f} tokens, schedule.warmup={self.warmup} ends "
-                    f"at {warmup_end:.0f}; branch from a later checkpoint"
-                )
-        return Schedule(
-            phases=Phases(warmup_end, start, end),
-            peak=self.peak_learning_rate,
-            stable=self.stable(run),
-            shape=self.decay_shape,
-            final_ratio=self.final_ratio,
-        )
-
-
-def branch_tokens(decay: Duration, decay_start: float, tokens_per_step: int) -> int:
-    """Total tokens of a run that decays from a checkpoint at `decay_start` tokens.
-
-    The decay is rounded up to whole steps; percent counts in the whole branched run, decay_start
-    plus the decay.
-    """
-    if decay.unit == "percent":
-        assert 0 < decay.value < 100, f"{decay=}: `misfit` lets only (0, 100) percent through"
-        tokens = decay_start * decay.value / (100.0 - decay.value)
-    else:
-        tokens = decay.tokens(run_tokens=decay_start, tokens_per_step=tokens_per_step)
-    # A ratio such as 3.0000000000000004 is 3 steps.
-    steps = max(1, math.ceil(round(tokens / tokens_per_step, 6)))
-    return int(decay_start) + steps * tokens_per_step

@@ -42,7 +42,7 @@ class Power(Phased):
 
     def problem(self) -> str | None:
         if self.a > 0 and self.b < 0:
-            return None
+            return super().problem()
         return f"a={self.a}, b={self.b}: Power needs a > 0 and b < 0 (published: 4, -0.51)"
 
     def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:

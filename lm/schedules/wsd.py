@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import jax
 
-from lm.schedules import Phased, Run, constant
+from lm.schedules import Phased, Run, flat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wsd(Phased):
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
-        return constant(self.peak_learning_rate)
+        return flat(self.peak_learning_rate)

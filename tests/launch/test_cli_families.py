@@ -51,7 +51,7 @@ def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> Non
     ("flags", "told"),
     [
         (["--config.schedule=wsd-x"], "unknown schedule 'wsd-x'; did you mean 'wsd'?"),
-        (["--config.schedule="], "unknown schedule ''; known: cosine, power, wsd"),
+        (["--config.schedule="], "unknown schedule ''; known: constant, cosine, infinite"),
         (["--config.model.mlp.ffn_dim=64"], "it is the model's unless model.mlp is set whole"),
         (["--config.model.mlp=none"], "unknown feed-forward 'none'; known: swiglu"),
     ],

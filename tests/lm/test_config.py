@@ -138,7 +138,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model.precision": "fp16"}, "'fp16' is not one of float32, bfloat16, bfloat16_operands"),
     ({"model.remat": "some"}, "not one of none, full, dots, named"),
     ({"model.num_kv_heads": 3}, "num_heads=4 is not a multiple of model.num_kv_heads=3"),
-    ({"schedule.family": "step"}, "config.schedule: unknown schedule 'step'; known: cosine"),
+    ({"schedule.family": "zigzag"}, "config.schedule: unknown schedule 'zigzag'; known: constant"),
     ({"schedule": {"family": "wsd", "a": 4.0}}, "unknown option config.schedule.a; known"),
     ({"schedule": 3}, "config.schedule=3: name a schedule, {'family': NAME, ...}"),
     ({"model.mlp": {"family": "swiglu", "ffn": 3}}, "unknown option config.model.mlp.ffn"),

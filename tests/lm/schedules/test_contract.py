@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import typing
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 from lm.families import SCHEDULES
 from lm.mapping import Duration, UserError
-from lm.schedules import Phases, Run, Schedule
+from lm.schedules import Rule, Run, Schedule
 
 TOKENS, PER_STEP = 4096 * 2000, 4096
 
@@ -43,6 +44,11 @@ def corners(name: str) -> dict[str, list[typing.Any]]:
             values: list[typing.Any] = [*DURATIONS]
         elif typing.get_origin(hints[field.name]) is typing.Literal:
             values = [*typing.get_args(hints[field.name])]
+        elif typing.get_origin(hints[field.name]) is tuple:
+            kinds = DURATIONS if typing.get_args(hints[field.name])[0] is Duration else FLOATS
+            default: typing.Any = field.default
+            values = [default, *itertools.combinations(kinds, len(default))]
+            values = [[str(x) if isinstance(x, Duration) else x for x in xs] for xs in values]
         else:
             assert hints[field.name] is float, f"corners of {field.name}: {hints[field.name]}"
             values = [0.0, *FLOATS, *(-x for x in FLOATS)]
@@ -69,8 +75,18 @@ def cases(name: str) -> list[dict[str, typing.Any]]:
     return [options for options in alone + mixed if is_taken(name, options)]
 
 
-def check_curve(schedule: Schedule, peak: float, run_tokens: float, told: str) -> None:
-    """At all its borders finite, not negative, at most the peak, and without a jump."""
+def spans(rule: Rule, run_tokens: float) -> list[float]:
+    """Lengths in tokens of all that the rule gives a length to."""
+    found = [getattr(rule, field.name) for field in dataclasses.fields(rule)]
+    lengths = {"run_tokens": run_tokens, "tokens_per_step": PER_STEP}
+    return [x.tokens(**lengths) for x in found if isinstance(x, Duration)]
+
+
+def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, told: str) -> None:
+    """At all its borders finite, not negative, at most the peak, and without a jump, where the rule
+    is continuous.
+    """
+    peak = rule.peak_learning_rate
     borders = [x for x in schedule.phases if 2.0**12 <= x < 1e30]
     sides = [float(np.float32(x * (1 + s))) for x in borders for s in (-(2.0**-20), 0.0, 2.0**-20)]
     grid = [0.0, 1.0, PER_STEP, 0.5 * run_tokens, run_tokens, 1e18]
@@ -82,13 +98,12 @@ def check_curve(schedule: Schedule, peak: float, run_tokens: float, told: str) -
     assert rates.max() <= peak * (1 + 1e-6), told
     for i in range(len(borders)):
         before, at, after = rates[len(grid) + 3 * i : len(grid) + 3 * i + 3]
-        steep = phases_end_within(schedule.phases, 2.0**-8 * borders[i])
-        assert steep or max(abs(at - before), abs(after - at)) <= 2e-2 * peak, told
-
-
-def phases_end_within(phases: Phases, tokens: float) -> bool:
-    """Whether the decay is so short that it is a fall."""
-    return phases.decay_end - phases.decay_start < tokens
+        lengths = [schedule.phases.decay_end - schedule.phases.decay_start]
+        lengths += spans(rule, run_tokens)
+        steep = any(0 < x < 2.0**-8 * borders[i] for x in lengths)
+        assert (
+            steep or not rule.is_continuous or max(abs(at - before), abs(after - at)) <= 2e-2 * peak
+        ), told
 
 
 @jax.jit
@@ -113,7 +128,7 @@ def test_every_corner_is_a_curve_or_refused(name: str) -> None:
             schedule = rule.schedule(Run(run_tokens, PER_STEP, start))
         except UserError:
             continue
-        check_curve(schedule, rule.peak_learning_rate, run_tokens, f"{options} {start}")
+        check_curve(schedule, rule, run_tokens, f"{options} {start}")
         curves += 1
     assert curves > 50
 
@@ -148,3 +163,55 @@ def test_a_rate_scales_with_its_peak(name: str) -> None:
         for peak in (1e-4, 2e-4)
     )
     assert high == pytest.approx(2 * low, rel=1e-5)
+
+
+def create(name: str, run: Run, **options: typing.Any) -> Schedule:
+    return SCHEDULES.create({"family": name} | options, "schedule").schedule(run)
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_rates_and_lengths_are_arguments_of_one_program(name: str) -> None:
+    n = np.float32(0)
+    one, other = (
+        jax.jit(lambda curve, n: curve(n)).lower(made.curve, n).as_text()
+        for made in (
+            create(name, Run(TOKENS, PER_STEP)),
+            create(name, Run(3 * TOKENS, 2 * PER_STEP), peak_learning_rate=0.003),
+        )
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_a_run_that_is_resumed_has_the_curve_of_its_configuration(name: str) -> None:
+    """What config.json holds gives the same bits, in parts as in one piece."""
+    rule = SCHEDULES.create({"family": name}, "schedule")
+    again = SCHEDULES.create(json.loads(json.dumps(SCHEDULES.to_mapping(rule))), "schedule")
+    assert again == rule
+    n = np.arange(2001, dtype=np.float32) * PER_STEP
+    whole, parts = (x.schedule(Run(TOKENS, PER_STEP)).curve for x in (rule, again))
+    np.testing.assert_array_equal(jitted(whole, n)[1000:], jitted(parts, n[1000:]))
+
+
+@pytest.mark.parametrize("name", [x for x in SCHEDULES.names() if x != "power"])
+def test_a_rate_depends_on_tokens_however_they_are_cut_into_steps(name: str) -> None:
+    """But Power's, whose law has the batch in it; sequences and their length it does not see."""
+    n = np.linspace(0, TOKENS, 64, dtype=np.float32)
+    one, other = (create(name, Run(TOKENS, k * PER_STEP)).curve for k in (1, 2))
+    np.testing.assert_array_equal(jitted(one, n), jitted(other, n))
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_a_longer_plan_has_the_same_bits_until_the_decay(name: str) -> None:
+    rule = SCHEDULES.find(name, "schedule")
+    if not rule.can_branch:
+        pytest.skip("its curve depends on the length of the run from the first step")
+    short, long = (create(name, Run(k * TOKENS, PER_STEP)) for k in (1, 2))
+    start = short.phases.decay_start
+    n = np.arange(2000, dtype=np.float32) * PER_STEP
+    a, b = jitted(short.curve, n), jitted(long.curve, n)
+    np.testing.assert_array_equal(a[n <= start], b[n <= start])
+    assert (a[n > start] < b[n > start]).all()
+    branch = create(name, Run(4 * TOKENS, PER_STEP, start))
+    assert branch.phases == short.phases
+    np.testing.assert_array_equal(jitted(branch.curve, n), a)

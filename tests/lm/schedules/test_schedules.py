@@ -5,6 +5,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lm import schedules
@@ -241,7 +242,7 @@ def test_cosine_ends_at_its_horizon() -> None:
 @pytest.mark.parametrize(
     ("changes", "is_branch", "message"),
     [
-        ({"horizon": "5 steps"}, False, "schedule.horizon=5 steps ends the cosine at 50 tokens"),
+        ({"horizon": "5 steps"}, False, "schedule.horizon=5 steps ends the decay at 50 tokens"),
         ({"warmup": "100 steps"}, False, "set a longer horizon or a shorter warmup"),
         ({}, True, "decay_from with schedule.family='cosine', which has no stable phase"),
     ],
@@ -276,3 +277,46 @@ def test_float32_in_and_out_under_jit_and_vmap() -> None:
     assert got.dtype == jnp.float32
     assert schedule(jnp.asarray(5, jnp.int32)).dtype == jnp.float32
     np.testing.assert_allclose(got, [float(schedule(x)) for x in n], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["wsd", "power"])
+def test_a_decay_by_half_lives(family: str) -> None:
+    """MiniCPM's: after five of them 0.031 is left; the floor is the final ratio."""
+    rule = config(family, decay="1000 tokens", decay_shape="half_life", half_life="20 steps")
+    schedule = create(rule, run_tokens=2000.0, tokens_per_step=10)
+    n = np.array([1000.0, 1100, 1200, 1500, 2000, 3000])
+    got = np.asarray(schedule(n)) / float(schedule(1000.0))
+    np.testing.assert_allclose(got, 0.5 ** np.array([0, 0.5, 1, 2.5, 5, 5]), rtol=1e-6)
+    floored = config(
+        family, decay="1000 tokens", decay_shape="half_life", half_life="20 steps", final_ratio=0.25
+    )
+    floor = float(create(floored, run_tokens=2000.0, tokens_per_step=10)(1900.0))
+    assert floor == pytest.approx(0.25 * float(schedule(1000.0)), rel=1e-6)
+
+
+def test_geometric_is_optax_exponential_decay() -> None:
+    rule = config("wsd", decay="50 percent", decay_shape="geometric", final_ratio=0.2)
+    schedule = create(rule, run_tokens=1000.0, tokens_per_step=1)
+    theirs = optax.exponential_decay(0.02, 500, 0.2, transition_begin=500)
+    steps = np.arange(0, 1001, 50)
+    np.testing.assert_allclose(schedule(steps * 1.0), theirs(steps), rtol=1e-6)
+
+
+def test_a_geometric_decay_to_nothing_is_refused() -> None:
+    for family in ("wsd", "power"):
+        with pytest.raises(
+            UserError, match=r"never reaches final_ratio=0\.0; set final_ratio=0\.1"
+        ):
+            config(family, decay_shape="geometric")
+
+
+def test_what_was_written_before_half_lives_reads_and_writes_the_same() -> None:
+    before = {
+        "family": "wsd",
+        "peak_learning_rate": 0.01,
+        "warmup": "5 steps",
+        "decay": "10 percent",
+        "decay_shape": "linear",
+        "final_ratio": 0.0,
+    }
+    assert SCHEDULES.to_mapping(SCHEDULES.create(before, "schedule")) == before

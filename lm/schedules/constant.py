@@ -1,0 +1,42 @@
+"""Constant: linear warmup, then the peak for as long as the run lasts.
+
+The simplest trunk: another run of it, with schedule.family=wsd and decay_from, decays from any of
+its checkpoints. optax.constant_schedule after a warmup is the same; it gives back a Python number
+whatever it is asked, so that there is nothing to wrap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lm.mapping import Duration
+from lm.schedules import Phases, Rule, Run, Schedule, flat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant(Rule):
+    warmup: Duration = Duration(100_000, "tokens")
+
+    def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
+        lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
+        if is_branch:
+            return (
+                "decay_from with schedule.family='constant', which never decays; set another family"
+            )
+        warmup_end = self.warmup.tokens(**lengths)
+        if warmup_end > run_tokens:
+            return (
+                f"schedule.warmup={self.warmup} takes {warmup_end:.0f} tokens, run.length has "
+                f"{run_tokens}; shorten the warmup"
+            )
+        return None
+
+    def schedule(self, run: Run) -> Schedule:
+        warmup_end = self.warmup.tokens(run_tokens=run.tokens, tokens_per_step=run.tokens_per_step)
+        return Schedule(
+            phases=Phases(warmup_end, float(run.tokens), float(run.tokens)),
+            peak=self.peak_learning_rate,
+            stable=flat(self.peak_learning_rate),
+            shape="linear",
+            final_ratio=1.0,
+        )

@@ -1,0 +1,23 @@
+"""Linear: linear warmup, then linearly to final_ratio * peak, by default to zero.
+
+    eta(x) = peak (1 - x),   x = (n - Nw) / (horizon - Nw)
+
+The worst-case-optimal schedule for the last iterate (Defazio et al. 2023, arXiv 2310.07831 [P]),
+whose verdict is that it is at least as good as a cosine on nearly all of their problems.
+
+It is optax.linear_schedule after a warmup, to which the tests hold it. optax counts steps and
+compiles its lengths in; here they are arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lm.schedules import Falling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Falling):
+    @property
+    def shape(self) -> str:
+        return "linear"
