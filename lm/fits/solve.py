@@ -1,9 +1,10 @@
 """Huber regression of log residuals, many weighted problems of one equation at once.
 
-Minimised is sum_r w_r huber(log y_r - f_r(theta)) by Levenberg and Marquardt's steps on weighted
-least squares: a residual r beyond delta weighs delta / |r|, which bounds the Huber loss from above
-and touches it, so that a step that lowers the squares lowers the loss (Holland and Welsch 1977).
-Bootstraps differ in their weights only, and are solved as one array.
+Minimised is sum_r w_r huber(log y_r - f_r(theta)). A step solves (N + mu M) step = gradient. N is
+J^T W J over the residuals within delta, the Huber loss's own curvature. M is J^T W J where one
+beyond it weighs delta / |r|: squares that touch the loss and bound it from above (Holland and
+Welsch 1977), so that a large mu always leads down and a small one is Newton's method. Bootstraps
+differ in their weights only, and are solved as one array.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ITERATIONS = 300  # at most; a start that is still descending then is as good as
 TOLERANCE = 1e-9  # relative fall of the loss in a step below which a problem is done
 CHUNK = 1 << 19  # numbers of one derivative array: what a core's cache holds
 POLISHED = 32  # starts that are descended from, of all combinations
+RIDGE = 1e-9  # of the diagonal, so that what the rows leave open stays where it is
 NUM_BEST = 3  # solutions of a fit from which its bootstraps begin
 SINGULAR = 1e-12  # of the smallest to the largest eigenvalue: the data say nothing of a direction
 
@@ -46,12 +48,17 @@ def starts(equation: Equation) -> np.ndarray:
 
 
 def full(equation: Equation, data: Data, weights: np.ndarray) -> Solved:
-    """The best solutions [at most NUM_BEST, P] from every start, best first, that differ."""
+    """The best solutions [at most NUM_BEST, P] from every start, best first, that differ; of those
+    only that the rows determine, unless they determine none.
+    """
     tried = starts(equation)
     costs = cost(equation, data, weights, tried)
     order = np.argsort(costs, kind="stable")[:POLISHED]
     tried = tried[order][np.isfinite(costs[order])]
-    found = descend(equation, data, np.broadcast_to(weights, (len(tried), len(weights))), tried)
+    rows = np.broadcast_to(weights, (len(tried), len(weights)))
+    found = descend(equation, data, rows, tried)
+    if not (is_open := is_singular(equation, data, rows, found.theta)).all():
+        found = Solved(found.theta[~is_open], found.cost[~is_open])
     kept: list[int] = []
     for i in np.argsort(found.cost, kind="stable"):
         is_new = all(
@@ -105,21 +112,19 @@ def descend(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarr
     theta = theta.copy()
     costs, residuals, slopes = _state(equation, data, weights, theta)
     final = costs.copy()
-    damping = np.full(len(theta), 1e-3)
+    damping = np.full(len(theta), 1.0)
     active = np.arange(len(theta))
     for _ in range(ITERATIONS):
         if not len(active):
             break
-        shrink = weights[active] * np.minimum(
-            1.0, equation.delta / np.maximum(np.abs(residuals), 1e-300)
-        )
-        trial = theta[active] + _step(slopes, shrink, residuals, damping)
+        step = _step(slopes, weights[active], residuals, equation.delta, damping)
+        trial = theta[active] + step
         new_costs, new_residuals, new_slopes = _state(equation, data, weights[active], trial)
         is_better = new_costs < costs
         fell = np.where(is_better, costs - new_costs, np.inf)
         theta[active[is_better]] = trial[is_better]
         final[active[is_better]] = new_costs[is_better]
-        damping = np.where(is_better, np.maximum(damping * 0.1, 1e-12), damping * 10.0)
+        damping = np.where(is_better, np.maximum(damping * 0.2, 1e-8), damping * 5.0)
         is_left = (fell > TOLERANCE * np.abs(costs)) & (damping < 1e9)
         costs = np.where(is_better, new_costs, costs)[is_left]
         residuals = np.where(is_better[:, None], new_residuals, residuals)[is_left]
@@ -132,15 +137,20 @@ def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray)
     """J^T W J [S, P, P] of theta [S, P], each direction of an exponent less its factor's: what a
     choice of units could change is taken out, and columns have length 1.
     """
-    slopes = equation.evaluate(theta, data.columns)[1] * np.sqrt(weights)[..., None]
-    slopes = slopes.copy()
+    with np.errstate(all="ignore"):  # of a theta that ran off
+        slopes = equation.evaluate(theta, data.columns)[1] * np.sqrt(weights)[:, None]
+    slopes = np.nan_to_num(slopes, posinf=0.0, neginf=0.0)
+    before = np.sqrt(np.sum(slopes**2, axis=2, keepdims=True))
     for exponent, factor in equation.pairs:
-        other = slopes[..., factor]
-        along = np.sum(slopes[..., exponent] * other, axis=-1) / np.sum(other**2, axis=-1)
-        slopes[..., exponent] -= along[:, None] * other
-    size = np.sqrt(np.sum(slopes**2, axis=1, keepdims=True))
-    slopes /= np.maximum(size, 1e-300)
-    return np.swapaxes(slopes, 1, 2) @ slopes
+        other = slopes[:, factor]
+        along = np.sum(slopes[:, exponent] * other, axis=1) / np.maximum(
+            np.sum(other**2, axis=1), 1e-300
+        )
+        slopes[:, exponent] -= along[:, None] * other
+    size = np.sqrt(np.sum(slopes**2, axis=2, keepdims=True))
+    # What is left of a direction that its factor explains is rounding.
+    slopes *= np.where(size > 1e-9 * before, 1.0 / np.maximum(size, 1e-300), 0.0)
+    return slopes @ np.swapaxes(slopes, 1, 2)
 
 
 def is_singular(
@@ -166,15 +176,19 @@ def _state(
 
 
 def _step(
-    slopes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, damping: np.ndarray
+    slopes: np.ndarray,
+    weights: np.ndarray,
+    residuals: np.ndarray,
+    delta: float,
+    damping: np.ndarray,
 ) -> np.ndarray:
-    """Marquardt's step [S, P] of weighted least squares."""
-    weighted = np.swapaxes(slopes * weights[..., None], 1, 2)
-    hessian = weighted @ slopes
-    gradient = (weighted @ residuals[..., None])[..., 0]
+    """(N + damping M)^-1 gradient [S, P]."""
+    size = np.abs(residuals)
+    bounding = weights * np.minimum(1.0, delta / np.maximum(size, 1e-300))
+    gradient = (slopes @ (bounding * residuals)[..., None])[..., 0]
+    combined = np.where(size <= delta, weights, 0.0) + damping[:, None] * bounding
+    hessian = (slopes * combined[:, None]) @ np.swapaxes(slopes, 1, 2)
     diagonal = np.einsum("spp->sp", hessian)
-    floor = 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
-    added = damping[:, None] * diagonal + floor
     places = np.arange(hessian.shape[1])
-    hessian[:, places, places] += added
+    hessian[:, places, places] += RIDGE * diagonal + 1e-300
     return np.linalg.solve(hessian, gradient[..., None])[..., 0]

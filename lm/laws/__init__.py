@@ -87,7 +87,7 @@ class Equation:
       is_log: of each constant, whether theta holds its logarithm; it is then positive.
       starts: of each constant, the values at which a fit begins, in every combination.
       evaluate: theta [S, P] and columns [R] -> log of the prediction [S, R] and its derivative by
-        theta [S, R, P].
+        theta [S, P, R].
       pairs: of each exponent its place in theta and that of the factor it goes with; the two
         trade against each other by the choice of units, which says nothing about the data.
       delta: where the Huber loss of log residuals turns from a square to a line.
@@ -167,8 +167,8 @@ def log_linear(
 
     def evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
         logs = [np.log(columns[column] / unit) for column, unit in exponents.values()]
-        design = np.stack([np.ones_like(logs[0]), *logs], axis=-1)
-        return theta @ design.T, np.broadcast_to(design, (len(theta), *design.shape))
+        design = np.stack([np.ones_like(logs[0]), *logs])
+        return theta @ design, np.broadcast_to(design, (len(theta), *design.shape))
 
     return Equation(
         target=target,
@@ -206,7 +206,7 @@ def sum_of_powers(
             parts.append(part)
             slopes += [part, -log * part]
         total = np.sum(parts, axis=0)
-        return np.log(total), np.stack(slopes, axis=-1) / total[..., None]
+        return np.log(total), np.stack(slopes, axis=1) / total[:, None]
 
     return Equation(
         target=target,

@@ -33,10 +33,10 @@ def _evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarr
     falling = np.exp(theta[:, 1, None] - alpha * s1)
     annealed = np.exp(theta[:, 3, None]) * s2
     total = floor + falling - annealed
-    slopes = np.stack([floor, falling, -alpha * s1 * falling, -annealed], -1)
+    slopes = np.stack([floor, falling, -alpha * s1 * falling, -annealed], 1)
     # Where it is not positive there is no logarithm: the fit turns such constants down.
     total = np.where(total > 0, total, np.nan)
-    return np.log(total), slopes / total[..., None]
+    return np.log(total), slopes / total[:, None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

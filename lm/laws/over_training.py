@@ -29,7 +29,7 @@ def _evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarr
     falling = np.exp(theta[:, 2, None] - eta * (ratio + compute))
     by_eta = (ratio - compute) * rising - (ratio + compute) * falling
     total = floor + rising + falling
-    return np.log(total), np.stack([floor, rising, falling, by_eta], -1) / total[..., None]
+    return np.log(total), np.stack([floor, rising, falling, by_eta], 1) / total[:, None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def test_derivatives(name: str, equation: Equation) -> None:
         step[p] = 1e-6
         up, _ = equation.evaluate(theta + step, data)
         down, _ = equation.evaluate(theta - step, data)
-        np.testing.assert_allclose(slopes[..., p], (up - down) / 2e-6, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(slopes[:, p], (up - down) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", LAWS.names())
