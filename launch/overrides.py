@@ -4,8 +4,9 @@ and the mistakes among them.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -44,6 +45,32 @@ def read(name: str, argv: list[str]) -> dict[str, str]:
         if match := re.match(rf"--?(?:no)?{name}\.([^=]+)(?:=(.*))?", arg, flags=re.DOTALL):
             found[match[1]] = after if match[2] is None else match[2]
     return found
+
+
+def axes(flag: str, values: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Axes of a grid: ["seed=0,1", 'model.pattern=["gla","gla,softmax"]'] -> {"seed": (0, 1), ...}.
+    Values are a JSON list, or stand between commas, each JSON where it can be, else a word.
+
+    Raises:
+      UserError: no key or no values, or a key twice.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for text in values:
+        key, equals, listed = text.partition("=")
+        if not (key and equals and listed):
+            raise UserError(f"--{flag}={text}: write KEY=VALUE,VALUE, as seed=0,1")
+        if key in found:
+            raise UserError(f"--{flag}: {key} is given twice; give all of its values once")
+        whole = _plain(listed)
+        found[key] = tuple(whole if isinstance(whole, list) else map(_plain, listed.split(",")))
+    return found
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.strip()
 
 
 def complete_families(config: ConfigDict, overrides: Mapping[str, str], flag: str) -> None:

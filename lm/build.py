@@ -43,6 +43,17 @@ ONE_DEVICE = MeshConfig(
     data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, stream_over_tensor=False
 )
 
+# Sections and keys of a configuration that no compiled function depends on, but by its arguments.
+ARGUMENTS = (
+    "seed",
+    "init_from",
+    "decay_from",
+    "schedule",
+    "evaluate",
+    "log",
+    "checkpoint",
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Build(Parts):
@@ -116,14 +127,23 @@ def check(config: Config) -> None:
     _check_objective(config, all(layer.is_causal for layer in layers.values()))
 
 
-def build(config: Config, devices: Sequence[Any], decay_start: float | None = None) -> Build:
+def build(
+    config: Config,
+    devices: Sequence[Any],
+    decay_start: float | None = None,
+    *,
+    like: Build | None = None,
+) -> Build:
     """`decay_start`: tokens at the trunk checkpoint of decay_from, None for a run of its
-    own.
+    own. `like`: an earlier build whose compiled functions serve again where the two configurations
+    differ only in what a step takes as an argument; elsewhere it is of no use and does no harm.
 
     Raises:
       UserError: sizes that do not fit the mesh, unknown layers or options, a schedule that
       contradicts itself.
     """
+    if like is not None and compiles_alike(config, like.config, devices, like.mesh):
+        return _again(like, config, decay_start)
     mesh = mesh_lib.create(config.mesh, devices)
     _check_batch(config, mesh)
     context = _context(config, mesh)
@@ -163,6 +183,23 @@ def build(config: Config, devices: Sequence[Any], decay_start: float | None = No
         step=jax.jit(step_lib.create(parts), donate_argnums=0, out_shardings=(shardings, None)),
         score=jax.jit(functools.partial(step_lib.score, parts)),
     )
+
+
+def compiles_alike(a: Config, b: Config, devices: Sequence[Any], mesh: Mesh) -> bool:
+    """Whether a build of `a` on `devices` would compile the functions that one of `b` on `mesh`
+    has: they differ in nothing but the seed, the schedule, the length, where the run starts, and
+    what it evaluates, tells and keeps.
+    """
+    same: dict[str, Any] = {name: getattr(b, name) for name in ARGUMENTS}
+    run = dataclasses.replace(a.run, length=b.run.length)
+    is_alike = dataclasses.replace(a, run=run, **same) == b
+    return is_alike and list(devices) == list(mesh.devices.flat)
+
+
+def _again(like: Build, config: Config, decay_start: float | None) -> Build:
+    run = schedules.Run(config.run_tokens, config.tokens_per_step, decay_start)
+    schedule, run_tokens = config.schedule.schedule(run), int(schedule_end(config, decay_start))
+    return dataclasses.replace(like, config=config, schedule=schedule, run_tokens=run_tokens)
 
 
 def _context(config: Config, mesh: Mesh) -> Context:

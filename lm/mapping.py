@@ -221,6 +221,16 @@ def free_keys(value: Any, prefix: str = "") -> tuple[str, ...]:
     return tuple(found)
 
 
+def lasting(value: Any) -> dict[str, Any]:
+    """What no resumed run may change, plain and by dotted key: all but what is FREE."""
+    free = free_keys(value)
+    return {
+        key: plain
+        for key, plain in flatten(to_mapping(value)).items()
+        if not any(f"{key}.".startswith(f"{name}.") for name in free)
+    }
+
+
 def _reader(marks: tuple[Any, ...]) -> Reader | None:
     return next((mark for mark in marks if hasattr(mark, "convert")), None)
 

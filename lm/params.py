@@ -103,10 +103,14 @@ def names(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(path, tree, is_leaf=is_info)
 
 
-def count(infos: Any) -> dict[str, int]:
-    """Number of parameters by role, and "total"."""
+def count(infos: Any, *, without: str = "") -> dict[str, int]:
+    """Number of parameters by role, and "total". Those of which the letter `without` is a dimension
+    are not counted.
+    """
     counts: dict[str, int] = {}
     for info in jax.tree.leaves(infos, is_leaf=is_info):
+        if without and without in info.letters.split():
+            continue
         counts[info.role] = counts.get(info.role, 0) + int(np.prod(info.shape))
     return {**counts, "total": sum(counts.values())}
 

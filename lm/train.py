@@ -54,6 +54,8 @@ class Options:
     none). `rows`: what it trains on in place of data.sources, which are empty then. `until`: label
     of a task -> value; an evaluation at which the headline of each of these tasks is at least as
     good ends the run. `accept_lost_records`: a run goes on although metrics.jsonl has lost some.
+    `like`: a build whose compiled functions serve again (lm/build.py). `with_report`: whether the
+    page and the samples are written, which take seconds; a study of many runs has its own page.
     """
 
     workdir: Path
@@ -62,20 +64,29 @@ class Options:
     rows: Rows | None = None
     until: Mapping[str, float] = dataclasses.field(default_factory=dict)
     accept_lost_records: bool = False
+    like: Build | None = None
+    with_report: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`step` is the last; `finished` False: stopped by a signal, saved at `step`. `evaluation`:
-    bits per byte by validation set; `samples`: records of samples.jsonl; `build`: what trained.
+    """`step` is the last; `finished` False: stopped by a signal, saved at `step`; `stopped`: a
+    signal came, maybe after the last step, and whoever has more to do stops. `evaluation`:
+    bits per byte by validation set; `samples`: records of samples.jsonl; `report`: the page, None
+    of a run without one; `build`: what trained.
     """
 
     step: int
     finished: bool
+    stopped: bool
     evaluation: dict[str, float]
     samples: list[dict[str, Any]]
-    report: Path
+    report: Path | None
     build: Build
+
+
+class DivergedError(UserError):
+    """Too many steps in a row were skipped: the run is stopped."""
 
 
 def run(config: Config, options: Options) -> Outcome:
@@ -83,8 +94,8 @@ def run(config: Config, options: Options) -> Outcome:
     resuming what the workdir holds.
 
     Raises:
-      UserError: a mistake in the configuration, the data, the workdir or a checkpoint; or too many
-      skipped steps.
+      UserError: a mistake in the configuration, the data, the workdir or a checkpoint.
+      DivergedError: too many skipped steps.
     """
     workdir = options.workdir
     build_lib.check(config)
@@ -97,7 +108,7 @@ def run(config: Config, options: Options) -> Outcome:
             stack.enter_context(record.locked(workdir))
             origin = origin_lib.find(config, workdir, options.data_dir)
         prepared, decay_start = origin.data, origin.decay_start
-        built = build_lib.build(config, jax.devices(), decay_start)
+        built = build_lib.build(config, jax.devices(), decay_start, like=options.like)
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
         saver = stack.enter_context(Checkpointer(workdir, config, built.last_before_decay))
@@ -142,7 +153,7 @@ def run(config: Config, options: Options) -> Outcome:
                 counts = {"step": at, "tokens": tokens.after(at)}
                 times = clock.lap(at) if timing is None else timing
                 writer.write(counts | values | times | extra)
-            _stop_if_stuck(config, workdir, at, in_row, values["train/loss"])
+            _stop_if_stuck(config, options, at, in_row, values["train/loss"])
 
         def save() -> None:
             counts = Meta(step, tokens.after(step), decay_start, {}, {})
@@ -188,8 +199,9 @@ def run(config: Config, options: Options) -> Outcome:
             built.model, state.params, prepared.tokenizer, config, step, built
         )
         samples = _sample(workdir, loaded) if finished else []
-        page = _report(workdir)
-    return Outcome(step, finished, _last_evaluation(workdir), samples, page, built)
+        page = _report(workdir) if options.with_report else None
+        stopped = stop()
+    return Outcome(step, finished, stopped, _last_evaluation(workdir), samples, page, built)
 
 
 def _check_not_past(step: int, end: int, workdir: Path) -> None:
@@ -337,12 +349,12 @@ def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | Non
                 writer.write(last | found)
 
 
-def _stop_if_stuck(config: Config, workdir: Path, step: int, in_row: float, loss: float) -> None:
+def _stop_if_stuck(config: Config, options: Options, step: int, in_row: float, loss: float) -> None:
     limit = config.optimizer.max_skipped
     if in_row >= limit:
-        page = _report(workdir)
+        page = _report(options.workdir) if options.with_report else options.workdir
         processes.wait()  # or the others would end the first before it has written that
-        raise UserError(
+        raise DivergedError(
             f"stopped at step {step}: optimizer.max_skipped={limit} steps in a row were skipped, "
             "their loss or update not finite or their gradient norm over "
             f"{config.optimizer.spike_ratio:g} times its mean (last loss {loss:g}); lower "

@@ -25,9 +25,9 @@ import numpy as np
 
 from lm import files, metrics, train
 from lm import layers as layer_lib
-from lm.config import Config, UserError, convert, flatten, from_mapping, to_mapping
+from lm.config import Config, UserError, convert, from_mapping, to_mapping
 from lm.data import mqar
-from lm.mapping import free_keys
+from lm.mapping import lasting
 from lm.report import recall as recall_page
 from lm.report.figures import standalone
 from lm.report.recall import Row
@@ -208,23 +208,11 @@ def create_grid(study: Study, workdir: Path, table: Sequence[Entry[Outcome]]) ->
         point: {
             "solved": study.solved,
             "problem": study.problems[point.problem],
-            "run": _lasting(configuration(study, point)),
+            "run": lasting(configuration(study, point)),
         }
         for point in points(study)
     }
     return Grid(folder=workdir / "points", outcome=Outcome, asked=asked, table=table)
-
-
-def _lasting(config: Config) -> dict[str, Any]:
-    """What no resumed run may change, by dotted key; the problem says how long a training is, and
-    how it is tested.
-    """
-    free = free_keys(config)
-    return {
-        key: value
-        for key, value in flatten(to_mapping(config)).items()
-        if not any(f"{key}.".startswith(f"{name}.") for name in free)
-    }
 
 
 def run(study: Study, trainings: Grid[Point, Outcome]) -> dict[Point, Outcome] | None:

@@ -1,0 +1,82 @@
+"""Trains every cell of a grid and puts them in one table and on one page.
+
+`python -m launch.sweep --config=experiments/quickstart.py --workdir=DIR
+    --grid=schedule.peak_learning_rate=0.005,0.01,0.02 --grid="run.length=1e6 tokens,2e6 tokens"`
+
+--config names a run, or a file whose get_config gives a sweep (experiments/power_transfer). Cells
+that differ in length alone are decays of one training where the schedule has a stable phase. The
+same command resumes, and several of it in one DIR share the work. DIR holds sweep.jsonl,
+sweep.parquet, sweep.html and cells/ with a folder for each; the table is written after every cell.
+
+--table=FILE names the sweep.jsonl of an earlier sweep: what stands there is not trained again, and
+the new table holds it. --draw_only writes the page of that table and trains nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from launch import cli, overrides
+from lm.mapping import UNFINISHED, UserError
+
+_CONFIG = cli.config_flag(is_required=False)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the sweep", required=True)
+_GRID = flags.DEFINE_multi_string(
+    "grid", [], "KEY=VALUE,VALUE: an axis of the grid; KEY is one of the configuration, or width"
+)
+_TABLE = flags.DEFINE_string("table", "", "sweep.jsonl of cells that are not to be run again")
+_MIN_STEPS = flags.DEFINE_integer(
+    "min_steps", None, "leave out cells of fewer steps", lower_bound=0
+)
+_HALVING = flags.DEFINE_integer(
+    "halving", None, "one in so many learning rates goes on to the next length; 0: all"
+)
+_DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "draw --table, train nothing")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
+)
+
+
+def _values() -> dict[str, Any]:
+    """The sweep that the flags describe, plain."""
+    values = _CONFIG.value.to_dict()
+    if "grids" not in values:
+        values = {"run": values, "grids": (), "min_steps": 0, "halving": 0}
+    if _GRID.value:
+        axes = overrides.axes("grid", _GRID.value)
+        values["grids"] = tuple({**grid, **axes} for grid in values["grids"] or ({},))
+    given = {"min_steps": _MIN_STEPS.value, "halving": _HALVING.value}
+    return values | {name: value for name, value in given.items() if value is not None}
+
+
+def main(argv: list[str]) -> int:
+    del argv  # cli.run refuses positional arguments
+    if _DRAW_ONLY.value and not _TABLE.value:
+        raise UserError("--draw_only needs --table; name the table to draw")
+    if _CONFIG.value is None and not _DRAW_ONLY.value:
+        raise UserError("--config is missing; name the file of a run or of a sweep")
+    from lm.data import prepare
+    from lm.report import sweep as page
+    from lm.studies import rows, sweep
+
+    asked = None if _DRAW_ONLY.value else sweep.create(_values())
+    table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
+    workdir = cli.workdir(_WORKDIR.value, "launch.sweep")
+    found = table
+    if asked is not None:
+        data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
+        tell = lambda found: rows.write(found, workdir / "sweep.jsonl")
+        found = sweep.run(asked, workdir, data_dir, table=table, tell=tell)
+        if found is None:
+            print("stopped and saved; the same command goes on")
+            return UNFINISHED
+    page.write(found, workdir / "sweep.html")
+    print(page.table(found))
+    print(f"sweep.html and sweep.jsonl are in {workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

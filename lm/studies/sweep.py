@@ -1,0 +1,246 @@
+"""A sweep: every cell of one grid or several trained once, whatever dies meanwhile and however many
+processes work, into one table.
+
+    cells (lm/studies/cells.py) -> for every trunk, its shortest cell first:
+        trunk up to the decay of that cell -> the decay, a run that branches there -> a row
+
+Several processes may work in one folder: each takes a trunk that no other has. What a cell needs
+beside its row (checkpoints of its decay, of a trunk that is done) is removed at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import build as build_lib
+from lm import metrics, train
+from lm import params as params_lib
+from lm.build import Build
+from lm.config import Config, Duration, UserError, convert
+from lm.run import checkpoint, record
+from lm.studies import cells as cells_lib
+from lm.studies import grid, rows
+from lm.studies.cells import Cell, Planned
+from lm.studies.grid import Grid
+from lm.studies.rows import Outcome, Row
+
+TRUNK, OWN = "trunk", "run"  # folders: of a trunk, and of the run of a cell
+HALVED = "schedule.peak_learning_rate"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """`run`: a whole configuration. `grids`: each maps keys of it (and "width", which widens heads
+    and feed-forward too) to values; a grid is every combination of its values, and a cell that is
+    in two of them is one. Cells of fewer than `min_steps` steps are left out. `halving`: after each
+    length, of the cells that differ only in the peak learning rate one in `halving` goes on to the
+    next length, the best by mean loss over seeds; 0: all go on.
+    """
+
+    run: Mapping[str, Any]
+    grids: tuple[Mapping[str, Any], ...]
+    min_steps: int
+    halving: int
+
+
+def create(mapping: Mapping[str, Any]) -> Sweep:
+    """Nested plain values -> a sweep.
+
+    Raises:
+      UserError: unknown or missing keys, no grid, or a negative number.
+    """
+    sweep: Sweep = convert(Sweep, mapping, "config")
+    if not sweep.grids or not all(sweep.grids):
+        raise UserError("config.grids is empty; give --grid=KEY=VALUE,VALUE at least once")
+    if sweep.min_steps < 0:
+        raise UserError(f"config.min_steps={sweep.min_steps} must be >= 0")
+    if sweep.halving < 0 or sweep.halving == 1:
+        raise UserError(f"config.halving={sweep.halving} must be 0 (all go on) or at least 2")
+    return sweep
+
+
+def plan(sweep: Sweep) -> dict[Cell, Planned]:
+    """The cells, each of which could be trained.
+
+    Raises:
+      UserError: as lm.studies.cells.plan.
+    """
+    for axes in sweep.grids:
+        for key, values in axes.items():
+            if not isinstance(values, list | tuple):
+                raise UserError(
+                    f"config.grids: {key}={values!r} is not a list; write ({values!r},)"
+                )
+    return cells_lib.plan(sweep.run, sweep.grids, sweep.min_steps)
+
+
+def run(
+    sweep: Sweep,
+    workdir: Path,
+    data_dir: Path,
+    *,
+    table: Sequence[Row] = (),
+    tell: Callable[[list[Row]], None] = lambda found: None,
+) -> list[Row] | None:
+    """The rows of every cell, from the folder, from `table` or by training; None if a signal
+    stopped it. `tell` is given what is there after every trunk's cell.
+
+    Raises:
+      UserError: the folder holds cells of another configuration, or training reports a mistake.
+    """
+    planned = plan(sweep)
+    asked = {cell: one.asked for cell, one in planned.items()}
+    cells = Grid(folder=workdir / "cells", outcome=Outcome, asked=asked, table=rows.entries(table))
+    told = lambda found: rows.merged(_rows(planned, found), table)
+    trainer = _Trainer(planned, data_dir)
+
+    def left(found: Mapping[Cell, Outcome]) -> list[Cell]:
+        tell(told(found))
+        return [] if trainer.is_stopped else _left(sweep, planned, found)
+
+    found = grid.run(cells, trainer, left)
+    if found is None or trainer.is_stopped:
+        return None
+    for trunk in cells.folder.glob(f"{TRUNK}-*"):
+        shutil.rmtree(trunk, ignore_errors=True)
+    return told(found)
+
+
+def _rows(planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome]) -> list[Row]:
+    return [rows.row(cell, planned[cell], found[cell]) for cell in planned if cell in found]
+
+
+def _left(
+    sweep: Sweep, planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome]
+) -> list[Cell]:
+    """The next cell of every trunk: its shortest that is not found, if halving lets it go on."""
+    nexts: dict[str, Cell] = {}
+    for cell, one in planned.items():
+        if cell in found:
+            continue
+        other = nexts.get(cell.trunk)
+        if other is None or (one.start or 0, cell.steps) < (planned[other].start or 0, other.steps):
+            nexts[cell.trunk] = cell
+    return [cell for cell in nexts.values() if _goes_on(sweep, planned, found, cell)]
+
+
+def _goes_on(
+    sweep: Sweep, planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome], cell: Cell
+) -> bool:
+    """Whether a cell is among the best of the length before, all of which must be found."""
+    if not sweep.halving:
+        return True
+    bracket = [x for x in planned if _bracket(planned[x]) == _bracket(planned[cell])]
+    lengths = sorted({x.steps for x in bracket})
+    survivors = {planned[x].config.schedule.peak_learning_rate for x in bracket}
+    for length in lengths[: lengths.index(cell.steps)]:
+        losses: dict[float, list[float]] = {}
+        for x in bracket:
+            rate = planned[x].config.schedule.peak_learning_rate
+            if x.steps != length or rate not in survivors:
+                continue
+            if x not in found:
+                return False  # it is not known yet
+            loss = found[x].loss
+            losses.setdefault(rate, []).append(math.inf if loss is None else loss)
+        ranked = sorted(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
+        survivors = set(ranked[: max(1, len(ranked) // sweep.halving)])
+    return planned[cell].config.schedule.peak_learning_rate in survivors
+
+
+def _bracket(planned: Planned) -> str:
+    """Equal for cells that differ only in length, decay, seed and the peak learning rate."""
+    free = ("seed", HALVED, "run.length", "schedule.decay")
+    return grid.digest({key: x for key, x in planned.asked.items() if key not in free})
+
+
+@dataclasses.dataclass
+class _Trainer:
+    """Trains cells. `builds`: those whose compiled functions serve again; `is_stopped`: a signal
+    asked for it.
+    """
+
+    planned: Mapping[Cell, Planned]
+    data_dir: Path
+    builds: list[Build] = dataclasses.field(default_factory=list)
+    is_stopped: bool = False
+
+    def __call__(self, cell: Cell, place: Path) -> Outcome | None:
+        """A cell of the grid; None if a signal stopped it. The folder of its trunk lies beside its
+        own.
+        """
+        began = time.perf_counter()
+        own, trunk = place / OWN, place.parent / f"{TRUNK}-{cell.trunk}"
+        try:
+            folder = self._trained(self.planned[cell], own, trunk)
+        except train.DivergedError:
+            # In the trunk, unless the decay had begun.
+            folder = own if metrics.read(own) else trunk
+            return self._outcome(cell, folder, "diverged", began)
+        if folder is None:
+            return None
+        found = self._outcome(cell, folder, "done", began)
+        shutil.rmtree(own / checkpoint.FOLDER)
+        return found
+
+    def _trained(self, one: Planned, own: Path, trunk: Path) -> Path | None:
+        config = one.config
+        if one.start is not None:
+            steps = checkpoint.steps(trunk)
+            if steps and steps[-1] > one.start:
+                shutil.rmtree(trunk)  # it went on for a longer cell, and begins again
+            little = dataclasses.replace(config.evaluate, max_tokens=config.data.context_length)
+            if not self._train(dataclasses.replace(one.trunk, evaluate=little), trunk):
+                return None
+            start = trunk / checkpoint.FOLDER / str(one.start)
+            config = dataclasses.replace(config, decay_from=str(start))
+        return own if self._train(config, own) else None
+
+    def _train(self, config: Config, workdir: Path) -> bool:
+        """Whether the run ends: only its last evaluation and checkpoint are of use."""
+        whole, none = Duration(100, "percent"), Duration(0, "steps")
+        evaluated = dataclasses.replace(config.evaluate, every=whole, tasks={})
+        kept = dataclasses.replace(config.checkpoint, keep_last=1, keep_every=none)
+        log = dataclasses.replace(config.log, samples=())
+        config = dataclasses.replace(config, evaluate=evaluated, checkpoint=kept, log=log)
+        options = train.Options(
+            workdir=workdir, data_dir=self.data_dir, like=self._like(config), with_report=False
+        )
+        done = train.run(config, options)
+        self.is_stopped |= done.stopped
+        return done.finished
+
+    def _like(self, config: Config) -> Build:
+        """A build whose compiled functions the runs of this shape share."""
+        devices = jax.devices()
+        for built in self.builds:
+            if build_lib.compiles_alike(config, built.config, devices, built.mesh):
+                return built
+        self.builds.append(build_lib.build(config, devices))
+        return self.builds[-1]
+
+    def _outcome(self, cell: Cell, folder: Path, status: Any, began: float) -> Outcome:
+        """Of a run, as its last record has it."""
+        last, infos = metrics.read(folder)[-1], self._like(self.planned[cell].config).infos
+        names = [key.split("/")[1] for key in last if re.fullmatch(r"eval/.*/loss", key)]
+        losses = {name: last[f"eval/{name}/loss"] for name in names}
+        is_finite = status == "done" and all(map(math.isfinite, losses.values()))
+        return Outcome(
+            status="done" if is_finite else "diverged",
+            losses=losses if is_finite else {},
+            skipped=int(last["optim/skipped_total"]),
+            seconds=time.perf_counter() - began,
+            parameters=params_lib.count(infos)["total"],
+            body_parameters=params_lib.count(infos, without="vocab")["total"],
+            commit=record.commit().partition("-")[0],
+            cpu=record.cpu(),
+        )
