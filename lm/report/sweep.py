@@ -1,7 +1,7 @@
 """The page of a sweep: loss against learning rate, heat maps, and the best rate of every setting.
 
-rows (lm/studies/rows.py) -> panels: rows that agree in everything but the learning rate, the tokens and
-the seed -> a line for each number of tokens, the mean over the seeds
+rows (lm/studies/rows.py) -> panels: what agrees in all but learning rate, tokens and seed
+-> a line for each number of tokens, the mean over the seeds
 """
 
 from __future__ import annotations

@@ -92,13 +92,13 @@ def plan(
 
 
 def _check(axes: Mapping[str, Sequence[Any]], run: Mapping[str, Any]) -> None:
-    known = flatten(run).keys() | {WIDTH}
-    groups = {key.rpartition(".")[0] for key in known}
+    keys = flatten(run)
+    groups = {key.rpartition(".")[0] for key in keys} | {""}
     for key, values in axes.items():
         if key in START:
             raise UserError(f"grid: {key} is set by the sweep itself; leave it out of the grid")
-        if key not in known and key not in groups and key.rpartition(".")[0] not in groups:
-            raise UserError(f"grid: no key {key!r} in the run; {nearest(key, known)}")
+        if key.rpartition(".")[0] not in groups:
+            raise UserError(f"grid: no key {key!r} in a run; {nearest(key, keys)}")
         if not values:
             raise UserError(f"grid: {key} has no values; give at least one")
         texts = [json.dumps(to_mapping(value)) for value in values]

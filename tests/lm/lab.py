@@ -98,7 +98,12 @@ class Lab:
             return train.run(self.config(changes), Options(**given))
 
     def _build(
-        self, hooks: dict[str, Hook | None], config: Config, devices: Any, decay_start: Any = None
+        self,
+        hooks: dict[str, Hook | None],
+        config: Config,
+        devices: Any,
+        decay_start: Any = None,
+        like: Any = None,
     ) -> Build:
         """One device; compiled fast, and once for all configurations that compile to the same."""
         mapping = to_mapping(config)
