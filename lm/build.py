@@ -262,13 +262,13 @@ def saved_flops(built: Build, length: int) -> dict[str, float]:
 
 
 def _layers(built: Build) -> Iterator[tuple[int, Block, dict[str, int]]]:
-    """Every block of a period, how often it is there, and the elements of the hidden matrices of
-    its parts.
+    """Every block of a period, how often it is there, and the elements of the matrices of its
+    parts.
     """
     for i, (repeat, period) in enumerate(zip(built.model.repeats, built.model.groups, strict=True)):
         for j, block in enumerate(period.blocks):
             parts = built.infos[f"groups_{i}"][f"blocks_{j}"]
-            sizes = {name: params_lib.count(part).get("hidden", 0) for name, part in parts.items()}
+            sizes = {name: params_lib.matrix_elements(part) for name, part in parts.items()}
             yield repeat, block, {name: size // repeat for name, size in sizes.items()}
 
 

@@ -26,6 +26,7 @@ from lm.modules.embed import Embed, Head
 from lm.modules.losses import Losses, together
 from lm.modules.norm import RMSNorm
 from lm.modules.remat import remat_policy
+from lm.params import STACKED
 
 FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of keys, of modules
 
@@ -179,7 +180,7 @@ class Model(nn.Module):
                 split_rngs={"params": True, DROPOUT: True},
                 length=repeat,
                 unroll=repeat if self.config.unroll else 1,
-                metadata_params={meta.PARTITION_NAME: "L"},
+                metadata_params={meta.PARTITION_NAME: STACKED},
             )
             x, state = scan(group, x, state)
             out.append(state)

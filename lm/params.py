@@ -8,6 +8,7 @@ groups, the decay mask and the parameter table all read that tree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,15 +18,34 @@ from flax import struct
 from flax.core import meta
 
 Role = Literal["input", "hidden", "output", "vector"]
+STACKED = "L"  # the letter of the dimension along which `nn.scan` stacks the layers of a group
 
 
 class ParamInfo(NamedTuple):
-    """`letters` name the dimensions (the glossary's, space separated), `shape` their sizes."""
+    """`letters` name the dimensions (the glossary's, space separated), `shape` their sizes. Of a
+    matrix between activations the first `contracted` dimensions after the layers' L are summed
+    over; it is 0 of everything else.
+    """
 
     letters: str
     shape: tuple[int, ...]
     role: Role
     decay: bool
+    contracted: int = 0
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the first dimension is the layers of a group: this is a parameter of a layer."""
+        return self.letters.split()[0] == STACKED if self.letters else False
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """(layers, rows, columns) of the matrices that the array holds, rows summed over. What is
+        no matrix between activations has its first dimension as rows, a vector one column.
+        """
+        layers, *sizes = self.shape if self.is_stacked else (1, *self.shape)
+        rows = math.prod(sizes[: max(self.contracted, 1)])
+        return layers, rows, math.prod(sizes) // rows
 
 
 class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
@@ -35,6 +55,7 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
     letters: str = struct.field(pytree_node=False)
     role: Role = struct.field(pytree_node=False)
     decay: bool = struct.field(pytree_node=False)
+    contracted: int = struct.field(pytree_node=False, default=0)
 
     def unbox(self) -> Any:
         return self.value
@@ -54,16 +75,18 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
         return self.replace(letters=" ".join(names))
 
 
-def declare(init: Callable[..., Any], letters: str, role: Role, decay: bool) -> Callable[..., Any]:
-    """An initializer for `self.param` whose value carries `letters` ("D F"), `role` and whether it
-    decays.
+def declare(
+    init: Callable[..., Any], letters: str, role: Role, decay: bool, contracted: int = 0
+) -> Callable[..., Any]:
+    """An initializer for `self.param` whose value carries `letters` ("D F"), `role`, whether it
+    decays, and of a matrix between activations the number of dimensions that are summed over.
     """
 
     def boxed(key: jax.Array, shape: tuple[int, ...], *args: Any) -> Declared:
         assert len(letters.split()) == len(shape), (
             f"{letters=} must name the {len(shape)} dimensions of a parameter of {shape=}"
         )
-        return Declared(init(key, shape, *args), letters, role, decay)
+        return Declared(init(key, shape, *args), letters, role, decay, contracted)
 
     return boxed
 
@@ -80,7 +103,8 @@ def split(boxed: Any) -> tuple[Any, Any]:
         if not isinstance(leaf, Declared):
             where = "/".join(str(getattr(k, "key", k)) for k in keys)
             raise TypeError(f"parameter {where}: wrap its initializer in lm.params.declare")
-        return ParamInfo(leaf.letters, tuple(leaf.value.shape), leaf.role, leaf.decay)
+        shape = tuple(leaf.value.shape)
+        return ParamInfo(leaf.letters, shape, leaf.role, leaf.decay, leaf.contracted)
 
     is_declared = lambda leaf: isinstance(leaf, Declared)
     infos = jax.tree_util.tree_map_with_path(info, boxed, is_leaf=is_declared)
@@ -113,6 +137,12 @@ def count(infos: Any, *, without: str = "") -> dict[str, int]:
             continue
         counts[info.role] = counts.get(info.role, 0) + int(np.prod(info.shape))
     return {**counts, "total": sum(counts.values())}
+
+
+def matrix_elements(infos: Any) -> int:
+    """Elements of the matrices between activations: of role hidden, or declared `contracted`."""
+    leaves = jax.tree.leaves(infos, is_leaf=is_info)
+    return sum(math.prod(x.shape) for x in leaves if x.role == "hidden" or x.contracted)
 
 
 def table(infos: Any) -> str:

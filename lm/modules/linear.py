@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from lm import families
 from lm.modules.context import Context
+from lm.params import Role
 
 
 class Factor(NamedTuple):
@@ -25,6 +26,17 @@ class Factor(NamedTuple):
     array: jax.Array
     letters: str
     contracted: int
+
+
+# Dimensions that grow with the model's width at fixed widths of heads and ranks.
+GROWING = frozenset("DFHG")
+
+
+def role_of(letters: str, contracted: int) -> Role:
+    """What muP makes of a matrix: hidden where the number of summands grows with the model, input
+    where it is fixed, as on the way back from a low rank (arXiv 2203.03466, table 3).
+    """
+    return "hidden" if GROWING & {*letters.split()[:contracted]} else "input"
 
 
 class Matrix(nn.Module):

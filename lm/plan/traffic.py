@@ -48,9 +48,10 @@ def formula(built: Build) -> list[Flow]:
     flows: list[Flow] = []
     infos = jax.tree.leaves(built.infos, is_leaf=params_lib.is_info)
     params = jax.tree.leaves(built.abstract_state.params)
-    moments = _moments(built)
+    moments = jax.tree.leaves(built.gradients)
     for info, param, moment in zip(infos, params, moments, strict=True):
-        flows += _weight(built, info.role, param, moment)
+        kind = "hidden" if info.contracted else info.role
+        flows += _weight(built, kind, param, moment)
     flows += _tensor(built)
     return total(flows)
 
@@ -69,14 +70,6 @@ def compiled(text: str, mesh: Mapping[str, int]) -> list[Flow]:
     """Flows of a compiled step."""
     found = hlo.collectives(text, mesh)
     return total(Flow(c.kind, c.axes, c.times * c.bytes_sent) for c in found)
-
-
-def _moments(built: Build) -> list[Any]:
-    """The first moment of every parameter, in the order of the parameters."""
-    count = len(jax.tree.leaves(built.abstract_state.params))
-    shapes = [x for x in jax.tree.leaves(built.abstract_state.opt_state) if x.ndim]
-    assert len(shapes) == 2 * count, (len(shapes), count)
-    return shapes[:count]
 
 
 def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
@@ -107,7 +100,7 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
         sent = local * GRADIENT * (ways - 1) / ways
         kinds = (
             ["reduce-scatter", "all-gather"]
-            if "data" in shard.axes(moment.sharding.spec)
+            if "data" in shard.axes(moment.spec)
             else ["all-reduce"] * 2
         )
         flows += [Flow(kind, ("data",), sent) for kind in kinds]

@@ -74,8 +74,9 @@ def test_sizes() -> None:
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
-    matrices = ("query", "key", "value", "gate", "out", "decay/down", "decay/up")
+    matrices = ("query", "key", "value", "gate", "out", "decay/down")
     expected = {f"{name}/kernel": ("hidden", True) for name in matrices}
+    expected["decay/up/kernel"] = ("input", True)  # it sums over a rank that never grows
     vectors = dict.fromkeys(("norm/scale", "decay/bias"), ("vector", False))
     assert Layer("gla").declared() == expected | vectors
 
