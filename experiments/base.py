@@ -29,11 +29,13 @@ MODEL = {
 
 # Granite's multipliers (arXiv 2408.13359, table 4); the width they are stated for is 256.
 MUP = {
-    "parametrization": "mup",  # mup | standard
+    "parametrization": "mup",  # mup | standard | completep
     "base_width": 256.0,
     "init_std": 0.1,
     "embedding_multiplier": 12.0,
     "residual_multiplier": 0.22,
+    "base_depth": 0,  # of completep: the layers that these are stated for, and
+    "alpha": 1.0,  # from 0.5 to 1, how fast its branches shrink with the depth
 }
 
 DATA = {

@@ -24,6 +24,7 @@ from lm.mapping import (
     SHARE,
     Bound,
     Duration,
+    Later,
     Unit,
     UserError,
     convert,
@@ -46,6 +47,7 @@ __all__ = [
 
 REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may name
 SEED = Bound("must lie in [0, 2^31)", lambda x: 0 <= x < 1 << 31)
+DEPTH_EXPONENT = Bound("must lie in [0.5, 1]; set mup.alpha=1.0", lambda x: 0.5 <= x <= 1.0)
 
 Count = Annotated[int, POSITIVE]
 Tokens = Annotated[int, POSITIVE, Unit("tokens")]
@@ -87,13 +89,17 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MupConfig:
-    """Width parametrization (lm/mup.py). Under `standard` the two multipliers must be 1."""
+    """Parametrization (lm/mup.py). Under `standard` the two multipliers must be 1. `base_depth` (in
+    layers) and `alpha` are of `completep`, and 0 and 1 elsewhere.
+    """
 
-    parametrization: Literal["mup", "standard"]
+    parametrization: Literal["mup", "standard", "completep"]
     base_width: Annotated[float, POSITIVE]
     init_std: Annotated[float, POSITIVE]
     embedding_multiplier: Annotated[float, POSITIVE]
     residual_multiplier: Annotated[float, POSITIVE]
+    base_depth: Annotated[int, NOT_NEGATIVE, Later(0)]
+    alpha: Annotated[float, DEPTH_EXPONENT, Later(1.0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,7 +294,7 @@ def validate(config: Config) -> None:
     )
     if told is not None:
         raise UserError(told)
-    _validate_parametrization(config.mup)
+    _validate_parametrization(config.mup, config.model.num_layers)
     _validate_sources(d)
     _validate_mesh(config.mesh)
 
@@ -320,7 +326,18 @@ def _validate_sizes(config: Config) -> None:
             )
 
 
-def _validate_parametrization(mup: MupConfig) -> None:
+def _validate_parametrization(mup: MupConfig, num_layers: int) -> None:
+    if mup.parametrization == "completep" and not mup.base_depth:
+        raise UserError(
+            "mup.parametrization='completep' needs the depth at which its rates are stated; set "
+            f"mup.base_depth={num_layers} or another, or mup.parametrization='mup'"
+        )
+    for name, neutral in (("base_depth", 0), ("alpha", 1.0)):
+        if mup.parametrization != "completep" and getattr(mup, name) != neutral:
+            raise UserError(
+                f"mup.{name}={getattr(mup, name)} is read by completep alone, and "
+                f"mup.parametrization={mup.parametrization!r}; set mup.{name}={neutral}"
+            )
     if mup.parametrization == "standard":
         for name in ("embedding_multiplier", "residual_multiplier"):
             if getattr(mup, name) != 1.0:

@@ -218,7 +218,13 @@ def _layer(label: str, config: ModelConfig) -> Layer:
 def _without_mesh(matrix: Choice) -> Context:
     """Settings in which a module can be asked what it is; nothing is computed in them."""
     multipliers = Multipliers(
-        width=1.0, embedding=1.0, residual=1.0, attention_exponent=-0.5, base_init_std=1.0
+        width=1.0,
+        embedding=1.0,
+        residual=1.0,
+        attention_exponent=-0.5,
+        base_init_std=1.0,
+        width_exponent=-1.0,
+        is_scale_free=True,
     )
     return Context(
         numerics=Numerics.create("float32"),

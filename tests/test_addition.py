@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lm", "launch", "experiments")
 
 ADDED = {
-    "lm/optimizers/lion.py": """
+    "lm/optimizers/yogi.py": """
 import dataclasses
 from typing import Annotated
 
@@ -26,12 +26,12 @@ from lm.mapping import BELOW_ONE
 from lm.optimizers import Optimizer, unless_skipped
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lion(Optimizer):
+class Yogi(Optimizer):
     beta1: Annotated[float, BELOW_ONE] = 0.9
-    beta2: Annotated[float, BELOW_ONE] = 0.99
+    beta2: Annotated[float, BELOW_ONE] = 0.999
 
     def direction(self, infos):
-        return unless_skipped(optax.scale_by_lion(b1=self.beta1, b2=self.beta2))
+        return unless_skipped(optax.scale_by_yogi(b1=self.beta1, b2=self.beta2))
 """,
     "lm/objectives/smoothed.py": """
 import dataclasses
@@ -91,7 +91,8 @@ class Halves(Matrix):
         names, n = self.letters.split(), self.contracted
         std = self.context.multipliers.init_std("hidden")
         def made(name, letters, shape, contracted):
-            init = declare(nn.initializers.normal(std), " ".join(letters), "hidden", decay=True)
+            init = nn.initializers.normal(std)
+            init = declare(init, " ".join(letters), "hidden", decay=True, contracted=contracted)
             return Factor(self.param(name, init, shape), " ".join(letters), contracted)
         first = made("first", [*names[:n], "R"], (*self.shape[:n], self.rank), n)
         second = made("second", ["R", *names[n:]], (self.rank, *self.shape[n:]), 1)
@@ -145,7 +146,7 @@ def get_config(arg=""):
     config.data.tokenizer.update({"kind": "bytes", "vocab_size": 300})
     config.data.sources = {"text": base.source("TEXT", weight=1.0, valid_fraction=0.5)}
     config.data.update({"context_length": 32, "batch_size": 2})
-    config.optimizer = {"family": "lion", "beta2": 0.98}
+    config.optimizer = {"family": "yogi", "beta2": 0.98}
     config.objective = {"family": "smoothed"}
     config.evaluate.tasks = {"longest": {"share": 0.5}}
     config.evaluate.max_tokens = 128
@@ -225,8 +226,8 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
         "peak_learning_rate": 0.02,
         "period": "2 steps",
     }
-    lion = {"family": "lion", "beta1": 0.9, "beta2": 0.98, "clip_norm": 1.0}
-    assert lion.items() <= config["optimizer"].items()
+    yogi = {"family": "yogi", "beta1": 0.9, "beta2": 0.98, "clip_norm": 1.0}
+    assert yogi.items() <= config["optimizer"].items()
     assert config["objective"] == {"family": "smoothed", "factor": 0.5}
     assert config["model"]["mlp"] == {"family": "squared", "power": 3}
     assert config["model"]["residual"] == {"family": "sandwich", "gain": 0.5}

@@ -104,7 +104,7 @@ def from_transformers(
     options: dict[str, Any] = {"mixer": "softmax", **_rope(hf, where)}
     std = number(hf, "initializer_range", where, float, 0.02)
     mup = {"parametrization": "standard", "base_width": float(width), "init_std": std}
-    mup |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+    mup |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "base_depth": 0, "alpha": 1.0}
     if family == GRANITE:
         names = ("embedding_multiplier", "residual_multiplier")
         divisor = number(hf, "logits_scaling", where, float)

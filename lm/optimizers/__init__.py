@@ -8,11 +8,12 @@ Order of steps, all in float32:
 
 A file holds one frozen dataclass, named as the file in camel case, which derives from `Optimizer`;
 its fields with defaults are its options, and `direction(infos)` is what it makes of a gradient. An
-optax transformation becomes one by `unless_skipped`.
+optax transformation becomes one by `unless_skipped`; one that takes norms of matrices, by
+`per_layer` of lm/optimizers/_layers.py.
 
 `update` is given the learning rate at the tokens seen, so that a skipped step does not delay it,
-and the weight decay of each role. Every role follows the same curve; only static factors differ
-(lm/mup.py).
+and the weight decay of each group of parameters (`Multipliers.group`: the role, mostly). Every
+group follows the same curve; only static factors differ (lm/mup.py).
 
 The guard skips a step whose loss, gradient norm or update is not finite, or whose gradient norm
 exceeds spike_ratio times its running mean over accepted steps. A skipped step leaves parameters and
@@ -24,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,20 @@ class Optimizer:
     spike_ratio: Annotated[float, NOT_NEGATIVE] = 20.0
     max_skipped: Annotated[int, POSITIVE] = 10
     memory: Annotated[Literal["device", "host"], FREE] = "device"
+
+    # The direction has the weight decay in it already (`add_decay`), as where it is normalised.
+    decay_inside: ClassVar[bool] = False
+    # A gradient of another size gives the same direction, but for an eps; False where a vector's
+    # direction is its gradient (lm/mup.py).
+    is_scale_free: ClassVar[bool] = True
+
+    @property
+    def width_exponent(self) -> float:
+        """That of the width in the learning rate of hidden matrices under muP. W x must change by
+        as much at any width. -1: entries of the direction have one size and add up along x, as
+        those of Adam do (arXiv 2203.03466, table 3).
+        """
+        return -1.0
 
     def problem(self) -> str | None:
         """What is wrong with these options, in one line; read before any device is touched."""
@@ -89,14 +104,27 @@ def create(
     """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`; `infos` is the
     tree of ParamInfo.
     """
-    inner = optax.chain(config.direction(infos), _scale_groups(multipliers, infos), _scale())
+    parts = [config.direction(infos), _scale_groups(config, multipliers, infos), _scale()]
+    if multipliers.scales_eps and config.is_scale_free:
+        parts = [_in_expected_size(multipliers, infos), *parts]
+    inner = optax.chain(*parts)
     return skip_bad_steps(inner, clip_norm=config.clip_norm, spike_ratio=config.spike_ratio)
 
 
 def decays(config: Optimizer, multipliers: Multipliers, peak: float) -> dict[str, np.float32]:
-    """role -> coefficient of weight decay, before the learning rate, whose largest is `peak`."""
+    """group -> coefficient of weight decay, before the learning rate, whose largest is `peak`."""
     decay = functools.partial(multipliers.weight_decay, config=config, peak=peak)
-    return {role: np.float32(decay(role)) for role in ROLES}
+    return {group: np.float32(decay(group)) for group in multipliers.groups}
+
+
+def decay_mode_problem(config: Optimizer) -> str | None:
+    """For `problem` of an optimizer with `decay_inside`: modes that say how much a step shrinks."""
+    if config.weight_decay_mode == "coupled":
+        return None
+    return (
+        f"weight_decay_mode={config.weight_decay_mode!r} says how much a step shrinks a parameter, "
+        "and here the decay is within what is normalised; set optimizer.weight_decay_mode='coupled'"
+    )
 
 
 def unless_skipped(
@@ -116,26 +144,60 @@ def unless_skipped(
     return optax.GradientTransformationExtraArgs(inner.init, cast(Any, update))
 
 
-def _scale_groups(multipliers: Multipliers, infos: Any) -> optax.GradientTransformationExtraArgs:
-    """Weight decay and the static learning-rate factor, a group per role and declared decay."""
-    groups: dict[Hashable, optax.GradientTransformation] = {}
-    for info in _leaves(infos):
-        rate = optax.scale(multipliers.learning_rate(info.role))
-        groups[_label(info)] = optax.chain(_add_decay(info.role), rate) if info.decay else rate
-    return optax.partition(groups, jax.tree.map(_label, infos, is_leaf=params_lib.is_info))
-
-
-def _label(info: ParamInfo) -> str:
-    return f"{info.role}_decay" if info.decay else info.role
-
-
-def _add_decay(role: Role) -> optax.GradientTransformationExtraArgs:
-    """Like optax's add_decayed_weights, with the coefficient of the role that `update` is given."""
+def add_decay(infos: Any) -> optax.GradientTransformationExtraArgs:
+    """For a direction with `decay_inside`: + decay[role] * parameter, of those that declare it."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, decay: Mapping[str, Any], **_: Any
     ) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u, p: u + decay[role] * p, updates, params), state
+        decayed = lambda info, u, p: u + decay[info.role] * p if info.decay else u
+        return jax.tree.map(decayed, infos, updates, params, is_leaf=params_lib.is_info), state
+
+    return _without_state(update)
+
+
+def _scale_groups(
+    config: Optimizer, multipliers: Multipliers, infos: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Weight decay and the static learning-rate factor, by group and declared decay."""
+
+    def label(info: ParamInfo) -> str:
+        group = multipliers.group(info)
+        return f"{group}_decay" if info.decay else group
+
+    groups: dict[Hashable, optax.GradientTransformation] = {}
+    for info in _leaves(infos):
+        group = multipliers.group(info)
+        rate = optax.scale(multipliers.learning_rate(group))
+        decays = info.decay and not config.decay_inside
+        groups[label(info)] = optax.chain(_add_decay(group), rate) if decays else rate
+    return optax.partition(groups, jax.tree.map(label, infos, is_leaf=params_lib.is_info))
+
+
+def _in_expected_size(
+    multipliers: Multipliers, infos: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Gradients over their expected size, relative to the base model's: g / c with eps is g with
+    c eps, which is how CompleteP's eps for each group comes to every optimizer that has one.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        factor = lambda info: 1.0 / multipliers.gradient(multipliers.group(info))
+        scaled = lambda info, g: factor(info) * g
+        return jax.tree.map(scaled, infos, updates, is_leaf=params_lib.is_info), state
+
+    return _without_state(update)
+
+
+def _add_decay(group: str) -> optax.GradientTransformationExtraArgs:
+    """Like optax's add_decayed_weights, with the coefficient of the group that `update` is
+    given.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, decay: Mapping[str, Any], **_: Any
+    ) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, p: u + decay[group] * p, updates, params), state
 
     return _without_state(update)
 
@@ -214,8 +276,10 @@ def _advance(guard: GuardState, norm: jax.Array, good: jax.Array) -> GuardState:
 
 
 def learning_rates(rate: jax.Array, multipliers: Multipliers, infos: Any) -> dict[str, jax.Array]:
-    """role -> learning rate where the schedule's is `rate`, for the roles that occur."""
-    return {role: rate * np.float32(multipliers.learning_rate(role)) for role in _roles(infos)}
+    """group -> learning rate where the schedule's is `rate`, for the groups that occur."""
+    present = {multipliers.group(info) for info in _leaves(infos)}
+    factor = lambda group: np.float32(multipliers.learning_rate(group))
+    return {group: rate * factor(group) for group in multipliers.groups if group in present}
 
 
 def group_norms(tree: Any, infos: Any) -> dict[str, jax.Array]:

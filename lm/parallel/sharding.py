@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -123,15 +124,19 @@ def moments(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
 
 def like_params(tree: Any, infos: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings for optimizer state, of `tree` of shapes. In a subtree with the structure of the
-    parameters, an array of a parameter's shape takes its sharding (a moment); everything else, a
-    count or the row sums of a factored moment, is replicated, arrays in the memory of the moments.
+    parameters, an array of a parameter's shape takes its sharding (a moment), also where optax
+    masks some of them; everything else, a count or the row sums of a factored moment, is
+    replicated, arrays in the memory of the moments.
     """
     structure = jax.tree.structure(shardings)
     shapes = [info.shape for info in jax.tree.leaves(infos, is_leaf=is_info)]
     memory = jax.tree.leaves(shardings)[0].memory_kind
 
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
     def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+        return jax.tree.structure(node, is_leaf=is_masked) == structure
 
     def whole(leaf: Any) -> NamedSharding:
         is_moved = leaf.ndim > 0 and memory == "pinned_host"
@@ -140,8 +145,10 @@ def like_params(tree: Any, infos: Any, shardings: Any, mesh: Mesh) -> Any:
     def assign(node: Any) -> Any:
         if not is_params(node):
             return whole(node)
-        triples = zip(jax.tree.leaves(node), shapes, jax.tree.leaves(shardings), strict=True)
-        found = [own if leaf.shape == shape else whole(leaf) for leaf, shape, own in triples]
+        leaves = jax.tree.leaves(node, is_leaf=is_masked)
+        triples = zip(leaves, shapes, jax.tree.leaves(shardings), strict=True)
+        place = lambda leaf, shape, own: own if leaf.shape == shape else whole(leaf)
+        found = [x if is_masked(x) else place(x, shape, own) for x, shape, own in triples]
         return jax.tree.unflatten(structure, found)
 
     return jax.tree.map(assign, tree, is_leaf=is_params)

@@ -158,6 +158,21 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"schedule.decay": "95 percent"}, "shorten them or lengthen the run"),
     ({"decay_from": "x", "schedule.decay": "0 steps"}, "set a decay > 0"),
     ({"mup.parametrization": "standard"}, "mup.embedding_multiplier=12.0 with"),
+    (
+        {"mup.parametrization": "completep"},
+        "needs the depth at which its rates are stated; set mup",
+    ),
+    (
+        {"mup.base_depth": 4},
+        "and mup.parametrization='mup'; set mup.base_depth=0",
+    ),
+    ({"mup.base_depth": -1}, "mup.base_depth=-1 must be >= 0"),
+    ({"mup.alpha": 0.75}, "mup.alpha=0.75 is read by completep alone, and mup.par"),
+    ({"mup.alpha": 0.4}, "mup.alpha=0.4 must lie in [0.5, 1]; set mup.alpha=1.0"),
+    (
+        {"optimizer": {"family": "lamb", "weight_decay_mode": "independent"}},
+        "weight_decay_mode='independent' says how much a step shrinks",
+    ),
     ({"mesh.data": -1, "mesh.fsdp": -1}, "at most one of them -1"),
     ({"mesh.tensor": 0}, "must be positive, at most one of them -1"),
     ({"mesh.replicate": "H"}, "config.mesh.replicate='H' is a str"),

@@ -1,6 +1,7 @@
-"""The multipliers against the published table, and Adam's width invariance under them."""
+"""The multipliers against the published tables, and what stays the same over widths under them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.base import get_config
-from lm import mup
+from lm import mup, optimizers
 from lm.config import Config, from_mapping
-from lm.params import Role
+from lm.params import ParamInfo, Role
 
 
 def config(parametrization: str = "mup", width: int = 1024) -> Config:
@@ -93,3 +94,129 @@ def test_update_of_hidden_activations_is_width_invariant() -> None:
     rms = [update_rms(width, "mup") for width in (512, 1024, 2048)]
     np.testing.assert_allclose(rms, rms[0], rtol=0.05)
     assert update_rms(2048, "standard") > 3.5 * update_rms(512, "standard")
+
+
+def completep(width: int = 1024, depth: int = 24, alpha: float = 0.5, **changes: str) -> Config:
+    values = get_config().to_dict()
+    values["model"] |= {"width": width, "num_layers": depth}
+    values["mup"] |= {"parametrization": "completep", "base_depth": 6, "alpha": alpha}
+    values["optimizer"] = {"family": "adamw"} | changes
+    return from_mapping(values)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
+def test_completep_table(alpha: float) -> None:
+    """m = 4, m_L = 4: table 1 of arXiv 2505.01618."""
+    got, plain = mup.create(completep(alpha=alpha)), mup.create(config())
+    assert got.residual == pytest.approx(0.22 * 4**-alpha)
+    assert (got.logits, got.embedding, got.attention_scale(64)) == (0.25, 12.0, 1 / 64)
+    assert [got.init_std(role) for role in mup.ROLES] == [plain.init_std(r) for r in mup.ROLES]
+    depth = 4 ** (alpha - 1)
+    assert {group: got.learning_rate(group) for group in got.groups} == pytest.approx(
+        {"input": 1, "hidden": depth / 4, "output": 1, "vector": 1}
+        | {"layer_input": depth, "layer_output": depth, "layer_vector": depth}
+    )
+    eps = {"input": 1 / 4, "hidden": 4**-alpha / 4, "vector": 1 / 4, "layer_vector": 4**-alpha / 4}
+    assert {group: got.gradient(group) for group in eps} == pytest.approx(eps)
+
+
+def test_completep_at_the_base_is_mup() -> None:
+    got, plain = mup.create(completep(256, depth=6)), mup.create(config(width=256))
+    for role in mup.ROLES:
+        assert got.learning_rate(role) == plain.learning_rate(role)
+        assert got.init_std(role) == plain.init_std(role)
+    assert {got.learning_rate(group) for group in got.groups} == {1.0}
+    assert {got.gradient(group) for group in got.groups} == {1.0}
+    assert (got.residual, got.logits) == (plain.residual, plain.logits)
+
+
+def test_completep_shrinks_hidden_matrices_alike_at_all_widths() -> None:
+    def shrink(width: int, mode: str) -> float:
+        c = completep(width, weight_decay_mode=mode)
+        got, peak = mup.create(c), 0.02
+        decay = got.weight_decay("hidden", config=c.optimizer, peak=peak)
+        return peak * got.learning_rate("hidden") * decay
+
+    assert shrink(1024, "coupled") == pytest.approx(shrink(256, "coupled"))
+    assert shrink(1024, "coupled") == pytest.approx(0.02 * 0.1 * 4**-0.5)
+    assert shrink(1024, "width_invariant") == pytest.approx(0.02 * 0.1)
+
+
+def test_groups_are_roles_but_under_completep() -> None:
+    infos = [
+        ParamInfo("vocab D", (7, 4), "input", True),
+        ParamInfo("L D", (2, 4), "vector", False),
+        ParamInfo("D", (4,), "vector", False),
+        ParamInfo("L D F", (2, 4, 6), "hidden", True, 1),
+    ]
+    assert [mup.create(config()).group(info) for info in infos] == [i.role for i in infos]
+    got = mup.create(completep())
+    assert [got.group(i) for i in infos] == ["input", "layer_vector", "vector", "hidden"]
+
+
+def stepped(c: Config, gradient: float) -> dict[str, np.ndarray]:
+    """What one step subtracts, of parameters whose gradient has one value everywhere."""
+    infos = {
+        "w": ParamInfo("L D F", (2, 4, 6), "hidden", True, 1),
+        "norm": ParamInfo("L D", (2, 4), "vector", False),
+        "last": ParamInfo("D", (4,), "vector", False),
+    }
+    got = mup.create(c)
+    tx = optimizers.create(c.optimizer, got, infos)
+    zeros = {key: jnp.zeros(info.shape) for key, info in infos.items()}
+    grads = {key: jnp.full(info.shape, gradient) for key, info in infos.items()}
+    extra = {"rate": jnp.float32(1.0), "decay": optimizers.decays(c.optimizer, got, 1.0)}
+    updates, _ = tx.update(grads, tx.init(zeros), zeros, loss=jnp.float32(1.0), **extra)
+    return {key: -np.unique(np.asarray(x)) for key, x in updates.items()}
+
+
+def test_completep_gives_each_group_its_eps() -> None:
+    """Adam's first step is g / (|g| + eps): of a gradient as large as eps, half the rate."""
+    base = completep(alpha=0.5)
+    eps = 1e-3
+    c = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, eps=eps))
+    for key, rate, factor in (("w", 0.5 / 4, 8), ("norm", 0.5, 8), ("last", 1.0, 4)):
+        np.testing.assert_allclose(stepped(c, eps / factor)[key], [rate / 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "exponent"),
+    [
+        ({"family": "adamw"}, -1.0),
+        ({"family": "lion"}, -1.0),
+        ({"family": "lamb"}, -0.5),
+        ({"family": "lars"}, -0.5),
+        ({"family": "muon"}, -0.5),
+        ({"family": "muon", "scale": "spectral"}, 0.0),
+        ({"family": "adafactor"}, -0.5),
+        ({"family": "adafactor", "relative": False}, -1.0),
+    ],
+    ids=str,
+)
+def test_a_layer_changes_as_much_at_every_width(options: dict[str, Any], exponent: float) -> None:
+    """RMS of (change of W) x after one step on a gradient of one direction, d x^T, W of the width's
+    own size: the same from 256 to 1024, which the same rate at all widths would not give.
+    """
+
+    def change(width: int) -> float:
+        values = get_config().to_dict()
+        values["model"]["width"] = width
+        values["optimizer"] = options
+        c = from_mapping(values)
+        got = mup.create(c)
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        w, x, d = got.init_std("hidden") * draw(width, width), draw(width), draw(width) / width
+        infos = {"w": ParamInfo("D F", (width, width), "hidden", False, 1)}
+        tx = optimizers.create(c.optimizer, got, infos)
+        state, gradient = tx.init({"w": w}), {"w": jnp.outer(x, d)}
+        extra = {"rate": jnp.float32(1.0), "decay": optimizers.decays(c.optimizer, got, 1.0)}
+        updates, _ = tx.update(gradient, state, {"w": w}, loss=jnp.float32(1.0), **extra)
+        return float(jnp.sqrt(jnp.mean((x @ updates["w"]) ** 2)))
+
+    found = [change(width) for width in (256, 1024)]
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+    values = get_config().to_dict()
+    values["optimizer"] = options
+    values["model"]["width"] = 1024
+    assert mup.create(from_mapping(values)).learning_rate("hidden") == pytest.approx(4**exponent)

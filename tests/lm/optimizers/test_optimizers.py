@@ -36,7 +36,13 @@ def tree(seed: int, scale: float = 1.0) -> typing.Any:
 
 def multipliers(m: float = 1.0) -> mup.Multipliers:
     return mup.Multipliers(
-        width=m, embedding=1.0, residual=1.0, attention_exponent=-1.0, base_init_std=0.1
+        width=m,
+        embedding=1.0,
+        residual=1.0,
+        attention_exponent=-1.0,
+        base_init_std=0.1,
+        width_exponent=-1.0,
+        is_scale_free=True,
     )
 
 
