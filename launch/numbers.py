@@ -1,4 +1,5 @@
-"""The numbers of every README, from committed JSON files and from nothing else.
+"""The numbers of every README, from committed JSON files and from nothing else; and docs/laws.md,
+from the laws.
 
     python -m launch.numbers                              rewrites the marked blocks
     python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
@@ -22,6 +23,7 @@ from launch.benchmarks.tables import render
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ("mixers", "compare", "length", "recall")
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+LAWS = "docs/laws.md"
 PAGES = ["README.md", "kernels/README.md"]
 PAGES += [f"experiments/{name}/README.md" for name in STUDIES]
 PAGES += [
@@ -39,6 +41,9 @@ def main(argv: list[str]) -> None:
 
         values = summary(Path(_WORKDIR.value).expanduser())
         files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
+    from lm.report import laws
+
+    (ROOT / LAWS).write_text(laws.markdown(), encoding="utf-8")
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         (ROOT / page).write_text(filled(text), encoding="utf-8")

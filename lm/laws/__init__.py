@@ -120,10 +120,17 @@ class Law:
 
     published: ClassVar[tuple[Constant, ...]] = ()
     equations: ClassVar[tuple[Equation, ...]] = ()
+    # Constants that a fit tests against a value, as Power's exponent of the batch against 1.
+    hypotheses: ClassVar[tuple[tuple[str, float], ...]] = ()
 
     def problem(self) -> str | None:
         """What is wrong with the constants, in one line."""
         return None
+
+    def remarks(self, columns: Columns) -> tuple[str, ...]:
+        """What follows from the constants at the rows that they were fitted to, in sentences."""
+        del columns
+        return ()
 
     @classmethod
     def constant(cls, name: str) -> Constant:

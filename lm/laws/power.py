@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
+from lm.laws import RATE_DELTA, Columns, Constant, Equation, Law, constants, log_linear
 from lm.mapping import POSITIVE
 
 SEQUENCE_LEN = 4096  # tokens of the sequences that the paper's batches count
@@ -37,27 +37,36 @@ class Power(Law):
     c: float = 1.0
     eta_max: Annotated[float, POSITIVE] = 0.02
 
-    published: ClassVar[tuple[Constant, ...]] = constants(
-        _SOURCE,
-        _DOMAIN,
-        ("a", 4.0, "rate * token^-b", "P", 3.0, 5.0),
-        ("b", -0.51, "1", "P", -0.53, -0.49),
-        ("c", 1.0, "1", "P"),
-        ("eta_max", 0.02, "rate", "P"),
-        ("a of all sizes", 4.6, "rate * token^-b", "P"),
-        ("b of all sizes", -0.51, "1", "P"),
-        ("a of 12M", 3.81, "rate * token^-b", "P"),
-        ("b of 12M", -0.503, "1", "P"),
-        ("a of 36M", 5.17, "rate * token^-b", "P"),
-        ("b of 36M", -0.518, "1", "P"),
-        ("a of 121M", 3.76, "rate * token^-b", "P"),
-        ("b of 121M", -0.502, "1", "P"),
-    ) + constants(
-        "refit of Step Law's public grid (215M to 1.07B, standard parametrisation, cosine)",
-        {"tokens": (2e9, 100e9), "body_parameters": (215e6, 1.07e9)},
-        ("b at a fixed batch", 0.011, "1", "R", -0.05, 0.07),
-        ("c at fixed tokens", 0.302, "1", "R", 0.24, 0.36),
+    published: ClassVar[tuple[Constant, ...]] = (
+        constants(
+            _SOURCE,
+            _DOMAIN,
+            ("a", 4.0, "rate * token^-b", "P", 3.0, 5.0),
+            ("b", -0.51, "1", "P", -0.53, -0.49),
+            ("c", 1.0, "1", "P"),
+            ("eta_max", 0.02, "rate", "P"),
+            ("a of all sizes", 4.6, "rate * token^-b", "P"),
+            ("b of all sizes", -0.51, "1", "P"),
+            ("a of 12M", 3.81, "rate * token^-b", "P"),
+            ("b of 12M", -0.503, "1", "P"),
+            ("a of 36M", 5.17, "rate * token^-b", "P"),
+            ("b of 36M", -0.518, "1", "P"),
+            ("a of 121M", 3.76, "rate * token^-b", "P"),
+            ("b of 121M", -0.502, "1", "P"),
+        )
+        + constants(
+            "refit of Step Law's public grid (215M to 1.07B, standard parametrisation, cosine)",
+            {"tokens": (2e9, 100e9), "body_parameters": (215e6, 1.07e9)},
+            ("b at a fixed batch", 0.011, "1", "R", -0.05, 0.07),
+            ("c at fixed tokens", 0.302, "1", "R", 0.24, 0.36),
+        )
+        + constants(
+            "a published law of the token horizon, of which only the exponent was heard",
+            {},
+            ("b of the token horizon", -0.4, "1", "UNCONFIRMED"),
+        )
     )
+    hypotheses: ClassVar[tuple[tuple[str, float], ...]] = (("c", 1.0),)
     equations: ClassVar[tuple[Equation, ...]] = (
         log_linear(
             "learning_rate",
@@ -80,6 +89,15 @@ class Power(Law):
         """Tokens at which the law falls below `eta_max`."""
         beta = (batch_tokens / SEQUENCE_LEN) ** self.c
         return float((self.eta_max / (self.a * beta)) ** (1.0 / self.b))
+
+    def remarks(self, columns: Columns) -> tuple[str, ...]:
+        if not self.b < 0:
+            return (
+                f"b={self.b:.3g}: the best rate does not fall with tokens, so there is no knee",
+            )
+        batches = np.unique(columns["batch_tokens"])
+        knees = ", ".join(f"{self.knee(b):.3g} tokens at a batch of {b:g}" for b in batches)
+        return (f"the law falls below eta_max={self.eta_max:g} (its knee) after {knees}",)
 
     def problem(self) -> str | None:
         return None if self.b else "b=0: the law of a rate that no token changes has no knee"

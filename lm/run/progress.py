@@ -130,6 +130,18 @@ class GridBar(_Bar):
         self._last = ""
 
 
+class CountBar(_Bar):
+    """A context manager over `total` pieces of work of one kind, `what`."""
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__(what, MofNCompleteColumn())
+        self._task = self._bar.add_task(what, total=total)
+
+    def advance(self, count: int) -> None:
+        """`count` more are done."""
+        self._bar.advance(self._task, count)
+
+
 class Waiting(_Bar):
     """A context manager around work whose length nobody knows: what is being done, and for how long
     already. Without a terminal a line for each piece of work.

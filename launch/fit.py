@@ -1,0 +1,83 @@
+"""Fits a published law to a table of trainings, and says what the rows can tell of its constants.
+
+    python -m launch.fit power runs/sweep/table.jsonl --out=fit.html --json=fit.json
+    python -m launch.fit step_law grid.csv --column=learning_rate=lr --column=tokens=D
+    python -m launch.fit power table.jsonl --hold=c=1            # one batch: its exponent is held
+
+LAW is a file of lm/laws that has an equation; `launch.catalog` lists them. A table is JSON lines,
+CSV or Parquet with the columns of `launch.sweep`. Constants are printed with 95 % intervals over
+1,000 resamples of clusters of rows that share no trunk, beside the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from absl import flags
+
+from launch import cli
+from lm.mapping import UserError
+
+_OUT = flags.DEFINE_string("out", "", "HTML page to write: the fit, its residuals, other laws")
+_JSON = flags.DEFINE_string("json", "", "JSON file to write")
+_SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
+_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples; 0: no intervals", lower_bound=0)
+_TARGET = flags.DEFINE_string("target", "", "the one column to predict, of a law with several")
+_SELECT = flags.DEFINE_string("select", "", "vertex, near, best or rows; empty: the law's own")
+_DELTA = flags.DEFINE_float("delta", 0.0, "of the Huber loss of log residuals; 0: the law's own")
+_COLUMN = flags.DEFINE_multi_string("column", [], "OURS=THEIRS: a column's name in the table")
+_HOLD = flags.DEFINE_multi_string("hold", [], "NAME=VALUE: a constant that is not fitted")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 3:
+        raise UserError("name a law and a table: python -m launch.fit power table.jsonl")
+    from lm import files
+    from lm.fits import laws, table
+
+    out, summary = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("json", _JSON)))
+    law = laws.find(argv[1])
+    hold = {name: _number("hold", name, value) for name, value in _pairs("hold", _HOLD.value)}
+    options = laws.Options(
+        _TARGET.value, _SELECT.value, hold, _DELTA.value, _BOOTSTRAPS.value, _SEED.value
+    )
+    total = _BOOTSTRAPS.value * len(laws.equations(law, options))
+    rows = table.read(cli.path("TABLE", argv[2]), dict(_pairs("column", _COLUMN.value)))
+    # Here, since they import much that a mistake should not wait for.
+    from rich.console import Console
+
+    from lm.report import fit
+    from lm.run.progress import CountBar
+
+    with CountBar("resamples", total) as bar:
+        fits = laws.fit_table(law, rows, options, bar.advance)
+    fitted = laws.fitted_law(law, fits, hold)
+    found = fit.Found(argv[1], argv[2], law, fitted, fits, hold)
+    fit.show(found, Console(highlight=False, markup=False, soft_wrap=True))
+    if out is not None:
+        files.replace(out, fit.page(found))
+    if summary is not None:
+        from launch.benchmarks import machine
+
+        values = machine.describe("launch.fit") | fit.values(found)
+        files.replace(summary, json.dumps(values, indent=1) + "\n")
+
+
+def _pairs(flag: str, given: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--{flag}={text}: write NAME=VALUE, as --{flag}=c=1")
+        yield name, value
+
+
+def _number(flag: str, name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"--{flag}={name}={value} is not a number") from None
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)

@@ -1,0 +1,284 @@
+"""The page and the tables of a fit: constants beside the published ones, tests, residuals, the best
+rates against tokens with other published exponents, what was left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich.console import Console
+from rich.table import Table
+
+from lm.fits.fit import Fitted
+from lm.laws import Law
+from lm.laws.power import Power
+from lm.laws.step_law import StepLaw
+from lm.report.figures import INK, PALETTE, canvas
+from lm.report.page import document, section, table, text
+
+# Exponents of tokens at the best rate, drawn through the middle of ours.
+EXPONENTS = (
+    ("Power", Power.constant("b"), "--"),
+    ("Step Law", StepLaw.constant("beta"), ":"),
+    ("token horizon", Power.constant("b of the token horizon"), "-."),
+)
+HEAD = ("constant", "fitted", "95 % interval", "published", "range", "unit", "evidence", "source")
+MOST_LINES = 8
+WIDTH = 160  # of a table in a terminal: a narrower one breaks every cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """`law`: as published; `fitted`: with the fitted constants; `fits`: one of each equation."""
+
+    name: str
+    table: str
+    law: type[Law]
+    fitted: Law
+    fits: tuple[Fitted, ...]
+    held: Mapping[str, float]
+
+
+def rows(found: Found) -> list[list[str]]:
+    """A line for every constant of the fitted equations, under HEAD."""
+    lines = []
+    for one in found.fits:
+        for name in one.equation.names:
+            interval = one.intervals.get(name)
+            lines.append(_row(found, name, one.values[name], _ends(interval)))
+    return lines + [_row(found, name, value, "held") for name, value in found.held.items()]
+
+
+def _row(found: Found, name: str, value: float, interval: str) -> list[str]:
+    known = found.law.constant(name)
+    low, high = known.low, known.high
+    span = "" if low is None or high is None else f"{low:g} to {high:g}"
+    own = [name, f"{value:.4g}", interval, f"{known.value:g}", span]
+    return [*own, known.unit, known.tag, known.source]
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "not asked" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def sentences(found: Found) -> list[str]:
+    """Tests, warnings, remarks and domains."""
+    told: list[str] = []
+    for one in found.fits:
+        clusters = int(one.clusters.max()) + 1
+        told.append(
+            f"{one.equation.target}: {len(one.selected)} rows in {clusters} clusters that share no "
+            f"trunk ({one.equation.selection}), root mean square of log residuals "
+            f"{np.sqrt(np.mean(one.residuals**2)):.3g}, condition number {one.condition:.3g}"
+        )
+        for test in one.tests:
+            verdict = "is not rejected" if test.p >= 0.05 else "is rejected"
+            holds = "holds" if test.is_inside else "does not hold"
+            told.append(
+                f"{test.name} = {test.value:g} {verdict}: Wald t = {test.statistic:.2f}, p = "
+                f"{test.p:.2g}; the bootstrap interval {_ends(one.intervals[test.name])} {holds} it"
+            )
+        told += [f"warning: {warning}" for warning in one.warnings]
+        told += found.fitted.remarks(one.selected.columns)
+        told += _domain(found.law, one)
+    return told
+
+
+def _domain(law: type[Law], one: Fitted) -> list[str]:
+    """Where the rows lie outside what the published law was fitted to, a line for each column."""
+    told = []
+    for name, column in one.selected.columns.items():
+        if column.dtype.kind != "f":
+            continue
+        low, high = float(column.min()), float(column.max())
+        if lines := law.outside(**{name: low}) or law.outside(**{name: high}):
+            told.append(f"the rows have {name} from {low:.4g} to {high:.4g}; {lines[0]}")
+    return told
+
+
+def left_out(found: Found) -> list[str]:
+    """Cells and rows that no equation was fitted to."""
+    return list(dict.fromkeys(line for one in found.fits for line in one.selected.left_out))
+
+
+def scales(found: Found) -> list[list[str]]:
+    """A line for every scale that was left out once."""
+    return [
+        [
+            one.equation.target,
+            left.scale,
+            str(left.rows),
+            f"{left.within:.3g}",
+            "not determined" if np.isnan(left.without) else f"{left.without:.3g}",
+        ]
+        for one in found.fits
+        for left in one.left_out
+    ]
+
+
+SCALE_HEAD = ("target", "left out", "rows", "rms with it", "rms without it")
+
+
+def values(found: Found) -> dict[str, Any]:
+    """The fit as JSON holds it."""
+    return {
+        "law": found.name,
+        "table": found.table,
+        "held": dict(found.held),
+        "equations": [_equation(one) for one in found.fits],
+        "sentences": sentences(found),
+        "left_out": left_out(found),
+    }
+
+
+def _equation(one: Fitted) -> dict[str, Any]:
+    scales = [dataclasses.asdict(left) for left in one.left_out]
+    none = lambda value: None if isinstance(value, float) and np.isnan(value) else value
+    return {
+        "target": one.equation.target,
+        "selection": one.equation.selection,
+        "delta": one.equation.delta,
+        "rows": len(one.selected),
+        "clusters": int(one.clusters.max()) + 1,
+        "bootstraps": len(one.samples),
+        "values": one.values,
+        "intervals": {name: list(ends) for name, ends in one.intervals.items()},
+        "condition": one.condition,
+        "tests": [dataclasses.asdict(test) for test in one.tests],
+        "scales": [{key: none(value) for key, value in scale.items()} for scale in scales],
+        "warnings": list(one.warnings),
+    }
+
+
+def show(found: Found, console: Console) -> None:
+    """The same in a terminal."""
+    console.width = max(console.width, WIDTH)
+    console.print(_terminal_table("", HEAD, rows(found)))
+    for line in sentences(found):
+        console.print(f"- {line}")
+    if others := scales(found):
+        console.print(_terminal_table("each scale left out once", SCALE_HEAD, others))
+    for line in left_out(found):
+        console.print(f"left out: {line}")
+
+
+def _terminal_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    made = Table(*head, title=title or None, title_justify="left", header_style="bold")
+    for line in lines:
+        made.add_row(*line)
+    return made
+
+
+def page(found: Found) -> str:
+    """The fit as one offline HTML page."""
+    title = f"{found.name} fitted to {found.table.rsplit('/', 1)[-1]}"
+    cards = table(rows(found), HEAD)
+    lines = "".join(f"<li>{text(line)}</li>" for line in sentences(found))
+    dropped = "".join(f"<li>{text(line)}</li>" for line in left_out(found))
+    others = scales(found)
+    body = [
+        f"<header><h1>{text(title)}</h1></header>\n",
+        section("Constants", cards),
+        section("What follows", f"<ul>{lines}</ul>"),
+        section("Figures", f'<div class="figures">{"".join(_figures(found))}</div>'),
+        section("Each scale left out once", table(others, SCALE_HEAD) if others else ""),
+        section("Left out", f"<ul>{dropped}</ul>" if dropped else ""),
+    ]
+    return document(title, "".join(body), "Espalier fit of a law")
+
+
+def _figures(found: Found) -> list[str]:
+    parts = []
+    for one in found.fits:
+        target = one.equation.target.replace("_", " ")
+        parts.append(_figure(f"{target}: measured over predicted", _fit, one, is_wide=False))
+        parts.append(_figure(f"{target}: residuals", _residuals, one, is_wide=False))
+        if "tokens" in one.equation.reads and one.equation.target in ("learning_rate", "loss"):
+            title = f"best {target} against tokens"
+            parts.append(_figure(title, _tokens, one, is_wide=True))
+    return parts
+
+
+def _figure(title: str, draw: Callable[[Axes, Fitted], None], one: Fitted, *, is_wide: bool) -> str:
+    with canvas(title, is_wide) as (axes, finish):
+        draw(axes, one)
+        svg = finish()
+    wide = ' class="wide"' if is_wide else ""
+    return f"<figure{wide}><figcaption><h3>{text(title)}</h3></figcaption>{svg}</figure>\n"
+
+
+def _groups(one: Fitted) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """The rows by size, or by batch where there is one size: name, mask."""
+    columns = one.selected.columns
+    names = ("width", "body_parameters", "parameters", "batch_tokens")
+    for name in names:
+        if name in columns and 1 < len(kinds := np.unique(columns[name])) <= MOST_LINES:
+            return name, [(f"{name.replace('_', ' ')} {k:g}", columns[name] == k) for k in kinds]
+    return "", [("", np.ones(len(one.selected), dtype=bool))]
+
+
+def _fit(axes: Axes, one: Fitted) -> None:
+    measured = one.selected.columns[one.equation.target]
+    predicted = measured * np.exp(-one.residuals)
+    for i, (name, rows) in enumerate(_groups(one)[1]):
+        axes.plot(predicted[rows], measured[rows], "o", ms=3.5, color=PALETTE[i], label=name)
+    ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
+    axes.plot(ends, ends, color=INK, linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured")
+    _legend(axes)
+
+
+def _residuals(axes: Axes, one: Fitted) -> None:
+    predicted = one.selected.columns[one.equation.target] * np.exp(-one.residuals)
+    for i, (name, rows) in enumerate(_groups(one)[1]):
+        axes.plot(predicted[rows], one.residuals[rows], "o", ms=3.5, color=PALETTE[i], label=name)
+    axes.axhline(0.0, color=INK, linewidth=0.8)
+    axes.set(xscale="log", xlabel="predicted", ylabel="log of measured / predicted")
+    _legend(axes)
+
+
+def _tokens(axes: Axes, one: Fitted) -> None:
+    """Points and the fit, a color for each batch (of a rate) or size (of a loss); of a rate the
+    published exponents through the middle of the points.
+    """
+    columns, target = one.selected.columns, one.equation.target
+    others = [name for name in one.equation.reads if name != "tokens"]
+    tokens = np.geomspace(columns["tokens"].min(), columns["tokens"].max(), 50)
+    by = next(iter(others), "")
+    kinds = np.unique(columns[by]) if by else np.array([np.nan])
+    shown = kinds[np.unique(np.linspace(0, len(kinds) - 1, MOST_LINES).round().astype(int))]
+    for i, kind in enumerate(shown):
+        rows = columns[by] == kind if by else np.ones(len(one.selected), dtype=bool)
+        label = f"{by.replace('_', ' ')} {kind:g}" if by else "measured"
+        axes.plot(
+            columns["tokens"][rows], columns[target][rows], "o", ms=4, color=PALETTE[i], label=label
+        )
+        at = {name: np.full(50, np.median(columns[name][rows])) for name in others}
+        predicted, _ = one.equation.evaluate(one.theta[None], at | {"tokens": tokens})
+        axes.plot(tokens, np.exp(predicted[0]), color=PALETTE[i])
+    if target == "learning_rate":
+        _exponents(axes, columns, tokens)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=target.replace("_", " "))
+    _legend(axes, outside=True)
+
+
+def _exponents(axes: Axes, columns: Mapping[str, np.ndarray], tokens: np.ndarray) -> None:
+    middle = np.exp(np.mean(np.log(columns["tokens"])))
+    height = np.exp(np.mean(np.log(columns["learning_rate"])))
+    for name, constant, dashes in EXPONENTS:
+        line = height * (tokens / middle) ** constant.value
+        label = f"{name}, tokens^{constant.value:g} [{constant.tag}]"
+        axes.plot(tokens, line, color=INK, linestyle=dashes, linewidth=1.0, label=label)
+
+
+def _legend(axes: Axes, *, outside: bool = False) -> None:
+    labels: Sequence[Any] = axes.get_legend_handles_labels()[1]
+    if any(labels):
+        place: dict[str, Any] = {"loc": "best"}
+        if outside:
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axes.legend(handlelength=1.6, fontsize=8, **place)

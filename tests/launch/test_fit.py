@@ -1,0 +1,74 @@
+"""launch.fit as a user starts it, and docs/laws.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import numbers
+from lm.laws.power import Power
+from lm.report import laws
+from tests.lm.fits import sweeps
+
+ROOT = Path(__file__).parents[2]
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.fit", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = sweeps.rows(Power(a=0.5, b=-0.4, c=0.5))
+    return sweeps.write(tmp_path_factory.mktemp("sweep") / "table.jsonl", rows)
+
+
+def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
+    out, summary = tmp_path / "fit.html", tmp_path / "fit.json"
+    done = launched(
+        *("power", str(sweep), f"--out={out}", f"--json={summary}", "--bootstraps=50", "--seed=3")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "c = 1 is rejected" in done.stdout
+    assert "power fitted to table.jsonl" in out.read_text()
+    values = json.loads(summary.read_text())
+    assert values["command"].startswith("python -m launch.fit power ")
+    assert len(values["commit"]) >= 40
+    assert values["equations"][0]["bootstraps"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["power"], "name a law and a table"),
+        (["power", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
+        (["power", "TABLE", "--hold=c"], "--hold=c: write NAME=VALUE, as --hold=c=1"),
+        (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a number"),
+    ],
+)
+def test_mistakes_are_one_line(sweep: Path, arguments: list[str], told: str) -> None:
+    done = launched(*(str(sweep) if word == "TABLE" else word for word in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_page_of_laws_is_that_of_the_laws() -> None:
+    written = (ROOT / numbers.LAWS).read_text(encoding="utf-8")
+    assert written == laws.markdown(), "run python -m launch.numbers"
+    assert "| b | -0.51 | -0.53 to -0.49 | 1 | P |" in written
+    assert (
+        "`launch.fit step_law` fits `learning_rate` from `body_parameters` and `tokens`" in written
+    )
