@@ -27,8 +27,9 @@ def run(data: str) -> ConfigDict:
     config.model.unroll = True
     config.mup.update({"base_width": 32.0, "residual_multiplier": 1.0})
     config.data.tokenizer = {"kind": "bytes", "path": "", "vocab_size": 257}
-    if data:
+    if data:  # a file has 20 M bytes, of which no run sees more than a quarter
         config.data.sources = base.enwiki(data)
+        config.data.sources.enwiki.path = f"{data}/enwiki/train_00.jsonl.gz"
     config.data.context_length = 128
     config.schedule = {
         "family": "wsd",
