@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--draw_only needs --table; name the table to draw")
     if _CONFIG.value is None and not _DRAW_ONLY.value:
         raise UserError("--config is missing; name the file of a run or of a sweep")
+    import jax
+
     from lm.data import prepare
     from lm.report import sweep as page
     from lm.studies import rows, sweep
@@ -66,6 +68,8 @@ def main(argv: list[str]) -> int:
     workdir = cli.workdir(_WORKDIR.value, "launch.sweep")
     found = table
     if asked is not None:
+        # Lengths, rates and seeds, and a sweep that is resumed, compile to the same programs.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
         data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
         tell = lambda found: rows.write(found, workdir / "sweep.jsonl")
         found = sweep.run(asked, workdir, data_dir, table=table, tell=tell)

@@ -1,0 +1,64 @@
+"""Does the best learning rate of a narrow model serve a wide one?
+
+`python -m launch.lr_transfer --config=experiments/lr_transfer/config.py:cpu --workdir=DIR`; the
+same command resumes, and several of it in one DIR share the trainings. DIR holds sweep.jsonl,
+lr_transfer.json, lr_transfer.md and lr_transfer.svg. Exit status 1: under muP an optimum moved by
+more than a bin, or under the standard parametrization by fewer than two.
+
+--table=FILE names the sweep.jsonl of an earlier study, whose trainings are not done again.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+
+from launch import cli
+from lm.mapping import UNFINISHED
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
+_TABLE = flags.DEFINE_string("table", "", "sweep.jsonl of cells that are not to be run again")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
+)
+
+
+def main(argv: list[str]) -> int:
+    del argv  # cli.run refuses positional arguments
+    import jax
+
+    from launch.benchmarks import machine
+    from lm import files
+    from lm.data import prepare
+    from lm.report import lr_transfer as page
+    from lm.report.figures import standalone
+    from lm.studies import lr_transfer, rows, sweep
+
+    study = lr_transfer.create(_CONFIG.value.to_dict())
+    table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
+    workdir = cli.workdir(_WORKDIR.value, "launch.lr_transfer")
+    # Rates and seeds, and a study that is resumed, compile to the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
+    found = sweep.run(
+        lr_transfer.sweep(study),
+        workdir,
+        prepare.resolve_data_dir(_DATA_DIR.value),
+        table=table,
+        tell=lambda found: rows.write(found, workdir / "sweep.jsonl"),
+    )
+    if found is None:
+        print("stopped and saved; the same command goes on")
+        return UNFINISHED
+    judged = lr_transfer.judge(study, found)
+    values = machine.describe("launch.lr_transfer") | {"transfers": lr_transfer.plain(judged)}
+    files.replace(workdir / "lr_transfer.json", json.dumps(values, indent=1) + "\n")
+    files.replace(workdir / "lr_transfer.md", page.table(judged))
+    files.replace(workdir / "lr_transfer.svg", standalone(page.figure(judged)))
+    print(page.table(judged))
+    return int(not all(one.is_as_expected for one in judged))
+
+
+if __name__ == "__main__":
+    cli.run(main)
