@@ -5,10 +5,11 @@
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
 memory: largest arrays. compile: 24 layers, or 2. decode: a token against the state's length.
-evaluation: its share of a run. Named only: kernels (of a GPU or TPU, beside softmax's, chunked and
-the device's ceilings), peers (beside flash-linear-attention's and the stick-breaking authors'),
-skipping (stick-breaking with a tolerance on what the run --workdir computes), meshes (formulas and
-the TPU compiler), compiled (what compilers make of kernels for absent devices).
+evaluation: its share of a run. Named only: schedules (the share of a step that each takes), kernels
+(of a GPU or TPU, beside softmax's, chunked and the device's ceilings), peers (beside
+flash-linear-attention's and the stick-breaking authors'), skipping (stick-breaking with a tolerance
+on what the run --workdir computes), meshes (formulas and the TPU compiler), compiled (what
+compilers make of kernels for absent devices).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
-CASES = (*DEFAULT, "peers", "skipping", "meshes", "kernels", "compiled")
+CASES = (*DEFAULT, "schedules", "peers", "skipping", "meshes", "kernels", "compiled")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 

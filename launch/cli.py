@@ -168,6 +168,23 @@ def tasks(values: Iterable[str]) -> dict[str, dict[str, Any]]:
     return bare | set_
 
 
+def member(flag: str, text: str, family: str = "family") -> dict[str, Any]:
+    """A member of a family with options, as one word: "wsd:decay_shape=sqrt,decay=10 percent" ->
+    {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}. A value is JSON where it can
+    be, else a word.
+    """
+    name, colon, rest = text.partition(":")
+    found: dict[str, Any] = {family: name}
+    for part in re.split(r",(?=\w+=)", rest) if colon else []:
+        key, equals, value = part.partition("=")
+        if not (equals and re.fullmatch(r"\w+", key)):
+            raise UserError(f"--{flag}={text}: write NAME:OPTION=VALUE,OPTION=VALUE")
+        if key in found:
+            raise UserError(f"--{flag}={text}: {key} is given twice")
+        found[key] = _value(value)
+    return found
+
+
 def _assignments(flag: str, values: Iterable[str], example: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in values:
@@ -178,11 +195,16 @@ def _assignments(flag: str, values: Iterable[str], example: str) -> dict[str, di
         options = found.setdefault(label, {})
         if option in options:
             raise UserError(f"--{flag}={label}.{option} is given twice")
-        try:
-            options[option] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option] = value
+        options[option] = _value(value)
     return found
+
+
+def _value(text: str) -> Any:
+    """JSON where it can be, else the word itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:

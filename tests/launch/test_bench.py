@@ -26,12 +26,14 @@ from launch.benchmarks import (
     ops,
     problem,
     recurrences,
+    schedules,
     timing,
 )
 from launch.benchmarks import train_step as train_step_case
 from launch.benchmarks.problem import Options, Sizes
 from launch.benchmarks.timing import Goal, Result
 from lm.build import Build
+from lm.families import SCHEDULES
 from tests.lm import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -296,6 +298,15 @@ def test_decoding_is_flat_only_where_the_state_is() -> None:
     assert flat.facts["state_bytes"][8] == flat.facts["state_bytes"][32]
     assert growing.facts["state_bytes"][8] < growing.facts["state_bytes"][32]
     assert set(flat.samples) == {"8 tokens", "32 tokens"}
+
+
+def test_schedules_as_a_share_of_a_step() -> None:
+    found = [*schedules.run(options())]
+    assert [result.name for result in found] == [f"schedules/{x}" for x in SCHEDULES.names()]
+    for result in found:
+        rate, log, train = (timing.quartile(result.samples[x]) for x in ("rate", "log", "train"))
+        assert result.value == pytest.approx((rate + log) / train)
+        assert 0 < rate < train
 
 
 def test_evaluation_as_a_share_of_a_run(one_mixer: None) -> None:

@@ -1,0 +1,80 @@
+"""Draws learning rates against tokens, any number of schedules as one picture.
+
+    python -m launch.schedules --schedule=power --schedule="wsd:decay_shape=sqrt,decay=10 percent"
+        --tokens=1e9 --tokens_per_step=65536 --out=rates.html
+    python -m launch.schedules --config=experiments/quickstart.py --schedule=cosine
+
+--schedule names a file of lm/schedules with its options, repeatable; --config adds the schedule of
+an experiment, and gives the length of run and step. --out is a page (.html) or a picture (.svg).
+
+--refine=RUN adds the schedule that the gradient norms in the log of RUN ask for (arXiv 2310.07831);
+with --experiment=FILE.py the experiment --config is written to FILE with it, for launch.train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+from lm.config import UserError, to_mapping
+
+_CONFIG = cli.config_flag(is_required=False)
+_SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; repeatable")
+_TOKENS = flags.DEFINE_float("tokens", None, "length of the run", lower_bound=1, upper_bound=2**53)
+_PER_STEP = flags.DEFINE_integer("tokens_per_step", None, "batch in tokens", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "schedules.html", "page (.html) or picture (.svg) to write")
+_REFINE = flags.DEFINE_string("refine", "", "run folder whose gradient norms give a schedule")
+_WINDOW = flags.DEFINE_float("window", 0.1, "of the running median, a share", 0.0, 1.0)
+_QUANTILE = flags.DEFINE_float("quantile", 0.01, "norms below it count as it", 0.0, 1.0)
+_POWER = flags.DEFINE_float("power", 2.0, "of the norm: 2 (SGD) or 1 (Adam)", 0.0, 4.0)
+_POINTS = flags.DEFINE_integer("points", 101, "of the refined profile", 2, 10_000)
+_EXPERIMENT = flags.DEFINE_string("experiment", "", "file to write --config to, refined")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    out = cli.out_file("out", _OUT.value)
+    if out is None or out.suffix not in (".html", ".svg"):
+        raise UserError(f"--out={_OUT.value} names no page or picture; end it in .html or .svg")
+    experiment = cli.out_file("experiment", _EXPERIMENT.value)
+    if experiment and not (_REFINE.value and _CONFIG.value):
+        raise UserError(f"--experiment={experiment} needs --refine=RUN and --config=FILE; set both")
+    config = cli.load_config(_CONFIG.value) if _CONFIG.value else None
+    tokens = _TOKENS.value or (config and config.run_tokens)
+    per_step = _PER_STEP.value or (config and config.tokens_per_step)
+    if not (tokens and per_step):
+        raise UserError(
+            "no length of run and step; set --tokens and --tokens_per_step, or --config"
+        )
+    from lm import files
+    from lm.report import figures, schedules
+
+    rules: dict[str, Any] = {"the experiment's": config.schedule} if config else {}
+    for text in _SCHEDULE.value:
+        rules[text] = schedules.rule(cli.member("schedule", text), f"--schedule={text}")
+    if _REFINE.value:
+        options = schedules.Refining(_WINDOW.value, _QUANTILE.value, _POWER.value, _POINTS.value)
+        profile = schedules.profile(cli.path("refine", _REFINE.value), options)
+        peak = config.schedule.peak_learning_rate if config else 0.02
+        values = {"family": "refined", "peak_learning_rate": peak, "profile": list(profile)}
+        rules[f"refined by {_REFINE.value}"] = schedules.rule(values, "schedule")
+        if experiment and config:
+            from launch import experiments
+
+            title = f"The learning rate that the gradient norms of {_REFINE.value} ask for."
+            experiments.write(experiment, title, to_mapping(config) | {"schedule": values})
+    if not rules:
+        raise UserError("nothing to draw; set --schedule, --refine or --config")
+    drawn = schedules.create(rules, int(tokens), per_step)
+    if out.suffix == ".svg":
+        files.replace(out, figures.standalone(schedules.figure(drawn)))
+    else:
+        told = f"{tokens:,.0f} tokens in steps of {per_step:,}"
+        files.replace(out, schedules.document(drawn, told))
+    print(f"written: {out}" + (f", {experiment}" if experiment else ""))
+
+
+if __name__ == "__main__":
+    cli.run(main)

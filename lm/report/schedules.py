@@ -1,0 +1,120 @@
+"""Learning rates against tokens, any number of them as one picture; and the profile of a refined
+schedule from the log of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.ticker import EngFormatter
+
+from lm.config import UserError
+from lm.families import SCHEDULES
+from lm.report import figures, folder, page
+from lm.schedules import Run
+from lm.schedules.refined import refine
+
+POINTS = 1000  # of a curve, joints beside them
+DIGITS = 6  # of a profile, which the configuration holds
+NORM = "optim/grad_norm"
+
+
+class Drawn(NamedTuple):
+    """A schedule over a run: `tokens` [n] before an update, rising, and `rates` [n], float64."""
+
+    label: str
+    tokens: np.ndarray
+    rates: np.ndarray
+    peak: float
+
+
+class Refining(NamedTuple):
+    """What `refine` of lm/schedules/refined.py asks for."""
+
+    window: float
+    quantile: float
+    power: float
+    points: int
+
+
+def create(rules: Mapping[str, Any], tokens: int, tokens_per_step: int) -> list[Drawn]:
+    """Label -> rule, each over a run of `tokens`.
+
+    Raises:
+      UserError: a rule that does not fit the run.
+    """
+    for label, rule in rules.items():
+        told = rule.misfit(run_tokens=tokens, tokens_per_step=tokens_per_step, is_branch=False)
+        if told is not None:
+            raise UserError(f"{label}: {told}")
+    return [_drawn(label, rule, Run(tokens, tokens_per_step)) for label, rule in rules.items()]
+
+
+def _drawn(label: str, rule: Any, run: Run) -> Drawn:
+    made = rule.schedule(run)
+    steps = np.linspace(0, run.tokens, POINTS + 1)
+    # The rate on both sides of a joint, so that a step down is drawn as one.
+    joints = np.array([x + side for x in made.phases for side in (-1.0, 0.0, 1.0)])
+    n = np.unique(np.clip(np.concatenate([steps, joints]), 0, run.tokens))
+    return Drawn(label, n, np.asarray(made(n.astype(np.float32)), np.float64), made.peak)
+
+
+def profile(workdir: Path, options: Refining) -> tuple[float, ...]:
+    """That of a refined schedule, from the gradient norms that a run logged.
+
+    Raises:
+      UserError: no run, or one without enough norms.
+    """
+    _, norms = folder.load([workdir])[0].series(NORM, over="step")
+    try:
+        found = refine(norms, **options._asdict())
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from None
+    return tuple(round(float(x), DIGITS) for x in found)
+
+
+def figure(drawn: Sequence[Drawn]) -> str:
+    """An SVG element: a line for each schedule."""
+    with figures.canvas("Learning rate against tokens", is_wide=True) as (axes, finish):
+        for i, one in enumerate(drawn):
+            rounds = i // len(figures.PALETTE) % len(figures.DASHES)
+            ink: Any = {"color": figures.PALETTE[i % len(figures.PALETTE)]}
+            axes.plot(one.tokens, one.rates, label=one.label, ls=figures.DASHES[rounds], **ink)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("learning rate")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.margins(x=0.01)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.6)
+        return finish()
+
+
+def document(drawn: Sequence[Drawn], run: str) -> str:
+    """A page: the picture, and rates along the run; `run` says of which."""
+    shares = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+    head = ("schedule", "peak", "mean", *(f"at {share:.0%}" for share in shares))
+    rows = []
+    for one in drawn:
+        at = np.interp(np.array(shares) * one.tokens[-1], one.tokens, one.rates)
+        mean = np.trapezoid(one.rates, one.tokens) / one.tokens[-1]
+        rows.append([one.label, *(f"{x:.4g}" for x in (one.peak, mean, *at))])
+    body = f'<header><h1>Learning rates</h1><div class="soft">{page.text(run)}</div></header>\n'
+    drawing = f'<figure class="wide">{figure(drawn)}</figure>'
+    body += page.section("Against tokens", f'<div class="figures">{drawing}</div>')
+    body += page.section("Along the run", page.table(rows, head))
+    return page.document("Learning rates", body, "Espalier learning rates")
+
+
+def rule(values: Mapping[str, Any], told: str) -> Any:
+    """A schedule from plain values; `told` says in messages where they stand.
+
+    Raises:
+      UserError: as SCHEDULES.create.
+    """
+    try:
+        return SCHEDULES.create(values, "schedule")
+    except UserError as error:
+        raise UserError(f"{told}: {error}") from None
