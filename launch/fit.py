@@ -5,8 +5,8 @@
     python -m launch.fit power table.jsonl --hold=c=1            # one batch: its exponent is held
 
 LAW is a file of lm/laws that has an equation; `launch.catalog` lists them. A table is JSON lines,
-CSV or Parquet with the columns of `launch.sweep`. Constants are printed with 95 % intervals over
-1,000 resamples of clusters of rows that share no trunk, beside the published ones.
+CSV or Parquet with the columns of `launch.sweep`. Intervals are over 1,000 resamples of clusters of
+rows that share no trunk.
 """
 
 from __future__ import annotations
@@ -44,17 +44,14 @@ def main(argv: list[str]) -> None:
     )
     total = _BOOTSTRAPS.value * len(laws.equations(law, options))
     rows = table.read(cli.path("TABLE", argv[2]), dict(_pairs("column", _COLUMN.value)))
-    # Here, since they import much that a mistake should not wait for.
-    from rich.console import Console
-
-    from lm.report import fit
+    from lm.report import fit  # these import much: a mistake above is told without waiting for it
     from lm.run.progress import CountBar
 
     with CountBar("resamples", total) as bar:
         fits = laws.fit_table(law, rows, options, bar.advance)
     fitted = laws.fitted_law(law, fits, hold)
     found = fit.Found(argv[1], argv[2], law, fitted, fits, hold)
-    fit.show(found, Console(highlight=False, markup=False, soft_wrap=True))
+    fit.show(found)
     if out is not None:
         files.replace(out, fit.page(found))
     if summary is not None:

@@ -1,5 +1,4 @@
-"""The numbers of every README, from committed JSON files and from nothing else; and docs/laws.md,
-from the laws.
+"""The numbers of every README, from committed JSON files alone, and docs/laws.md, from the laws.
 
     python -m launch.numbers                              rewrites the marked blocks
     python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
@@ -36,13 +35,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take
 
 
 def main(argv: list[str]) -> None:
-    if _WORKDIR.value:
-        from lm import files
-
-        values = summary(Path(_WORKDIR.value).expanduser())
-        files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
+    from lm import files
     from lm.report import laws
 
+    if _WORKDIR.value:
+        values = summary(Path(_WORKDIR.value).expanduser())
+        files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
     (ROOT / LAWS).write_text(laws.markdown(), encoding="utf-8")
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")

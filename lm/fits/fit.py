@@ -121,23 +121,21 @@ def fit(
             f"the rows do not tell {' and '.join(weakest)} apart: what they go with changes "
             "together, or not at all; sweep them apart, or hold one by --hold=NAME=VALUE"
         )
-    samples, warnings = np.empty((0, len(theta))), []
+    warnings = []
     if condition > CONDITION:
         warnings.append(
             f"{' and '.join(weakest)} trade against each other (condition number {condition:.2g}): "
             "the rows do not tell them apart"
         )
+    samples = np.empty((0, len(theta)))
     if bootstraps:
         drawn = cluster_weights(clusters, bootstraps, np.random.default_rng(seed))
-        found = solve.resampled(equation, data, drawn, best.theta, told).theta
-        samples = found[np.isfinite(found).all(axis=1)]
-        if len(samples) < 0.9 * bootstraps:
-            warnings.append(
-                f"{bootstraps - len(samples)} of {bootstraps} resamples do not determine the "
-                "constants and are left out: the intervals are too narrow"
-            )
-        if not len(samples):
-            raise UserError("no resample determines the constants; sweep more cells")
+        samples = _determined(solve.resampled(equation, data, drawn, best.theta, told).theta)
+    if bootstraps and len(samples) < 0.9 * bootstraps:
+        warnings.append(
+            f"{bootstraps - len(samples)} of {bootstraps} resamples do not determine the constants "
+            "and are left out: the intervals are too narrow"
+        )
     predicted, _ = equation.evaluate(theta[None], data.columns)
     made = Fitted(
         equation=equation,
@@ -210,6 +208,18 @@ def interval(samples: np.ndarray, num_clusters: int) -> np.ndarray:
     quantile = stats.t.ppf(0.5 + LEVEL / 2, num_clusters - 1)
     tail = stats.norm.cdf(-quantile * np.sqrt(num_clusters / (num_clusters - 1)))
     return np.quantile(samples, (tail, 1 - tail), axis=0)
+
+
+def _determined(samples: np.ndarray) -> np.ndarray:
+    """Those of the resamples that determine every constant.
+
+    Raises:
+      UserError: none does.
+    """
+    found = samples[np.isfinite(samples).all(axis=1)]
+    if not len(found):
+        raise UserError("no resample determines the constants; sweep more cells")
+    return found
 
 
 def _check(equation: Equation, selected: Selected, bootstraps: int) -> None:

@@ -154,8 +154,9 @@ def _equation(one: Fitted) -> dict[str, Any]:
     }
 
 
-def show(found: Found, console: Console) -> None:
+def show(found: Found, console: Console | None = None) -> None:
     """The same in a terminal."""
+    console = console or Console(highlight=False, markup=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     console.print(_terminal_table("", HEAD, rows(found)))
     for line in sentences(found):
