@@ -17,14 +17,13 @@ MIXERS = ("softmax", "stickbreaking", "deltanet", "gla", "mamba2")
 
 
 def run(data: str) -> ConfigDict:
-    """Two layers on bytes of text, a constant rate after the warmup."""
+    """Two layers on bytes of text, a learning rate that falls to zero."""
     config = base.get_config()
     config.model.pattern = "softmax"
     config.model.update(
         {"width": 16, "num_layers": 2, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
     )
     config.model.ffn_dim = 40
-    config.model.unroll = True
     config.mup.update({"base_width": 16.0, "init_std": 0.1, "residual_multiplier": 1.0})
     config.mup.embedding_multiplier = 1.0
     config.data.tokenizer = {"kind": "bytes", "path": "", "vocab_size": 257}
@@ -33,11 +32,10 @@ def run(data: str) -> ConfigDict:
         config.data.sources.enwiki.path = f"{data}/enwiki/train_00.jsonl.gz"
     config.data.update({"context_length": 64, "batch_size": 16})
     config.schedule = {
-        "family": "wsd",
+        "family": "linear",
         "peak_learning_rate": 0.02,
         "warmup": "10 steps",
-        "decay": "20 percent",
-        "decay_shape": "linear",
+        "horizon": "100 percent",
         "final_ratio": 0.0,
     }
     config.optimizer.spike_ratio = 0.0
