@@ -14,8 +14,6 @@ the new table holds it. --draw_only writes the page of that table and trains not
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags
 
 from launch import cli, overrides
@@ -39,18 +37,6 @@ _DATA_DIR = flags.DEFINE_string(
 )
 
 
-def _values() -> dict[str, Any]:
-    """The sweep that the flags describe, plain."""
-    values = _CONFIG.value.to_dict()
-    if "grids" not in values:
-        values = {"run": values, "grids": (), "min_steps": 0, "halving": 0}
-    if _GRID.value:
-        axes = overrides.axes("grid", _GRID.value)
-        values["grids"] = tuple({**grid, **axes} for grid in values["grids"] or ({},))
-    given = {"min_steps": _MIN_STEPS.value, "halving": _HALVING.value}
-    return values | {name: value for name, value in given.items() if value is not None}
-
-
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     if _DRAW_ONLY.value and not _TABLE.value:
@@ -63,7 +49,10 @@ def main(argv: list[str]) -> int:
     from lm.report import sweep as page
     from lm.studies import rows, sweep
 
-    asked = None if _DRAW_ONLY.value else sweep.create(_values())
+    asked, given = None, {"min_steps": _MIN_STEPS.value, "halving": _HALVING.value}
+    if not _DRAW_ONLY.value:
+        axes = overrides.axes("grid", _GRID.value)
+        asked = sweep.create(sweep.completed(_CONFIG.value.to_dict(), axes, given))
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
     workdir = cli.workdir(_WORKDIR.value, "launch.sweep")
     found = table

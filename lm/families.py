@@ -35,6 +35,7 @@ from lm.mapping import (
     Bound,
     Unit,
     UserError,
+    annotations,
     convert,
     field_marks,
     is_neutral,
@@ -110,7 +111,7 @@ class Family:
         if not dataclasses.is_dataclass(member):
             raise UserError(f"{told} is not a dataclass; write @dataclasses.dataclass above it")
         options = self._options(member)
-        own = typing.get_type_hints(member, include_extras=True)
+        own = annotations(member)
         undeclared = [
             name
             for name in inspect.get_annotations(member)
@@ -148,7 +149,7 @@ class Family:
 
     def _defaults(self, member: type[Any], where: str) -> dict[str, Any]:
         """As annotated: 1 is 1.0 where a float is wanted."""
-        hints = typing.get_type_hints(member, include_extras=True)
+        hints = annotations(member)
         return {
             key: convert(hints[key], to_mapping(field.default), f"{where}.{key}")
             for key, field in self._options(member).items()
@@ -172,7 +173,7 @@ class Family:
             raise UserError(f"{where}={shown(value)}: {told}")
         name = value[self.key]
         member = self.find(name, where)
-        fields, hints = self._options(member), typing.get_type_hints(member, include_extras=True)
+        fields, hints = self._options(member), annotations(member)
         options = self._defaults(member, where)
         for key, given in value.items():
             if key == self.key:

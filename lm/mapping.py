@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -165,7 +166,7 @@ def completed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     inside it, so that a flag can name them. Options of families are completed by their defaults.
     """
     found = dict(values)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = annotations(kind)
     for name, marks in field_marks(kind).items():
         inner = hints[name]
         plain = typing.get_args(inner)[0] if typing.get_origin(inner) is Annotated else inner
@@ -194,9 +195,16 @@ class Reader(typing.Protocol):
     def class_of(self, value: Any) -> type[Any]: ...
 
 
+@functools.cache
+def annotations(kind: Any) -> dict[str, Any]:
+    """Those of a class, with marks; to evaluate them took most of a conversion's time."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+@functools.cache
 def field_marks(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
     """The marks of every field of a dataclass, `Annotated[kind, *marks]`, by name."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = annotations(kind)
     return {
         f.name: typing.get_args(hints[f.name])[1:]
         if typing.get_origin(hints[f.name]) is Annotated
@@ -241,7 +249,7 @@ def _reads(kind: Any) -> bool:
         return _reader(typing.get_args(kind)[1:]) is not None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return False
-    return any(map(_reads, typing.get_type_hints(kind, include_extras=True).values()))
+    return any(map(_reads, annotations(kind).values()))
 
 
 def _marked(kind: Any, value: Any, where: str) -> Any:
@@ -298,7 +306,7 @@ def _freeze(value: Any) -> Any:
 
 def _fields(kind: Any, value: Any, where: str) -> Any:
     value = _typed(Mapping, value, where)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = annotations(kind)
     value = completed(kind, value)
     for key in value:
         if key not in hints:

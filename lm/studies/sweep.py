@@ -68,6 +68,19 @@ def create(mapping: Mapping[str, Any]) -> Sweep:
     return sweep
 
 
+def completed(
+    values: Mapping[str, Any], axes: Mapping[str, Any], given: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """The values of a sweep from those of a run or of a sweep, axes that every grid takes over, and
+    numbers of it that are not None.
+    """
+    bare = {"run": values, "grids": (), "min_steps": 0, "halving": 0}
+    found = dict(values) if "grids" in values else bare
+    if axes:
+        found["grids"] = tuple({**grid, **axes} for grid in found["grids"] or ({},))
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
 def plan(sweep: Sweep) -> dict[Cell, Planned]:
     """The cells, each of which could be trained.
 

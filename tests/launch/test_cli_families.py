@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from launch import overrides
 from lm.families import OPTIMIZERS, SCHEDULES
-from lm.mapping import Duration
+from lm.mapping import Duration, UserError
 from tests.launch.test_cli import CONFIG, ROOT, WORKDIR, line_of, load
 
 FAMILY = "--config.schedule.family=wsd"
@@ -84,3 +85,18 @@ def test_an_option_that_the_file_leaves_out_can_be_set(tmp_path: Path) -> None:
     )
     config = load([f"--config={file}", WORKDIR, "--config.optimizer.beta1", "0.8"])
     assert config.optimizer == OPTIMIZERS.create({"family": "adamw", "beta1": 0.8}, "optimizer")
+
+
+def test_axes_of_a_grid() -> None:
+    asked = ["seed=0,1", 'model.pattern=["a","a,b"]', "run.length=1e6 tokens,2e6 tokens", "x=1e-3"]
+    assert overrides.axes("grid", asked) == {
+        "seed": (0, 1),
+        "model.pattern": ("a", "a,b"),
+        "run.length": ("1e6 tokens", "2e6 tokens"),
+        "x": (0.001,),
+    }
+    for text in ("seed", "seed=", "=1"):
+        with pytest.raises(UserError, match="write KEY=VALUE,VALUE"):
+            overrides.axes("grid", [text])
+    with pytest.raises(UserError, match="seed is given twice"):
+        overrides.axes("grid", ["seed=0", "seed=1"])

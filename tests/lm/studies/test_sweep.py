@@ -305,3 +305,13 @@ def test_settings_of_one_value_are_not_named() -> None:
     assert page.panels([row(), row(seed=1)])[0].title == ""
     with pytest.raises(UserError, match=r"missing key config\.halving"):
         sweep.create({"run": {}, "grids": (), "min_steps": 0})
+
+
+def test_a_sweep_from_flags() -> None:
+    axes, none = {"seed": (0, 1)}, {"min_steps": None, "halving": None}
+    bare = sweep.completed({"seed": 0}, axes, none)
+    assert bare == {"run": {"seed": 0}, "grids": ({"seed": (0, 1)},), "min_steps": 0, "halving": 0}
+    given = bare | {"grids": ({"seed": (5,), "width": (1,)}, {"width": (2,)})}
+    found = sweep.completed(given, axes, none | {"halving": 3})
+    assert found["grids"] == ({"seed": (0, 1), "width": (1,)}, {"width": (2,), "seed": (0, 1)})
+    assert found["halving"] == 3
