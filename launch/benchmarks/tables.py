@@ -25,6 +25,10 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import recall
 
         return f"{where}\n\n{recall.table(recall.rows_of(values['recall']))}"
+    if "predicted" in values:
+        from lm.report import predict_loss
+
+        return f"{where}\n\n{predict_loss.table(values['predicted'])}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))

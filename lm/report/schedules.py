@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from lm.config import UserError
+from lm.config import Config, UserError
 from lm.families import SCHEDULES
 from lm.report import figures, folder, page
 from lm.schedules import Run
@@ -118,3 +118,27 @@ def rule(values: Mapping[str, Any], told: str) -> Any:
         return SCHEDULES.create(values, "schedule")
     except UserError as error:
         raise UserError(f"{told}: {error}") from None
+
+
+def like(config: Config, values: Mapping[str, Any], told: str) -> Any:
+    """A schedule for the run of a configuration: where `values` do not say them, with its peak, and
+    with its warmup where both have one.
+
+    Raises:
+      UserError: as SCHEDULES.create; a schedule that does not fit the run.
+    """
+    try:
+        wanted = SCHEDULES.defaults(values.get("family"), "schedule")
+        own = SCHEDULES.to_mapping(config.schedule)
+        kept = {key: own[key] for key in ("peak_learning_rate", "warmup") if key in own}
+        made = SCHEDULES.create(
+            {k: x for k, x in kept.items() if k in wanted} | dict(values), "schedule"
+        )
+        misfit = made.misfit(
+            run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step, is_branch=False
+        )
+    except UserError as error:
+        raise UserError(f"{told}: {error}") from None
+    if misfit is not None:
+        raise UserError(f"{told}: {misfit}")
+    return made
