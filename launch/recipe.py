@@ -1,0 +1,67 @@
+"""What the published laws say of a training budget, and an experiment that follows them.
+
+    python -m launch.recipe --parameters=1e7 --tokens=2e8 --out=recipe.py
+    python -m launch.recipe --flops=1e17 --tokens=1e9 --config=experiments/quickstart.py
+
+Any two of --flops, --parameters (without embeddings) and --tokens; C = 6 N D. Prints rate, batch,
+warmup, decay, vocabulary and more by each law with its evidence, how far they lie apart, what lies
+outside a law's domain, and the multipliers of muP. --config gives the shape of the model, the data
+and everything else. --out is an experiment for launch.train, --json the same in one file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from lm.config import to_mapping
+
+BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
+
+_CONFIG = cli.config_flag(is_required=False)
+_FLOPS = flags.DEFINE_float("flops", None, "of the whole training")
+_PARAMETERS = flags.DEFINE_float("parameters", None, "without embeddings")
+_TOKENS = flags.DEFINE_float("tokens", None, "of the whole training")
+_OUT = flags.DEFINE_string("out", "", "experiment to write, FILE.py")
+_JSON = flags.DEFINE_string("json", "", "JSON file to write")
+
+
+def main(argv: list[str]) -> None:
+    del argv  # cli.run refuses positional arguments
+    base = cli.load_config(_CONFIG.value or cli.read_config_file(str(BASE)))
+    out, summary = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("json", _JSON)))
+    from rich.console import Console
+
+    from launch import experiments
+    from launch.benchmarks import machine
+    from lm import files
+    from lm.report import recipe as page
+    from lm.studies import recipe
+
+    asked = recipe.budget(_FLOPS.value, _PARAMETERS.value, _TOKENS.value)
+    config = recipe.configured(base, asked)
+    found = recipe.rows(asked, config)
+    values = {
+        "budget": asked._asdict(),
+        "laws": [row._asdict() for row in found],
+        "spreads": [spread._asdict() for spread in recipe.spreads(found)],
+        "multipliers": recipe.multipliers(config),
+        "warnings": recipe.warnings(found, asked, config),
+        "config": to_mapping(config),
+    }
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(console.width, page.WIDTH)
+    page.show(values, console)
+    if out is not None:
+        title = f"{asked.parameters:.3g} parameters, {asked.tokens:.3g} tokens, by launch.recipe."
+        experiments.write(out, title, to_mapping(config))
+    if summary is not None:
+        told = json.dumps(machine.describe("launch.recipe") | {"recipe": values}, indent=1)
+        files.replace(summary, told + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
