@@ -19,19 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from lm import build as build_lib
 from lm import metrics, train
 from lm import params as params_lib
-from lm.build import Build
-from lm.config import Config, Duration, UserError, convert
+from lm.config import UserError, convert
 from lm.run import checkpoint, record
 from lm.studies import cells as cells_lib
 from lm.studies import grid, rows
 from lm.studies.cells import Cell, Planned
 from lm.studies.grid import Grid
 from lm.studies.rows import Outcome, Row
+from lm.studies.trainer import Trainer, brief
 
 TRUNK, OWN = "trunk", "run"  # folders: of a trunk, and of the run of a cell
 HALVED = "schedule.peak_learning_rate"
@@ -114,13 +111,13 @@ def run(
     asked = {cell: one.asked for cell, one in planned.items()}
     cells = Grid(folder=workdir / "cells", outcome=Outcome, asked=asked, table=rows.entries(table))
     told = lambda found: rows.merged(_rows(planned, found), table)
-    trainer = _Trainer(planned, data_dir)
+    trainer = Trainer(data_dir)
 
     def left(found: Mapping[Cell, Outcome]) -> list[Cell]:
         tell(told(found))
         return [] if trainer.is_stopped else _left(sweep, planned, found)
 
-    found = grid.run(cells, trainer, left)
+    found = grid.run(cells, _Worker(planned, trainer), left)
     if found is None or trainer.is_stopped:
         return None
     for trunk in cells.folder.glob(f"{TRUNK}-*"):
@@ -176,74 +173,42 @@ def _bracket(planned: Planned) -> str:
     return grid.digest({key: x for key, x in planned.asked.items() if key not in free})
 
 
-@dataclasses.dataclass
-class _Trainer:
-    """Trains cells. `builds`: those whose compiled functions serve again; `is_stopped`: a signal
-    asked for it.
-    """
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """Trains the cells of a grid."""
 
     planned: Mapping[Cell, Planned]
-    data_dir: Path
-    builds: list[Build] = dataclasses.field(default_factory=list)
-    is_stopped: bool = False
+    trainer: Trainer
 
     def __call__(self, cell: Cell, place: Path) -> Outcome | None:
-        """A cell of the grid; None if a signal stopped it. The folder of its trunk lies beside its
-        own.
-        """
+        """A cell; None if a signal stopped it. The folder of its trunk lies beside its own."""
         began = time.perf_counter()
         own, trunk = place / OWN, place.parent / f"{TRUNK}-{cell.trunk}"
         try:
-            folder = self._trained(self.planned[cell], own, trunk)
+            if not self._train(self.planned[cell], own, trunk):
+                return None
         except train.DivergedError:
             # In the trunk, unless the decay had begun.
-            folder = own if metrics.read(own) else trunk
-            return self._outcome(cell, folder, "diverged", began)
-        if folder is None:
-            return None
-        found = self._outcome(cell, folder, "done", began)
+            return self._outcome(cell, own if metrics.read(own) else trunk, "diverged", began)
+        found = self._outcome(cell, own, "done", began)
         shutil.rmtree(own / checkpoint.FOLDER)
         return found
 
-    def _trained(self, one: Planned, own: Path, trunk: Path) -> Path | None:
+    def _train(self, one: Planned, own: Path, trunk: Path) -> bool:
         config = one.config
         if one.start is not None:
             steps = checkpoint.steps(trunk)
             if steps and steps[-1] > one.start:
                 shutil.rmtree(trunk)  # it went on for a longer cell, and begins again
-            little = dataclasses.replace(config.evaluate, max_tokens=config.data.context_length)
-            if not self._train(dataclasses.replace(one.trunk, evaluate=little), trunk):
-                return None
+            if not self.trainer.train(brief(one.trunk, is_evaluated=False), trunk):
+                return False
             start = trunk / checkpoint.FOLDER / str(one.start)
             config = dataclasses.replace(config, decay_from=str(start))
-        return own if self._train(config, own) else None
-
-    def _train(self, config: Config, workdir: Path) -> bool:
-        """Whether the run ends: only its last evaluation and checkpoint are of use."""
-        whole, none = Duration(100, "percent"), Duration(0, "steps")
-        evaluated = dataclasses.replace(config.evaluate, every=whole, tasks={})
-        kept = dataclasses.replace(config.checkpoint, keep_last=1, keep_every=none)
-        log = dataclasses.replace(config.log, samples=())
-        config = dataclasses.replace(config, evaluate=evaluated, checkpoint=kept, log=log)
-        options = train.Options(
-            workdir=workdir, data_dir=self.data_dir, like=self._like(config), with_report=False
-        )
-        done = train.run(config, options)
-        self.is_stopped |= done.stopped
-        return done.finished
-
-    def _like(self, config: Config) -> Build:
-        """A build whose compiled functions the runs of this shape share."""
-        devices = jax.devices()
-        for built in self.builds:
-            if build_lib.compiles_alike(config, built.config, devices, built.mesh):
-                return built
-        self.builds.append(build_lib.build(config, devices))
-        return self.builds[-1]
+        return self.trainer.train(brief(config, is_evaluated=True), own)
 
     def _outcome(self, cell: Cell, folder: Path, status: Any, began: float) -> Outcome:
         """Of a run, as its last record has it."""
-        last, infos = metrics.read(folder)[-1], self._like(self.planned[cell].config).infos
+        last, infos = metrics.read(folder)[-1], self.trainer.like(self.planned[cell].config).infos
         names = [key.split("/")[1] for key in last if re.fullmatch(r"eval/.*/loss", key)]
         losses = {name: last[f"eval/{name}/loss"] for name in names}
         is_finite = status == "done" and all(map(math.isfinite, losses.values()))

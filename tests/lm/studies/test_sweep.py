@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -10,17 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from lm import metrics, train
-from lm.build import Build
 from lm.config import Config, UserError, to_mapping
-from lm.parallel import mesh
 from lm.report import sweep as page
 from lm.run import checkpoint
 from lm.studies import cells, grid, rows, sweep
 from lm.studies.rows import Outcome, Row
+from lm.studies.trainer import Trainer
 from lm.train import Options
 from tests.lm import lab, tiny
 
@@ -42,22 +39,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab.write_corpus(tmp_path_factory.mktemp("sweep") / "corpus")
 
 
-Trainer = sweep._Trainer
-BUILDS: list[Build] = []  # whose compiled functions the sweeps of this file share
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *names: devices)
-    monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
-    create = functools.partial(sweep._Trainer, builds=BUILDS)
-    monkeypatch.setattr(sweep, "_Trainer", create)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def train_alone(config: Config, workdir: Path, data_dir: Path) -> int:
     """The steps of a run outside of any sweep."""
-    done = train.run(config, Options(workdir=workdir, data_dir=data_dir, like=BUILDS[0]))
+    done = train.run(
+        config, Options(workdir=workdir, data_dir=data_dir, like=Trainer(data_dir).like(config))
+    )
     assert done.finished
     return done.step
 
@@ -150,7 +139,7 @@ def pretend(
         losses = {"text": found} if math.isfinite(found) else {}
         return Outcome("done" if losses else "diverged", losses, 0, 1.0, 10, 5, "c", "cpu")
 
-    monkeypatch.setattr(Trainer, "__call__", call)
+    monkeypatch.setattr(sweep._Worker, "__call__", call)
     return worked
 
 

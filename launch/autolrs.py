@@ -1,0 +1,73 @@
+"""Trains a run whose learning rate is searched while it trains: AutoLRS.
+
+`python -m launch.autolrs --config=experiments/autolrs/config.py --workdir=DIR`, or
+`python -m launch.autolrs --config=RUN.py --config.schedule=wsd --lowest=1e-4 --highest=1e-1
+    --workdir=DIR`; the same command resumes.
+
+--config names a run, or a file whose get_config gives a search. The warmup and the decay of the
+schedule stay; the rate between them is chosen stage by stage, at about the cost of a second
+training. DIR holds search.json, autolrs.md, autolrs.svg, a run folder for each stage, and decay/,
+the run that ends it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+from lm.mapping import UNFINISHED
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the search", required=True)
+_LOWEST = flags.DEFINE_float("lowest", None, "the least learning rate; default 1e-4")
+_HIGHEST = flags.DEFINE_float("highest", None, "the largest learning rate; default 0.1")
+_FIRST = flags.DEFINE_integer("first_stage", None, "steps of the first stage; default 100")
+_LONGEST = flags.DEFINE_integer("longest_stage", None, "steps of a stage at most; default 800")
+_PROBES = flags.DEFINE_integer("probes", None, "probes of a stage; default 10")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
+)
+
+
+def _values() -> dict[str, Any]:
+    """The search that the flags describe, plain."""
+    values = _CONFIG.value.to_dict()
+    if "lowest" not in values:
+        stages = {"first_stage": 100, "longest_stage": 800, "probes": 10}
+        values = {"run": values, "lowest": 1e-4, "highest": 0.1} | stages
+    given = {x.name: x.value for x in (_LOWEST, _HIGHEST, _FIRST, _LONGEST, _PROBES)}
+    return values | {name: value for name, value in given.items() if value is not None}
+
+
+def main(argv: list[str]) -> int:
+    del argv  # cli.run refuses positional arguments
+    import jax
+
+    from lm import files
+    from lm.data import prepare
+    from lm.report import autolrs as page
+    from lm.report.figures import standalone
+    from lm.studies import autolrs
+
+    search = autolrs.create(_values())
+    workdir = cli.workdir(_WORKDIR.value, "launch.autolrs")
+    # Probes compile to the same programs, and those of a search that is resumed too.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
+
+    def tell(found: list[autolrs.Stage]) -> None:
+        files.replace(workdir / "autolrs.md", page.table(found))
+        files.replace(workdir / "autolrs.svg", standalone(page.figure(found)))
+
+    found = autolrs.run(search, workdir, prepare.resolve_data_dir(_DATA_DIR.value), tell)
+    if found is None:
+        print("stopped and saved; the same command goes on")
+        return UNFINISHED
+    print(page.table(found))
+    print(f"autolrs.svg, search.json and the runs of the stages are in {workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,54 @@
+"""What a search for learning rates found: its rates over the steps, with every probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lm.report.figures import PALETTE, canvas
+
+HEAD = ("steps", "rate", "forecast of its probe", "probes", "diverged")
+
+
+class Shown(Protocol):
+    """A lm.studies.autolrs.Stage."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def rates(self) -> tuple[float, ...]: ...
+    @property
+    def forecasts(self) -> tuple[Any, ...]: ...
+    @property
+    def rate(self) -> float: ...
+
+
+def table(stages: Sequence[Shown]) -> str:
+    """As Markdown; forecasts are changes of the loss over the stage, in nats a token."""
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    for stage in stages:
+        known = dict(zip(stage.rates, stage.forecasts, strict=True))
+        best = f"{known[stage.rate]:+.3f}" if stage.rate else ""
+        lost = sum(x is None for x in stage.forecasts)
+        span = f"{stage.start}-{stage.end}"
+        lines.append(f"| {span} | {stage.rate:.4g} | {best} | {len(known)} | {lost} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(stages: Sequence[Shown]) -> str:
+    """An SVG element: the rate of every stage as a line, its probes as points."""
+    with canvas("Learning rates that were searched", is_wide=True) as (axes, finish):
+        for stage in stages:
+            span = (stage.start, stage.end)
+            middle = sum(span) / 2
+            lost = [r for r, x in zip(stage.rates, stage.forecasts, strict=True) if x is None]
+            axes.plot([middle] * len(stage.rates), stage.rates, "o", color="#9aa5b4", markersize=3)
+            axes.plot([middle] * len(lost), lost, "x", color="#b3261e", markersize=5)
+            if stage.rate:
+                axes.plot(span, (stage.rate,) * 2, color=PALETTE[0], linewidth=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("learning rate; points are probes")
+        return finish()

@@ -1,0 +1,287 @@
+"""AutoLRS (Jin et al. 2021, arXiv 2105.10762): the learning rate of every stage of a run, found by
+short probes while it trains.
+
+    for every stage of tau steps:
+        for every probe: a rate (lm/studies/probes.py)
+            -> tau / 10 steps at it, from the checkpoint where the stage begins
+            -> the loss after tau steps, forecast
+        tau steps at the best rate
+    the decay of the configuration's schedule, from the last rate
+
+A run of its own stands behind every probe and every stage (`decay_from`, with a decay that keeps
+its value), so that whatever is killed goes on, and a stage is, bit for bit, that many steps at its
+rate. The warmup is not searched: the first stage and its probes have it before them.
+
+What a probe gains is measured against weights that stand still: all probes of a stage see the same
+batches, and so does one at a vanishing rate, whose loss is taken off. The noise of the batches, far
+larger than what a few steps change, goes with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm import files, metrics, train
+from lm.config import Config, Duration, UserError, convert, from_mapping, to_mapping
+from lm.run import checkpoint
+from lm.schedules import Phased
+from lm.studies import grid, probes
+from lm.studies.trainer import Trainer, brief
+
+FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
+STILL = 1e-30  # a rate that moves no weight
+SHARE = 10  # a probe is one in so many steps of its stage [C]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """`run`: a configuration whose schedule has a warmup and a decay, which stay; its peak is not
+    read. The rate lies in [lowest, highest]. Stages take `first_stage` steps, then twice as many as
+    the one before up to `longest_stage`; each has `probes` probes.
+    """
+
+    run: Mapping[str, Any]
+    lowest: float
+    highest: float
+    first_stage: int
+    longest_stage: int
+    probes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """From step `start` to step `end`. `rates` and `forecasts` of its probes, in their order: the
+    change of the loss after the stage, nats a token, None where a probe diverged. `rate`: chosen,
+    0 before all probes are made.
+    """
+
+    start: int
+    end: int
+    rates: tuple[float, ...]
+    forecasts: tuple[Any, ...]
+    rate: float
+
+
+def create(mapping: Mapping[str, Any]) -> Search:
+    """Nested plain values -> a search.
+
+    Raises:
+      UserError: an empty interval, no probes, stages too short to be probed, a schedule without
+      warmup and decay, or a run that is refused.
+    """
+    search: Search = convert(Search, mapping, "config")
+    if not 0 < search.lowest < search.highest:
+        raise UserError(
+            f"lowest={search.lowest:g} and highest={search.highest:g} are not an interval of "
+            "learning rates; set 0 < lowest < highest"
+        )
+    if search.probes < 2:
+        raise UserError(f"probes={search.probes}: a choice needs at least 2")
+    least = 3 * SHARE
+    if search.first_stage < least or search.longest_stage < search.first_stage:
+        raise UserError(
+            f"first_stage={search.first_stage} and longest_stage={search.longest_stage}: a probe "
+            f"is a tenth of a stage and needs 3 steps; set {least} <= first_stage <= longest_stage"
+        )
+    config = configuration(search)
+    if config.init_from or config.decay_from:
+        raise UserError("a search starts its run anew; set init_from and decay_from to ''")
+    if not isinstance(config.schedule, Phased):
+        raise UserError(
+            "a search keeps the warmup and the decay of a schedule with a stable phase; set "
+            "schedule=wsd"
+        )
+    stages(search)
+    return search
+
+
+def configuration(search: Search) -> Config:
+    """The run, its records of every step, which the forecasts need."""
+    config = from_mapping(to_mapping(dict(search.run)))
+    log = dataclasses.replace(config.log, every=Duration(1, "steps"))
+    return dataclasses.replace(config, log=log)
+
+
+def stages(search: Search) -> list[tuple[int, int]]:
+    """Start and end of every stage in steps; the first begins after the warmup.
+
+    Raises:
+      UserError: warmup and decay leave no stage.
+    """
+    config = configuration(search)
+    start, decay = (config.steps(x) for x in (config.schedule.warmup, config.schedule.decay))
+    end, length, found = config.run_steps - decay, search.first_stage, []
+    if end - start < search.first_stage:
+        raise UserError(
+            f"warmup and decay leave {end - start} of {config.run_steps} steps, first_stage is "
+            f"{search.first_stage}; lengthen run.length, or lower first_stage"
+        )
+    while start < end:
+        # What would be left over, shorter than a stage, belongs to the last one.
+        stop = end if end - start < length + search.first_stage else start + length
+        found.append((start, stop))
+        start, length = stop, min(2 * length, search.longest_stage)
+    return found
+
+
+def run(
+    search: Search,
+    workdir: Path,
+    data_dir: Path,
+    tell: Callable[[list[Stage]], None] = lambda found: None,
+) -> list[Stage] | None:
+    """Every stage searched and trained, and the decay; None if a signal stopped it. The last run is
+    in WORKDIR/decay, or that of the last stage where the schedule has no decay. `tell` is given
+    what is known after every probe.
+
+    Raises:
+      UserError: the folder holds another search, or all probes of a stage diverged.
+    """
+    asked = {key: x for key, x in to_mapping(search).items() if key != "run"}
+    asked |= {"run": grid.digest(search.run)}
+    found, trainer = _read(workdir, asked), Trainer(data_dir)
+    work = _Work(search, configuration(search), workdir, trainer)
+    for number, (start, end) in enumerate(stages(search)):
+        stage = found[number] if number < len(found) else Stage(start, end, (), (), 0.0)
+        found = found[:number]
+        while not stage.rate:
+            probed = work.probed(number, stage)
+            if probed is None:
+                return None
+            stage = probed
+            _write(workdir, asked, [*found, stage])
+            tell([*found, stage])
+        found.append(stage)
+        if not work.staged(number, stage):
+            return None
+    return found if work.decayed(found) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    search: Search
+    config: Config
+    workdir: Path
+    trainer: Trainer
+
+    def probed(self, number: int, stage: Stage) -> Stage | None:
+        """The stage with a probe more, and its rate after the last; None if a signal came."""
+        search, still = self.search, self.workdir / PROBE.format("still")
+        losses = lambda x: math.inf if x is None else x
+        known = [losses(x) for x in stage.forecasts]
+        if len(stage.rates) == search.probes:
+            if not any(map(math.isfinite, known)):
+                raise UserError(
+                    f"every probe of the stage from step {stage.start} on diverged, at rates from "
+                    f"{min(stage.rates):.3g} to {max(stage.rates):.3g}; lower lowest and highest"
+                )
+            shutil.rmtree(still, ignore_errors=True)
+            best = min(range(len(known)), key=lambda i: known[i])
+            return dataclasses.replace(stage, rate=stage.rates[best])
+        rate = probes.propose(stage.rates, known, search.lowest, search.highest)
+        steps = max(3, (stage.end - stage.start) // SHARE)
+        at = number, stage.start, stage.start + steps
+        if not self._train(*at, STILL, still):
+            return None
+        place = self.workdir / PROBE.format(len(stage.rates))
+        try:
+            if not self._train(*at, rate, place):
+                return None
+            pairs = zip(_losses(place, stage.start), _losses(still, stage.start), strict=True)
+            moved = [loss - before for loss, before in pairs]
+            # The first loss is that of the weights before any update.
+            value = probes.forecast(range(steps), moved, stage.end - stage.start)
+        except train.DivergedError:
+            value = math.inf
+        shutil.rmtree(place)
+        forecast = value if math.isfinite(value) else None
+        return dataclasses.replace(
+            stage, rates=(*stage.rates, rate), forecasts=(*stage.forecasts, forecast)
+        )
+
+    def staged(self, number: int, stage: Stage) -> bool:
+        """Trains a stage at its rate; whether it ended."""
+        place = self.workdir / STAGES.format(number)
+        if checkpoint.steps(place)[-1:] == [stage.end] or self._later(number):
+            return True
+        is_done = self._train(number, stage.start, stage.end, stage.rate, place)
+        if is_done and number:  # nothing begins at the one before any more
+            before = self.workdir / STAGES.format(number - 1)
+            shutil.rmtree(before / checkpoint.FOLDER, ignore_errors=True)
+        return is_done
+
+    def decayed(self, found: list[Stage]) -> bool:
+        """Trains the decay, an ordinary run with its report; whether it ended."""
+        steps = self.config.steps(self.config.schedule.decay)
+        if not steps:
+            return True
+        peak, exact = found[-1].rate, Duration(steps, "steps")
+        changes = {"warmup": Duration(0, "steps"), "decay": exact, "peak_learning_rate": peak}
+        schedule = dataclasses.replace(self._constant(peak), **changes)
+        own = self.config.schedule
+        shape = {"decay_shape": own.decay_shape, "final_ratio": own.final_ratio}
+        schedule = dataclasses.replace(schedule, **shape)
+        start = self._checkpoint(len(found), found[-1].end)
+        config = dataclasses.replace(self.config, schedule=schedule, decay_from=start)
+        return self.trainer.train(config, self.workdir / DECAY, with_report=True)
+
+    def _later(self, number: int) -> bool:
+        return (self.workdir / STAGES.format(number + 1)).exists()
+
+    def _checkpoint(self, number: int, step: int) -> str:
+        """Where the stage before `number` ended, at `step`."""
+        return str(self.workdir / STAGES.format(number - 1) / checkpoint.FOLDER / str(step))
+
+    def _train(self, number: int, start: int, end: int, rate: float, place: Path) -> bool:
+        """From the end of the stage before to step `end` at a constant rate, the first after the
+        warmup.
+        """
+        config, schedule = self.config, self._constant(rate)
+        length = Duration(end, "steps")
+        if number:
+            decay, none = Duration(end - start, "steps"), Duration(0, "steps")
+            schedule = dataclasses.replace(schedule, warmup=none, decay=decay)
+            config = dataclasses.replace(config, decay_from=self._checkpoint(number, start))
+        config = dataclasses.replace(
+            config, schedule=schedule, run=dataclasses.replace(config.run, length=length)
+        )
+        return self.trainer.train(brief(config, is_evaluated=False), place)
+
+    def _constant(self, rate: float) -> Any:
+        """A schedule that stays at `rate` after its warmup, in a branch too."""
+        steps = self.config.steps(self.config.schedule.warmup)
+        options = {
+            "family": "wsd",
+            "peak_learning_rate": rate,
+            "warmup": f"{steps} steps",
+            "decay": "0 steps",
+            "decay_shape": "linear",
+            "final_ratio": 1.0,
+        }
+        return from_mapping(to_mapping(self.config) | {"schedule": options}).schedule
+
+
+def _losses(workdir: Path, start: int) -> list[float]:
+    """Of every step after `start`, before its update."""
+    return [line["train/nll"] for line in metrics.read(workdir) if line["step"] > start]
+
+
+def _read(workdir: Path, asked: Mapping[str, Any]) -> list[Stage]:
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    values = files.read_json(path, "remove the folder to search anew")
+    if values.get("asked") != json.loads(json.dumps(asked)):
+        raise UserError(f"{workdir} holds another search; choose a new workdir")
+    return [convert(Stage, x, f"{path}: stage {i}") for i, x in enumerate(values["stages"])]
+
+
+def _write(workdir: Path, asked: Mapping[str, Any], found: list[Stage]) -> None:
+    values = {"asked": asked, "stages": [to_mapping(stage) for stage in found]}
+    files.replace(workdir / FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")

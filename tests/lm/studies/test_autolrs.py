@@ -1,0 +1,145 @@
+"""AutoLRS: what a search trains, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm import metrics, train
+from lm.config import UserError, to_mapping
+from lm.report import autolrs as page
+from lm.run import checkpoint
+from lm.studies import autolrs
+from lm.studies.autolrs import Stage
+from tests.lm import lab, tiny
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def values(corpus: Path, **changes: Any) -> dict[str, Any]:
+    schedule = {
+        "family": "wsd",
+        "peak_learning_rate": 0.5,
+        "warmup": "2 steps",
+        "decay": "4 steps",
+        "decay_shape": "linear",
+        "final_ratio": 0.0,
+    }
+    small = {"schedule": schedule, "run.length": "66 steps", "checkpoint.every": "100 percent"}
+    text = {"text": lab.sources(corpus)["text"]}
+    of_run = {key: x for key, x in lab.CHANGES.items() if not key.startswith("schedule.")}
+    run = tiny.config(of_run | small | {"data.sources": text})
+    numbers = {"lowest": 1e-3, "highest": 1e-1, "first_stage": 30, "longest_stage": 30, "probes": 3}
+    return {"run": to_mapping(run)} | numbers | changes
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab.write_corpus(tmp_path_factory.mktemp("autolrs") / "corpus")
+
+
+def test_a_search_that_is_interrupted_is_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted again and again; the last run is a whole one, at the rates found."""
+    search = autolrs.create(values(corpus))
+    assert autolrs.stages(search) == [(2, 32), (32, 62)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    found = autolrs.run(search, whole, tmp_path / "data")
+    assert found is not None
+    own, calls = train.run, iter(range(1000))
+
+    def interrupted(config: Any, options: Any) -> Any:
+        if next(calls) % 3 == 2:
+            raise KeyboardInterrupt
+        return own(config, options)
+
+    monkeypatch.setattr(train, "run", interrupted)
+    again = None
+    for _ in range(40):
+        try:
+            again = autolrs.run(search, cut, tmp_path / "data")
+            break
+        except KeyboardInterrupt:
+            continue
+    assert again == found
+    assert lab.records(whole / "decay") == lab.records(cut / "decay")
+    rates = {line["step"]: line["lr/input"] for line in metrics.read(whole / "stage-001")}
+    assert set(rates) == set(range(33, 63))
+    assert set(rates.values()) == {pytest.approx(found[1].rate)}
+    last = metrics.read(whole / "decay")
+    assert [line["step"] for line in last] == [63, 64, 65, 66]
+    assert last[1]["lr/input"] == pytest.approx(0.75 * found[1].rate)
+    assert all(1e-3 * 0.99 <= rate <= 1e-1 * 1.01 for stage in found for rate in stage.rates)
+    assert all(stage.rate in stage.rates for stage in found)
+    assert not list(whole.glob("probe-*")), "probes leave nothing"
+    assert not checkpoint.steps(whole / "stage-000"), "nothing begins there any more"
+
+
+def test_probes_that_diverge_are_not_chosen(corpus: Path, tmp_path: Path) -> None:
+    run = values(corpus)["run"]
+    run["optimizer"] |= {"max_skipped": 2}
+    run["run"] |= {"length": "36 steps"}
+    search = autolrs.create(values(corpus, run=run, lowest=1e-2, highest=1e38))
+    found = autolrs.run(search, tmp_path / "a", tmp_path / "data")
+    assert found is not None
+    assert None in found[0].forecasts
+    assert found[0].rate == min(found[0].rates)
+    search = autolrs.create(values(corpus, run=run, lowest=1e36, highest=1e38))
+    with pytest.raises(UserError, match="every probe of the stage from step 2 on diverged"):
+        autolrs.run(search, tmp_path / "b", tmp_path / "data")
+
+
+def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
+    asked = {"lowest": 1.0}
+    (tmp_path / "search.json").write_text(json.dumps({"asked": asked, "stages": []}))
+    with pytest.raises(UserError, match="holds another search"):
+        autolrs.run(autolrs.create(values(corpus)), tmp_path, tmp_path)
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(UserError, match="remove the folder to search anew"):
+        autolrs.run(autolrs.create(values(corpus)), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lowest": 0.0}, "set 0 < lowest < highest"),
+        ({"highest": 1e-4}, "set 0 < lowest < highest"),
+        ({"probes": 1}, "needs at least 2"),
+        ({"first_stage": 20}, "set 30 <= first_stage <= longest_stage"),
+        ({"longest_stage": 20}, "set 30 <= first_stage <= longest_stage"),
+        ({"first_stage": 61, "longest_stage": 61}, "leave 60 of 66 steps, first_stage is 61"),
+    ],
+)
+def test_a_search_that_is_refused(corpus: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        autolrs.create(values(corpus, **changes))
+
+
+def test_runs_that_cannot_be_searched(corpus: Path) -> None:
+    run = values(corpus)["run"]
+    with pytest.raises(UserError, match="set init_from and decay_from to"):
+        autolrs.create(values(corpus, run=run | {"init_from": "x"}))
+    cosine = {"family": "cosine", "warmup": "2 steps"}
+    schedule = {"horizon": "100 percent", "final_ratio": 0.0, "peak_learning_rate": 0.1}
+    with pytest.raises(UserError, match="set schedule=wsd"):
+        autolrs.create(values(corpus, run=run | {"schedule": cosine | schedule}))
+
+
+def test_stages_double_and_the_last_takes_what_is_left(corpus: Path) -> None:
+    run = values(corpus)["run"]
+    run["run"] |= {"length": "506 steps"}
+    search = autolrs.create(values(corpus, run=run, longest_stage=120))
+    assert autolrs.stages(search) == [(2, 32), (32, 92), (92, 212), (212, 332), (332, 502)]
+
+
+def test_what_is_shown() -> None:
+    found = [
+        Stage(2, 32, (0.1, 0.01), (-0.5, None), 0.1),
+        Stage(32, 62, (0.1,), (0.5,), 0.0),
+    ]
+    assert "| 2-32 | 0.1 | -0.500 | 2 | 1 |" in page.table(found)
+    assert "<svg" in page.figure(found)
