@@ -1,6 +1,6 @@
 """Fits a published law to a table of trainings, and says what the rows can tell of its constants.
 
-    python -m launch.fit power runs/sweep/table.jsonl --out=fit.html --json=fit.json
+    python -m launch.fit power runs/sweep/sweep.jsonl --out=fit.html --json=fit.json
     python -m launch.fit step_law grid.csv --column=learning_rate=lr --column=tokens=D
     python -m launch.fit power table.jsonl --hold=c=1            # one batch: its exponent is held
 

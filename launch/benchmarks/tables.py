@@ -21,6 +21,10 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import compared, comparison
 
         return f"{where}\n\n{comparison.tables(compared.from_mapping(values))}"
+    if "forecast" in values:
+        from lm.report import forecast
+
+        return f"{where}\n\n" + _markdown(forecast.HEAD, iter([forecast.row(values)]))
     if "recall" in values:
         from lm.report import recall
 

@@ -21,7 +21,7 @@ file is one law. Its fields are its constants, and their defaults are the publis
 `Power()` is the published law, and `Power(a=0.6, b=-0.35, c=0.4)` one that was fitted. `launch.fit`
 fits those that have an equation to a table of trainings:
 
-    python -m launch.fit power runs/sweep/table.jsonl --out=fit.html
+    python -m launch.fit power runs/sweep/sweep.jsonl --out=fit.html
 
 Evidence: **P** the paper's own text was read, **C** official code was read, **S** a reading note
 that quotes the paper was read, **R** recomputed from public data; **UNCONFIRMED** is to be checked

@@ -159,14 +159,14 @@ def _with_trunk(config: Config, values: Mapping[str, Any], content: Any) -> Plan
     told = config.schedule.misfit(**lengths, is_branch=False)
     if told is not None:
         raise UserError(f"grid cell {_shown(values)}: {told}")
-    return Planned(config, values, _asked(config, content), start)
+    return Planned(config, values, asked(config, content), start)
 
 
 def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _asked(config: Config, content: Any) -> dict[str, Any]:
+def asked(config: Config, content: Any) -> dict[str, Any]:
     """What no resumed run may change, the length, and how much text is held out; contents in place
     of paths, which differ between machines.
     """
