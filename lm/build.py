@@ -28,7 +28,7 @@ from lm import state as state_lib
 from lm import step as step_lib
 from lm.config import Config, MeshConfig, UserError
 from lm.data.batch import Batch
-from lm.families import OBJECTIVES
+from lm.families import OBJECTIVES, SCHEDULES
 from lm.layers import LayerRecord
 from lm.modules.block import Block
 from lm.modules.context import Context
@@ -121,6 +121,7 @@ def check(config: Config) -> None:
     count, targets = mesh_lib.foreseen()
     mesh = mesh_lib.before(config.mesh, count)
     _check_batch(config, mesh)
+    _check_hypergradient(config)
     layers = layer_lib.check(config.model)
     layer_lib.check_devices(layers, config, mesh, targets)
     sharding.weights(config.mesh, mesh, _sizes(config))
@@ -283,6 +284,15 @@ def _check_objective(config: Config, is_causal: bool) -> None:
         raise UserError(
             f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
             f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
+        )
+
+
+def _check_hypergradient(config: Config) -> None:
+    if config.optimizer.hypergradient and not config.schedule.has_stable_phase:
+        raise UserError(
+            f"optimizer.hypergradient={config.optimizer.hypergradient} adapts the rate between "
+            f"warmup and decay, and schedule {SCHEDULES.name_of(type(config.schedule))!r} has "
+            "nothing there; set optimizer.hypergradient=0.0, or another schedule"
         )
 
 

@@ -66,7 +66,9 @@ class Parts:
         """Of this configuration, on the host."""
         multipliers, peak = self.model.context.multipliers, self.schedule.peak
         decay = optimizers.decays(self.config.optimizer, multipliers, peak)
-        return Numbers(np.uint32(self.config.seed), self.schedule.curve, decay)
+        start, end, _ = map(np.float32, self.schedule.phases)
+        stable = (start, end) if self.config.optimizer.hypergradient else None
+        return Numbers(np.uint32(self.config.seed), self.schedule.curve, decay, stable)
 
     @property
     def gradients(self) -> Any:
@@ -83,12 +85,14 @@ class Parts:
 
 class Numbers(NamedTuple):
     """What a step takes as arguments, so that runs which differ in it alone share one compilation:
-    `seed` uint32 [], the learning rate as a function of tokens, and the weight decay of every role.
+    `seed` uint32 [], the learning rate as a function of tokens, the weight decay of every role, and
+    with a hypergradient the tokens at which the stable phase begins and ends.
     """
 
     seed: Any
     schedule: Curve
     decay: Mapping[str, Any]
+    stable: tuple[Any, Any] | None
 
 
 class Sums(NamedTuple):
@@ -144,13 +148,17 @@ def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
         given = Given(token_bytes, key, frozen)
         grads, sums = gradient(state.params, batch, given)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        rate = numbers.schedule(state_lib.as_float(state.tokens))
+        seen = state_lib.as_float(state.tokens)
+        rate = numbers.schedule(seen)
         extra = {"loss": sums.objective / weight, "rate": rate, "decay": numbers.decay}
+        if numbers.stable is not None:
+            start, end = numbers.stable
+            extra["adapts"] = (seen >= start) & (seen < end)
         before = _on_device(parts, state.opt_state)
         updates, opt_state = parts.tx.update(grads, before, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        guard = typing.cast(optimizers.OptState, opt_state).guard
-        metrics = _metrics(parts, sums, weight, rate, (grads, updates, params, guard))
+        after = typing.cast(optimizers.OptState, opt_state)
+        metrics = _metrics(parts, sums, weight, rate, (grads, updates, params, after))
         rows, time = batch.tokens.shape
         tokens = state_lib.added(state.tokens, rows * time)
         counts = state.step + 1, tokens, state_lib.added(state.rows, rows)
@@ -229,7 +237,8 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
 def _metrics(
     parts: Parts, sums: Sums, weight: jax.Array, rate: jax.Array, after: tuple[Any, ...]
 ) -> Metrics:
-    grads, updates, params, guard = after
+    grads, updates, params, opt_state = after
+    guard, multiplier = opt_state.guard, opt_state.multiplier
     bits = sums.text_nll / jnp.log(2.0)
     metrics = {
         "train/loss": sums.objective / weight,
@@ -239,6 +248,8 @@ def _metrics(
         "optim/skipped_total": guard.skipped_total,
         "optim/skipped_in_row": guard.skipped_in_row,
     } | {f"aux/{name}": loss / weight for name, loss in sums.losses.items()}
+    if multiplier is not None:
+        metrics["optim/hypergradient"], rate = multiplier, rate * multiplier
     groups = {
         "lr": optimizers.learning_rates(rate, parts.model.context.multipliers, parts.infos),
         "update_norm": optimizers.group_norms(updates, parts.infos),

@@ -6,6 +6,8 @@ Order of steps, all in float32:
     clip by global norm -> the optimizer's direction -> + weight decay of the parameters that
     declare it -> * learning-rate factor of the role -> * -schedule(tokens)
 
+With `hypergradient` the last of them has a multiplier that adapts (_hypergradient.py).
+
 A file holds one frozen dataclass, named as the file in camel case, which derives from `Optimizer`;
 its fields with defaults are its options, and `direction(infos)` is what it makes of a gradient. An
 optax transformation becomes one by `unless_skipped`; one that takes norms of matrices, by
@@ -33,8 +35,9 @@ import numpy as np
 import optax
 
 from lm import params as params_lib
-from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE
+from lm.mapping import BELOW_ONE, FREE, NOT_NEGATIVE, POSITIVE, Later
 from lm.mup import ROLES, Multipliers
+from lm.optimizers._hypergradient import HypergradientState, adapted
 from lm.params import ParamInfo, Role
 
 SPIKE_WARMUP = 20  # accepted steps before a norm can count as a spike
@@ -46,7 +49,8 @@ class Optimizer:
     """What every optimizer has. `weight_decay` is that of the parameters that declare it, in
     `weight_decay_mode` (lm/mup.py). `spike_ratio`: a gradient norm this many times its running mean
     is skipped (0: never); `max_skipped` skipped steps in a row stop the run. `memory`: where the
-    moments live between steps.
+    moments live between steps. `hypergradient`: how fast a multiplier of the learning rate follows
+    its own gradient, kappa of _hypergradient.py, 0.1 say (0: there is none).
     """
 
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
@@ -55,6 +59,7 @@ class Optimizer:
     spike_ratio: Annotated[float, NOT_NEGATIVE] = 20.0
     max_skipped: Annotated[int, POSITIVE] = 10
     memory: Annotated[Literal["device", "host"], FREE] = "device"
+    hypergradient: Annotated[float, NOT_NEGATIVE, BELOW_ONE, Later(0.0)] = 0.0
 
     # The direction has the weight decay in it already (`add_decay`), as where it is normalised.
     decay_inside: ClassVar[bool] = False
@@ -97,17 +102,25 @@ class OptState(NamedTuple):
     inner: Any
     guard: GuardState
 
+    @property
+    def multiplier(self) -> jax.Array | None:
+        """What the hypergradient has made of the learning rate, float32 []; None without one."""
+        return self.inner.multiplier if isinstance(self.inner, HypergradientState) else None
+
 
 def create(
     config: Optimizer, multipliers: Multipliers, infos: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`; `infos` is the
-    tree of ParamInfo.
+    """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`, and with a
+    hypergradient `adapts=bool`; `infos` is the tree of ParamInfo.
     """
-    parts = [config.direction(infos), _scale_groups(config, multipliers, infos), _scale()]
+    parts = [config.direction(infos), _scale_groups(config, multipliers, infos)]
     if multipliers.scales_eps and config.is_scale_free:
         parts = [_in_expected_size(multipliers, infos), *parts]
-    inner = optax.chain(*parts)
+    if config.hypergradient:
+        inner = adapted(optax.chain(*parts), config.hypergradient)
+    else:
+        inner = optax.chain(*parts, _scale())
     return skip_bad_steps(inner, clip_norm=config.clip_norm, spike_ratio=config.spike_ratio)
 
 

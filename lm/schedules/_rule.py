@@ -20,12 +20,14 @@ HALF_LIFE = Duration(5000, "steps")  # MiniCPM's, 20 G tokens (arXiv 2404.06395)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
     """What every schedule has. `can_branch`: whether a decay may begin at any checkpoint;
-    `is_continuous`: whether the rate changes without jumps.
+    `is_continuous`: whether the rate changes without jumps; `has_stable_phase`: whether there is
+    anything between warmup and decay.
     """
 
     peak_learning_rate: Annotated[float, POSITIVE] = 0.02
     can_branch: ClassVar[bool] = False
     is_continuous: ClassVar[bool] = True
+    has_stable_phase: ClassVar[bool] = False
 
     def problem(self) -> str | None:
         """What is wrong with these options by themselves, in one line."""
@@ -65,6 +67,7 @@ class Phased(Rule):
     final_ratio: Annotated[float, SHARE] = 0.0
     half_life: Annotated[Duration, POSITIVE, Later(HALF_LIFE)] = HALF_LIFE
     can_branch: ClassVar[bool] = True
+    has_stable_phase: ClassVar[bool] = True
 
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
         """Tokens, float32 -> learning rate between warmup and decay."""

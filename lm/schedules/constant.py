@@ -8,6 +8,7 @@ whatever it is asked, so that there is nothing to wrap.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from lm.mapping import Duration
 from lm.schedules import Phases, Rule, Run, Schedule, flat
@@ -16,6 +17,7 @@ from lm.schedules import Phases, Rule, Run, Schedule, flat
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant(Rule):
     warmup: Duration = Duration(100_000, "tokens")
+    has_stable_phase: ClassVar[bool] = True
 
     def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
         lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
