@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from lm import families
 from lm.fits import laws, table
 from lm.fits.laws import Options
+from lm.laws import Constant, Equation, Law, constants, log_linear
 from lm.laws.chinchilla import Chinchilla
 from lm.laws.power import Power
 from lm.mapping import UserError
@@ -132,3 +136,29 @@ def test_mistakes(tmp_path: Path, name: str, options: dict[str, Any], told: str)
     with pytest.raises(UserError) as caught:
         found(tmp_path, sweeps.rows(LAW, seeds=1)[:30], name, **options)
     assert told in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Root(Law):
+    """A law of somebody's own: eta = k / sqrt(tokens)^p."""
+
+    k: float = 1.0
+    p: float = 1.0
+    published: ClassVar[tuple[Constant, ...]] = constants(
+        "nobody, 2026", {"tokens": (1e6, 1e7)}, ("k", 1.0, "rate", "P"), ("p", 1.0, "1", "P")
+    )
+    equations: ClassVar[tuple[Equation, ...]] = (
+        log_linear("learning_rate", "k", {"p": ("tokens", 1.0)}, delta=0.3, selection="vertex"),
+    )
+
+
+def test_a_law_of_an_installed_package_is_fitted_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = importlib.metadata.EntryPoint("root", f"{__name__}:Root", "espalier.laws")
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda _: Root)
+    monkeypatch.setattr(families, "_entry_points", lambda group: {"root": point})
+    rows = [row for row in sweeps.rows(LAW, seeds=4) if row["batch_tokens"] == 8192]
+    made = found(tmp_path, rows, "root")
+    assert made.fits[0].values["p"] == pytest.approx(-0.4, abs=0.01)
+    assert page.rows(made)[0][-1] == "nobody, 2026"
