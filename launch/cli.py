@@ -203,7 +203,7 @@ def _value(text: str) -> Any:
     """JSON where it can be, else the word itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also of too many digits or brackets
         return text
 
 

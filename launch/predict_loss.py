@@ -25,7 +25,7 @@ _SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; re
 _KEY = flags.DEFINE_string("key", "train/loss", "logged loss: train/loss or eval/NAME/loss")
 _HELD_OUT = flags.DEFINE_multi_string("held_out", [], "a run to score; repeatable")
 _MOMENTUM = flags.DEFINE_float("momentum", None, "lambda of the law", 0.001, 0.99999)
-_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 200, "resamples of the fit", lower_bound=0)
+_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 200, "resamples of the fit", 0, 10_000)
 _OUT = flags.DEFINE_string("out", "predicted.html", "page to write; empty: none")
 _SVG = flags.DEFINE_string("svg", "", "picture to write")
 _JSON = flags.DEFINE_string("json", "", "JSON file to write")

@@ -80,13 +80,21 @@ def budget(flops: float | None, parameters: float | None, tokens: float | None) 
     for name, value in known.items():
         if not 0 < value < math.inf:
             raise UserError(f"--{name}={value:g} must be positive and finite")
+    first, second = known
     if flops is None:
         flops = 6.0 * (parameters or 0.0) * (tokens or 0.0)
     elif parameters is None:
         parameters = flops / 6.0 / (tokens or 1.0)
     else:
         tokens = flops / 6.0 / parameters
-    return Budget(float(flops), float(parameters or 0.0), float(tokens or 0.0))
+    found = Budget(float(flops), float(parameters or 0.0), float(tokens or 0.0))
+    for name, value in found._asdict().items():
+        if not 1 <= value < math.inf:
+            raise UserError(
+                f"--{first}={known[first]:g} and --{second}={known[second]:g} make {value:g} "
+                f"{name}, which must be at least 1 and finite; set others"
+            )
+    return found
 
 
 def body_parameters(config: Config) -> int:

@@ -49,9 +49,12 @@ LINES: dict[str, list[str]] = {
     "plan": [BASE, "--target=v5e-16"],
     "plan_table": ["--output=new.md", "{text}"],
     "prepare": [BASE],
+    "predict_loss": ["{run}", "--schedule=wsd"],
     "recall": [f"--config={ROOT}/experiments/recall/config.py:smoke", "--workdir=new"],
+    "recipe": ["--tokens=1e8", "--parameters=1e6"],
     "report": ["{run}"],
     "same_bits": ["{run}"],
+    "schedules": [BASE, "--schedule=wsd"],
     "train": [BASE, "--workdir=new", "--data_dir=data"],
     "tune": ["--target=v5e-1"],
     "verify_export": [RUN, "--folder=."],
@@ -66,7 +69,7 @@ CONFIGS += ("schedule=x", "model.pattern=softmax,x", "data.sources={}", "run.len
 CONFIGS += ("model.layers={{'a': {{'mixer': 'gla', 'form': 'x'}}}}", "model.widht=1", "model=1")
 
 
-POSITIONAL = ("plan_table", "report", "same_bits", "verify_resume")
+POSITIONAL = ("plan_table", "predict_loss", "report", "same_bits", "verify_resume")
 
 
 def unpacked(folder: Path) -> Path:
