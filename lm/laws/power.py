@@ -96,8 +96,14 @@ class Power(Law):
                 f"b={self.b:.3g}: the best rate does not fall with tokens, so there is no knee",
             )
         batches = np.unique(columns["batch_tokens"])
-        knees = ", ".join(f"{self.knee(b):.3g} tokens at a batch of {b:g}" for b in batches)
-        return (f"the law falls below eta_max={self.eta_max:g} (its knee) after {knees}",)
+        ends = dict.fromkeys((float(batches[0]), float(batches[-1])))
+        told = [f"{self._crossing(batch)} at a batch of {batch:g}" for batch in ends]
+        return (f"the law is below eta_max={self.eta_max:g} (its knee) {', '.join(told)}",)
+
+    def _crossing(self, batch_tokens: float) -> str:
+        with np.errstate(over="ignore"):
+            knee = self.knee(batch_tokens)
+        return "from the first token" if knee < 1 else f"after {knee:.3g} tokens"
 
     def problem(self) -> str | None:
         return None if self.b else "b=0: the law of a rate that no token changes has no knee"

@@ -67,7 +67,7 @@ def test_power(tmp_path: Path) -> None:
     assert "36 rows in 12 clusters that share no trunk (vertex)" in text
     assert "c = 1 is rejected: Wald t = -" in text
     assert "does not hold it" in text
-    assert "the law falls below eta_max=0.02 (its knee) after" in text
+    assert "the law is below eta_max=0.02 (its knee) after" in text
     assert "the rows have tokens from 1e+06 to 4e+06; tokens=1e+06 lies outside 2e+09" in text
     assert page.left_out(made) == ["1 of 324 rows are not done (diverged)"]
     (a, b, c) = page.rows(made)

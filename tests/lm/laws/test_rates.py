@@ -173,3 +173,15 @@ def test_adam_follows_its_equation() -> None:
     assert made == pytest.approx((2e-3, 0.6, 0.8, 5e-9))
     back = adam_sde(made, 0.25)
     assert back == pytest.approx((1e-3, 0.9, 0.95, 1e-8))
+
+
+def test_remarks_on_the_knee() -> None:
+    columns = {"batch_tokens": np.array([4096.0 * 32, 4096.0 * 128, 4096.0 * 1024])}
+    (told,) = Power().remarks(columns)
+    assert told.endswith(
+        "after 2.9e+07 tokens at a batch of 131072, after 2.6e+10 tokens at a batch of 4.1943e+06"
+    )
+    (flat,) = Power(a=1e-5, b=-0.04).remarks(columns)
+    assert "from the first token at a batch of 131072" in flat
+    (rising,) = Power(b=0.1).remarks(columns)
+    assert "there is no knee" in rising
