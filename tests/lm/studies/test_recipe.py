@@ -35,7 +35,7 @@ def test_any_two_give_the_third() -> None:
         ((1e9, 1e3, 1e3), "--flops, --parameters, --tokens is given; set two"),
         ((None, -1.0, 1e3), "--parameters=-1 must be positive"),
         ((None, 1e200, 1e200), "--parameters=1e+200 and --tokens=1e+200 make inf flops"),
-        ((1e-3, None, 1e9), "--flops=0.001 and --tokens=1e+09 make 1.66667e-13 parameters"),
+        ((1e3, None, 1e9), "--flops=1000 and --tokens=1e+09 make 1.66667e-07 parameters"),
     ],
 )
 def test_mistakes_of_a_budget(given: tuple[Any, ...], told: str) -> None:
