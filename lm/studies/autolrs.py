@@ -145,11 +145,10 @@ def run(
     """
     asked = {key: x for key, x in to_mapping(search).items() if key != "run"}
     asked |= {"run": grid.digest(search.run)}
-    found, trainer = _read(workdir, asked), Trainer(data_dir)
-    work = _Work(search, configuration(search), workdir, trainer)
+    known, found = _read(workdir, asked), []
+    work = _Work(search, configuration(search), workdir, Trainer(data_dir))
     for number, (start, end) in enumerate(stages(search)):
-        stage = found[number] if number < len(found) else Stage(start, end, (), (), 0.0)
-        found = found[:number]
+        stage = known[number] if number < len(known) else Stage(start, end, (), (), 0.0)
         while not stage.rate:
             probed = work.probed(number, stage)
             if probed is None:
