@@ -33,6 +33,10 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import predict_loss
 
         return f"{where}\n\n{predict_loss.table(values['predicted'])}"
+    if "coord_check" in values:
+        from lm.report import coord_check
+
+        return f"{where}\n\n{coord_check.table(coord_check.curves_of(values['coord_check']))}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))

@@ -39,6 +39,7 @@ LINES: dict[str, list[str]] = {
     "bench": ["--cases=train_step"],
     "catalog": [],
     "compare": [f"--config={ROOT}/experiments/compare/config.py:smoke,data", "--workdir=new"],
+    "coord_check": [BASE, "--widths=192,384", "--workdir=new"],
     "convert": [RUN, "--pattern=softmax", "--workdir=new"],
     "eval_harness": [RUN, "--tasks=a", "--tasks_dir=."],
     "evaluate": [RUN],

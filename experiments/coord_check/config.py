@@ -1,0 +1,50 @@
+"""Do activations keep their size when a model is widened under muP, and not without it?
+
+Command: python -m launch.coord_check --config=experiments/coord_check/config.py[:OPTIMIZER]
+             --mixer=PATTERN --widths=64,128,256,512 --workdir=DIR
+         OPTIMIZER is adamw, lion, muon, lamb or adafactor.
+Cost:    a minute for each mixer, parametrization and width on one core, most of it compilation.
+Expected: README.md beside this file holds the tables and figures of measured runs.
+
+The protocol, stated here once: ten steps at a constant rate, no warmup, two seeds, the standard
+library's sources as bytes, rows of 32 tokens, batches of 8; heads of 16; two layers. It is the
+guide's (Cerebras and EleutherAI, spec 3.3: widths 256 to 4096, heads of 64, five seeds, rate 1e-2,
+init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1), made small. A rate and an init of 4e-3
+and 0.05 at base width 64 stand in for the guide's: an earlier trial of this check, whose numbers
+are lost, had settled on these after its results had been seen. That logits count in the second half
+of the steps only was chosen too after they had been seen to fall at first, as a readout that is not
+zero makes them. Multipliers of embedding and branches are 1, so that the two parametrizations
+differ in nothing but the width.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+# Peak rates: of relative steps (lamb, adafactor) the share of a matrix that a step may change.
+RATES = {"adamw": 4e-3, "lion": 1e-3, "muon": 4e-3, "lamb": 1e-2, "adafactor": 1e-2}
+
+
+def get_config(arg: str = "adamw") -> ConfigDict:
+    """`arg`: an optimizer."""
+    if arg not in RATES:
+        raise ValueError(f"there is no rate for {arg!r}; optimizers: {', '.join(RATES)}")
+    config = base.get_config()
+    config.model.update({"width": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4})
+    config.model.update({"head_dim": 16, "ffn_dim": 128})
+    config.model.pattern = "softmax"
+    # The state of mamba2 would be far wider than these heads.
+    config.model.layers = {"mamba2": {"mixer": "mamba2", "state_dim": 16}}
+    config.mup.update({"base_width": 64.0, "init_std": 0.05})
+    config.mup.update({"embedding_multiplier": 1.0, "residual_multiplier": 1.0})
+    config.data.tokenizer.update({"kind": "bytes", "vocab_size": 257})
+    config.data.update({"context_length": 32, "batch_size": 8})
+    config.schedule = {
+        "family": "constant",
+        "peak_learning_rate": RATES[arg],
+        "warmup": "0 steps",
+    }
+    if arg != "adamw":
+        config.optimizer = {"family": arg}
+    config.log.samples = ()
+    return config

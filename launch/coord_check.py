@@ -1,0 +1,76 @@
+"""Checks that activations keep their size when a model is widened, or deepened.
+
+`python -m launch.coord_check --config=experiments/coord_check/config.py --widths=64,128,256,512
+    --workdir=DIR`, or --depths=2,4,8,16 in place of widths; --mixer names patterns, one a flag.
+
+Trains a few steps at every size and seed, and fits the slope of log |activation| against log width
+for every probe and step. Under muP (over depth: CompleteP) each must lie within 0.1 of 0, of
+logits in the second half of the steps; under the standard parametrization (over depth: muP) one
+must exceed 0.3, or the check has no power. DIR holds coord_check.json, coord_check.md, slopes.svg
+and curves.svg. Exit status 0 if all holds, 1 if not.
+
+--table=FILE names the coord_check.json of an earlier check, of which nothing is trained again; what
+stands in DIR is not, either.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from launch import cli
+from lm.mapping import UserError
+
+_CONFIG = cli.config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of table and figures", required=True)
+_MIXER = flags.DEFINE_multi_string("mixer", [], "a pattern to check; default: the config's")
+_WIDTHS = flags.DEFINE_list("widths", [], "model widths, with heads of one width")
+_DEPTHS = flags.DEFINE_list("depths", [], "numbers of layers, in place of widths")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "seeds of parameters and data")
+_STEPS = flags.DEFINE_integer("steps", 10, "optimizer steps")
+_PARAMETRIZATION = flags.DEFINE_enum(
+    "parametrization", "both", ["both", "mup", "standard", "completep"], "which to train"
+)
+_TABLE = flags.DEFINE_string("table", "", "coord_check.json of trainings not to be done again")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
+)
+
+
+def _whole(flag: str, values: list[str]) -> list[int]:
+    if bad := [value for value in values if not value.strip().isdecimal()]:
+        raise UserError(f"--{flag}: {bad[0]!r} is no number; write 64,128 say")
+    return [int(value) for value in values]
+
+
+def main(argv: list[str]) -> int:
+    del argv  # cli.run refuses positional arguments
+    from launch.benchmarks import machine
+    from lm.data import prepare
+    from lm.report import coord_check as page
+    from lm.run.progress import GridBar
+    from lm.studies import coord_check
+
+    sizes = {flag.name: _whole(flag.name, flag.value) for flag in (_WIDTHS, _DEPTHS, _SEEDS)}
+    asked = coord_check.Asked(_MIXER.value, _PARAMETRIZATION.value, **sizes, steps=_STEPS.value)
+    check = coord_check.create(cli.load_config(_CONFIG.value), asked)
+    workdir = cli.workdir(_WORKDIR.value, "launch.coord_check")
+    tables = [cli.path("table", _TABLE.value)] if _TABLE.value else []
+    tables += [path for path in [workdir / "coord_check.json"] if path.exists()]
+    earlier = [curve for path in tables for curve in coord_check.read(path)]
+    data = prepare.prepare(check.run.data, prepare.resolve_data_dir(_DATA_DIR.value))
+    head = machine.describe("launch.coord_check")
+    with GridBar(len(check.cells)) as bar:
+
+        def tell(cell: coord_check.Cell, curves: list[page.Curve]) -> None:
+            coord_check.save(curves, head, workdir)
+            bar.told(" ".join(map(str, cell)), check.steps, "done")
+            bar.told("", 0, "")
+
+        curves = coord_check.run(check, data, earlier, tell)
+    coord_check.write(curves, head, workdir)
+    print(page.table(curves))
+    return 0 if all(verdict.holds for verdict in page.verdicts(curves)) else 1
+
+
+if __name__ == "__main__":
+    cli.run(main)
