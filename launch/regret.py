@@ -1,0 +1,46 @@
+"""What one setting that is not tuned loses against schedules that are tuned for every budget.
+
+`python -m launch.regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]`
+
+The table is of launch.sweep, with the same budgets (width, batch, tokens) under several schedules.
+The rate of every other schedule is chosen at each budget on the seeds of --tuned_on; the other
+seeds, at least four, judge.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from lm.mapping import UserError
+
+_UNTUNED = flags.DEFINE_string("untuned", "power", "the schedule that has one setting")
+_TUNED_ON = flags.DEFINE_list("tuned_on", ["0", "1"], "seeds on which the others are tuned")
+_OUT = flags.DEFINE_string("out", "", "JSON file for the regrets")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise UserError("which table? name one: python -m launch.regret SWEEP.jsonl")
+    if not all(seed.strip().isdigit() for seed in _TUNED_ON.value) or not _TUNED_ON.value:
+        raise UserError(f"--tuned_on={','.join(_TUNED_ON.value)} is not a list of seeds, as 0,1")
+    out = cli.out_file("out", _OUT.value)
+    from launch.benchmarks import machine
+    from lm import files
+    from lm.studies import regret, rows
+
+    table = rows.read(Path(argv[1]).expanduser())
+    found = regret.regrets(table, _UNTUNED.value, [int(seed) for seed in _TUNED_ON.value])
+    plain = regret.plain(found)
+    print(regret.table(plain))
+    if out is not None:
+        values = machine.describe("launch.regret") | {"regrets": plain}
+        files.replace(out, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)

@@ -1,0 +1,85 @@
+"""The regret of a setting that is not tuned: known cases, and its interval in simulation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm.config import UserError
+from lm.studies import regret
+
+RATES = (0.01, 0.02, 0.04)
+
+
+def row(schedule: str, rate: float, seed: int, loss: float | None, tokens: int) -> dict[str, Any]:
+    sizes = {"width": 32, "batch_tokens": 4096, "tokens": tokens}
+    return {"schedule": schedule, "learning_rate": rate, "seed": seed, "loss": loss} | sizes
+
+
+def table(
+    noise: Any = lambda: 0.0, power: float = 2.05, seeds: range = range(6)
+) -> list[dict[str, Any]]:
+    """WSD is at 2.0 at its best rate, which is the middle one at the first budget."""
+    found = []
+    for tokens, best in ((1000, 0.02), (2000, 0.01)):
+        for seed in seeds:
+            shared = noise()  # of a seed, whatever the schedule
+            found.append(row("power", 0.02, seed, power + shared + noise(), tokens))
+            for rate in RATES:
+                loss = 2.0 + 0.1 * abs(np.log2(rate / best)) + shared + noise()
+                found.append(row("wsd", rate, seed, loss, tokens))
+    return found
+
+
+def test_without_noise_the_regret_is_the_difference() -> None:
+    (found,) = regret.regrets(table(), "power", (0, 1))
+    assert found.family == "wsd"
+    assert found.seeds == (2, 3, 4, 5)
+    assert list(found.rates.values()) == [0.02, 0.01]
+    assert [budget.tokens for budget in found.edges] == [2000]
+    assert found.overall == pytest.approx((0.05, 0.05, 0.05))
+    plain = regret.plain([found])
+    json.dumps(plain, allow_nan=False)
+    assert "+0.0500 (+0.0500 to +0.0500)" in regret.table(plain)
+    assert "0.01 (edge of its grid)" in regret.table(plain)
+
+
+def test_the_interval_covers_the_regret() -> None:
+    """Of 400 studies in which the rates are almost equally good, so that choosing is mostly luck:
+    the interval holds the true regret of the chosen rates in about 95 %.
+    """
+    rng = np.random.default_rng(0)
+    is_held = []
+    for _ in range(400):
+        rows = table(lambda: 0.1 * rng.standard_normal())
+        (found,) = regret.regrets(rows, "power", (0, 1))
+        best = dict(zip(found.rates, (0.02, 0.01), strict=True))
+        chosen = [2.0 + 0.1 * abs(np.log2(found.rates[x] / best[x])) for x in best]
+        truth = 2.05 - np.mean(chosen)
+        is_held.append(found.overall.low <= truth <= found.overall.high)
+    assert 0.92 < np.mean(is_held) < 0.98
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([], "no row has schedule 'power'"),
+        ([r for r in table() if r["schedule"] == "power"], "no schedule but 'power'"),
+        (
+            [*table(), row("power", 0.5, 0, 2.0, 1000)],
+            "power has 2 peak rates at width 32, 4096 tokens a step, 1,000 tokens",
+        ),
+        (
+            [r for r in table() if (r["schedule"], r["tokens"]) != ("wsd", 2000)],
+            "wsd has no row at width 32, 4096 tokens a step, 2,000 tokens",
+        ),
+        (table(seeds=range(1, 6)), r"wsd has 0 rates .* with the seeds \[0, 1\]"),
+        (table(seeds=range(5)), r"3 seeds beside \[0, 1\] .* needs 4"),
+    ],
+)
+def test_tables_that_cannot_be_judged(rows: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        regret.regrets(rows, "power", (0, 1))
