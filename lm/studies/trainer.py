@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 
 import jax
@@ -34,6 +35,7 @@ class Trainer:
             workdir=workdir, data_dir=self.data_dir, like=like, with_report=with_report
         )
         done = train.run(config, options)
+        gc.collect()  # a run ends in cycles that hold its data, each a mapping of the whole file
         self.is_stopped |= done.stopped
         return done.finished
 

@@ -1,0 +1,46 @@
+"""Does AutoLRS find the learning rate when its interval is centred ten times off?
+
+Command: python -m launch.autolrs --config=experiments/autolrs/config.py:CENTRE --workdir=DIR
+             CENTRE is low or high: the middle of the interval lies ten times below or above the
+             tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
+         python -m launch.sweep --config=experiments/autolrs/config.py:tuned --workdir=DIR
+             the rate tuned over a grid, with the same warmup, decay and tokens.
+Cost:    of a search about two trainings of the quickstart's length; of the grid six.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import quickstart
+
+TUNED = 2.0**-6  # of the grid of `tuned`, known before the searches were run
+
+
+def run() -> ConfigDict:
+    """The quickstart's model and tokens, at a constant rate before the decay."""
+    config = quickstart.get_config()
+    config.schedule = {
+        "family": "wsd",
+        "peak_learning_rate": TUNED,
+        "warmup": "50000 tokens",
+        "decay": "20 percent",
+        "decay_shape": "exponential",
+        "final_ratio": 0.0,
+    }
+    config.log.samples = ()
+    return config
+
+
+def get_config(arg: str = "high") -> ConfigDict:
+    if arg == "tuned":
+        rates = tuple(2.0**-i for i in range(4, 10))
+        grid: dict[str, Any] = {"schedule.peak_learning_rate": rates}
+        values = {"run": run(), "grids": (grid,), "min_steps": 0, "halving": 0}
+    elif arg in ("low", "high"):
+        lowest = TUNED / 100 if arg == "low" else TUNED
+        stages = {"first_stage": 30, "longest_stage": 50, "probes": 10}
+        values = {"run": run(), "lowest": lowest, "highest": lowest * 100} | stages
+    else:
+        raise ValueError(f"{arg!r} is not tuned, low or high")
+    return ConfigDict(values)
