@@ -6,7 +6,8 @@ Command: python -m launch.train --config=experiments/annealing/config.py:SCHEDUL
          seed and length are the same.
 Then:    python -m launch.predict_loss DIR/constant DIR/cosine --key=eval/stdlib/loss
              --held_out=DIR/wsd
-Cost:    2,000 steps of 2,048 tokens, 0.2 M parameters; 23 minutes a run on a core shared with other work.
+Cost:    2,000 steps of 2,048 tokens, 0.2 M parameters; 23 minutes a run on two cores that five
+         other trainings shared.
 Expected: README.md holds a measured prediction and what came of it.
 """
 
