@@ -8,7 +8,7 @@ Expected: README.md beside this file holds the tables and figures of measured ru
 
 The protocol, stated here once: ten steps at a constant rate, no warmup, two seeds, the standard
 library's sources as bytes, rows of 32 tokens, batches of 8; heads of 16; two layers. It is the
-guide's (Cerebras and EleutherAI, spec 3.3: widths 256 to 4096, heads of 64, five seeds, rate 1e-2,
+guide's (Cerebras and EleutherAI: widths 256 to 4096, heads of 64, five seeds, rate 1e-2,
 init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1), made small. A rate and an init of 4e-3
 and 0.05 at base width 64 stand in for the guide's: an earlier trial of this check, whose numbers
 are lost, had settled on these after its results had been seen. That logits count in the second half

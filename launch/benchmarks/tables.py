@@ -37,6 +37,14 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import coord_check
 
         return f"{where}\n\n{coord_check.table(coord_check.curves_of(values['coord_check']))}"
+    if "transfers" in values:
+        from lm.report import lr_transfer
+
+        return f"{where}\n\n{lr_transfer.table(lr_transfer.of_plain(values['transfers']))}"
+    if "regrets" in values:
+        from lm.studies import regret
+
+        return f"{where}\n\n{regret.table(values['regrets'])}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))

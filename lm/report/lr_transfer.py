@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import matplotlib as mpl
@@ -35,6 +36,12 @@ class Shown(Protocol):
     def edges(self) -> list[int]: ...
     @property
     def is_as_expected(self) -> bool: ...
+
+
+def of_plain(values: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What `table` shows of a result file; a cost of None was not finite."""
+    cost = lambda x: math.inf if x["cost"] is None else x["cost"]
+    return [SimpleNamespace(**{**one, "cost": cost(one)}) for one in values]
 
 
 def table(found: Sequence[Shown]) -> str:

@@ -6,7 +6,7 @@
     -> a `Curve` for each training (lm/report/coord_check.py) -> slopes of log |activation| against
        log width for every probe and step, and the verdict
 
-The protocol is that of Cerebras and EleutherAI's guide to muP (spec 3.3): heads of one width, so
+The protocol is that of Cerebras and EleutherAI's guide to muP: heads of one width, so
 that their number grows; AdamW with clipping; a slope from -0.1 to 0.1 passes, and the standard
 parametrization has to fail, or the check had no power.
 

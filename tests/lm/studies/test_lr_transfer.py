@@ -73,8 +73,9 @@ def test_seeds_are_averaged_and_missing_curves_left_out() -> None:
 
 def test_what_is_shown() -> None:
     found = judged((0.04, 0.04, 0.02), (0.08, 0.04, 0.02))
-    json.dumps(lr_transfer.plain(found), allow_nan=False)
+    plain = json.loads(json.dumps(lr_transfer.plain(found), allow_nan=False))
     table = page.table(found)
+    assert page.table(page.of_plain(plain)) == table
     assert "| softmax | mup | 16: 0.04, 32: 0.04, 64: 0.02 | -1 | 1.000 | as expected |" in table
     assert page.figure(found).count("width 16") >= 1
 
