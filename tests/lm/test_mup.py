@@ -220,3 +220,14 @@ def test_a_layer_changes_as_much_at_every_width(options: dict[str, Any], exponen
     values["optimizer"] = options
     values["model"]["width"] = 1024
     assert mup.create(from_mapping(values)).learning_rate("hidden") == pytest.approx(4**exponent)
+
+
+def test_a_vector_of_lars_moves_with_the_inverse_of_its_gradient() -> None:
+    """Its direction is the gradient, which falls as the width; under CompleteP, with the branch."""
+    values = get_config().to_dict()
+    values["model"] |= {"width": 1024, "num_layers": 24}
+    values["optimizer"] = {"family": "lars"}
+    assert mup.create(from_mapping(values)).learning_rate("vector") == 4.0
+    values["mup"] |= {"parametrization": "completep", "base_depth": 6}
+    got = mup.create(from_mapping(values))
+    assert (got.learning_rate("vector"), got.learning_rate("layer_vector")) == (4.0, 16.0)
