@@ -104,7 +104,12 @@ def get_config() -> ConfigDict:
         "run": {"length": "1000000 tokens", "accumulation": 1},
         # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
         "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},
-        "log": {"every": "1 steps", "samples": ("def ",), "sample_tokens": 64},
+        "log": {
+            "every": "1 steps",
+            "samples": ("def ",),
+            "sample_tokens": 64,
+            "gradient_noise": False,  # noise scale and norm test; needs two parts of a batch
+        },
         "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},
     }
     return ConfigDict(values)

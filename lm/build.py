@@ -43,7 +43,8 @@ ONE_DEVICE = MeshConfig(
     data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, stream_over_tensor=False
 )
 
-# Sections and keys of a configuration that no compiled function depends on, but by its arguments.
+# Sections and keys of a configuration that no compiled function depends on, but by its arguments;
+# of log there is one that it does, gradient_noise.
 ARGUMENTS = (
     "seed",
     "init_from",
@@ -121,6 +122,7 @@ def check(config: Config) -> None:
     count, targets = mesh_lib.foreseen()
     mesh = mesh_lib.before(config.mesh, count)
     _check_batch(config, mesh)
+    _check_noise(config, mesh)
     _check_hypergradient(config)
     layers = layer_lib.check(config.model)
     layer_lib.check_devices(layers, config, mesh, targets)
@@ -147,6 +149,7 @@ def build(
         return _again(like, config, decay_start)
     mesh = mesh_lib.create(config.mesh, devices)
     _check_batch(config, mesh)
+    _check_noise(config, mesh)
     context = _context(config, mesh)
     multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
     model, layers = model_lib.create(config.model, vocab_size, context)
@@ -194,6 +197,7 @@ def compiles_alike(a: Config, b: Config, devices: Sequence[Any], mesh: Mesh) -> 
     same: dict[str, Any] = {name: getattr(b, name) for name in ARGUMENTS}
     run = dataclasses.replace(a.run, length=b.run.length)
     is_alike = dataclasses.replace(a, run=run, **same) == b
+    is_alike = is_alike and a.log.gradient_noise == b.log.gradient_noise
     return is_alike and list(devices) == list(mesh.devices.flat)
 
 
@@ -221,7 +225,10 @@ def local(config: Config, decay_start: float | None = None) -> Build:
     configuration itself is kept.
     """
     alone = dataclasses.replace(
-        config, mesh=ONE_DEVICE, optimizer=dataclasses.replace(config.optimizer, memory="device")
+        config,
+        mesh=ONE_DEVICE,
+        optimizer=dataclasses.replace(config.optimizer, memory="device"),
+        log=dataclasses.replace(config.log, gradient_noise=False),
     )
     return dataclasses.replace(build(alone, jax.devices()[:1], decay_start), config=config)
 
@@ -285,6 +292,19 @@ def _check_objective(config: Config, is_causal: bool) -> None:
             f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
             f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
         )
+
+
+def _check_noise(config: Config, mesh: AnyMesh) -> None:
+    ways, accumulation = mesh.shape["data"], config.run.accumulation
+    if not config.log.gradient_noise or ways * accumulation > 1:
+        return
+    rows = config.data.batch_size // batch_ways(mesh)
+    count = next((n for n in range(2, rows + 1) if rows % n == 0), None)
+    told = f"run.accumulation={count}" if count else f"data.batch_size={2 * batch_ways(mesh)}"
+    raise UserError(
+        "log.gradient_noise=True compares gradients of parts of a batch, and run.accumulation=1 on "
+        f"mesh.data=1 is one part; set {told}, or log.gradient_noise=False"
+    )
 
 
 def _check_hypergradient(config: Config) -> None:

@@ -33,6 +33,7 @@ from lm import optimizers
 from lm import state as state_lib
 from lm.config import Config
 from lm.data.batch import Batch, byte_weights
+from lm.laws import critical_batch
 from lm.loss import LossOptions
 from lm.model import DROPOUT, FROZEN, Model
 from lm.modules.losses import weighted
@@ -95,9 +96,26 @@ class Numbers(NamedTuple):
     stable: tuple[Any, Any] | None
 
 
+class Noise(NamedTuple):
+    """Of the gradients of the parts of a batch: microbatches, on each place of the data axis.
+    `squares`: sum over parts of |sum of token gradients|^2 / weight of the tokens; `count`: parts
+    of a weight that is not 0. float32 [].
+
+    With W the weight of the batch, squares / W is the mean of |g_k|^2 over the parts, by weight,
+    and its expectation |G|^2 + tr(Sigma) count / W: that of parts of W / count tokens. This is
+    exact where tokens have weight 0 or 1, whatever number of them each part has, and their
+    gradients are drawn alike and independently. Tokens of a document are not, so that the noise of
+    a batch of longer rows counts as that of its tokens.
+    """
+
+    squares: jax.Array
+    count: jax.Array
+
+
 class Sums(NamedTuple):
     """Over tokens: objective and weighted nats; of what is text (no end of text) nats and UTF-8
-    bytes; and the losses of layers, which `objective` has in it. float32 [].
+    bytes; and the losses of layers, which `objective` has in it. float32 []. `noise`: None where
+    the log has none.
     """
 
     objective: jax.Array
@@ -105,6 +123,7 @@ class Sums(NamedTuple):
     text_nll: jax.Array
     text_bytes: jax.Array
     losses: dict[str, jax.Array]
+    noise: Noise | None = None
 
 
 class Given(NamedTuple):
@@ -216,7 +235,13 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
         nats = jnp.sum(found.nll * part.loss_weights), jnp.sum(found.nll * text)
         return objective, Sums(objective, *nats, jnp.sum(size), found.losses)
 
-    grad = jax.grad(sums, has_aux=True)
+    def grad(params: Any, part: Batch, index: ArrayLike) -> tuple[Any, Sums]:
+        grads, found = jax.grad(sums, has_aux=True)(params, part, index)
+        if has_noise:
+            found = found._replace(noise=_noise(grads, jnp.sum(part.loss_weights)))
+        return grads, found
+
+    has_noise = parts.config.log.gradient_noise
     count = parts.config.run.accumulation
     if count == 1:
         return grad(params, batch, 0)
@@ -228,10 +253,34 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
-    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4, losses={})
+    noise = Noise(*[jnp.float32(0)] * 2) if has_noise else None
+    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4, {}, noise)
     microbatches = jax.tree.map(split, batch), jnp.arange(count)
     (grads, found), losses = jax.lax.scan(body, zero, microbatches)
     return grads, found._replace(losses={k: jnp.sum(loss) for k, loss in losses.items()})
+
+
+def _noise(grads: Any, weight: jax.Array) -> Noise:
+    """Of one part: its gradient, summed over tokens, and their weight."""
+    is_there = weight > 0
+    square = optax.tree.norm(grads, squared=True) / jnp.where(is_there, weight, 1.0)
+    return Noise(jnp.where(is_there, square, 0.0), is_there.astype(jnp.float32))
+
+
+def _noise_metrics(noise: Noise, weight: jax.Array, norm: jax.Array) -> Metrics:
+    """Estimates from one step, |G|^2 and tr(Sigma) in tokens, both unbiased and either of any sign;
+    their ratio; and the batch in tokens that the norm test asks for. Average the first two over
+    steps before dividing (lm/laws/critical_batch.py: smoothed).
+    """
+    square = jnp.square(norm)
+    sizes = weight / noise.count, weight
+    signal, trace = critical_batch.signal_and_noise(*sizes, noise.squares / weight, square)
+    return {
+        "noise/grad_sq": signal,
+        "noise/trace": trace,
+        "noise/scale": trace / signal,
+        "noise/norm_test": critical_batch.norm_test(trace, square),
+    }
 
 
 def _metrics(
@@ -250,6 +299,8 @@ def _metrics(
     } | {f"aux/{name}": loss / weight for name, loss in sums.losses.items()}
     if multiplier is not None:
         metrics["optim/hypergradient"], rate = multiplier, rate * multiplier
+    if sums.noise is not None:
+        metrics |= _noise_metrics(sums.noise, weight, metrics["optim/grad_norm"])
     groups = {
         "lr": optimizers.learning_rates(rate, parts.model.context.multipliers, parts.infos),
         "update_norm": optimizers.group_norms(updates, parts.infos),

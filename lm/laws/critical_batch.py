@@ -5,7 +5,8 @@
     McCandlish et al. 2018 (arXiv 1812.06162) (S/S_min - 1)(E/E_min - 1) = 1, B_crit = E_min/S_min
 
 and the gradient noise scale B_simple = tr(Sigma) / |G|^2, from the norms of gradients of two
-batches. Step Law's batch is in step_law.py; the three agree within about twice for models of 0.1 to
+batches; the norm test (Lau et al. 2024, arXiv 2402.11215) asks the same numbers for a batch. Step
+Law's batch is in step_law.py; the three agree within about twice for models of 0.1 to
 1 B parameters at Chinchilla's tokens.
 """
 
@@ -14,10 +15,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+
 from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
 from lm.mapping import POSITIVE, UserError
 
 SEQUENCE_LEN = 512  # tokens of the sequences that Zhang et al. count
+THETA = 0.5  # of the norm test: the published command for CIFAR-10 (AdAdaGrad, 2402.11215) [C]
 _ZHANG = "Zhang et al. 2024, arXiv 2410.21676v4, constant rate with averaged weights"
 _MINICPM = "MiniCPM, arXiv 2404.06395v3, models of 9M, 30M and 170M, cosine, rate 0.01"
 
@@ -85,6 +89,35 @@ def noise_scale(
     """
     if small == large:
         raise UserError(f"batches of {small} and {large}: the noise scale needs two sizes")
-    signal = (large * large_norm - small * small_norm) / (large - small)
-    noise = (small_norm - large_norm) / (1.0 / small - 1.0 / large)
+    signal, noise = signal_and_noise(small, large, small_norm, large_norm)
     return signal, noise, noise / signal
+
+
+def signal_and_noise(small: Any, large: Any, small_norm: Any, large_norm: Any) -> tuple[Any, Any]:
+    """As `noise_scale` without the ratio, also of arrays; of equal sizes nothing that is finite."""
+    signal = (large * large_norm - small * small_norm) / (large - small)
+    return signal, (small_norm - large_norm) / (1.0 / small - 1.0 / large)
+
+
+def norm_test(noise: Any, norm: Any, theta: float = THETA) -> Any:
+    """The batch at which the norm test holds, tr(Sigma) / B <= theta^2 |g|^2, in the unit of
+    tr(Sigma), `norm` being the squared norm |g|^2 of the gradient. For the batch behind `norm` the
+    test holds where it is as large as what is returned. At a norm without noise it is
+    B_simple / theta^2.
+    """
+    return noise / (theta**2 * norm)
+
+
+def smoothed(numerator: Any, denominator: Any, memory: float) -> np.ndarray:
+    """Ratio [S] of the running means of two logs [S], exponential over `memory` records and without
+    the bias of where they begin. A ratio of two records is nearly all noise, and its mean is no
+    estimate of anything. What is not finite is left out; NaN where the mean below is not positive.
+    """
+    pairs = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)])
+    weight, means, keep, found = 0.0, np.zeros(2), 1.0 - 1.0 / memory, []
+    for pair in pairs.T:
+        if np.all(np.isfinite(pair)):
+            weight, means = keep * weight + (1.0 - keep), keep * means + (1.0 - keep) * pair
+        above, below = means / weight if weight else (np.nan, np.nan)
+        found.append(above / below if below > 0 else np.nan)
+    return np.array(found)

@@ -24,6 +24,8 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from lm.laws import critical_batch
+from lm.laws.critical_batch import THETA
 from lm.report.folder import Run
 
 # Colors that stand out on white and on black (after Okabe and Ito).
@@ -81,6 +83,7 @@ class Curve(NamedTuple):
     log: bool = False
     is_wide: bool = False
     smooth: bool = True
+    series: Callable[[Run, str], tuple[np.ndarray, np.ndarray]] = Run.series
 
 
 def _only(key: str) -> Callable[[Run], dict[str, str]]:
@@ -99,6 +102,21 @@ def _losses(unit: str, train: str) -> Callable[[Run], dict[str, str]]:
     return keys
 
 
+def _noise(run: Run) -> dict[str, str]:
+    labels = {"noise/scale": "noise scale", "noise/norm_test": "norm test"}
+    return labels if run.keys("noise/trace*") else {}
+
+
+def _ratio(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """A ratio of the log from the running means of what it divides."""
+    below = {"noise/scale": "noise/grad_sq", "noise/norm_test": "optim/grad_norm"}[key]
+    at, trace = run.series("noise/trace")
+    norms = run.series("noise/trace", over=below)[0]
+    if key == "noise/norm_test":
+        norms = THETA**2 * np.square(norms)
+    return at, critical_batch.smoothed(trace, norms, max(3, len(at) / 50))
+
+
 CURVES = (
     Curve("Bits per byte", "", _losses("bpb", "train/bpb"), log=True, is_wide=True),
     Curve("Loss", "nats per token", _losses("loss", "train/loss"), log=True),
@@ -111,6 +129,15 @@ CURVES = (
     ),
     Curve("Update norm", "per parameter group", _by_role("update_norm"), log=True),
     Curve("Parameter norm", "per parameter group", _by_role("param_norm"), smooth=False),
+    Curve("Learning rate multiplier", "of the hypergradient", _only("optim/hypergradient")),
+    Curve(
+        "Gradient noise",
+        f"tokens a batch; of running means; norm test with theta {THETA}",
+        _noise,
+        log=True,
+        smooth=False,
+        series=_ratio,
+    ),
     Curve("Throughput", "tokens per second, evaluation left out", _only("time/tokens_per_second")),
     Curve("MFU", "share of the devices' peak FLOP/s", _only("time/mfu")),
 )
@@ -133,7 +160,12 @@ def _draw(curve: Curve, runs: Sequence[Run]) -> str:
                 j = labels.index(label)
                 dashes = DASHES[j % len(DASHES)] if len(runs) > 1 else "-"
                 color = PALETTE[(i if len(runs) > 1 else j) % len(PALETTE)]
-                _line(axes, run.series(key), curve.smooth, {"color": color, "linestyle": dashes})
+                _line(
+                    axes,
+                    curve.series(run, key),
+                    curve.smooth,
+                    {"color": color, "linestyle": dashes},
+                )
             if curve.title == "Gradient norm":
                 _skipped(axes, run, PALETTE[i % len(PALETTE)] if len(runs) > 1 else PALETTE[4])
         _axes(axes, curve)

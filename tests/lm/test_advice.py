@@ -101,6 +101,8 @@ MORE: list[dict[str, Any]] = [
     {"model.pattern": "a", "model.layers": {"a": {"mixer": "softmax", "windw": 3}}},
     {"mesh.replicate": ["h"]},
     {"objective.family": "next_tken"},
+    {"log.gradient_noise": True, "mesh.data": 1},
+    {"schedule": {"family": "cosine"}, "optimizer.hypergradient": 0.1},
     {"data.tokenizer.vocab_size": 10**12},
     {"data.sources.more": SOURCE | {"valid_fraction": 1.0}},
 ]
