@@ -3,11 +3,10 @@
     python -m launch.predict_loss runs/constant runs/cosine --key=eval/stdlib/loss
         --schedule=linear --schedule="wsd:decay=10 percent" --out=predicted.html
 
-The annealing law (arXiv 2408.11029) is fitted to what the runs logged; they differ in nothing but
-schedule, length and seed. A --schedule is that of the first run, with its length, and unless it
-says otherwise its peak and warmup. --held_out=RUN is predicted by its own schedule and scored. The
-momentum of the law is not fitted, since one curve does not identify it: 1 - 20 / steps of the
-longest run unless --momentum says another.
+The annealing law (arXiv 2408.11029) is fitted to what the runs logged; they differ in schedule,
+length and seed alone. A --schedule is that of the first run, with its length and, unless it says
+others, its peak and warmup. --held_out=RUN is predicted by its own schedule and scored. The law's
+momentum is not fitted, since one curve does not identify it: 1 - 20 / steps of the longest run.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from absl import flags
 
 from launch import cli
 from lm.config import UserError
+from lm.families import SCHEDULES
 
 _SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; repeatable")
 _KEY = flags.DEFINE_string("key", "train/loss", "logged loss: train/loss or eval/NAME/loss")
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
         raise UserError("name runs and schedules: launch.predict_loss RUN --schedule=wsd")
     outs = [cli.out_file(n, f.value) for n, f in (("out", _OUT), ("svg", _SVG), ("json", _JSON))]
     asked = {text: cli.member("schedule", text) for text in _SCHEDULE.value}
+    _ = [SCHEDULES.find(x["family"], f"--schedule={text}") for text, x in asked.items()]
     from launch.benchmarks import machine
     from lm import files
     from lm.report import figures

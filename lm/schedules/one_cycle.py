@@ -46,7 +46,8 @@ class OneCycle(Rule):
         rise = self.rise.tokens(run_tokens=run.tokens, tokens_per_step=run.tokens_per_step)
         numbers = map(np.float32, (self.peak_learning_rate, self.start_ratio, self.final_ratio))
         return Schedule(
-            phases=Phases(rise, rise, end),
+            # What depends on the length of the run is not to be gone on with at another.
+            phases=Phases(0.0, 0.0 if self.rise.unit == "percent" else rise, end),
             peak=self.peak_learning_rate,
             stable=Partial(_cycle, *numbers, np.float32(rise), inverse(rise), inverse(end - rise)),
             shape="cosine",

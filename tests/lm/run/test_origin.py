@@ -131,7 +131,10 @@ def test_a_run_is_lengthened_before_its_decay_alone(
 def test_every_schedule_says_where_its_decay_begins() -> None:
     """Until that step two plans agree, so that a run may turn into a longer one there."""
     for name in SCHEDULES.names():
-        rule = tiny.config({"schedule": {"family": name, "warmup": "10 steps"}}).schedule
+        known = SCHEDULES.defaults(name, "schedule")
+        lengths = {key: "10 steps" for key in ("warmup", "cooldown") if key in known}
+        changes = {"schedule": {"family": name, **lengths}, "run.length": "40 steps"}
+        rule = tiny.config(changes).schedule
         short, long = (rule.schedule(schedules.Run(n * PER_STEP, PER_STEP)) for n in (40, 80))
         last = short.last_before_decay(PER_STEP)
         if last is None:

@@ -76,10 +76,11 @@ def cases(name: str) -> list[dict[str, typing.Any]]:
 
 
 def spans(rule: Rule, run_tokens: float) -> list[float]:
-    """Lengths in tokens of all that the rule gives a length to."""
+    """Lengths in tokens of all that the rule gives a length to, and what each leaves of the run."""
     found = [getattr(rule, field.name) for field in dataclasses.fields(rule)]
     lengths = {"run_tokens": run_tokens, "tokens_per_step": PER_STEP}
-    return [x.tokens(**lengths) for x in found if isinstance(x, Duration)]
+    own = [x.tokens(**lengths) for x in found if isinstance(x, Duration)]
+    return own + [run_tokens - x for x in own]
 
 
 def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, told: str) -> None:

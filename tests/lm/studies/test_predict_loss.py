@@ -92,7 +92,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "wsd, predicted" in (tmp_path / "predicted.html").read_text()
     for argv, told in (
         (["--schedule=wsd:decay=200 percent"], "--schedule=wsd:decay=200 percent: schedule.warmup"),
-        (["--schedule=wds"], "--schedule=wds: schedule: unknown schedule 'wds'"),
+        (["--schedule=wds"], "--schedule=wds: unknown schedule 'wds'"),
         ([], "name runs and schedules"),
         (["--schedule=wsd", "--key=eval/txt/loss"], "has logged no 'eval/txt/loss'; did you mean"),
         (["--schedule=wsd", "--momentum=1"], "--momentum=1"),
