@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import ends, overrides
 from lm import files
 from lm.config import Config, UserError, from_mapping
+from lm.families import Family
 from lm.mapping import INTERRUPTED, MISTAKE, check_text, completed, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
@@ -168,13 +169,17 @@ def tasks(values: Iterable[str]) -> dict[str, dict[str, Any]]:
     return bare | set_
 
 
-def member(flag: str, text: str, family: str = "family") -> dict[str, Any]:
+def member(flag: str, text: str, family: Family) -> dict[str, Any]:
     """A member of a family with options, as one word: "wsd:decay_shape=sqrt,decay=10 percent" ->
     {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}. A value is JSON where it can
     be, else a word.
+
+    Raises:
+      UserError: no such member, or another form.
     """
     name, colon, rest = text.partition(":")
-    found: dict[str, Any] = {family: name}
+    family.find(name, f"--{flag}={text}")
+    found: dict[str, Any] = {family.key: name}
     for part in re.split(r",(?=\w+=)", rest) if colon else []:
         key, equals, value = part.partition("=")
         if not (equals and re.fullmatch(r"\w+", key)):

@@ -35,8 +35,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2 or not (_SCHEDULE.value or _HELD_OUT.value):
         raise UserError("name runs and schedules: launch.predict_loss RUN --schedule=wsd")
     outs = [cli.out_file(n, f.value) for n, f in (("out", _OUT), ("svg", _SVG), ("json", _JSON))]
-    asked = {text: cli.member("schedule", text) for text in _SCHEDULE.value}
-    _ = [SCHEDULES.find(x["family"], f"--schedule={text}") for text, x in asked.items()]
+    asked = {text: cli.member("schedule", text, SCHEDULES) for text in _SCHEDULE.value}
     from launch.benchmarks import machine
     from lm import files
     from lm.report import figures

@@ -7,8 +7,8 @@
 --schedule names a file of lm/schedules with its options, repeatable; --config adds the schedule of
 an experiment, and gives the length of run and step. --out is a page (.html) or a picture (.svg).
 
---refine=RUN adds the schedule that the gradient norms in the log of RUN ask for (arXiv 2310.07831);
-with --experiment=FILE.py the experiment --config is written to FILE with it, for launch.train.
+--refine=RUN adds the one that the gradient norms in the log of RUN ask for (arXiv 2310.07831); with
+--experiment=FILE.py the experiment --config is written to FILE with it, for launch.train.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import cli
 from lm.config import UserError, to_mapping
+from lm.families import SCHEDULES
 
 _CONFIG = cli.config_flag(is_required=False)
 _SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; repeatable")
@@ -48,12 +49,13 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "no length of run and step; set --tokens and --tokens_per_step, or --config"
         )
+    from launch import experiments
     from lm import files
     from lm.report import figures, schedules
 
     rules: dict[str, Any] = {"the experiment's": config.schedule} if config else {}
     for text in _SCHEDULE.value:
-        rules[text] = schedules.rule(cli.member("schedule", text), f"--schedule={text}")
+        rules[text] = schedules.rule(cli.member("schedule", text, SCHEDULES), f"--schedule={text}")
     if _REFINE.value:
         options = schedules.Refining(_WINDOW.value, _QUANTILE.value, _POWER.value, _POINTS.value)
         profile = schedules.profile(cli.path("refine", _REFINE.value), options)
@@ -61,8 +63,6 @@ def main(argv: list[str]) -> None:
         values = {"family": "refined", "peak_learning_rate": peak, "profile": list(profile)}
         rules[f"refined by {_REFINE.value}"] = schedules.rule(values, "schedule")
         if experiment and config:
-            from launch import experiments
-
             title = f"The learning rate that the gradient norms of {_REFINE.value} ask for."
             experiments.write(experiment, title, to_mapping(config) | {"schedule": values})
     if not rules:

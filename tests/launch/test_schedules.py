@@ -75,7 +75,7 @@ def test_a_written_experiment_is_the_configuration(tmp_path: Path) -> None:
         (LENGTHS, "nothing to draw; set --schedule, --refine or --config"),
         ([*LENGTHS, "--schedule=wsd", "--out=x.png"], "--out=x.png names no page or picture"),
         ([*LENGTHS, "--schedule=wsd:decay"], "--schedule=wsd:decay: write NAME:OPTION=VALUE"),
-        ([*LENGTHS, "--schedule=wds"], "--schedule=wds: schedule: unknown schedule 'wds'; did you"),
+        ([*LENGTHS, "--schedule=wds"], "--schedule=wds: unknown schedule 'wds'; did you mean"),
         ([*LENGTHS, "--schedule=wsd:warmup=2e6 tokens"], "take 2200000 tokens, run.length has"),
         ([*LENGTHS, "--refine=none"], "none: no such run folder"),
         ([*LENGTHS, "--experiment=x.py"], "needs --refine=RUN and --config=FILE; set both"),
@@ -112,12 +112,12 @@ def test_a_jump_is_drawn_as_one() -> None:
 
 def test_a_member_in_one_word() -> None:
     text = 'step:at=["80 percent", "90 percent"],factors=[0.3, 0.1],warmup=5 steps'
-    assert cli.member("schedule", text) == {
+    assert cli.member("schedule", text, SCHEDULES) == {
         "family": "step",
         "at": ["80 percent", "90 percent"],
         "factors": [0.3, 0.1],
         "warmup": "5 steps",
     }
-    assert cli.member("schedule", "wsd") == {"family": "wsd"}
+    assert cli.member("schedule", "wsd", SCHEDULES) == {"family": "wsd"}
     with pytest.raises(UserError, match="decay is given twice"):
-        cli.member("schedule", "wsd:decay=1 steps,decay=2 steps")
+        cli.member("schedule", "wsd:decay=1 steps,decay=2 steps", SCHEDULES)
