@@ -20,7 +20,7 @@ from launch import cli
 from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = ("annealing", "mixers", "compare", "length", "recall")
+STUDIES = ("annealing", "mixers", "compare", "hypergradient", "length", "recall")
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 LAWS = "docs/laws.md"
 PAGES = ["README.md", "kernels/README.md"]

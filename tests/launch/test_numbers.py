@@ -30,6 +30,14 @@ def test_every_result_file_says_where_it_comes_from() -> None:
         assert values["cpu"], path
 
 
+def test_the_losses_of_the_hypergradient_are_those_of_its_table() -> None:
+    folder = Path(numbers.ROOT, "experiments/hypergradient")
+    rows = [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
+    told = json.loads((folder / "hypergradient.json").read_text())["numbers"]
+    losses = [x for k, text in told.items() if "multiplier" not in k for x in text.split(", ")]
+    assert sorted(losses) == sorted(f"{row['loss']:.3f}" for row in rows)
+
+
 def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     workdir = test_report.make(tmp_path / "run")
     facts = json.loads((workdir / "run.json").read_text()) | {"cpu": "A processor", "cores": 2}
