@@ -254,7 +254,7 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
     noise = Noise(*[jnp.float32(0)] * 2) if has_noise else None
-    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4, {}, noise)
+    zero = jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.float32(0)] * 4, losses={}, noise=noise)
     microbatches = jax.tree.map(split, batch), jnp.arange(count)
     (grads, found), losses = jax.lax.scan(body, zero, microbatches)
     return grads, found._replace(losses={k: jnp.sum(loss) for k, loss in losses.items()})
