@@ -13,6 +13,7 @@ import pytest
 from lm.config import UserError
 from lm.mixers.softmax import Softmax
 from lm.modules.heads import HeadMixer
+from lm.params import ParamInfo
 from tests.lm import tiny
 
 T = 21
@@ -152,7 +153,7 @@ def test_the_sink_is_a_vector_without_decay_and_only_there_when_asked_for() -> N
     layers = {"layer": {"mixer": "softmax", "sink": True}}
     built = tiny.create({"model.layers": layers, "model.pattern": "layer"})
     info = built.infos["groups_0"]["blocks_0"]["mixer"]["sink"]
-    assert info == ("L H", (1, 4), "vector", False)
+    assert info == ParamInfo("L H", (1, 4), "vector", decay=False)
     assert (
         "sink"
         not in tiny.create({"model.pattern": "softmax"}).infos["groups_0"]["blocks_0"]["mixer"]

@@ -9,6 +9,7 @@ import pytest
 
 from lm.build import Build
 from lm.config import UserError
+from lm.params import ParamInfo
 from tests.lm import tiny
 
 T = 19
@@ -76,7 +77,7 @@ def test_equals_the_stick_in_one_call_and_in_steps(remainder: str, attend_curren
 
 def test_the_bias_is_a_vector_without_decay_and_only_there_when_asked_for() -> None:
     info = create(remainder="bias").infos["groups_0"]["blocks_0"]["mixer"]["remainder_bias"]
-    assert info == ("L H V", (1, 4, 8), "vector", False)
+    assert info == ParamInfo("L H V", (1, 4, 8), "vector", decay=False)
     assert "remainder_bias" not in create().infos["groups_0"]["blocks_0"]["mixer"]
 
 

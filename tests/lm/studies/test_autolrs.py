@@ -172,7 +172,8 @@ def test_stages_double_and_the_last_takes_what_is_left(corpus: Path) -> None:
     run = values(corpus)["run"]
     run["run"] |= {"length": "506 steps"}
     search = autolrs.create(values(corpus, run=run, longest_stage=120))
-    assert autolrs.stages(search) == [(2, 32), (32, 92), (92, 212), (212, 332), (332, 502)]
+    ends = (2, 32, 92, 212, 332, 452, 502)
+    assert autolrs.stages(search) == list(itertools.pairwise(ends))
 
 
 def test_what_is_shown() -> None:
