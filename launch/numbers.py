@@ -20,14 +20,13 @@ from launch import cli
 from launch.benchmarks.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = ("annealing", "mixers", "compare", "hypergradient", "length", "recall")
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 LAWS = "docs/laws.md"
 PAGES = ["README.md", "kernels/README.md"]
-PAGES += [f"experiments/{name}/README.md" for name in STUDIES]
 PAGES += [
     str(path.relative_to(ROOT))
-    for path in sorted(ROOT.glob("kernels/*/README.md"))
+    for folder in ("experiments", "kernels")
+    for path in sorted(ROOT.glob(f"{folder}/*/README.md"))
     if BLOCK.search(path.read_text(encoding="utf-8"))
 ]
 

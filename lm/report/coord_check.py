@@ -95,13 +95,15 @@ def curves_of(values: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
-    """In the order of the curves."""
+    """In the order of the curves; one size alone, of a check that is under way, has no slope."""
     groups: dict[tuple[str, str, str, str], list[Curve]] = {}
     for curve in curves:
         key = curve.pattern, curve.parametrization, curve.optimizer, curve.over
         groups.setdefault(key, []).append(curve)
     found = []
     for key, own in groups.items():
+        if len({curve.size for curve in own}) < 2:
+            continue
         slopes = {probe: _slopes(own, probe) for probe in PROBES if probe in own[0].probes}
         places = [(probe, steepest(probe, slopes[probe])) for probe in slopes]
         worst = max(places, key=lambda place: abs(slopes[place[0]][place[1]]))
