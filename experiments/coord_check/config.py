@@ -3,7 +3,8 @@
 Command: python -m launch.coord_check --config=experiments/coord_check/config.py[:OPTIMIZER]
              --mixer=PATTERN --widths=64,128,256,512 --workdir=DIR
          OPTIMIZER is adamw, lion, muon, lamb or adafactor.
-Cost:    a minute for each mixer, parametrization and width on one core, most of it compilation.
+Cost:    20 to 40 seconds of one core for each mixer, parametrization and width, most of it
+         compilation.
 Expected: README.md beside this file holds the tables and figures of measured runs.
 
 The protocol, stated here once: ten steps at a constant rate, no warmup, two seeds, the standard

@@ -52,7 +52,7 @@ def judged(probe: str, steps: int) -> range:
 
 class Verdict(NamedTuple):
     """Of one pattern, parametrization and optimizer. `slopes`: probe -> slope at every step;
-    `worst`: probe and step of the steepest of those that are judged.
+    `worst`: probe and step of the steepest of those that are judged; `sizes`: those trained.
     """
 
     pattern: str
@@ -61,6 +61,7 @@ class Verdict(NamedTuple):
     over: str
     slopes: dict[str, np.ndarray]
     worst: tuple[str, int]
+    sizes: tuple[int, ...]
 
     @property
     def steepest(self) -> float:
@@ -107,7 +108,7 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
         slopes = {probe: _slopes(own, probe) for probe in PROBES if probe in own[0].probes}
         places = [(probe, steepest(probe, slopes[probe])) for probe in slopes]
         worst = max(places, key=lambda place: abs(slopes[place[0]][place[1]]))
-        found.append(Verdict(*key, slopes, worst))
+        found.append(Verdict(*key, slopes, worst, tuple(sorted({curve.size for curve in own}))))
     return found
 
 
@@ -133,7 +134,7 @@ def _slopes(curves: Sequence[Curve], probe: str) -> np.ndarray:
     return x @ logs / (x @ x)
 
 
-HEAD = ("mixers", "optimizer", "parametrization", *PROBES, "")
+HEAD = ("mixers", "optimizer", "parametrization", "over", *PROBES, "")
 
 
 def table(curves: Sequence[Curve]) -> str:
@@ -141,13 +142,14 @@ def table(curves: Sequence[Curve]) -> str:
     lines = [f"| {' | '.join(HEAD[:-1])} | |", "|" + "---|" * len(HEAD)]
     for verdict in verdicts(curves):
         cells = [verdict.pattern, verdict.optimizer, verdict.parametrization]
+        cells.append(f"{verdict.over} {', '.join(map(str, verdict.sizes))}")
         for probe in PROBES:
             if probe not in verdict.slopes:
                 cells.append("")
                 continue
             slopes = verdict.slopes[probe]
             step = steepest(probe, slopes)
-            cells.append(f"{slopes[step]:+.2f} (step {step})")
+            cells.append(f"{slopes[step]:+.3f} (step {step})")
         lines.append(f"| {' | '.join(cells)} | {verdict.told} |")
     return "\n".join(lines) + "\n"
 

@@ -86,7 +86,7 @@ def test_verdicts(parametrization: str, over: str, exponent: float, holds: bool,
     planted = {"embedding": [0.0] * 5, "mlp": [0.0, 0.0, exponent, 0.0, 0.0]}
     (found,) = page.verdicts(curves(parametrization, planted, over))
     assert (found.holds, found.told, found.worst) == (holds, told, ("mlp", 2))
-    assert f"{exponent:+.2f} (step 2)" in page.table(curves(parametrization, planted, over))
+    assert f"{exponent:+.3f} (step 2)" in page.table(curves(parametrization, planted, over))
 
 
 def test_curves_survive_the_table(tmp_path: Path) -> None:
