@@ -38,7 +38,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 def _whole(flag: str, values: list[str]) -> list[int]:
     if bad := [value for value in values if not value.strip().isdecimal()]:
-        raise UserError(f"--{flag}: {bad[0]!r} is no number; write 64,128 say")
+        raise UserError(f"--{flag}: {bad[0]!r} is not a whole number; write 64,128 say")
     return [int(value) for value in values]
 
 

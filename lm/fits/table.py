@@ -147,7 +147,7 @@ _READERS = {".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """float64 with NaN for what is absent, or text where one value is no number."""
+    """float64 with NaN for what is absent, or text where one value is not a number."""
     values = [None if value in ("", "null", "None") else value for value in values]
     if all(value is None or _is_number(value) for value in values):
         return np.array([np.nan if value is None else float(value) for value in values])

@@ -121,13 +121,12 @@ def _plan(run: Mapping[str, Any], values: Mapping[str, Any], content: Any) -> Pl
     for key, value in values.items():
         if key != WIDTH:
             _set(mapping, key, value)
-    where = ", ".join(f"{key}={value}" for key, value in values.items())
     try:
         config = from_mapping(mapping)
         if WIDTH in values:
             config = sizes.widened(config, values[WIDTH])
     except UserError as error:
-        raise UserError(f"grid cell {where}: {error}") from None
+        raise UserError(f"grid cell {_shown(values)}: {error}") from None
     for key in START:
         if getattr(config, key):
             raise UserError(f"{key}={getattr(config, key)!r}: a sweep starts its runs anew; set ''")

@@ -22,7 +22,6 @@ from lm import files
 from lm.config import UserError, convert
 from lm.families import SCHEDULES
 from lm.mapping import to_mapping
-from lm.studies import grid
 from lm.studies.cells import Cell, Planned
 from lm.studies.grid import Entry
 
@@ -58,7 +57,7 @@ def row(cell: Cell, planned: Planned, outcome: Outcome) -> Row:
     """The row of a finished cell."""
     config = planned.config
     found = {
-        "cell": grid.digest(planned.asked),
+        "cell": cell.digest,
         "trunk": cell.trunk,
         "seed": config.seed,
         "learning_rate": config.schedule.peak_learning_rate,

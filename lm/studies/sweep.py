@@ -140,16 +140,28 @@ def _left(
         other = nexts.get(cell.trunk)
         if other is None or (one.start or 0, cell.steps) < (planned[other].start or 0, other.steps):
             nexts[cell.trunk] = cell
-    return [cell for cell in nexts.values() if _goes_on(sweep, planned, found, cell)]
-
-
-def _goes_on(
-    sweep: Sweep, planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome], cell: Cell
-) -> bool:
-    """Whether a cell is among the best of the length before, all of which must be found."""
     if not sweep.halving:
-        return True
-    bracket = [x for x in planned if _bracket(planned[x]) == _bracket(planned[cell])]
+        return list(nexts.values())
+    brackets: dict[str, list[Cell]] = {}
+    for cell, one in planned.items():
+        brackets.setdefault(_bracket(one), []).append(cell)
+    return [
+        cell
+        for cell in nexts.values()
+        if _survives(sweep.halving, planned, found, cell, brackets[_bracket(planned[cell])])
+    ]
+
+
+def _survives(
+    halving: int,
+    planned: Mapping[Cell, Planned],
+    found: Mapping[Cell, Outcome],
+    cell: Cell,
+    bracket: Sequence[Cell],
+) -> bool:
+    """Whether a cell is among the best of the length before, all of which must be found. `bracket`:
+    the cells that it competes with, itself among them.
+    """
     lengths = sorted({x.steps for x in bracket})
     survivors = {planned[x].config.schedule.peak_learning_rate for x in bracket}
     for length in lengths[: lengths.index(cell.steps)]:
@@ -163,7 +175,7 @@ def _goes_on(
             loss = found[x].loss
             losses.setdefault(rate, []).append(math.inf if loss is None else loss)
         ranked = sorted(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
-        survivors = set(ranked[: max(1, len(ranked) // sweep.halving)])
+        survivors = set(ranked[: max(1, len(ranked) // halving)])
     return planned[cell].config.schedule.peak_learning_rate in survivors
 
 
