@@ -1,6 +1,7 @@
 """What one setting that is not tuned loses against schedules that are tuned for every budget.
 
-`python -m launch.regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]`
+`python -m launch.regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]
+    [--figure=regret.svg]`
 
 The table is of launch.sweep, with the same budgets (width, batch, tokens) under several schedules.
 The rate of every other schedule is chosen at each budget on the seeds of --tuned_on; the other
@@ -20,6 +21,7 @@ from lm.mapping import UserError
 _UNTUNED = flags.DEFINE_string("untuned", "power", "the schedule that has one setting")
 _TUNED_ON = flags.DEFINE_list("tuned_on", ["0", "1"], "seeds on which the others are tuned")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the regrets")
+_FIGURE = flags.DEFINE_string("figure", "", "SVG file for their picture")
 
 
 def main(argv: list[str]) -> int:
@@ -27,18 +29,23 @@ def main(argv: list[str]) -> int:
         raise UserError("which table? name one: python -m launch.regret SWEEP.jsonl")
     if not all(seed.strip().isdigit() for seed in _TUNED_ON.value) or not _TUNED_ON.value:
         raise UserError(f"--tuned_on={','.join(_TUNED_ON.value)} is not a list of seeds, as 0,1")
-    out = cli.out_file("out", _OUT.value)
+    out, figure = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("figure", _FIGURE)))
     from launch.benchmarks import machine
     from lm import files
+    from lm.report import regret as page
     from lm.studies import regret, rows
 
     table = rows.read(Path(argv[1]).expanduser())
     found = regret.regrets(table, _UNTUNED.value, [int(seed) for seed in _TUNED_ON.value])
     plain = regret.plain(found)
-    print(regret.table(plain))
+    print(page.table(plain))
     if out is not None:
         values = machine.describe("launch.regret") | {"regrets": plain}
         files.replace(out, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    if figure is not None:
+        from lm.report.figures import standalone
+
+        files.replace(figure, standalone(page.figure(plain, _UNTUNED.value)))
     return 0
 
 

@@ -1,11 +1,17 @@
 """Does one Power curve replace the tuning of a learning rate for every budget?
 
 Command: python -m launch.sweep --config=experiments/power_transfer/config.py:PRESET[,DATA]
-             --workdir=DIR --table=experiments/power_transfer/sweep.jsonl
-         PRESET is grid; DATA a folder with enwiki/ (else: the standard library's sources).
-Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two idle CPU cores.
+             --workdir=DIR --table=experiments/power_transfer/TABLE.jsonl
+         PRESET is grid, then (with `launch.fit` between) tune, then judge, whose rates and law are
+         read from the tables beside this file; gpu is the grid for an accelerator. TABLE is sweep
+         for the grid, headline for tune and judge. DATA is a folder with enwiki/ (else: the
+         standard library's sources). README.md has all commands.
+Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two idle CPU cores;
+         tune and judge: 430 M tokens, one to two hours. gpu: 72 trunks of 0.56 G tokens, not run.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +19,22 @@ from ml_collections import ConfigDict
 from experiments import base
 
 K = 1024
+HERE = Path(__file__).parent
+FAMILIES = ("wsd", "cosine")  # tuned at every budget
+TUNE_SEEDS, JUDGE_SEEDS = (0, 1), (2, 3, 4, 5)
+# Budgets and a batch that the grid, to which the law is fitted, does not have.
+HEADLINE_ROWS = 16
+HEADLINE_LENGTHS = tuple(f"{tokens * K} tokens" for tokens in (768, 2560, 8192))
+
+
+def schedule(family: str, peak: float, **options: Any) -> dict[str, Any]:
+    """The warmup, and the decay where there is a phase to decay from, are the same for all."""
+    found = {"family": family, "peak_learning_rate": peak, "warmup": f"{64 * K} tokens"}
+    if family == "cosine":
+        found |= {"horizon": "100 percent"}
+    else:
+        found |= {"decay": "10 percent", "decay_shape": "exponential"}
+    return found | {"final_ratio": 0.0} | options
 
 
 def run(data: str) -> ConfigDict:
@@ -31,14 +53,7 @@ def run(data: str) -> ConfigDict:
         config.data.sources = base.enwiki(data)
         config.data.sources.enwiki.path = f"{data}/enwiki/train_00.jsonl.gz"
     config.data.context_length = 128
-    config.schedule = {
-        "family": "wsd",
-        "peak_learning_rate": 0.02,
-        "warmup": f"{64 * K} tokens",
-        "decay": "10 percent",
-        "decay_shape": "exponential",
-        "final_ratio": 0.0,
-    }
+    config.schedule = schedule("wsd", 0.02)
     config.optimizer.spike_ratio = 0.0  # a rate that is too high shows in the loss
     config.loss.chunk_size = 4096
     config.evaluate.max_tokens = 128 * K
@@ -47,11 +62,18 @@ def run(data: str) -> ConfigDict:
     return config
 
 
-def grids() -> tuple[dict[str, Any], ...]:
-    """Best rates against tokens, batch and width: rates a factor 2 apart, around the optimum, which
-    is higher for larger batches.
-    """
+def grid() -> tuple[dict[str, Any], ...]:
+    """Best rates against tokens, batch and width."""
     lengths = tuple(f"{256 * K * 2**i} tokens" for i in range(5))
+    return _grids((32, 64), ((32, 2), (12, 3), (4, 4)), lengths)
+
+
+def _grids(
+    widths: tuple[int, ...], batches: tuple[tuple[int, int], ...], lengths: tuple[str, ...]
+) -> tuple[dict[str, Any], ...]:
+    """`batches`: rows, and i where 2^-i is the largest of six rates a factor 2 apart, around the
+    optimum, which is higher for larger batches.
+    """
     return tuple(
         {
             "seed": (seed,),
@@ -61,14 +83,80 @@ def grids() -> tuple[dict[str, Any], ...]:
             "run.length": lengths,
         }
         for seed in (0, 1)
-        for width in (32, 64)
-        for rows, first in ((32, 2), (12, 3), (4, 4))
+        for width in widths
+        for rows, first in batches
     )
+
+
+def tune() -> tuple[dict[str, Any], ...]:
+    """WSD and cosine at every budget of the headline under six rates a factor 2 apart."""
+    rates = {"wsd": range(4, 10), "cosine": range(3, 9)}
+    return tuple(
+        {
+            "seed": TUNE_SEEDS,
+            "data.batch_size": (HEADLINE_ROWS,),
+            "schedule": tuple(schedule(family, 2.0**-i) for i in rates[family]),
+            "run.length": HEADLINE_LENGTHS,
+        }
+        for family in FAMILIES
+    )
+
+
+def judge() -> tuple[dict[str, Any], ...]:
+    """Each family at the rate that tuning chose for the budget, and Power as the grid's fit has it,
+    one setting for all budgets, on seeds that have chosen nothing.
+    """
+    from lm.studies import regret, rows
+
+    tuned = regret.tuned(rows.read(HERE / "headline.jsonl"), TUNE_SEEDS)
+    own = {"data.batch_size": (HEADLINE_ROWS,), "run.length": HEADLINE_LENGTHS}
+    found = [{"seed": TUNE_SEEDS + JUDGE_SEEDS, "schedule": (power(),)} | own]
+    for family in FAMILIES:
+        for budget, tried in tuned[family].items():
+            chosen = {"schedule": (schedule(family, tried.best),)}
+            length = {"run.length": (f"{budget.tokens} tokens",)}
+            found.append({"seed": JUDGE_SEEDS} | own | chosen | length)
+    return tuple(found)
+
+
+def power() -> dict[str, Any]:
+    """The fitted law at the batch of the headline. It is capped at its rate where the data of the
+    fit begin, at 0.25 M tokens, and is nowhere told how long a run is.
+    """
+    from lm.laws.power import SEQUENCE_LEN, Power
+
+    fit = json.loads((HERE / "fit.json").read_text(encoding="utf-8"))
+    law = Power(**fit["equations"][0]["values"])
+    tokens = HEADLINE_ROWS * 128
+    # The schedule counts batches with c = 1: what the fitted c makes of this batch goes into a.
+    factor = law.a * (tokens / SEQUENCE_LEN) ** (law.c - 1.0)
+    return schedule("power", float(law.rate(tokens, 256 * K)), a=factor, b=law.b)
+
+
+def gpu(data: str) -> tuple[ConfigDict, tuple[dict[str, Any], ...]]:
+    """The grid 128 times longer, at widths and batches of small language models."""
+    config = run(data)
+    config.model.update({"width": 256, "num_layers": 8, "num_heads": 4, "num_kv_heads": 4})
+    config.model.update({"head_dim": 64, "ffn_dim": 704, "unroll": False})
+    config.model.precision = "bfloat16"
+    config.mup.base_width = 256.0
+    if data:
+        config.data.sources = base.enwiki(data)
+    config.data.context_length = 512
+    config.schedule.warmup = f"{8 * K * K} tokens"
+    config.evaluate.max_tokens = 4 * K * K
+    lengths = tuple(f"{32 * K * K * 2**i} tokens" for i in range(5))
+    return config, _grids((256, 512), ((1024, 4), (384, 5), (128, 6)), lengths)
 
 
 def get_config(arg: str = "grid") -> ConfigDict:
     preset, _, data = arg.partition(",")
-    if preset != "grid":
-        raise ValueError(f"preset {preset!r} is not grid")
-    values = {"run": run(data), "grids": grids(), "min_steps": 100, "halving": 0}
+    grids = {"grid": grid, "tune": tune, "judge": judge}
+    values: dict[str, Any] = {"run": run(data), "min_steps": 100, "halving": 0}
+    if preset == "gpu":
+        values["run"], values["grids"] = gpu(data)
+    elif preset in grids:
+        values["grids"] = grids[preset]()
+    else:
+        raise ValueError(f"preset {preset!r} is not grid, tune, judge or gpu")
     return ConfigDict(values)

@@ -42,7 +42,7 @@ def render(values: dict[str, Any], op: str = "") -> str:
 
         return f"{where}\n\n{lr_transfer.table(lr_transfer.of_plain(values['transfers']))}"
     if "regrets" in values:
-        from lm.studies import regret
+        from lm.report import regret
 
         return f"{where}\n\n{regret.table(values['regrets'])}"
     if op:

@@ -42,14 +42,33 @@ class Interval(NamedTuple):
     high: float
 
 
+class Tuned(NamedTuple):
+    """The rates of a family that the seeds which tune have tried at a budget. `losses`: peak rate
+    -> mean loss over those seeds, by rising rate; inf where one diverged.
+    """
+
+    losses: Mapping[float, float]
+
+    @property
+    def best(self) -> float:
+        """The rate of the least loss."""
+        return min(self.losses, key=lambda rate: self.losses[rate])
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether that is the least or the largest rate tried: a better one may lie beyond."""
+        return self.best in (min(self.losses), max(self.losses))
+
+
 class Regret(NamedTuple):
-    """Against a family: of every budget, and the mean over all of them. `rates`: what tuning chose;
-    `edges`: budgets at which that was the least or largest rate tried.
+    """Against a family: of every budget, and the mean over all of them. `tuned`: what the seeds
+    that tune saw of the family; `own`: the mean loss of the untuned one over the same seeds, None
+    where it lacks one of them; `seeds`: those that judge.
     """
 
     family: str
-    rates: Mapping[Budget, float]
-    edges: tuple[Budget, ...]
+    tuned: Mapping[Budget, Tuned]
+    own: Mapping[Budget, float | None]
     by_budget: Mapping[Budget, Interval]
     overall: Interval
     seeds: tuple[int, ...]
@@ -67,14 +86,17 @@ def regrets(rows: Iterable[Row], untuned: str, tuned_on: Sequence[int]) -> list[
         raise UserError(
             f"no row has schedule {untuned!r}; the table has {', '.join(sorted(losses))}"
         )
-    own = {budget: _only(curve, untuned, budget) for budget, curve in losses[untuned].items()}
+    own = losses[untuned]
+    for budget, curve in own.items():
+        _check_one_rate(curve, untuned, budget)
     others = [family for family in losses if family != untuned]
     if not others:
         raise UserError(f"the table has no schedule but {untuned!r}; add one that is tuned")
     return [_against(family, losses[family], own, set(tuned_on)) for family in others]
 
 
-Curves = dict[Budget, dict[float, dict[int, float]]]  # budget -> rate -> seed -> loss
+Curve = dict[float, dict[int, float]]  # rate -> seed -> loss
+Curves = dict[Budget, Curve]
 
 
 def _losses(rows: Iterable[Row]) -> dict[str, Curves]:
@@ -87,39 +109,52 @@ def _losses(rows: Iterable[Row]) -> dict[str, Curves]:
     return found
 
 
-def _only(curve: dict[float, dict[int, float]], family: str, budget: Budget) -> dict[int, float]:
+def _check_one_rate(curve: Curve, family: str, budget: Budget) -> None:
     if len(curve) > 1:
         raise UserError(
             f"{family} has {len(curve)} peak rates at {_told(budget)}; one setting is untuned: "
             "keep the rows of one"
         )
-    return next(iter(curve.values()))
+
+
+def tuned(rows: Iterable[Row], tuned_on: Sequence[int]) -> dict[str, dict[Budget, Tuned]]:
+    """family -> budget -> what the seeds `tuned_on` saw, where they tried any rate."""
+    return {
+        family: {
+            budget: Tuned(tried)
+            for budget, curve in budgets.items()
+            if (tried := _tried(curve, set(tuned_on)))
+        }
+        for family, budgets in _losses(rows).items()
+    }
+
+
+def _tried(curve: Curve, seeds: set[int]) -> dict[float, float]:
+    """Mean losses of the rates that all of these seeds have."""
+    return {
+        rate: float(np.mean([curve[rate][seed] for seed in seeds]))
+        for rate in sorted(curve)
+        if seeds <= curve[rate].keys()
+    }
 
 
 def _against(
-    family: str, curves: Curves, own: Mapping[Budget, Mapping[int, float]], tuned_on: set[int]
+    family: str, curves: Curves, own: Mapping[Budget, Curve], tuned_on: set[int]
 ) -> Regret:
-    rates, edges, differences = {}, [], {}
-    for budget, mine in own.items():
+    found, before, differences = {}, {}, {}
+    for budget, curve in own.items():
         if budget not in curves:
             raise UserError(f"{family} has no row at {_told(budget)}; train it there too")
-        curve = curves[budget]
-        tried = {
-            rate: float(np.mean([seeds[s] for s in tuned_on]))
-            for rate, seeds in sorted(curve.items())
-            if tuned_on <= seeds.keys()
-        }
-        if len(tried) < 2:
+        found[budget] = tried = Tuned(_tried(curves[budget], tuned_on))
+        if len(tried.losses) < 2:
             raise UserError(
-                f"{family} has {len(tried)} rates at {_told(budget)} with the seeds "
+                f"{family} has {len(tried.losses)} rates at {_told(budget)} with the seeds "
                 f"{sorted(tuned_on)}; tuning needs at least two"
             )
-        best = min(tried, key=lambda rate: tried[rate])
-        rates[budget] = best
-        if best in (min(tried), max(tried)):
-            edges.append(budget)
-        judged = sorted((mine.keys() & curve[best].keys()) - tuned_on)
-        differences[budget] = {s: mine[s] - curve[best][s] for s in judged}
+        before[budget] = next(iter(_tried(curve, tuned_on).values()), None)
+        (mine,), others = curve.values(), curves[budget][tried.best]
+        judged = sorted((mine.keys() & others.keys()) - tuned_on)
+        differences[budget] = {s: mine[s] - others[s] for s in judged}
     seeds = tuple(sorted(set.intersection(*(set(x) for x in differences.values()))))
     if len(seeds) < FEWEST:
         raise UserError(
@@ -128,7 +163,7 @@ def _against(
         )
     table = np.asarray([[differences[budget][s] for s in seeds] for budget in own])
     by_budget = {budget: interval(line) for budget, line in zip(own, table, strict=True)}
-    return Regret(family, rates, tuple(edges), by_budget, interval(table.mean(axis=0)), seeds)
+    return Regret(family, found, before, by_budget, interval(table.mean(axis=0)), seeds)
 
 
 def interval(values: np.ndarray) -> Interval:
@@ -139,44 +174,28 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def plain(found: Sequence[Regret]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """For JSON; a loss that is not finite is None."""
     return [
         {
             "family": one.family,
             "overall": one.overall._asdict(),
             "seeds": list(one.seeds),
-            "budgets": [
-                {
-                    **budget._asdict(),
-                    **one.by_budget[budget]._asdict(),
-                    "tuned_rate": one.rates[budget],
-                    "is_edge": budget in one.edges,
-                }
-                for budget in one.by_budget
-            ],
+            "budgets": [_plain_budget(one, budget) for budget in one.by_budget],
         }
         for one in found
     ]
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """`plain` as Markdown, one table for each family."""
-    parts = []
-    for one in found:
-        all_of_them = _shown(one["overall"])
-        head = ("width", "tokens a step", "tokens", "tuned rate", "regret, nats a token")
-        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        for x in one["budgets"]:
-            rate = f"{x['tuned_rate']:.4g}" + (" (edge of its grid)" if x["is_edge"] else "")
-            cells = (x["width"], f"{x['batch_tokens']:,}", f"{x['tokens']:,}", rate, _shown(x))
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        title = f"**Against {one['family']}, tuned at every budget: {all_of_them}**"
-        parts.append(title + f" over {len(one['seeds'])} seeds\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def _shown(x: Mapping[str, float]) -> str:
-    return f"{x['mean']:+.4f} ({x['low']:+.4f} to {x['high']:+.4f})"
+def _plain_budget(one: Regret, budget: Budget) -> dict[str, Any]:
+    tried, finite = one.tuned[budget], lambda x: x if x is not None and np.isfinite(x) else None
+    return {
+        **budget._asdict(),
+        **one.by_budget[budget]._asdict(),
+        "tuned_rate": tried.best,
+        "is_edge": tried.is_edge,
+        "losses": [[rate, finite(loss)] for rate, loss in tried.losses.items()],
+        "own_loss": finite(one.own[budget]),
+    }
 
 
 def _told(budget: Budget) -> str:

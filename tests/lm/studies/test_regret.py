@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config import UserError
+from lm.report import regret as page
 from lm.studies import regret
 
 RATES = (0.01, 0.02, 0.04)
@@ -38,13 +39,26 @@ def test_without_noise_the_regret_is_the_difference() -> None:
     (found,) = regret.regrets(table(), "power", (0, 1))
     assert found.family == "wsd"
     assert found.seeds == (2, 3, 4, 5)
-    assert list(found.rates.values()) == [0.02, 0.01]
-    assert [budget.tokens for budget in found.edges] == [2000]
+    assert [tuned.best for tuned in found.tuned.values()] == [0.02, 0.01]
+    assert [budget.tokens for budget, tuned in found.tuned.items() if tuned.is_edge] == [2000]
+    assert list(found.own.values()) == [2.05, 2.05]
+    assert regret.tuned(table(), (0, 1))["wsd"] == found.tuned
     assert found.overall == pytest.approx((0.05, 0.05, 0.05))
     plain = regret.plain([found])
     json.dumps(plain, allow_nan=False)
-    assert "+0.0500 (+0.0500 to +0.0500)" in regret.table(plain)
-    assert "0.01 (edge of its grid)" in regret.table(plain)
+    assert "+0.0500 (+0.0500 to +0.0500)" in page.table(plain)
+    assert "0.01 (edge of its grid)" in page.table(plain)
+    drawn = page.figure(plain, "power")
+    assert drawn.count("tokens</text>") == 4  # a panel and a tick for each budget
+    assert "power, one setting" in drawn
+
+
+def test_a_rate_that_diverged_is_left_out_of_the_picture() -> None:
+    rows = [*table(), *(row("wsd", 0.5, seed, None, 1000) for seed in range(6))]
+    (found,) = regret.regrets(rows, "power", (0, 1))
+    plain = regret.plain([found])
+    assert plain[0]["budgets"][0]["losses"][-1] == [0.5, None]
+    page.figure(plain, "power")
 
 
 def test_the_interval_covers_the_regret() -> None:
@@ -56,8 +70,8 @@ def test_the_interval_covers_the_regret() -> None:
     for _ in range(400):
         rows = table(lambda: 0.1 * rng.standard_normal())
         (found,) = regret.regrets(rows, "power", (0, 1))
-        best = dict(zip(found.rates, (0.02, 0.01), strict=True))
-        chosen = [2.0 + 0.1 * abs(np.log2(found.rates[x] / best[x])) for x in best]
+        best = dict(zip(found.tuned, (0.02, 0.01), strict=True))
+        chosen = [2.0 + 0.1 * abs(np.log2(found.tuned[x].best / best[x])) for x in best]
         truth = 2.05 - np.mean(chosen)
         is_held.append(found.overall.low <= truth <= found.overall.high)
     assert 0.92 < np.mean(is_held) < 0.98
