@@ -96,7 +96,7 @@ def counted(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "
 
 
 def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:
-    """Slot of every token when the tokens that are no padding are appended after `length`."""
+    """Slot of every token when the tokens that are not padding are appended after `length`."""
     return length[:, None] + jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1
 
 

@@ -302,7 +302,7 @@ def key_values(root: Path) -> set[str]:
 
 
 def strings(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """String literals that are no docstrings, with their lines."""
+    """String literals that are not docstrings, with their lines."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     skip = {
         id(node.body[0].value)

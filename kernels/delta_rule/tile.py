@@ -40,7 +40,7 @@ FIELDS = (("s", "B H K V"), ("segment", "B"))
 
 
 class Tokens(NamedTuple):
-    """The inputs of one chunk; `log_decay` None is no decay."""
+    """The inputs of one chunk; `log_decay` None: no decay."""
 
     q: Float[Array, "*batch C K"]
     k: Float[Array, "*batch C K"]

@@ -87,7 +87,7 @@ def _scan_value(
     h: Float[Array, "B H K"],
     marks: Marks,
 ) -> Float[Array, "B T H K"]:
-    """h after every token; `marks` are where documents start, and what is no padding."""
+    """h after every token; `marks` are where documents start, and what is not padding."""
     return _scan_forward(length, x, log_decay, h, marks)[0]
 
 

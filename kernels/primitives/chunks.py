@@ -36,7 +36,7 @@ class Marks(NamedTuple):
 
 class Documents(NamedTuple):
     """Masks of a chunk: i still in the document at its entry, j in that at its end, i and j in one,
-    all of the chunk in one; and what is no padding."""
+    all of the chunk in one; and what is not padding."""
 
     entry: Bool[Array, "*batch C 1"]
     last: Bool[Array, "*batch C 1"]

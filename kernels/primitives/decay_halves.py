@@ -2,9 +2,9 @@
 
     A_ij = sum_k q_ik k_jk prod_{j < s <= i} a_sk        (i >= j; 0 above the diagonal), a = exp(g)
 
-The product over s ties the three indices together, so A is no matrix product. But cut the chunk in
-blocks of 2h tokens: where j is in the first half of a block and i in the second, the product parts
-at the border between them into one factor for i and one for j,
+The product over s ties the three indices together, so A is not a matrix product. But cut the chunk
+in blocks of 2h tokens: where j is in the first half of a block and i in the second, the product
+parts at the border between them into one factor for i and one for j,
 
     since_i = prod_{first token of i's half <= s <= i} a_s
     until_j = prod_{j < s <= last token of j's half} a_s

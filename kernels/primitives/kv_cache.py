@@ -49,7 +49,7 @@ def append(
     v: Float[Array, "B T G V"],
     segment_ids: Int[Array, "B T"],
 ) -> tuple[CacheState, Int[Array, "B T"]]:
-    """Write the tokens that are no padding; returns the new cache and the slot of every token."""
+    """Write the tokens that are not padding; returns the new cache and the slot of every token."""
     slot = segments.slots(segment_ids, state.length)
     capacity = state.segment_ids.shape[1]
     row = jnp.arange(slot.shape[0], dtype=jnp.int32)[:, None]

@@ -23,7 +23,7 @@ def _value(
     x: Float[Array, "B T *channels"], before: Float[Array, "*batch"], marks: Marks
 ) -> Float[Array, "B T *channels"]:
     """y after every token, from y `before` the first; `marks` are where documents start, and what
-    is no padding (which leaves y as it is).
+    is not padding (which leaves y as it is).
     """
     starts, is_token = (_wide(mark, x) for mark in marks)
     tokens = jnp.concatenate([before[:, None], jnp.where(is_token, x, EMPTY)], axis=1)

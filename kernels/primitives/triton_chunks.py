@@ -191,7 +191,7 @@ def documents(marks, n, T: tl.constexpr, C: tl.constexpr) -> Any:
 
 @triton.jit
 def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr) -> Any:
-    """Which tokens of chunk n exist and are no padding."""
+    """Which tokens of chunk n exist and are not padding."""
     i = n * C + tl.arange(0, C)
     real = i < T
     if DOCS:
@@ -276,7 +276,7 @@ def pull_pairs(d_pairs, C: tl.constexpr) -> Any:
 def log_decay(gates, at, inside, real) -> Any:
     """Log decays per channel, in float32, of one tile; zero on padding."""
     own = tl.load(gates + at, mask=inside, other=0.0).to(tl.float32)
-    # Below this nothing is left anyway, and 0 times infinity is no number.
+    # Below this nothing is left anyway, and 0 times infinity is not a number.
     own = tl.where(own < -1e4, -1e4, own)
     return tl.where(real[:, None], own, 0.0)
 

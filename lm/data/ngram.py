@@ -6,7 +6,7 @@ without a model.
 
 kinds(a) is how many different tokens follow a: the interpolation of Witten & Bell 1991 (IEEE
 Transactions on Information Theory 37(4), method C), which needs no parameter. A pair across two
-documents is no pair.
+documents is not a pair.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Line(NamedTuple):
             told = type(value).__name__
             raise UserError(f"{self.place}: {key!r} is a {told}; it must be {_NAMES[kind]}")
         if isinstance(value, str) and not _is_unicode(value):
-            raise UserError(f"{self.place}: {key!r} holds half a surrogate pair, which is no text")
+            raise UserError(f"{self.place}: {key!r} holds half a surrogate pair, which is not text")
         return value
 
 

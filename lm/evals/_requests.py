@@ -221,7 +221,7 @@ def _piqa(lines: Sequence[Line], labels: str) -> list[Document]:
     found = []
     for number, (line, label) in enumerate(zip(lines, gold, strict=True), start=1):
         if label not in ("0", "1"):
-            raise UserError(f"{path}:{number}: {label!r} is no label of PIQA; it must be 0 or 1")
+            raise UserError(f"{path}:{number}: {label!r} is not a label of PIQA; it must be 0 or 1")
         question = f"Question: {line.text('goal')}\nAnswer:"
         solutions = [f" {line.text(key)}" for key in ("sol1", "sol2")]
         asked = (

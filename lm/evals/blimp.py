@@ -6,7 +6,7 @@
     baseline_unigram    the same asked of counts of the run's training tokens (lm/data/ngram.py),
     baseline_bigram     of pairs of neighbors (bigram/NAME: of a phenomenon),
     baseline_length     and of the number of tokens: the shorter sentence is chosen
-    over_bigram         accuracy - baseline_bigram, pair by pair; "chance" is no difference
+    over_bigram         accuracy - baseline_bigram, pair by pair; "chance": no difference
 
 A paradigm may be decided by the words in it: read the accuracy beside the baselines. A pair that
 ties counts half.

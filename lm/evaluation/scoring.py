@@ -3,7 +3,7 @@
     rows, any lengths -> by length into buckets -> batches of one shape a bucket -> device -> rows
 
 A bucket is the training context length or a power of two, and its batches hold as many tokens as a
-training step where a row is no longer than that; so the device function is compiled at most once
+training step where a row is at most that long; so the device function is compiled at most once
 per bucket. Everything an evaluation asks of a model goes through here.
 """
 

@@ -45,7 +45,7 @@ class Table:
         in each of them. A table without a column `status` is done where it has a loss.
 
         Raises:
-          UserError: a column is missing, a number is none, or not positive; no row is done.
+          UserError: a column is missing, a value is not a number, or not positive; no row is done.
         """
         for column in needed:
             self._check_column(column)

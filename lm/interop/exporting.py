@@ -41,8 +41,8 @@ ORIGIN = "hf"  # in a run folder that was imported: the small files it came from
 
 
 class Exported(NamedTuple):
-    """`architecture` of the folder, `obstacle` why it is none of transformers (None: it is), bytes
-    of weights.
+    """`architecture` of the folder, `obstacle` why it is not one of transformers (None: it is one),
+    bytes of weights.
     """
 
     architecture: str
@@ -155,7 +155,9 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
         raise UserError(f"{where}: {KEY} lacks {lacking[0]}; get the file again")
     for key in ("model", "mup", "tokenizer"):
         if not isinstance(own[key], Mapping):
-            raise UserError(f"{where}: {KEY}.{key}={own[key]!r} is no object; get the file again")
+            raise UserError(
+                f"{where}: {KEY}.{key}={own[key]!r} is not an object; get the file again"
+            )
     if own["format"] not in (1, FORMAT):
         raise UserError(
             f"{where}: format {own['format']}, this reads up to {FORMAT}; update Espalier"

@@ -69,7 +69,7 @@ def created(path: Path) -> Iterator[Path]:
 
 
 def _left(parent: Path, name: str) -> list[Path]:
-    """Folders for `name` of processes that are no more; of this one's number: an earlier one's."""
+    """Folders for `name` of processes that have ended; of this one's number: an earlier one's."""
     pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
     named = [(path, pattern.fullmatch(path.name)) for path in parent.iterdir()]
     return [path for path, found in named if found and not _is_other_alive(int(found[1]))]

@@ -298,7 +298,9 @@ def obstacle(built: Build) -> str | None:
     if any(block.mlp is None for period in built.model.groups for block in period.blocks):
         return "a layer without a feed-forward has no class there"
     heads, width = mixers[0].num_heads, built.config.model.width
-    return None if width % heads == 0 else f"{width=} is no multiple of {heads=}, which they demand"
+    return (
+        None if width % heads == 0 else f"{width=} is not a multiple of {heads=}, which they demand"
+    )
 
 
 def _mixers(built: Build) -> list[Any]:

@@ -72,7 +72,7 @@ def interpreter() -> str:
             "(CONTRIBUTING.md says how to make one)"
         )
     if shutil.which(named) is None:
-        raise UserError(f"{VARIABLE}={named} is no program; name a Python with torch")
+        raise UserError(f"{VARIABLE}={named} is not a program; name a Python with torch")
     return named
 
 

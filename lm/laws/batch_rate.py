@@ -107,7 +107,7 @@ def adam_sde(settings: AdamSettings, factor: float) -> AdamSettings:
         if round(factor * (1.0 - beta), 12) >= 1.0:
             raise UserError(
                 f"{name}={beta} at {factor:g} times the batch is {1 - factor * (1 - beta):.2f}, "
-                f"which is no average; scale the batch by less than {1 / (1 - beta):.3g}"
+                f"which is not an average; scale the batch by less than {1 / (1 - beta):.3g}"
             )
     return AdamSettings(
         settings.rate * factor**0.5,

@@ -32,9 +32,8 @@ class LinearMixer(Mixer):
         for name in ("expand_k", "expand_v"):
             size = self.head_dim * getattr(self, name)
             if size < 1 or size != int(size):
-                return (
-                    f"{name}={getattr(self, name)} times head_dim={self.head_dim} is no whole width"
-                )
+                factor = f"{name}={getattr(self, name)}"
+                return f"{factor} times head_dim={self.head_dim} is not a whole width"
         return None
 
     @property

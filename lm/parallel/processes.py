@@ -2,7 +2,7 @@
 
     choose -> joined: (initialize, watch) -> the run -> (all arrive, shutdown)
 
-Every process runs the same program in the same order. What is no array goes through the service
+Every process runs the same program in the same order. What is not an array goes through the service
 that JAX's process 0 keeps for all of them: it needs no device, and waits as long as it takes.
 """
 
@@ -166,7 +166,7 @@ def rows(sharding: Sharding, shape: tuple[int, int]) -> tuple[int, int]:
     and B / ranks - 1 after it. Processes that share rows have the same rank.
 
     Raises:
-      UserError: they hold rows that are no such block.
+      UserError: they hold rows that are not such a block.
     """
     size, places = shape[0], sharding.addressable_devices_indices_map(shape).values()
     parts = sorted({place[0].indices(size)[:2] for place in places if place is not None})

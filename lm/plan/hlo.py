@@ -67,8 +67,8 @@ class Module(NamedTuple):
 
 class Collective(NamedTuple):
     """`times` per step; `bytes_sent` by one device each time; `axes` of the mesh it runs over, ()
-    where its groups are no product of axes; `dtypes` of what is sent; `group` the device numbers of
-    its first group.
+    where its groups are not a product of axes; `dtypes` of what is sent; `group` the device numbers
+    of its first group.
     """
 
     kind: str

@@ -33,7 +33,7 @@ from lm.modules.remat import PLACES
 from lm.parallel import mesh as mesh_lib
 
 DEVICE, HOST = PLACES
-# Words of a program's names that are no modules.
+# Words of a program's names that are not modules.
 _TOP = r"groups_\d+|embed|output|final_norm"  # the modules a model is made of
 _TRACED: dict[str, tuple[Residual, ...]] = {}  # by what a trace depends on
 INPUT, CARRY = "input of the layers", "carry"

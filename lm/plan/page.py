@@ -18,7 +18,7 @@ def page(paths: Sequence[Path]) -> str:
     """A table of the plans, and of each what was proposed, substituted and how to start it.
 
     Raises:
-      UserError: a file that is no plan.
+      UserError: a file that is not a plan.
     """
     plans = {path.stem: _read(path) for path in paths}
     parts = [_table(plans), *(_notes(name, plan) for name, plan in plans.items())]
@@ -33,7 +33,7 @@ def _read(path: Path) -> Written:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name files that launch.plan wrote") from None
     except ValueError:
-        raise UserError(f"{path} is no plan; name files that launch.plan wrote") from None
+        raise UserError(f"{path} is not a plan; name files that launch.plan wrote") from None
     return plan
 
 

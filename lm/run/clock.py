@@ -43,7 +43,7 @@ class Clock:
 
     @contextlib.contextmanager
     def stopped(self) -> Generator[None]:
-        """Evaluation and saving are no steps."""
+        """Evaluation and saving are not steps."""
         began = time.monotonic()
         yield
         if self._last is not None:

@@ -79,7 +79,7 @@ def refine(
         )
     if len(g) > CELLS:
         g = np.array([_median(part) for part in np.array_split(g, CELLS)])
-    width = min(round(window * len(g)) | 1, 2 * len(g) - 1)  # odd; a reflection is no longer
+    width = min(round(window * len(g)) | 1, 2 * len(g) - 1)  # odd; a reflection cannot be longer
     padded = np.pad(g, width // 2, mode="reflect")
     g = np.array([_median(x) for x in np.lib.stride_tricks.sliding_window_view(padded, width)])
     at = np.arange(len(g))

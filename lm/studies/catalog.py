@@ -104,7 +104,7 @@ def mixers(base: Mapping[str, Any]) -> list[MixerRow]:
     """A row for every mixer with its defaults, in a model of one layer of this configuration.
 
     Raises:
-      UserError: `base` is no configuration of a run.
+      UserError: `base` is not a configuration of a run.
     """
     from_mapping(copy.deepcopy(dict(base)))
     return [_mixer(name, base) for name in MIXERS.names()]

@@ -70,7 +70,7 @@ def plan(
     are left out.
 
     Raises:
-      UserError: an axis that is no key of a run, without values or with one twice; a combination
+      UserError: an axis that is not a key of a run, without values or with one twice; a combination
       that is refused as a run; or no cell is left.
     """
     content, found = functools.cache(answers.digest), {}

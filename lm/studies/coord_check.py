@@ -279,6 +279,6 @@ def read(path: Path) -> list[Curve]:
         rows = values["coord_check"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no table of a coordinate check ({error!r}); name another"
+            f"{path} is not a table of a coordinate check ({error!r}); name another"
         ) from None
     return page.curves_of(rows)

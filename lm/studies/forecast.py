@@ -79,7 +79,7 @@ def table_of(workdirs: Sequence[Path]) -> Table:
     """Finished runs as a table: one row a run, its trunk being itself.
 
     Raises:
-      UserError: a folder is no finished run.
+      UserError: a folder is not a finished run.
     """
     rows, bodies = [], {}
     for run in folder.load(workdirs):
@@ -204,7 +204,7 @@ def read(path: Path) -> dict[str, Any]:
     """A forecast from its file.
 
     Raises:
-      UserError: it is none, or was changed after it was written.
+      UserError: it is not a forecast, or was changed after it was written.
     """
     values = files.read_json(path, "name the file that launch.forecast wrote")
     if not {"forecast", "date", "score", "sha256"} <= values.keys():
@@ -235,7 +235,7 @@ def score(path: Path, workdir: Path) -> dict[str, Any]:
     if datetime.datetime.fromisoformat(values["date"]) >= began:
         raise UserError(
             f"the forecast was written {values['date']}, and the run began {began.isoformat()}, "
-            "before it: it is no forecast of that run"
+            "before it: it is not a forecast of that run"
         )
     loss = _loss(run, config)
     forecast = values["forecast"]

@@ -153,7 +153,7 @@ def look(root: Path) -> Checkout:
     """A folder as a checkout.
 
     Raises:
-      UserError: it is none, or its code is not what runs there.
+      UserError: it is not a checkout, or its code is not what runs there.
     """
     root = root.expanduser().absolute()
     if not (root / "launch" / "train.py").is_file():
@@ -330,7 +330,7 @@ def _environment(root: Path, num_devices: int) -> dict[str, str]:
 
 
 def _commit(root: Path) -> str:
-    """The commit that all files are of; "" where one differs, or where `root` is no work tree."""
+    """The commit that all files are of; "" where one differs, or `root` is not a work tree."""
     git = ["git", "--no-optional-locks", "-C", str(root)]
     head = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **_CAPTURED)
     changes = subprocess.run([*git, "status", "--porcelain"], **_CAPTURED)

@@ -162,7 +162,7 @@ def test_piqa(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels.lst has 4 labels for 5 lines"):
         task(path, labels=str(labels)).items(GIVEN)
     labels.write_text("0\n1\n2\n0\n1")
-    with pytest.raises(UserError, match=r"labels.lst:3: '2' is no label of PIQA"):
+    with pytest.raises(UserError, match=r"labels.lst:3: '2' is not a label of PIQA"):
         task(path, labels=str(labels)).items(GIVEN)
     other = asked.write(tmp_path / "requests.jsonl", asked.questions(1))
     with pytest.raises(UserError, match=r"requests.jsonl has its own; leave labels empty"):

@@ -131,8 +131,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         own(tokenizer={"kind": "bytes", "vocab_size": 10**12}),
         r"source/config.json: .*vocab_size=1000000000000 must be below 2\^31",
     ),
-    "own, no tokenizer": ("own", own(tokenizer=5), "espalier.tokenizer=5 is no object; get the"),
-    "own, no model": ("own", own(model=5), "source/config.json: espalier.model=5 is no object"),
+    "own, no tokenizer": (
+        "own",
+        own(tokenizer=5),
+        "espalier.tokenizer=5 is not an object; get the",
+    ),
+    "own, no model": ("own", own(model=5), "source/config.json: espalier.model=5 is not an object"),
     "own, a kind that is none": (
         "own",
         own(tokenizer={"kind": [], "vocab_size": 257}),

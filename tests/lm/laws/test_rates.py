@@ -157,7 +157,7 @@ def test_rules_of_batch_and_rate() -> None:
         (lambda: adam_sde(AdamSettings(1e-3, 0.9, 0.95, 1e-8), 0.0), "factor=0.0 must be positive"),
         (
             lambda: adam_sde(AdamSettings(1e-3, 0.9, 0.95, 1e-8), 10.0),
-            "beta1=0.9 at 10 times the batch is 0.00, which is no average; scale the batch by less",
+            "beta1=0.9 at 10 times the batch is 0.00, which is not an average; scale the batch by",
         ),
         (lambda: adam_sde(AdamSettings(1e-3, 0.99, 0.95, 1e-8), 20.0), "beta2=0.95 at 20 times"),
     ],

@@ -74,4 +74,4 @@ def test_every_parameter_is_a_matrix_that_decays() -> None:
 def test_refusals() -> None:
     assert "feature_dim=0 must be at least 1" in refusal("based", feature_dim=0)
     assert "expand_k=0.5 has no effect here; set expand_k=1.0" in refusal("based", expand_k=0.5)
-    assert "expand_v=0.3 times head_dim=8 is no whole width" in refusal("based", expand_v=0.3)
+    assert "expand_v=0.3 times head_dim=8 is not a whole width" in refusal("based", expand_v=0.3)

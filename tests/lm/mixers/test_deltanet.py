@@ -91,6 +91,6 @@ def test_matrices_decay_and_so_do_convolutions_but_not_the_scale_of_the_norm() -
 
 def test_refusals() -> None:
     assert "conv_size=-1 is negative" in refusal("deltanet", conv_size=-1)
-    assert "expand_k=0.3 times head_dim=8 is no whole width" in refusal("deltanet", expand_k=0.3)
+    assert "expand_k=0.3 times head_dim=8 is not a whole width" in refusal("deltanet", expand_k=0.3)
     assert "negative_eigenvalues" in refusal("deltanet", negative_eigenvalues="yes")
     assert "conv_size" in refusal("deltanet", conv_size=2.5)

@@ -84,5 +84,5 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 def test_refusals() -> None:
     assert "gate_rank=0, gate_divisor=16.0 must be positive" in refusal("gla", gate_rank=0)
     assert "gate_rank=16, gate_divisor=0.0 must be" in refusal("gla", gate_divisor=0.0)
-    assert "expand_k=0.5 times head_dim=9 is no whole width" in refusal("gla", head_dim=9)
-    assert "expand_v=0.3 times head_dim=8 is no whole width" in refusal("gla", expand_v=0.3)
+    assert "expand_k=0.5 times head_dim=9 is not a whole width" in refusal("gla", head_dim=9)
+    assert "expand_v=0.3 times head_dim=8 is not a whole width" in refusal("gla", expand_v=0.3)

@@ -95,5 +95,5 @@ def test_matrices_of_the_layer_decay_and_the_feature_maps_do_not() -> None:
 
 def test_refusals() -> None:
     assert "model.layers.layer.feature_map" in refusal("hedgehog", feature_map="both")
-    assert "expand_k=0.3 times head_dim=8 is no whole width" in refusal("hedgehog", expand_k=0.3)
-    assert "expand_v=0.3 times head_dim=8 is no whole width" in refusal("hedgehog", expand_v=0.3)
+    assert "expand_k=0.3 times head_dim=8 is not a whole width" in refusal("hedgehog", expand_k=0.3)
+    assert "expand_v=0.3 times head_dim=8 is not a whole width" in refusal("hedgehog", expand_v=0.3)

@@ -89,5 +89,5 @@ def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
 
 def test_refusals() -> None:
     assert "gate_rank=0 must be at least 1" in refusal("lightnet", gate_rank=0)
-    assert "expand_k=0.3 times head_dim=8 is no whole width" in refusal("lightnet", expand_k=0.3)
-    assert "expand_v=0.3 times head_dim=8 is no whole width" in refusal("lightnet", expand_v=0.3)
+    assert "expand_k=0.3 times head_dim=8 is not a whole width" in refusal("lightnet", expand_k=0.3)
+    assert "expand_v=0.3 times head_dim=8 is not a whole width" in refusal("lightnet", expand_v=0.3)

@@ -81,6 +81,6 @@ def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
 
 def test_refusals() -> None:
     assert "set normalize=False" in refusal("linear", feature_map="identity")
-    assert "expand_k=0.3 times head_dim=8 is no whole width" in refusal("linear", expand_k=0.3)
-    assert "expand_v=0.0 times head_dim=8 is no whole width" in refusal("linear", expand_v=0.0)
+    assert "expand_k=0.3 times head_dim=8 is not a whole width" in refusal("linear", expand_k=0.3)
+    assert "expand_v=0.0 times head_dim=8 is not a whole width" in refusal("linear", expand_v=0.0)
     assert "feature_map" in refusal("linear", feature_map="exp")

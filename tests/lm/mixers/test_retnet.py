@@ -79,5 +79,5 @@ def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
 def test_refusals() -> None:
     assert "rope_theta=0.0 must be positive" in refusal("retnet", rope_theta=0.0)
     assert "RoPE needs an even K, got 1" in refusal("retnet", expand_k=0.125)
-    assert "expand_k=0.3 times head_dim=8 is no whole width" in refusal("retnet", expand_k=0.3)
-    assert "expand_v=0.1 times head_dim=8 is no whole width" in refusal("retnet", expand_v=0.1)
+    assert "expand_k=0.3 times head_dim=8 is not a whole width" in refusal("retnet", expand_k=0.3)
+    assert "expand_v=0.1 times head_dim=8 is not a whole width" in refusal("retnet", expand_v=0.1)

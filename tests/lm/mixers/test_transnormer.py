@@ -84,5 +84,5 @@ def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
 def test_refusals() -> None:
     assert "model.layers.layer.feature_map" in refusal("transnormer", feature_map="swish")
     assert "model.layers.layer.norm_over" in refusal("transnormer", norm_over="token")
-    assert "expand_k=0.3 times head_dim=8 is no whole" in refusal("transnormer", expand_k=0.3)
-    assert "expand_v=0.3 times head_dim=8 is no whole" in refusal("transnormer", expand_v=0.3)
+    assert "expand_k=0.3 times head_dim=8 is not a whole" in refusal("transnormer", expand_k=0.3)
+    assert "expand_v=0.3 times head_dim=8 is not a whole" in refusal("transnormer", expand_v=0.3)

@@ -316,7 +316,7 @@ def test_what_is_no_plan_is_told(tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     for content in ("{", "[]", "{}"):
         wrong.write_text(content)
-        with pytest.raises(UserError, match=r"x\.json is no plan; name files that launch.plan"):
+        with pytest.raises(UserError, match=r"x\.json is not a plan; name files that launch.plan"):
             page.page([wrong])
     with pytest.raises(UserError, match="No such file"):
         page.page([tmp_path / "absent.json"])

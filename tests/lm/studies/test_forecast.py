@@ -172,7 +172,7 @@ def test_runs_that_are_not_scored(tmp_path: Path, config: Config) -> None:
         with pytest.raises(UserError, match=r"configuration has digest \w+; the forecast is of"):
             forecast.score(path, workdir)
     early = run_folder(tmp_path / "early", config, (3.0, 3.0), started="2026-01-01T00:00:00+00:00")
-    with pytest.raises(UserError, match="before it: it is no forecast of that run"):
+    with pytest.raises(UserError, match="before it: it is not a forecast of that run"):
         forecast.score(path, early)
     # A resumed run says when it was resumed; the mark of its folder is older.
     resumed = run_folder(tmp_path / "resumed", config, (3.0, 3.0))
