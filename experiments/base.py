@@ -45,6 +45,9 @@ DATA = {
     },
     "context_length": 512,
     "batch_size": 8,
+    # Rows of the first batches, which double until batch_size (0: none); in tokens or steps; while
+    # they grow the learning rate is multiplied by (rows / batch_size)^rate_exponent.
+    "batch_warmup": {"first": 0, "length": "0 tokens", "rate_exponent": 0.0},
     "packing": "concat",  # concat | best_fit
 }
 

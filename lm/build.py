@@ -26,7 +26,7 @@ from lm import mup, optimizers, schedules
 from lm import params as params_lib
 from lm import state as state_lib
 from lm import step as step_lib
-from lm.config import Config, MeshConfig, UserError
+from lm.config import Config, Duration, MeshConfig, UserError
 from lm.data.batch import Batch
 from lm.families import OBJECTIVES, SCHEDULES
 from lm.layers import LayerRecord
@@ -71,7 +71,23 @@ class Build(Parts):
     @property
     def last_before_decay(self) -> int | None:
         """As `schedules.Schedule.last_before_decay`: a run keeps the checkpoint of this step."""
-        return self.schedule.last_before_decay(self.config.tokens_per_step)
+        return self.schedule.last_before_decay(self.config.steps_of)
+
+    def due(self, step: int, every: Duration) -> bool:
+        """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that
+        the last quarter of a run ends with the run. Steps are counted as such, of whatever batch.
+        """
+        if every.unit == "steps":
+            period, now, before = max(1.0, every.value), float(step), step - 1.0
+        else:
+            period = every.tokens(run_tokens=self.run_tokens, tokens_per_step=0)
+            now, before = (float(self.config.tokens_before(n)) for n in (step, step - 1))
+        return every.value > 0 and int(now / period + 1e-9) > int(before / period + 1e-9)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint of this step stays when newer ones come."""
+        every = self.config.checkpoint.keep_every
+        return self.due(step, every) or step == self.last_before_decay
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -325,12 +341,18 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
             "mesh.stream_over_tensor=False"
         )
     ways = batch_ways(mesh)
-    rows = config.data.batch_size // config.run.accumulation
+    count, first = config.run.accumulation, config.data.batch_warmup.first
+    rows = config.batches.of(0) // count
+    if first and rows % ways:
+        raise UserError(
+            f"data.batch_warmup.first={first} / run.accumulation={count} = {rows} rows do not "
+            f"divide over data*fsdp = {ways} devices; raise it, or change the mesh"
+        )
     if rows % ways:
         raise UserError(
             f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = "
             f"{ways} devices; set data.batch_size="
-            f"{math.ceil(rows / ways) * ways * config.run.accumulation}, or change the mesh"
+            f"{math.ceil(rows / ways) * ways * count}, or change the mesh"
         )
 
 

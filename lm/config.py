@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from lm import families
+from lm.data import config as data_config
+from lm.data import growth
+from lm.data.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data.growth import Batches
 from lm.mapping import (
     FREE,
     NOT_NEGATIVE,
     POSITIVE,
-    SHARE,
     Bound,
+    Count,
     Duration,
     Later,
-    Unit,
+    Tokens,
     UserError,
     convert,
     difference,
@@ -36,7 +39,10 @@ from lm.mapping import (
 
 __all__ = [
     "Config",
+    "DataConfig",
     "Duration",
+    "SourceConfig",
+    "TokenizerConfig",
     "UserError",
     "convert",
     "difference",
@@ -48,9 +54,6 @@ __all__ = [
 REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may name
 SEED = Bound("must lie in [0, 2^31)", lambda x: 0 <= x < 1 << 31)
 DEPTH_EXPONENT = Bound("must lie in [0.5, 1]; set mup.alpha=1.0", lambda x: 0.5 <= x <= 1.0)
-
-Count = Annotated[int, POSITIVE]
-Tokens = Annotated[int, POSITIVE, Unit("tokens")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,43 +103,6 @@ class MupConfig:
     residual_multiplier: Annotated[float, POSITIVE]
     base_depth: Annotated[int, NOT_NEGATIVE, Later(0)]
     alpha: Annotated[float, DEPTH_EXPONENT, Later(1.0)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """`bytes` and `bpe` (trained on the sources) need no path; `json` (tokenizers) and `tiktoken`
-    read `path`.
-    """
-
-    kind: Literal["bytes", "bpe", "json", "tiktoken"]
-    path: str
-    vocab_size: Annotated[int, Bound("must be >= 257 (bytes and end of text)", lambda n: n >= 257)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """Text: `stdlib`, a glob of .txt .md .py .jsonl[.gz] files, or Parquet.
-
-    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the documents,
-    chosen by the hash of their path or id, form the validation set of this source's name (0: none,
-    1: all).
-    """
-
-    path: str
-    text_key: str
-    weight: Annotated[float, NOT_NEGATIVE]
-    valid_fraction: Annotated[float, SHARE]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """`context_length` in tokens, `batch_size` in rows of that length."""
-
-    tokenizer: TokenizerConfig
-    sources: Mapping[str, SourceConfig]
-    context_length: Tokens
-    batch_size: Count
-    packing: Literal["concat", "best_fit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,21 +196,36 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
+        """Of the full batch."""
         return self.data.batch_size * self.data.context_length
+
+    @property
+    def batches(self) -> Batches:
+        """The rows of every batch."""
+        data = self.data
+        return growth.batches(data.batch_size, data.batch_warmup, data.context_length)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of all steps before number `step`, from 0."""
+        return self.batches.before(step) * self.data.context_length
+
+    def steps_of(self, tokens: float) -> float:
+        """The inverse of `tokens_before`, between whole steps too."""
+        return self.batches.steps(tokens / self.data.context_length)
 
     @property
     def run_steps(self) -> int:
         """Length of the run in optimizer steps, rounded up to whole steps."""
         length = self.run.length
-        steps = length.value if length.unit == "steps" else length.value / self.tokens_per_step
+        steps = length.value if length.unit == "steps" else self.steps_of(length.value)
         return max(1, math.ceil(steps))
 
     @property
     def run_tokens(self) -> int:
-        return self.run_steps * self.tokens_per_step
+        return self.tokens_before(self.run_steps)
 
     def steps(self, duration: Duration) -> int:
-        """A duration in whole steps, at least 1 (0 stays 0: never)."""
+        """A duration in whole steps of the full batch, at least 1 (0 stays 0: never)."""
         tokens = duration.tokens(run_tokens=self.run_tokens, tokens_per_step=self.tokens_per_step)
         return max(1, round(tokens / self.tokens_per_step)) if tokens > 0 else 0
 
@@ -276,6 +257,12 @@ def validate(config: Config) -> None:
             f"run.accumulation={config.run.accumulation}; set run.accumulation="
             f"{math.gcd(d.batch_size, config.run.accumulation)} or another divisor"
         )
+    data_config.check(d)
+    if d.batch_warmup.first % config.run.accumulation:
+        raise UserError(
+            f"data.batch_warmup.first={d.batch_warmup.first} is not a multiple of "
+            f"run.accumulation={config.run.accumulation}; raise it, or lower run.accumulation"
+        )
     if not all(config.log.samples):
         raise UserError(
             "log.samples holds an empty prompt, and nothing is known of a first token; remove it"
@@ -298,7 +285,6 @@ def validate(config: Config) -> None:
     if told is not None:
         raise UserError(told)
     _validate_parametrization(config.mup, config.model.num_layers)
-    _validate_sources(d)
     _validate_mesh(config.mesh)
 
 
@@ -348,35 +334,6 @@ def _validate_parametrization(mup: MupConfig, num_layers: int) -> None:
                     f"mup.{name}={getattr(mup, name)} with mup.parametrization='standard'; set "
                     f"mup.{name}=1.0"
                 )
-
-
-def _validate_sources(data: DataConfig) -> None:
-    if data.sources and not any(source.weight > 0 for source in data.sources.values()):
-        raise UserError(
-            "data.sources has no source with weight > 0; set "
-            f"data.sources.{next(iter(data.sources))}.weight=1, or that of another"
-        )
-    for name, source in data.sources.items():
-        if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(
-                f"data.sources.{name}: a name takes letters, digits, _ and -; rename it"
-            )
-        if source.valid_fraction == 1.0 and source.weight > 0:
-            others = [x for x in data.sources if x != name and data.sources[x].weight > 0]
-            raise UserError(
-                f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is "
-                f"left to train on; set data.sources.{name}.valid_fraction=0.5 or another below 1"
-                + (f", or data.sources.{name}.weight=0" if others else "")
-            )
-    if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
-        raise UserError(
-            f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path; set it"
-        )
-    if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
-        raise UserError(
-            f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path "
-            "to ''"
-        )
 
 
 def _validate_mesh(mesh: MeshConfig) -> None:

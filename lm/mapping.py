@@ -185,6 +185,10 @@ class Unit:
     name: str
 
 
+Count = Annotated[int, POSITIVE]
+Tokens = Annotated[int, POSITIVE, Unit("tokens")]
+
+
 class Reader(typing.Protocol):
     """Mark of a field whose values convert themselves (lm/families.py)."""
 

@@ -33,6 +33,7 @@ from lm import optimizers
 from lm import state as state_lib
 from lm.config import Config
 from lm.data.batch import Batch, byte_weights
+from lm.data.config import DataConfig
 from lm.laws import critical_batch
 from lm.loss import LossOptions
 from lm.model import DROPOUT, FROZEN, Model
@@ -168,7 +169,8 @@ def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
         grads, sums = gradient(state.params, batch, given)
         grads = jax.tree.map(lambda g: g / weight, grads)
         seen = state_lib.as_float(state.tokens)
-        rate = numbers.schedule(seen)
+        rows, time = batch.tokens.shape
+        rate = _of_batch(parts.config.data, rows, numbers.schedule(seen))
         extra = {"loss": sums.objective / weight, "rate": rate, "decay": numbers.decay}
         if numbers.stable is not None:
             start, end = numbers.stable
@@ -178,12 +180,17 @@ def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
         params = optax.apply_updates(state.params, updates)
         after = typing.cast(optimizers.OptState, opt_state)
         metrics = _metrics(parts, sums, weight, rate, (grads, updates, params, after))
-        rows, time = batch.tokens.shape
         tokens = state_lib.added(state.tokens, rows * time)
         counts = state.step + 1, tokens, state_lib.added(state.rows, rows)
         return TrainState(counts[0], params, opt_state, *counts[1:]), metrics
 
     return step
+
+
+def _of_batch(data: DataConfig, rows: int, rate: jax.Array) -> jax.Array:
+    """The learning rate of a batch that may not have grown to its size yet."""
+    factor = (rows / data.batch_size) ** data.batch_warmup.rate_exponent
+    return rate if factor == 1.0 else rate * np.float32(factor)
 
 
 def _on_device(parts: Parts, opt_state: Any) -> Any:

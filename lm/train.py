@@ -42,7 +42,6 @@ from lm.run.clock import Clock, Profiler
 from lm.run.items import Meta
 from lm.run.progress import TrainingBar
 from lm.run.saver import Checkpointer
-from lm.state import as_int
 
 Record = dict[str, Any]
 EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
@@ -111,9 +110,9 @@ def run(config: Config, options: Options) -> Outcome:
         built = build_lib.build(config, jax.devices(), decay_start, like=options.like)
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
-        saver = stack.enter_context(Checkpointer(workdir, config, built.last_before_decay))
+        saver = stack.enter_context(Checkpointer(workdir, config, built.keeps))
         state, records = origin_lib.begin(origin, built, saver, loader)
-        step, end = int(state.step), built.run_tokens // config.tokens_per_step
+        step, end = int(state.step), round(config.steps_of(built.run_tokens))
         _check_not_past(step, end, workdir)
         if is_first:
             is_accepted = options.accept_lost_records
@@ -127,7 +126,6 @@ def run(config: Config, options: Options) -> Outcome:
         bar = stack.enter_context(_bar(config, step, end))
         token_bytes = built.put_replicated(_padded_bytes(prepared.tokenizer, built))
         numbers = built.put_replicated(built.numbers)
-        tokens = _Tokens(as_int(state.tokens), step, built)
         given = Given(prepared.tokenizer, prepared, config.data, config.evaluate.max_tokens)
         questions = evaluate.prepare(tasks, given)
         clock = Clock(built, config)
@@ -147,21 +145,19 @@ def run(config: Config, options: Options) -> Outcome:
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
-            if at == end or any(
-                tokens.due(at, e) for e in (config.log.every, config.evaluate.every)
-            ):
-                counts = {"step": at, "tokens": tokens.after(at)}
+            if at == end or built.due(at, config.log.every) or built.due(at, config.evaluate.every):
+                counts = {"step": at, "tokens": config.tokens_before(at)}
                 times = clock.lap(at) if timing is None else timing
                 writer.write(counts | values | times | extra)
             _stop_if_stuck(config, options, at, in_row, values["train/loss"])
 
         def save() -> None:
-            counts = Meta(step, tokens.after(step), decay_start, {}, {})
+            counts = Meta(step, config.tokens_before(step), decay_start, {}, {})
             meta = counts._replace(records=writer.sealed())
             saver.save(state, loader.state() | {"identity": loader.identity}, meta)
 
         def due(every: Duration) -> bool:
-            return step == end or tokens.due(step, every)
+            return step == end or built.due(step, every)
 
         if step and due(config.evaluate.every):
             _mend_record(workdir, step, evaluation)
@@ -220,6 +216,11 @@ def _check_options(config: Config, options: Options) -> None:
             f"data.sources names {next(iter(config.data.sources))!r} and this run trains on rows "
             "that are generated; set data.sources to {}"
         )
+    if options.rows is not None and config.data.batch_warmup.first:
+        raise UserError(
+            f"data.batch_warmup.first={config.data.batch_warmup.first} and rows that are generated "
+            "in batches of one size; set it to 0"
+        )
     for label in options.until:
         if label not in config.evaluate.tasks:
             known = nearest(label, config.evaluate.tasks)
@@ -228,8 +229,9 @@ def _check_options(config: Config, options: Options) -> None:
 
 def _loader(built: Build, prepared: Prepared, rows: Rows | None) -> Loader:
     """The rows of the batch that this process's devices hold."""
-    data = built.config.data
-    shape = data.batch_size, data.context_length
+    data, batches = built.config.data, built.config.batches
+    # Of the smallest batch, so that every one divides.
+    shape = batches.of(0), data.context_length
     rank, num_ranks = processes.rows(built.batch_sharding, shape)
     if rows is not None:
         size = data.batch_size
@@ -238,7 +240,7 @@ def _loader(built: Build, prepared: Prepared, rows: Rows | None) -> Loader:
         prepared,
         data,
         seed=built.config.seed,
-        batch_size=data.batch_size,
+        batches=batches,
         rank=rank,
         num_ranks=num_ranks,
     )
@@ -248,7 +250,7 @@ def _bar(config: Config, start: int, end: int) -> TrainingBar:
     return TrainingBar(
         start=start,
         end=end,
-        tokens_per_step=config.tokens_per_step,
+        tokens=config.tokens_before,
         is_shown=processes.is_first(),
     )
 
@@ -274,29 +276,6 @@ def _padded_bytes(tokenizer: Tokenizer, built: Build) -> np.ndarray:
     """UTF-8 bytes per id, as long as the configured vocabulary (a trained one may be smaller)."""
     size = built.abstract_token_bytes.shape[0]
     return np.pad(tokenizer.token_bytes, (0, size - len(tokenizer.token_bytes))).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokens:
-    """The tokens that a run has taken after a step, counted from the state it began with, `tokens`
-    at `step`, without waiting for the device.
-    """
-
-    tokens: int
-    step: int
-    built: Build
-
-    def after(self, step: int) -> int:
-        return self.tokens + (step - self.step) * self.built.config.tokens_per_step
-
-    def due(self, step: int, every: Duration) -> bool:
-        """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that
-        the last quarter of a run ends with the run.
-        """
-        per_step = self.built.config.tokens_per_step
-        tokens = every.tokens(run_tokens=self.built.run_tokens, tokens_per_step=per_step)
-        period, now = max(1.0, tokens / per_step), self.after(step) / per_step
-        return tokens > 0 and int(now / period + 1e-9) > int((now - 1) / period + 1e-9)
 
 
 def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:

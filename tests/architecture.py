@@ -43,7 +43,8 @@ KERNEL_RANKS = (
 LM_RANKS = (
     {"mapping"},
     {"files"},
-    {"families"},
+    {"families", "data.growth"},
+    {"data.config"},
     {"config"},
     {"params", "schedules", "laws", "data", "metrics", "state"},
     {"targets", "mup", "fits"},

@@ -11,6 +11,7 @@ Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,33 +105,40 @@ def tune() -> tuple[dict[str, Any], ...]:
 
 def judge() -> tuple[dict[str, Any], ...]:
     """Each family at the rate that tuning chose for the budget, and Power as the grid's fit has it,
-    one setting for all budgets, on seeds that have chosen nothing.
+    one setting for all budgets, on seeds that have chosen nothing (Power on the others too).
     """
-    from lm.studies import regret, rows
-
-    tuned = regret.tuned(rows.read(HERE / "headline.jsonl"), TUNE_SEEDS)
     own = {"data.batch_size": (HEADLINE_ROWS,), "run.length": HEADLINE_LENGTHS}
     found = [{"seed": TUNE_SEEDS + JUDGE_SEEDS, "schedule": (power(),)} | own]
-    for family in FAMILIES:
-        for budget, tried in tuned[family].items():
-            chosen = {"schedule": (schedule(family, tried.best),)}
-            length = {"run.length": (f"{budget.tokens} tokens",)}
-            found.append({"seed": JUDGE_SEEDS} | own | chosen | length)
+    for (family, tokens), rate in sorted(tuned().items()):
+        chosen = {"schedule": (schedule(family, rate),), "run.length": (f"{tokens} tokens",)}
+        found.append({"seed": JUDGE_SEEDS} | own | chosen)
     return tuple(found)
+
+
+def tuned() -> dict[tuple[str, int], float]:
+    """(family, tokens) -> the rate of the least mean loss over the seeds that tune, as
+    `launch.regret` chooses it.
+    """
+    losses: dict[tuple[str, int], dict[float, list[float]]] = {}
+    for line in (HERE / "headline.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["seed"] in TUNE_SEEDS and row["schedule"] in FAMILIES:
+            rates = losses.setdefault((row["schedule"], row["tokens"]), {})
+            loss = math.inf if row["loss"] is None else row["loss"]
+            rates.setdefault(row["learning_rate"], []).append(loss)
+    return {key: min(rates, key=lambda x: sum(rates[x])) for key, rates in losses.items()}
 
 
 def power() -> dict[str, Any]:
     """The fitted law at the batch of the headline. It is capped at its rate where the data of the
     fit begin, at 0.25 M tokens, and is nowhere told how long a run is.
     """
-    from lm.laws.power import SEQUENCE_LEN, Power
-
     fit = json.loads((HERE / "fit.json").read_text(encoding="utf-8"))
-    law = Power(**fit["equations"][0]["values"])
-    tokens = HEADLINE_ROWS * 128
-    # The schedule counts batches with c = 1: what the fitted c makes of this batch goes into a.
-    factor = law.a * (tokens / SEQUENCE_LEN) ** (law.c - 1.0)
-    return schedule("power", float(law.rate(tokens, 256 * K)), a=factor, b=law.b)
+    law = fit["equations"][0]["values"]
+    # The schedule counts the batch in 4,096 tokens with c = 1, so the fitted c goes into a.
+    batch = HEADLINE_ROWS * 128 / 4096
+    factor = law["a"] * batch ** (law["c"] - 1.0)
+    return schedule("power", batch * factor * (256 * K) ** law["b"], a=factor, b=law["b"])
 
 
 def gpu(data: str) -> tuple[ConfigDict, tuple[dict[str, Any], ...]]:

@@ -5,7 +5,8 @@
 Rows that no text holds come from a `Rows`, which gives the batch of a step by itself.
 
 All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R
-data-parallel ranks reads rows r B/R .. (r+1) B/R of the same global batch for every R. One
+data-parallel ranks reads rows r B/R .. (r+1) B/R of the same global batch for every R; B may grow
+(lm/data/growth.py), and the rows stand in one order whatever batches they come in. One
 background thread prefetches: tokenising was done before. Validation rows come in file order,
 without shuffling.
 """
@@ -27,6 +28,7 @@ from lm.config import DataConfig, UserError, difference
 from lm.data import mixture as mixture_lib
 from lm.data import packing
 from lm.data.batch import Batch, stack
+from lm.data.growth import Batches
 from lm.data.mixture import Mixture
 from lm.data.packing import Packer, Plan
 from lm.data.prepare import Prepared
@@ -135,17 +137,17 @@ def create(
     config: DataConfig,
     *,
     seed: int,
-    batch_size: int,
+    batches: Batches,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Loader:
-    """The training stream of data-parallel rank `rank`; `batch_size` is global.
+    """The training stream of data-parallel rank `rank`; `batches` are global.
 
     Raises:
-      UserError: the batch does not divide among the ranks.
+      UserError: a batch does not divide among the ranks.
     """
-    if batch_size % num_ranks:
-        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
+    if (smallest := batches.of(0)) % num_ranks:
+        raise UserError(_INDIVISIBLE.format(batch_size=smallest, num_ranks=num_ranks))
     streams, shares = [], []
     for source_id, (name, source) in enumerate(config.sources.items()):
         if source.weight == 0:
@@ -157,12 +159,9 @@ def create(
         streams.append(rows.repeat())
         # Rows of a source with more padding must come more often. Exact: a quotient may overflow.
         shares.append(Fraction(source.weight) / Fraction(packer.fill))
-    local = batch_size // num_ranks
-    selection = _RankRows(Mixture(shares), batch_size, rank * local, local)
-    dataset = grain.MapDataset.select_from_datasets(streams, selection)
-    return Loader(
-        dataset.batch(local, batch_fn=stack), identity(prepared, config, seed, batch_size)
-    )
+    rows = grain.MapDataset.select_from_datasets(streams, _Order(Mixture(shares)))
+    dataset = _Batches(rows, batches, rank, num_ranks)
+    return Loader(dataset, identity(prepared, config, seed, batches))
 
 
 def generated(rows: Rows, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Loader:
@@ -191,47 +190,63 @@ class _Generated(grain.MapDataset):
         return Batch(*(field[self._share] for field in self._rows.batch(index)))
 
 
-class _RankRows(grain.transforms.DatasetSelectionMap):
-    """Row i of a rank -> (stream, row of the stream), through the row of the global batch."""
+class _Order(grain.transforms.DatasetSelectionMap):
+    """Row i of the training stream -> (source, row of the source)."""
 
-    def __init__(self, mixture: Mixture, batch_size: int, first: int, local: int):
-        self._mixture, self._batch_size, self._first, self._local = (
-            mixture,
-            batch_size,
-            first,
-            local,
-        )
+    def __init__(self, mixture: Mixture):
+        self._mixture = mixture
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        step, row = divmod(index, self._local)
-        return self._mixture[step * self._batch_size + self._first + row]
+        return self._mixture[index]
 
 
-def identity(prepared: Prepared, config: DataConfig, seed: int, batch_size: int) -> dict[str, Any]:
+class _Batches(grain.MapDataset):
+    """Item i is the share of a rank in the batch of step i."""
+
+    def __init__(self, rows: grain.MapDataset, batches: Batches, rank: int, num_ranks: int):
+        super().__init__()
+        self._rows: Any = rows  # of a dataset without end, no row is None
+        self._batches, self._rank, self._num_ranks = batches, rank, num_ranks
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        local = self._batches.of(index) // self._num_ranks
+        first = self._batches.before(index) + self._rank * local
+        return stack([self._rows[first + i] for i in range(local)])
+
+
+def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches) -> dict[str, Any]:
     """Everything the training stream depends on, apart from the step, and under "validation" what
     the validation sets hold; kept with a checkpoint.
     """
     trained = {name: source for name, source in config.sources.items() if source.weight > 0}
     mixed = {"mixture_version": mixture_lib.VERSION} if len(trained) > 1 else {}
-    return mixed | {
-        "seed": seed,
-        "batch_size": batch_size,
-        "context_length": config.context_length,
-        "packing": config.packing,
-        "packing_version": packing.VERSION,
-        "tokenizer_sha256": prepared.tokenizer.sha256,
-        "sources": {
-            name: {
-                "weight": source.weight,
-                "tokens_sha256": prepared.stores[name]["train"].meta["tokens_sha256"],
-            }
-            for name, source in trained.items()
-        },
-        "validation": held_out(prepared, config),
-    }
+    grown = {"batch_warmup": list(batches[1:])} if batches.doublings else {}
+    return (
+        mixed
+        | grown
+        | {
+            "seed": seed,
+            "batch_size": batches.size,
+            "context_length": config.context_length,
+            "packing": config.packing,
+            "packing_version": packing.VERSION,
+            "tokenizer_sha256": prepared.tokenizer.sha256,
+            "sources": {
+                name: {
+                    "weight": source.weight,
+                    "tokens_sha256": prepared.stores[name]["train"].meta["tokens_sha256"],
+                }
+                for name, source in trained.items()
+            },
+            "validation": held_out(prepared, config),
+        }
+    )
 
 
 def held_out(prepared: Prepared, config: DataConfig) -> dict[str, str]:

@@ -181,7 +181,7 @@ def _times(plan: Plan) -> str:
         f"{duration(found.compute)}, memory {duration(found.memory)}) + network "
         f"{duration(found.network)}, bound by {bound}; {found.tokens_per_second:,.0f} tokens/s, "
         f"MFU at most {100 * found.mfu:.0f} %, run "
-        f"{duration(plan.config.run_steps * found.step)}"
+        f"{duration(plan.config.run_tokens / found.tokens_per_second)}"
     )
 
 

@@ -253,7 +253,7 @@ def read(path: Path, abstract: TrainState) -> Restored:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             state = reader.restore(path / "state", formats.stored(abstract, meta.digest))
         if not isinstance(state, TrainState):
-            rows = meta.step * _read_config(path).data.batch_size
+            rows = _read_config(path).batches.before(meta.step)
             state = formats.counted(state, abstract, tokens=meta.tokens, rows=rows)
         return Restored(state, loader, config, meta)
 

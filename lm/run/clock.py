@@ -25,7 +25,7 @@ class Clock:
         peak = metrics.peak_flops(kind, config.model.precision)
         self._peak = None if peak is None else peak * built.mesh.size
         self._flops = build_lib.flops_per_token(built)
-        self._tokens_per_step = config.tokens_per_step
+        self._tokens = config.tokens_before
         self._last: tuple[float, int] | None = None
 
     def lap(self, step: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Clock:
         if last is None or step == last[1]:
             return {}
         seconds = (now - last[0]) / (step - last[1])
-        rate = self._tokens_per_step / seconds
+        rate = (self._tokens(step) - self._tokens(last[1])) / (now - last[0])
         values = {"time/step_seconds": seconds, "time/tokens_per_second": rate}
         return (
             values if self._peak is None else values | {"time/mfu": rate * self._flops / self._peak}

@@ -162,16 +162,21 @@ def _schedule(config: Config, meta: Meta) -> Schedule:
 
 
 def _check_trunk(folder: Path) -> None:
-    """A decay branches from weights that have not decayed."""
+    """A decay branches from weights that have not decayed and have had the full batch."""
     config, meta = checkpoint.read_config(folder), checkpoint.read_meta(folder)
-    schedule, per_step = _schedule(config, meta), config.tokens_per_step
-    if not schedule.is_decayed(meta.tokens, per_step):
+    if meta.step < (grown := config.batches.warmup_steps):
+        raise UserError(
+            f"decay_from={folder} is in the batch-size warmup of its run, which ends at step "
+            f"{grown}; name a later checkpoint"
+        )
+    schedule = _schedule(config, meta)
+    if not _is_decayed([schedule], config, meta.step):
         return
-    earlier = _before(folder.parent, [schedule], per_step)
+    earlier = _before(folder.parent, [schedule], config)
     advice = f"set decay_from to {earlier}" if earlier else "none from before it is kept there"
     raise UserError(
         f"decay_from={folder} has decayed already, since step "
-        f"{schedule.last_before_decay(per_step)} of its run; {advice}"
+        f"{schedule.last_before_decay(config.steps_of)} of its run; {advice}"
     )
 
 
@@ -179,19 +184,18 @@ def _check_length(restored: Restored, built: Build, folder: Path) -> None:
     """Another run.length moves the decay: not that of weights which are in it, or would be."""
     meta, config = restored.meta, built.config
     planned = formats.read(restored.config, f"{folder}/{meta.step}/config")
-    per_step = config.tokens_per_step
     schedules = [_schedule(planned, meta), built.schedule]
     is_past = meta.tokens > built.run_tokens  # told elsewhere
     if is_past or schedules[0].phases[1:] == schedules[1].phases[1:]:
         return
-    if not any(schedule.is_decayed(meta.tokens, per_step) for schedule in schedules):
+    if not _is_decayed(schedules, config, meta.step):
         return
     told = (
         f"run.length={config.run.length} in place of {planned.run.length} moves the decay of the "
         f"learning rate, and the weights of step {meta.step} in {folder.parent} have decayed or "
         "would be in it"
     )
-    earlier = _before(folder, schedules, per_step)
+    earlier = _before(folder, schedules, config)
     if earlier is None:
         raise UserError(f"{told}; no checkpoint from before it is kept: choose a new workdir")
     later = [folder / str(s) for s in checkpoint.steps(folder.parent) if s > int(earlier.name)]
@@ -202,13 +206,19 @@ def _check_length(restored: Restored, built: Build, folder: Path) -> None:
     raise UserError(f"{told}; to go on from {earlier}, move what came after it away: {command}")
 
 
-def _before(folder: Path, schedules: list[Schedule], tokens_per_step: int) -> Path | None:
+def _before(folder: Path, schedules: list[Schedule], config: Config) -> Path | None:
     """The newest checkpoint in a folder of them that is in no decay of `schedules`."""
     for step in reversed(checkpoint.steps(folder.parent)):
-        tokens = step * tokens_per_step
-        if not any(schedule.is_decayed(tokens, tokens_per_step) for schedule in schedules):
+        if not _is_decayed(schedules, config, step):
             return folder / str(step)
     return None
+
+
+def _is_decayed(schedules: list[Schedule], config: Config, step: int) -> bool:
+    """Whether the weights after so many steps are in the decay of one of these schedules."""
+    tokens = config.tokens_before(step)
+    last = tokens - config.tokens_before(step - 1)
+    return any(schedule.is_decayed(tokens, last) for schedule in schedules)
 
 
 def _locate(config: Config, workdir: Path) -> Path | None:

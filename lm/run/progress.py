@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from rich.console import Console
@@ -50,12 +50,14 @@ class _Bar:
 
 
 class TrainingBar(_Bar):
-    """A context manager; `update` takes the metrics of a finished step. Not `is_shown`: silent."""
+    """A context manager; `update` takes the metrics of a finished step. `tokens`: those of so many
+    steps. Not `is_shown`: silent.
+    """
 
     def __init__(
-        self, *, start: int, end: int, tokens_per_step: int, is_shown: bool = True
+        self, *, start: int, end: int, tokens: Callable[[int], int], is_shown: bool = True
     ) -> None:
-        self._start, self._end, self._tokens_per_step = start, end, tokens_per_step
+        self._start, self._end, self._tokens = start, end, tokens
         self._began = time.monotonic()
         self._last = (self._began, start)
         self._rate = 0.0
@@ -71,14 +73,14 @@ class TrainingBar(_Bar):
         now = time.monotonic()
         evaluations = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("eval/")]
         if self._last[1] > self._start and step > self._last[1] and not evaluations:
-            rate = (step - self._last[1]) * self._tokens_per_step / (now - self._last[0])
+            rate = (self._tokens(step) - self._tokens(self._last[1])) / (now - self._last[0])
             # A running mean over about twenty steps, so that one slow step does not make the
             # estimate jump.
             self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
         self._last = (now, step)
         note = f"loss {values['train/loss']:.3f}  {values['train/bpb']:.3f} bits/byte"
         if self._rate:
-            left = (self._end - step) * self._tokens_per_step / self._rate
+            left = (self._tokens(self._end) - self._tokens(step)) / self._rate
             note += f"  {self._rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
         self._bar.update(self._task, completed=step, note=note)
         if evaluations:

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,15 +37,14 @@ log = logging.getLogger(__name__)
 
 class Checkpointer:
     """The checkpoints of one workdir, for the run that writes them. A context manager: leaving
-    waits for saves. The one of step `always` is kept whatever config.checkpoint says.
+    waits for saves. The newest config.checkpoint.keep_last stay, and those of a step that `keeps`.
     """
 
-    def __init__(self, workdir: Path, config: Config, always: int | None = None) -> None:
+    def __init__(self, workdir: Path, config: Config, keeps: Callable[[int], bool]) -> None:
         self.folder = (workdir / FOLDER).absolute()
         self._stack = contextlib.ExitStack()
         self._config = formats.write(config)
-        keep_every = config.steps(config.checkpoint.keep_every)
-        self._kept = _Kept(config.checkpoint.keep_last, keep_every, always)
+        self._kept = _Kept(config.checkpoint.keep_last, keeps)
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             cleanup_tmp_directories=True,
@@ -199,18 +198,14 @@ class Checkpointer:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Which checkpoints stay, as Orbax asks it: the last ones, multiples of `every` (0: none), and
-    the one `always`.
-    """
+    """Which checkpoints stay, as Orbax asks it: the last ones, and those of a step that `keeps`."""
 
     last: int
-    every: int
-    always: int | None
+    keeps: Callable[[int], bool]
 
     def of(self, steps: Sequence[int]) -> list[bool]:
         newest = steps[-self.last :]
-        is_due = lambda step: bool(self.every) and step % self.every == 0
-        return [step in newest or is_due(step) or step == self.always for step in steps]
+        return [step in newest or self.keeps(step) for step in steps]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context

@@ -141,16 +141,16 @@ class Schedule:
     def has_decay(self) -> bool:
         return self.phases.decay_end > self.phases.decay_start and self.final_ratio < 1.0
 
-    def last_before_decay(self, tokens_per_step: int) -> int | None:
+    def last_before_decay(self, steps_of: Callable[[float], float]) -> int | None:
         """The last step at which the decay can still begin elsewhere: no update of it was made, and
-        its first one is due. None without a decay.
+        its first one is due. None without a decay. `steps_of`: tokens -> steps.
         """
-        start = self.phases.decay_start / tokens_per_step
-        return int(start + 1e-6) if self.has_decay else None
+        return int(steps_of(self.phases.decay_start) + 1e-6) if self.has_decay else None
 
     def is_decayed(self, tokens: float, tokens_per_step: int) -> bool:
-        """Whether an update of the decay went into the weights at `tokens`. The last update was
-        made at one step less, and at `decay_start` itself the factor of the decay is 1.
+        """Whether an update of the decay went into the weights at `tokens`, whose last step took
+        `tokens_per_step`. That update was made at so many tokens less, and at `decay_start` itself
+        the factor of the decay is 1.
         """
         last, start = tokens / tokens_per_step - 1, self.phases.decay_start / tokens_per_step
         return self.has_decay and last > start + 1e-6

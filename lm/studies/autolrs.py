@@ -92,6 +92,11 @@ def create(mapping: Mapping[str, Any]) -> Search:
     config = configuration(search)
     if config.init_from or config.decay_from:
         raise UserError("a search starts its run anew; set init_from and decay_from to ''")
+    if first := config.data.batch_warmup.first:
+        raise UserError(
+            f"data.batch_warmup.first={first}, and a search finds the rate of one batch size; set "
+            "it to 0"
+        )
     if not isinstance(config.schedule, Phased):
         raise UserError(
             "a search keeps the warmup and the decay of a schedule with a stable phase; set "

@@ -153,7 +153,8 @@ def _with_trunk(config: Config, values: Mapping[str, Any], content: Any) -> Plan
         decay = max(1, round(schedule.decay.tokens(**lengths) / per_step))
         warmup = Duration(schedule.warmup.tokens(**lengths), "tokens")
         exact = dataclasses.replace(schedule, warmup=warmup, decay=Duration(decay, "steps"))
-        if decay < steps:  # or there is nothing before the decay
+        # Or there is nothing before the decay, or it falls into the growth of the batch.
+        if decay < steps and steps - decay >= config.batches.warmup_steps:
             config, start = dataclasses.replace(config, schedule=exact), steps - decay
     told = config.schedule.misfit(**lengths, is_branch=False)
     if told is not None:

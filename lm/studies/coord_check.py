@@ -195,8 +195,7 @@ def trained(check: Check, cell: Cell, seeds: Sequence[int], prepared: Prepared) 
     curves = []
     for seed in seeds:
         numbers = built.numbers._replace(seed=np.uint32(seed))
-        size = config.data.batch_size
-        with loader.create(prepared, config.data, seed=seed, batch_size=size) as stream:
+        with loader.create(prepared, config.data, seed=seed, batches=config.batches) as stream:
             batches = [built.put(next(stream)) for _ in range(check.steps + 1)]
         state, taken = init(seed), []
         for batch in batches:  # the last step is not looked at

@@ -66,6 +66,11 @@ def read(workdir: Path, key: str) -> Trained:
     if not run.config:
         raise UserError(f"{workdir} has no config.json, so its learning rates are not known")
     config = formats.read({formats.KEY: formats.FORMAT} | run.config, str(workdir))
+    if first := config.data.batch_warmup.first:
+        raise UserError(
+            f"{workdir} has data.batch_warmup.first={first}, and the law is of one batch size; "
+            "leave that run out"
+        )
     steps, losses = run.series(key, over="step")
     if not len(steps):
         known = [k for k in run.keys("*") if k.split("/")[-1] in ("loss", "nll")]

@@ -117,18 +117,6 @@ def _check_one_rate(curve: Curve, family: str, budget: Budget) -> None:
         )
 
 
-def tuned(rows: Iterable[Row], tuned_on: Sequence[int]) -> dict[str, dict[Budget, Tuned]]:
-    """family -> budget -> what the seeds `tuned_on` saw, where they tried any rate."""
-    return {
-        family: {
-            budget: Tuned(tried)
-            for budget, curve in budgets.items()
-            if (tried := _tried(curve, set(tuned_on)))
-        }
-        for family, budgets in _losses(rows).items()
-    }
-
-
 def _tried(curve: Curve, seeds: set[int]) -> dict[float, float]:
     """Mean losses of the rates that all of these seeds have."""
     return {

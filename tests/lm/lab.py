@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from lm import build as build_lib
@@ -151,13 +153,14 @@ class Lab:
 
 
 def compiled_once(jitted: Any) -> Any:
-    """The jitted function compiled fast for the first arguments, which all later ones match."""
-    found: list[Any] = []
+    """The jitted function compiled fast for every shape of its arguments."""
+    found: dict[tuple[Any, ...], Any] = {}
 
     def call(*args: Any) -> Any:
-        if not found:
-            found.append(tiny.compiled(jitted, *args))
-        return found[0](*args)
+        shapes = tuple(np.shape(x) for x in jax.tree.leaves(args))
+        if shapes not in found:
+            found[shapes] = tiny.compiled(jitted, *args)
+        return found[shapes](*args)
 
     return call
 

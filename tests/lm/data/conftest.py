@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data.growth import NO_WARMUP
 
 WORDS = "the quick brown fox jumps over a lazy dog in été and naïve 日本 <|endoftext|> def f(x):\n"
 
@@ -24,6 +25,7 @@ def data_config(sources: dict[str, SourceConfig], **changes: object) -> DataConf
         "context_length": 16,
         "batch_size": 4,
         "packing": "concat",
+        "batch_warmup": NO_WARMUP,
     }
     return DataConfig(**(values | changes))  # pyright: ignore[reportArgumentType]
 

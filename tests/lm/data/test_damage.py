@@ -16,6 +16,7 @@ import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from lm.data import loader
+from lm.data.growth import Batches
 from lm.data.prepare import prepare
 
 MakeConfig = Callable[..., DataConfig]
@@ -170,7 +171,7 @@ def test_rewritten_tokens_end_what_reads_them(
     prepared = prepare(config, tmp_path / "data", progress=False)  # nothing is read yet
     words = r"tokens\.bin: digest of bytes 0 on is .* and prepare again"
     with (
-        loader.create(prepared, config, seed=0, batch_size=4) as batches,
+        loader.create(prepared, config, seed=0, batches=Batches(4)) as batches,
         pytest.raises(UserError, match=words),
     ):
         next(

@@ -16,6 +16,7 @@ import pytest
 from lm.config import DataConfig, SourceConfig, UserError
 from lm.data import loader
 from lm.data.batch import Batch, stack
+from lm.data.growth import Batches
 from lm.data.packing import concat
 from lm.data.prepare import Prepared, prepare
 from lm.data.sources import is_valid
@@ -39,8 +40,9 @@ def prepared(config: DataConfig, folder: Path) -> Prepared:
 def take(
     prepared: Prepared, config: DataConfig, steps: int, begin: int = 0, **changes: int
 ) -> list[Batch]:
-    options = {"seed": 0, "batch_size": config.batch_size} | changes
-    with loader.create(prepared, config, **options) as batches:
+    options = {"seed": 0} | changes
+    size = Batches(options.pop("batch_size", config.batch_size))
+    with loader.create(prepared, config, batches=size, **options) as batches:
         batches.set_state({"next_step": begin})
         return list(itertools.islice(batches, steps))
 
@@ -157,12 +159,12 @@ def test_resume_is_exact(config: DataConfig, prepared: Prepared) -> None:
     epoch = -(-rows // 4)
     whole = take(prepared, config, 2 * epoch + 5)
     for k in (0, 1, epoch // 2, epoch - 1, epoch, epoch + 1, 2 * epoch):
-        with loader.create(prepared, config, seed=0, batch_size=4) as batches:
+        with loader.create(prepared, config, seed=0, batches=Batches(4)) as batches:
             for _ in range(k):
                 next(batches)
             state = batches.state()
             assert state == {"next_step": k}  # nothing of what was prefetched
-        with loader.create(prepared, config, seed=0, batch_size=4) as batches:
+        with loader.create(prepared, config, seed=0, batches=Batches(4)) as batches:
             next(batches)
             batches.set_state(state)
             assert equal(itertools.islice(batches, 5), whole[k : k + 5])
@@ -172,13 +174,14 @@ CHILD = """
 import sys
 from pathlib import Path
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data.growth import NO_WARMUP, Batches
 from lm.data import loader
 from lm.data.prepare import prepare
 source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3)
 tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=512)
 config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
-                    packing="concat")
-batches = loader.create(prepare(config, Path(sys.argv[2])), config, seed=0, batch_size=4)
+                    packing="concat", batch_warmup=NO_WARMUP)
+batches = loader.create(prepare(config, Path(sys.argv[2])), config, seed=0, batches=Batches(4))
 batches.set_state({"next_step": 37})
 for _ in range(25):
     print(next(batches).tokens.tolist())
@@ -311,8 +314,9 @@ def test_validation_limit(config: DataConfig, prepared: Prepared) -> None:
 
 def test_identity(config: DataConfig, prepared: Prepared, mixed: DataConfig, folder: Path) -> None:
     def identity(config: DataConfig, prepared: Prepared, **changes: int) -> dict[str, object]:
-        options = {"seed": 0, "batch_size": 4} | changes
-        with loader.create(prepared, config, **options) as batches:
+        options = {"seed": 0} | changes
+        size = Batches(options.pop("batch_size", 4))
+        with loader.create(prepared, config, batches=size, **options) as batches:
             return batches.identity
 
     first = identity(config, prepared)
@@ -363,7 +367,7 @@ def test_validation_documents_that_changed_are_told(
     config = make_config({"text": make_source(tmp_path / "*.txt")})
 
     def identity() -> dict[str, object]:
-        return loader.identity(prepare(config, folder, progress=False), config, 0, 4)
+        return loader.identity(prepare(config, folder, progress=False), config, 0, Batches(4))
 
     before = identity()
     name = next(f"{i}.txt" for i in range(9) if is_valid(f"{i}.txt", 0.3))
@@ -382,11 +386,11 @@ def test_validation_documents_that_changed_are_told(
 
 def test_a_stream_in_another_order_is_told(mixed: DataConfig, folder: Path) -> None:
     """A mixture of before the order had a number; one source alone comes as it always did."""
-    now = loader.identity(prepare(mixed, folder, progress=False), mixed, 0, 4)
+    now = loader.identity(prepare(mixed, folder, progress=False), mixed, 0, Batches(4))
     before = {key: value for key, value in now.items() if key != "mixture_version"}
     with pytest.raises(UserError, match=r"mixture_version was 1, is 2\); go on with that version"):
         loader.check_identity(before, now)
     alone = dataclasses.replace(mixed, sources={"a": mixed.sources["a"]})
     assert "mixture_version" not in loader.identity(
-        prepare(alone, folder, progress=False), alone, 0, 4
+        prepare(alone, folder, progress=False), alone, 0, Batches(4)
     )

@@ -64,11 +64,12 @@ LARGE = """
 import resource, sys
 from pathlib import Path
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
+from lm.data.growth import NO_WARMUP
 from lm.data.prepare import prepare
 source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.0)
 tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=257)
 config = DataConfig(tokenizer=tokenizer, sources={"s": source}, context_length=16, batch_size=4,
-                    packing="concat")
+                    packing="concat", batch_warmup=NO_WARMUP)
 store = prepare(config, Path(sys.argv[2]), progress=False).stores["s"]["train"]
 print(store.meta["bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

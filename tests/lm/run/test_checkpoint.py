@@ -126,7 +126,7 @@ def at(state: TrainState, step: int) -> TrainState:
 
 
 def save(workdir: Path, built: Any, state: TrainState, step: int) -> None:
-    with Checkpointer(workdir, built.config) as saver:
+    with Checkpointer(workdir, built.config, built.keeps) as saver:
         saver.save(
             at(state, step), {"next_step": step} | IDENTITY, Meta(step, 96 * step, None, {}, {})
         )
@@ -137,7 +137,7 @@ def test_save_and_restore(tmp_path: Path) -> None:
     built, state = created()
     save(tmp_path, built, state, 3)
     (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # of a process that was killed
-    with Checkpointer(tmp_path, built.config) as saver:
+    with Checkpointer(tmp_path, built.config, built.keeps) as saver:
         assert not (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").exists()
         assert saver.latest == 3
         restored = saver.restore_latest(built.abstract_state)
@@ -146,7 +146,7 @@ def test_save_and_restore(tmp_path: Path) -> None:
     assert (restored.meta.step, restored.meta.tokens) == (3, 288)
     assert restored.loader == {"next_step": 3} | IDENTITY
     assert checkpoint.read_config(tmp_path / "checkpoints" / "3") == built.config
-    with Checkpointer(tmp_path / "empty", built.config) as saver:
+    with Checkpointer(tmp_path / "empty", built.config, built.keeps) as saver:
         assert saver.restore_latest(built.abstract_state) is None
 
 
@@ -310,7 +310,7 @@ def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """As above, where nothing may be mounted."""
     built, state = created()
     workdir = tmp_path / "run"
-    with Checkpointer(workdir, built.config) as saver:
+    with Checkpointer(workdir, built.config, built.keeps) as saver:
 
         def fail(*args: Any, **options: Any) -> None:
             (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
@@ -325,7 +325,7 @@ def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        Checkpointer(tmp_path, tiny.config())
+        Checkpointer(tmp_path, tiny.config(), lambda step: False)
 
 
 @pytest.mark.parametrize("damage", ["no state", "a flipped bit of the loader"])

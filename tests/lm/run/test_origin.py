@@ -136,7 +136,7 @@ def test_every_schedule_says_where_its_decay_begins() -> None:
         changes = {"schedule": {"family": name, **lengths}, "run.length": "40 steps"}
         rule = tiny.config(changes).schedule
         short, long = (rule.schedule(schedules.Run(n * PER_STEP, PER_STEP)) for n in (40, 80))
-        last = short.last_before_decay(PER_STEP)
+        last = short.last_before_decay(lambda tokens: tokens / PER_STEP)
         if last is None:
             continue
         rates = [[float(s(PER_STEP * i)) for i in range(last + 3)] for s in (short, long)]

@@ -26,7 +26,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
     """One in a twentieth of the run, and the first; 100 tokens in half a second, 1000 steps."""
-    with TrainingBar(start=0, end=1000, tokens_per_step=100) as bar:
+    with TrainingBar(start=0, end=1000, tokens=lambda step: 100 * step) as bar:
         for step in range(1, 1001):
             clock[0] = step / 2
             bar.update(step, VALUES)
@@ -41,7 +41,7 @@ def test_evaluations_are_told_when_they_come(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
     """And the time they take does not count as training."""
-    with TrainingBar(start=0, end=40, tokens_per_step=100) as bar:
+    with TrainingBar(start=0, end=40, tokens=lambda step: 100 * step) as bar:
         for step in range(1, 41):
             is_evaluated = step == 20
             clock[0] += 60.0 if is_evaluated else 0.5
@@ -58,7 +58,7 @@ def test_evaluations_are_told_when_they_come(
 def test_short_and_resumed_runs(
     start: int, end: int, capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
-    with TrainingBar(start=start, end=end, tokens_per_step=8) as bar:
+    with TrainingBar(start=start, end=end, tokens=lambda step: 8 * step) as bar:
         for step in range(start + 1, end + 1):
             clock[0] += 1.0
             bar.update(step, VALUES | {"train/loss": float("nan")})

@@ -21,7 +21,7 @@ def test_it_is_optax_warmup_constant() -> None:
     theirs = optax.warmup_constant_schedule(0.0, 0.01, 50)
     steps = np.arange(0, 3000, 7)
     np.testing.assert_allclose(schedule(steps * 1000.0), theirs(steps), rtol=1e-6, atol=1e-12)
-    assert schedule.last_before_decay(1000) is None
+    assert schedule.last_before_decay(lambda tokens: tokens / 1000) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""What a run reads: its tokenizer, sources and batches, and the checks of more than one field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from lm.data.growth import NO_WARMUP, BatchWarmup
+from lm.mapping import NOT_NEGATIVE, SHARE, Bound, Count, Later, Tokens, UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """`bytes` and `bpe` (trained on the sources) need no path; `json` (tokenizers) and `tiktoken`
+    read `path`.
+    """
+
+    kind: Literal["bytes", "bpe", "json", "tiktoken"]
+    path: str
+    vocab_size: Annotated[int, Bound("must be >= 257 (bytes and end of text)", lambda n: n >= 257)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Text: `stdlib`, a glob of .txt .md .py .jsonl[.gz] files, or Parquet.
+
+    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the documents,
+    chosen by the hash of their path or id, form the validation set of this source's name (0: none,
+    1: all).
+    """
+
+    path: str
+    text_key: str
+    weight: Annotated[float, NOT_NEGATIVE]
+    valid_fraction: Annotated[float, SHARE]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """`context_length` in tokens, `batch_size` in rows of that length; `batch_warmup`: how it grows
+    to that.
+    """
+
+    tokenizer: TokenizerConfig
+    sources: Mapping[str, SourceConfig]
+    context_length: Tokens
+    batch_size: Count
+    packing: Literal["concat", "best_fit"]
+    batch_warmup: Annotated[BatchWarmup, Later(NO_WARMUP)]
+
+
+def check(data: DataConfig) -> None:
+    """Checks that involve several fields.
+
+    Raises:
+      UserError: nothing to train on, a source or a tokenizer that contradicts itself, or a batch
+      that cannot grow to its size.
+    """
+    if (told := data.batch_warmup.problem(data.batch_size)) is not None:
+        raise UserError(told)
+    if data.sources and not any(source.weight > 0 for source in data.sources.values()):
+        raise UserError(
+            "data.sources has no source with weight > 0; set "
+            f"data.sources.{next(iter(data.sources))}.weight=1, or that of another"
+        )
+    for name, source in data.sources.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(
+                f"data.sources.{name}: a name takes letters, digits, _ and -; rename it"
+            )
+        if source.valid_fraction == 1.0 and source.weight > 0:
+            others = [x for x in data.sources if x != name and data.sources[x].weight > 0]
+            raise UserError(
+                f"data.sources.{name} has valid_fraction=1 and weight={source.weight}: nothing is "
+                f"left to train on; set data.sources.{name}.valid_fraction=0.5 or another below 1"
+                + (f", or data.sources.{name}.weight=0" if others else "")
+            )
+    if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
+        raise UserError(
+            f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path; set it"
+        )
+    if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
+        raise UserError(
+            f"data.tokenizer.path is set but kind={data.tokenizer.kind!r} reads no file; set path "
+            "to ''"
+        )

@@ -1,0 +1,113 @@
+"""Batch-size warmup: a batch that doubles until it has its full size.
+
+    data.batch_size 64, first 8, length "3e6 tokens", rows of 1,024 tokens
+    -> 8, 16 and 32 rows for a third of 3e6 tokens each, rounded up to full batches, then 64
+
+MiniCPM-1.2B doubles once, from 2 to 4 M tokens (arXiv 2404.06395) [P]; GPT-3 grows linearly over
+its first 4 to 12 G tokens (arXiv 2005.14165, appendix B) UNCONFIRMED. Doubling needs one
+compilation for each size. The batch stays a pure function of the step, and every size takes the
+rows of whole full batches, so that after the warmup the steps end at the tokens where they would
+without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
+
+from lm.mapping import NOT_NEGATIVE, Duration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchWarmup:
+    """`first`: rows of the first batch, 0 without a warmup. `length`: of the warmup, in tokens, or
+    in steps of the full batch. `rate_exponent` c: meanwhile the learning rate is multiplied by
+    (rows / batch_size)^c: 0.5 is the rule of the square root, 1 that of SGD and of Power
+    (lm/laws/batch_rate.py).
+    """
+
+    first: Annotated[int, NOT_NEGATIVE]
+    length: Duration
+    rate_exponent: Annotated[float, NOT_NEGATIVE]
+
+    def problem(self, batch_size: int) -> str | None:
+        """What is wrong with it, in one line."""
+        where = f"data.batch_warmup.first={self.first}"
+        if not self.first:
+            is_empty = not (self.length.value or self.rate_exponent)
+            return (
+                None if is_empty else f"{where} and other options of it; set first=1 or more rows"
+            )
+        if self.first << max(1, _doublings(self.first, batch_size)) != batch_size:
+            if batch_size % 2:
+                return f"{where} does not double to data.batch_size={batch_size}; set an even one"
+            return (
+                f"{where} does not double to data.batch_size={batch_size}; "
+                f"set data.batch_warmup.first={batch_size // 2}"
+            )
+        if self.length.unit == "percent" or not self.length.value:
+            return (
+                f"data.batch_warmup.length={self.length} must be a positive number of tokens or "
+                "steps; write '1e6 tokens'"
+            )
+        return None
+
+
+NO_WARMUP = BatchWarmup(first=0, length=Duration(0.0, "tokens"), rate_exponent=0.0)
+
+
+class Batches(NamedTuple):
+    """The rows of every batch: `size`, before which `doublings` smaller sizes take `span` full
+    batches of rows each.
+    """
+
+    size: int
+    doublings: int = 0
+    span: int = 0
+
+    @property
+    def stages(self) -> Iterator[tuple[int, int]]:
+        """The smaller sizes: rows, and steps that have them."""
+        for i in range(self.doublings, 0, -1):
+            yield self.size >> i, self.span << i
+
+    @property
+    def warmup_steps(self) -> int:
+        return sum(steps for _, steps in self.stages)
+
+    def of(self, step: int) -> int:
+        """Rows of the batch that step number `step`, from 0, takes."""
+        return self.before(step + 1) - self.before(step)
+
+    def before(self, step: int) -> int:
+        """Rows of all batches before that of step number `step`."""
+        rows = 0
+        for size, steps in self.stages:
+            if step < steps:
+                return rows + size * step
+            rows, step = rows + size * steps, step - steps
+        return rows + self.size * step
+
+    def steps(self, rows: float) -> float:
+        """How many steps take so many rows: the inverse of `before`, between whole steps too."""
+        done = 0
+        for size, steps in self.stages:
+            if rows < size * steps:
+                return done + rows / size
+            rows, done = rows - size * steps, done + steps
+        return done + rows / self.size
+
+
+def batches(size: int, warmup: BatchWarmup, context_length: int) -> Batches:
+    """Of a configuration whose warmup has no problem."""
+    if not warmup.first:
+        return Batches(size)
+    per_step, doublings = size * context_length, _doublings(warmup.first, size)
+    tokens = warmup.length.tokens(run_tokens=math.nan, tokens_per_step=per_step)
+    return Batches(size, doublings, max(1, math.ceil(tokens / doublings / per_step - 1e-9)))
+
+
+def _doublings(first: int, size: int) -> int:
+    return (size // first).bit_length() - 1
