@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,14 +20,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def describe(module: str) -> dict[str, Any]:
-    """The head of a result file; `module` is what `python -m` started. Where it worked is of no use
-    to who repeats it, and stays out.
-    """
-    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    """The head of a result file; `module` is what `python -m` started."""
     commit, _, changes = record.commit().partition("-")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "command": re.sub(r"(--workdir[= ])\S+", r"\1DIR", command),
+        "command": _command(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": bool(changes),
@@ -37,3 +35,16 @@ def describe(module: str) -> dict[str, Any]:
         "versions": versions | {"python": platform.python_version()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _command(words: Sequence[str]) -> str:
+    """Without the folders of this machine, which are of no use to who repeats it: a workdir is DIR,
+    an argument of an experiment DATA, and any other file has its name alone.
+    """
+    told = [
+        "DIR" if before == "--workdir" else word
+        for before, word in zip(("", *words), words, strict=False)
+    ]
+    told = [re.sub(r"^--workdir=.*", "--workdir=DIR", word) for word in told]
+    told = [re.sub(r",[/~].*", ",DATA", word) for word in told]
+    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in told)

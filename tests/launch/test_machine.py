@@ -1,0 +1,27 @@
+"""The head of a result file says how to make it again, and not on which machine it was made."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from launch.benchmarks import machine
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--workdir=/home/me/runs/x", "--seeds=0,1"], "--workdir=DIR --seeds=0,1"),
+        (["--workdir", "runs/x"], "--workdir DIR"),
+        (["--config=experiments/a.py:grid,/data/text"], "--config=experiments/a.py:grid,DATA"),
+        (["--table=/tmp/a b/sweep.jsonl"], "--table=sweep.jsonl"),
+        (["--table=/tmp/a/sweep.jsonl"], "--table=sweep.jsonl"),
+        (["power", "/tmp/a/sweep.jsonl"], "power sweep.jsonl"),
+        (["--out=~/fit.json", "experiments/a.jsonl"], "--out=fit.json experiments/a.jsonl"),
+        (["--config.data.sources.x.path=/a/b/*.txt"], "'--config.data.sources.x.path=*.txt'"),
+    ],
+)
+def test_commands(given: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", *given])
+    assert machine.describe("launch.x")["command"] == f"python -m launch.x {told}"
