@@ -25,6 +25,9 @@ _RUN = flags.DEFINE_multi_string("run", [], "folder of a finished small run; rep
 _LAW = flags.DEFINE_string("law", "chinchilla", "a law of losses: chinchilla, compute, ...")
 _SELECT = flags.DEFINE_string("select", "", "best or rows; empty: the law's own")
 _FACTOR = flags.DEFINE_float("factor", 30.0, "least compute of the run over the largest fitted")
+_MOST = flags.DEFINE_float(
+    "most_compute", float("inf"), "FLOPs (6 N D) of a fitted run at most; larger rows are left out"
+)
 _BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
 _SCORE = flags.DEFINE_string("score", "", "folder of the run: adds its loss to the forecast")
@@ -57,9 +60,8 @@ def main(argv: list[str]) -> None:
     options = laws.Options(selection=_SELECT.value, bootstraps=_BOOTSTRAPS.value, seed=_SEED.value)
     run = forecast.target(config)
     with CountBar("resamples", options.bootstraps) as bar:
-        found = forecast.make(
-            _LAW.value, rows, run, options, factor=_FACTOR.value, told=bar.advance
-        )
+        limits = {"factor": _FACTOR.value, "most_compute": _MOST.value}
+        found = forecast.make(_LAW.value, rows, run, options, **limits, told=bar.advance)
     forecast.write(out, machine.describe("launch.forecast"), found)
     _show(forecast.read(out))
 

@@ -4,14 +4,15 @@ Command: python -m launch.sweep --config=experiments/power_transfer/config.py:PR
              --workdir=DIR --table=experiments/power_transfer/TABLE.jsonl
          PRESET is grid, then (with `launch.fit` between) tune, then judge, whose rates and law are
          read from the tables beside this file; gpu is the grid for an accelerator. TABLE is sweep
-         for the grid, headline for tune and judge. DATA is a folder with enwiki/ (else: the
-         standard library's sources). README.md has all commands.
+         for the grid, headline for tune and judge. bigger is a run (launch.forecast). DATA is a
+         folder with enwiki/ (else: the standard library's sources). README.md has all commands.
 Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two idle CPU cores;
          tune and judge: 430 M tokens, one to two hours. gpu: 72 trunks of 0.56 G tokens, not run.
 """
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +130,33 @@ def tuned() -> dict[tuple[str, int], float]:
     return {key: min(rates, key=lambda x: sum(rates[x])) for key, rates in losses.items()}
 
 
+def law(batch: int) -> Callable[[float], float]:
+    """tokens -> the best peak rate at `batch` tokens a step, as the grid's fit has it."""
+    fit = json.loads((HERE / "fit.json").read_text(encoding="utf-8"))
+    found = fit["equations"][0]["values"]
+    return lambda tokens: found["a"] * (batch / 4096) ** found["c"] * tokens ** found["b"]
+
+
 def power() -> dict[str, Any]:
     """The fitted law at the batch of the headline. It is capped at its rate where the data of the
     fit begin, at 0.25 M tokens, and is nowhere told how long a run is.
     """
-    fit = json.loads((HERE / "fit.json").read_text(encoding="utf-8"))
-    law = fit["equations"][0]["values"]
-    # The schedule counts the batch in 4,096 tokens with c = 1, so the fitted c goes into a.
-    batch = HEADLINE_ROWS * 128 / 4096
-    factor = law["a"] * batch ** (law["c"] - 1.0)
-    return schedule("power", batch * factor * (256 * K) ** law["b"], a=factor, b=law["b"])
+    batch = HEADLINE_ROWS * 128
+    rate = law(batch)
+    # The schedule counts batches of 4,096 tokens with c = 1, so the fitted c goes into its a.
+    slope = math.log(rate(2.0) / rate(1.0), 2)
+    return schedule("power", rate(256 * K), a=rate(1.0) * 4096 / batch, b=slope)
+
+
+def bigger(data: str) -> ConfigDict:
+    """The run of the forecast: four times the width, 8 M tokens, at the rate of the fitted law."""
+    config = run(data)
+    config.model.update({"width": 128, "num_heads": 8, "num_kv_heads": 8, "ffn_dim": 352})
+    config.data.batch_size = 32
+    tokens = 8 * K * K
+    config.run.length = f"{tokens} tokens"
+    config.schedule = schedule("wsd", law(32 * 128)(tokens))
+    return config
 
 
 def gpu(data: str) -> tuple[ConfigDict, tuple[dict[str, Any], ...]]:
@@ -161,10 +179,12 @@ def get_config(arg: str = "grid") -> ConfigDict:
     preset, _, data = arg.partition(",")
     grids = {"grid": grid, "tune": tune, "judge": judge}
     values: dict[str, Any] = {"run": run(data), "min_steps": 100, "halving": 0}
+    if preset == "bigger":
+        return bigger(data)
     if preset == "gpu":
         values["run"], values["grids"] = gpu(data)
     elif preset in grids:
         values["grids"] = grids[preset]()
     else:
-        raise ValueError(f"preset {preset!r} is not grid, tune, judge or gpu")
+        raise ValueError(f"preset {preset!r} is not grid, tune, judge, bigger or gpu")
     return ConfigDict(values)

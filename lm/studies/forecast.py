@@ -107,9 +107,11 @@ def make(
     options: laws.Options,
     *,
     factor: float = FACTOR,
+    most_compute: float = math.inf,
     told: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The forecast of a run from a table, as JSON holds it.
+    """The forecast of a run from the rows of a table that have at most `most_compute` FLOPs, as
+    JSON holds it.
 
     Raises:
       UserError: the law does not predict losses from sizes and tokens, the table holds losses of
@@ -126,7 +128,7 @@ def make(
         raise UserError("--bootstraps=0: a forecast needs its interval; set --bootstraps=1000")
     _check_same(table, run)
     (equation,) = laws.equations(law, options)
-    selected = laws.rows(equation, table)
+    selected = laws.rows(equation, _at_most(table, most_compute))
     largest = float(np.max(with_derived(selected.columns)["compute"]))
     compute = float(run.columns["compute"][0])
     if compute < factor * largest:
@@ -260,6 +262,21 @@ def _sealed(values: Mapping[str, Any]) -> str:
     """Of all that a file says but this."""
     plain = {key: value for key, value in values.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _at_most(table: Table, compute: float) -> Table:
+    """The rows of at most so many FLOPs."""
+    if "compute" not in table.columns or not math.isfinite(compute):
+        return table
+    is_kept = table.columns["compute"] <= compute
+    if not is_kept.any():
+        least = float(np.min(table.columns["compute"]))
+        raise UserError(
+            f"--most_compute={compute:g} leaves no row of {table.name}, whose least has "
+            f"{least:.3g} FLOPs; raise it"
+        )
+    told = f"{int(np.sum(~is_kept))} of {len(table)} rows have more than {compute:g} FLOPs"
+    return dataclasses.replace(table.take(is_kept), left_out=(*table.left_out, told))
 
 
 def _check_same(table: Table, run: Target) -> None:

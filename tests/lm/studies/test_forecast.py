@@ -95,6 +95,18 @@ def test_a_smaller_factor_and_no_interval() -> None:
         forecast.make("chinchilla", same, target(), Options(bootstraps=0))
 
 
+def test_rows_of_more_compute_can_be_left_out() -> None:
+    """A run that is too small for the whole table is large enough for its smaller rows."""
+    run = target(tokens=20_000_000)
+    made = forecast.make("chinchilla", table(0), run, FEW, most_compute=4.8e13)
+    assert made["times"] >= 30
+    assert made["largest_compute"] <= 4.8e13
+    assert made["rows"] == 60 - 12
+    assert "12 of 60 rows have more than 4.8e+13 FLOPs" in made["left_out"]
+    with pytest.raises(UserError, match=r"most_compute=1 leaves no row of sweep, whose least has"):
+        forecast.make("chinchilla", table(0), run, FEW, most_compute=1.0)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     corpus = lab.write_corpus(tmp_path / "corpus")
