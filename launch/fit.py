@@ -21,6 +21,7 @@ from lm.mapping import UserError
 
 _OUT = flags.DEFINE_string("out", "", "HTML page to write: the fit, its residuals, other laws")
 _JSON = flags.DEFINE_string("json", "", "JSON file to write")
+_FIGURE = flags.DEFINE_string("figure", "", "SVG file to write: the target against tokens")
 _SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
 _BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples; 0: no intervals", lower_bound=0)
 _TARGET = flags.DEFINE_string("target", "", "the one column to predict, of a law with several")
@@ -36,15 +37,22 @@ def main(argv: list[str]) -> None:
     from lm import files
     from lm.fits import laws, table
 
-    out, summary = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("json", _JSON)))
+    named = (("out", _OUT), ("json", _JSON), ("figure", _FIGURE))
+    out, summary, figure = (cli.out_file(name, flag.value) for name, flag in named)
     law = laws.find(argv[1])
     hold = {name: _number("hold", name, value) for name, value in _pairs("hold", _HOLD.value)}
     options = laws.Options(
         _TARGET.value, _SELECT.value, hold, _DELTA.value, _BOOTSTRAPS.value, _SEED.value
     )
-    total = _BOOTSTRAPS.value * len(laws.equations(law, options))
+    equations = laws.equations(law, options)
+    if figure is not None and not any(equation.is_over_tokens for equation in equations):
+        raise UserError(f"--figure={figure}: {argv[1]} has no tokens to draw over; leave it out")
+    total = _BOOTSTRAPS.value * len(equations)
     rows = table.read(cli.path("TABLE", argv[2]), dict(_pairs("column", _COLUMN.value)))
-    from lm.report import fit  # these import much: a mistake above is told without waiting for it
+    from lm.report import (  # these import much: a mistake above is told without waiting for it
+        figures,
+        fit,
+    )
     from lm.run.progress import CountBar
 
     with CountBar("resamples", total) as bar:
@@ -52,6 +60,8 @@ def main(argv: list[str]) -> None:
     fitted = laws.fitted_law(law, fits, hold)
     found = fit.Found(argv[1], argv[2], law, fitted, fits, hold)
     fit.show(found)
+    if figure is not None:
+        files.replace(figure, figures.standalone(fit.over_tokens(found)))
     if out is not None:
         files.replace(out, fit.page(found))
     if summary is not None:

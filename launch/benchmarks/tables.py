@@ -45,6 +45,10 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import regret
 
         return f"{where}\n\n{regret.table(values['regrets'])}"
+    if "equations" in values:
+        from lm.report import fit
+
+        return f"{where}\n\n{fit.markdown(values)}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))

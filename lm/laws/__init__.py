@@ -104,6 +104,11 @@ class Equation:
     delta: float
     selection: Selection
 
+    @property
+    def is_over_tokens(self) -> bool:
+        """Whether it predicts a rate or a loss from tokens, which can be drawn over them."""
+        return "tokens" in self.reads and self.target in ("learning_rate", "loss")
+
     def to_theta(self, values: Mapping[str, float]) -> np.ndarray:
         """Constants by name -> theta [P]."""
         logs = zip(self.names, self.is_log, strict=True)

@@ -129,10 +129,19 @@ def values(found: Found) -> dict[str, Any]:
         "law": found.name,
         "table": found.table,
         "held": dict(found.held),
+        "constants": rows(found),
         "equations": [_equation(one) for one in found.fits],
         "sentences": sentences(found),
         "left_out": left_out(found),
     }
+
+
+def markdown(values: Mapping[str, Any]) -> str:
+    """Of `values`: the constants beside the published ones, and what follows, as Markdown."""
+    kept = HEAD[: HEAD.index("unit")]
+    lines = [f"| {' | '.join(kept)} |", "|" + "---|" * len(kept)]
+    lines += [f"| {' | '.join(line[: len(kept)])} |" for line in values["constants"]]
+    return "\n".join([*lines, "", *(f"- {line}" for line in values["sentences"])]) + "\n"
 
 
 def _equation(one: Fitted) -> dict[str, Any]:
@@ -192,13 +201,21 @@ def page(found: Found) -> str:
     return document(title, "".join(body), "Espalier fit of a law")
 
 
+def over_tokens(found: Found) -> str:
+    """An SVG element: the best rates or losses against tokens, of the first equation of those."""
+    one = next(one for one in found.fits if one.equation.is_over_tokens)
+    with canvas(f"best {one.equation.target} against tokens", is_wide=True) as (axes, finish):
+        _tokens(axes, one)
+        return finish()
+
+
 def _figures(found: Found) -> list[str]:
     parts = []
     for one in found.fits:
         target = one.equation.target.replace("_", " ")
         parts.append(_figure(f"{target}: measured over predicted", _fit, one, is_wide=False))
         parts.append(_figure(f"{target}: residuals", _residuals, one, is_wide=False))
-        if "tokens" in one.equation.reads and one.equation.target in ("learning_rate", "loss"):
+        if one.equation.is_over_tokens:
             title = f"best {target} against tokens"
             parts.append(_figure(title, _tokens, one, is_wide=True))
     return parts

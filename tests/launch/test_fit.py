@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import numbers
+from launch.benchmarks import tables
 from lm.laws.power import Power
 from lm.report import laws
 from tests.lm.fits import sweeps
@@ -34,10 +35,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
-    out, summary = tmp_path / "fit.html", tmp_path / "fit.json"
-    done = launched(
-        *("power", str(sweep), f"--out={out}", f"--json={summary}", "--bootstraps=50", "--seed=3")
-    )
+    out, summary, figure = (tmp_path / f"fit.{kind}" for kind in ("html", "json", "svg"))
+    written = (f"--out={out}", f"--json={summary}", f"--figure={figure}")
+    done = launched("power", str(sweep), *written, "--bootstraps=50", "--seed=3")
     assert done.returncode == 0, done.stderr
     assert "c = 1 is rejected" in done.stdout
     assert "power fitted to table.jsonl" in out.read_text()
@@ -45,6 +45,10 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
     assert values["command"].startswith("python -m launch.fit power ")
     assert len(values["commit"]) >= 40
     assert values["equations"][0]["bootstraps"] == 50
+    told = tables.render(values)
+    assert "| b | -0.4" in told
+    assert "c = 1 is rejected" in told
+    assert "token horizon, tokens^-0.4" in figure.read_text()
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,7 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
         (["power"], "name a law and a table"),
         (["power", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
         (["power", "TABLE", "--hold=c"], "--hold=c: write NAME=VALUE, as --hold=c=1"),
+        (["compute", "TABLE", "--figure=x.svg"], "--figure=x.svg: compute has no tokens to draw"),
         (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a number"),
     ],
 )
