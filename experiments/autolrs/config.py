@@ -5,7 +5,7 @@ Command: python -m launch.autolrs --config=experiments/autolrs/config.py:CENTRE 
              tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
          python -m launch.sweep --config=experiments/autolrs/config.py:tuned --workdir=DIR
              the rate tuned over a grid, with the same warmup, decay and tokens.
-Cost:    of a search about two trainings of the quickstart's length; of the grid six.
+Cost:    of a search about two trainings of the quickstart's length; of the grid eight.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def run() -> ConfigDict:
 
 def get_config(arg: str = "high") -> ConfigDict:
     if arg == "tuned":
-        rates = tuple(2.0**-i for i in range(4, 10))
+        rates = tuple(2.0**-i for i in range(4, 12))
         grid: dict[str, Any] = {"schedule.peak_learning_rate": rates}
         values = {"run": run(), "grids": (grid,), "min_steps": 0, "halving": 0}
     elif arg in ("low", "high"):
