@@ -117,8 +117,8 @@ def judge() -> tuple[dict[str, Any], ...]:
 
 
 def tuned() -> dict[tuple[str, int], float]:
-    """(family, tokens) -> the rate of the least mean loss over the seeds that tune, as
-    `launch.regret` chooses it.
+    """(family, tokens) -> the rate of the least mean loss over the seeds that tune, of the rates
+    that all of them have; `launch.regret` chooses the same.
     """
     losses: dict[tuple[str, int], dict[float, list[float]]] = {}
     for line in (HERE / "headline.jsonl").read_text(encoding="utf-8").splitlines():
@@ -127,12 +127,21 @@ def tuned() -> dict[tuple[str, int], float]:
             rates = losses.setdefault((row["schedule"], row["tokens"]), {})
             loss = math.inf if row["loss"] is None else row["loss"]
             rates.setdefault(row["learning_rate"], []).append(loss)
-    return {key: min(rates, key=lambda x: sum(rates[x])) for key, rates in losses.items()}
+    whole = {
+        key: {rate: sum(x) for rate, x in rates.items() if len(x) == len(TUNE_SEEDS)}
+        for key, rates in losses.items()
+    }
+    return {key: min(rates, key=lambda x: rates[x]) for key, rates in whole.items() if rates}
 
 
 def law(batch: int) -> Callable[[float], float]:
     """tokens -> the best peak rate at `batch` tokens a step, as the grid's fit has it."""
-    fit = json.loads((HERE / "fit.json").read_text(encoding="utf-8"))
+    path = HERE / "fit.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path.name} is not beside this file yet; launch.fit writes it (README.md)"
+        )
+    fit = json.loads(path.read_text(encoding="utf-8"))
     found = fit["equations"][0]["values"]
     return lambda tokens: found["a"] * (batch / 4096) ** found["c"] * tokens ** found["b"]
 
