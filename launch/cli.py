@@ -145,6 +145,12 @@ def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | Non
     return found
 
 
+def check_suffix(flag: str, path: Path | None, suffix: str) -> None:
+    """Refuses a file to write whose name says that it holds something else."""
+    if path is not None and path.suffix != suffix:
+        raise UserError(f"--{flag}={path} does not end in {suffix}, which is what it will hold")
+
+
 def layer_flag() -> flags.FlagHolder[list[str]]:
     """Defines the repeatable `--layer=LABEL.OPTION=VALUE`, read by `layers`."""
     return flags.DEFINE_multi_string(

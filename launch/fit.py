@@ -12,18 +12,19 @@ rows that share no trunk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 from absl import flags
 
-from launch import cli
+from launch import cli, overrides
 from lm.mapping import UserError
 
 _OUT = flags.DEFINE_string("out", "", "HTML page to write: the fit, its residuals, other laws")
 _JSON = flags.DEFINE_string("json", "", "JSON file to write")
 _FIGURE = flags.DEFINE_string("figure", "", "SVG file to write: the target against tokens")
 _SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
-_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples; 0: no intervals", lower_bound=0)
+_BOOTSTRAPS = flags.DEFINE_integer(
+    "bootstraps", 1000, "resamples, at least 100; 0: no intervals", lower_bound=0
+)
 _TARGET = flags.DEFINE_string("target", "", "the one column to predict, of a law with several")
 _SELECT = flags.DEFINE_string("select", "", "vertex, near, best or rows; empty: the law's own")
 _DELTA = flags.DEFINE_float("delta", 0.0, "of the Huber loss of log residuals; 0: the law's own")
@@ -38,9 +39,11 @@ def main(argv: list[str]) -> None:
     from lm.fits import laws, table
 
     named = (("out", _OUT), ("json", _JSON), ("figure", _FIGURE))
+    laws.check_bootstraps(_BOOTSTRAPS.value)
     out, summary, figure = (cli.out_file(name, flag.value) for name, flag in named)
+    cli.check_suffix("figure", figure, ".svg")
     law = laws.find(argv[1])
-    hold = {name: _number("hold", name, value) for name, value in _pairs("hold", _HOLD.value)}
+    hold = overrides.numbers("hold", _HOLD.value)
     options = laws.Options(
         _TARGET.value, _SELECT.value, hold, _DELTA.value, _BOOTSTRAPS.value, _SEED.value
     )
@@ -48,11 +51,9 @@ def main(argv: list[str]) -> None:
     if figure is not None and not any(equation.is_over_tokens for equation in equations):
         raise UserError(f"--figure={figure}: {argv[1]} has no tokens to draw over; leave it out")
     total = _BOOTSTRAPS.value * len(equations)
-    rows = table.read(cli.path("TABLE", argv[2]), dict(_pairs("column", _COLUMN.value)))
-    from lm.report import (  # these import much: a mistake above is told without waiting for it
-        figures,
-        fit,
-    )
+    rows = table.read(cli.path("TABLE", argv[2]), dict(overrides.pairs("column", _COLUMN.value)))
+    # These import much: a mistake above is told without waiting for them.
+    from lm.report import figures, fit
     from lm.run.progress import CountBar
 
     with CountBar("resamples", total) as bar:
@@ -69,21 +70,6 @@ def main(argv: list[str]) -> None:
 
         values = machine.describe("launch.fit") | fit.values(found)
         files.replace(summary, json.dumps(values, indent=1) + "\n")
-
-
-def _pairs(flag: str, given: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--{flag}={text}: write NAME=VALUE, as --{flag}=c=1")
-        yield name, value
-
-
-def _number(flag: str, name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise UserError(f"--{flag}={name}={value} is not a number") from None
 
 
 if __name__ == "__main__":

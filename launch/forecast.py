@@ -24,11 +24,13 @@ _TABLE = flags.DEFINE_string("table", "", "table of small runs: .jsonl, .csv or 
 _RUN = flags.DEFINE_multi_string("run", [], "folder of a finished small run; repeatable")
 _LAW = flags.DEFINE_string("law", "chinchilla", "a law of losses: chinchilla, compute, ...")
 _SELECT = flags.DEFINE_string("select", "", "best or rows; empty: the law's own")
-_FACTOR = flags.DEFINE_float("factor", 30.0, "least compute of the run over the largest fitted")
-_MOST = flags.DEFINE_float(
-    "most_compute", float("inf"), "FLOPs (6 N D) of a fitted run at most; larger rows are left out"
+_FACTOR = flags.DEFINE_float(
+    "factor", 30.0, "least compute of the run over the largest fitted", lower_bound=1.0
 )
-_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples", lower_bound=0)
+_MOST = flags.DEFINE_float(
+    "most_compute", 0.0, "FLOPs (6 N D) of a fitted run at most; 0: of any", lower_bound=0.0
+)
+_BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 1000, "resamples", lower_bound=100)
 _SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
 _SCORE = flags.DEFINE_string("score", "", "folder of the run: adds its loss to the forecast")
 

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     files.replace(workdir / "lr_transfer.md", page.table(judged))
     files.replace(workdir / "lr_transfer.svg", standalone(page.figure(judged)))
     print(page.table(judged))
-    return int(not all(one.is_as_expected for one in judged))
+    return int(not judged or not all(one.is_as_expected for one in judged))
 
 
 if __name__ == "__main__":

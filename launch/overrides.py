@@ -5,6 +5,7 @@ and the mistakes among them.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -145,3 +146,25 @@ def check_key(config: ConfigDict, override: str, flag: str) -> None:
 def _family(group: str) -> Family | None:
     """The family of the last key of a dotted one."""
     return FAMILIES.get(group.rpartition(".")[2])
+
+
+def pairs(flag: str, given: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """NAME=VALUE of a repeatable flag, split."""
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--{flag}={text}: write NAME=VALUE, as --{flag}=c=1")
+        yield name, value
+
+
+def numbers(flag: str, given: Iterable[str]) -> dict[str, float]:
+    """The same, each value a finite number."""
+    found = {}
+    for name, value in pairs(flag, given):
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise UserError(f"--{flag}={name}={value} is not a finite number")
+    return found

@@ -11,6 +11,7 @@ seeds, at least four, judge.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from absl import flags
@@ -27,9 +28,10 @@ _FIGURE = flags.DEFINE_string("figure", "", "SVG file for their picture")
 def main(argv: list[str]) -> int:
     if len(argv) != 2:
         raise UserError("which table? name one: python -m launch.regret SWEEP.jsonl")
-    if not all(seed.strip().isdigit() for seed in _TUNED_ON.value) or not _TUNED_ON.value:
+    if not all(re.fullmatch(r"[0-9]+", x.strip()) for x in _TUNED_ON.value or [""]):
         raise UserError(f"--tuned_on={','.join(_TUNED_ON.value)} is not a list of seeds, as 0,1")
     out, figure = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("figure", _FIGURE)))
+    cli.check_suffix("figure", figure, ".svg")
     from launch.benchmarks import machine
     from lm import files
     from lm.report import regret as page

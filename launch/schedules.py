@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     from lm import files
     from lm.report import figures, schedules
 
-    rules: dict[str, Any] = {"the experiment's": config.schedule} if config else {}
+    rules: dict[str, Any] = schedules.of_config(config) if config else {}
     for text in _SCHEDULE.value:
         rules[text] = schedules.rule(cli.member("schedule", text, SCHEDULES), f"--schedule={text}")
     if _REFINE.value:

@@ -65,6 +65,9 @@ def main(argv: list[str]) -> int:
         if found is None:
             print("stopped and saved; the same command goes on")
             return UNFINISHED
+        found = rows.merged(found, table)
+    if not found:
+        raise UserError(f"--table={_TABLE.value} holds no row, so there is nothing to draw")
     page.write(found, workdir / "sweep.html")
     print(page.table(found))
     print(f"sweep.html and sweep.jsonl are in {workdir}")

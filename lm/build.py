@@ -314,9 +314,10 @@ def _check_noise(config: Config, mesh: AnyMesh) -> None:
     ways, accumulation = mesh.shape["data"], config.run.accumulation
     if not config.log.gradient_noise or ways * accumulation > 1:
         return
-    rows = config.data.batch_size // batch_ways(mesh)
+    rows = config.batches.of(0) // batch_ways(mesh)
     count = next((n for n in range(2, rows + 1) if rows % n == 0), None)
-    told = f"run.accumulation={count}" if count else f"data.batch_size={2 * batch_ways(mesh)}"
+    key = "data.batch_warmup.first" if config.data.batch_warmup.first else "data.batch_size"
+    told = f"run.accumulation={count}" if count else f"{key}={2 * batch_ways(mesh)}"
     raise UserError(
         "log.gradient_noise=True compares gradients of parts of a batch, and run.accumulation=1 on "
         f"mesh.data=1 is one part; set {told}, or log.gradient_noise=False"
@@ -343,10 +344,11 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
     ways = batch_ways(mesh)
     count, first = config.run.accumulation, config.data.batch_warmup.first
     rows = config.batches.of(0) // count
-    if first and rows % ways:
+    if first and first % (ways * count):
         raise UserError(
-            f"data.batch_warmup.first={first} / run.accumulation={count} = {rows} rows do not "
-            f"divide over data*fsdp = {ways} devices; raise it, or change the mesh"
+            f"data.batch_warmup.first={first} does not divide over {ways} devices of data*fsdp and "
+            f"run.accumulation={count}; set data.batch_warmup.first={ways * count} if "
+            f"data.batch_size={config.data.batch_size} is a doubling of it, or change the mesh"
         )
     if rows % ways:
         raise UserError(

@@ -261,7 +261,8 @@ def validate(config: Config) -> None:
     if d.batch_warmup.first % config.run.accumulation:
         raise UserError(
             f"data.batch_warmup.first={d.batch_warmup.first} is not a multiple of "
-            f"run.accumulation={config.run.accumulation}; raise it, or lower run.accumulation"
+            f"run.accumulation={config.run.accumulation}; set run.accumulation="
+            f"{math.gcd(d.batch_warmup.first, config.run.accumulation)}"
         )
     if not all(config.log.samples):
         raise UserError(

@@ -26,6 +26,7 @@ from lm import build as build_lib
 from lm import evals, files, metrics, report
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
+from lm.data import growth
 from lm.data import loader as loader_lib
 from lm.data.loader import Loader, Rows
 from lm.data.prepare import Prepared
@@ -219,7 +220,7 @@ def _check_options(config: Config, options: Options) -> None:
     if options.rows is not None and config.data.batch_warmup.first:
         raise UserError(
             f"data.batch_warmup.first={config.data.batch_warmup.first} and rows that are generated "
-            "in batches of one size; set it to 0"
+            f"in batches of one size; {growth.REMEDY}"
         )
     for label in options.until:
         if label not in config.evaluate.tasks:

@@ -46,5 +46,5 @@ def _command(words: Sequence[str]) -> str:
         for before, word in zip(("", *words), words, strict=False)
     ]
     told = [re.sub(r"^--workdir=.*", "--workdir=DIR", word) for word in told]
-    told = [re.sub(r",[/~].*", ",DATA", word) for word in told]
-    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in told)
+    told = [re.sub(r"^(--config=.*),([/~]|\.\./).*", r"\1,DATA", word) for word in told]
+    return shlex.join(re.sub(r"(^|=)([/~]|\.\./).*/(?=[^/])", r"\1", word) for word in told)

@@ -17,7 +17,9 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
-from lm.mapping import NOT_NEGATIVE, Duration
+from lm.mapping import NOT_NEGATIVE, Bound, Duration
+
+EXPONENT = Bound("must lie in [0, 1]; set 0.5", lambda x: 0.0 <= x <= 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,23 +32,23 @@ class BatchWarmup:
 
     first: Annotated[int, NOT_NEGATIVE]
     length: Duration
-    rate_exponent: Annotated[float, NOT_NEGATIVE]
+    rate_exponent: Annotated[float, EXPONENT]
 
     def problem(self, batch_size: int) -> str | None:
         """What is wrong with it, in one line."""
         where = f"data.batch_warmup.first={self.first}"
         if not self.first:
-            is_empty = not (self.length.value or self.rate_exponent)
+            if not (self.length.value or self.rate_exponent):
+                return None
             return (
-                None if is_empty else f"{where} and other options of it; set first=1 or more rows"
+                f"{where} with length={self.length}, rate_exponent={self.rate_exponent:g}; set "
+                "first=1 or more rows, or set length='0 tokens' and rate_exponent=0"
             )
-        if self.first << max(1, _doublings(self.first, batch_size)) != batch_size:
-            if batch_size % 2:
-                return f"{where} does not double to data.batch_size={batch_size}; set an even one"
-            return (
-                f"{where} does not double to data.batch_size={batch_size}; "
-                f"set data.batch_warmup.first={batch_size // 2}"
-            )
+        doubled = self.first << max(1, _doublings(self.first, batch_size))
+        if doubled != batch_size:
+            likely = f"data.batch_warmup.first={batch_size // 2}"
+            likely = f"data.batch_size={doubled}" if batch_size % 2 else likely
+            return f"{where} does not double to data.batch_size={batch_size}; set {likely}"
         if self.length.unit == "percent" or not self.length.value:
             return (
                 f"data.batch_warmup.length={self.length} must be a positive number of tokens or "
@@ -55,6 +57,8 @@ class BatchWarmup:
         return None
 
 
+# For who can only do without.
+REMEDY = "set first=0, length='0 tokens' and rate_exponent=0 of data.batch_warmup"
 NO_WARMUP = BatchWarmup(first=0, length=Duration(0.0, "tokens"), rate_exponent=0.0)
 
 

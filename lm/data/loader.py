@@ -40,7 +40,7 @@ _PREFETCHED_BATCHES = 4
 _ENDLESS = 1 << 48  # rows; sys.maxsize overflows inside batch
 _INDIVISIBLE = (
     "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; "
-    "set data.batch_size to a multiple"
+    "set data.batch_size, or data.batch_warmup.first, to a multiple"
 )
 
 
@@ -226,7 +226,10 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches
     """
     trained = {name: source for name, source in config.sources.items() if source.weight > 0}
     mixed = {"mixture_version": mixture_lib.VERSION} if len(trained) > 1 else {}
-    grown = {"batch_warmup": list(batches[1:])} if batches.doublings else {}
+    grown = {}
+    if batches.doublings:
+        length = batches.before(batches.warmup_steps) * config.context_length
+        grown = {"batch_warmup": {"first": batches.of(0), "length": f"{length} tokens"}}
     return (
         mixed
         | grown

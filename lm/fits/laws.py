@@ -14,6 +14,8 @@ from lm.fits.table import Table
 from lm.laws import Equation, Law, Selection
 from lm.mapping import UserError
 
+FEWEST = 100  # resamples: the ends of a 95 % interval are then the third of either side
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -96,6 +98,14 @@ def fit_table(
         )
         for equation in equations(law, options)
     )
+
+
+def check_bootstraps(count: int) -> None:
+    """Refuses so few resamples that the ends of an interval are single ones of them."""
+    if 0 < count < FEWEST:
+        raise UserError(
+            f"--bootstraps={count}: an interval needs {FEWEST}; set 1000, or 0 for none"
+        )
 
 
 def rows(equation: Equation, table: Table) -> select.Selected:

@@ -91,7 +91,7 @@ def _candidates(built: Build) -> Iterator[Values]:
     data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
     if data > 1 and not config.mesh.zero1:
         yield {"mesh.zero1": True}
-    rows = config.data.batch_size // (data * fsdp)
+    rows = config.batches.of(0) // (data * fsdp)
     if rows > config.run.accumulation:
         yield {"run.accumulation": _next_divisor(rows, config.run.accumulation)}
     if tensor > 1 and not config.mesh.stream_over_tensor:
@@ -108,7 +108,7 @@ def _candidates(built: Build) -> Iterator[Values]:
         yield {"loss.chunk_size": config.loss.chunk_size // 2}
     if config.optimizer.memory == memory_lib.DEVICE:
         yield {"optimizer.memory": memory_lib.HOST}
-    if config.data.batch_size > data * fsdp:
+    if config.data.batch_size > data * fsdp and not config.data.batch_warmup.first:
         yield {"data.batch_size": config.data.batch_size // 2}
 
 

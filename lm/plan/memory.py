@@ -29,6 +29,7 @@ from lm import build as build_lib
 from lm import layers as layer_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
+from lm.data.growth import NO_WARMUP
 from lm.modules.remat import PLACES
 from lm.parallel import mesh as mesh_lib
 
@@ -173,7 +174,7 @@ def _traced(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
     ways = config.mesh.data * config.mesh.fsdp
     alone = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=ways),
+        data=dataclasses.replace(config.data, batch_size=ways, batch_warmup=NO_WARMUP),
         optimizer=dataclasses.replace(config.optimizer, memory=DEVICE),
         run=dataclasses.replace(config.run, accumulation=1),
     )

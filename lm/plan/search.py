@@ -105,7 +105,7 @@ def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -
     as the configuration has, up to the first that fits: more only take longer.
     """
     config = built.config
-    rows = config.data.batch_size // build_lib.batch_ways(built.mesh)
+    rows = config.batches.of(0) // build_lib.batch_ways(built.mesh)
     doubled = {2**n for n in range(rows.bit_length())}
     for remat in dict.fromkeys([config.model.remat, "none", "dots", "full"]):
         for accumulation in sorted({config.run.accumulation} | doubled):
@@ -131,7 +131,7 @@ def _changed(built: Build, values: Values) -> Build | None:
     """
     accumulation = values["run.accumulation"]
     ways = build_lib.batch_ways(built.mesh) * accumulation
-    if built.config.data.batch_size % ways:
+    if built.config.batches.of(0) % ways:
         return None
     return dataclasses.replace(built, config=changes.apply(built.config, values))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def figure(found: Values, untuned: str) -> str:
 
 
 def _curves(axes: Axes, shown: Sequence[tuple[str, Mapping[str, Any]]], untuned: str) -> None:
-    for ink, (family, budget) in zip(PALETTE, shown, strict=False):
+    for ink, (family, budget) in zip(itertools.cycle(PALETTE), shown, strict=False):
         points = [(rate, loss) for rate, loss in budget["losses"] if loss is not None]
         label = f"{family}, its rate tuned"
         axes.plot(*zip(*points, strict=True), "o-", color=ink, markersize=3, label=label)
@@ -71,7 +72,7 @@ def _curves(axes: Axes, shown: Sequence[tuple[str, Mapping[str, Any]]], untuned:
 
 
 def _regrets(axes: Axes, found: Values) -> None:
-    for i, (ink, one) in enumerate(zip(PALETTE, found, strict=False)):
+    for i, (ink, one) in enumerate(zip(itertools.cycle(PALETTE), found, strict=False)):
         at = [place + 0.12 * (i - (len(found) - 1) / 2) for place in range(len(one["budgets"]))]
         means = [x["mean"] for x in one["budgets"]]
         ends = [[x["mean"] - x["low"] for x in one["budgets"]]]

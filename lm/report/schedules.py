@@ -40,6 +40,20 @@ class Refining(NamedTuple):
     points: int
 
 
+def of_config(config: Config) -> dict[str, Any]:
+    """The schedule of a configuration, by its label.
+
+    Raises:
+      UserError: a batch that grows changes the rate too, which is not drawn.
+    """
+    if config.data.batch_warmup.rate_exponent:
+        raise UserError(
+            "data.batch_warmup.rate_exponent of --config is not drawn, only the schedule of the "
+            "full batch; set --config.data.batch_warmup.rate_exponent=0"
+        )
+    return {"the experiment's": config.schedule}
+
+
 def create(rules: Mapping[str, Any], tokens: int, tokens_per_step: int) -> list[Drawn]:
     """Label -> rule, each over a run of `tokens`.
 
@@ -68,7 +82,13 @@ def profile(workdir: Path, options: Refining) -> tuple[float, ...]:
     Raises:
       UserError: no run, or one without enough norms.
     """
-    _, norms = folder.load([workdir])[0].series(NORM, over="step")
+    run = folder.load([workdir])[0]
+    if run.config.get("data", {}).get("batch_warmup"):
+        raise UserError(
+            f"{workdir} has data.batch_warmup, and norms of batches of unlike sizes make no "
+            "profile; name a run of one batch size"
+        )
+    _, norms = run.series(NORM, over="step")
     try:
         found = refine(norms, **options._asdict())
     except UserError as error:

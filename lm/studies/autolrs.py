@@ -29,6 +29,7 @@ from typing import Any
 
 from lm import files, metrics, train
 from lm.config import Config, Duration, UserError, convert, from_mapping, to_mapping
+from lm.data import growth
 from lm.run import checkpoint
 from lm.schedules import Phased
 from lm.studies import grid, probes
@@ -36,7 +37,8 @@ from lm.studies.trainer import Trainer, brief
 
 FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
 STILL = 1e-30  # a rate that moves no weight
-SHARE = 10  # a probe is one in so many steps of its stage [C]
+SHARE = 10  # a probe is one in so many steps of its stage [C],
+LEAST = 10  # and at least so many: fewer losses are no curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,19 +85,20 @@ def create(mapping: Mapping[str, Any]) -> Search:
         )
     if search.probes < 2:
         raise UserError(f"probes={search.probes}: a choice needs at least 2")
-    least = 3 * SHARE
+    least = 3 * LEAST
     if search.first_stage < least or search.longest_stage < search.first_stage:
         raise UserError(
             f"first_stage={search.first_stage} and longest_stage={search.longest_stage}: a probe "
-            f"is a tenth of a stage and needs 3 steps; set {least} <= first_stage <= longest_stage"
+            f"takes {LEAST} steps, a third of a stage at most; set {least} <= first_stage <= "
+            "longest_stage"
         )
     config = configuration(search)
     if config.init_from or config.decay_from:
         raise UserError("a search starts its run anew; set init_from and decay_from to ''")
     if first := config.data.batch_warmup.first:
         raise UserError(
-            f"data.batch_warmup.first={first}, and a search finds the rate of one batch size; set "
-            "it to 0"
+            f"data.batch_warmup.first={first}, and a search finds the rate of one batch size; "
+            f"{growth.REMEDY}"
         )
     if not isinstance(config.schedule, Phased):
         raise UserError(
@@ -189,7 +192,7 @@ class _Work:
             best = min(range(len(known)), key=lambda i: known[i])
             return dataclasses.replace(stage, rate=stage.rates[best])
         rate = probes.propose(stage.rates, known, search.lowest, search.highest)
-        steps = max(3, (stage.end - stage.start) // SHARE)
+        steps = max(LEAST, (stage.end - stage.start) // SHARE)
         at = number, stage.start, stage.start + steps
         if not self._train(*at, STILL, still):
             return None
@@ -229,7 +232,7 @@ class _Work:
         changes = {"warmup": Duration(0, "steps"), "decay": exact, "peak_learning_rate": peak}
         schedule = dataclasses.replace(self._constant(peak), **changes)
         own = self.config.schedule
-        shape = {"decay_shape": own.decay_shape, "final_ratio": own.final_ratio}
+        shape = {key: getattr(own, key) for key in ("decay_shape", "final_ratio", "half_life")}
         schedule = dataclasses.replace(schedule, **shape)
         start = self._checkpoint(len(found), found[-1].end)
         config = dataclasses.replace(self.config, schedule=schedule, decay_from=start)

@@ -26,7 +26,12 @@ from lm.schedules import Phased
 from lm.studies import answers, grid, sizes
 
 WIDTH = "width"  # an axis of its own: heads and feed-forwards are widened with the model
-DECAY = ("decay", "decay_shape", "final_ratio")  # options of a schedule that no trunk depends on
+DECAY = (
+    "decay",
+    "decay_shape",
+    "final_ratio",
+    "half_life",
+)  # options of a schedule that no trunk depends on
 START = ("init_from", "decay_from")
 
 
@@ -151,8 +156,8 @@ def _with_trunk(config: Config, values: Mapping[str, Any], content: Any) -> Plan
     lengths = {"run_tokens": config.run_tokens, "tokens_per_step": per_step}
     if isinstance(schedule, Phased) and schedule.decay.value > 0:
         decay = max(1, round(schedule.decay.tokens(**lengths) / per_step))
-        warmup = Duration(schedule.warmup.tokens(**lengths), "tokens")
-        exact = dataclasses.replace(schedule, warmup=warmup, decay=Duration(decay, "steps"))
+        phases = _in_tokens(schedule, lengths) | {"decay": Duration(decay, "steps")}
+        exact = dataclasses.replace(schedule, **phases)
         # Or there is nothing before the decay, or it falls into the growth of the batch.
         if decay < steps and steps - decay >= config.batches.warmup_steps:
             config, start = dataclasses.replace(config, schedule=exact), steps - decay
@@ -160,6 +165,18 @@ def _with_trunk(config: Config, values: Mapping[str, Any], content: Any) -> Plan
     if told is not None:
         raise UserError(f"grid cell {_shown(values)}: {told}")
     return Planned(config, values, asked(config, content), start)
+
+
+def _in_tokens(schedule: Phased, lengths: Mapping[str, Any]) -> dict[str, Duration]:
+    """The warmup in tokens, and every other duration that is a percentage: of this run, and not of
+    its trunk.
+    """
+    options = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
+    return {
+        name: Duration(value.tokens(**lengths), "tokens")
+        for name, value in options.items()
+        if isinstance(value, Duration) and (name == "warmup" or value.unit == "percent")
+    }
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -275,7 +275,7 @@ def read(path: Path) -> list[Curve]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        rows = values["coord_check"]
+        rows = [dict(row) for row in values["coord_check"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a table of a coordinate check ({error!r}); name another"

@@ -10,13 +10,14 @@ that began before is not scored, nor one of another configuration.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,11 @@ def make(
     options: laws.Options,
     *,
     factor: float = FACTOR,
-    most_compute: float = math.inf,
+    most_compute: float = 0.0,
     told: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The forecast of a run from the rows of a table that have at most `most_compute` FLOPs, as
-    JSON holds it.
+    """The forecast of a run from the rows of a table that have at most `most_compute` FLOPs (0: all
+    of them), as JSON holds it.
 
     Raises:
       UserError: the law does not predict losses from sizes and tokens, the table holds losses of
@@ -128,7 +129,8 @@ def make(
         raise UserError("--bootstraps=0: a forecast needs its interval; set --bootstraps=1000")
     _check_same(table, run)
     (equation,) = laws.equations(law, options)
-    selected = laws.rows(equation, _at_most(table, most_compute))
+    with _own_advice():
+        selected = laws.rows(equation, _at_most(table, most_compute))
     largest = float(np.max(with_derived(selected.columns)["compute"]))
     compute = float(run.columns["compute"][0])
     if compute < factor * largest:
@@ -137,9 +139,10 @@ def make(
             f"the largest fitted run, less than {factor:g}; set a longer run.length or a wider "
             "model, or fit smaller runs"
         )
-    fitted = fit.fit(
-        equation, selected, bootstraps=options.bootstraps, seed=options.seed, told=told
-    )
+    with _own_advice():
+        fitted = fit.fit(
+            equation, selected, bootstraps=options.bootstraps, seed=options.seed, told=told
+        )
     return _plain(law_name, fitted, run, largest, options)
 
 
@@ -264,9 +267,19 @@ def _sealed(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def _own_advice() -> Iterator[None]:
+    """A fit's remedies are flags of launch.fit."""
+    try:
+        yield
+    except UserError as error:
+        what = str(error).partition("; ")[0]
+        raise UserError(f"{what}; see what launch.fit says of this table") from None
+
+
 def _at_most(table: Table, compute: float) -> Table:
-    """The rows of at most so many FLOPs."""
-    if "compute" not in table.columns or not math.isfinite(compute):
+    """The rows of at most so many FLOPs; 0: all."""
+    if "compute" not in table.columns or not compute:
         return table
     is_kept = table.columns["compute"] <= compute
     if not is_kept.any():

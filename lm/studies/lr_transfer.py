@@ -118,7 +118,7 @@ def sweep(study: Study) -> Sweep:
 
 
 def judge(study: Study, rows: Sequence[Row]) -> list[Transfer]:
-    """What rows of the sweep show; a pattern of which a curve is missing is left out."""
+    """What the rows of the sweep's cells show; a pattern without one of its curves is left out."""
     found = []
     for pattern in study.patterns:
         for name, rates in study.learning_rates.items():

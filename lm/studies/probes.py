@@ -13,6 +13,7 @@ import numpy as np
 OUTLIERS = 0.1  # the share of points that a fit may leave out; the published code drops 3 % in each
 # of 10 rounds [C]
 KAPPA = 1000.0  # of the lower confidence bound; published as 1000 UNCONFIRMED, 1e6 in the code [C]
+SLOWEST = 3.0  # spans of the points that a curve may take to settle
 FAR = 5.0  # times the median residual: an outlier
 CANDIDATES = 201
 # Of the Gaussian process on [0, 1], the interval of log rates: length of the kernel, and noise.
@@ -24,8 +25,8 @@ def forecast(times: Sequence[float], losses: Sequence[float], at: float) -> floa
     is not finite.
 
     For every b the best a and c are a linear problem, so b alone is searched. -1 / b, the time that
-    the curve takes to settle, is at most `at`: from a few points near the beginning a slower one is
-    not told from a straight line, which would run away. Points far from the curve are left out.
+    the curve takes to settle, is at most three times the span of the points: a slower one is not
+    told from a straight line there, and a line runs away. Points far from the curve are left out.
 
     >>> t = np.arange(1, 11)
     >>> round(forecast(t, 2 * np.exp(-t / 5) + 3, 100), 6)
@@ -35,7 +36,8 @@ def forecast(times: Sequence[float], losses: Sequence[float], at: float) -> floa
     if not np.isfinite(y).all():
         return float("inf")
     fastest = max(min(np.diff(np.unique(t)), default=at) / 4, at * 1e-4)
-    settling = np.geomspace(fastest, at, 200)
+    slowest = max(fastest, min(at, SLOWEST * float(np.ptp(t))))
+    settling = np.geomspace(fastest, slowest, 200)
     kept = np.ones(len(t), bool)
     value, residuals = _fitted(t, y, kept, settling, at)
     for _ in range(int(OUTLIERS * len(t))):

@@ -263,6 +263,7 @@ def configured(base: Config, asked: Budget) -> Config:
     batch = min(2 ** round(math.log2(max(middle["batch"] / context, 1.0))), most)
     values: Any = to_mapping(config)
     values["data"]["batch_size"] = batch
+    values["data"].pop("batch_warmup", None)  # of another batch
     if config.data.tokenizer.kind == "bpe":
         best = Vocabulary().best(asked.parameters)
         values["data"]["tokenizer"]["vocab_size"] = max(320, 64 * round(best / 64))

@@ -84,7 +84,8 @@ def regrets(rows: Iterable[Row], untuned: str, tuned_on: Sequence[int]) -> list[
     losses = _losses(rows)
     if untuned not in losses:
         raise UserError(
-            f"no row has schedule {untuned!r}; the table has {', '.join(sorted(losses))}"
+            f"no row has schedule {untuned!r}; the table has "
+            f"{', '.join(sorted(losses)) or 'no row'}"
         )
     own = losses[untuned]
     for budget, curve in own.items():
@@ -104,8 +105,14 @@ def _losses(rows: Iterable[Row]) -> dict[str, Curves]:
     for row in rows:
         budget = Budget(row["width"], row["batch_tokens"], row["tokens"])
         loss = np.inf if row["loss"] is None else row["loss"]
-        curves = found.setdefault(row["schedule"], {}).setdefault(budget, {})
-        curves.setdefault(row["learning_rate"], {})[row["seed"]] = loss
+        curve = found.setdefault(row["schedule"], {}).setdefault(budget, {})
+        seeds = curve.setdefault(row["learning_rate"], {})
+        if row["seed"] in seeds:
+            raise UserError(
+                f"two rows of {row['schedule']} with rate {row['learning_rate']:g} and seed "
+                f"{row['seed']} at {_told(budget)}; they differ in something else: keep one kind"
+            )
+        seeds[row["seed"]] = loss
     return found
 
 
@@ -139,9 +146,19 @@ def _against(
                 f"{family} has {len(tried.losses)} rates at {_told(budget)} with the seeds "
                 f"{sorted(tuned_on)}; tuning needs at least two"
             )
+        if not np.isfinite(tried.losses[tried.best]):
+            raise UserError(
+                f"{family} diverged at every rate tried at {_told(budget)}; train lower ones"
+            )
         before[budget] = next(iter(_tried(curve, tuned_on).values()), None)
         (mine,), others = curve.values(), curves[budget][tried.best]
         judged = sorted((mine.keys() & others.keys()) - tuned_on)
+        for seed in judged:
+            if not np.isfinite(mine[seed]) or not np.isfinite(others[seed]):
+                raise UserError(
+                    f"seed {seed} diverged at {_told(budget)}, so that there is no mean regret "
+                    f"against {family}; leave that budget out"
+                )
         differences[budget] = {s: mine[s] - others[s] for s in judged}
     seeds = tuple(sorted(set.intersection(*(set(x) for x in differences.values()))))
     if len(seeds) < FEWEST:

@@ -50,6 +50,12 @@ class Outcome:
         return sum(self.losses.values()) / len(self.losses) if self.losses else None
 
 
+# Of the columns that every reader relies on.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("cell", "trunk", "schedule", "mixer", "status"), str),
+    **dict.fromkeys(("seed", "batch_tokens", "tokens", "steps", "width"), int),
+    "learning_rate": int | float,
+}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Outcome) if field.name != "losses")
 
 
@@ -137,7 +143,7 @@ def read(path: Path) -> list[Row]:
     """The rows of a table written by `write`, from its JSON lines.
 
     Raises:
-      UserError: it is missing, or a line is not such a row.
+      UserError: it is missing, a line is not such a row, or two are of one cell.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -145,13 +151,21 @@ def read(path: Path) -> list[Row]:
         raise UserError(f"{path}: {error.strerror}; name the .jsonl table of a sweep") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not JSON lines; name the .jsonl table of a sweep") from None
-    return [_read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    found = [_read(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    first: dict[str, int] = {}
+    for number, row in enumerate(found, start=1):
+        if (before := first.setdefault(row["cell"], number)) != number:
+            raise UserError(
+                f"{path}:{number} and line {before} are of one cell, {row['cell']}; remove one"
+            )
+    return found
 
 
 def _read(line: str, where: str) -> Row:
     try:
         found = json.loads(line)
-        is_row = all(key in found for key in ("cell", "trunk", "loss", "tokens", *_FIELDS))
+        is_row = all(isinstance(found[key], kind) for key, kind in _KINDS.items())
+        is_row = is_row and found["learning_rate"] > 0
         is_row = is_row and (found["loss"] is None or math.isfinite(found["loss"]))
         entries([found] if is_row else [])
     except (ValueError, TypeError, KeyError, UserError):

@@ -102,7 +102,8 @@ def run(
     tell: Callable[[list[Row]], None] = lambda found: None,
 ) -> list[Row] | None:
     """The rows of every cell, from the folder, from `table` or by training; None if a signal
-    stopped it. `tell` is given what is there after every trunk's cell.
+    stopped it. `tell` is given what is there after every trunk's cell, and the rows of `table` that
+    are of no cell of these.
 
     Raises:
       UserError: the folder holds cells of another configuration, or training reports a mistake.
@@ -122,7 +123,7 @@ def run(
         return None
     for trunk in cells.folder.glob(f"{TRUNK}-*"):
         shutil.rmtree(trunk, ignore_errors=True)
-    return told(found)
+    return _rows(planned, found)
 
 
 def _rows(planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome]) -> list[Row]:

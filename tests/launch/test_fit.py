@@ -37,14 +37,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
     out, summary, figure = (tmp_path / f"fit.{kind}" for kind in ("html", "json", "svg"))
     written = (f"--out={out}", f"--json={summary}", f"--figure={figure}")
-    done = launched("power", str(sweep), *written, "--bootstraps=50", "--seed=3")
+    done = launched("power", str(sweep), *written, "--bootstraps=100", "--seed=3")
     assert done.returncode == 0, done.stderr
     assert "c = 1 is rejected" in done.stdout
     assert "power fitted to table.jsonl" in out.read_text()
     values = json.loads(summary.read_text())
     assert values["command"].startswith("python -m launch.fit power ")
     assert len(values["commit"]) >= 40
-    assert values["equations"][0]["bootstraps"] == 50
+    assert values["equations"][0]["bootstraps"] == 100
     told = tables.render(values)
     assert "| b | -0.4" in told
     assert "c = 1 is rejected" in told
@@ -58,7 +58,9 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
         (["power", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
         (["power", "TABLE", "--hold=c"], "--hold=c: write NAME=VALUE, as --hold=c=1"),
         (["compute", "TABLE", "--figure=x.svg"], "--figure=x.svg: compute has no tokens to draw"),
-        (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a number"),
+        (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a finite number"),
+        (["power", "TABLE", "--hold=c=nan"], "--hold=c=nan is not a finite number"),
+        (["power", "TABLE", "--bootstraps=1"], "--bootstraps=1: an interval needs 100; set 1000"),
     ],
 )
 def test_mistakes_are_one_line(sweep: Path, arguments: list[str], told: str) -> None:

@@ -17,6 +17,8 @@ from launch.benchmarks import machine
         (["--config=experiments/a.py:grid,/data/text"], "--config=experiments/a.py:grid,DATA"),
         (["--table=/tmp/a b/sweep.jsonl"], "--table=sweep.jsonl"),
         (["--table=/tmp/a/sweep.jsonl"], "--table=sweep.jsonl"),
+        (["--table=../../x/sweep.jsonl"], "--table=sweep.jsonl"),
+        (["--prompt=a,/b"], "--prompt=a,/b"),
         (["power", "/tmp/a/sweep.jsonl"], "power sweep.jsonl"),
         (["--out=~/fit.json", "experiments/a.jsonl"], "--out=fit.json experiments/a.jsonl"),
         (["--config.data.sources.x.path=/a/b/*.txt"], "'--config.data.sources.x.path=*.txt'"),

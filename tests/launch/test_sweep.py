@@ -47,6 +47,12 @@ def told(module: str, *flags: str) -> tuple[int, str]:
         ("regret", [], "which table? name one: python -m launch.regret SWEEP.jsonl"),
         ("regret", ["none.jsonl"], "none.jsonl: No such file or directory; name the .jsonl table"),
         ("regret", ["x", "--tuned_on=a"], "--tuned_on=a is not a list of seeds, as 0,1"),
+        ("regret", ["x", "--tuned_on=²"], "--tuned_on=² is not a list of seeds, as 0,1"),
+        ("regret", ["x", "--figure=x.png"], "--figure=x.png does not end in .svg, which is what"),
+        ("regret", ["EMPTY"], "no row has schedule 'power'; the table has no row"),
+        ("regret", ["TEXT"], "TEXT:1 is not a row of a sweep; remove that line, or restore"),
+        ("sweep", ["--draw_only", "--table=EMPTY"], "EMPTY holds no row, so there is nothing to"),
+        ("sweep", ["--draw_only", "--table=TEXT"], "TEXT:1 is not a row of a sweep"),
         (
             "autolrs",
             ["--config=experiments/quickstart.py", "--lowest=1", "--highest=0.5"],
@@ -61,12 +67,16 @@ def told(module: str, *flags: str) -> tuple[int, str]:
 )
 def test_mistakes(module: str, flags: list[str], message: str, tmp_path: Path) -> None:
     workdir = [] if module == "regret" else [f"--workdir={tmp_path / 'w'}"]
+    bad = {"cell": "a", "trunk": "a", "loss": 2.0, "tokens": "many", "seed": None}
+    for name, text in (("EMPTY", ""), ("TEXT", json.dumps(bad))):
+        (tmp_path / name).write_text(text)
+        flags = [flag.replace(name, str(tmp_path / name)) for flag in flags]
     status, line = told(module, *workdir, *flags)
     assert status == 2
     assert line.startswith("error: ")
     assert message in line
     assert line.count("\n") == 1
-    assert not (tmp_path / "w").exists()
+    assert not list((tmp_path / "w").glob("*.html"))
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_another_growth_is_another_stream(config: DataConfig, prepared: Prepared
         return loader.identity(prepared, config, 0, batches)
 
     assert "batch_warmup" not in identity(Batches(16))
-    with pytest.raises(UserError, match=r"batch_warmup was \[2, 3\], is \[2, 4\]; restore the old"):
+    with pytest.raises(UserError, match=r"length was 1536 tokens, is 2048 tokens; restore"):
         loader.check_identity(identity(GROWING), identity(Batches(16, 2, 4)))
 
 
@@ -97,11 +97,15 @@ def test_another_growth_is_another_stream(config: DataConfig, prepared: Prepared
         (16, warmup(6), "first=6 does not double to data.batch_size=16; set data.batch_warmup.fir"),
         (16, warmup(16), "set data.batch_warmup.first=8"),
         (16, warmup(32), "set data.batch_warmup.first=8"),
-        (15, warmup(5), "first=5 does not double to data.batch_size=15; set an even one"),
+        (15, warmup(5), "first=5 does not double to data.batch_size=15; set data.batch_size=10"),
         (16, warmup(4, "10 percent"), "length=10 percent must be a positive number of tokens or"),
         (16, warmup(4, "0 tokens"), "length=0 tokens must be a positive number of tokens or steps"),
-        (16, warmup(0), "first=0 and other options of it; set first=1 or more rows"),
-        (16, warmup(0, "0 tokens", 0.5), "first=0 and other options of it"),
+        (16, warmup(0), "first=0 with length=100 tokens, rate_exponent=0; set first=1 or more"),
+        (
+            16,
+            warmup(0, "0 tokens", 0.5),
+            "set first=1 or more rows, or set length='0 tokens' and rate_exponent=0",
+        ),
     ],
 )
 def test_refusals(config: DataConfig, batch_size: int, given: BatchWarmup, told: str) -> None:

@@ -97,7 +97,7 @@ def test_curves_survive_the_table(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<svg")
     assert (tmp_path / "coord_check.md").read_text(encoding="utf-8") == page.table(found)
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="no table of a coordinate check"):
+    with pytest.raises(UserError, match="not a table of a coordinate check"):
         coord_check.read(tmp_path / "other.json")
 
 

@@ -12,7 +12,7 @@ def curve(t: np.ndarray, a: float, settling: float, c: float) -> np.ndarray:
     return a * np.exp(-t / settling) + c
 
 
-@pytest.mark.parametrize("settling", [3.0, 20.0, 100.0, 399.0])
+@pytest.mark.parametrize("settling", [3.0, 20.0, 60.0, 116.0])
 def test_a_forecast_of_an_exponential_is_exact(settling: float) -> None:
     t = np.arange(40)
     found = probes.forecast(t, curve(t, 2.0, settling, 3.0), 400)
@@ -31,11 +31,11 @@ def test_noise_and_outliers() -> None:
 
 
 def test_few_points_do_not_run_away() -> None:
-    """Five points of a falling line: at most what a curve gains that settles in the time asked."""
-    t = np.arange(5)
-    found = probes.forecast(t, -0.1 * t, 50)
-    line, settled = -0.1 * 50, -0.1 * 50 * (1 - np.exp(-1))
-    assert line < settled * 1.1 < found < -0.4
+    """Points of a falling line: about what a curve gains that settles in three times their span."""
+    t = np.arange(10)
+    found = probes.forecast(t, -0.1 * t, 1000)
+    settled = -0.9 / (1 - np.exp(-1 / 3))
+    assert 1.2 * settled < found < 0.9 * settled
 
 
 def test_what_is_not_finite() -> None:

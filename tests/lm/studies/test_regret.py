@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def table(
                 loss = 2.0 + 0.1 * abs(np.log2(rate / best)) + shared + noise()
                 found.append(row("wsd", rate, seed, loss, tokens))
     return found
+
+
+def diverged(schedule: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """The table, in which these runs of a schedule have no loss."""
+    lost = set(seeds)
+    is_lost = lambda row: row["schedule"] == schedule and row["seed"] in lost
+    return [row | {"loss": None if is_lost(row) else row["loss"]} for row in table()]
 
 
 def test_without_noise_the_regret_is_the_difference() -> None:
@@ -90,6 +98,10 @@ def test_the_interval_covers_the_regret() -> None:
             "wsd has no row at width 32, 4096 tokens a step, 2,000 tokens",
         ),
         (table(seeds=range(1, 6)), r"wsd has 0 rates .* with the seeds \[0, 1\]"),
+        ([*table(), table()[0]], r"two rows of power with rate 0.02 and seed 0 at width 32, 4096"),
+        (diverged("wsd", range(6)), r"wsd diverged at every rate tried at width 32, 4096 tokens"),
+        (diverged("wsd", [3]), r"seed 3 diverged at .* no mean regret against wsd; leave that"),
+        (diverged("power", [3]), r"seed 3 diverged at width 32"),
         (table(seeds=range(5)), r"3 seeds beside \[0, 1\] .* needs 4"),
     ],
 )

@@ -124,6 +124,18 @@ def test_cells_that_are_all_too_short(corpus: Path) -> None:
             plan(corpus, **changes)
 
 
+def test_a_percentage_is_of_the_run_and_not_of_its_trunk(corpus: Path) -> None:
+    """So runs of two lengths have two trunks, each with the cooldown of its run."""
+    schedule = {"family": "infinite", "cooldown": "50 percent", "warmup": "0 steps"}
+    schedule["decay"] = "2 steps"
+    axes = {"schedule": (schedule,), "run.length": LENGTHS}
+    found = list(plan(corpus, grids=(axes,)).values())
+    assert len({json.dumps(to_mapping(one.trunk.schedule)) for one in found}) == len(LENGTHS)
+    for one in found:
+        trunk = one.trunk.schedule.cooldown
+        assert (trunk.value, trunk.unit) == (0.5 * one.config.run_tokens, "tokens")
+
+
 def pretend(
     monkeypatch: pytest.MonkeyPatch, loss: Any = lambda one: 2.0, stops_at: int = -1
 ) -> list[tuple[float, int]]:
@@ -173,8 +185,10 @@ def test_a_row_of_a_table_is_not_run_again(
     second = sweep.run(more, tmp_path / "b", tmp_path, table=table)
     assert second is not None
     assert [rate for rate, _ in worked] == [0.04] * 3
-    assert [row["learning_rate"] for row in second] == [0.02] * 3 + [0.04] * 3 + [0.01] * 3
-    assert {json.dumps(row) for row in first} <= {json.dumps(row) for row in second}
+    assert [row["learning_rate"] for row in second] == [0.02] * 3 + [0.04] * 3, "those asked for"
+    grown = rows.merged(second, table)
+    assert [row["learning_rate"] for row in grown] == [0.02] * 3 + [0.04] * 3 + [0.01] * 3
+    assert {json.dumps(row) for row in first} <= {json.dumps(row) for row in grown}
 
 
 def test_the_table_as_parquet(
