@@ -26,6 +26,9 @@ _HIGHEST = flags.DEFINE_float("highest", None, "the largest learning rate; defau
 _FIRST = flags.DEFINE_integer("first_stage", None, "steps of the first stage; default 100")
 _LONGEST = flags.DEFINE_integer("longest_stage", None, "steps of a stage at most; default 800")
 _PROBES = flags.DEFINE_integer("probes", None, "probes of a stage; default 10")
+_VALIDATION = flags.DEFINE_integer(
+    "validation", None, "held-out tokens that measure a probe; default 0: its training loss"
+)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
@@ -35,9 +38,10 @@ def _values() -> dict[str, Any]:
     """The search that the flags describe, plain."""
     values = _CONFIG.value.to_dict()
     if "lowest" not in values:
-        stages = {"first_stage": 100, "longest_stage": 800, "probes": 10}
+        stages = {"first_stage": 100, "longest_stage": 800, "probes": 10, "validation": 0}
         values = {"run": values, "lowest": 1e-4, "highest": 0.1} | stages
-    given = {x.name: x.value for x in (_LOWEST, _HIGHEST, _FIRST, _LONGEST, _PROBES)}
+    asked = (_LOWEST, _HIGHEST, _FIRST, _LONGEST, _PROBES, _VALIDATION)
+    given = {x.name: x.value for x in asked}
     return values | {name: value for name, value in given.items() if value is not None}
 
 

@@ -12,9 +12,11 @@ A run of its own stands behind every probe and every stage (`decay_from`, with a
 its value), so that whatever is killed goes on, and a stage is, bit for bit, that many steps at its
 rate. The warmup is not searched: the first stage and its probes have it before them.
 
-What a probe gains is measured against weights that stand still: all probes of a stage see the same
-batches, and so does one at a vanishing rate, whose loss is taken off. The noise of the batches, far
-larger than what a few steps change, goes with it.
+What a probe gains is measured against weights that stand still. By default on its batches: all
+probes of a stage see the same ones, and so does one at a vanishing rate, whose loss is taken off;
+the noise of the batches, far larger than what a few steps change, goes with it. Or, with
+`validation`, on held-out text a few times a probe; one that is not below the loss at the stage's
+beginning throughout is then read at its end and not forecast, as in the published code [C].
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +39,7 @@ from lm.studies import grid, probes
 from lm.studies.trainer import Trainer, brief
 
 FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
+POINTS = 4  # evaluations of a probe, where it is measured on held-out text
 STILL = 1e-30  # a rate that moves no weight
 SHARE = 10  # a probe is one in so many steps of its stage [C],
 LEAST = 10  # and at least so many: fewer losses are no curve
@@ -45,7 +49,8 @@ LEAST = 10  # and at least so many: fewer losses are no curve
 class Search:
     """`run`: a configuration whose schedule has a warmup and a decay, which stay; its peak is not
     read. The rate lies in [lowest, highest]. Stages take `first_stage` steps, then twice as many as
-    the one before up to `longest_stage`; each has `probes` probes.
+    the one before up to `longest_stage`; each has `probes` probes. `validation`: tokens of every
+    validation set on which a probe is measured; 0: it is measured on its batches.
     """
 
     run: Mapping[str, Any]
@@ -54,6 +59,7 @@ class Search:
     first_stage: int
     longest_stage: int
     probes: int
+    validation: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,8 @@ def create(mapping: Mapping[str, Any]) -> Search:
             f"lowest={search.lowest:g} and highest={search.highest:g} are not an interval of "
             "learning rates; set 0 < lowest < highest"
         )
+    if search.validation < 0:
+        raise UserError(f"validation={search.validation} tokens must be >= 0 (0: training loss)")
     if search.probes < 2:
         raise UserError(f"probes={search.probes}: a choice needs at least 2")
     least = 3 * LEAST
@@ -194,16 +202,13 @@ class _Work:
         rate = probes.propose(stage.rates, known, search.lowest, search.highest)
         steps = max(LEAST, (stage.end - stage.start) // SHARE)
         at = number, stage.start, stage.start + steps
-        if not self._train(*at, STILL, still):
+        if not self._train(*at, STILL, still, is_probe=True):
             return None
         place = self.workdir / PROBE.format(len(stage.rates))
         try:
-            if not self._train(*at, rate, place):
+            if not self._train(*at, rate, place, is_probe=True):
                 return None
-            pairs = zip(_losses(place, stage.start), _losses(still, stage.start), strict=True)
-            moved = [loss - before for loss, before in pairs]
-            # The first loss is that of the weights before any update.
-            value = probes.forecast(range(steps), moved, stage.end - stage.start)
+            value = self._change(number, stage, place, still)
         except train.DivergedError:
             value = math.inf
         shutil.rmtree(place)
@@ -211,6 +216,23 @@ class _Work:
         return dataclasses.replace(
             stage, rates=(*stage.rates, rate), forecasts=(*stage.forecasts, forecast)
         )
+
+    def _change(self, number: int, stage: Stage, place: Path, still: Path) -> float:
+        """The change of the loss after a stage at the rate of a probe, forecast."""
+        start, length = stage.start, stage.end - stage.start
+        if not self.search.validation:
+            pairs = zip(_losses(place, start), _losses(still, start), strict=True)
+            moved = [loss - before for loss, before in pairs]
+            # The first loss is that of the weights before any update.
+            return probes.forecast(range(len(moved)), moved, length)
+        first = next(iter(_validated(still, start).values()))
+        found = {step - start: loss - first for step, loss in _validated(place, start).items()}
+        if number:  # at the first stage the warmup lies between
+            found = {0: 0.0} | found
+        times, moved = list(found), list(found.values())
+        if not all(x < 0 for x in moved[-POINTS:]):  # what is not finite is not below either
+            return moved[-1] if math.isfinite(moved[-1]) else math.inf
+        return probes.forecast(times, moved, length)
 
     def staged(self, number: int, stage: Stage) -> bool:
         """Trains a stage at its rate; whether it ended."""
@@ -245,7 +267,9 @@ class _Work:
         """Where the stage before `number` ended, at `step`."""
         return str(self.workdir / STAGES.format(number - 1) / checkpoint.FOLDER / str(step))
 
-    def _train(self, number: int, start: int, end: int, rate: float, place: Path) -> bool:
+    def _train(
+        self, number: int, start: int, end: int, rate: float, place: Path, *, is_probe: bool = False
+    ) -> bool:
         """From the end of the stage before to step `end` at a constant rate, the first after the
         warmup.
         """
@@ -258,7 +282,13 @@ class _Work:
         config = dataclasses.replace(
             config, schedule=schedule, run=dataclasses.replace(config.run, length=length)
         )
-        return self.trainer.train(brief(config, is_evaluated=False), place)
+        config = brief(config, is_evaluated=False)
+        if is_probe and self.search.validation:
+            every = Duration(max(1, (end - start) // POINTS), "steps")
+            sizes = {"every": every, "max_tokens": self.search.validation}
+            evaluate = dataclasses.replace(config.evaluate, **sizes)
+            config = dataclasses.replace(config, evaluate=evaluate)
+        return self.trainer.train(config, place)
 
     def _constant(self, rate: float) -> Any:
         """A schedule that stays at `rate` after its warmup, in a branch too."""
@@ -277,6 +307,16 @@ class _Work:
 def _losses(workdir: Path, start: int) -> list[float]:
     """Of every step after `start`, before its update."""
     return [line["train/nll"] for line in metrics.read(workdir) if line["step"] > start]
+
+
+def _validated(workdir: Path, start: int) -> dict[int, float]:
+    """step after `start` -> mean loss of the validation sets."""
+    found = {}
+    for line in metrics.read(workdir):
+        losses = [line[key] for key in line if re.fullmatch(r"eval/.*/loss", key)]
+        if line["step"] > start and losses:
+            found[line["step"]] = sum(losses) / len(losses)
+    return found
 
 
 def _read(workdir: Path, asked: Mapping[str, Any]) -> list[Stage]:

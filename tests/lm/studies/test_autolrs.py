@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,6 +38,7 @@ def values(corpus: Path, **changes: Any) -> dict[str, Any]:
     of_run = {key: x for key, x in lab.CHANGES.items() if not key.startswith("schedule.")}
     run = tiny.config(of_run | small | {"data.sources": text})
     numbers = {"lowest": 1e-3, "highest": 1e-1, "first_stage": 30, "longest_stage": 30, "probes": 3}
+    numbers["validation"] = 0
     return {"run": to_mapping(run)} | numbers | changes
 
 
@@ -100,10 +101,11 @@ def test_a_search_that_is_interrupted_is_the_same(
     assert once_more == []
 
 
-def test_a_search_that_trains(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation", [0, 256])
+def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int) -> None:
     run = values(corpus)["run"]
     run["run"] |= {"length": "66 steps"}
-    search = autolrs.create(values(corpus, run=run, probes=2))
+    search = autolrs.create(values(corpus, run=run, probes=2, validation=validation))
     whole = tmp_path / "whole"
     found = autolrs.run(search, whole, tmp_path / "data")
     assert found is not None
@@ -116,6 +118,30 @@ def test_a_search_that_trains(corpus: Path, tmp_path: Path) -> None:
     assert all(stage.rate in stage.rates for stage in found)
     assert not list(whole.glob("probe-*")), "probes leave nothing"
     assert not checkpoint.steps(whole / "stage-000"), "nothing begins there any more"
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [([4.9, 4.8, 4.7, 4.6], (-1.5, -0.4)), ([5.1, 4.9, 4.8, 4.7], -0.3), ([4.0, 6.0], 1.0)],
+)
+def test_a_probe_on_held_out_text(corpus: Path, tmp_path: Path, losses: Any, told: Any) -> None:
+    """Below the loss at the beginning throughout it is forecast, otherwise read at its end."""
+    work = autolrs._Work(
+        autolrs.create(values(corpus, validation=256)), cast(Any, None), tmp_path, Trainer(tmp_path)
+    )
+    for name, of in (("still", [5.0] * len(losses)), ("probe", losses)):
+        steps = [34 + 2 * i for i in range(len(of))]
+        lines = [
+            {"step": at, "tokens": 0, "eval/text/loss": x} for at, x in zip(steps, of, strict=True)
+        ]
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / metrics.FILE).write_text(text)
+    found = work._change(1, Stage(32, 62, (), (), 0.0), tmp_path / "probe", tmp_path / "still")
+    if isinstance(told, tuple):
+        assert told[0] < found < told[1]
+    else:
+        assert found == pytest.approx(told)
 
 
 def test_probes_that_diverge_are_not_chosen(corpus: Path, tmp_path: Path) -> None:
@@ -148,6 +174,7 @@ def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
         ({"lowest": 0.0}, "set 0 < lowest < highest"),
         ({"highest": 1e-4}, "set 0 < lowest < highest"),
         ({"probes": 1}, "needs at least 2"),
+        ({"validation": -1}, "validation=-1 tokens must be >= 0"),
         ({"first_stage": 20}, "set 30 <= first_stage <= longest_stage"),
         ({"longest_stage": 20}, "set 30 <= first_stage <= longest_stage"),
         ({"first_stage": 61, "longest_stage": 61}, "leave 60 of 66 steps, first_stage is 61"),
