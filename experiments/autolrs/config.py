@@ -40,6 +40,7 @@ def get_config(arg: str = "high") -> ConfigDict:
     elif arg in ("low", "high"):
         lowest = TUNED / 100 if arg == "low" else TUNED
         stages = {"first_stage": 30, "longest_stage": 50, "probes": 10, "validation": 16384}
+        stages["anneal"] = 5
         values = {"run": run(), "lowest": lowest, "highest": lowest * 100} | stages
     else:
         raise ValueError(f"{arg!r} is not tuned, low or high")

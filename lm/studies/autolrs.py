@@ -17,6 +17,11 @@ probes of a stage see the same ones, and so does one at a vanishing rate, whose 
 the noise of the batches, far larger than what a few steps change, goes with it. Or, with
 `validation`, on held-out text a few times a probe; one that is not below the loss at the stage's
 beginning throughout is then read at its end and not forecast, as in the published code [C].
+
+After few steps a low rate looks better than it is: the loss falls because the noise of the steps
+falls, and the search ends the run's high rate too early (Wu et al. 2018, arXiv 1803.02021, the bias
+of a short horizon). With `anneal`, which is not of the paper, every probe ends in a linear decay to
+zero over so many steps, and the held-out loss after it is what the probe is worth.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ from lm.studies import grid, probes
 from lm.studies.trainer import Trainer, brief
 
 FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
+ANNEALED = "annealed"  # within the folder of a probe
 POINTS = 4  # evaluations of a probe, where it is measured on held-out text
 STILL = 1e-30  # a rate that moves no weight
 SHARE = 10  # a probe is one in so many steps of its stage [C],
@@ -50,7 +56,8 @@ class Search:
     """`run`: a configuration whose schedule has a warmup and a decay, which stay; its peak is not
     read. The rate lies in [lowest, highest]. Stages take `first_stage` steps, then twice as many as
     the one before up to `longest_stage`; each has `probes` probes. `validation`: tokens of every
-    validation set on which a probe is measured; 0: it is measured on its batches.
+    validation set on which a probe is measured; 0: it is measured on its batches. `anneal`: steps
+    of decay to zero after each probe; 0: none.
     """
 
     run: Mapping[str, Any]
@@ -60,6 +67,7 @@ class Search:
     longest_stage: int
     probes: int
     validation: int
+    anneal: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,11 @@ def create(mapping: Mapping[str, Any]) -> Search:
         )
     if search.validation < 0:
         raise UserError(f"validation={search.validation} tokens must be >= 0 (0: training loss)")
+    if search.anneal < 0 or (search.anneal and not search.validation):
+        raise UserError(
+            f"anneal={search.anneal} and validation={search.validation}: an annealed probe is "
+            "measured on held-out text; set validation=16384 or more tokens, or anneal=0"
+        )
     if search.probes < 2:
         raise UserError(f"probes={search.probes}: a choice needs at least 2")
     least = 3 * LEAST
@@ -208,6 +221,8 @@ class _Work:
         try:
             if not self._train(*at, rate, place, is_probe=True):
                 return None
+            if search.anneal and not self._anneal(rate, place, at[2]):
+                return None
             value = self._change(number, stage, place, still)
         except train.DivergedError:
             value = math.inf
@@ -226,6 +241,9 @@ class _Work:
             # The first loss is that of the weights before any update.
             return probes.forecast(range(len(moved)), moved, length)
         first = next(iter(_validated(still, start).values()))
+        if self.search.anneal:
+            last = [*_validated(place / ANNEALED, start).values()][-1]
+            return last - first if math.isfinite(last) else math.inf
         found = {step - start: loss - first for step, loss in _validated(place, start).items()}
         if number:  # at the first stage the warmup lies between
             found = {0: 0.0} | found
@@ -233,6 +251,19 @@ class _Work:
         if not all(x < 0 for x in moved[-POINTS:]):  # what is not finite is not below either
             return moved[-1] if math.isfinite(moved[-1]) else math.inf
         return probes.forecast(times, moved, length)
+
+    def _anneal(self, rate: float, place: Path, end: int) -> bool:
+        """The decay of a probe in `place` that has come to step `end`; whether it ended."""
+        config = self._decaying(rate, self.search.anneal, place / checkpoint.FOLDER / str(end))
+        config = brief(config, is_evaluated=False)
+        evaluate = dataclasses.replace(config.evaluate, max_tokens=self.search.validation)
+        return self.trainer.train(dataclasses.replace(config, evaluate=evaluate), place / ANNEALED)
+
+    def _decaying(self, rate: float, steps: int, start: Path) -> Config:
+        """A linear decay to zero from a checkpoint."""
+        changes = {"warmup": Duration(0, "steps"), "decay": Duration(steps, "steps")}
+        schedule = dataclasses.replace(self._constant(rate), **changes, final_ratio=0.0)
+        return dataclasses.replace(self.config, schedule=schedule, decay_from=str(start))
 
     def staged(self, number: int, stage: Stage) -> bool:
         """Trains a stage at its rate; whether it ended."""
@@ -250,14 +281,12 @@ class _Work:
         steps = self.config.steps(self.config.schedule.decay)
         if not steps:
             return True
-        peak, exact = found[-1].rate, Duration(steps, "steps")
-        changes = {"warmup": Duration(0, "steps"), "decay": exact, "peak_learning_rate": peak}
-        schedule = dataclasses.replace(self._constant(peak), **changes)
         own = self.config.schedule
         shape = {key: getattr(own, key) for key in ("decay_shape", "final_ratio", "half_life")}
-        schedule = dataclasses.replace(schedule, **shape)
-        start = self._checkpoint(len(found), found[-1].end)
-        config = dataclasses.replace(self.config, schedule=schedule, decay_from=start)
+        start = Path(self._checkpoint(len(found), found[-1].end))
+        config = self._decaying(found[-1].rate, steps, start)
+        schedule = dataclasses.replace(config.schedule, **shape)
+        config = dataclasses.replace(config, schedule=schedule)
         return self.trainer.train(config, self.workdir / DECAY, with_report=True)
 
     def _later(self, number: int) -> bool:

@@ -38,7 +38,7 @@ def values(corpus: Path, **changes: Any) -> dict[str, Any]:
     of_run = {key: x for key, x in lab.CHANGES.items() if not key.startswith("schedule.")}
     run = tiny.config(of_run | small | {"data.sources": text})
     numbers = {"lowest": 1e-3, "highest": 1e-1, "first_stage": 30, "longest_stage": 30, "probes": 3}
-    numbers["validation"] = 0
+    numbers |= {"validation": 0, "anneal": 0}
     return {"run": to_mapping(run)} | numbers | changes
 
 
@@ -101,11 +101,12 @@ def test_a_search_that_is_interrupted_is_the_same(
     assert once_more == []
 
 
-@pytest.mark.parametrize("validation", [0, 256])
-def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int) -> None:
+@pytest.mark.parametrize(("validation", "anneal"), [(0, 0), (256, 0), (256, 3)])
+def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int, anneal: int) -> None:
     run = values(corpus)["run"]
     run["run"] |= {"length": "66 steps"}
-    search = autolrs.create(values(corpus, run=run, probes=2, validation=validation))
+    measured = {"validation": validation, "anneal": anneal}
+    search = autolrs.create(values(corpus, run=run, probes=2, **measured))
     whole = tmp_path / "whole"
     found = autolrs.run(search, whole, tmp_path / "data")
     assert found is not None
@@ -175,6 +176,7 @@ def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
         ({"highest": 1e-4}, "set 0 < lowest < highest"),
         ({"probes": 1}, "needs at least 2"),
         ({"validation": -1}, "validation=-1 tokens must be >= 0"),
+        ({"anneal": 5}, "measured on held-out text; set validation=16384 or more tokens, or"),
         ({"first_stage": 20}, "set 30 <= first_stage <= longest_stage"),
         ({"longest_stage": 20}, "set 30 <= first_stage <= longest_stage"),
         ({"first_stage": 61, "longest_stage": 61}, "leave 60 of 66 steps, first_stage is 61"),
