@@ -196,7 +196,7 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
-        """Of the full batch."""
+        """Tokens of a step with the full batch."""
         return self.data.batch_size * self.data.context_length
 
     @property

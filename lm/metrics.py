@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -173,6 +174,12 @@ class Writer:
         if time.monotonic() > self._flushed + FLUSH_SECONDS:
             self._events.flush()
             self._flushed = time.monotonic()
+
+
+def validation_losses(record: Mapping[str, Any]) -> dict[str, float]:
+    """validation set -> its loss in a record, nats a token; {} of a step that was not evaluated."""
+    pairs = ((re.fullmatch(r"eval/(.*)/loss", key), value) for key, value in record.items())
+    return {match[1]: value for match, value in pairs if match}
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ EXPONENT = Bound("must lie in [0, 1]; set 0.5", lambda x: 0.0 <= x <= 1.0)
 class BatchWarmup:
     """`first`: rows of the first batch, 0 without a warmup. `length`: of the warmup, in tokens, or
     in steps of the full batch. `rate_exponent` c: meanwhile the learning rate is multiplied by
-    (rows / batch_size)^c: 0.5 is the rule of the square root, 1 that of SGD and of Power
+    (rows / batch_size)^c: 0.5 is the rule of the square root, 1 that of SGD
     (lm/laws/batch_rate.py).
     """
 
@@ -105,7 +105,7 @@ class Batches(NamedTuple):
 
 
 def batches(size: int, warmup: BatchWarmup, context_length: int) -> Batches:
-    """Of a configuration whose warmup has no problem."""
+    """The rows of every batch under a warmup that has no problem."""
     if not warmup.first:
         return Batches(size)
     per_step, doublings = size * context_length, _doublings(warmup.first, size)

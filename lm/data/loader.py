@@ -230,26 +230,24 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches
     if batches.doublings:
         length = batches.before(batches.warmup_steps) * config.context_length
         grown = {"batch_warmup": {"first": batches.of(0), "length": f"{length} tokens"}}
-    return (
-        mixed
-        | grown
-        | {
-            "seed": seed,
-            "batch_size": batches.size,
-            "context_length": config.context_length,
-            "packing": config.packing,
-            "packing_version": packing.VERSION,
-            "tokenizer_sha256": prepared.tokenizer.sha256,
-            "sources": {
-                name: {
-                    "weight": source.weight,
-                    "tokens_sha256": prepared.stores[name]["train"].meta["tokens_sha256"],
-                }
-                for name, source in trained.items()
-            },
-            "validation": held_out(prepared, config),
-        }
-    )
+    return {
+        **mixed,
+        **grown,
+        "seed": seed,
+        "batch_size": batches.size,
+        "context_length": config.context_length,
+        "packing": config.packing,
+        "packing_version": packing.VERSION,
+        "tokenizer_sha256": prepared.tokenizer.sha256,
+        "sources": {
+            name: {
+                "weight": source.weight,
+                "tokens_sha256": prepared.stores[name]["train"].meta["tokens_sha256"],
+            }
+            for name, source in trained.items()
+        },
+        "validation": held_out(prepared, config),
+    }
 
 
 def held_out(prepared: Prepared, config: DataConfig) -> dict[str, str]:

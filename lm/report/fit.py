@@ -137,7 +137,7 @@ def values(found: Found) -> dict[str, Any]:
 
 
 def markdown(values: Mapping[str, Any]) -> str:
-    """Of `values`: the constants beside the published ones, and what follows, as Markdown."""
+    """A result of `values` as Markdown: constants beside the published ones, and what follows."""
     kept = HEAD[: HEAD.index("unit")]
     lines = [f"| {' | '.join(kept)} |", "|" + "---|" * len(kept)]
     lines += [f"| {' | '.join(line[: len(kept)])} |" for line in values["constants"]]

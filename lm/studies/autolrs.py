@@ -29,7 +29,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,8 +46,8 @@ FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
 ANNEALED = "annealed"  # within the folder of a probe
 POINTS = 4  # evaluations of a probe, where it is measured on held-out text
 STILL = 1e-30  # a rate that moves no weight
-SHARE = 10  # a probe is one in so many steps of its stage [C],
-LEAST = 10  # and at least so many: fewer losses are no curve
+SHARE = 10  # a probe takes one in so many steps of its stage [C]
+LEAST = 10  # steps of a probe: through fewer losses no curve can be fitted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,9 +254,14 @@ class _Work:
     def _anneal(self, rate: float, place: Path, end: int) -> bool:
         """The decay of a probe in `place` that has come to step `end`; whether it ended."""
         config = self._decaying(rate, self.search.anneal, place / checkpoint.FOLDER / str(end))
+        config = self._measured(config, every=Duration(100, "percent"))
+        return self.trainer.train(config, place / ANNEALED)
+
+    def _measured(self, config: Config, every: Duration) -> Config:
+        """A short run that is evaluated so often, and at its end, on the text of the search."""
         config = brief(config, is_evaluated=False)
-        evaluate = dataclasses.replace(config.evaluate, max_tokens=self.search.validation)
-        return self.trainer.train(dataclasses.replace(config, evaluate=evaluate), place / ANNEALED)
+        sizes = {"every": every, "max_tokens": self.search.validation}
+        return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **sizes))
 
     def _decaying(self, rate: float, steps: int, start: Path) -> Config:
         """A linear decay to zero from a checkpoint."""
@@ -311,12 +315,11 @@ class _Work:
         config = dataclasses.replace(
             config, schedule=schedule, run=dataclasses.replace(config.run, length=length)
         )
-        config = brief(config, is_evaluated=False)
         if is_probe and self.search.validation:
             every = Duration(max(1, (end - start) // POINTS), "steps")
-            sizes = {"every": every, "max_tokens": self.search.validation}
-            evaluate = dataclasses.replace(config.evaluate, **sizes)
-            config = dataclasses.replace(config, evaluate=evaluate)
+            config = self._measured(config, every)
+        else:
+            config = brief(config, is_evaluated=False)
         return self.trainer.train(config, place)
 
     def _constant(self, rate: float) -> Any:
@@ -342,9 +345,9 @@ def _validated(workdir: Path, start: int) -> dict[int, float]:
     """step after `start` -> mean loss of the validation sets."""
     found = {}
     for line in metrics.read(workdir):
-        losses = [line[key] for key in line if re.fullmatch(r"eval/.*/loss", key)]
+        losses = metrics.validation_losses(line)
         if line["step"] > start and losses:
-            found[line["step"]] = sum(losses) / len(losses)
+            found[line["step"]] = sum(losses.values()) / len(losses)
     return found
 
 

@@ -26,12 +26,8 @@ from lm.schedules import Phased
 from lm.studies import answers, grid, sizes
 
 WIDTH = "width"  # an axis of its own: heads and feed-forwards are widened with the model
-DECAY = (
-    "decay",
-    "decay_shape",
-    "final_ratio",
-    "half_life",
-)  # options of a schedule that no trunk depends on
+# Options of a schedule that no trunk depends on.
+DECAY = ("decay", "decay_shape", "final_ratio", "half_life")
 START = ("init_from", "decay_from")
 
 

@@ -16,7 +16,6 @@ import datetime
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lm import build as build_lib
-from lm import files
+from lm import files, metrics
 from lm import params as params_lib
 from lm.config import Config, Duration, UserError, from_mapping, to_mapping
 from lm.fits import fit, laws
@@ -328,7 +327,7 @@ def _loss(run: Run, config: Config) -> float:
         raise UserError(
             f"{run.path} is at step {last['step']} of {config.run_steps}; finish that run first"
         )
-    losses = [last[key] for key in last if re.fullmatch(r"eval/.*/loss", key)]
+    losses = [*metrics.validation_losses(last).values()]
     if not losses or not all(map(math.isfinite, losses)):
         raise UserError(f"{run.path} has no finite validation loss after its last step")
     return sum(losses) / len(losses)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -222,8 +221,7 @@ class _Worker:
     def _outcome(self, cell: Cell, folder: Path, status: Any, began: float) -> Outcome:
         """Of a run, as its last record has it."""
         last, infos = metrics.read(folder)[-1], self.trainer.like(self.planned[cell].config).infos
-        names = [key.split("/")[1] for key in last if re.fullmatch(r"eval/.*/loss", key)]
-        losses = {name: last[f"eval/{name}/loss"] for name in names}
+        losses = metrics.validation_losses(last)
         is_finite = status == "done" and all(map(math.isfinite, losses.values()))
         return Outcome(
             status="done" if is_finite else "diverged",
