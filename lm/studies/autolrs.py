@@ -315,10 +315,10 @@ class _Work:
         config = dataclasses.replace(
             config, schedule=schedule, run=dataclasses.replace(config.run, length=length)
         )
-        if is_probe and self.search.validation:
-            every = Duration(max(1, (end - start) // POINTS), "steps")
-            config = self._measured(config, every)
-        else:
+        if is_probe and self.search.validation and (rate == STILL or not self.search.anneal):
+            points = 1 if rate == STILL else POINTS
+            config = self._measured(config, Duration(max(1, (end - start) // points), "steps"))
+        else:  # of an annealed probe the loss after its decay alone is read
             config = brief(config, is_evaluated=False)
         return self.trainer.train(config, place)
 
