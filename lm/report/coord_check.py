@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ FLAT, POWER = 0.1, 0.3  # the guide's bound of a slope that passes; of one that 
 # By what the slopes are over: the parametrizations that have to be flat; one that has to fail.
 JUDGED = {"width": ("mup", "completep"), "layers": ("completep",)}
 CONTROL = {"width": "standard", "layers": "mup"}
-PROBES = ("embedding", "mixer", "mlp", "stream", "logits")
-LATE = ("logits",)  # judged in the second half of the steps
+CHANGE = "logit change"  # since init, where it is 0
+PROBES = ("embedding", "mixer", "mlp", "stream", CHANGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Curve:
 
 def judged(probe: str, steps: int) -> range:
     """The steps at which a probe is judged, of 0 to `steps`."""
-    return range(-(-steps // 2) if probe in LATE else 0, steps + 1)
+    return range(int(probe == CHANGE), steps + 1)
 
 
 class Verdict(NamedTuple):
@@ -105,25 +106,31 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
     for key, own in groups.items():
         if len({curve.size for curve in own}) < 2:
             continue
-        slopes = {probe: _slopes(own, probe) for probe in PROBES if probe in own[0].probes}
+        known = [probe for probe in PROBES if all(probe in curve.probes for curve in own)]
+        slopes = {probe: _slopes(own, probe) for probe in known}
         places = [(probe, steepest(probe, slopes[probe])) for probe in slopes]
-        worst = max(places, key=lambda place: abs(slopes[place[0]][place[1]]))
+        worst = max(places, key=lambda place: _steepness(slopes[place[0]][place[1]]))
         found.append(Verdict(*key, slopes, worst, tuple(sorted({curve.size for curve in own}))))
     return found
 
 
 def steepest(probe: str, slopes: np.ndarray) -> int:
     """The step of the steepest slope of those that are judged."""
-    return max(judged(probe, len(slopes) - 1), key=lambda step: abs(slopes[step]))
+    return max(judged(probe, len(slopes) - 1), key=lambda step: _steepness(slopes[step]))
+
+
+def _steepness(slope: float) -> float:
+    """What is not finite is steeper than all else, so that it cannot pass."""
+    return abs(slope) if math.isfinite(slope) else math.inf
 
 
 def means(curves: Sequence[Curve], probe: str) -> tuple[np.ndarray, np.ndarray]:
-    """sizes [N], and the mean over seeds of log |activation| [N, steps + 1]."""
+    """sizes [N], and the mean over seeds of log |activation| [N, steps + 1], NaN where one is 0."""
     sizes = sorted({curve.size for curve in curves})
     logs = []
     for size in sizes:
         own = np.asarray([curve.probes[probe] for curve in curves if curve.size == size])
-        logs.append(np.mean(np.log(own), axis=0))
+        logs.append(np.mean(np.log(np.where(own > 0, own, np.nan)), axis=0))
     return np.asarray(sizes), np.asarray(logs)
 
 
