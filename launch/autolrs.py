@@ -5,13 +5,15 @@
     --workdir=DIR`; the same command resumes.
 
 --config names a run, or a file whose get_config gives a search. The warmup and the decay of the
-schedule stay; the rate between them is chosen stage by stage, at about the cost of a second
-training. DIR holds search.json, autolrs.md, autolrs.svg, a run folder for each stage, and decay/,
-the run that ends it.
+schedule stay; the rate between them is chosen stage by stage. A stage of N steps costs P probes of
+N / 10 steps besides (at least 10, and --anneal): with 10 probes a second training. DIR holds
+search.json, autolrs.json, autolrs.md, autolrs.svg, a run folder for each stage, and decay/, the run
+that ends it.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from absl import flags
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     import jax
 
+    from launch.benchmarks import machine
     from lm import files
     from lm.data import prepare
     from lm.report import autolrs as page
@@ -70,7 +73,9 @@ def main(argv: list[str]) -> int:
     if found is None:
         print("stopped and saved; the same command goes on")
         return UNFINISHED
-    print(page.table(found))
+    values = machine.describe("launch.autolrs") | page.plain(found, autolrs.loss(workdir))
+    files.replace(workdir / "autolrs.json", json.dumps(values, indent=1) + "\n")
+    print(page.told(values))
     print(f"autolrs.svg, search.json and the runs of the stages are in {workdir}")
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,8 +42,7 @@ def _share(options: Options, built: Build, name: str, train: list[float]) -> Res
     curve = rule.schedule(Run(10**9, config.tokens_per_step)).curve
     multipliers = built.model.context.multipliers
 
-    def rates(curve: object, tokens: jax.Array) -> dict[str, jax.Array]:
-        assert callable(curve)
+    def rates(curve: Any, tokens: jax.Array) -> dict[str, jax.Array]:
         return optimizers.learning_rates(curve(tokens), multipliers, built.infos)
 
     tokens = jax.device_put(np.float32(5e8))

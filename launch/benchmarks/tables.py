@@ -41,6 +41,10 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import lr_transfer
 
         return f"{where}\n\n{lr_transfer.table(lr_transfer.of_plain(values['transfers']))}"
+    if "searched" in values:
+        from lm.report import autolrs
+
+        return f"{where}\n\n{autolrs.told(values)}"
     if "regrets" in values:
         from lm.report import regret
 

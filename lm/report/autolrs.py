@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from lm.report.figures import PALETTE, canvas
@@ -35,6 +36,21 @@ def table(stages: Sequence[Shown]) -> str:
         span = f"{stage.start}-{stage.end}"
         lines.append(f"| {span} | {stage.rate:.4g} | {best} | {len(known)} | {lost} |")
     return "\n".join(lines) + "\n"
+
+
+def plain(stages: Sequence[Shown], loss: float | None) -> dict[str, Any]:
+    """For JSON. `loss`: at the end of the decay, if there was one."""
+    keys = ("start", "end", "rates", "forecasts", "rate")
+    return {"searched": [{k: getattr(x, k) for k in keys} for x in stages], "loss": loss}
+
+
+def told(values: Mapping[str, Any]) -> str:
+    """Table and loss of what `plain` gives, as Markdown."""
+    stages: list[Any] = [SimpleNamespace(**stage) for stage in values["searched"]]
+    text = table(stages)
+    if values["loss"] is None:
+        return text
+    return f"{text}\nValidation loss after the decay: {values['loss']:.4f} nats a token.\n"
 
 
 def figure(stages: Sequence[Shown]) -> str:

@@ -336,6 +336,14 @@ class _Work:
         return from_mapping(to_mapping(self.config) | {"schedule": options}).schedule
 
 
+def loss(workdir: Path) -> float | None:
+    """At the end of the decay, nats a token, mean of the validation sets; None where the schedule
+    has no decay.
+    """
+    losses = [*_validated(workdir / DECAY, 0).values()]
+    return losses[-1] if losses else None
+
+
 def _losses(workdir: Path, start: int) -> list[float]:
     """Of every step after `start`, before its update."""
     return [line["train/nll"] for line in metrics.read(workdir) if line["step"] > start]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 OUTLIERS = 0.1  # the share of points that a fit may leave out; the published code drops 3 % in each
 # of 10 rounds [C]
@@ -20,7 +21,7 @@ CANDIDATES = 201
 LENGTH, NOISE = 0.25, 1e-4
 
 
-def forecast(times: Sequence[float], losses: Sequence[float], at: float) -> float:
+def forecast(times: ArrayLike, losses: ArrayLike, at: float) -> float:
     """The loss at time `at` > 0 by a e^(b t) + c through losses at earlier times; inf where a loss
     is not finite.
 

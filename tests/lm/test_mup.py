@@ -166,6 +166,7 @@ def stepped(c: Config, gradient: float) -> dict[str, np.ndarray]:
     zeros = {key: jnp.zeros(info.shape) for key, info in infos.items()}
     grads = {key: jnp.full(info.shape, gradient) for key, info in infos.items()}
     extra = {"rate": jnp.float32(1.0), "decay": optimizers.decays(c.optimizer, got, 1.0)}
+    updates: Any
     updates, _ = tx.update(grads, tx.init(zeros), zeros, loss=jnp.float32(1.0), **extra)
     return {key: -np.unique(np.asarray(x)) for key, x in updates.items()}
 
@@ -211,6 +212,7 @@ def test_a_layer_changes_as_much_at_every_width(options: dict[str, Any], exponen
         tx = optimizers.create(c.optimizer, got, infos)
         state, gradient = tx.init({"w": w}), {"w": jnp.outer(x, d)}
         extra = {"rate": jnp.float32(1.0), "decay": optimizers.decays(c.optimizer, got, 1.0)}
+        updates: Any
         updates, _ = tx.update(gradient, state, {"w": w}, loss=jnp.float32(1.0), **extra)
         return float(jnp.sqrt(jnp.mean((x @ updates["w"]) ** 2)))
 

@@ -116,6 +116,8 @@ def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int, ann
     last = metrics.read(whole / "decay")
     assert [line["step"] for line in last] == [63, 64, 65, 66]
     assert last[1]["lr/input"] == pytest.approx(0.75 * found[1].rate)
+    assert autolrs.loss(whole) == last[-1]["eval/text/loss"]
+    assert autolrs.loss(whole / "no decay") is None
     assert all(stage.rate in stage.rates for stage in found)
     assert not list(whole.glob("probe-*")), "probes leave nothing"
     assert not checkpoint.steps(whole / "stage-000"), "nothing begins there any more"
@@ -212,3 +214,9 @@ def test_what_is_shown() -> None:
     ]
     assert "| 2-32 | 0.1 | -0.500 | 2 | 1 |" in page.table(found)
     assert "<svg" in page.figure(found)
+    kept = json.loads(json.dumps(page.plain(found, 2.5)))
+    assert (
+        page.told(kept)
+        == f"{page.table(found)}\nValidation loss after the decay: 2.5000 nats a token.\n"
+    )
+    assert page.told(kept | {"loss": None}) == page.table(found)
