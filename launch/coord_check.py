@@ -4,8 +4,8 @@
     --workdir=DIR`, or --depths=2,4,8,16 in place of widths; --mixer names patterns, one a flag.
 
 Trains a few steps at every size and seed, and fits the slope of log |activation| against log width
-for every probe and step; of logits, that of what the steps have changed. Under muP (over depth:
-CompleteP) each must lie within 0.1 of 0; under the standard parametrization (over depth: muP) one
+for every probe and step. Under muP (over depth: CompleteP) each must lie within 0.1 of 0, of
+logits in the second half of the steps; under the standard parametrization (over depth: muP) one
 must exceed 0.3, or the check has no power. DIR holds coord_check.json, coord_check.md, slopes.svg
 and curves.svg. Exit status 0 if all holds, 1 if not.
 

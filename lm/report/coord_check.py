@@ -21,8 +21,8 @@ FLAT, POWER = 0.1, 0.3  # the guide's bound of a slope that passes; of one that 
 # By what the slopes are over: the parametrizations that have to be flat; one that has to fail.
 JUDGED = {"width": ("mup", "completep"), "layers": ("completep",)}
 CONTROL = {"width": "standard", "layers": "mup"}
-CHANGE = "logit change"  # since init, where it is 0
-PROBES = ("embedding", "mixer", "mlp", "stream", CHANGE)
+PROBES = ("embedding", "mixer", "mlp", "stream", "logits")
+LATE = ("logits",)  # judged in the second half of the steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Curve:
 
 def judged(probe: str, steps: int) -> range:
     """The steps at which a probe is judged, of 0 to `steps`."""
-    return range(int(probe == CHANGE), steps + 1)
+    return range(-(-steps // 2) if probe in LATE else 0, steps + 1)
 
 
 class Verdict(NamedTuple):
@@ -106,8 +106,7 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
     for key, own in groups.items():
         if len({curve.size for curve in own}) < 2:
             continue
-        known = [probe for probe in PROBES if all(probe in curve.probes for curve in own)]
-        slopes = {probe: _slopes(own, probe) for probe in known}
+        slopes = {probe: _slopes(own, probe) for probe in PROBES if probe in own[0].probes}
         places = [(probe, steepest(probe, slopes[probe])) for probe in slopes]
         worst = max(places, key=lambda place: _steepness(slopes[place[0]][place[1]]))
         found.append(Verdict(*key, slopes, worst, tuple(sorted({curve.size for curve in own}))))

@@ -2,7 +2,7 @@
 
     for every pattern, parametrization, width (or depth): for every seed:
         train a few steps at a constant rate; before the first and after every step take the mean
-        |activation| of each probe on the first batch; of logits, the mean |change since init|
+        |activation| of each probe on the first batch
     -> a `Curve` for each training (lm/report/coord_check.py) -> slopes of log |activation| against
        log width for every probe and step, and the verdict
 
@@ -13,10 +13,9 @@ parametrization has to fail, or the check had no power.
     embedding   the token embedding, times its multiplier
     mixer, mlp  outputs of the branches before their multiplier, mean over layers
     stream      the residual stream after the last layer
-    logit change   what the steps have added to the logits, as in Tensor Programs V (arXiv
-                2203.03466, fig. 5). The logits themselves are a sum of m independent terms over m
-                at init, where the readout is not zero, and fall as m^-1/2 by design until the steps
-                have outgrown it.
+    logits      in the second half of the steps. With a readout that is not zero, logits at init are
+                a sum of m independent terms over m, and fall as m^-1/2 by design, until steps have
+                outgrown what was there at first.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ def configuration(check: Check, cell: Cell) -> Config:
 def digest(check: Check, cell: Cell) -> str:
     """Of all that a curve depends on but the seed; contents in place of paths."""
     config = configuration(check, cell)
-    asked = lasting(config) | {"steps": check.steps, "probes": page.PROBES}
+    asked = lasting(config) | {"steps": check.steps}
     for name, source in config.data.sources.items():
         asked[f"data.sources.{name}.path"] = answers.digest(source.path) or source.path
     return grid.digest({key: value for key, value in asked.items() if key != "seed"})
@@ -189,7 +188,7 @@ def trained(check: Check, cell: Cell, seeds: Sequence[int], prepared: Prepared) 
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(state: Any, batch: Batch, at: Batch, numbers: Any) -> Any:
-        """Probes and logits before the step, on the batch `at`, and the state after it."""
+        """The probes before the step, on the batch `at`, and the state after it."""
         return probes(built, state.params, at), built.step(state, batch, token_bytes, numbers)[0]
 
     init = jax.jit(built.init, compiler_options=QUICK)
@@ -198,11 +197,10 @@ def trained(check: Check, cell: Cell, seeds: Sequence[int], prepared: Prepared) 
         numbers = built.numbers._replace(seed=np.uint32(seed))
         with loader.create(prepared, config.data, seed=seed, batches=config.batches) as stream:
             batches = [built.put(next(stream)) for _ in range(check.steps + 1)]
-        state, taken, first = init(seed), [], None
+        state, taken = init(seed), []
         for batch in batches:  # the last step is not looked at
-            (means, logits), state = step(state, batch, batches[0], numbers)
-            first = logits if first is None else first
-            taken.append(means | {page.CHANGE: jnp.mean(jnp.abs(logits - first))})
+            means, state = step(state, batch, batches[0], numbers)
+            taken.append(means)
         values = {name: tuple(float(means[name]) for means in taken) for name in taken[0]}
         curves.append(_curve(check, cell, seed, values))
     return curves
@@ -219,10 +217,8 @@ def _curve(check: Check, cell: Cell, seed: int, values: Mapping[str, tuple[float
     )
 
 
-def probes(built: Build, params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Mean |x| of every probe of activations over the tokens of a batch, and the logits [B, T, V],
-    float32.
-    """
+def probes(built: Build, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    """Mean |x| of every probe, over the tokens of a batch."""
     inputs = batch.tokens, batch.segment_ids, batch.positions
     applied: Any = built.model.apply(
         {"params": params},
@@ -236,8 +232,9 @@ def probes(built: Build, params: Any, batch: Batch) -> tuple[dict[str, jax.Array
     vocab = head[: built.config.data.tokenizer.vocab_size].astype(jnp.float32)
     logits = hidden.astype(jnp.float32) @ vocab.T
     found = _intermediates(built, captured["intermediates"])
+    found |= {"logits": [logits]}
     mean = lambda parts: jnp.mean(jnp.stack([jnp.mean(jnp.abs(part)) for part in parts]))
-    return {name: mean(parts) for name, parts in found.items() if parts}, logits
+    return {name: mean(parts) for name, parts in found.items() if parts}
 
 
 def _intermediates(built: Build, captured: Any) -> dict[str, list[jax.Array]]:
