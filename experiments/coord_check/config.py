@@ -8,16 +8,16 @@ Cost:    20 to 40 seconds of one core for each mixer, parametrization and width,
 Expected: README.md beside this file holds the tables and figures of measured runs.
 
 The protocol, stated here once: ten steps at a constant rate, no warmup, two seeds (the five mixers
-of mup.json: five), the standard library's sources as bytes, rows of 32 tokens, batches of 8; heads
-of 16; two layers. It is the guide's (Cerebras and EleutherAI: widths 256 to 4096, heads of 64, five
-seeds, rate 1e-2, init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1), made small. A rate
-and an init of 4e-3 and 0.05 at base width 64 stand in for the guide's: an earlier trial of this
-check, whose numbers are lost, had settled on these after its results had been seen. That logits
-count in the second half of the steps only was chosen too after they had been seen to fall at first,
-as a readout that is not zero makes them. Judging the change of the logits since init instead
+of mixers.json: five), the standard library's sources as bytes, rows of 32 tokens, batches of 8;
+heads of 16; two layers. It is the guide's (Cerebras and EleutherAI: widths 256 to 4096, heads of
+64, five seeds, rate 1e-2, init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1), made small.
+A rate and an init of 4e-3 and 0.05 at base width 64 stand in for the guide's: an earlier trial of
+this check, whose numbers are lost, had settled on these after its results had been seen. That
+logits count in the second half of the steps only was chosen too after they had been seen to fall at
+first, as a readout that is not zero makes them. Judging the change of the logits since init instead
 (Tensor Programs V, arXiv 2203.03466, fig. 5) was tried and dropped: with 256 tokens a batch it
-falls as well, by -0.4 to -0.5 after the first step, and then flattens as the logits do. Multipliers
-of embedding and branches are 1, so that the two parametrizations differ in nothing but the width.
+falls as well after the first steps, and then flattens as the logits do. Multipliers of embedding
+and branches are 1, so that the two parametrizations differ in nothing but the width.
 """
 
 from ml_collections import ConfigDict
