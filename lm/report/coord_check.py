@@ -233,7 +233,9 @@ def _panels(down: int, across: int, **shared: Any) -> tuple[Figure, Any]:
 
 
 def _legend(drawn: Figure, handles: Mapping[str, Any]) -> None:
-    columns = min(len(handles), 8)
+    # About 13 letters an inch, and the line in front of a name takes seven.
+    columns = int(13 * drawn.get_figwidth() / (7 + max(map(len, handles))))
+    columns = min(len(handles), max(columns, 1))
     drawn.legend(
         handles.values(),
         handles.keys(),
