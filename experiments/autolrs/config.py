@@ -5,7 +5,7 @@ Command: python -m launch.autolrs --config=experiments/autolrs/config.py:CENTRE 
              tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
          python -m launch.sweep --config=experiments/autolrs/config.py:tuned --workdir=DIR
              the rate tuned over a grid, with the same warmup, decay and tokens.
-Cost:    of a search about four trainings of the quickstart's length; of the grid six.
+Cost:    of a search about seven trainings of the quickstart's length; of the grid six.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def get_config(arg: str = "high") -> ConfigDict:
     elif arg in ("low", "high"):
         lowest = TUNED / 100 if arg == "low" else TUNED
         stages = {"first_stage": 30, "longest_stage": 50, "probes": 6, "validation": 16384}
-        stages["anneal"] = 20
+        stages["anneal"] = 40
         values = {"run": run(), "lowest": lowest, "highest": lowest * 100} | stages
     else:
         raise ValueError(f"{arg!r} is not tuned, low or high")
