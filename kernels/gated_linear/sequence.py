@@ -1,0 +1,108 @@
+"""Linear attention with decay over a split time axis (LASP-2, Sun et al., arXiv 2502.07563).
+
+With S what enters a rank, decay(i..j) the product of decays of its tokens i to j, and `out` and M
+what the local form gives from an empty state:
+
+    o_i = out_i + (scale decay(1..i) q_i) S        S' = decay(1..T/R) S + M
+    M   = sum_j (decay(j+1..T/R) k_j) v_j^T
+
+M is also one product of all keys and values, which does not wait for the local form: it is gathered
+while that runs. Tokens behind a document's start inside the shard read nothing of S; M is that of
+the last document, and decay(1..T/R) is 0 where that did not come in.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.gated_linear.tile import GatedState
+from kernels.letters import Inputs
+from kernels.primitives import state_gather
+from kernels.primitives.products import EXACT
+from kernels.primitives.state_gather import Places
+from kernels.primitives.time_shards import Shards
+
+
+class Done(NamedTuple):
+    """What a rank's tokens do to the state: decay it, and add."""
+
+    decay: Float[Array, "B h k 1"]
+    added: Float[Array, "B H K V"]
+
+
+def _advance(done: Done, s: Float[Array, "B H K V"]) -> Float[Array, "B H K V"]:
+    return done.decay * s + done.added
+
+
+def _run(
+    local: Callable[..., tuple[Array, Any]],
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T/R"] | None,
+    state: GatedState,
+    shards: Shards,
+    *,
+    options: Options,
+) -> tuple[Array, GatedState]:
+    """Output of this rank's tokens, and the state after those of all ranks."""
+    entry = shards.entry(segment_ids, state.segment)
+    places = state_gather.places(segment_ids, entry, inputs["k"].shape[1])
+    done = jax.checkpoint(_do)(inputs, places)
+    s = state_gather.enter(_advance, shards, done, state.s)
+    out, left = local(inputs, segment_ids, GatedState(jnp.zeros_like(s), entry))
+    read = jax.checkpoint(partial(_read, scale=options["scale"]))(inputs, places, s)
+    after = GatedState(done.decay * s + left.s, left.segment)
+    return (out.astype(jnp.float32) + read).astype(out.dtype), shards.last(after)
+
+
+def _do(inputs: Inputs, places: Places) -> Done:
+    """Of all tokens of a rank."""
+    k, v = (inputs[name].astype(jnp.float32) for name in "kv")
+    k = jnp.where((places.last & places.real)[..., None, None], k, 0.0)
+    is_through = places.came[:, -1:, None, None].astype(jnp.float32)
+    if (log_decay := _log_decay(inputs, places)) is None:
+        return Done(is_through, _outer(k, v))
+    until = jnp.cumsum(log_decay[:, ::-1], axis=1)[:, ::-1]
+    # Not until - log_decay: of a large decay the difference would have few digits.
+    rest = jnp.exp(jnp.pad(until[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))))
+    return Done(is_through * jnp.exp(until[:, 0])[..., None], _outer(rest * k, v))
+
+
+def _outer(k: Float[Array, "B T H K"], v: Float[Array, "B T H V"]) -> Float[Array, "B H K V"]:
+    by_head = (jnp.moveaxis(x, 2, 1) for x in (k, v))
+    return EXACT.tn(*by_head)
+
+
+def _read(
+    inputs: Inputs, places: Places, s: Float[Array, "B H K V"], *, scale: float
+) -> Float[Array, "B T H V"]:
+    """What the tokens read of the state that enters."""
+    q = scale * inputs["q"].astype(jnp.float32)
+    if (log_decay := _log_decay(inputs, places)) is not None:
+        q = jnp.exp(jnp.cumsum(log_decay, axis=1)) * q
+    q = jnp.where((places.came & places.real)[..., None, None], q, 0.0)
+    return jnp.moveaxis(EXACT.nn(jnp.moveaxis(q, 2, 1), s), 1, 2)
+
+
+def _log_decay(inputs: Inputs, places: Places) -> Float[Array, "B T H #K"] | None:
+    """None: no decay. Padding does not decay."""
+    if "log_decay" not in inputs:
+        return None
+    x = inputs["log_decay"].astype(jnp.float32)
+    x = x[..., None] if x.ndim == 3 else x
+    return jnp.where(places.real[..., None, None], x, 0.0)
+
+
+def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+    """One state a rank and its decay; the same for any T."""
+    del itemsize
+    state = dims["B"] * dims["H"] * dims["K"] * dims["V"]
+    per_row = {"none": 1, "scalar": dims["H"], "vector": dims["H"] * dims["K"]}
+    return state_gather.sent(state + dims["B"] * per_row[options["decay"]], state, ranks)
+
+
+STRATEGIES = (Strategy("states", _run, _sent, takes_all),)
