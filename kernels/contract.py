@@ -161,19 +161,19 @@ class Sent(NamedTuple):
 class Strategy:
     """One way to run an op whose time axis is split over R ranks (`primitives.time_shards`).
 
-        out, state = run(local, inputs, segment_ids, state, shards, options=...)
+        out, state = run(local, inputs, segment_ids, state, shards, op=..., options=...)
 
     runs inside shard_map on the T/R tokens of a rank. `state` is the one before rank 0, whole on
     every rank, and so is the one returned; of linear growth it is None where none is carried, of
     constant growth it is always there. `local(inputs, segment_ids, state)` is a form of the op on
     one device: what came before the shard is given to it as the state that it continues.
-    `sent(dims, options, itemsize, R)` and `unsupported(dims, options, R)`, a reason or None, take
-    the dims of one rank, but T of the whole row.
+    `sent(op, dims, options, itemsize, R)` and `unsupported(dims, options, R)`, a reason or None,
+    take the dims of one rank, but T of the whole row.
     """
 
     name: Literal["all_to_all", "gather", "ring", "states", "scan", "halo"]
     run: Callable[..., tuple[Array, Any]]
-    sent: Callable[[Dims, Options, int, int], Sent]
+    sent: Callable[["Op", Dims, Options, int, int], Sent]
     unsupported: Callable[[Dims, Options, int], str | None]
 
 

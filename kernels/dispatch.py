@@ -179,7 +179,7 @@ class _Call:
         if state is None and self.op.state.growth == "constant":
             state = self._empty(inputs)
         given = inputs, segment_ids, state
-        return strategy.run(self._local, *given, shards, options=self.options)
+        return strategy.run(self._local, *given, shards, op=self.op, options=self.options)
 
     def _local(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         # A cache of keys and values that is not carried is left out by the tiled forms.

@@ -9,7 +9,7 @@ declaration implies; one outside would have to spell those sums out per op.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from kernels.contract import Dims, Op, Options
 from kernels.letters import Inputs
+from kernels.primitives import grouped_heads
 
 type Rules = Mapping[str, tuple[str, ...]]
 
@@ -154,28 +155,6 @@ def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax
     return jnp.where(is_here, place, 0), is_here
 
 
-class GroupedHeads(NamedTuple):
-    """Key-value heads that are whole on every device while the query heads are split over `axes`
-    in `ways` parts: each part takes the G `heads` that its query heads read.
-    """
-
-    axes: tuple[str, ...]
-    ways: int
-    heads: int
-
-    def own(self, x: jax.Array, axis: int) -> jax.Array:
-        """Inside shard_map: [..., G, ...] -> [..., G / ways or 1, ...]."""
-        first = jax.lax.axis_index(self.axes) * self.heads // self.ways
-        return jax.lax.dynamic_slice_in_dim(x, first, max(1, self.heads // self.ways), axis)
-
-    def once(self, x: jax.Array, axis: int) -> jax.Array:
-        """Outside, what the parts gave side by side: every head once."""
-        copies = max(1, self.ways // self.heads)
-        # Not a slice with a stride: partitioned, its transpose gave twice the cotangent.
-        apart = x.reshape(*x.shape[:axis], -1, copies, *x.shape[axis + 1 :])
-        return jax.lax.index_in_dim(apart, 0, axis + 1, keepdims=False)
-
-
 def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
     """How many parts the rules cut this letter into."""
     size = 1
@@ -211,7 +190,7 @@ def over(
     letters = {name: spec.letters for name, spec in op.needed(options).items()}
     grouped = None
     if "H" in rules and "G" in dims and "G" not in rules:
-        grouped = GroupedHeads(rules["H"], num_shards("H", rules, mesh), dims["G"])
+        grouped = grouped_heads.GroupedHeads(rules["H"], num_shards("H", rules, mesh), dims["G"])
     fields = [text for _, text in op.state.fields]
 
     def each(change: Any, state: Any) -> Any:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.delta_rule.tile import Memory
 from kernels.letters import Inputs
-from kernels.primitives import state_gather
+from kernels.primitives import head_exchange, state_gather
 from kernels.primitives.products import EXACT
 from kernels.primitives.time_shards import Shards
 
@@ -43,10 +43,11 @@ def _run(
     state: Memory,
     shards: Shards,
     *,
+    op: Op,
     options: Options,
 ) -> tuple[Array, Memory]:
     """Output of this rank's tokens, and the memory after those of all ranks."""
-    del options  # the local form knows them
+    del op, options  # the local form knows them
     entry = shards.entry(segment_ids, state.segment)
     width = inputs["k"].shape[3]
     unit = jnp.broadcast_to(jnp.eye(width), (*state.s.shape[:2], width, width))
@@ -60,11 +61,11 @@ def _run(
     return (out.astype(jnp.float32) + recalled).astype(out.dtype), shards.last(after)
 
 
-def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """P and H of a rank, and the cotangent of one memory; the same for any T."""
-    del options, itemsize
+    del op, options, itemsize
     state = dims["B"] * dims["H"] * dims["K"] * dims["V"]
     return state_gather.sent(state + dims["B"] * dims["H"] * dims["K"] ** 2, state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all),)
+STRATEGIES = (Strategy("states", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)

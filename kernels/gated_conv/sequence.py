@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels import segments
-from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.gated_conv import tile
 from kernels.gated_conv.tile import Tail
 from kernels.letters import Inputs
-from kernels.primitives import gaps
+from kernels.primitives import gaps, head_exchange
 from kernels.primitives.time_shards import Shards
 
 
@@ -45,10 +45,11 @@ def _run(
     state: Tail,
     shards: Shards,
     *,
+    op: Op,
     options: Options,
 ) -> tuple[Array, Tail]:
     """Output of this rank's tokens, and the state after those of all ranks."""
-    del options  # the local form knows them
+    del op, options  # the local form knows them
     x, taps = inputs["x"], inputs["weight"].shape[-1]
     entry = shards.entry(segment_ids, state.segment)
     before = shards.from_before(_leave(x, segment_ids, entry, taps), 1)
@@ -98,12 +99,12 @@ def _compose(far: Left, near: Left) -> Left:
     return Left(tail, count, near.came & far.came)
 
 
-def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """What packed rows send; float32, like the state."""
-    del options, itemsize
+    del op, options, itemsize
     messages = 1 + (ranks - 1).bit_length()
     tails = 4.0 * messages * dims["B"] * dims["H"] * dims["W"] * dims["K"]
     return Sent(tails, tails)
 
 
-STRATEGIES = (Strategy("halo", _run, _sent, takes_all),)
+STRATEGIES = (Strategy("halo", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.gated_linear.tile import GatedState
 from kernels.letters import Inputs
-from kernels.primitives import state_gather
+from kernels.primitives import head_exchange, state_gather
 from kernels.primitives.products import EXACT
 from kernels.primitives.state_gather import Places
 from kernels.primitives.time_shards import Shards
@@ -46,9 +46,11 @@ def _run(
     state: GatedState,
     shards: Shards,
     *,
+    op: Op,
     options: Options,
 ) -> tuple[Array, GatedState]:
     """Output of this rank's tokens, and the state after those of all ranks."""
+    del op
     entry = shards.entry(segment_ids, state.segment)
     places = state_gather.places(segment_ids, entry, inputs["k"].shape[1])
     done = jax.checkpoint(_do)(inputs, places)
@@ -97,12 +99,12 @@ def _log_decay(inputs: Inputs, places: Places) -> Float[Array, "B T H #K"] | Non
     return jnp.where(places.real[..., None, None], x, 0.0)
 
 
-def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """One state a rank and its decay; the same for any T."""
-    del itemsize
+    del op, itemsize
     state = dims["B"] * dims["H"] * dims["K"] * dims["V"]
     per_row = {"none": 1, "scalar": dims["H"], "vector": dims["H"] * dims["K"]}
     return state_gather.sent(state + dims["B"] * per_row[options["decay"]], state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all),)
+STRATEGIES = (Strategy("states", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)

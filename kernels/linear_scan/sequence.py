@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.letters import Inputs
 from kernels.linear_scan import tile
 from kernels.linear_scan.tile import Modes
-from kernels.primitives import state_gather
+from kernels.primitives import head_exchange, state_gather
 from kernels.primitives.state_gather import Places
 from kernels.primitives.time_shards import Shards
 
@@ -61,9 +61,11 @@ def _run(
     state: Modes,
     shards: Shards,
     *,
+    op: Op,
     options: Options,
 ) -> tuple[Array, Modes]:
     """Output of this rank's tokens, and the state after those of all ranks."""
+    del op
     entry = shards.entry(segment_ids, state.segment)
     places = state_gather.places(segment_ids, entry, inputs["x"].shape[1])
     of = partial(_parts, is_complex=options["transition"] == "modes")
@@ -116,13 +118,13 @@ def _power(
     return Parts(re, im)
 
 
-def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """One state a rank, and what multiplies it; the same for any T."""
-    del itemsize
+    del op, itemsize
     channels = dims["B"] * dims["H"] * dims["K"]
     state = channels * (2 * dims["N"] if options["transition"] == "modes" else 1)
     factors = 0 if options["transition"] == "log_sum" else state
     return state_gather.sent(2 * dims["B"] + factors + state, state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all),)
+STRATEGIES = (Strategy("states", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from kernels.contract import Dims, Options, Sent, Strategy, takes_all
+from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
 from kernels.primitives.kv_cache import CacheState
@@ -27,10 +27,11 @@ def _run(
     state: CacheState | None,
     shards: Shards,
     *,
+    op: Op,
     options: Options,
 ) -> tuple[Array, CacheState]:
     """Output of this rank's tokens, and the cache after those of all ranks."""
-    del options  # the local form knows them
+    del op, options  # the local form knows them
     k, v = (shards.whole(inputs[name]) for name in ("k", "v"))
     batch, time = k.shape[:2]
     if state is None:
@@ -47,9 +48,9 @@ def _run(
     return out, after
 
 
-def _sent(dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """Each rank's keys and values go once around; their cotangents come back in float32."""
-    del options
+    del op, options
     numbers = (ranks - 1) * dims["B"] * dims["T"] / ranks * dims["G"] * (dims["K"] + dims["V"])
     return Sent(numbers * itemsize, numbers * 4)
 

@@ -32,22 +32,28 @@ type Advance = Callable[[Any, Any], Any]
 GATHERED = "gathered_states"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def enter(advance: Advance, shards: Shards, done: Any, first: Any) -> Any:
+def enter[S](advance: Callable[[Any, S], S], shards: Shards, done: Any, first: S) -> S:
     """The state at this rank's first token.
 
     `advance(done, state)` is the state after the tokens of a rank; `done` and the state are trees
     of float32 [B, ...]. `first`, the state before rank 0, is whole on every rank.
     """
-    return _enter(advance, shards, done, first)[0]
+    return _enter(advance, shards, done, first)
 
 
-def _enter(advance: Advance, shards: Shards, done: Any, first: Any) -> tuple[Any, Any]:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _enter(advance: Advance, shards: Shards, done: Any, first: Any) -> Any:
+    return _forward(advance, shards, done, first)[0]
+
+
+def _forward(advance: Advance, shards: Shards, done: Any, first: Any) -> tuple[Any, Any]:
     every = _gather(shards, done)
     return _of_rank(shards, _walk(advance, every, first)), (every, first)
 
 
-def _leave(advance: Advance, shards: Shards, saved: tuple[Any, Any], given: Any) -> tuple[Any, Any]:
+def _backward(
+    advance: Advance, shards: Shards, saved: tuple[Any, Any], given: Any
+) -> tuple[Any, Any]:
     _, pull = jax.vjp(partial(_walk, advance), *saved)
     d_every, d_first = pull(_gather(shards, given))
     # What is whole on every rank has the sum over ranks as its cotangent.
@@ -55,7 +61,7 @@ def _leave(advance: Advance, shards: Shards, saved: tuple[Any, Any], given: Any)
     return _of_rank(shards, d_every), jax.tree.map(lambda x: jnp.where(is_first, x, 0.0), d_first)
 
 
-enter.defvjp(_enter, _leave)
+_enter.defvjp(_forward, _backward)
 
 
 def _walk(advance: Advance, every: Any, first: Any) -> Any:

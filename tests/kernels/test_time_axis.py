@@ -37,7 +37,7 @@ from tests.kernels.contract_problem import (
 
 # Shards of five tokens. The convolution's seven taps reach over a whole shard, and over a shard of
 # padding to the tokens before.
-TIME, TAPS = 40, 7
+TIME, TAPS, HEADS = 40, 7, 8
 # Row 0: each document crosses borders, and tokens 10 to 14, a shard, are padding. Row 1: document 2
 # starts at a border, 3 and 4 inside a shard; the last shard is padding.
 IDS = np.array(
@@ -74,7 +74,9 @@ def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Proble
     """`kind` is whole (each row is one document), packed, or carried: packed with a state, whose
     document goes on in row 0 and ends in row 1.
     """
-    case = a_case(options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS})
+    case = a_case(
+        options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS, "H": HEADS}
+    )
     op = dispatch.get(name)
     problem = contract.sample(op, case)
     if kind == "whole":
@@ -298,7 +300,7 @@ def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, dtype: st
     both = jax.grad(lambda inputs: jnp.sum(jnp.sin(forward(inputs).astype(jnp.float32))))
     (found,) = [s for s in dispatch.get(name).sequence if s.name == strategy]
     options = dispatch.bind_options(dispatch.get(name), {}, case.dims)
-    want = found.sent(case.dims, options, jnp.dtype(dtype).itemsize, 8)
+    want = found.sent(dispatch.get(name), case.dims, options, jnp.dtype(dtype).itemsize, 8)
     assert sent(forward, inputs) == pytest.approx(want.forward)
     assert sent(both, inputs) == pytest.approx(want.forward + want.backward)
 
@@ -310,6 +312,7 @@ def sent(call: Any, inputs: Any) -> float:
     closed = jax.make_jaxpr(call)(inputs)
     used, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
     times = {"all_gather": 7.0, "reduce_scatter": 7.0 / 8.0, "ppermute": 1.0, "psum": 14.0 / 8.0}
+    times["all_to_all"] = 7.0 / 8.0
     return sum(
         times[kind] * x.size * x.dtype.itemsize
         for kind, x in collectives(used)

@@ -1,0 +1,123 @@
+"""Any op over a split time axis, by exchanging tokens for heads (DeepSpeed-Ulysses, Jacobs et al.,
+arXiv 2309.14509).
+
+An all-to-all turns T/R tokens of every head into all T tokens of H/R heads, the op runs on whole
+rows, and another all-to-all turns its output back. Nothing about the op is asked but that its heads
+do not see each other. T = 4, H = 4, R = 2:
+
+    rank       0                   1                      0                  1
+    tokens     0 1                 2 3          ->        0 1 2 3            0 1 2 3
+    heads      0 1 2 3             0 1 2 3                0 1                2 3
+
+Key-value heads fewer than ranks are sent as often as ranks read them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
+
+from kernels.contract import Dims, Op, Options, Sent, Strategy
+from kernels.letters import Inputs
+from kernels.primitives.grouped_heads import GroupedHeads
+from kernels.primitives.time_shards import Shards
+
+
+def _run(
+    local: Callable[..., tuple[Array, Any]],
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T/R"] | None,
+    state: Any,
+    shards: Shards,
+    *,
+    op: Op,
+    options: Options,
+) -> tuple[Array, Any]:
+    """Output of this rank's tokens, and the state after those of all ranks."""
+    letters = {name: spec.letters.split() for name, spec in op.needed(options).items()}
+    given = {name: _whole_rows(x, letters[name], shards) for name, x in inputs.items()}
+    if segment_ids is not None:
+        segment_ids = shards.ranks(segment_ids).reshape(segment_ids.shape[0], -1)
+    heads = {
+        letter: x.shape[names.index(letter)]
+        for name, x in inputs.items()
+        for names in (letters[name],)
+        for letter in ("H", "G")
+        if letter in names
+    }
+    fields = [text.split() for _, text in op.state.fields]
+
+    def each(change: Callable[[Array, list[str]], Array], state: Any) -> Any:
+        leaves = zip(jax.tree.leaves(state), fields, strict=True)
+        return jax.tree.unflatten(jax.tree.structure(state), [change(x, y) for x, y in leaves])
+
+    def every_head(x: Array, names: list[str]) -> Array:
+        if (letter := _heads(names)) is None:
+            return x
+        axis = names.index(letter)
+        found = lax.all_gather(x, shards.axes, axis=axis, tiled=True)
+        return GroupedHeads(shards.axes, shards.count, heads[letter]).once(found, axis)
+
+    carried = None if state is None else each(lambda x, names: _own(x, names, shards), state)
+    out, after = local(given, segment_ids, carried)
+    place = op.out.split().index("H")
+    out = lax.all_to_all(out, shards.axes, split_axis=1, concat_axis=place, tiled=True)
+    return out, each(every_head, after)
+
+
+def _whole_rows(x: Array, letters: list[str], shards: Shards) -> Array:
+    """An input as the rank needs it that has its part of the heads and all tokens."""
+    if (letter := _heads(letters)) is None:
+        return x
+    if "T" not in letters:
+        return _own(x, letters, shards)
+    axis = letters.index(letter)
+    copies = max(1, shards.count // x.shape[axis])
+    x = jnp.repeat(x, copies, axis=axis) if copies > 1 else x
+    time = letters.index("T")
+    return lax.all_to_all(x, shards.axes, split_axis=axis, concat_axis=time, tiled=True)
+
+
+def _own(x: Array, letters: list[str], shards: Shards) -> Array:
+    if (letter := _heads(letters)) is None:
+        return x
+    axis = letters.index(letter)
+    return GroupedHeads(shards.axes, shards.count, x.shape[axis]).own(x, axis)
+
+
+def _heads(letters: list[str]) -> str | None:
+    return next((letter for letter in letters if letter in ("H", "G")), None)
+
+
+def _unsupported(dims: Dims, options: Options, ranks: int) -> str | None:
+    del options
+    if dims["H"] % ranks:
+        return f"H={dims['H']} heads must be a multiple of {ranks} ranks"
+    groups = dims.get("G", ranks)
+    if groups % ranks and ranks % groups:
+        return f"G={groups} heads must be a multiple of {ranks} ranks, or divide them"
+    return None
+
+
+def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+    """All that has a row for each token, but for what stays; the cotangents come back the same way,
+    in the dtype of what they belong to.
+    """
+    sizes = {**dims, "T": dims["T"] / ranks}
+    if "G" in dims:
+        sizes["G"] = max(dims["G"], ranks)
+    texts = [spec.letters.split() for spec in op.needed(options).values()] + [op.out.split()]
+    numbers = sum(
+        float(np.prod([sizes[letter] for letter in names]))
+        for names in texts
+        if "T" in names and _heads(names)
+    )
+    sent = (ranks - 1) / ranks * numbers * itemsize
+    return Sent(sent, sent)
+
+
+ALL_TO_ALL = Strategy("all_to_all", _run, _sent, _unsupported)
