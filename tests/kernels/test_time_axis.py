@@ -1,5 +1,6 @@
 """A split time axis: by each of its strategies an op gives what one device gives, or is refused."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -58,7 +59,20 @@ LAYOUTS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
     "shared heads": ({"tensor": 4, "sequence": 2}, {"H": ("tensor",), "T": ("sequence",)}),
 }
 STRATEGIES = [(n, s.name) for n in dispatch.names() for s in dispatch.get(n).sequence]
-WITHOUT = [n for n in dispatch.names() if not dispatch.get(n).sequence]
+
+
+def params(*others: tuple[Any, ...]) -> list[Any]:
+    """(op, strategy, *other): slow where two ops before have the same strategy."""
+    found: list[Any] = []
+    seen: list[Any] = []
+    for name in dispatch.names():
+        for strategy in dispatch.get(name).sequence:
+            marks = [pytest.mark.slow] if seen.count(strategy) > 1 else []
+            found += [pytest.param(name, strategy.name, *x, marks=marks) for x in others or ((),)]
+            seen.append(strategy)
+    return found
+
+
 FIRST = {name: settings(name)[0] for name in dispatch.names()}
 
 
@@ -135,15 +149,16 @@ def _zeros(name: str, case: Case, problem: contract.Problem) -> list[jax.Array]:
 
 
 def split_cases() -> Iterator[Any]:
-    """(op, strategy, options, kind); fast is the first setting of an op, and of a strategy that
-    another op has too, only what all of it takes: a carried state.
+    """(op, strategy, options, kind); fast is the first setting of an op, of a strategy that another
+    op has too only what all of it takes, a carried state, and of one that two have nothing.
     """
     seen: list[Any] = []
     for name in dispatch.names():
         for strategy in dispatch.get(name).sequence:
             for i, options in enumerate(settings(name)):
                 for kind in ("carried", "packed", "whole"):
-                    is_slow = i > 0 or (kind != "carried" and strategy in seen)
+                    is_seen = strategy in seen if kind != "carried" else seen.count(strategy) > 1
+                    is_slow = i > 0 or is_seen
                     marks = [pytest.mark.slow] if is_slow else []
                     yield pytest.param(name, strategy.name, options, kind, marks=marks)
             seen.append(strategy)
@@ -159,10 +174,10 @@ def test_split_time_equals_one_device(name: str, strategy: str, options: Any, ki
 
 
 BESIDE = [
-    (name, strategy, layout)
-    for name, strategy in STRATEGIES
-    for layout in ("rows and heads", "shared heads")
-    if layout == "rows and heads" or any("G" in s.letters for s in dispatch.get(name).inputs)
+    x
+    for x in params(("rows and heads",), ("shared heads",))
+    if x.values[2] == "rows and heads"
+    or any("G" in s.letters for s in dispatch.get(x.values[0]).inputs)
 ]
 
 
@@ -186,7 +201,7 @@ def test_split_time_in_every_form(name: str, form: str, strategy: str, kind: str
     assert_close(got, want, tolerance(name, form), f"{name} {form} by {strategy}")
 
 
-@pytest.mark.parametrize(("name", "strategy"), STRATEGIES)
+@pytest.mark.parametrize(("name", "strategy"), params())
 def test_nan_stays_in_its_document_across_borders(name: str, strategy: str):
     """What one device makes NaN, and nothing else: of a document that goes on behind a shard of
     padding or ends there, of one that ends at a border, and of one that came in with the state.
@@ -215,13 +230,71 @@ def test_nan_stays_in_its_document_across_borders(name: str, strategy: str):
         assert tuple(void.tolist()) == counts
 
 
-@pytest.mark.parametrize("name", WITHOUT)
-def test_an_op_without_strategy_is_refused(name: str):
-    _, problem = a_problem(name, "packed", {})
+def test_an_op_without_strategy_is_refused(monkeypatch: pytest.MonkeyPatch):
+    op = dataclasses.replace(dispatch.get("gated_linear"), sequence=())
+    monkeypatch.setattr(dispatch, "get", lambda name: op)
+    _, problem = a_problem("gated_linear", "packed", {})
     with pytest.raises(
-        ValueError, match=rf"{name} cannot split T over .* \(8 shards\): it has no strategy"
+        ValueError, match=r"gated_linear cannot split T over .* \(8 shards\): it has no strategy"
     ):
-        jax.eval_shape(program(name, "chunked", (), ("eight", "auto")), problem, None, None)
+        dispatch.apply(
+            "gated_linear", problem.inputs, form="chunked", placement=placement("eight", "auto")
+        )
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "told"),
+    [
+        (12, 4, r"all_to_all: H=12 heads must be a multiple of 8 ranks"),
+        (24, 12, r"all_to_all: G=12 heads must be a multiple of 8 ranks, or divide them"),
+    ],
+)
+def test_heads_that_cannot_be_exchanged(heads: int, groups: int, told: str):
+    case = a_case(TIME, dims=sizes(TIME) | {"H": heads, "G": groups})
+    problem = contract.sample(dispatch.get("softmax"), case)
+    place = placement("eight", "all_to_all")
+    with pytest.raises(ValueError, match=told):
+        dispatch.apply("softmax", problem.inputs, form="chunked", placement=place)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_key_value_heads_are_exchanged(groups: int):
+    """Fewer than ranks, which are copied, as many, and more; four ranks."""
+    case = a_case(TIME, dims=sizes(TIME) | {"H": 8, "G": groups})
+    inputs = contract.sample(dispatch.get("softmax"), case).inputs
+    mesh = jax.make_mesh((4,), ("sequence",), axis_types=(AxisType.Auto,))
+    place = Placement(mesh, {"T": ("sequence",)}, "all_to_all")
+
+    assert_split_equals_whole("softmax", inputs, {}, place)
+
+
+def assert_split_equals_whole(name: str, inputs: Any, options: Any, place: Placement) -> None:
+    """Of a loss and all its gradients, relative to the largest of each."""
+
+    def value(inputs: Any, place: Placement | None) -> jax.Array:
+        given = {"form": "chunked", "options": options, "placement": place}
+        return jnp.sum(jnp.sin(3.0 * dispatch.apply(name, inputs, **given)[0]))
+
+    got, want = (
+        jax.jit(jax.value_and_grad(lambda x, to=to: value(x, to)), compiler_options=QUICK)(inputs)
+        for to in (place, None)
+    )
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("decay", ["none", "scalar"])
+def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str):
+    """Where tokens write little, what entered a rank is read by all after it: a wrong map would
+    show, as it does not where the memory has forgotten.
+    """
+    options = {"decay": decay}
+    problem = contract.sample(dispatch.get("delta_rule"), a_case(TIME, options=options))
+    inputs = dict(problem.inputs, beta=0.02 * problem.inputs["beta"])
+    if decay == "scalar":
+        inputs["log_decay"] = 0.02 * inputs["log_decay"]
+
+    assert_split_equals_whole("delta_rule", inputs, options, placement("eight", "states"))
 
 
 def test_a_strategy_is_added_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -282,7 +355,7 @@ def test_axes_of_time_stand_in_the_order_of_the_mesh():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "strategy"), STRATEGIES)
+@pytest.mark.parametrize(("name", "strategy"), params())
 def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, dtype: str):
     """Integers do not count: of the forward pass, and with the gradients of what has a row for each
     token.
