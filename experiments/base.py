@@ -81,10 +81,11 @@ MESH = {
     "data": -1,  # copies of the model
     "fsdp": 1,  # parts of parameters and optimizer state, gathered layer by layer (ZeRO-3)
     "tensor": 1,  # parts of heads, feed-forward and vocabulary
-    "sequence": 1,
+    "sequence": 1,  # parts of T, of rows that no single device can hold
     "replicate": (),  # letters that need not divide: ("G",) repeats key-value heads
     "zero1": False,  # optimizer state in parts over the data axis
     "stream_over_tensor": False,  # the residual stream in parts of T over the tensor axis
+    "sequence_strategy": "auto",  # how ops share T: a name, or "label=name,label=name"
 }
 
 

@@ -3,6 +3,7 @@
     names()                                     every op, found by listing the folders
     get(name)                                   its `Op`
     resolve(name, form, target=..., ...)        form "auto" -> a concrete form, with the reason
+    split(name, strategy, ranks=..., ...)       the same for the strategy of a split time axis
     apply(name, inputs, form=..., ...)          output and state of T tokens
     init_state(name, ...), step(name, ...)      one token at a time
     flops(name, dims, options)                  forward FLOPs, for MFU and planning
@@ -13,7 +14,6 @@ is fine: a form pads to its own tiles, queries and keys each to theirs.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Int
 
-from kernels import measured, quarantine, segments, shard
+from kernels import measured, quarantine, segments, shard, spelling, strategies
 from kernels.contract import Dims, InputSpec, Op, Options, Strategy
 from kernels.letters import Inputs
 from kernels.primitives import device
 from kernels.primitives.time_shards import Shards
 from kernels.shard import Placement, Rules
+from kernels.strategies import Way
 
 
 class Resolved(NamedTuple):
@@ -49,7 +50,7 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> Op:
     """The op of that name; imported on first use."""
-    _check_known("op", name, names())
+    spelling.check("op", name, names())
     return import_module(f"kernels.{name}").OP
 
 
@@ -68,10 +69,10 @@ def resolve(
     What is known of kernels on a device of this kind (`measured`) decides "auto" first.
     """
     op = get(name)
-    _check_known("target", target, tuple(op.prefer))
+    spelling.check("target", target, tuple(op.prefer))
     bound = bind_options(op, options, dims)
     if form != "auto":
-        _check_known("form", form, (*op.forms, "auto"))
+        spelling.check("form", form, (*op.forms, "auto"))
         reason = refusal(op, form, dims, dtype, bound, target)
         if reason is not None:
             raise ValueError(f"{name} cannot run as {form} on {target}: {reason}")
@@ -126,7 +127,7 @@ def apply(
     A `placement` splits the call over the devices of a mesh (see `shard`); None is one device.
     """
     op = get(name)
-    _check_known("form", form, tuple(op.forms))
+    spelling.check("form", form, tuple(op.forms))
     dims = _dims(op, inputs, options, "T")
     bound = bind_options(op, options, dims)
     inputs = complete_inputs(op, inputs, bound, dims)
@@ -202,28 +203,32 @@ def _place(
     """Mesh and rules at this place of the program, checked; and how T is split, where it is."""
     if placement is None or placement.mesh.size == 1:
         return None, {}, None
-    names = tuple(strategy.name for strategy in op.sequence)
-    _check_known(f"strategy of {op.name}", placement.strategy, (*names, "auto"))
     mesh, rules = shard.here(placement.mesh, placement.rules)
     shard.check(op, dims, placement.rules, rules, mesh)
     count = shard.num_shards("T", rules, mesh)
     if count == 1:
         return mesh, rules, None
-    _check_causal(op, options, "split T")
     shards = Shards(rules["T"], count)
+    _check_causal(op, options, "split T")
     dims = shard.of_rank(dims, rules, mesh)
-    refused: list[str] = []
-    for strategy in op.sequence:
-        if placement.strategy in (strategy.name, "auto"):
-            reason = strategy.unsupported(dims, options, count)
-            if reason is None:
-                return mesh, rules, (strategy, shards)
-            refused.append(f"{strategy.name}: {reason}")
-    why = "; ".join(refused) or "it has no strategy for that (no sequence.py)"
-    raise ValueError(
-        f"{op.name} cannot split T over {shards.axes} ({count} shards): {why}; "
-        "take T out of the rules of this call"
-    )
+    return mesh, rules, (strategies.choose(op, placement.strategy, dims, options, count)[0], shards)
+
+
+def split(
+    name: str, strategy: str, *, dims: Dims, options: Options | None = None, ranks: int
+) -> Way:
+    """How rows whose time axis `ranks` devices share are computed: by the strategy that is named,
+    or of those that take the problem ("auto") the one that sends least, forward and backward.
+    `dims` are those of one rank, but T, which is of the whole row.
+
+    Raises:
+      ValueError: an unknown strategy, or none that takes the problem.
+    """
+    op = get(name)
+    bound = bind_options(op, options, dims)
+    _check_causal(op, bound, "split T")
+    found, reason = strategies.choose(op, strategy, dims, bound, ranks)
+    return Way(found.name, reason)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
@@ -286,12 +291,6 @@ def _blocks(
     return dataclasses.replace(default, **row.blocks) if row else default
 
 
-def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ValueError(f"unknown {what} {name!r}; nearest is {near[0]!r} of {', '.join(known)}")
-
-
 def bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
     """All options of the op; `scale` is K^-1/2 unless given.
 
@@ -302,7 +301,7 @@ def bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
         if size < 1:
             raise ValueError(f"{op.name}: {letter}={size} must be at least 1")
     for name in options or {}:
-        _check_known(f"option of {op.name}", name, tuple(op.options))
+        spelling.check(f"option of {op.name}", name, tuple(op.options))
     bound = {**op.options, **(options or {})}
     if "scale" in bound and bound["scale"] is None:
         bound["scale"] = 1.0 / math.sqrt(dims["K"])
@@ -338,7 +337,7 @@ def _dims(
 def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
     kinds = {spec.name: spec.kind for spec in op.inputs}
     for name, x in inputs.items():
-        _check_known(f"input of {op.name}", name, tuple(kinds))
+        spelling.check(f"input of {op.name}", name, tuple(kinds))
         if kinds[name] != "constant" and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{op.name}: {name} is {x.dtype}; set a floating dtype")
 

@@ -40,7 +40,14 @@ from lm.state import TrainState
 from lm.step import Metrics, Parts
 
 ONE_DEVICE = MeshConfig(
-    data=1, fsdp=1, tensor=1, sequence=1, replicate=(), zero1=False, stream_over_tensor=False
+    data=1,
+    fsdp=1,
+    tensor=1,
+    sequence=1,
+    replicate=(),
+    zero1=False,
+    stream_over_tensor=False,
+    sequence_strategy="auto",
 )
 
 # Sections and keys of a configuration that no compiled function depends on, but by its arguments;
@@ -168,11 +175,11 @@ def build(
     _check_noise(config, mesh)
     context = _context(config, mesh)
     multipliers, vocab_size = context.multipliers, config.data.tokenizer.vocab_size
-    model, layers = model_lib.create(config.model, vocab_size, context)
+    model, layers = model_lib.create(config.model, vocab_size, context, config.mesh)
     _check_objective(config, model.is_causal)
 
     def init_params(seed: jax.Array) -> Any:
-        dummy = model_lib.dummy_inputs(batch_ways(mesh), 8)
+        dummy = model_lib.dummy_inputs(batch_ways(mesh), max(8, mesh.shape["sequence"]))
         return model.init(jax.random.key(seed), *dummy, method="init_all")["params"]
 
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))
@@ -233,6 +240,7 @@ def _context(config: Config, mesh: Mesh) -> Context:
         mesh=mesh,
         rules=sharding.activations(config.mesh, mesh),
         weights=sharding.weights(config.mesh, mesh, _sizes(config)),
+        strategies={},
     )
 
 
@@ -340,6 +348,11 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
             f"mesh.stream_over_tensor splits data.context_length={time} over mesh.tensor={tensor}; "
             f"set data.context_length={math.ceil(time / tensor) * tensor}, or "
             "mesh.stream_over_tensor=False"
+        )
+    if time % (ranks := mesh.shape["sequence"]):
+        raise UserError(
+            f"mesh.sequence={ranks} does not divide data.context_length={time}; set "
+            f"data.context_length={math.ceil(time / ranks) * ranks}, or another mesh.sequence"
         )
     ways = batch_ways(mesh)
     count, first = config.run.accumulation, config.data.batch_warmup.first

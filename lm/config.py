@@ -120,7 +120,8 @@ class MeshConfig:
     """Devices along each axis; one may be -1 (all the rest). `replicate`: letters allowed not to
     divide. `zero1` spreads the optimizer state over the data axis, `stream_over_tensor` the time
     of the residual stream over the tensor axis (Korthikanti et al. 2022, arXiv 2205.05198, who call
-    it sequence parallelism); the axis `sequence` splits the time of everything.
+    it sequence parallelism); the axis `sequence` splits the time of everything, each layer's op by
+    `sequence_strategy`: auto, a name (kernels/README.md), or "label=name,..." where layers differ.
     """
 
     data: int
@@ -130,6 +131,7 @@ class MeshConfig:
     replicate: tuple[str, ...]
     zero1: bool
     stream_over_tensor: bool
+    sequence_strategy: Annotated[str, Later("auto")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
-from kernels import dispatch
+from kernels import dispatch, shard
+from kernels.shard import Rules
+from kernels.strategies import Way
 from lm import families
-from lm.config import Config, ModelConfig, UserError, nearest
+from lm.config import Config, MeshConfig, ModelConfig, UserError, nearest
 from lm.families import SIZES, Choice, Family
 from lm.modules.block import Block
 from lm.modules.context import Context
@@ -29,6 +31,7 @@ from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
 from lm.parallel.sharding import AnyMesh
 
+AUTO = "auto"
 # Of dimensions of an op; the rest is at most 2^20. A convolution's taps are unrolled.
 MOST = {"W": 1024}
 
@@ -42,7 +45,7 @@ class Group(NamedTuple):
 
 class LayerRecord(NamedTuple):
     """What run.json says of an op of one layer: the layer's index, label and mixer, the op's form
-    and why that form.
+    and why that form; `sequence`: the strategy of a split time axis and why, "" where it is whole.
     """
 
     layer: int
@@ -51,6 +54,7 @@ class LayerRecord(NamedTuple):
     op: str
     form: str
     reason: str
+    sequence: str = ""
 
 
 def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
@@ -167,7 +171,7 @@ class Layer(NamedTuple):
     mlp: Member | None
     block: Member
     matrix: Choice
-    calls: tuple[tuple[Call, str], ...]
+    calls: Mapping[str, tuple[Call, str]]
     is_causal: bool
 
 
@@ -211,7 +215,7 @@ def _layer(label: str, config: ModelConfig) -> Layer:
                 f"{where}: {mixer.kind.__name__} calls an op {call!r} and has no field "
                 f'{form_field(call)!r}; add {form_field(call)}: str = "auto" to the class'
             )
-    forms = tuple((call, mixer.options[form_field(name)]) for name, call in calls.items())
+    forms = {name: (call, mixer.options[form_field(name)]) for name, call in calls.items()}
     return Layer(mixer, feed_forward, around, context.matrix, forms, made[where].is_causal())
 
 
@@ -235,6 +239,7 @@ def _without_mesh(matrix: Choice) -> Context:
         rules={},
         weights={},
         matrix=matrix,
+        strategies={},
     )
 
 
@@ -255,15 +260,18 @@ def check_devices(
     layers: Mapping[str, Layer], config: Config, mesh: AnyMesh, targets: Iterable[str]
 ) -> None:
     """What of `block` can be told before there are devices: each op has a form on one of `targets`,
-    and its heads divide over `mesh`.
+    and its heads and tokens divide over `mesh`.
 
     Raises:
       UserError: the first that has not, or do not.
     """
+    for label in _strategies(config.mesh)[1]:
+        if label not in layers:
+            raise UserError(f"mesh.sequence_strategy names {label!r}; {nearest(label, layers)}")
     rules = sharding.activations(config.mesh, mesh)
     dtype = Numerics.create(config.model.precision).compute_dtype
     for label, layer in layers.items():
-        for call, form in layer.calls:
+        for call, form in layer.calls.values():
             for letter, size in call.dims.items():
                 if size > (most := MOST.get(letter, 1 << 20)):
                     raise UserError(
@@ -282,6 +290,10 @@ def check_devices(
             else:
                 raise UserError(f"model.layers.{label}: {told[0]}")
             _check_split(label, call, mesh, rules)
+        calls = {key: call for key, (call, _) in layer.calls.items()}
+        ways(
+            label, calls, strategy_of(label, config.mesh), (config.data.context_length, mesh, rules)
+        )
 
 
 def _check_split(
@@ -291,15 +303,72 @@ def _check_split(
     sharding.check_heads(split, mesh, rules, f"model.layers.{label}")
 
 
-def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, list[LayerRecord]]:
-    """The module of a label, the forms of its ops resolved for the devices of `context`; and what
-    run.json says of those.
+def strategy_of(label: str, mesh: MeshConfig) -> str:
+    """What the configuration says of a layer whose time axis is split."""
+    common, own = _strategies(mesh)
+    return own.get(label, common)
+
+
+def _strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
+    """The strategy of all layers, and those of labels that differ: "gather", {}, or of
+    "a=states,b=ring" auto, {"a": "states", "b": "ring"}.
+
+    Raises:
+      UserError: neither of the two.
+    """
+    pairs = [tuple(map(str.strip, x.split("="))) for x in mesh.sequence_strategy.split(",")]
+    if len(pairs) == len(pairs[0]) == 1:
+        return pairs[0][0], {}
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise UserError(
+            f"mesh.sequence_strategy={mesh.sequence_strategy!r}: write auto, the name of a "
+            "strategy, or label=name,label=name"
+        )
+    return AUTO, dict(pairs)
+
+
+def ways(
+    label: str, calls: Mapping[str, Call], strategy: str, where: tuple[int, AnyMesh, Rules]
+) -> dict[str, Way]:
+    """How each op of a layer splits rows of `time` tokens over a mesh, {} where it does not;
+    `where` is (time, mesh, rules). A strategy that is named is that of the main op.
+
+    Raises:
+      UserError: an op has no strategy for that, or not the one that is named.
+    """
+    time, mesh, rules = where
+    ranks, found = shard.num_shards("T", rules, mesh), {}
+    for key, call in calls.items() if ranks > 1 else ():
+        own = {letter: axes for letter, axes in rules.items() if letter not in call.whole}
+        # A row is enough: what a strategy sends is in proportion to them.
+        dims = shard.of_rank(call.dims, own, mesh) | {"B": 1, "T": time}
+        asked = strategy if key == "main" else AUTO
+        try:
+            found[key] = dispatch.split(
+                call.op, asked, dims=dims, options=call.options, ranks=ranks
+            )
+        except ValueError as error:
+            raise UserError(
+                f"model.layers.{label}, mesh.sequence={ranks}, mesh.sequence_strategy={asked!r}: "
+                f"{error}; set another strategy, another mesh.sequence, or other sizes"
+            ) from None
+    return found
+
+
+def block(
+    label: str, config: ModelConfig, context: Context, strategy: str
+) -> tuple[Block, list[LayerRecord]]:
+    """The module of a label, the forms of its ops resolved for the devices of `context`, and how
+    they split the time axis; and what run.json says of those.
 
     Raises:
       UserError: as `check`; a form that cannot run there, heads that the mesh does not divide.
     """
     layer = _layer(label, config)
-    context = dataclasses.replace(context, matrix=layer.matrix)
+    calls = {key: call for key, (call, _) in layer.calls.items()}
+    split = ways(label, calls, strategy, (context.context_length, context.mesh, context.rules))
+    strategies = {key: way.strategy for key, way in split.items()}
+    context = dataclasses.replace(context, matrix=layer.matrix, strategies=strategies)
     mixer = layer.mixer.kind(context, config.width, **layer.mixer.options)
     forms, records = {}, []
     for key, call in mixer.calls().items():
@@ -317,6 +386,7 @@ def block(label: str, config: ModelConfig, context: Context) -> tuple[Block, lis
             raise UserError(f"model.layers.{label}: {error}") from None
         _check_split(label, call, context.mesh, context.rules)
         forms[form_field(key)] = resolved.form
-        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved))
+        told = ": ".join(split[key]) if key in split else ""
+        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told))
     mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)
     return layer.block.kind(context, mixer.clone(**forms), mlp, **layer.block.options), records

@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from lm import layers as layer_lib
-from lm.config import ModelConfig
+from lm.config import MeshConfig, ModelConfig
 from lm.layers import LayerRecord
 from lm.modules.block import Block
 from lm.modules.context import Context
@@ -188,7 +188,7 @@ class Model(nn.Module):
 
 
 def create(
-    config: ModelConfig, vocab_size: int, context: Context
+    config: ModelConfig, vocab_size: int, context: Context, mesh: MeshConfig
 ) -> tuple[Model, list[LayerRecord]]:
     """The model for the devices of a mesh, its ops' forms resolved once; and the record of every
     layer.
@@ -201,7 +201,9 @@ def create(
     periods, layers = [], []
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.
-        made = [layer_lib.block(label, config, context) for label in group.labels]
+        strategies = [layer_lib.strategy_of(label, mesh) for label in group.labels]
+        pairs = zip(group.labels, strategies, strict=True)
+        made = [layer_lib.block(label, config, context, strategy) for label, strategy in pairs]
         periods.append(Period(tuple(block for block, _ in made), config))
         layers += [found for _, found in made] * group.repeat
     records = [record._replace(layer=i) for i, found in enumerate(layers) for record in found]

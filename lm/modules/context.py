@@ -25,6 +25,8 @@ class Context:
     """Handed to every module as its first field. `context_length`: tokens of a training row, for
     which forms are chosen. `rules`, `weights`: letter of an activation, of a parameter -> mesh axes
     (lm/parallel/sharding.py). `matrix`: the kind of the layer's matrices (lm/modules/linear.py).
+    `strategies`: of the layer, how each of its ops splits the time axis, by the names of
+    `Mixer.calls`; {} where no axis of the mesh splits it.
     """
 
     numerics: Numerics
@@ -35,6 +37,7 @@ class Context:
     rules: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, tuple[str, ...]]
     matrix: Choice
+    strategies: Mapping[str, str]
 
     def place(self, x: jax.Array, letters: str) -> jax.Array:
         """x [B, T, ...] laid out over the mesh by its letters; a lone token, [B, ...], as is."""

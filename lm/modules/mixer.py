@@ -63,7 +63,7 @@ class Along:
             state=state,
             form=getattr(self.mixer, form_field(name)),
             options=call.options,
-            placement=Placement(context.mesh, rules, "auto"),
+            placement=Placement(context.mesh, rules, context.strategies.get(name, "auto")),
         )
         return checkpoint_name(out, "op") if name == "main" else out
 

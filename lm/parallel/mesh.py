@@ -72,11 +72,6 @@ def _sizes(config: MeshConfig, count: int) -> list[int]:
         fits = rest > 0 and count % rest == 0
         advice = "mesh.data=-1" if fits else f"sizes that multiply to {count}"
         raise UserError(f"mesh {given} needs {wanted} devices, found {count}; set {advice}")
-    if sizes[AXES.index("sequence")] > 1:
-        raise UserError(
-            f"mesh.sequence={sizes[3]}: no model is trained with a split time axis yet; "
-            "set mesh.sequence=1"
-        )
     return sizes
 
 

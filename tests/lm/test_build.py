@@ -105,7 +105,27 @@ def test_batch_that_does_not_divide() -> None:
 LATER: list[tuple[dict[str, Any], int | None, str]] = [
     ({"mesh.data": 3}, 8, "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices, found 8"),
     ({"mesh.tensor": 3}, 8, "needs a multiple of 3 devices, found 8"),
-    ({"mesh.sequence": 2}, None, "mesh.sequence=2: no model is trained with a split time axis"),
+    (
+        {"mesh.sequence": 5},
+        None,
+        "mesh.sequence=5 does not divide data.context_length=24; set data.context_length=25, or",
+    ),
+    (
+        {"mesh.sequence": 3, "mesh.sequence_strategy": "all_to_all"},
+        None,
+        "heads must be a multiple of 3 ranks; set another strategy, another mesh.sequence",
+    ),
+    (
+        {"mesh.sequence": 2, "mesh.sequence_strategy": "states", "model.pattern": "softmax"},
+        None,
+        "unknown strategy of softmax 'states'; nearest is",
+    ),
+    ({"mesh.sequence_strategy": "a=b,c"}, None, "write auto, the name of a strategy, or label="),
+    (
+        {"mesh.sequence_strategy": "softmx=gather", "model.pattern": "softmax"},
+        None,
+        "mesh.sequence_strategy names 'softmx'; did you mean 'softmax'?",
+    ),
     ({"mesh.tensor": 8}, None, "H=4 heads are not divisible by 8"),
     ({"mesh.tensor": 4}, 8, "G=2 heads are not divisible by 4"),
     ({"mesh.tensor": 2, "mesh.replicate": ["H"]}, None, "names 'H' and not 'G'; name both, or 'G'"),

@@ -84,8 +84,8 @@ def create(module: Any, changes: dict[str, Any] | None = None) -> Build:
     num_devices = changes.get("mesh.data", 1) * changes.get("mesh.fsdp", 1)
     real = layer_lib.block
 
-    def block(label: str, config: Any, context: Context) -> Any:
-        found, records = real(label, config, context)
+    def block(label: str, config: Any, context: Context, strategy: str) -> Any:
+        found, records = real(label, config, context, strategy)
         return found.clone(mlp=module(context, config.width)), records
 
     if key not in BUILDS:

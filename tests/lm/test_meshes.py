@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lm.families import MIXERS
+
 ROOT = Path(__file__).resolve().parents[2]
 HYBRID = {
     "mesh.data": 2,
@@ -22,6 +24,7 @@ HYBRID = {
     "mesh.stream_over_tensor": True,
     "run.accumulation": 2,
 }
+SEQUENCE = {"mesh.data": 2, "mesh.sequence": 2, "mesh.tensor": 2, "mesh.stream_over_tensor": True}
 SMALL = {"model.pattern": "stickbreaking,gla", "model.num_layers": 2}
 TENSOR = {"mesh.tensor": 8, "mesh.replicate": ["G"]}
 SLOW: dict[str, dict[str, Any]] = {
@@ -32,6 +35,11 @@ SLOW: dict[str, dict[str, Any]] = {
     "tp+sp": TENSOR | {"mesh.stream_over_tensor": True},
     "heads whole": {"mesh.data": 2, "mesh.tensor": 4, "mesh.replicate": ["H", "G"]},
     "data x fsdp": {"mesh.data": 4, "mesh.fsdp": 2, "model.remat": "full"},
+    "sequence": {"mesh.sequence": 8},
+    "sequence exchanged": {"mesh.sequence": 4, "mesh.data": 2, "run.accumulation": 2}
+    | {"mesh.sequence_strategy": "softmax=all_to_all, gated_deltanet=all_to_all"},
+    "sequence x fsdp": {"mesh.sequence": 4, "mesh.fsdp": 2, "model.remat": "full"}
+    | {"mesh.sequence_strategy": "softmax=gather,stickbreaking=gather,gla=states"},
     "host": {"mesh.data": 4, "mesh.tensor": 2, "mesh.zero1": True, "optimizer.memory": "host"},
 }
 BAD = [
@@ -42,10 +50,7 @@ BAD = [
     ({"mesh.data": -1, "mesh.tensor": 3}, "needs a multiple of 3 devices, found 8; set sizes that"),
     ({"mesh.fsdp": 8, "model.width": 36, "mup.base_width": 36}, "has D=36, not divisible by 8"),
     ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is not a size"),
-    (
-        {"mesh.data": 4, "mesh.sequence": 2},
-        "mesh.sequence=2: no model is trained with a split time axis yet",
-    ),
+    ({"mesh.sequence": 8, "data.context_length": 20}, "does not divide data.context_length=20"),
     ({"mesh.tensor": 8}, "G=4 heads are not divisible by 8 (tensor)"),
     ({"mesh.tensor": 8, "mesh.replicate": ["H"]}, "names 'H' and not 'G'"),
     ({"mesh.data": 8, "run.accumulation": 2}, "= 4 rows do not divide over data*fsdp = 8"),
@@ -78,13 +83,23 @@ def check(name: str, found: dict[str, Any]) -> None:
 
 def test_eight_devices_step_like_one() -> None:
     """Everything at once; and what cannot be is told in one line."""
-    hybrid, *refused = run([HYBRID, *(mesh for mesh, _ in BAD)], SMALL)
+    hybrid, sequence, *refused = run([HYBRID, SEQUENCE, *(mesh for mesh, _ in BAD)], SMALL)
     check("hybrid", hybrid)
+    check("sequence", sequence)
     assert 0.25 <= hybrid["bytes/params"] < 0.3
     assert 0.125 <= hybrid["bytes/optimizer"] < 0.2
     for (_, message), got in zip(BAD, refused, strict=True):
         assert message in got["error"]
         assert "\n" not in got["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS.names())
+def test_every_mixer_shares_the_tokens_of_a_row(mixer: str) -> None:
+    """Four ranks; the short convolutions of a mixer take what is before a shard."""
+    mesh = {"mesh.data": 2, "mesh.sequence": 4}
+    (found,) = run([mesh], {"model.pattern": mixer, "model.num_layers": 2, "model.layers": {}})
+    check(mixer, found)
 
 
 @pytest.mark.slow
