@@ -179,7 +179,7 @@ def build(
     _check_objective(config, model.is_causal)
 
     def init_params(seed: jax.Array) -> Any:
-        dummy = model_lib.dummy_inputs(batch_ways(mesh), max(8, mesh.shape["sequence"]))
+        dummy = model_lib.dummy_inputs(batch_ways(mesh), 8 * mesh.shape["sequence"])
         return model.init(jax.random.key(seed), *dummy, method="init_all")["params"]
 
     _, infos = params_lib.split(jax.eval_shape(init_params, 0))

@@ -2,9 +2,10 @@
 
     rows, any lengths -> by length into buckets -> batches of one shape a bucket -> device -> rows
 
-A bucket is the training context length or a power of two, and its batches hold as many tokens as a
-training step where a row is at most that long; so the device function is compiled at most once
-per bucket. Everything an evaluation asks of a model goes through here.
+A bucket is the training context length, or a power of two that is rounded up to a multiple of
+mesh.sequence. Its batches hold as many tokens as a training step where a row is at most that long;
+so the device function is compiled at most once per bucket. Everything an evaluation asks of a model
+goes through here.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Scorer:
     def _bucket(self, length: int) -> int:
         context = self._built.config.data.context_length
         power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+        ranks = self._built.mesh.shape["sequence"]
+        power = -(-power // ranks) * ranks
         return context if length <= context < power else power
 
     def _batches(self, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[int]]]:

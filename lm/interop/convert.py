@@ -164,7 +164,9 @@ def _init(built: Build, seed: int) -> Any:
     """Parameters alone: `built.init` would make an optimizer's state too."""
 
     def init() -> Any:
-        inputs = model_lib.dummy_inputs(build_lib.batch_ways(built.mesh), 8)
+        inputs = model_lib.dummy_inputs(
+            build_lib.batch_ways(built.mesh), 8 * built.mesh.shape["sequence"]
+        )
         made = built.model.init(jax.random.key(seed), *inputs, method="init_all")["params"]
         return params_lib.split(made)[0]
 

@@ -166,9 +166,16 @@ def rows(sharding: Sharding, shape: tuple[int, int]) -> tuple[int, int]:
     and B / ranks - 1 after it. Processes that share rows have the same rank.
 
     Raises:
-      UserError: they hold rows that are not such a block.
+      UserError: they hold rows that are not such a block, or a part of their tokens.
     """
     size, places = shape[0], sharding.addressable_devices_indices_map(shape).values()
+    tokens = {t for place in places if place for t in place[1].indices(shape[1])[:2]}
+    if (min(tokens), max(tokens)) != (0, shape[1]):
+        raise UserError(
+            f"process {index()} of {count()} holds tokens {min(tokens)} to {max(tokens) - 1} of "
+            f"rows of {shape[1]}, which processes cannot share yet; set mesh.sequence to a divisor "
+            f"of its {len(places)} devices"
+        )
     parts = sorted({place[0].indices(size)[:2] for place in places if place is not None})
     start, stop = parts[0][0], parts[-1][1]
     held = stop - start

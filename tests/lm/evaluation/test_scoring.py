@@ -76,6 +76,15 @@ def test_one_shape_a_bucket(built: Build) -> None:
     assert all(b * t <= limit or b == 1 for b, t in device.shapes)
 
 
+def test_devices_that_share_rows_divide_every_bucket() -> None:
+    built = tiny.create({"mesh.data": 1, "mesh.sequence": 6}, 6)
+    device = Device(built)
+    rows = [row(np.arange(1, n)) for n in (3, 30, 40)]
+    for one, found in zip(rows, Scorer(device.built, "params")(rows), strict=True):
+        np.testing.assert_array_equal(found.nll, np.where(one.weights > 0, one.tokens, 0))
+    assert {time for _, time in device.shapes} == {24, 36, 66}
+
+
 def test_compiled_once_per_bucket(built: Build) -> None:
     """The real model: two passes over five lengths in two buckets trace twice."""
     traces: list[tuple[int, ...]] = []

@@ -298,6 +298,15 @@ def test_rows_that_are_no_share(held: list[tuple[int, int]]) -> None:
         processes.rows(layout, (8, 3))
 
 
+def test_tokens_of_a_row_that_processes_share_are_refused() -> None:
+    layout: Any = Layout([(0, 8), (0, 8)])
+    map_of = lambda shape: {i: (slice(0, 8), slice(3 * i, 3 * i + 3)) for i in range(2)}
+    layout.addressable_devices_indices_map = map_of
+    told = "process 0 of 1 holds tokens 0 to 5 of rows of 12, .* divisor of its 2 devices"
+    with pytest.raises(UserError, match=told):
+        processes.rows(layout, (8, 12))
+
+
 def test_alone() -> None:
     """One process waits for nobody and agrees with itself."""
     with processes.joined(None, 3.0), watch.one_fate(), processes.first_alone():
