@@ -233,8 +233,8 @@ def modules(package: str, *names: str) -> dict[str, str]:
 
 
 def strategies(package: str) -> tuple[Strategy, ...]:
-    """How the time axis of an op can be split, in order of preference: `STRATEGIES` of its
-    sequence.py. An op without that file has none, and a split T is refused.
+    """How the time axis of an op can be split: `STRATEGIES` of its sequence.py. An op without that
+    file has none, and a split T is refused.
     """
     name = f"{package}.sequence"
     return import_module(name).STRATEGIES if find_spec(name) else ()

@@ -26,7 +26,8 @@ type Rules = Mapping[str, tuple[str, ...]]
 @dataclass(frozen=True)
 class Placement:
     """Where a call runs: a mesh, the rules that split the call over it, and, where they split T,
-    the strategy of the op by name ("auto": the first of `Op.sequence` that takes the problem).
+    the strategy of the op by name ("auto": of those that take the problem the one that sends
+    least).
     """
 
     mesh: Mesh

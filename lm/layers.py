@@ -316,15 +316,16 @@ def _strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
     Raises:
       UserError: neither of the two.
     """
-    pairs = [tuple(map(str.strip, x.split("="))) for x in mesh.sequence_strategy.split(",")]
+    pairs = [[part.strip() for part in x.split("=")] for x in mesh.sequence_strategy.split(",")]
     if len(pairs) == len(pairs[0]) == 1:
         return pairs[0][0], {}
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+    named = {pair[0]: pair[-1] for pair in pairs}
+    if len(named) < len(pairs) or not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise UserError(
             f"mesh.sequence_strategy={mesh.sequence_strategy!r}: write auto, the name of a "
             "strategy, or label=name,label=name"
         )
-    return AUTO, dict(pairs)
+    return AUTO, named
 
 
 def ways(
@@ -366,6 +367,8 @@ def block(
     """
     layer = _layer(label, config)
     calls = {key: call for key, (call, _) in layer.calls.items()}
+    for call in calls.values():
+        _check_split(label, call, context.mesh, context.rules)
     split = ways(label, calls, strategy, (context.context_length, context.mesh, context.rules))
     strategies = {key: way.strategy for key, way in split.items()}
     context = dataclasses.replace(context, matrix=layer.matrix, strategies=strategies)
@@ -384,7 +387,6 @@ def block(
             )
         except ValueError as error:
             raise UserError(f"model.layers.{label}: {error}") from None
-        _check_split(label, call, context.mesh, context.rules)
         forms[form_field(key)] = resolved.form
         told = ": ".join(split[key]) if key in split else ""
         records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told))

@@ -5,7 +5,7 @@ Command: python -m launch.autolrs --config=experiments/autolrs/config.py:CENTRE 
              tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
          python -m launch.sweep --config=experiments/autolrs/config.py:tuned --workdir=DIR
              the rate tuned over a grid, with the same warmup, decay and tokens.
-Cost:    of a search about seven trainings of the quickstart's length; of the grid six.
+Cost:    of a search more than six trainings of the quickstart's length; of the grid six.
 """
 
 from typing import Any

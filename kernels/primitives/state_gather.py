@@ -7,8 +7,9 @@ To a rank its tokens are one step of a recurrence over ranks. With `done` what t
 
 for example advance((decay, left), S) = decay S + left. `done` and the state are of one size for any
 T, so a rank sends the same few bytes however long rows are: `done` of all ranks is gathered once
-forward, and the cotangents of `entered` once backward. Each rank then walks over all R of them by
-itself, which for R up to some hundreds is little beside its tokens.
+forward (under rematerialization again), and the cotangents of `entered` once backward. Each rank
+then walks over all R of them by itself, which for R up to some hundreds is little beside its
+tokens.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Int
 
 from kernels import segments
@@ -27,9 +27,6 @@ from kernels.contract import Sent
 from kernels.primitives.time_shards import Shards
 
 type Advance = Callable[[Any, Any], Any]
-
-# What was gathered forward: kept under rematerialization, it is not gathered again.
-GATHERED = "gathered_states"
 
 
 def enter[S](advance: Callable[[Any, S], S], shards: Shards, done: Any, first: S) -> S:
@@ -79,7 +76,7 @@ def _gather(shards: Shards, tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     batch = leaves[0].shape[0]
     flat = jnp.concatenate([x.reshape(batch, -1) for x in leaves], axis=1)
-    every = checkpoint_name(lax.all_gather(flat, shards.axes), GATHERED)
+    every = lax.all_gather(flat, shards.axes)
     ends = np.cumsum([x.size // batch for x in leaves])[:-1]
     parts = jnp.split(every, ends, axis=2)
     found = [part.reshape(-1, *x.shape) for part, x in zip(parts, leaves, strict=True)]

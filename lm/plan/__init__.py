@@ -23,7 +23,7 @@ from lm import build as build_lib
 from lm import mup, optimizers, targets
 from lm import params as params_lib
 from lm.build import Build
-from lm.config import Config, to_mapping
+from lm.config import Config, UserError, to_mapping
 from lm.parallel import mesh as mesh_lib
 from lm.plan import changes, memory, program, times, traffic
 from lm.plan.changes import Values
@@ -128,10 +128,15 @@ def plan(
 
     Raises:
       UserError: a mesh that does not fit the target's devices, sizes that do not divide, a compiler
-      that is not installed.
+      that is not installed, a time axis that is split.
     """
     devices = targets.devices(target)
     built = build_lib.build(config, devices)
+    if (ranks := built.mesh.shape["sequence"]) > 1:
+        raise UserError(
+            f"mesh.sequence={ranks}: a plan does not count what devices that share the tokens of a "
+            "row hold and send yet; set mesh.sequence=1"
+        )
     measured = memory.measure(config, devices)
     needs = memory.estimate(built, measured)
     compiled = program.create(built) if is_compiled else None

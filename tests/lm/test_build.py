@@ -120,6 +120,7 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
         None,
         "unknown strategy of softmax 'states'; nearest is",
     ),
+    ({"mesh.sequence_strategy": "a=b,a=c"}, None, "write auto, the name of a strategy, or label="),
     ({"mesh.sequence_strategy": "a=b,c"}, None, "write auto, the name of a strategy, or label="),
     (
         {"mesh.sequence_strategy": "softmx=gather", "model.pattern": "softmax"},
