@@ -28,9 +28,7 @@ _HIGHEST = flags.DEFINE_float("highest", None, "the largest learning rate; defau
 _FIRST = flags.DEFINE_integer("first_stage", None, "steps of the first stage; default 100")
 _LONGEST = flags.DEFINE_integer("longest_stage", None, "steps of a stage at most; default 800")
 _PROBES = flags.DEFINE_integer("probes", None, "probes of a stage; default 10")
-_VALIDATION = flags.DEFINE_integer(
-    "validation", None, "held-out tokens that measure a probe; default 0: its training loss"
-)
+_VALIDATION = flags.DEFINE_integer("validation", None, "held-out tokens a probe; default 0: none")
 _ANNEAL = flags.DEFINE_integer("anneal", None, "steps of decay to zero of each probe; default 0")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
@@ -41,12 +39,10 @@ def _values() -> dict[str, Any]:
     """The search that the flags describe, plain."""
     values = _CONFIG.value.to_dict()
     if "lowest" not in values:
-        stages = {"first_stage": 100, "longest_stage": 800, "probes": 10}
-        measured = {"validation": 0, "anneal": 0}
-        values = {"run": values, "lowest": 1e-4, "highest": 0.1} | stages | measured
+        values = {"run": values, "lowest": 1e-4, "highest": 0.1, "first_stage": 100}
+        values |= {"longest_stage": 800, "probes": 10, "validation": 0, "anneal": 0}
     asked = (_LOWEST, _HIGHEST, _FIRST, _LONGEST, _PROBES, _VALIDATION, _ANNEAL)
-    given = {x.name: x.value for x in asked}
-    return values | {name: value for name, value in given.items() if value is not None}
+    return values | {x.name: x.value for x in asked if x.value is not None}
 
 
 def main(argv: list[str]) -> int:

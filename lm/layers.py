@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from kernels import dispatch, shard
+from kernels.dispatch import Way
 from kernels.shard import Rules
-from kernels.strategies import Way
 from lm import families
 from lm.config import Config, MeshConfig, ModelConfig, UserError, nearest
 from lm.families import SIZES, Choice, Family

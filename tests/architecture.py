@@ -33,10 +33,10 @@ OP_FILES = {"README.md"} | {
 }
 KERNEL_RANKS = (
     {"letters"},
-    {"segments", "blocks", "contract", "measured"},
+    {"segments", "blocks", "contract", "measured", "spelling"},
     {"primitives", "oracle"},
     *({f"op.{name}" for name in names} for names in OP_RANKS),
-    {"shard", "quarantine"},
+    {"shard", "quarantine", "strategies"},
     {"dispatch"},
     {""},
 )
