@@ -151,10 +151,18 @@ type Form = Callable[..., tuple[Array, Any]]
 
 
 class Sent(NamedTuple):
-    """Bytes that one rank sends in the forward pass of a call, and in its backward pass."""
+    """Bytes that one rank sends in the forward pass of a call, and in its backward pass; `hops`:
+    messages of both that wait for one another. A gather or scatter over R ranks is R - 1 of them,
+    an exchange between all ranks one.
+    """
 
     forward: float
     backward: float
+    hops: int
+
+
+# Which tokens a rank holds, see `primitives.time_shards`.
+type Layout = Literal["contiguous", "zigzag"]
 
 
 @dataclass(frozen=True)
@@ -168,13 +176,14 @@ class Strategy:
     constant growth it is always there. `local(inputs, segment_ids, state)` is a form of the op on
     one device: what came before the shard is given to it as the state that it continues.
     `sent(op, dims, options, itemsize, R)` and `unsupported(dims, options, R)`, a reason or None,
-    take the dims of one rank, but T of the whole row.
+    take the dims of one rank, but T of the whole row. `layouts`: those of time that it takes.
     """
 
     name: Literal["all_to_all", "gather", "ring", "states", "scan", "halo"]
     run: Callable[..., tuple[Array, Any]]
     sent: Callable[["Op", Dims, Options, int, int], Sent]
     unsupported: Callable[[Dims, Options, int], str | None]
+    layouts: tuple[Layout, ...]
 
 
 @dataclass(frozen=True)

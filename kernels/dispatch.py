@@ -32,7 +32,7 @@ from kernels.letters import Inputs
 from kernels.primitives import device
 from kernels.primitives.time_shards import Shards
 from kernels.shard import Placement, Rules
-from kernels.strategies import Way
+from kernels.strategies import Link, Way
 
 
 class Resolved(NamedTuple):
@@ -90,16 +90,8 @@ def resolve(
 
 
 def wins(name: str, form: str) -> list[str]:
-    """Where "auto" takes a form because of what is known of a device: "measured on NVIDIA H200: 5
-    of 8 problems".
-    """
-    told = []
-    for known in measured.tables():
-        rows = [row for row in known.rows if (row.op, row.form) == (name, form)]
-        if rows:
-            count = sum(row.wins for row in rows)
-            told.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
-    return told
+    """Where "auto" takes a form because of what is known of a device (`measured.wins`)."""
+    return measured.wins(name, form)
 
 
 def apply(
@@ -135,10 +127,10 @@ def apply(
     _check_state(op, state, dims)
     if state is not None:
         _check_causal(op, bound, "continue a state")
-    mesh, rules, split = _place(op, placement, dims, bound)
+    dtype = inputs[op.inputs[0].name].dtype
+    mesh, rules, split = _place(op, placement, dims, bound, dtype)
     # A mesh may be of devices that are not attached.
     placed = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
-    dtype = inputs[op.inputs[0].name].dtype
     here = dims if split is None else {**dims, "T": dims["T"] // split[1].count}
     reason = refusal(op, form, here, dtype, bound, device.platform(placed))
     if reason is not None:
@@ -198,37 +190,41 @@ class _Call:
 
 
 def _place(
-    op: Op, placement: Placement | None, dims: Dims, options: Options
+    op: Op, placement: Placement | None, dims: Dims, options: Options, dtype: DTypeLike
 ) -> tuple[Any, Rules, tuple[Strategy, Shards] | None]:
     """Mesh and rules at this place of the program, checked; and how T is split, where it is."""
     if placement is None or placement.mesh.size == 1:
         return None, {}, None
     mesh, rules = shard.here(placement.mesh, placement.rules)
-    shard.check(op, dims, placement.rules, rules, mesh)
-    count = shard.num_shards("T", rules, mesh)
-    if count == 1:
+    shard.check(op, dims, placement, rules, mesh)
+    strategies.check_name(op, placement.strategy)
+    shards = shard.time_shards(rules, mesh, placement.layout)
+    if shards is None:
         return mesh, rules, None
-    shards = Shards(rules["T"], count)
-    _check_causal(op, options, "split T")
-    dims = shard.of_rank(dims, rules, mesh)
-    return mesh, rules, (strategies.choose(op, placement.strategy, dims, options, count)[0], shards)
+    problem = strategies.Problem(shard.of_rank(dims, rules, mesh), options, dtype, shards)
+    chosen, _ = strategies.choose(op, placement.strategy, problem, strategies.LEAST_BYTES)
+    return mesh, rules, (chosen, shards)
 
 
 def split(
-    name: str, strategy: str, *, dims: Dims, options: Options | None = None, ranks: int
+    name: str,
+    strategy: str,
+    *,
+    dims: Dims,
+    options: Options | None,
+    dtype: DTypeLike,
+    shards: Shards,
+    link: Link,
 ) -> Way:
-    """How rows whose time axis `ranks` devices share are computed: by the strategy that is named,
-    or of those that take the problem ("auto") the one that sends least, forward and backward.
-    `dims` are those of one rank, but T, which is of the whole row.
-
-    Raises:
-      ValueError: an unknown strategy, or none that takes the problem.
-    """
+    """How a row is computed whose time axis is split; see `strategies.choose`."""
     op = get(name)
-    bound = bind_options(op, options, dims)
-    _check_causal(op, bound, "split T")
-    found, reason = strategies.choose(op, strategy, dims, bound, ranks)
-    return Way(found.name, reason)
+    problem = strategies.Problem(dims, bind_options(op, options, dims), dtype, shards)
+    return strategies.choose(op, strategy, problem, link)[1]
+
+
+def check_strategy(name: str, strategy: str) -> None:
+    """ValueError for a strategy that the op does not have."""
+    strategies.check_name(get(name), strategy)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:

@@ -54,20 +54,35 @@ def admit(
             wrong = ~jnp.all(jnp.isfinite(inputs[name]), axis=tuple(range(3, inputs[name].ndim)))
             clean[name] = _cleared(inputs[name])
             bad |= jnp.any(wrong.reshape(*bad.shape, -1), axis=-1)
-    batch, time = segment_ids.shape
+    batch = segment_ids.shape[0]
     entry, entry_sick = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, groups), bool)
     if state is not None:
         state, entry, entry_sick = _admit_state(op, state, groups)
+    if shards is None or shards.layout == "contiguous":
+        return clean, state, _spoilt(segment_ids, bad, entry, entry_sick, shards)
+    # A rank's tokens are not one stretch of time. A row is, and its flags are small.
+    sick = _spoilt(shards.row(segment_ids), shards.row(bad), entry, entry_sick, None)
+    return clean, state, sick._replace(tokens=shards.of_row(sick.tokens))
+
+
+def _spoilt(
+    segment_ids: Int[Array, "B T"],
+    bad: Bool[Array, "B T h"],
+    entry: Int[Array, " B"],
+    entry_sick: Bool[Array, "B h"],
+    shards: Shards | None,
+) -> Sick:
+    """What bad tokens spoil, and the document at `entry` where it is bad."""
     rows = None
     if shards is not None:
         entry = shards.entry(segment_ids, entry)
-    belongs = segments.continued(segment_ids, entry, time)
+    belongs = segments.continued(segment_ids, entry, segment_ids.shape[1])
     starts = belongs != segments.previous(belongs, entry)
     is_token = (segment_ids != 0)[..., None]
     if shards is not None:
         entry_sick, rows = _pass_on(shards, starts, bad & is_token, entry_sick)
     sick = _from_bad_on(starts, bad & is_token, entry_sick)
-    return clean, state, Sick(sick & is_token, sick[:, -1] if rows is None else rows)
+    return Sick(sick & is_token, sick[:, -1] if rows is None else rows)
 
 
 def whole_documents(sick: Sick, segment_ids: Int[Array, "B T"]) -> Sick:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array
 
-from kernels.contract import Dims, Op, Options
+from kernels.contract import Dims, Layout, Op, Options
 from kernels.letters import Inputs
-from kernels.primitives import grouped_heads
+from kernels.primitives.grouped_heads import GroupedHeads, along, along_each
+from kernels.primitives.time_shards import Shards
 
 type Rules = Mapping[str, tuple[str, ...]]
 
@@ -26,13 +27,13 @@ type Rules = Mapping[str, tuple[str, ...]]
 @dataclass(frozen=True)
 class Placement:
     """Where a call runs: a mesh, the rules that split the call over it, and, where they split T,
-    the strategy of the op by name ("auto": of those that take the problem the one that sends
-    least).
+    the strategy of the op by name ("auto": see `strategies.choose`) and the layout of the tokens.
     """
 
     mesh: Mesh
     rules: Rules
     strategy: str
+    layout: Layout
 
 
 def spec(letters: str, rules: Rules) -> PartitionSpec:
@@ -41,11 +42,13 @@ def spec(letters: str, rules: Rules) -> PartitionSpec:
     return PartitionSpec(*(names or None for names in split))
 
 
-def check(op: Op, dims: Dims, given: Rules, rules: Rules, mesh: Mesh | AbstractMesh) -> None:
+def check(
+    op: Op, dims: Dims, placement: Placement, rules: Rules, mesh: Mesh | AbstractMesh
+) -> None:
     """Raise where a size does not divide its axes, or where the op cannot split a letter; `rules`
-    are what `here` leaves of those `given`.
+    are what `here` leaves of those of the placement.
     """
-    around = [axis for axis in given.get("T", ()) if axis not in rules.get("T", ())]
+    around = [axis for axis in placement.rules.get("T", ()) if axis not in rules.get("T", ())]
     if around:
         raise ValueError(
             f"a shard_map around {op.name} splits T over {around}, and ops split T themselves; "
@@ -66,6 +69,12 @@ def check(op: Op, dims: Dims, given: Rules, rules: Rules, mesh: Mesh | AbstractM
             raise ValueError(
                 f"{letter}={dims[letter]} must be a multiple of {shards}, the size of {axes}"
             )
+    time = time_shards(rules, mesh, placement.layout)
+    if time is not None and dims["T"] % (pieces := time.count * time.stretches):
+        raise ValueError(
+            f"T={dims['T']} must be a multiple of {pieces}: in {time.layout}, {time.count} ranks "
+            f"hold {time.stretches} stretches each"
+        )
     heads, groups = rules.get("H", ()), rules.get("G", ())
     if groups and heads != groups:
         raise ValueError(
@@ -156,6 +165,12 @@ def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax
     return jnp.where(is_here, place, 0), is_here
 
 
+def time_shards(rules: Rules, mesh: Mesh | AbstractMesh, layout: Layout) -> Shards | None:
+    """How T is split; None where it is whole."""
+    count = num_shards("T", rules, mesh)
+    return Shards(tuple(rules["T"]), count, layout) if count > 1 else None
+
+
 def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
     """How many parts the rules cut this letter into."""
     size = 1
@@ -191,26 +206,21 @@ def over(
     letters = {name: spec.letters for name, spec in op.needed(options).items()}
     grouped = None
     if "H" in rules and "G" in dims and "G" not in rules:
-        grouped = grouped_heads.GroupedHeads(rules["H"], num_shards("H", rules, mesh), dims["G"])
-    fields = [text for _, text in op.state.fields]
-
-    def each(change: Any, state: Any) -> Any:
-        leaves = zip(jax.tree.leaves(state), fields, strict=True)
-        changed = [_heads(change, x, text) for x, text in leaves]
-        return jax.tree.unflatten(jax.tree.structure(state), changed)
+        grouped = GroupedHeads(rules["H"], num_shards("H", rules, mesh), dims["G"])
+    fields = op.state.fields
 
     def local(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         if grouped is not None:
-            inputs = {n: _heads(grouped.own, x, letters[n]) for n, x in inputs.items()}
+            inputs = {n: along("G", grouped.own, x, letters[n]) for n, x in inputs.items()}
             if state is not None:
-                state = each(grouped.own, state)
+                state = along_each("G", grouped.own, state, fields)
         return call(inputs, segment_ids, state)
 
     def run(inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         empty = jax.tree.structure(jax.eval_shape(lambda: op.init_state(dims, "float32", 1, 1)))
-        before = jax.tree.unflatten(empty, [spec(text, rules) for text in fields])
+        before = jax.tree.unflatten(empty, [spec(text, rules) for _, text in fields])
         split = {**rules, "G": rules["H"]} if grouped is not None else rules
-        after = jax.tree.unflatten(empty, [spec(text, split) for text in fields])
+        after = jax.tree.unflatten(empty, [spec(text, split) for _, text in fields])
         in_specs = (
             {name: spec(letters[name], rules) for name in inputs},
             None if segment_ids is None else spec("B T", rules),
@@ -219,13 +229,7 @@ def over(
         mapped = wrap(local, mesh, in_specs, (spec(op.out, rules), after))
         out, state = mapped(inputs, segment_ids, state)
         if grouped is not None:
-            state = each(grouped.once, state)
+            state = along_each("G", grouped.once, state, fields)
         return out, state
 
     return run
-
-
-def _heads(change: Callable[[Array, int], Array], x: Array, letters: str) -> Array:
-    """`change` along G, where x has it."""
-    names = letters.split()
-    return change(x, names.index("G")) if "G" in names else x

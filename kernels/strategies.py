@@ -2,42 +2,89 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
 from kernels import spelling
-from kernels.contract import Dims, Op, Options, Strategy
+from kernels.contract import Dims, Op, Options, Sent, Strategy
+from kernels.primitives.time_shards import Shards
+
+
+class Link(NamedTuple):
+    """How long a message takes to the next rank: `latency` seconds, and its bytes divided by
+    `bandwidth` bytes/s.
+    """
+
+    latency: float
+    bandwidth: float
+
+    def seconds(self, sent: Sent) -> float:
+        """Forward and backward, nothing hidden."""
+        return sent.hops * self.latency + (sent.forward + sent.backward) / self.bandwidth
+
+
+# What sends least is taken, however many messages that is.
+LEAST_BYTES = Link(0.0, 1.0)
+
+
+class Problem(NamedTuple):
+    """A call whose time axis is split: `dims` of one rank, but T of the whole row; all options."""
+
+    dims: Dims
+    options: Options
+    dtype: DTypeLike
+    shards: Shards
 
 
 class Way(NamedTuple):
-    """A strategy that can split the time axis, and why it was taken."""
+    """A strategy that can split the time axis, why it was taken, and what a rank sends."""
 
     strategy: str
     reason: str
+    sent: Sent
 
 
-def choose(op: Op, strategy: str, dims: Dims, options: Options, ranks: int) -> tuple[Strategy, str]:
-    """The strategy that is named, or of those that take the problem ("auto") the one that sends
-    least, forward and backward; and why.
+def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strategy, Way]:
+    """The strategy that is named, or of those that take the problem ("auto") the one whose messages
+    take the least time.
 
     Raises:
-      ValueError: an unknown strategy, or none that takes the problem.
+      ValueError: an unknown strategy, none that takes the problem, an op that is not causal.
     """
+    dims, options, dtype, shards = problem
+    if not op.is_causal(options):
+        raise ValueError(
+            f"{op.name} is not causal with these options and cannot split T; call it on whole rows"
+        )
+    check_name(op, strategy)
+    ranks, itemsize = shards.count, jnp.dtype(dtype).itemsize
+    found: dict[str, tuple[Strategy, Sent]] = {}
+    refused: list[str] = []
+    for one in op.sequence:
+        if strategy not in (one.name, "auto"):
+            continue
+        reason = one.unsupported(dims, options, ranks)
+        if shards.layout not in one.layouts:
+            reason = f"its tokens must be {' or '.join(one.layouts)}, not {shards.layout}"
+        if reason is None:
+            found[one.name] = one, one.sent(op, dims, options, itemsize, ranks)
+        else:
+            refused.append(f"{one.name}: {reason}")
+    if not found:
+        why = "; ".join(refused) or "it has no strategy for that (no sequence.py)"
+        raise ValueError(f"{op.name} cannot split T over {ranks} ranks: {why}")
+    one, sent = min(found.values(), key=lambda pair: link.seconds(pair[1]))
+    if strategy != "auto":
+        return one, Way(one.name, "named by the user", sent)
+    told = ", ".join(
+        f"{name} {(x.forward + x.backward) / 1e6:.3g} MB in {link.seconds(x) * 1e6:.3g} us"
+        for name, (_, x) in found.items()
+    )
+    return one, Way(one.name, "; ".join([f"a rank and row send {told}", *refused]), sent)
+
+
+def check_name(op: Op, strategy: str) -> None:
+    """ValueError for a strategy that the op does not have."""
     if op.sequence:
         names = (*(one.name for one in op.sequence), "auto")
         spelling.check(f"strategy of {op.name}", strategy, names)
-    sizes: dict[str, float] = {}
-    refused: list[str] = []
-    for one in op.sequence:
-        if strategy in (one.name, "auto"):
-            reason = one.unsupported(dims, options, ranks)
-            if reason is None:
-                sizes[one.name] = sum(one.sent(op, dims, options, 2, ranks))
-            else:
-                refused.append(f"{one.name}: {reason}")
-    if not sizes:
-        why = "; ".join(refused) or "it has no strategy for that (no sequence.py)"
-        raise ValueError(f"{op.name} cannot split T over {ranks} ranks: {why}")
-    least = min(sizes, key=lambda name: sizes[name])
-    found = next(one for one in op.sequence if one.name == least)
-    if strategy != "auto":
-        return found, "named by the user"
-    told = ", ".join(f"{name} {size / 1e6:.3g} MB" for name, size in sizes.items())
-    return found, "; ".join([f"a rank sends in bfloat16 {told}", *refused])

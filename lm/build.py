@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from kernels import shard
 from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import mup, optimizers, schedules
@@ -48,6 +49,7 @@ ONE_DEVICE = MeshConfig(
     zero1=False,
     stream_over_tensor=False,
     sequence_strategy="auto",
+    sequence_layout="contiguous",
 )
 
 # Sections and keys of a configuration that no compiled function depends on, but by its arguments;
@@ -241,6 +243,7 @@ def _context(config: Config, mesh: Mesh) -> Context:
         rules=sharding.activations(config.mesh, mesh),
         weights=sharding.weights(config.mesh, mesh, _sizes(config)),
         strategies={},
+        layout=config.mesh.sequence_layout,
     )
 
 
@@ -349,10 +352,13 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
             f"set data.context_length={math.ceil(time / tensor) * tensor}, or "
             "mesh.stream_over_tensor=False"
         )
-    if time % (ranks := mesh.shape["sequence"]):
+    rules = sharding.activations(config.mesh, mesh)
+    shards = shard.time_shards(rules, mesh, config.mesh.sequence_layout)
+    if shards is not None and time % (pieces := shards.count * shards.stretches):
         raise UserError(
-            f"mesh.sequence={ranks} does not divide data.context_length={time}; set "
-            f"data.context_length={math.ceil(time / ranks) * ranks}, or another mesh.sequence"
+            f"data.context_length={time} does not divide into {pieces} pieces (mesh.sequence="
+            f"{shards.count}, mesh.sequence_layout={shards.layout!r}); set "
+            f"data.context_length={math.ceil(time / pieces) * pieces}, or another mesh.sequence"
         )
     ways = batch_ways(mesh)
     count, first = config.run.accumulation, config.data.batch_warmup.first

@@ -121,7 +121,8 @@ class MeshConfig:
     divide. `zero1` spreads the optimizer state over the data axis, `stream_over_tensor` the time
     of the residual stream over the tensor axis (Korthikanti et al. 2022, arXiv 2205.05198, who call
     it sequence parallelism); the axis `sequence` splits the time of everything, each layer's op by
-    `sequence_strategy`: auto, a name (kernels/README.md), or "label=name,..." where layers differ.
+    `sequence_strategy`: auto, a name (kernels/README.md), or "label=name,..." where layers differ;
+    `sequence_layout` says which tokens a device holds, contiguous or zigzag.
     """
 
     data: int
@@ -132,6 +133,7 @@ class MeshConfig:
     zero1: bool
     stream_over_tensor: bool
     sequence_strategy: Annotated[str, Later("auto")]
+    sequence_layout: Annotated[Literal["contiguous", "zigzag"], Later("contiguous")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

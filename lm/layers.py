@@ -15,9 +15,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
-from kernels import dispatch, shard
-from kernels.dispatch import Way
-from kernels.shard import Rules
+from kernels import dispatch
+from kernels.strategies import LEAST_BYTES, Way
 from lm import families
 from lm.config import Config, MeshConfig, ModelConfig, UserError, nearest
 from lm.families import SIZES, Choice, Family
@@ -29,9 +28,10 @@ from lm.mup import Multipliers
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
+from lm.parallel.rows import AUTO, Rows, strategies
 from lm.parallel.sharding import AnyMesh
+from lm.targets import chips
 
-AUTO = "auto"
 # Of dimensions of an op; the rest is at most 2^20. A convolution's taps are unrolled.
 MOST = {"W": 1024}
 
@@ -240,6 +240,7 @@ def _without_mesh(matrix: Choice) -> Context:
         weights={},
         matrix=matrix,
         strategies={},
+        layout="contiguous",
     )
 
 
@@ -265,7 +266,7 @@ def check_devices(
     Raises:
       UserError: the first that has not, or do not.
     """
-    for label in _strategies(config.mesh)[1]:
+    for label in strategies(config.mesh)[1]:
         if label not in layers:
             raise UserError(f"mesh.sequence_strategy names {label!r}; {nearest(label, layers)}")
     rules = sharding.activations(config.mesh, mesh)
@@ -290,10 +291,10 @@ def check_devices(
             else:
                 raise UserError(f"model.layers.{label}: {told[0]}")
             _check_split(label, call, mesh, rules)
-        calls = {key: call for key, (call, _) in layer.calls.items()}
-        ways(
-            label, calls, strategy_of(label, config.mesh), (config.data.context_length, mesh, rules)
+        rows = Rows(
+            config.data.context_length, dtype, mesh, rules, config.mesh.sequence_layout, LEAST_BYTES
         )
+        ways(label, layer, config.mesh, rows)
 
 
 def _check_split(
@@ -303,61 +304,31 @@ def _check_split(
     sharding.check_heads(split, mesh, rules, f"model.layers.{label}")
 
 
-def strategy_of(label: str, mesh: MeshConfig) -> str:
-    """What the configuration says of a layer whose time axis is split."""
-    common, own = _strategies(mesh)
-    return own.get(label, common)
-
-
-def _strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
-    """The strategy of all layers, and those of labels that differ: "gather", {}, or of
-    "a=states,b=ring" auto, {"a": "states", "b": "ring"}.
-
-    Raises:
-      UserError: neither of the two.
-    """
-    pairs = [[part.strip() for part in x.split("=")] for x in mesh.sequence_strategy.split(",")]
-    if len(pairs) == len(pairs[0]) == 1:
-        return pairs[0][0], {}
-    named = {pair[0]: pair[-1] for pair in pairs}
-    if len(named) < len(pairs) or not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise UserError(
-            f"mesh.sequence_strategy={mesh.sequence_strategy!r}: write auto, the name of a "
-            "strategy, or label=name,label=name"
-        )
-    return AUTO, named
-
-
-def ways(
-    label: str, calls: Mapping[str, Call], strategy: str, where: tuple[int, AnyMesh, Rules]
-) -> dict[str, Way]:
-    """How each op of a layer splits rows of `time` tokens over a mesh, {} where it does not;
-    `where` is (time, mesh, rules). A strategy that is named is that of the main op.
+def ways(label: str, layer: Layer, config: MeshConfig, rows: Rows) -> dict[str, Way]:
+    """How each op of a layer splits rows over the mesh, {} where it does not. A strategy that is
+    named is that of the main op.
 
     Raises:
       UserError: an op has no strategy for that, or not the one that is named.
     """
-    time, mesh, rules = where
-    ranks, found = shard.num_shards("T", rules, mesh), {}
-    for key, call in calls.items() if ranks > 1 else ():
-        own = {letter: axes for letter, axes in rules.items() if letter not in call.whole}
-        # A row is enough: what a strategy sends is in proportion to them.
-        dims = shard.of_rank(call.dims, own, mesh) | {"B": 1, "T": time}
-        asked = strategy if key == "main" else AUTO
+    common, own = strategies(config)
+    found: dict[str, Way] = {}
+    for key, (call, _) in layer.calls.items():
+        asked = own.get(label, common) if key == "main" else AUTO
         try:
-            found[key] = dispatch.split(
-                call.op, asked, dims=dims, options=call.options, ranks=ranks
-            )
+            way = rows.way(call.op, asked, call.dims, call.options, call.whole)
         except ValueError as error:
             raise UserError(
-                f"model.layers.{label}, mesh.sequence={ranks}, mesh.sequence_strategy={asked!r}: "
-                f"{error}; set another strategy, another mesh.sequence, or other sizes"
+                f"model.layers.{label}, mesh.sequence={rows.mesh.shape['sequence']}, "
+                f"mesh.sequence_strategy={asked!r}: {error}; set another strategy, "
+                "mesh.sequence_layout or mesh.sequence, or other sizes"
             ) from None
+        found |= {key: way} if way else {}
     return found
 
 
 def block(
-    label: str, config: ModelConfig, context: Context, strategy: str
+    label: str, config: ModelConfig, context: Context, mesh: MeshConfig
 ) -> tuple[Block, list[LayerRecord]]:
     """The module of a label, the forms of its ops resolved for the devices of `context`, and how
     they split the time axis; and what run.json says of those.
@@ -366,29 +337,32 @@ def block(
       UserError: as `check`; a form that cannot run there, heads that the mesh does not divide.
     """
     layer = _layer(label, config)
-    calls = {key: call for key, (call, _) in layer.calls.items()}
-    for call in calls.values():
+    for call, _ in layer.calls.values():
         _check_split(label, call, context.mesh, context.rules)
-    split = ways(label, calls, strategy, (context.context_length, context.mesh, context.rules))
-    strategies = {key: way.strategy for key, way in split.items()}
-    context = dataclasses.replace(context, matrix=layer.matrix, strategies=strategies)
+    device = context.mesh.devices.flat[0]
+    target, kind = mesh_lib.target(context.mesh), device.device_kind
+    dtype = context.numerics.compute_dtype
+    where = context.mesh, context.rules, context.layout, chips.link(kind, target)
+    split = ways(label, layer, mesh, Rows(context.context_length, dtype, *where))
+    named = {key: way.strategy for key, way in split.items()}
+    context = dataclasses.replace(context, matrix=layer.matrix, strategies=named)
     mixer = layer.mixer.kind(context, config.width, **layer.mixer.options)
     forms, records = {}, []
-    for key, call in mixer.calls().items():
+    for key, (call, form) in layer.calls.items():
         try:
             resolved = dispatch.resolve(
                 call.op,
-                getattr(mixer, form_field(key)),
-                target=mesh_lib.target(context.mesh),
+                form,
+                target=target,
                 dims={**call.dims, "T": context.context_length},
-                dtype=context.numerics.compute_dtype,
+                dtype=dtype,
                 options=call.options,
-                device_kind=context.mesh.devices.flat[0].device_kind,
+                device_kind=kind,
             )
         except ValueError as error:
             raise UserError(f"model.layers.{label}: {error}") from None
         forms[form_field(key)] = resolved.form
-        told = ": ".join(split[key]) if key in split else ""
+        told = f"{split[key].strategy}: {split[key].reason}" if key in split else ""
         records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told))
     mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)
     return layer.block.kind(context, mixer.clone(**forms), mlp, **layer.block.options), records

@@ -201,9 +201,7 @@ def create(
     periods, layers = [], []
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.
-        strategies = [layer_lib.strategy_of(label, mesh) for label in group.labels]
-        pairs = zip(group.labels, strategies, strict=True)
-        made = [layer_lib.block(label, config, context, strategy) for label, strategy in pairs]
+        made = [layer_lib.block(label, config, context, mesh) for label in group.labels]
         periods.append(Period(tuple(block for block, _ in made), config))
         layers += [found for _, found in made] * group.repeat
     records = [record._replace(layer=i) for i, found in enumerate(layers) for record in found]

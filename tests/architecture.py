@@ -70,7 +70,9 @@ LM_RANKS = (
     {"studies"},
     {""},
 )
-KERNELS_FOR_LM = {"dispatch", "letters", "contract", "segments", "primitives", "shard"}
+KERNELS_FOR_LM = {
+    *("dispatch", "letters", "contract", "segments", "primitives", "shard", "strategies"),
+}
 KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "measured", "op.cases"}
 KERNELS_THIRD_PARTY = {"jax", "numpy", "jaxtyping"}
 TRITON = {"triton", "jax_triton", "tokamax"}

@@ -107,4 +107,4 @@ def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Se
     return state_gather.sent(state + dims["B"] * per_row[options["decay"]], state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)
+STRATEGIES = (Strategy("states", _run, _sent, takes_all, ("contiguous",)), head_exchange.ALL_TO_ALL)

@@ -127,4 +127,4 @@ def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Se
     return state_gather.sent(2 * dims["B"] + factors + state, state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all), head_exchange.ALL_TO_ALL)
+STRATEGIES = (Strategy("states", _run, _sent, takes_all, ("contiguous",)), head_exchange.ALL_TO_ALL)

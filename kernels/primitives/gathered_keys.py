@@ -2,9 +2,9 @@
 arXiv 2407.21783, section 3.3.2).
 
 Every rank gathers the keys and values of all tokens, and its queries continue the cache that the
-tokens of earlier ranks would have left. To the op's local form that is a carried state, so that
-windows, positions and documents need nothing of their own. Memory: B T G (K + V) numbers while the
-layer runs.
+tokens before them would have left, in zig-zag for each of the rank's two stretches. To the op's
+local form that is a carried state, so that windows, positions and documents need nothing of their
+own. Memory: B T G (K + V) numbers while the layer runs.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.letters import Inputs
 from kernels.primitives import kv_cache
 from kernels.primitives.kv_cache import CacheState
-from kernels.primitives.time_shards import Shards
+from kernels.primitives.time_shards import LAYOUTS, Shards
 
 
 def _run(
@@ -31,7 +31,6 @@ def _run(
     options: Options,
 ) -> tuple[Array, CacheState]:
     """Output of this rank's tokens, and the cache after those of all ranks."""
-    del op, options  # the local form knows them
     k, v = (shards.whole(inputs[name]) for name in ("k", "v"))
     batch, time = k.shape[:2]
     if state is None:
@@ -40,19 +39,24 @@ def _run(
     if segment_ids is None:
         ids = jnp.broadcast_to(kv_cache.current_segment(state)[:, None], (batch, time))
     else:
-        ids = shards.ranks(segment_ids).reshape(batch, time)
-    is_earlier = jnp.arange(time) < shards.rank() * (time // shards.count)
-    before, _ = kv_cache.append(state, k, v, jnp.where(is_earlier, ids, 0))
-    out, _ = local(inputs, segment_ids, before)
+        ids = shards.row(segment_ids)
+    along = [name for name, spec in op.needed(options).items() if "T" in spec.letters.split()]
+    size = time // shards.count // shards.stretches
+    outs = []
+    for i, first in enumerate(shards.first(shards.rank(), time // shards.count)):
+        cut = lambda x, i=i: x[:, i * size : (i + 1) * size]
+        before, _ = kv_cache.append(state, k, v, jnp.where(jnp.arange(time) < first, ids, 0))
+        mine = inputs | {name: cut(inputs[name]) for name in along}
+        outs.append(local(mine, None if segment_ids is None else cut(segment_ids), before)[0])
     after, _ = kv_cache.append(state, k, v, ids)
-    return out, after
+    return jnp.concatenate(outs, axis=1), after
 
 
 def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """Each rank's keys and values go once around; their cotangents come back in float32."""
     del op, options
     numbers = (ranks - 1) * dims["B"] * dims["T"] / ranks * dims["G"] * (dims["K"] + dims["V"])
-    return Sent(numbers * itemsize, numbers * 4)
+    return Sent(numbers * itemsize, numbers * 4, 2 * (ranks - 1))
 
 
-GATHER = Strategy("gather", _run, _sent, takes_all)
+GATHER = Strategy("gather", _run, _sent, takes_all, LAYOUTS)

@@ -1,6 +1,9 @@
-"""Key-value heads that fewer devices would share than their query heads are split over."""
+"""Heads that devices share: key-value heads that are fewer than the parts of the query heads, and
+what is done to every array of a state along its heads.
+"""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -25,3 +28,23 @@ class GroupedHeads(NamedTuple):
         # Not a slice with a stride: partitioned, its transpose gave twice the cotangent.
         apart = x.reshape(*x.shape[:axis], -1, copies, *x.shape[axis + 1 :])
         return jax.lax.index_in_dim(apart, 0, axis + 1, keepdims=False)
+
+
+def along(
+    heads: str, change: Callable[[jax.Array, int], jax.Array], x: jax.Array, letters: str
+) -> jax.Array:
+    """`change(x, axis)` along the first of these letters ("G", or "HG") that x has, else x."""
+    axis = next((i for i, letter in enumerate(letters.split()) if letter in heads), None)
+    return x if axis is None else change(x, axis)
+
+
+def along_each(
+    heads: str,
+    change: Callable[[jax.Array, int], jax.Array],
+    state: Any,
+    fields: Sequence[tuple[str, str]],
+) -> Any:
+    """The same for every array of a state, whose `fields` are (name, letters)."""
+    leaves = zip(jax.tree.leaves(state), fields, strict=True)
+    changed = [along(heads, change, x, letters) for x, (_, letters) in leaves]
+    return jax.tree.unflatten(jax.tree.structure(state), changed)

@@ -13,9 +13,9 @@ Key-value heads fewer than ranks are sent as often as ranks read them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,8 +23,8 @@ from jaxtyping import Array, Int
 
 from kernels.contract import Dims, Op, Options, Sent, Strategy
 from kernels.letters import Inputs
-from kernels.primitives.grouped_heads import GroupedHeads
-from kernels.primitives.time_shards import Shards
+from kernels.primitives.grouped_heads import GroupedHeads, along, along_each
+from kernels.primitives.time_shards import LAYOUTS, Shards
 
 
 def _run(
@@ -38,59 +38,45 @@ def _run(
     options: Options,
 ) -> tuple[Array, Any]:
     """Output of this rank's tokens, and the state after those of all ranks."""
-    letters = {name: spec.letters.split() for name, spec in op.needed(options).items()}
+    letters = {name: spec.letters for name, spec in op.needed(options).items()}
     given = {name: _whole_rows(x, letters[name], shards) for name, x in inputs.items()}
-    if segment_ids is not None:
-        segment_ids = shards.ranks(segment_ids).reshape(segment_ids.shape[0], -1)
+    ids = None if segment_ids is None else shards.row(segment_ids)
+    own = lambda x, axis: GroupedHeads(shards.axes, shards.count, x.shape[axis]).own(x, axis)
+    fields = op.state.fields
+    carried = None if state is None else along_each("HG", own, state, fields)
+    out, after = local(given, ids, carried)
+    place = op.out.split().index("H")
+    out = shards.by_rank(out, 1)
+    out = lax.all_to_all(out, shards.axes, split_axis=1, concat_axis=place, tiled=True)
     heads = {
-        letter: x.shape[names.index(letter)]
+        letter: x.shape[letters[name].split().index(letter)]
         for name, x in inputs.items()
-        for names in (letters[name],)
-        for letter in ("H", "G")
-        if letter in names
+        for letter in set(letters[name].split()) & {"H", "G"}
     }
-    fields = [text.split() for _, text in op.state.fields]
 
-    def each(change: Callable[[Array, list[str]], Array], state: Any) -> Any:
-        leaves = zip(jax.tree.leaves(state), fields, strict=True)
-        return jax.tree.unflatten(jax.tree.structure(state), [change(x, y) for x, y in leaves])
-
-    def every_head(x: Array, names: list[str]) -> Array:
-        if (letter := _heads(names)) is None:
-            return x
-        axis = names.index(letter)
+    def every_head(letter: str, x: Array, axis: int) -> Array:
         found = lax.all_gather(x, shards.axes, axis=axis, tiled=True)
         return GroupedHeads(shards.axes, shards.count, heads[letter]).once(found, axis)
 
-    carried = None if state is None else each(lambda x, names: _own(x, names, shards), state)
-    out, after = local(given, segment_ids, carried)
-    place = op.out.split().index("H")
-    out = lax.all_to_all(out, shards.axes, split_axis=1, concat_axis=place, tiled=True)
-    return out, each(every_head, after)
+    for letter in heads:
+        after = along_each(letter, partial(every_head, letter), after, fields)
+    return out, after
 
 
-def _whole_rows(x: Array, letters: list[str], shards: Shards) -> Array:
+def _whole_rows(x: Array, letters: str, shards: Shards) -> Array:
     """An input as the rank needs it that has its part of the heads and all tokens."""
-    if (letter := _heads(letters)) is None:
-        return x
-    if "T" not in letters:
-        return _own(x, letters, shards)
-    axis = letters.index(letter)
-    copies = max(1, shards.count // x.shape[axis])
-    x = jnp.repeat(x, copies, axis=axis) if copies > 1 else x
-    time = letters.index("T")
-    return lax.all_to_all(x, shards.axes, split_axis=axis, concat_axis=time, tiled=True)
+    names = letters.split()
 
+    def exchange(x: Array, axis: int) -> Array:
+        if "T" not in names:
+            return GroupedHeads(shards.axes, shards.count, x.shape[axis]).own(x, axis)
+        copies = max(1, shards.count // x.shape[axis])
+        x = jnp.repeat(x, copies, axis=axis) if copies > 1 else x
+        time = names.index("T")
+        whole = lax.all_to_all(x, shards.axes, split_axis=axis, concat_axis=time, tiled=True)
+        return shards.in_order(whole, time)
 
-def _own(x: Array, letters: list[str], shards: Shards) -> Array:
-    if (letter := _heads(letters)) is None:
-        return x
-    axis = letters.index(letter)
-    return GroupedHeads(shards.axes, shards.count, x.shape[axis]).own(x, axis)
-
-
-def _heads(letters: list[str]) -> str | None:
-    return next((letter for letter in letters if letter in ("H", "G")), None)
+    return along("HG", exchange, x, letters)
 
 
 def _unsupported(dims: Dims, options: Options, ranks: int) -> str | None:
@@ -114,10 +100,10 @@ def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Se
     numbers = sum(
         float(np.prod([sizes[letter] for letter in names]))
         for names in texts
-        if "T" in names and _heads(names)
+        if "T" in names and {"H", "G"} & set(names)
     )
     sent = (ranks - 1) / ranks * numbers * itemsize
-    return Sent(sent, sent)
+    return Sent(sent, sent, 4)
 
 
-ALL_TO_ALL = Strategy("all_to_all", _run, _sent, _unsupported)
+ALL_TO_ALL = Strategy("all_to_all", _run, _sent, _unsupported, LAYOUTS)

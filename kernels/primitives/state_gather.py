@@ -103,4 +103,4 @@ def places(segment_ids: Int[Array, "B T/R"] | None, entry: Int[Array, " B"], tim
 
 def sent(done: float, state: float, ranks: int) -> Sent:
     """Bytes of a rank whose `done` and state are so many numbers."""
-    return Sent(4.0 * (ranks - 1) * done, 4.0 * (ranks - 1) * state)
+    return Sent(4.0 * (ranks - 1) * done, 4.0 * (ranks - 1) * state, 2 * (ranks - 1))

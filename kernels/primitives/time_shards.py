@@ -1,11 +1,14 @@
 """How T is laid out where devices share it, and what a rank asks of the others.
 
-Of R ranks, rank r holds the tokens r T/R ... (r + 1) T/R - 1 of every row, in the order of the mesh
-axes that T is split over, the first of them slowest. T = 8 over axes of 2 x 2 devices:
+Ranks are numbered in the order of the mesh axes that T is split over, the first of them slowest.
+Contiguous, rank r of R holds the tokens r T/R ... (r + 1) T/R - 1 of every row. In zig-zag it holds
+two of 2 R equal stretches, r and 2 R - 1 - r, one behind the other, so that all ranks have the same
+number of causal pairs. T = 8 over axes of 2 x 2 devices:
 
-    device    (0, 0)   (0, 1)   (1, 0)   (1, 1)
-    rank         0        1        2        3
-    tokens     0  1     2  3     4  5     6  7
+    device       (0, 0)   (0, 1)   (1, 0)   (1, 1)
+    rank            0        1        2        3
+    contiguous    0  1     2  3     4  5     6  7
+    zigzag        0  7     1  6     2  5     3  4
 
 A document may cross a border: `entry` is the document that the first token of a shard continues. A
 carried state comes before rank 0 and is whole on every rank. So is the state that is returned: it
@@ -22,13 +25,22 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels import segments
+from kernels.contract import Layout
+
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "zigzag")
 
 
 class Shards(NamedTuple):
-    """The mesh axes that T is split over, and how many ranks they are."""
+    """The mesh axes that T is split over, how many ranks they are, and what each holds."""
 
     axes: tuple[str, ...]
     count: int
+    layout: Layout
+
+    @property
+    def stretches(self) -> int:
+        """How many pieces of a row that are whole in time a rank holds."""
+        return 2 if self.layout == "zigzag" else 1
 
     def rank(self) -> Int[Array, ""]:
         """This device's number along T."""
@@ -41,17 +53,56 @@ class Shards(NamedTuple):
         pairs = [(r, r + distance) for r in range(self.count - distance)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axes, pairs), tree)
 
+    def first(self, rank: Int[Array, ""], time: int) -> list[Int[Array, ""]]:
+        """The places in the row of the first token of each stretch of a rank that has `time`."""
+        size = time // self.stretches
+        last = 2 * self.count - 1 - rank
+        return [rank * size, last * size] if self.layout == "zigzag" else [rank * size]
+
+    def places(self, rank: Int[Array, ""], time: int) -> Int[Array, " T/R"]:
+        """The places in the row of all `time` tokens of a rank."""
+        stretch = jnp.arange(time // self.stretches, dtype=jnp.int32)
+        return jnp.concatenate([first + stretch for first in self.first(rank, time)])
+
+    def in_order(self, x: Array, axis: int) -> Array:
+        """T tokens along `axis`, rank after rank, in the order of time."""
+        if self.layout == "contiguous":
+            return x
+        apart = x.reshape(*x.shape[:axis], self.count, 2, -1, *x.shape[axis + 1 :])
+        early, late = (lax.index_in_dim(apart, i, axis + 1, keepdims=False) for i in (0, 1))
+        return jnp.concatenate([early, jnp.flip(late, axis)], axis).reshape(x.shape)
+
+    def by_rank(self, x: Array, axis: int) -> Array:
+        """The inverse of `in_order`."""
+        if self.layout == "contiguous":
+            return x
+        early, late = jnp.split(
+            x.reshape(*x.shape[:axis], 2 * self.count, -1, *x.shape[axis + 1 :]), 2, axis
+        )
+        return jnp.stack([early, jnp.flip(late, axis)], axis + 1).reshape(x.shape)
+
     def ranks(self, x: Array) -> Array:
         """[B, ...] of every rank, as [B, R, ...]."""
         return lax.all_gather(x, self.axes, axis=1)
+
+    def row(self, x: Array) -> Array:
+        """[B, T/R, ...] of no gradient -> [B, T, ...] in the order of time."""
+        return self.in_order(_gathered(self.axes, x), 1)
+
+    def of_row(self, x: Array) -> Array:
+        """[B, T, ...] in the order of time -> the tokens [B, T/R, ...] of this rank."""
+        time = x.shape[1] // self.count
+        return lax.dynamic_slice_in_dim(self.by_rank(x, 1), self.rank() * time, time, axis=1)
 
     def own(self, x: Array) -> Array:
         """The part [B, ...] of this rank of [B, R, ...]."""
         return lax.dynamic_index_in_dim(x, self.rank(), axis=1, keepdims=False)
 
     def whole(self, x: Array) -> Array:
-        """[B, T/R, ...] -> [B, T, ...]; the cotangents of all ranks are summed in float32."""
-        return _whole(self.axes, x)
+        """[B, T/R, ...] -> [B, T, ...] in the order of time; the cotangents of all ranks are
+        summed in float32.
+        """
+        return self.in_order(_whole(self.axes, x), 1)
 
     def last(self, tree: Any) -> Any:
         """On every rank what the last rank has."""

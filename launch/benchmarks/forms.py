@@ -273,7 +273,7 @@ def passes(
             form=form,
             options=case.options,
             blocks=blocks,
-            placement=Placement(mesh, RULES, "auto"),
+            placement=Placement(mesh, RULES, "auto", "contiguous"),
         )[0]
 
     def both(inputs: Any, cotangent: jax.Array) -> Any:

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels import shard
+from kernels.contract import Layout
 from lm.families import Choice
 from lm.mup import Multipliers
 from lm.parallel.matmul import Numerics, Split, Weight, products
@@ -26,7 +27,8 @@ class Context:
     which forms are chosen. `rules`, `weights`: letter of an activation, of a parameter -> mesh axes
     (lm/parallel/sharding.py). `matrix`: the kind of the layer's matrices (lm/modules/linear.py).
     `strategies`: of the layer, how each of its ops splits the time axis, by the names of
-    `Mixer.calls`; {} where no axis of the mesh splits it.
+    `Mixer.calls`; {} where no axis of the mesh splits it. `layout`: which tokens a device then
+    holds (kernels/primitives/time_shards.py).
     """
 
     numerics: Numerics
@@ -38,6 +40,7 @@ class Context:
     weights: Mapping[str, tuple[str, ...]]
     matrix: Choice
     strategies: Mapping[str, str]
+    layout: Layout
 
     def place(self, x: jax.Array, letters: str) -> jax.Array:
         """x [B, T, ...] laid out over the mesh by its letters; a lone token, [B, ...], as is."""

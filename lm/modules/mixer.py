@@ -55,6 +55,7 @@ class Along:
         if self.segment_ids is None:
             self.after[name], out = dispatch.step(call.op, inputs, state, options=call.options)
             return out
+        strategy = context.strategies.get(name, "auto")
         rules = {k: axes for k, axes in context.rules.items() if k not in call.whole}
         out, self.after[name] = dispatch.apply(
             call.op,
@@ -63,7 +64,7 @@ class Along:
             state=state,
             form=getattr(self.mixer, form_field(name)),
             options=call.options,
-            placement=Placement(context.mesh, rules, context.strategies.get(name, "auto")),
+            placement=Placement(context.mesh, rules, strategy, context.layout),
         )
         return checkpoint_name(out, "op") if name == "main" else out
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kernels.strategies import LEAST_BYTES, Link
 from lm import metrics
 
 GIB = 1 << 30
@@ -18,7 +19,7 @@ class Chip:
 
     `usable_bytes`: what a program may take. `link_bandwidth`: bytes/s that a device sends in a
     collective over one mesh axis inside a slice or host; `network_bandwidth`: between hosts, where
-    links do not reach (GPUs).
+    links do not reach (GPUs). `link_latency`: seconds until a message of no size is there.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Chip:
     usable_bytes: int | None
     hbm_bandwidth: float | None
     link_bandwidth: float | None
+    link_latency: float | None
     network_bandwidth: float | None
 
     def peak_flops(self, precision: str) -> float | None:
@@ -47,6 +49,7 @@ def _tpu(
         usable_bytes=int(usable * GIB),
         hbm_bandwidth=bandwidth,
         link_bandwidth=link,
+        link_latency=1e-6,
         network_bandwidth=None,
     )
     return name, chip
@@ -55,7 +58,8 @@ def _tpu(
 # TPU: HBM and its bandwidth from the pages v4, v5e, v5p, v6e, TPU7x of the Cloud TPU documentation;
 # usable bytes are what the compiler's refusal of a larger program names (libtpu 0.0.48). The pages
 # give the bandwidth of all links of a chip, both directions: 600, 400, 1200, 800, 1200 GB/s over
-# 6, 4, 6, 4, 6 links. A ring along one axis of the torus sends on two links, half of their sum.
+# 6, 4, 6, 4, 6 links. A ring along one axis of the torus sends on two links, half of their sum. A
+# hop takes about a microsecond (Austin et al. 2025, How to Scale Your Model, chapter 3).
 _V5E_LINK = 2 * 400e9 / 4 / 2
 _V6E_LINK = 2 * 800e9 / 4 / 2
 _V4_LINK = 2 * 600e9 / 6 / 2
@@ -74,7 +78,8 @@ CHIPS: dict[str, Chip] = dict(
 
 # NVIDIA H100 SXM5: 80 GB of which 84,929,347,584 bytes are the device's (h100.txtpb), 3.35 TB/s,
 # NVLink 900 GB/s in both directions (H100 datasheet); one 400 Gb/s adapter per GPU (DGX H100
-# datasheet). Usable: what JAX takes at XLA_PYTHON_CLIENT_MEM_FRACTION=.92, which the launch line
+# datasheet); a ring's hop over NVLink as NCCL models it (hwLat of its tuning.cc, protocol Simple).
+# Usable: what JAX takes at XLA_PYTHON_CLIENT_MEM_FRACTION=.92, which the launch line
 # sets.
 MEM_FRACTION = 0.92
 CHIPS["h100"] = Chip(
@@ -86,6 +91,7 @@ CHIPS["h100"] = Chip(
     usable_bytes=int(MEM_FRACTION * 84_929_347_584),
     hbm_bandwidth=3350e9,
     link_bandwidth=450e9,
+    link_latency=3.4e-6,
     network_bandwidth=50e9,
 )
 CHIPS["cpu"] = Chip(
@@ -97,5 +103,17 @@ CHIPS["cpu"] = Chip(
     usable_bytes=None,
     hbm_bandwidth=None,
     link_bandwidth=None,
+    link_latency=None,
     network_bandwidth=None,
 )
+
+
+def link(device_kind: str, platform: str) -> Link:
+    """Between neighbours of one slice or host; of a kind that is not listed another's of its
+    platform. Without figures (a CPU) bytes alone count.
+    """
+    same = [chip for chip in CHIPS.values() if chip.platform == platform]
+    chip = next((chip for chip in same if chip.device_kind == device_kind), same[0])
+    if chip.link_latency is None or chip.link_bandwidth is None:
+        return LEAST_BYTES
+    return Link(chip.link_latency, chip.link_bandwidth)

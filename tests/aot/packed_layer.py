@@ -37,7 +37,7 @@ def layer_bytes(target: str, op: str, options: Any, *, packed: bool) -> int:
         for name, spec in dispatch.get(op).needed({**dispatch.get(op).options, **options}).items():
             if spec.kind == "log_decay":
                 inputs[name] = -jax.nn.softplus(inputs[name])
-        placement = Placement(mesh, forms.RULES, "auto")
+        placement = Placement(mesh, forms.RULES, "auto", "contiguous")
         call = {"form": form, "options": options, "placement": placement}
         out = dispatch.apply(op, inputs, segment_ids=ids if packed else None, **call)[0]
         return out.reshape(x.shape) @ weights["out"]

@@ -42,7 +42,7 @@ def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
                 state=problem.state,
                 form=form,
                 options=options,
-                placement=None if mesh is None else Placement(mesh, RULES, "auto"),
+                placement=None if mesh is None else Placement(mesh, RULES, "auto", "contiguous"),
             )
             return jnp.sum(jnp.sin(out)), (out, state)
 

@@ -112,7 +112,7 @@ def test_it_takes_whole_rows_only(declared: Any):
     with pytest.raises(ValueError, match="cannot continue a state; call it on whole rows"):
         dispatch.apply(name, {"x": x}, state=state, form="reference")
     mesh = jax.make_mesh((8,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
-    place = Placement(mesh, {"T": ("sequence",)}, "auto")
+    place = Placement(mesh, {"T": ("sequence",)}, "auto", "contiguous")
     with pytest.raises(ValueError, match="is not causal with these options and cannot split T"):
         dispatch.apply(name, {"x": x}, form="reference", placement=place)
     _, token = dispatch.step(name, {"x": x[:, 0]}, state, options={"past": True})

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,14 @@ def test_letters_become_specs():
 )
 def test_misfits_are_errors(dims: dict[str, int], rules: shard.Rules, message: str):
     mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    place = shard.Placement(cast(Any, mesh), rules, "auto", "contiguous")
     with pytest.raises(ValueError, match=message):
-        shard.check(dispatch.get("softmax"), dims, rules, rules, mesh)
+        shard.check(dispatch.get("softmax"), dims, place, rules, mesh)
 
 
 def test_mesh_of_one_device_needs_no_rules():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     inputs = {name: jnp.ones((1, 3, 1, 4)) for name in "qkv"}
-    placement = shard.Placement(mesh, {}, "auto")
+    placement = shard.Placement(mesh, {}, "auto", "contiguous")
     out, _ = dispatch.apply("softmax", inputs, form="reference", placement=placement)
     assert bool(jnp.all(out == 1.0))

@@ -19,7 +19,7 @@ TIME = 40
 
 def placement(ranks: int, strategy: str) -> Placement:
     mesh = jax.make_mesh((ranks,), ("sequence",), axis_types=(AxisType.Auto,))
-    return Placement(mesh, {"T": ("sequence",)}, strategy)
+    return Placement(mesh, {"T": ("sequence",)}, strategy, "contiguous")
 
 
 def assert_split_equals_whole(name: str, inputs: Any, options: Any, place: Placement) -> None:

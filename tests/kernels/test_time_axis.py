@@ -13,8 +13,8 @@ import pytest
 from jax.interpreters import partial_eval as pe
 from jax.sharding import AxisType
 
-from kernels import contract, dispatch
-from kernels.contract import Case
+from kernels import contract, dispatch, shard
+from kernels.contract import Case, Layout
 from kernels.primitives import kv_cache
 from kernels.primitives.time_shards import Shards
 from kernels.shard import Placement
@@ -36,21 +36,21 @@ from tests.kernels.contract_problem import (
     tolerance,
 )
 
-# Shards of five tokens. The convolution's seven taps reach over a whole shard, and over a shard of
-# padding to the tokens before.
-TIME, TAPS, HEADS = 40, 7, 8
-# Row 0: each document crosses borders, and tokens 10 to 14, a shard, are padding. Row 1: document 2
+# Shards of six tokens, stretches of three. The convolution's eight taps reach over a whole shard,
+# and over a shard of padding to the tokens before.
+TIME, TAPS, HEADS = 48, 8, 8
+# Row 0: each document crosses borders, and tokens 12 to 17, a shard, are padding. Row 1: document 2
 # starts at a border, 3 and 4 inside a shard; the last shard is padding.
 IDS = np.array(
     [
-        np.repeat([1, 0, 2, 3], [7, 9, 9, 15]),
-        np.repeat([1, 2, 3, 4, 0], [20, 6, 1, 7, 6]),
+        np.repeat([1, 0, 2, 3], [8, 10, 11, 19]),
+        np.repeat([1, 2, 3, 4, 0], [24, 7, 1, 9, 7]),
     ],
     np.int32,
 )
 # To a recurrence padding may part a document: row 0 has two, the first goes on behind the padding.
-PARTED = np.array([np.repeat([1, 0, 1, 2], [7, 9, 9, 15]), IDS[1]], np.int32)
-LAYOUTS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
+PARTED = np.array([np.repeat([1, 0, 1, 2], [8, 10, 11, 19]), IDS[1]], np.int32)
+SPLITS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
     "eight": ({"sequence": 2, "tensor": 4}, {"T": ("sequence", "tensor")}),
     "rows and heads": (
         {"data": 2, "tensor": 2, "sequence": 2},
@@ -58,30 +58,32 @@ LAYOUTS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
     ),
     "shared heads": ({"tensor": 4, "sequence": 2}, {"H": ("tensor",), "T": ("sequence",)}),
 }
-STRATEGIES = [(n, s.name) for n in dispatch.names() for s in dispatch.get(n).sequence]
+# (op, strategy, layout of time)
+STRATEGIES = [
+    (n, s.name, x) for n in dispatch.names() for s in dispatch.get(n).sequence for x in s.layouts
+]
 
 
 def params(*others: tuple[Any, ...]) -> list[Any]:
-    """(op, strategy, *other): slow where two ops before have the same strategy."""
+    """(op, strategy, layout of time, *other): slow where two ops before have the same strategy."""
     found: list[Any] = []
     seen: list[Any] = []
-    for name in dispatch.names():
-        for strategy in dispatch.get(name).sequence:
-            marks = [pytest.mark.slow] if seen.count(strategy) > 1 else []
-            found += [pytest.param(name, strategy.name, *x, marks=marks) for x in others or ((),)]
-            seen.append(strategy)
+    for name, *how in STRATEGIES:
+        marks = [pytest.mark.slow] if seen.count(how) > 1 else []
+        found += [pytest.param(name, *how, *x, marks=marks) for x in others or ((),)]
+        seen.append(how)
     return found
 
 
 FIRST = {name: settings(name)[0] for name in dispatch.names()}
 
 
-def placement(layout: str, strategy: str) -> Placement:
-    sizes, rules = LAYOUTS[layout]
+def placement(split: str, strategy: str, layout: Layout = "contiguous") -> Placement:
+    sizes, rules = SPLITS[split]
     mesh = jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
     )
-    return Placement(mesh, rules, strategy)
+    return Placement(mesh, rules, strategy, layout)
 
 
 def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Problem]:
@@ -105,21 +107,28 @@ def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Proble
 
 @cache
 def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
-    """(problem, d_out, d_state) -> Answer; `where`: (layout, strategy), or None for one device."""
+    """(problem, d_out, d_state) -> Answer, tokens in the order of time; `where`: (split, strategy,
+    layout), or None for one device.
+    """
     place = None if where is None else placement(*where)
+    shards = Shards((), 8, "contiguous")
+    if place is not None:
+        shards = shard.time_shards(place.rules, place.mesh, place.layout) or shards
+    along = over_time(name, dict(options))
 
     def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
         def forward(inputs: Any, floats: Any) -> tuple[Any, Any]:
+            ids = problem.segment_ids
             out, state = dispatch.apply(
                 name,
-                inputs,
-                segment_ids=problem.segment_ids,
+                inputs | {key: shards.by_rank(inputs[key], 1) for key in along},
+                segment_ids=None if ids is None else shards.by_rank(ids, 1),
                 state=merge(floats, problem.state),
                 form=form,
                 options=dict(options),
                 placement=place,
             )
-            return (out, split(state)), state
+            return (shards.in_order(out, 1), split(state)), state
 
         primals = problem.inputs, split(problem.state)
         (out, _), pull, state = jax.vjp(forward, *primals, has_aux=True)
@@ -149,60 +158,62 @@ def _zeros(name: str, case: Case, problem: contract.Problem) -> list[jax.Array]:
 
 
 def split_cases() -> Iterator[Any]:
-    """(op, strategy, options, kind); fast is the first setting of an op, of a strategy that another
-    op has too only what all of it takes, a carried state, and of one that two have nothing.
+    """(op, strategy, layout, options, kind); fast is the first setting of an op, of a strategy that
+    another op has too only what all of it takes, a carried state, and of one that two have nothing.
     """
     seen: list[Any] = []
-    for name in dispatch.names():
-        for strategy in dispatch.get(name).sequence:
-            for i, options in enumerate(settings(name)):
-                for kind in ("carried", "packed", "whole"):
-                    is_seen = strategy in seen if kind != "carried" else seen.count(strategy) > 1
-                    is_slow = i > 0 or is_seen
-                    marks = [pytest.mark.slow] if is_slow else []
-                    yield pytest.param(name, strategy.name, options, kind, marks=marks)
-            seen.append(strategy)
+    for name, *how in STRATEGIES:
+        for i, options in enumerate(settings(name)):
+            for kind in ("carried", "packed", "whole"):
+                is_seen = how in seen if kind != "carried" else seen.count(how) > 1
+                marks = [pytest.mark.slow] if i > 0 or is_seen else []
+                yield pytest.param(name, *how, options, kind, marks=marks)
+        seen.append(how)
 
 
-@pytest.mark.parametrize(("name", "strategy", "options", "kind"), list(split_cases()), ids=str)
-def test_split_time_equals_one_device(name: str, strategy: str, options: Any, kind: str):
+@pytest.mark.parametrize(
+    ("name", "strategy", "layout", "options", "kind"), list(split_cases()), ids=str
+)
+def test_split_time_equals_one_device(
+    name: str, strategy: str, layout: str, options: Any, kind: str
+):
     """Output, state, gradients of all inputs and of the initial state; documents cross borders, and
     a shard may be all padding.
     """
-    got, want = answers(name, "chunked", options, kind, ("eight", strategy))
+    got, want = answers(name, "chunked", options, kind, ("eight", strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
 
 
 BESIDE = [
     x
     for x in params(("rows and heads",), ("shared heads",))
-    if x.values[2] == "rows and heads"
+    if x.values[3] == "rows and heads"
     or any("G" in s.letters for s in dispatch.get(x.values[0]).inputs)
 ]
 
 
-@pytest.mark.parametrize(("name", "strategy", "layout"), BESIDE)
-def test_time_is_split_beside_rows_and_heads(name: str, strategy: str, layout: str):
+@pytest.mark.parametrize(("name", "strategy", "layout", "beside"), BESIDE)
+def test_time_is_split_beside_rows_and_heads(name: str, strategy: str, layout: str, beside: str):
     """Key-value heads may be whole where the query heads that read them are split."""
-    got, want = answers(name, "chunked", FIRST[name], "carried", (layout, strategy))
+    got, want = answers(name, "chunked", FIRST[name], "carried", (beside, strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "packed", "carried"])
 @pytest.mark.parametrize(
-    ("name", "form", "strategy"),
-    [(n, form, s) for n, s in STRATEGIES for m, form in FORMS if m == n and form != "chunked"],
+    ("name", "form", "strategy", "layout"),
+    [(n, f, *how) for n, *how in STRATEGIES for m, f in FORMS if m == n and f != "chunked"],
 )
-def test_split_time_in_every_form(name: str, form: str, strategy: str, kind: str):
+def test_split_time_in_every_form(name: str, form: str, strategy: str, layout: str, kind: str):
     if refused(name, form, {}, a_case(TIME)):
         pytest.skip("the form does not take these options")
-    got, want = answers(name, form, {}, kind, ("eight", strategy))
+    got, want = answers(name, form, {}, kind, ("eight", strategy, layout))
     assert_close(got, want, tolerance(name, form), f"{name} {form} by {strategy}")
 
 
-@pytest.mark.parametrize(("name", "strategy"), params())
-def test_nan_stays_in_its_document_across_borders(name: str, strategy: str):
+@pytest.mark.parametrize(("name", "strategy", "layout"), params())
+def test_nan_stays_in_its_document_across_borders(name: str, strategy: str, layout: str):
     """What one device makes NaN, and nothing else: of a document that goes on behind a shard of
     padding or ends there, of one that ends at a border, and of one that came in with the state.
     """
@@ -210,18 +221,18 @@ def test_nan_stays_in_its_document_across_borders(name: str, strategy: str):
     d_out = jnp.zeros(out_shape(name, case), jnp.float32)
     d_state = _zeros(name, case, problem)
     key = sorted(over_time(name, FIRST[name]))[-1]
-    x, first = problem.inputs[key], 7 if dispatch.get(name).state.growth == "linear" else 16
+    x, first = problem.inputs[key], 8 if dispatch.get(name).state.growth == "linear" else 19
     state = merge([y.at[0].set(jnp.nan) for y in split(problem.state)], problem.state)
     broken = {
         (first - 3, 0): problem._replace(inputs=problem.inputs | {key: x.at[0, 3].set(jnp.nan)}),
-        (0, 3): problem._replace(inputs=problem.inputs | {key: x.at[1, 17].set(jnp.inf)}),
-        (10, 0): problem._replace(inputs=problem.inputs | {key: x.at[0, 30].set(jnp.nan)}),
+        (0, 3): problem._replace(inputs=problem.inputs | {key: x.at[1, 21].set(jnp.inf)}),
+        (10, 0): problem._replace(inputs=problem.inputs | {key: x.at[0, 38].set(jnp.nan)}),
         (first, 0): problem._replace(state=state),
     }
     for counts, bad in broken.items():
         got, want = (
             program(name, "chunked", tuple(FIRST[name].items()), where)(bad, d_out, d_state)
-            for where in (("eight", strategy), None)
+            for where in (("eight", strategy, layout), None)
         )
         arrays = [(got.out, want.out), *zip(split(got.state), split(want.state), strict=True)]
         for ours, theirs in arrays:
@@ -255,7 +266,7 @@ def test_a_strategy_is_added_by_its_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", dispatch.names())
 def test_time_must_divide(name: str):
     problem = contract.sample(dispatch.get(name), a_case(TIME + 1))
-    with pytest.raises(ValueError, match="T=41 must be a multiple of 8"):
+    with pytest.raises(ValueError, match="T=49 must be a multiple of 8"):
         jax.eval_shape(program(name, "chunked", (), ("eight", "auto")), problem, None, None)
 
 
@@ -272,7 +283,7 @@ def test_strategies_are_called_by_name():
 )
 def test_no_other_letter_is_split(name: str, letter: str):
     _, problem = a_problem(name, "carried", {})
-    place = Placement(placement("eight", "auto").mesh, {letter: ("tensor",)}, "auto")
+    place = Placement(placement("eight", "auto").mesh, {letter: ("tensor",)}, "auto", "contiguous")
     with pytest.raises(ValueError, match=f"{name} cannot split {letter} over"):
         dispatch.apply(name, problem.inputs, state=problem.state, form="chunked", placement=place)
 
@@ -294,19 +305,19 @@ def test_time_that_is_split_around_the_call_is_refused():
 def test_axes_of_time_stand_in_the_order_of_the_mesh():
     _, problem = a_problem("softmax", "whole", {})
     mesh = placement("eight", "auto").mesh
-    place = Placement(mesh, {"T": ("tensor", "sequence")}, "auto")
+    place = Placement(mesh, {"T": ("tensor", "sequence")}, "auto", "contiguous")
     with pytest.raises(ValueError, match=r"the mesh's order, \['sequence', 'tensor'\]"):
         dispatch.apply("softmax", problem.inputs, form="chunked", placement=place)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "strategy"), params())
-def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, dtype: str):
+@pytest.mark.parametrize(("name", "strategy", "layout"), params())
+def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: Layout, dtype: str):
     """Integers do not count: of the forward pass, and with the gradients of what has a row for each
     token.
     """
     case, problem = a_problem(name, "packed", {})
-    place = placement("eight", strategy)
+    place = placement("eight", strategy, layout)
     along = over_time(name, {})
     fixed = {key: x for key, x in problem.inputs.items() if key not in along}
     inputs = {key: problem.inputs[key].astype(dtype) for key in along}
@@ -354,13 +365,13 @@ def test_the_document_at_entry_is_that_of_the_token_before():
     first = np.array([3, 0, 0, 9], np.int32)
     belongs, want = first.copy(), []
     for t in range(TIME):
-        if t % 5 == 0:
+        if t % 6 == 0:
             want.append(belongs)
         belongs = np.where(ids[:, t], ids[:, t], belongs)
     place = placement("eight", "auto")
     spec, axes = jax.sharding.PartitionSpec, place.rules["T"]
     found = jax.shard_map(
-        lambda ids, first: Shards(axes, 8).entry(ids, first)[None],
+        lambda ids, first: Shards(axes, 8, "contiguous").entry(ids, first)[None],
         mesh=place.mesh,
         in_specs=(spec(None, axes), spec()),
         out_specs=spec(axes),

@@ -108,13 +108,25 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
     (
         {"mesh.sequence": 5},
         None,
-        "mesh.sequence=5 does not divide data.context_length=24; set data.context_length=25, or",
+        "data.context_length=24 does not divide into 5 pieces (mesh.sequence=5, ",
     ),
     (
         {"mesh.sequence": 3, "mesh.sequence_strategy": "all_to_all"},
         None,
-        "heads must be a multiple of 3 ranks; set another strategy, another mesh.sequence",
+        "heads must be a multiple of 3 ranks; set another strategy, mesh.sequence_layout or",
     ),
+    (
+        {"mesh.sequence": 8, "mesh.sequence_layout": "zigzag"},
+        None,
+        "does not divide into 16 pieces (mesh.sequence=8, mesh.sequence_layout='zigzag'); set",
+    ),
+    (
+        {"mesh.sequence": 2, "mesh.sequence_layout": "zigzag", "model.pattern": "gla"}
+        | {"mesh.sequence_strategy": "states"},
+        None,
+        "states: its tokens must be contiguous, not zigzag; set another strategy",
+    ),
+    ({"mesh.sequence_strategy": "gathers"}, None, "unknown strategy of stickbreaking 'gathers'"),
     (
         {"mesh.sequence": 2, "mesh.sequence_strategy": "states", "model.pattern": "softmax"},
         None,

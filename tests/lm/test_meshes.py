@@ -50,7 +50,10 @@ BAD = [
     ({"mesh.data": -1, "mesh.tensor": 3}, "needs a multiple of 3 devices, found 8; set sizes that"),
     ({"mesh.fsdp": 8, "model.width": 36, "mup.base_width": 36}, "has D=36, not divisible by 8"),
     ({"mesh.replicate": ["B"]}, "mesh.replicate: 'B' is not a size"),
-    ({"mesh.sequence": 8, "data.context_length": 20}, "does not divide data.context_length=20"),
+    (
+        {"mesh.sequence": 8, "data.context_length": 20},
+        "data.context_length=20 does not divide into 8 pieces",
+    ),
     ({"mesh.tensor": 8}, "G=4 heads are not divisible by 8 (tensor)"),
     ({"mesh.tensor": 8, "mesh.replicate": ["H"]}, "names 'H' and not 'G'"),
     ({"mesh.data": 8, "run.accumulation": 2}, "= 4 rows do not divide over data*fsdp = 8"),
