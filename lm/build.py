@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from kernels import shard
@@ -28,13 +27,13 @@ from lm import params as params_lib
 from lm import state as state_lib
 from lm import step as step_lib
 from lm.config import Config, Duration, MeshConfig, UserError
-from lm.data.batch import Batch
+from lm.data.batch import Batch, Share
 from lm.families import OBJECTIVES, SCHEDULES
 from lm.layers import LayerRecord
 from lm.modules.block import Block
 from lm.modules.context import Context
 from lm.parallel import mesh as mesh_lib
-from lm.parallel import sharding
+from lm.parallel import placement, sharding
 from lm.parallel.matmul import Numerics
 from lm.parallel.sharding import AnyMesh
 from lm.state import TrainState
@@ -99,6 +98,11 @@ class Build(Parts):
         return self.due(step, every) or step == self.last_before_decay
 
     @property
+    def share(self) -> Share:
+        """The rows of every batch that this process loads."""
+        return placement.share(self.mesh)
+
+    @property
     def batch_sharding(self) -> NamedSharding:
         return sharding.batch(self.mesh)
 
@@ -130,9 +134,8 @@ class Build(Parts):
         )
 
     def put(self, batch: Batch) -> Batch:
-        """A host batch (this process's rows) as global arrays on the mesh."""
-        make = functools.partial(jax.make_array_from_process_local_data, self.batch_sharding)
-        return Batch(*(make(np.asarray(x)) for x in batch))
+        """The rows of `share` as global arrays on the mesh."""
+        return placement.put(batch, self.mesh)
 
     def put_replicated(self, x: Any) -> jax.Array:
         return jax.device_put(x, sharding.replicated(self.mesh))

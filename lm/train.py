@@ -229,21 +229,12 @@ def _check_options(config: Config, options: Options) -> None:
 
 
 def _loader(built: Build, prepared: Prepared, rows: Rows | None) -> Loader:
-    """The rows of the batch that this process's devices hold."""
-    data, batches = built.config.data, built.config.batches
-    # Of the smallest batch, so that every one divides.
-    shape = batches.of(0), data.context_length
-    rank, num_ranks = processes.rows(built.batch_sharding, shape)
+    """This process's share of every batch."""
+    config, share = built.config, built.share
     if rows is not None:
-        size = data.batch_size
-        return loader_lib.generated(rows, batch_size=size, rank=rank, num_ranks=num_ranks)
+        return loader_lib.generated(rows, batch_size=config.data.batch_size, share=share)
     return loader_lib.create(
-        prepared,
-        data,
-        seed=built.config.seed,
-        batches=batches,
-        rank=rank,
-        num_ranks=num_ranks,
+        prepared, config.data, seed=config.seed, batches=config.batches, share=share
     )
 
 

@@ -25,6 +25,26 @@ class Batch(NamedTuple):
     loss_weights: Any  # float32
 
 
+class Share(NamedTuple):
+    """What one process loads of every batch, whose rows are cut into `num_parts` equal parts: those
+    of these numbers, ascending.
+
+    >>> Share((1, 3), 4).rows(8)
+    [2, 3, 6, 7]
+    """
+
+    parts: tuple[int, ...]
+    num_parts: int
+
+    def rows(self, num_rows: int) -> list[int]:
+        """The rows of the share in a batch of `num_rows`, a multiple of `num_parts`."""
+        size = num_rows // self.num_parts
+        return [part * size + i for part in self.parts for i in range(size)]
+
+
+WHOLE = Share((0,), 1)
+
+
 def byte_weights(batch: Batch, token_bytes: Any) -> tuple[Any, Any]:
     """(weights, num_bytes) of each target, numpy or jax arrays like those given.
 

@@ -1,11 +1,11 @@
 """Loader: the batch of a step, a pure function of (config, step).
 
-    store -> plan of an epoch -> rows, shuffled per epoch -> mixture -> rows of a rank -> batch
+    store -> plan of an epoch -> rows, shuffled per epoch -> mixture -> rows of a share -> batch
 
 Rows that no text holds come from a `Rows`, which gives the batch of a step by itself.
 
-All of it is random access (Grain's MapDataset), so the state is one integer, and rank r of R
-data-parallel ranks reads rows r B/R .. (r+1) B/R of the same global batch for every R; B may grow
+All of it is random access (Grain's MapDataset), so the state is one integer, and a process reads
+its share of the rows of the same global batch, however many there are; B may grow
 (lm/data/growth.py), and the rows stand in one order whatever batches they come in. One
 background thread prefetches: tokenising was done before. Validation rows come in file order,
 without shuffling.
@@ -27,7 +27,7 @@ import numpy as np
 from lm.config import DataConfig, UserError, difference
 from lm.data import mixture as mixture_lib
 from lm.data import packing
-from lm.data.batch import Batch, stack
+from lm.data.batch import WHOLE, Batch, Share, stack
 from lm.data.growth import Batches
 from lm.data.mixture import Mixture
 from lm.data.packing import Packer, Plan
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _PREFETCHED_BATCHES = 4
 _ENDLESS = 1 << 48  # rows; sys.maxsize overflows inside batch
 _INDIVISIBLE = (
-    "a batch of {batch_size} rows is not a multiple of the {num_ranks} data-parallel ranks; "
+    "a batch of {batch_size} rows is not a multiple of the {num_parts} parts of data*fsdp; "
     "set data.batch_size, or data.batch_warmup.first, to a multiple"
 )
 
@@ -138,16 +138,14 @@ def create(
     *,
     seed: int,
     batches: Batches,
-    rank: int = 0,
-    num_ranks: int = 1,
+    share: Share = WHOLE,
 ) -> Loader:
-    """The training stream of data-parallel rank `rank`; `batches` are global.
+    """A share of the training stream; `batches` are global.
 
     Raises:
-      UserError: a batch does not divide among the ranks.
+      UserError: a batch does not divide into the parts of the share.
     """
-    if (smallest := batches.of(0)) % num_ranks:
-        raise UserError(_INDIVISIBLE.format(batch_size=smallest, num_ranks=num_ranks))
+    _check_parts(batches.of(0), share)
     streams, shares = [], []
     for source_id, (name, source) in enumerate(config.sources.items()):
         if source.weight == 0:
@@ -160,26 +158,29 @@ def create(
         # Rows of a source with more padding must come more often. Exact: a quotient may overflow.
         shares.append(Fraction(source.weight) / Fraction(packer.fill))
     rows = grain.MapDataset.select_from_datasets(streams, _Order(Mixture(shares)))
-    dataset = _Batches(rows, batches, rank, num_ranks)
+    dataset = _Batches(rows, batches, share)
     return Loader(dataset, identity(prepared, config, seed, batches))
 
 
-def generated(rows: Rows, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Loader:
-    """Generated rows as the training stream of data-parallel rank `rank`; `batch_size` is global.
+def generated(rows: Rows, *, batch_size: int, share: Share = WHOLE) -> Loader:
+    """A share of generated rows as the training stream; `batch_size` is global.
 
     Raises:
-      UserError: the batch does not divide among the ranks.
+      UserError: the batch does not divide into the parts of the share.
     """
-    if batch_size % num_ranks:
-        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_ranks=num_ranks))
-    local = batch_size // num_ranks
-    return Loader(_Generated(rows, slice(rank * local, (rank + 1) * local)), rows.identity)
+    _check_parts(batch_size, share)
+    return Loader(_Generated(rows, share), rows.identity)
+
+
+def _check_parts(batch_size: int, share: Share) -> None:
+    if batch_size % share.num_parts:
+        raise UserError(_INDIVISIBLE.format(batch_size=batch_size, num_parts=share.num_parts))
 
 
 class _Generated(grain.MapDataset):
-    """Item i is the share of a rank in the batch of step i."""
+    """Item i is a share of the batch of step i."""
 
-    def __init__(self, rows: Rows, share: slice):
+    def __init__(self, rows: Rows, share: Share):
         super().__init__()
         self._rows, self._share = rows, share
 
@@ -187,7 +188,8 @@ class _Generated(grain.MapDataset):
         return _ENDLESS
 
     def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Batch(*(field[self._share] for field in self._rows.batch(index)))
+        batch = self._rows.batch(index)
+        return Batch(*(field[self._share.rows(len(field))] for field in batch))
 
 
 class _Order(grain.transforms.DatasetSelectionMap):
@@ -204,20 +206,19 @@ class _Order(grain.transforms.DatasetSelectionMap):
 
 
 class _Batches(grain.MapDataset):
-    """Item i is the share of a rank in the batch of step i."""
+    """Item i is a share of the batch of step i."""
 
-    def __init__(self, rows: grain.MapDataset, batches: Batches, rank: int, num_ranks: int):
+    def __init__(self, rows: grain.MapDataset, batches: Batches, share: Share):
         super().__init__()
         self._rows: Any = rows  # of a dataset without end, no row is None
-        self._batches, self._rank, self._num_ranks = batches, rank, num_ranks
+        self._batches, self._share = batches, share
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        local = self._batches.of(index) // self._num_ranks
-        first = self._batches.before(index) + self._rank * local
-        return stack([self._rows[first + i] for i in range(local)])
+        first, chosen = self._batches.before(index), self._share.rows(self._batches.of(index))
+        return stack([self._rows[first + i] for i in chosen])
 
 
 def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches) -> dict[str, Any]:

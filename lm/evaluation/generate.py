@@ -1,6 +1,6 @@
 """Continuations of prompts: one prefill, then a step per token, all in one compiled call.
 
-    tokens [B, P] left-aligned, padded at the right with segment 0, P a power of two
+    tokens [B, P] left-aligned, padded at the right with segment 0, P as scored rows have it
     hidden, state = model(tokens, empty state of P + max_new_tokens places)      prefill
     token = pick(head hidden of each row's last prompt token)
     while some row has not ended: hidden, state = model.step(token, state); token = pick(...)
@@ -29,7 +29,7 @@ import numpy as np
 
 from lm.config import UserError
 from lm.model import Model
-from lm.parallel import processes
+from lm.parallel import placement, processes
 from lm.run.checkpoint import Loaded
 
 
@@ -129,7 +129,8 @@ def generate(
     # Rows are added until the batch divides over the mesh; they repeat the first prompt.
     ways = math.prod(model.context.mesh.shape[axis] for axis in model.context.rules.get("B", ()))
     rows = np.concatenate([np.arange(len(prompts)), np.zeros(-len(prompts) % ways, np.int64)])
-    tokens = np.zeros((len(rows), 1 << int(lengths.max() - 1).bit_length()), np.int32)
+    padded = placement.row_length(int(lengths.max()), model.context.mesh)
+    tokens = np.zeros((len(rows), padded), np.int32)
     for place, row in enumerate(rows):
         tokens[place, : lengths[row]] = prompts[row]
     picking = _Picking(

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from lm import build as build_lib
 from lm.build import Build
 from lm.config import UserError
 from lm.data.batch import Batch
-from lm.parallel import processes
+from lm.parallel import placement, processes
 
 SMALLEST_BUCKET = 32
 
@@ -92,7 +91,7 @@ class Scorer:
         found: list[Scored | None] = [None] * len(rows)
         pending: tuple[Sequence[int], Any] | None = None
         for bucket, chosen in self._batches(rows):
-            batch = self._put(self._batch(rows, chosen, bucket))
+            batch = self._built.put(self._batch(rows, chosen, bucket))
             dispatched = chosen, self._built.score(self._params, batch)
             self.buckets.add(bucket)
             if pending is not None:  # the device works on the next batch meanwhile
@@ -106,10 +105,8 @@ class Scorer:
 
     def _bucket(self, length: int) -> int:
         context = self._built.config.data.context_length
-        power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-        ranks = self._built.mesh.shape["sequence"]
-        power = -(-power // ranks) * ranks
-        return context if length <= context < power else power
+        bucket = placement.row_length(max(SMALLEST_BUCKET, length), self._built.mesh)
+        return context if length <= context < bucket else bucket
 
     def _batches(self, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[int]]]:
         """(bucket, indices of rows) of every batch, long ones first: memory runs out at once or
@@ -128,19 +125,15 @@ class Scorer:
         return -(-wanted // ways) * ways
 
     def _batch(self, rows: Sequence[Row], chosen: Sequence[int], bucket: int) -> Batch:
-        shape = self._num_rows(bucket), bucket
+        """Of the rows chosen those of this process's share."""
+        held = self._built.share.rows(self._num_rows(bucket))
+        shape = len(held), bucket
         fields = [np.zeros(shape, np.int32) for _ in range(4)] + [np.zeros(shape, np.float32)]
-        for place, i in enumerate(chosen):
-            for field, values in zip(fields, rows[i], strict=True):
+        for place, one in ((n, rows[chosen[i]]) for n, i in enumerate(held) if i < len(chosen)):
+            for field, values in zip(fields, one, strict=True):
                 field[place, : len(values)] = values
         tokens, targets, segment_ids, positions, weights = fields
         return Batch(tokens, targets, segment_ids, positions, np.zeros(shape, np.int32), weights)
-
-    def _put(self, batch: Batch) -> Batch:
-        """Every process has all the rows, and gives its devices theirs."""
-        sharding = self._built.batch_sharding
-        make = jax.make_array_from_process_local_data
-        return Batch(*(make(sharding, x, x.shape) for x in batch))
 
     def _cost(self, rows: Sequence[Row], seconds: float) -> Cost:
         lengths = [int(np.count_nonzero(one.segment_ids)) for one in rows]

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
 
 from lm.config import UserError, difference
 from lm.mapping import MISTAKE
@@ -159,33 +158,6 @@ def check_equal(what: str, value: Mapping[str, Any]) -> None:
             f"process {index()} has {what} {key}={ours!r}, process 0 {theirs!r}; "
             "start all of them with the same command"
         )
-
-
-def rows(sharding: Sharding, shape: tuple[int, int]) -> tuple[int, int]:
-    """(rank, number of ranks): of [B, T] arrays this process's devices hold rows B / ranks * rank
-    and B / ranks - 1 after it. Processes that share rows have the same rank.
-
-    Raises:
-      UserError: they hold rows that are not such a block, or a part of their tokens.
-    """
-    size, places = shape[0], sharding.addressable_devices_indices_map(shape).values()
-    tokens = {t for place in places if place for t in place[1].indices(shape[1])[:2]}
-    if (min(tokens), max(tokens)) != (0, shape[1]):
-        raise UserError(
-            f"process {index()} of {count()} holds tokens {min(tokens)} to {max(tokens) - 1} of "
-            f"rows of {shape[1]}, which processes cannot share yet; set mesh.sequence to a divisor "
-            f"of its {len(places)} devices"
-        )
-    parts = sorted({place[0].indices(size)[:2] for place in places if place is not None})
-    start, stop = parts[0][0], parts[-1][1]
-    held = stop - start
-    is_whole = all(a[1] == b[0] for a, b in itertools.pairwise(parts))
-    if not is_whole or size % held or start % held:
-        raise UserError(
-            f"process {index()} of {count()} holds rows {start} to {stop - 1} of {size}, no share "
-            f"of its own; set mesh.tensor to a divisor or a multiple of its {len(places)} devices"
-        )
-    return start // held, size // held
 
 
 def to_host(tree: Any) -> Any:

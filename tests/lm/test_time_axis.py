@@ -9,23 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from lm import loss
 from lm.loss import LossOptions
 from lm.modules.context import Context
 from lm.modules.embed import lookup
-from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from tests.lm import tiny
 
 B, T, D, VOCAB = 4, 8, 32, 384
-
-
-def mesh(**ways: int) -> Mesh:
-    sizes = [ways.get(axis, 1) for axis in mesh_lib.AXES]
-    grid = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 MESHES = [
@@ -60,9 +53,9 @@ def test_the_embedding(ways: dict[str, int]) -> None:
         value = lambda table: jnp.sum(jnp.sin(lookup(context(split), table, tokens)))
         return tiny.jit(jax.value_and_grad(value))(table)
 
-    same(found(mesh(**ways)), found(mesh()))
+    same(found(tiny.mesh(**ways)), found(tiny.mesh()))
     one = lambda split: lookup(context(split), table, tokens[:, 0])
-    same(one(mesh(**ways)), one(mesh()))
+    same(one(tiny.mesh(**ways)), one(tiny.mesh()))
 
 
 @pytest.mark.parametrize("ways", MESHES, ids=str)
@@ -82,10 +75,10 @@ def test_the_loss(ways: dict[str, int]) -> None:
         gradient = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
         return tiny.jit(lambda h, w: (gradient(h, w), scored(h, w)))(hidden, head)
 
-    same(found(mesh(**ways)), found(mesh()))
+    same(found(tiny.mesh(**ways)), found(tiny.mesh()))
 
 
 def test_a_batch_is_laid_out_over_rows_and_time() -> None:
-    split = mesh(data=2, sequence=2)
+    split = tiny.mesh(data=2, sequence=2)
     x = jax.device_put(np.zeros((B, T)), sharding.batch(split))
     assert {shard.data.shape for shard in x.addressable_shards} == {(B // 2, T // 2)}

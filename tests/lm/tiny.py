@@ -1,17 +1,20 @@
 """Tiny models and random batches that the tests of lm share."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.base import get_config
 from kernels import segments
 from lm.build import Build, build
 from lm.config import Config, from_mapping
 from lm.data.batch import Batch
+from lm.parallel import mesh as mesh_lib
 from lm.params import ParamInfo, is_info
 from lm.state import TrainState
 
@@ -42,6 +45,12 @@ def config(changes: dict[str, Any] | None = None) -> Config:
 
 def create(changes: dict[str, Any] | None = None, num_devices: int = 1) -> Build:
     return build(config(changes), jax.devices()[:num_devices])
+
+
+def mesh(**ways: int) -> Mesh:
+    """Of as many devices as the axes named need."""
+    sizes = {f"mesh.{axis}": ways.get(axis, 1) for axis in mesh_lib.AXES}
+    return mesh_lib.create(config(sizes).mesh, jax.devices()[: math.prod(sizes.values())])
 
 
 def batch(seed: int = 0, rows: int = 4, time: int = 24) -> Batch:

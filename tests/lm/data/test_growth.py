@@ -13,6 +13,7 @@ import pytest
 from lm.config import DataConfig, UserError
 from lm.data import config as data_config
 from lm.data import growth, loader
+from lm.data.batch import Share
 from lm.data.growth import NO_WARMUP, Batches, BatchWarmup
 from lm.data.prepare import Prepared, prepare
 from lm.mapping import Duration
@@ -64,7 +65,7 @@ def test_the_rows_come_in_the_order_of_one_batch_size(
         """Tokens of all rows, ranks put together."""
         found: list[Any] = []
         for rank in range(num_ranks):
-            options = {"seed": 0, "rank": rank, "num_ranks": num_ranks}
+            options: dict[str, Any] = {"seed": 0, "share": Share((rank,), num_ranks)}
             with loader.create(prepared, config, batches=batches, **options) as stream:
                 found.append([next(stream).tokens for _ in range(steps)])
         return np.concatenate([np.concatenate(parts) for parts in zip(*found, strict=True)])

@@ -15,7 +15,7 @@ import pytest
 
 from lm.config import DataConfig, SourceConfig, UserError
 from lm.data import loader
-from lm.data.batch import Batch, stack
+from lm.data.batch import Batch, Share, stack
 from lm.data.growth import Batches
 from lm.data.packing import concat
 from lm.data.prepare import Prepared, prepare
@@ -38,9 +38,9 @@ def prepared(config: DataConfig, folder: Path) -> Prepared:
 
 
 def take(
-    prepared: Prepared, config: DataConfig, steps: int, begin: int = 0, **changes: int
+    prepared: Prepared, config: DataConfig, steps: int, begin: int = 0, **changes: Any
 ) -> list[Batch]:
-    options = {"seed": 0} | changes
+    options: dict[str, Any] = {"seed": 0} | changes
     size = Batches(options.pop("batch_size", config.batch_size))
     with loader.create(prepared, config, batches=size, **options) as batches:
         batches.set_state({"next_step": begin})
@@ -197,23 +197,6 @@ def test_resume_in_a_new_process(config: DataConfig, prepared: Prepared, folder:
     assert result.stdout.splitlines() == expected
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ranks_together_read_the_global_batch(
-    config: DataConfig, prepared: Prepared, num_ranks: int
-) -> None:
-    whole = take(prepared, config, 10, begin=3)
-    parts = [
-        take(prepared, config, 10, begin=3, rank=r, num_ranks=num_ranks) for r in range(num_ranks)
-    ]
-    joined = [
-        Batch(*(np.concatenate(fields) for fields in zip(*batches, strict=True)))
-        for batches in zip(*parts, strict=True)
-    ]
-    assert equal(joined, whole)
-    with pytest.raises(UserError, match="4 rows is not a multiple of the 3 data-parallel ranks"):
-        take(prepared, config, 1, num_ranks=3)
-
-
 @pytest.fixture
 def mixed(tmp_path: Path, make_config: MakeConfig, make_source: MakeSource) -> DataConfig:
     """Three sources whose bytes tell them apart, of different sizes and document lengths."""
@@ -313,15 +296,15 @@ def test_validation_limit(config: DataConfig, prepared: Prepared) -> None:
 
 
 def test_identity(config: DataConfig, prepared: Prepared, mixed: DataConfig, folder: Path) -> None:
-    def identity(config: DataConfig, prepared: Prepared, **changes: int) -> dict[str, object]:
-        options = {"seed": 0} | changes
+    def identity(config: DataConfig, prepared: Prepared, **changes: Any) -> dict[str, object]:
+        options: dict[str, Any] = {"seed": 0} | changes
         size = Batches(options.pop("batch_size", 4))
         with loader.create(prepared, config, batches=size, **options) as batches:
             return batches.identity
 
     first = identity(config, prepared)
     loader.check_identity(first, identity(config, prepared))
-    loader.check_identity(first, identity(config, prepared, rank=1, num_ranks=2))
+    loader.check_identity(first, identity(config, prepared, share=Share((1,), 2)))
     cases = {
         "batch_size was 4, is 8": identity(config, prepared, batch_size=8),
         "seed was 0, is 1": identity(config, prepared, seed=1),

@@ -9,6 +9,7 @@ import pytest
 
 from lm.config import UserError
 from lm.data import loader, mqar
+from lm.data.batch import Share
 from lm.data.mqar import Epochs, Set, Setting
 
 PLAIN = Setting(length=64, pairs=8)
@@ -179,7 +180,8 @@ def test_training_rows_are_a_function_of_the_step() -> None:
     for num_ranks in (1, 2, 4):
         shares = []
         for rank in range(num_ranks):
-            with loader.generated(EPOCHS, batch_size=8, rank=rank, num_ranks=num_ranks) as rows:
+            share = Share((rank,), num_ranks)
+            with loader.generated(EPOCHS, batch_size=8, share=share) as rows:
                 rows.set_state({"next_step": 9})
                 shares.append(list(itertools.islice(rows, 4)))
                 assert rows.state() == {"next_step": 13}
@@ -188,4 +190,4 @@ def test_training_rows_are_a_function_of_the_step() -> None:
                 together = np.concatenate([share[step][i] for share in shares])
                 np.testing.assert_array_equal(together, field)
     with pytest.raises(UserError, match="8 rows is not a multiple of the 3"):
-        loader.generated(EPOCHS, batch_size=8, num_ranks=3)
+        loader.generated(EPOCHS, batch_size=8, share=Share((0,), 3))

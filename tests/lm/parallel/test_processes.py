@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -39,6 +38,16 @@ CHANGES: dict[str, Any] = {
     "log.samples": "('the ',)",
     "log.sample_tokens": 3,
 }
+
+
+MESHES: list[dict[str, Any]] = [{}, {"mesh.data": 1, "mesh.sequence": 8}]
+HYBRID = {"model.pattern": "stickbreaking,gated_deltanet,gla,softmax", "model.num_layers": 4}
+HEADS = {"model.num_heads": 8, "model.num_kv_heads": 8}
+SHARED_ROWS: list[tuple[int, int, dict[str, Any]]] = [
+    (2, 4, MESHES[1] | HYBRID),
+    (2, 4, MESHES[1] | HEADS | {"mesh.sequence_strategy": "all_to_all"}),
+    (4, 2, {"mesh.data": 2, "mesh.sequence": 4}),
+]
 
 
 def free_port() -> int:
@@ -87,9 +96,9 @@ def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[s
     return found
 
 
-def trained(workdir: Path, num: int, devices: int) -> Path:
-    """A run to its end, of which the first process tells."""
-    told = outcome(start(workdir, num, devices))
+def trained(workdir: Path, num: int, devices: int, changes: dict[str, Any] | None = None) -> Path:
+    """A run to its end, of which the first process tells; `changes` of all of them."""
+    told = outcome(start(workdir, num, devices, dict.fromkeys(range(num), changes or {})))
     assert [(status, errors) for status, _, errors in told] == [(0, [])] * num
     assert [f"report: {workdir}/report.html" in out for _, out, _ in told] == [
         i == 0 for i in range(num)
@@ -107,21 +116,27 @@ def assert_close(a: Path, b: Path, rel: float = 1e-6) -> None:
             assert x[key] == pytest.approx(y[key], rel=rel, abs=0), (x["step"], key)
 
 
+@pytest.fixture(scope="module", params=MESHES, ids=str)
+def mesh(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the devices of two processes share: the rows of a batch, or the tokens of every row."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("one") / "run", 1, 8)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("two") / "run", 2, 4)
+def two(mesh: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("two") / "run", 2, 4, mesh)
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(mesh: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, of which the second was killed after a checkpoint."""
     workdir = tmp_path_factory.mktemp("killed") / "run"
-    started = start(workdir, 2, 4)
+    started = start(workdir, 2, 4, {0: mesh, 1: mesh})
     while not any(x["step"] >= 6 for x in metrics.read(workdir)):
         assert all(process.poll() is None for process in started)
     started[1].kill()
@@ -142,9 +157,21 @@ def test_two_processes_train_as_one(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_it_was(killed: Path, two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num", "devices", "changes"), SHARED_ROWS, ids=str)
+def test_processes_share_the_tokens_of_rows(
+    tmp_path: Path, num: int, devices: int, changes: dict[str, Any]
+) -> None:
+    """Strategies of several kinds of layer; two processes of four that hold the same rows."""
+    several = trained(tmp_path / "several", num, devices, changes)
+    assert_close(trained(tmp_path / "one", 1, 8, changes), several)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_it_was(
+    mesh: dict[str, Any], killed: Path, two: Path, tmp_path: Path
+) -> None:
     shutil.copytree(killed, tmp_path / "run")
-    assert_equal_runs(trained(tmp_path / "run", 2, 4), two)
+    assert_equal_runs(trained(tmp_path / "run", 2, 4, mesh), two)
 
 
 @pytest.mark.slow
@@ -161,6 +188,7 @@ def test_a_killed_run_goes_on_in_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES[:1], indirect=True, ids=str)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> None:
     """At the same step, saved; and the run goes on to the same end."""
@@ -175,6 +203,7 @@ def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> No
     assert_equal_runs(trained(workdir, 2, 4), two)
 
 
+@pytest.mark.parametrize("mesh", MESHES[:1], indirect=True, ids=str)
 def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
     """Of the second process, and of the first, which looks at the folder before the second does."""
     told = outcome(start(tmp_path / "run", 2, 4, {1: {"seed": 5}}))
@@ -267,46 +296,6 @@ def test_wrong_flags_end_in_one_line(tmp_path: Path, flags: list[str], told: str
     assert not (tmp_path / "run").exists()
 
 
-@dataclasses.dataclass
-class Layout:
-    """The part of a sharding that `rows` reads: of each device the rows it holds."""
-
-    held: list[tuple[int, int]]
-
-    def addressable_devices_indices_map(self, shape: tuple[int, int]) -> dict[int, Any]:
-        return {i: (slice(*rows), slice(None)) for i, rows in enumerate(self.held)}
-
-
-@pytest.mark.parametrize(
-    ("held", "rank"),
-    [
-        ([(0, 2), (2, 4)], (0, 2)),
-        ([(6, 8), (4, 6)], (1, 2)),
-        ([(2, 4), (2, 4)], (1, 4)),
-        ([(0, 8), (0, 8)], (0, 1)),
-    ],
-)
-def test_rows(held: list[tuple[int, int]], rank: tuple[int, int]) -> None:
-    layout: Any = Layout(held)
-    assert processes.rows(layout, (8, 3)) == rank
-
-
-@pytest.mark.parametrize("held", [[(0, 2), (4, 6)], [(2, 4), (4, 6)], [(0, 2), (2, 4), (4, 6)]])
-def test_rows_that_are_no_share(held: list[tuple[int, int]]) -> None:
-    layout: Any = Layout(held)
-    with pytest.raises(UserError, match=r"process 0 of 1 holds rows \d to \d of 8, no share"):
-        processes.rows(layout, (8, 3))
-
-
-def test_tokens_of_a_row_that_processes_share_are_refused() -> None:
-    layout: Any = Layout([(0, 8), (0, 8)])
-    map_of = lambda shape: {i: (slice(0, 8), slice(3 * i, 3 * i + 3)) for i in range(2)}
-    layout.addressable_devices_indices_map = map_of
-    told = "process 0 of 1 holds tokens 0 to 5 of rows of 12, .* divisor of its 2 devices"
-    with pytest.raises(UserError, match=told):
-        processes.rows(layout, (8, 12))
-
-
 def test_alone() -> None:
     """One process waits for nobody and agrees with itself."""
     with processes.joined(None, 3.0), watch.one_fate(), processes.first_alone():
@@ -315,8 +304,6 @@ def test_alone() -> None:
         assert processes.gather("x") == ["x"]
         processes.check_equal("config", {"a": (1,)})
     assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    assert processes.rows(sharding, (6, 2)) == (0, 1)
 
 
 def test_memory_that_runs_out_is_explained(

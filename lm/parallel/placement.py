@@ -1,0 +1,67 @@
+"""A batch of the host as global arrays, and which of its rows a process loads.
+
+    mesh -> share: the parts of a batch that this process's devices hold -> the loader, the scorer
+    rows of the share [b, T] -> put -> global arrays [B, T]
+
+All that is trained on or scored goes through `put`. Processes whose devices share the tokens of
+rows load these rows alike, and each puts its columns of them on its devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.data.batch import Batch, Share
+from lm.parallel import sharding, watch
+from lm.parallel.mesh import BATCH_AXES
+
+type Place = tuple[slice, ...]  # of a device's piece in an array
+
+
+@functools.cache
+def share(mesh: Mesh) -> Share:
+    """What this process loads of every batch."""
+    holders = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    return share_of(holders, math.prod(mesh.shape[x] for x in BATCH_AXES), watch.index())
+
+
+def share_of(holders: np.ndarray, num_parts: int, process: int) -> Share:
+    """`holders`: the process of every device of a mesh, whose first axes are those of the batch."""
+    held = np.any(holders.reshape(num_parts, -1) == process, axis=1)
+    return Share(tuple(np.flatnonzero(held).tolist()), num_parts)
+
+
+def put(batch: Batch, mesh: Mesh) -> Batch:
+    """The rows of this process's share, numpy arrays [b, T], as global arrays [B, T]."""
+    placed, held = sharding.batch(mesh), share(mesh)
+
+    def place(x: np.ndarray) -> jax.Array:
+        shape = len(x) * held.num_parts // len(held.parts), x.shape[1]
+        own: Any = functools.partial(piece, x, held)
+        return jax.make_array_from_callback(shape, placed, own)
+
+    return Batch(*(place(np.asarray(x)) for x in batch))
+
+
+def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
+    """Of the rows of a share [b, T] what stands at `place` in the whole array [B, T]: rows of one
+    part, and some columns.
+    """
+    size = len(x) // len(held.parts)
+    start, stop, _ = place[0].indices(size * held.num_parts)
+    first = held.parts.index(start // size) * size
+    return x[first : first + stop - start, place[1]]
+
+
+def row_length(tokens: int, mesh: Mesh) -> int:
+    """What rows of so many tokens, which are not of the training length, are padded to: a power of
+    two, rounded up to a multiple of mesh.sequence.
+    """
+    ranks, power = mesh.shape["sequence"], 1 << (tokens - 1).bit_length()
+    return -(-power // ranks) * ranks

@@ -1,0 +1,65 @@
+"""Batches as global arrays: who loads which rows, and that every device gets its own piece."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lm.data.batch import WHOLE, Share
+from lm.parallel import placement, sharding
+from tests.lm import tiny
+
+ROWS, TIME = 8, 24
+# (data, fsdp, tensor, sequence), the process of every device, the parts that each process loads
+HELD = [
+    ((4, 2, 1, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+    ((1, 2, 4, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0,), (1,)]),
+    ((1, 1, 1, 8), [0, 0, 0, 0, 1, 1, 1, 1], [(0,), (0,)]),
+    ((2, 1, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0,), (0,), (1,), (1,)]),
+    ((2, 1, 1, 4), [0, 1, 0, 1, 0, 1, 0, 1], [(0, 1), (0, 1)]),
+    ((4, 1, 1, 3), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [(0, 1), (1, 2), (2, 3)]),
+    ((8, 1, 1, 1), [0, 0, 1, 1, 0, 0, 1, 1], [(0, 1, 4, 5), (2, 3, 6, 7)]),
+    ((1, 1, 2, 1), [0, 1], [(0,), (0,)]),
+]
+
+
+@pytest.mark.parametrize(("sizes", "holders", "parts"), HELD)
+def test_every_device_gets_its_piece_from_its_process(
+    sizes: tuple[int, ...], holders: list[int], parts: list[tuple[int, ...]]
+) -> None:
+    """Also where processes share the tokens of rows, or hold rows that are far apart."""
+    ways, ranks = sizes[0] * sizes[1], sizes[3]
+    grid = np.reshape(holders, sizes)
+    whole = np.arange(ROWS * TIME).reshape(ROWS, TIME)
+    rows, columns = ROWS // ways, TIME // ranks
+    for process, held in enumerate(parts):
+        share = placement.share_of(grid, ways, process)
+        assert share == Share(held, ways)
+        loaded = whole[share.rows(ROWS)]
+        for data, fsdp, _, rank in np.argwhere(grid == process).tolist():
+            part = data * sizes[1] + fsdp
+            # As JAX writes it: an axis that is not split is slice(None).
+            place = (
+                slice(rows * part, rows * (part + 1)) if ways > 1 else slice(None),
+                slice(columns * rank, columns * (rank + 1)) if ranks > 1 else slice(None),
+            )
+            np.testing.assert_array_equal(placement.piece(loaded, share, place), whole[place])
+
+
+@pytest.mark.parametrize(
+    "ways", [{"sequence": 8}, {"data": 2, "sequence": 4}, {"fsdp": 4, "tensor": 2}, {}], ids=str
+)
+def test_put(ways: dict[str, int]) -> None:
+    split, batch = tiny.mesh(**ways), tiny.batch(rows=ROWS, time=TIME)
+    assert placement.share(split).rows(ROWS) == WHOLE.rows(ROWS) == list(range(ROWS))
+    for host, placed in zip(batch, placement.put(batch, split), strict=True):
+        assert placed.sharding.is_equivalent_to(sharding.batch(split), 2)
+        assert placed.dtype == host.dtype
+        np.testing.assert_array_equal(placed, host)
+
+
+def test_rows_of_other_lengths_divide_over_time() -> None:
+    lengths = {1: [1, 4, 8, 32, 64], 3: [3, 6, 9, 33, 66], 8: [8, 8, 8, 32, 64]}
+    for ranks, expected in lengths.items():
+        split = tiny.mesh(sequence=ranks)
+        assert [placement.row_length(n, split) for n in (1, 4, 5, 32, 33)] == expected
