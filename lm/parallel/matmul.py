@@ -129,7 +129,9 @@ def products(
 ) -> list[jax.Array]:
     """x [..., *M] times parameters [*M, *N] -> [..., *N] of each, in the activations' dtype."""
     _, rules = shard.here(split.mesh, split.weights)
-    if not rules:
+    _, around = shard.here(split.mesh, split.activations)
+    # Rows as one dimension cannot stay split over time: each device would gather those of all.
+    if not rules and "T" not in around:
         return [_local(numerics, x, w, contracted) for w, _, contracted in weights]
     layouts = [_layout(split, x, weight) for weight in weights]
     found: dict[int, jax.Array] = {}

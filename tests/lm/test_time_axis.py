@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from lm import loss
 from lm.loss import LossOptions
@@ -82,3 +83,28 @@ def test_a_batch_is_laid_out_over_rows_and_time() -> None:
     split = tiny.mesh(data=2, sequence=2)
     x = jax.device_put(np.zeros((B, T)), sharding.batch(split))
     assert {shard.data.shape for shard in x.addressable_shards} == {(B // 2, T // 2)}
+
+
+@pytest.mark.parametrize("ways", [{"sequence": 4}, {"data": 2, "sequence": 2}], ids=str)
+def test_a_matmul_moves_no_tokens(ways: dict[str, int]) -> None:
+    """Each device multiplies its own tokens of several rows, though no axis splits the weights; the
+    gradient of the weights is summed, and nothing else is sent.
+    """
+    split = tiny.mesh(**ways)
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((B, T, D)), jnp.float32)
+    w = jnp.asarray(rng.standard_normal((D, VOCAB)), jnp.float32)
+
+    def found(split: Mesh) -> Any:
+        tokens = NamedSharding(split, sharding.batch(split).spec)
+        value = lambda x, w: jnp.sum(jnp.sin(context(split).matmul(x, (w, "D F", 1))[0]))
+        whole = sharding.replicated(split)
+        gradient = jax.value_and_grad(value, argnums=(0, 1))
+        places = {"in_shardings": (tokens, whole), "out_shardings": (whole, (tokens, whole))}
+        return jax.jit(gradient, **places).lower(x, w).compile()
+
+    text = found(split).as_text()
+    assert "all-reduce" in text
+    assert not re.search("all-gather|all-to-all|collective-permute", text)
+    run = lambda split: found(split)(*jax.device_put((x, w), found(split).input_shardings[0]))
+    same(run(split), run(tiny.mesh()))
