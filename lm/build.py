@@ -135,7 +135,7 @@ class Build(Parts):
 
     def put(self, batch: Batch) -> Batch:
         """The rows of `share` as global arrays on the mesh."""
-        return placement.put(batch, self.mesh)
+        return placement.put(batch, self.mesh, self.config.mesh.sequence_layout)
 
     def put_replicated(self, x: Any) -> jax.Array:
         return jax.device_put(x, sharding.replicated(self.mesh))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import meta
 
@@ -26,6 +27,7 @@ from lm.modules.embed import Embed, Head
 from lm.modules.losses import Losses, together
 from lm.modules.norm import RMSNorm
 from lm.modules.remat import remat_policy
+from lm.parallel import placement
 from lm.params import STACKED
 
 FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of keys, of modules
@@ -110,7 +112,9 @@ class Model(nn.Module):
         hidden, states, _ = self._span(tokens, segment_ids, positions, state)
         if state is None:
             return hidden, None
-        return hidden, ModelState(states, _next_positions(state.positions, segment_ids, positions))
+        places = placement.columns(tokens.shape[1], self.context.mesh, self.context.layout)
+        after = _next_positions(state.positions, segment_ids, positions, places)
+        return hidden, ModelState(states, after)
 
     def train(
         self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array
@@ -215,9 +219,13 @@ def padded_vocab_size(vocab_size: int) -> int:
     return -(-vocab_size // 128) * 128
 
 
-def _next_positions(before: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+def _next_positions(
+    before: jax.Array, segment_ids: jax.Array, positions: jax.Array, places: np.ndarray
+) -> jax.Array:
+    """`places`: of every column of the arrays in its row."""
     length = jnp.sum(segment_ids != 0, axis=1)
-    last = jnp.take_along_axis(positions, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+    is_last = places == (length - 1)[:, None]
+    last = jnp.sum(jnp.where(is_last, positions, 0), axis=1)
     return jnp.where(length > 0, last + 1, before)
 
 

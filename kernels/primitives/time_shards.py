@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -58,6 +59,13 @@ class Shards(NamedTuple):
         size = time // self.stretches
         last = 2 * self.count - 1 - rank
         return [rank * size, last * size] if self.layout == "zigzag" else [rank * size]
+
+    def columns(self, time: int) -> np.ndarray:
+        """The place in the row of all T tokens, rank after rank, on the host."""
+        pieces = np.arange(time, dtype=np.int32).reshape(self.count * self.stretches, -1)
+        if self.layout == "zigzag":
+            pieces = np.stack([pieces[: self.count], pieces[: self.count - 1 : -1]], axis=1)
+        return pieces.ravel()
 
     def places(self, rank: Int[Array, ""], time: int) -> Int[Array, " T/R"]:
         """The places in the row of all `time` tokens of a rank."""

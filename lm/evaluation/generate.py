@@ -129,10 +129,12 @@ def generate(
     # Rows are added until the batch divides over the mesh; they repeat the first prompt.
     ways = math.prod(model.context.mesh.shape[axis] for axis in model.context.rules.get("B", ()))
     rows = np.concatenate([np.arange(len(prompts)), np.zeros(-len(prompts) % ways, np.int64)])
-    padded = placement.row_length(int(lengths.max()), model.context.mesh)
+    where = model.context.mesh, model.context.layout
+    padded = placement.row_length(int(lengths.max()), *where)
     tokens = np.zeros((len(rows), padded), np.int32)
     for place, row in enumerate(rows):
         tokens[place, : lengths[row]] = prompts[row]
+    tokens = tokens[:, placement.columns(padded, *where)]
     picking = _Picking(
         jnp.float32(options.temperature),
         jnp.int32(options.top_k or vocabulary.size),
@@ -167,19 +169,20 @@ def trace(
 def _run(
     program: _Program, params: Any, tokens: jax.Array, lengths: jax.Array, picking: _Picking
 ) -> jax.Array:
-    """tokens int32 [B, P], lengths int32 [B] -> new tokens int32 [B, N], filled up with end of
-    text.
+    """tokens int32 [B, P], in the layout of time, and lengths int32 [B] -> new tokens int32 [B, N],
+    filled up with end of text.
     """
     model, variables = program.model, {"params": params}
     end, count = program.vocabulary.end_of_text, program.max_new_tokens
     batch, time = tokens.shape
-    index = jnp.arange(time, dtype=jnp.int32)
+    index = jnp.asarray(placement.columns(time, model.context.mesh, model.context.layout))
     segment_ids = (index < lengths[:, None]).astype(jnp.int32)
     # Zeros that XLA must take as they come: what the prefill asks of a state that it sees to be
     # empty it would work out as it compiles, an element at a time, in seconds that grow with B.
     state = jax.lax.optimization_barrier(model.init_state(batch, time + count))
     hidden, state = model.apply(variables, tokens, segment_ids, index * segment_ids, state)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    column = jnp.argsort(index)[lengths - 1]
+    last = jnp.take_along_axis(hidden, column[:, None, None], axis=1)[:, 0]
     head = typing.cast(jax.Array, model.apply(variables, method="head"))
     pick = functools.partial(_pick, program, head, picking)
     first = pick(last, jnp.int32(0))

@@ -95,17 +95,18 @@ class Scorer:
             dispatched = chosen, self._built.score(self._params, batch)
             self.buckets.add(bucket)
             if pending is not None:  # the device works on the next batch meanwhile
-                _collect(rows, pending, found)
+                self._collect(rows, pending, found)
             pending = dispatched
             advance(sum(len(rows[i].tokens) for i in chosen))
         if pending is not None:
-            _collect(rows, pending, found)
+            self._collect(rows, pending, found)
         self.cost += self._cost(rows, time.perf_counter() - start)
         return [scored for scored in found if scored is not None]
 
     def _bucket(self, length: int) -> int:
         context = self._built.config.data.context_length
-        bucket = placement.row_length(max(SMALLEST_BUCKET, length), self._built.mesh)
+        where = self._built.mesh, self._built.model.context.layout
+        bucket = placement.row_length(max(SMALLEST_BUCKET, length), *where)
         return context if length <= context < bucket else bucket
 
     def _batches(self, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[int]]]:
@@ -135,6 +136,21 @@ class Scorer:
         tokens, targets, segment_ids, positions, weights = fields
         return Batch(tokens, targets, segment_ids, positions, np.zeros(shape, np.int32), weights)
 
+    def _collect(
+        self, rows: Sequence[Row], pending: tuple[Sequence[int], Any], found: list[Scored | None]
+    ) -> None:
+        chosen, arrays = pending
+        nll, hit = processes.to_host(arrays)
+        where = self._built.mesh, self._built.model.context.layout
+        in_order = np.argsort(placement.columns(nll.shape[1], *where))
+        nll, hit = nll[:, in_order], hit[:, in_order]
+        for place, i in enumerate(chosen):
+            used = rows[i].weights > 0
+            # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite
+            # nll.
+            values = np.where(used, nll[place, : len(used)], 0.0).astype(np.float32)
+            found[i] = Scored(values, hit[place, : len(used)] & used)
+
     def _cost(self, rows: Sequence[Row], seconds: float) -> Cost:
         lengths = [int(np.count_nonzero(one.segment_ids)) for one in rows]
         for length in set(lengths) - self._flops.keys():
@@ -150,15 +166,3 @@ def check_length(what: str, tokens: int, limit: int, advice: str) -> None:
     """
     if tokens > limit:
         raise UserError(f"{what} has {tokens:,} tokens, the limit is {limit:,}; {advice}")
-
-
-def _collect(
-    rows: Sequence[Row], pending: tuple[Sequence[int], Any], found: list[Scored | None]
-) -> None:
-    chosen, arrays = pending
-    nll, hit = processes.to_host(arrays)
-    for place, i in enumerate(chosen):
-        used = rows[i].weights > 0
-        # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite nll.
-        values = np.where(used, nll[place, : len(used)], 0.0).astype(np.float32)
-        found[i] = Scored(values, hit[place, : len(used)] & used)

@@ -1,7 +1,7 @@
 """A batch of the host as global arrays, and which of its rows a process loads.
 
     mesh -> share: the parts of a batch that this process's devices hold -> the loader, the scorer
-    rows of the share [b, T] -> put -> global arrays [B, T]
+    rows of the share [b, T] -> put: columns in the layout of time -> global arrays [B, T]
 
 All that is trained on or scored goes through `put`. Processes whose devices share the tokens of
 rows load these rows alike, and each puts its columns of them on its devices.
@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from kernels.contract import Layout
+from kernels.primitives.time_shards import Shards
 from lm.data.batch import Batch, Share
 from lm.parallel import sharding, watch
 from lm.parallel.mesh import BATCH_AXES
@@ -37,16 +39,17 @@ def share_of(holders: np.ndarray, num_parts: int, process: int) -> Share:
     return Share(tuple(np.flatnonzero(held).tolist()), num_parts)
 
 
-def put(batch: Batch, mesh: Mesh) -> Batch:
+def put(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
     """The rows of this process's share, numpy arrays [b, T], as global arrays [B, T]."""
     placed, held = sharding.batch(mesh), share(mesh)
+    order = columns(batch.tokens.shape[1], mesh, layout)
 
     def place(x: np.ndarray) -> jax.Array:
         shape = len(x) * held.num_parts // len(held.parts), x.shape[1]
         own: Any = functools.partial(piece, x, held)
         return jax.make_array_from_callback(shape, placed, own)
 
-    return Batch(*(place(np.asarray(x)) for x in batch))
+    return Batch(*(place(np.asarray(x)[:, order]) for x in batch))
 
 
 def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
@@ -59,9 +62,21 @@ def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
     return x[first : first + stop - start, place[1]]
 
 
-def row_length(tokens: int, mesh: Mesh) -> int:
-    """What rows of so many tokens, which are not of the training length, are padded to: a power of
-    two, rounded up to a multiple of mesh.sequence.
+def columns(time: int, mesh: Mesh, layout: Layout) -> np.ndarray:
+    """The place in its row of every token of a global array, int32 [T]: the order of time where
+    the layout is contiguous, x[:, columns] for a host array x [b, T] in that order.
     """
-    ranks, power = mesh.shape["sequence"], 1 << (tokens - 1).bit_length()
-    return -(-power // ranks) * ranks
+    return _shards(mesh, layout).columns(time)
+
+
+def row_length(tokens: int, mesh: Mesh, layout: Layout) -> int:
+    """What rows of so many tokens, which are not of the training length, are padded to: a power of
+    two, rounded up to what the layout of time over mesh.sequence divides.
+    """
+    shards, power = _shards(mesh, layout), 1 << (tokens - 1).bit_length()
+    pieces = shards.count * shards.stretches
+    return -(-power // pieces) * pieces
+
+
+def _shards(mesh: Mesh, layout: Layout) -> Shards:
+    return Shards(("sequence",), mesh.shape["sequence"], layout)

@@ -52,14 +52,30 @@ def test_every_device_gets_its_piece_from_its_process(
 def test_put(ways: dict[str, int]) -> None:
     split, batch = tiny.mesh(**ways), tiny.batch(rows=ROWS, time=TIME)
     assert placement.share(split).rows(ROWS) == WHOLE.rows(ROWS) == list(range(ROWS))
-    for host, placed in zip(batch, placement.put(batch, split), strict=True):
+    for host, placed in zip(batch, placement.put(batch, split, "contiguous"), strict=True):
         assert placed.sharding.is_equivalent_to(sharding.batch(split), 2)
         assert placed.dtype == host.dtype
         np.testing.assert_array_equal(placed, host)
+
+
+def test_columns_in_zigzag() -> None:
+    """Rank r of R holds pieces r and 2 R - 1 - r of a row; of one rank the row stays as it is."""
+    split = tiny.mesh(sequence=2)
+    order = [0, 1, 6, 7, 2, 3, 4, 5]
+    assert placement.columns(8, split, "zigzag").tolist() == order
+    assert placement.columns(8, tiny.mesh(), "zigzag").tolist() == list(range(8))
+    assert placement.columns(8, split, "contiguous").tolist() == list(range(8))
+    batch = tiny.batch(rows=2, time=8)
+    placed = placement.put(batch, split, "zigzag")
+    for host, device in zip(batch, placed, strict=True):
+        np.testing.assert_array_equal(device, host[:, order])
 
 
 def test_rows_of_other_lengths_divide_over_time() -> None:
     lengths = {1: [1, 4, 8, 32, 64], 3: [3, 6, 9, 33, 66], 8: [8, 8, 8, 32, 64]}
     for ranks, expected in lengths.items():
         split = tiny.mesh(sequence=ranks)
-        assert [placement.row_length(n, split) for n in (1, 4, 5, 32, 33)] == expected
+        found = [placement.row_length(n, split, "contiguous") for n in (1, 4, 5, 32, 33)]
+        assert found == expected
+    assert placement.row_length(33, tiny.mesh(sequence=3), "zigzag") == 66
+    assert placement.row_length(3, tiny.mesh(sequence=3), "zigzag") == 6
