@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from experiments.hybrids.config import BLOCK, WINDOW, patterns
 from lm.families import MIXERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +113,18 @@ def test_every_mixer_shares_the_tokens_of_a_row(mixer: str) -> None:
     # One device rounds too: mamba2's gradient differs from it by 1.1e-5 where only rows are split.
     assert found.pop("gradient") < max(1e-5, 1.5 * by_rows["gradient"])
     check(mixer, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(patterns(6)))
+def test_every_hybrid_shares_the_tokens_of_a_row(name: str) -> None:
+    """Attention and recurrences lie on one layout of time."""
+    layers = {"full": {"mixer": "softmax"}, "window": WINDOW | {"window": 5}}
+    model: dict[str, Any] = {"model.pattern": patterns(6)[name], "model.num_layers": 6}
+    model["model.layers"] = layers | {"block": BLOCK | {"block": 8}}
+    found, by_rows = run([{"mesh.data": 2, "mesh.sequence": 4}, {"mesh.data": 8}], model)
+    assert found.pop("gradient") < max(1e-5, 1.5 * by_rows["gradient"])
+    check(name, found)
 
 
 @pytest.mark.slow

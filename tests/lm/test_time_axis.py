@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from lm import loss
+from lm.evaluation import generate, scoring
 from lm.loss import LossOptions
 from lm.modules.context import Context
 from lm.modules.embed import lookup
@@ -77,6 +78,30 @@ def test_the_loss(ways: dict[str, int]) -> None:
         return tiny.jit(lambda h, w: (gradient(h, w), scored(h, w)))(hidden, head)
 
     same(found(tiny.mesh(**ways)), found(tiny.mesh()))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_scores_and_samples_are_those_of_one_device(layout: str) -> None:
+    """Rows and prompts of other lengths than training's, in the order of time."""
+    model = {"model.pattern": "softmax,stickbreaking", "model.num_layers": 2, "mesh.data": 1}
+    split = {"mesh.sequence": 2, "mesh.tensor": 2, "mesh.sequence_layout": layout}
+    one, four = tiny.create(model), tiny.create(model | split, 4)
+    rng = np.random.default_rng(0)
+    rows = [scoring.row(rng.integers(0, 60, n)) for n in (3, 19, 24, 30)]
+    prompts = [rng.integers(0, 60, n).tolist() for n in (1, 5, 7)]
+    options = generate.GenerateOptions(
+        max_new_tokens=4, temperature=0.0, top_k=0, top_p=1.0, seed=0
+    )
+    vocabulary = generate.Vocabulary(tiny.VOCAB, tiny.VOCAB - 1)
+    found = []
+    for built in (one, four):
+        params = tiny.params(built)
+        new = generate.generate(
+            built.model, params, prompts, options=options, vocabulary=vocabulary
+        )
+        found.append(([x.nll for x in scoring.Scorer(built, params)(rows)], new))
+    same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
 
 
 def test_a_batch_is_laid_out_over_rows_and_time() -> None:
