@@ -153,12 +153,13 @@ type Form = Callable[..., tuple[Array, Any]]
 class Sent(NamedTuple):
     """Bytes that one rank sends in the forward pass of a call, and in its backward pass; `hops`:
     messages of both that wait for one another. A gather or scatter over R ranks is R - 1 of them,
-    an exchange between all ranks one.
+    an exchange between all ranks one. `calls`: JAX's collectives of floats in both, by name.
     """
 
     forward: float
     backward: float
     hops: int
+    calls: Mapping[str, int]
 
 
 # Which tokens a rank holds, see `primitives.time_shards`.

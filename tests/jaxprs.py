@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import jax
 import jax.extend.core
+
+from launch.benchmarks.programs import within
 
 # What XLA works out as it compiles, an element at a time, where it knows every operand.
 FOLDED = ("argmax", "argmin", "cum", "dot_general", "gather", "reduce", "scatter", "sort")
@@ -34,11 +35,3 @@ def foldable(jaxpr: Any, least: int, known: Collection[Any] = ()) -> Iterator[An
             known.update(eqn.outvars)
             if name.startswith(FOLDED) and any(x.aval.size >= least for x in eqn.invars):
                 yield eqn
-
-
-def within(eqn: Any) -> Iterator[Any]:
-    """The jaxprs that an equation holds: bodies of loops and calls, branches."""
-    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
-        inner = getattr(value, "jaxpr", value)
-        if hasattr(inner, "eqns"):
-            yield inner

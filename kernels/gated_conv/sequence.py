@@ -104,7 +104,7 @@ def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Se
     del op, options, itemsize
     messages = 1 + (ranks - 1).bit_length()
     tails = 4.0 * messages * dims["B"] * dims["H"] * dims["W"] * dims["K"]
-    return Sent(tails, tails, 2 * messages)
+    return Sent(tails, tails, 2 * messages, {"ppermute": 2 * messages})
 
 
 STRATEGIES = (Strategy("halo", _run, _sent, takes_all, ("contiguous",)), head_exchange.ALL_TO_ALL)

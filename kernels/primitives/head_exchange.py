@@ -97,13 +97,10 @@ def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Se
     if "G" in dims:
         sizes["G"] = max(dims["G"], ranks)
     texts = [spec.letters.split() for spec in op.needed(options).values()] + [op.out.split()]
-    numbers = sum(
-        float(np.prod([sizes[letter] for letter in names]))
-        for names in texts
-        if "T" in names and {"H", "G"} & set(names)
-    )
+    moved = [names for names in texts if "T" in names and {"H", "G"} & set(names)]
+    numbers = sum(float(np.prod([sizes[letter] for letter in names])) for names in moved)
     sent = (ranks - 1) / ranks * numbers * itemsize
-    return Sent(sent, sent, 4)
+    return Sent(sent, sent, 4, {"all_to_all": 2 * len(moved)})
 
 
 ALL_TO_ALL = Strategy("all_to_all", _run, _sent, _unsupported, LAYOUTS)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.interpreters import partial_eval as pe
 from jax.sharding import AxisType
 
 from kernels import contract, dispatch, shard
@@ -18,7 +17,7 @@ from kernels.contract import Case, Layout
 from kernels.primitives import kv_cache
 from kernels.primitives.time_shards import Shards
 from kernels.shard import Placement
-from tests import jaxprs
+from launch.benchmarks.programs import collectives
 from tests.kernels.contract_problem import (
     FORMS,
     QUICK,
@@ -314,7 +313,7 @@ def test_axes_of_time_stand_in_the_order_of_the_mesh():
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: Layout, dtype: str):
     """Integers do not count: of the forward pass, and with the gradients of what has a row for each
-    token.
+    token; and how many collectives that takes.
     """
     case, problem = a_problem(name, "packed", {})
     place = placement("eight", strategy, layout)
@@ -330,33 +329,14 @@ def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: L
     (found,) = [s for s in dispatch.get(name).sequence if s.name == strategy]
     options = dispatch.bind_options(dispatch.get(name), {}, case.dims)
     want = found.sent(dispatch.get(name), case.dims, options, jnp.dtype(dtype).itemsize, 8)
-    assert sent(forward, inputs) == pytest.approx(want.forward)
-    assert sent(both, inputs) == pytest.approx(want.forward + want.backward)
-
-
-def sent(call: Any, inputs: Any) -> float:
-    """Bytes of floats that a rank of eight sends, in what is left of the program when nothing is
-    computed that nobody reads.
-    """
-    closed = jax.make_jaxpr(call)(inputs)
-    used, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
-    times = {"all_gather": 7.0, "reduce_scatter": 7.0 / 8.0, "ppermute": 1.0, "psum": 14.0 / 8.0}
-    times["all_to_all"] = 7.0 / 8.0
-    return sum(
-        times[kind] * x.size * x.dtype.itemsize
-        for kind, x in collectives(used)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-    )
-
-
-def collectives(jaxpr: Any) -> Iterator[tuple[str, Any]]:
-    """(kind, operand) of every one, in bodies too."""
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if name != "axis_index" and (name == "psum" or "axis_name" in eqn.params):
-            yield from ((name, x.aval) for x in eqn.invars)
-        for inner in jaxprs.within(eqn):
-            yield from collectives(inner)
+    sent = lambda found: sum(x.sent(8) for x in found)
+    assert sent(collectives(forward, inputs)) == pytest.approx(want.forward)
+    in_both = collectives(both, inputs)
+    assert sent(in_both) == pytest.approx(want.forward + want.backward)
+    calls = {
+        kind: sum(x.times for x in in_both if x.kind == kind) for kind in {x.kind for x in in_both}
+    }
+    assert calls == want.calls
 
 
 def test_the_document_at_entry_is_that_of_the_token_before():
