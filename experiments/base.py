@@ -86,7 +86,7 @@ MESH = {
     "zero1": False,  # optimizer state in parts over the data axis
     "stream_over_tensor": False,  # the residual stream in parts of T over the tensor axis
     "sequence_strategy": "auto",  # how ops share T: a name, or "label=name,label=name"
-    "sequence_layout": "contiguous",  # or "zigzag": attention balanced, no recurrence
+    "sequence_layout": "contiguous",  # or "zigzag", which balances the work of attention
 }
 
 

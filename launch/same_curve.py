@@ -1,0 +1,52 @@
+"""Do two runs have the same curves?
+
+    python -m launch.same_curve A B [--tolerance=1e-4] [--metrics=train/loss,eval/] [--out=FILE]
+
+For every metric of the records of both, but times and counts of tokens, the largest difference at
+one step, relative to the larger value. Exit status 1 if one that is named by --metrics is above the
+tolerance. --out writes them as JSON, with B's command.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from lm.config import UserError
+
+METRICS = ("train/loss", "eval/")
+
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative", lower_bound=0.0)
+_METRICS = flags.DEFINE_list("metrics", list(METRICS), "that must agree, or how their names begin")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 3:
+        raise UserError(f"two runs are compared, {len(argv) - 1} were named; name A and B")
+    out = cli.out_file("out", _OUT.value, makes_folder=False)
+    from launch.benchmarks import machine
+    from lm import files
+    from lm.report import folder
+    from lm.studies import curves
+
+    one, other = folder.load([Path(path).expanduser() for path in argv[1:]])
+    found = curves.differences(one, other)
+    judged = {key: x for key, x in found.items() if key.startswith(tuple(_METRICS.value))}
+    if not judged:
+        raise UserError(f"no step of both runs has {' or '.join(_METRICS.value)}")
+    for key, x in found.items():
+        print(f"{key}: {x.relative:.2e} at step {x.step} ({x.one:.6g}, {x.other:.6g})")
+    worst = max(x.relative for x in judged.values())
+    print(f"largest of {', '.join(_METRICS.value)}: {worst:.2e}, tolerance {_TOLERANCE.value:g}")
+    if out is not None:
+        values = machine.describe("launch.same_curve") | curves.summary(one, other, judged)
+        files.replace(out, json.dumps(values, indent=2) + "\n")
+    return 0 if worst <= _TOLERANCE.value else 1
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)
