@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from kernels import dispatch
+from kernels.contract import Sent
 from kernels.strategies import LEAST_BYTES, Way
 from lm import families
 from lm.config import Config, MeshConfig, ModelConfig, UserError, nearest
@@ -45,7 +46,8 @@ class Group(NamedTuple):
 
 class LayerRecord(NamedTuple):
     """What run.json says of an op of one layer: the layer's index, label and mixer, the op's form
-    and why that form; `sequence`: the strategy of a split time axis and why, "" where it is whole.
+    and why that form; `sequence`: the strategy of a split time axis and why, "" where it is whole;
+    `sent`: what a rank then sends for one row.
     """
 
     layer: int
@@ -55,6 +57,7 @@ class LayerRecord(NamedTuple):
     form: str
     reason: str
     sequence: str = ""
+    sent: Sent | None = None
 
 
 def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
@@ -363,6 +366,7 @@ def block(
             raise UserError(f"model.layers.{label}: {error}") from None
         forms[form_field(key)] = resolved.form
         told = f"{split[key].strategy}: {split[key].reason}" if key in split else ""
-        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told))
+        sent = split[key].sent if key in split else None
+        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told, sent))
     mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)
     return layer.block.kind(context, mixer.clone(**forms), mlp, **layer.block.options), records

@@ -23,12 +23,13 @@ from lm import build as build_lib
 from lm import mup, optimizers, targets
 from lm import params as params_lib
 from lm.build import Build
-from lm.config import Config, UserError, to_mapping
+from lm.config import Config, to_mapping
 from lm.parallel import mesh as mesh_lib
-from lm.plan import changes, memory, program, times, traffic
+from lm.plan import changes, memory, program, time_axis, times, traffic
 from lm.plan.changes import Values
 from lm.plan.memory import Memory
 from lm.plan.program import Program
+from lm.plan.time_axis import Split
 from lm.plan.times import Times
 from lm.plan.traffic import Flow
 from lm.targets import Target
@@ -95,6 +96,7 @@ class Plan:
     program: Program | None
     fits: bool | None
     flows: tuple[Flow, ...]
+    splits: tuple[Split, ...]
     times: Times | None
     schedule: tuple[Rate, ...]
     saving: Saving
@@ -128,15 +130,10 @@ def plan(
 
     Raises:
       UserError: a mesh that does not fit the target's devices, sizes that do not divide, a compiler
-      that is not installed, a time axis that is split.
+      that is not installed.
     """
     devices = targets.devices(target)
     built = build_lib.build(config, devices)
-    if (ranks := built.mesh.shape["sequence"]) > 1:
-        raise UserError(
-            f"mesh.sequence={ranks}: a plan does not count what devices that share the tokens of a "
-            "row hold and send yet; set mesh.sequence=1"
-        )
     measured = memory.measure(config, devices)
     needs = memory.estimate(built, measured)
     compiled = program.create(built) if is_compiled else None
@@ -158,6 +155,7 @@ def plan(
         program=compiled,
         fits=fits,
         flows=tuple(flows),
+        splits=time_axis.splits(built),
         times=modelled,
         schedule=schedule(built),
         saving=saving(built, target, modelled),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lm import build as build_lib
 from lm.build import Build
 from lm.config import Config, UserError
+from lm.parallel import mesh as mesh_lib
 from lm.plan import memory as memory_lib
 from lm.plan.memory import Memory
 
@@ -88,7 +89,7 @@ def _candidates(built: Build) -> Iterator[Values]:
     what makes the run another one.
     """
     config, sizes = built.config, built.mesh.shape
-    data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
+    data, fsdp, tensor, ranks = (sizes[axis] for axis in mesh_lib.AXES)
     if data > 1 and not config.mesh.zero1:
         yield {"mesh.zero1": True}
     rows = config.batches.of(0) // (data * fsdp)
@@ -99,11 +100,13 @@ def _candidates(built: Build) -> Iterator[Values]:
     if config.model.remat != "full":
         yield {"model.remat": "full"} | ({"model.kept": {}} if config.model.kept else {})
     if data > 1:
-        yield _mesh(config, 1, fsdp * data, tensor)
+        yield _mesh(config, 1, fsdp * data, tensor, ranks)
     if data * fsdp % 2 == 0:  # twice the rows for half the devices, in as many more microbatches
         half = (data // 2, fsdp) if data % 2 == 0 else (data, fsdp // 2)
-        more = {"mesh.stream_over_tensor": True, "run.accumulation": 2 * config.run.accumulation}
-        yield {**_mesh(config, *half, tensor * 2), **more}
+        more = {"run.accumulation": 2 * config.run.accumulation}
+        streamed = {"mesh.stream_over_tensor": True}
+        yield {**_mesh(config, *half, tensor * 2, ranks), **streamed, **more}
+        yield {**_mesh(config, *half, tensor, ranks * 2), **more}
     if config.loss.chunk_size > 256:
         yield {"loss.chunk_size": config.loss.chunk_size // 2}
     if config.optimizer.memory == memory_lib.DEVICE:
@@ -112,10 +115,10 @@ def _candidates(built: Build) -> Iterator[Values]:
         yield {"data.batch_size": config.data.batch_size // 2}
 
 
-def _mesh(config: Config, data: int, fsdp: int, tensor: int) -> Values:
-    """The sizes that differ from the configuration's."""
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    return {f"mesh.{a}": n for a, n in sizes.items() if getattr(config.mesh, a) != n}
+def _mesh(config: Config, *sizes: int) -> Values:
+    """Of the sizes of all axes those that differ from the configuration's."""
+    named = zip(mesh_lib.AXES, sizes, strict=True)
+    return {f"mesh.{a}": n for a, n in named if getattr(config.mesh, a) != n}
 
 
 def _next_divisor(number: int, above: int) -> int:

@@ -83,13 +83,13 @@ def buffers(built: Build, measured: Activations) -> list[Buffer]:
     for residual in measured.residuals:
         if residual.is_host:
             continue
-        ways = memory.stream_ways(built) if residual.is_stream else tensor
-        amount = residual.row_bytes * rows_at_once / ways
+        of = memory.stream_ways if residual.is_stream else memory.inner_ways
+        amount = residual.row_bytes * rows_at_once / of(built)
         shape = f"{residual.dtype}{list(residual.shape)} a row"
         found.append(Buffer(amount, "activations", residual.module, shape))
     found += _weights(built)
     vocab = built.model.padded_vocab_size // tensor
-    tokens = int(min(config.loss.chunk_size, rows_at_once * config.data.context_length))
+    tokens = int(min(config.loss.chunk_size, rows_at_once * memory.tokens_of_row(built)))
     found.append(Buffer(4 * tokens * vocab, "logits", "loss", f"float32[{tokens}, {vocab}]"))
     return sorted(found, key=lambda buffer: -buffer.bytes)
 

@@ -91,7 +91,8 @@ class Activations:
     `largest_inner` those of the layer that keeps most.
 
     `stream` is as wide as the model, `inner` the rest (heads, feed-forward), which tensor
-    parallelism divides; `host` waits in host memory.
+    parallelism divides; `host` waits in host memory. Of a row whose tokens devices share it is the
+    sum over those: what each of them gathers counts as often.
     """
 
     residuals: tuple[Residual, ...]
@@ -148,7 +149,8 @@ def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[fl
 def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
     """What the model's forward pass hands to its backward pass and grows with the batch, largest
     first, of a mesh of few devices along each axis that the run splits: what is kept depends on
-    which axes those are, not on their sizes. Traced once in a process.
+    which axes those are, not on their sizes. Where devices share the tokens of rows it does depend:
+    on the number of ranks, and on the heads of each. Traced once in a process.
     """
     data = config.data
     mesh = _small(config, devices)
@@ -160,10 +162,13 @@ def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
 
 
 def _small(config: Config, devices: Sequence[Any]) -> MeshConfig:
-    """Each axis cut to its smallest prime factor, which divides whatever the axis divides."""
+    """Each axis cut to its smallest prime factor, which divides whatever the axis divides; tensor
+    and sequence as they are where time is split.
+    """
     sizes = mesh_lib.create(config.mesh, devices).shape
+    kept = ("tensor", "sequence") if sizes["sequence"] > 1 else ()
     few = {
-        axis: next((n for n in range(2, ways) if ways % n == 0), ways)
+        axis: ways if axis in kept else next((n for n in range(2, ways) if ways % n == 0), ways)
         for axis, ways in sizes.items()
     }
     return dataclasses.replace(config.mesh, **few, zero1=False)
@@ -257,7 +262,7 @@ def estimate(built: Build, measured: Activations) -> Memory:
     device, host = _by_place(built.abstract_state.opt_state, config.optimizer.memory)
     params = shard_bytes(built.abstract_state.params)
     rows, at_once = config.data.batch_size / build_lib.batch_ways(mesh), rows_at_once(built)
-    tensor, stream = mesh.shape["tensor"], stream_ways(built)
+    tensor, stream = inner_ways(built), stream_ways(built)
     kept = measured.stream / stream + measured.inner / tensor
     layer = measured.largest_stream / stream + measured.largest_inner / tensor
     gradients = params * (2 if config.run.accumulation > 1 else 1)
@@ -270,8 +275,7 @@ def estimate(built: Build, measured: Activations) -> Memory:
         gradients=gradients,
         activations=int(kept * at_once),
         working=int(working),
-        batch=int(rows * config.data.context_length * BATCH_BYTES)
-        + 4 * config.data.tokenizer.vocab_size,
+        batch=int(rows * tokens_of_row(built) * BATCH_BYTES) + 4 * config.data.tokenizer.vocab_size,
         host=host + int(measured.host / stream * at_once),
     )
 
@@ -282,9 +286,20 @@ def rows_at_once(built: Build) -> float:
     return rows / built.config.run.accumulation
 
 
+def tokens_of_row(built: Build) -> int:
+    """Tokens that one device holds of a row of the batch."""
+    return built.config.data.context_length // built.mesh.shape["sequence"]
+
+
 def stream_ways(built: Build) -> int:
     """Parts of the residual stream's time."""
-    return built.mesh.shape["tensor"] if built.config.mesh.stream_over_tensor else 1
+    ways = built.mesh.shape["tensor"] if built.config.mesh.stream_over_tensor else 1
+    return ways * built.mesh.shape["sequence"]
+
+
+def inner_ways(built: Build) -> int:
+    """Parts of what is as wide as heads or feed-forward."""
+    return built.mesh.shape["tensor"] * built.mesh.shape["sequence"]
 
 
 def shard_bytes(tree: Any) -> int:
@@ -331,7 +346,7 @@ def _gathered(built: Build) -> float:
 def _loss(built: Build, rows: float) -> float:
     """Chunk of logits with its exponentials and gradient, gradients of head and hidden states."""
     config = built.config
-    tokens = rows * config.data.context_length
+    tokens = rows * tokens_of_row(built)
     vocab = built.model.padded_vocab_size / built.mesh.shape["tensor"]
     chunk = min(config.loss.chunk_size, tokens)
     numerics = built.model.context.numerics

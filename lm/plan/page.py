@@ -9,7 +9,10 @@ from typing import Any
 
 from lm.config import UserError
 from lm.parallel import mesh as mesh_lib
+from lm.plan import traffic
 from lm.plan.table import duration, size
+from lm.plan.time_axis import Split
+from lm.plan.traffic import Flow
 
 Written = Mapping[str, Any]
 
@@ -84,11 +87,27 @@ def _sent(flows: Sequence[Written]) -> float:
     return sum(flow["bytes"] for flow in flows)
 
 
+def _splits(splits: Sequence[Written], program: Written) -> str:
+    """What the ops send along a split time axis, a sentence."""
+    known = [Split(**split) for split in splits]
+    parts = [
+        f"{size(x.forward)}, again {size(x.again)}, backward {size(x.backward)} for {x.op} of "
+        f"{x.label} by {x.strategy}"
+        for x in known
+    ]
+    flows = [Flow(x["kind"], tuple(x["axes"]), x["bytes"]) for x in program.get("flows", ())]
+    total, found = sum(x.bytes for x in known), traffic.of_strategies(known, flows)
+    sent = f"Along the split time axis a device sends {_both(total, found)} per step; by formula"
+    return f"{sent} forward {'; '.join(parts)}."
+
+
 def _notes(name: str, plan: Written) -> str:
     lines = [f"## {name}", "", "```", plan["launch"], "```"]
     substituted = [f"{f['label']}: {f['form']} ({f['substituted']})" for f in plan["forms"]]
     if any(form["substituted"] for form in plan["forms"]):
         lines += ["", f"Substituted: {'; '.join(substituted)}."]
+    if splits := plan.get("splits"):
+        lines += ["", _splits(splits, plan["program"] or {})]
     if plan["program"] and plan["program"]["refusal"]:
         lines += ["", f"The compiler: {plan['program']['refusal']}"]
     if "explained" in plan:

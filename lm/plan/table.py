@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lm.parallel import mesh as mesh_lib
-from lm.plan import Plan
+from lm.plan import Plan, traffic
 from lm.plan.traffic import Flow
 
 
@@ -17,6 +17,7 @@ def text(plan: Plan) -> str:
         _forms(plan),
         _memory(plan),
         _flows(plan),
+        *([_splits(plan)] if plan.splits else []),
         _times(plan),
         _schedule(plan),
         _tail(plan),
@@ -162,6 +163,21 @@ def _flows(plan: Plan) -> str:
         lines.append((name, size(formula.get(key, 0)), found))
     total = size(_sum(program.flows)) if program and has_program else "-"
     lines.append(("total", size(_sum(plan.flows)), total))
+    return rows(lines)
+
+
+def _splits(plan: Plan) -> str:
+    """What the strategies say that they send, and what of their kinds is compiled."""
+    names = ("along the split time axis", "op", "strategy", "forward", "again", "backward")
+    lines: list[tuple[str, ...]] = [(*names, "formula", "compiled")]
+    for split in plan.splits:
+        parts = (split.forward, split.again, split.backward, split.bytes)
+        name = f"{split.layers} x {split.label}"
+        lines.append((name, split.op, split.strategy, *map(size, parts), ""))
+    known = plan.program if plan.program is not None and not plan.program.refusal else None
+    found = traffic.of_strategies(plan.splits, known.flows) if known else None
+    total = [sum(getattr(x, key) for x in plan.splits) for key in (*names[3:], "bytes")]
+    lines.append(("total", "", "", *map(size, (*total, found))))
     return rows(lines)
 
 

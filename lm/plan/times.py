@@ -3,7 +3,9 @@
     compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s
     memory    bytes to and from HBM / its bandwidth: weights read for every pass over every
               microbatch, activations written and read, parameters, moments and gradients updated
-    network   bytes sent / bandwidth of the links they take, one collective after another
+              of the rank with most to do where devices share the tokens of rows (time_axis.py)
+    network   bytes sent / bandwidth of the links they take, one collective after another, and the
+              latency of the messages along a split time axis that wait for one another
     step      max(compute, memory) + network: nothing is hidden behind the network
 
 A real step is slower where matmuls miss the peak, faster where communication is hidden.
@@ -15,7 +17,8 @@ import dataclasses
 
 from lm import build as build_lib
 from lm.build import Build
-from lm.plan import traffic
+from lm.plan import memory as memory_lib
+from lm.plan import time_axis, traffic
 from lm.plan.memory import Activations, Memory
 from lm.plan.traffic import Flow
 from lm.targets import Target
@@ -45,12 +48,16 @@ def estimate(
     """None for a target without published rates."""
     config = built.config
     peak = target.chip.peak_flops(config.model.precision)
-    network = traffic.seconds(flows, built.mesh, target)
-    if peak is None or target.chip.hbm_bandwidth is None or network is None:
+    sending = traffic.seconds(flows, built.mesh, target)
+    if peak is None or target.chip.hbm_bandwidth is None or sending is None:
         return None
+    hops = sum(split.hops for split in time_axis.splits(built))
+    network = sending + hops * (target.chip.link_latency or 0.0)
+    length = config.data.context_length
+    busiest = 1 + time_axis.waiting(built) / build_lib.forward_flops(built, length)
     flops = build_lib.flops_per_token(built) * config.tokens_per_step / built.mesh.size
     again = recomputed(built, measured)
-    compute = flops * (1 + again / 3) / peak
+    compute = flops * busiest * (1 + again / 3) / peak
     moved = _hbm_bytes(built, memory, measured, again)
     to_memory = moved / target.chip.hbm_bandwidth
     step = max(compute, to_memory) + network
@@ -85,12 +92,12 @@ def recomputed(built: Build, measured: Activations) -> float:
 def _hbm_bytes(built: Build, memory: Memory, measured: Activations, again: float) -> float:
     """Of one device and step."""
     config, mesh = built.config, built.mesh
-    tensor = mesh.shape["tensor"]
+    tensor, tokens = mesh.shape["tensor"], memory_lib.tokens_of_row(built)
     weights = 2 * memory.parameters / 4 * mesh.shape["fsdp"]  # gathered, rounded to two bytes
     passes = config.run.accumulation * (3 + again)
     rows = config.data.batch_size / build_lib.batch_ways(mesh)
-    layer = measured.layer_stream + measured.layer_inner / tensor
+    layer = (measured.layer_stream + measured.layer_inner / tensor) / mesh.shape["sequence"]
     activations = 2 * rows * layer * config.model.num_layers * (1 + again)
-    chunks = rows * config.data.context_length * built.model.padded_vocab_size / tensor
+    chunks = rows * tokens * built.model.padded_vocab_size / tensor
     update = _UPDATE * (memory.optimizer + memory.host) / 8
     return passes * weights + activations + 4 * 4 * chunks + update

@@ -13,6 +13,8 @@ parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari e
               remat runs the layer again; one of the embeddings, one of their gradient. Under
               stream_over_tensor each is a reduce-scatter, and an all-gather comes before every
               branch, in every pass
+    sequence  per microbatch an all-reduce of every gradient, 8 n (R-1)/R, and what the strategy of
+              each op sends (time_axis.py); every device has 1/R of the tokens
 """
 
 from __future__ import annotations
@@ -29,10 +31,20 @@ from kernels import shard
 from lm import params as params_lib
 from lm.build import Build, batch_ways
 from lm.parallel.mesh import target as platform
-from lm.plan import hlo
+from lm.plan import hlo, time_axis
+from lm.plan.time_axis import Split
 from lm.targets import Target
 
 GRADIENT = 4  # bytes of an element: gradients and parameters are float32
+# Collectives of a strategy, forward and backward.
+KINDS = {
+    "all_to_all": ("all-to-all", "all-to-all"),
+    "gather": ("all-gather", "reduce-scatter"),
+    "states": ("all-gather", "all-gather"),
+    "ring": ("collective-permute", "collective-permute"),
+    "scan": ("collective-permute", "collective-permute"),
+    "halo": ("collective-permute", "collective-permute"),
+}
 
 
 class Flow(NamedTuple):
@@ -53,6 +65,10 @@ def formula(built: Build) -> list[Flow]:
         kind = "hidden" if info.contracted else info.role
         flows += _weight(built, kind, param, moment)
     flows += _tensor(built)
+    for split in time_axis.splits(built):
+        forward, backward = KINDS[split.strategy]
+        flows += [Flow(forward, ("sequence",), split.forward + split.again)]
+        flows += [Flow(backward, ("sequence",), split.backward)]
     return total(flows)
 
 
@@ -70,6 +86,14 @@ def compiled(text: str, mesh: Mapping[str, int]) -> list[Flow]:
     """Flows of a compiled step."""
     found = hlo.collectives(text, mesh)
     return total(Flow(c.kind, c.axes, c.times * c.bytes_sent) for c in found)
+
+
+def of_strategies(splits: Iterable[Split], flows: Iterable[Flow]) -> float:
+    """Bytes of the flows along the time axis alone that are of the kinds of these strategies; not
+    the sums of gradients.
+    """
+    kinds = {kind for split in splits for kind in KINDS[split.strategy]}
+    return sum(flow.bytes for flow in flows if flow.kind in kinds and flow.axes == ("sequence",))
 
 
 def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
@@ -95,6 +119,9 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     elif ways > 1:  # whole on every device of a batch axis: summed over it
         sent = 2 * local * GRADIENT * (ways - 1) / ways
         flows += [Flow("all-reduce", ("fsdp",), sent * microbatches)]
+    ways = sizes["sequence"]
+    sent = 2 * local * GRADIENT * (ways - 1) / ways
+    flows += [Flow("all-reduce", ("sequence",), sent * microbatches)]
     ways = sizes["data"]
     if ways > 1:
         sent = local * GRADIENT * (ways - 1) / ways
@@ -112,7 +139,7 @@ def _tensor(built: Build) -> list[Flow]:
     config, ways = built.config, built.mesh.shape["tensor"]
     if ways == 1:
         return []
-    tokens = config.tokens_per_step / batch_ways(built.mesh)
+    tokens = config.tokens_per_step / batch_ways(built.mesh) / built.mesh.shape["sequence"]
     width = config.model.width * built.model.context.numerics.compute_bytes
     once = tokens * width * (ways - 1) / ways
     branches = both = 0  # of all layers; layers with both a mixer and a feed-forward

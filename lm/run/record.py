@@ -37,6 +37,7 @@ from lm import params as params_lib
 from lm.build import Build
 from lm.config import Config, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
+from lm.layers import LayerRecord
 from lm.mapping import free_keys
 from lm.parallel import processes
 from lm.run import checkpoint, formats, items
@@ -230,7 +231,7 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "device_kind": devices[0].device_kind,
         "processes": processes.count(),
         "mesh": dict(built.mesh.shape),
-        "layers": [record._asdict() for record in built.layers],
+        "layers": [_of_layer(record) for record in built.layers],
         "parameters": params_lib.count(built.infos),
         "flops_per_token": build_lib.flops_per_token(built),
         "tokens_per_step": built.config.tokens_per_step,
@@ -245,6 +246,10 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _of_layer(record: LayerRecord) -> dict[str, Any]:
+    return record._asdict() | {"sent": record.sent and record.sent._asdict()}
 
 
 def commit() -> str:

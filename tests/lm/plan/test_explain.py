@@ -80,7 +80,7 @@ def test_the_explanation_names_buffers_and_changes() -> None:
     assert sum(line.startswith("--config.") for line in text.splitlines()) == 3
     listed = explain.explain(tiny.config(WIDE), jax.devices()[:4], MESSAGE)
     assert "named by the compiler" in listed
-    assert "the error says 18.50 GiB" in listed
+    assert "the error names 18.50 GiB" in listed
 
 
 def test_buffers_are_those_of_a_device() -> None:

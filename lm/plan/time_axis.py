@@ -1,0 +1,80 @@
+"""What the ops of a run send, and wait for, where devices share the tokens of rows.
+
+Each op of a layer has a strategy (kernels/strategies.py) that says what a rank sends for a row:
+that times the rows of a device is what a step sends, forward, once more where the backward pass
+runs the layer again, and backward.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kernels import dispatch
+from lm import build as build_lib
+from lm.build import Build
+
+
+class Split(NamedTuple):
+    """`layers` calls of an op in layers of one label, by one strategy. Bytes that a device sends in
+    a step: forward, `again` in the forward passes that remat repeats, and backward; `hops`:
+    messages of the step that wait for one another.
+    """
+
+    label: str
+    layers: int
+    op: str
+    strategy: str
+    forward: float
+    again: float
+    backward: float
+    hops: float
+
+    @property
+    def bytes(self) -> float:
+        return self.forward + self.again + self.backward
+
+
+def splits(built: Build) -> tuple[Split, ...]:
+    """In the order of the layers; () where no axis of the mesh splits time."""
+    config = built.config
+    rows = config.data.batch_size / build_lib.batch_ways(built.mesh)
+    repeats = 0 if config.model.remat == "none" else 1
+    found: dict[tuple[str, str, str], Split] = {}
+    for record in built.layers:
+        if record.sent is None:
+            continue
+        strategy, sent = record.sequence.partition(":")[0], record.sent
+        key = record.label, record.op, strategy
+        old = found.get(key, Split(record.label, 0, record.op, strategy, 0.0, 0.0, 0.0, 0.0))
+        found[key] = old._replace(
+            layers=old.layers + 1,
+            forward=old.forward + rows * sent.forward,
+            again=old.again + rows * sent.forward * repeats,
+            backward=old.backward + rows * sent.backward,
+            # Those of a pass of both directions: half of them forward.
+            hops=old.hops + config.run.accumulation * sent.hops * (1 + repeats / 2),
+        )
+    return tuple(found.values())
+
+
+def waiting(built: Build) -> float:
+    """FLOPs of a forward pass over a row during which all ranks wait for the one with most to do:
+    contiguous, the last tokens of a row see most; an exchange for heads and zig-zag rows share the
+    work evenly.
+    """
+    ranks, length = built.mesh.shape["sequence"], built.config.data.context_length
+    if ranks == 1 or built.config.mesh.sequence_layout == "zigzag":
+        return 0.0
+    total = 0.0
+    for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
+        for block in period.blocks:
+            strategies = block.mixer.context.strategies
+            for name, call in block.mixer.calls().items():
+                if strategies[name] == "all_to_all":
+                    continue
+                whole, before = (
+                    dispatch.flops(call.op, call.dims | {"B": 1, "T": tokens}, call.options)
+                    for tokens in (length, length - length // ranks)
+                )
+                total += repeat * (ranks * (whole - before) - whole)
+    return total
