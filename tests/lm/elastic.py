@@ -1,11 +1,13 @@
-"""A run that moves from 8 devices to 4 and to 2, and one that stays; test_processes.py runs it as a
+"""A run that moves to other devices twice, and one that stays; test_processes.py runs it as a
 process of 8 CPU devices, in a folder with a corpus:
 
-    python -m tests.lm.elastic FOLDER
+    python -m tests.lm.elastic FOLDER KEY_OF_MESHES
+
+FOLDER/whole.batches and moved.batches tell what their loaders handed over: a line a step.
 """
 
 import dataclasses
-import functools
+import hashlib
 import os
 import signal
 import sys
@@ -19,6 +21,9 @@ from lm import build as build_lib
 from lm import report, train
 from lm.build import Build
 from lm.config import Config
+from lm.data.batch import Batch
+from lm.data.loader import Loader
+from lm.parallel import mesh as mesh_lib
 from tests.lm import lab, tiny
 
 STEPS = 12
@@ -28,48 +33,66 @@ CHANGES = lab.CHANGES | {
     "optimizer.eps": 1e-3,  # a rounding error of a gradient near 0 must not become a sign
     "checkpoint.every": "4 steps",
 }
-MESHES: tuple[tuple[int, dict[str, Any]], ...] = (
-    (8, {"mesh.data": 4, "mesh.fsdp": 2}),
-    (4, {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.data": 1}),
-    (2, {"mesh.data": 2, "run.accumulation": 2, "model.remat": "full"}),
-)
+Mesh = tuple[int, dict[str, Any]]  # devices, and what of the configuration goes with them
+MESHES: dict[str, tuple[Mesh, Mesh, Mesh]] = {
+    "sizes": (
+        (8, {"mesh.data": 4, "mesh.fsdp": 2}),
+        (4, {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.data": 1}),
+        (2, {"mesh.data": 2, "run.accumulation": 2, "model.remat": "full"}),
+    ),
+    "sequence": (
+        (2, {"mesh.data": 1, "mesh.sequence": 2}),
+        (4, {"mesh.data": 1, "mesh.sequence": 4}),
+        (1, {"mesh.data": 1}),
+    ),
+}
 
 
-def config(folder: Path, mesh: int) -> Config:
-    return tiny.config(CHANGES | {"data.sources": lab.sources(folder / "corpus")} | MESHES[mesh][1])
+def config(folder: Path, mesh: Mesh) -> Config:
+    return tiny.config(CHANGES | {"data.sources": lab.sources(folder / "corpus")} | mesh[1])
 
 
-@functools.cache
-def compiled(folder: Path, mesh: int) -> Build:
-    """For one of `MESHES`, compiled once and fast."""
-    built = build_lib.build(config(folder, mesh), jax.devices()[: MESHES[mesh][0]])
+def compiled(folder: Path, mesh: Mesh) -> Build:
+    """Compiled fast."""
+    built = build_lib.build(config(folder, mesh), jax.devices()[: mesh[0]])
     once = {name: lab.compiled_once(getattr(built, name)) for name in ("init", "step", "score")}
     return dataclasses.replace(built, **once)
 
 
-def run(folder: Path, name: str, mesh: int, *, until: int) -> None:
+def run(built: Build, folder: Path, name: str, *, until: int) -> None:
     """As if stopped by a signal in step `until`."""
-    built = compiled(folder, mesh)
+    read = Loader.__next__
 
     def stop(call: int, args: Any) -> None:
         if until < STEPS and int(args[0].step) == until - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def small(*_: Any) -> Build:
+    def small(*_: Any, like: Build | None = None) -> Build:
         return dataclasses.replace(built, step=lab.hooked(built.step, stop))
 
+    def told(loader: Loader) -> Batch:
+        batch = read(loader)
+        with (folder / f"{name}.batches").open("a") as out:
+            print(*(hashlib.sha256(field.tobytes()).hexdigest() for field in batch), file=out)
+        return batch
+
     options = train.Options(workdir=folder / name, data_dir=folder / "data")
-    with mock.patch.object(build_lib, "build", small):
+    with (
+        mock.patch.object(mesh_lib, "foreseen", return_value=(built.mesh.size, ("cpu",))),
+        mock.patch.object(build_lib, "build", small),
+        mock.patch.object(Loader, "__next__", told),
+    ):
         done = train.run(built.config, options)
     assert (done.step, done.finished) == (until, until == STEPS)
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, meshes = Path(sys.argv[1]), MESHES[sys.argv[2]]
     with mock.patch.object(report, "write", lambda workdirs, out: out):
-        run(folder, "whole", 0, until=STEPS)
-        for mesh, until in enumerate((4, 8, STEPS)):
-            run(folder, "moved", mesh, until=until)
+        builds = [compiled(folder, mesh) for mesh in meshes]
+        run(builds[0], folder, "whole", until=STEPS)
+        for built, until in zip(builds, (4, 8, STEPS), strict=True):
+            run(built, folder, "moved", until=until)
 
 
 if __name__ == "__main__":

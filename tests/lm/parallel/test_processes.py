@@ -41,12 +41,13 @@ CHANGES: dict[str, Any] = {
 
 
 MESHES: list[dict[str, Any]] = [{}, {"mesh.data": 1, "mesh.sequence": 8}]
-HYBRID = {"model.pattern": "stickbreaking,gated_deltanet,gla,softmax", "model.num_layers": 4}
+HYBRID = {"model.pattern": "stickbreaking,gated_deltanet", "model.num_layers": 2}
 HEADS = {"model.num_heads": 8, "model.num_kv_heads": 8}
 SHARED_ROWS: list[tuple[int, int, dict[str, Any]]] = [
     (2, 4, MESHES[1] | HYBRID),
     (2, 4, MESHES[1] | HEADS | {"mesh.sequence_strategy": "all_to_all"}),
-    (4, 2, {"mesh.data": 2, "mesh.sequence": 4}),
+    (2, 4, MESHES[1] | {"mesh.sequence_layout": "zigzag", "run.accumulation": 2}),
+    (4, 2, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.sequence": 4}),
 ]
 
 
@@ -223,20 +224,32 @@ def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_elastic(tmp_path: Path) -> None:
-    """8, then 4, then 2 devices: the losses of a run that stayed on 8."""
+@pytest.mark.parametrize(
+    ("meshes", "first"),
+    [
+        ("sizes", "{'data': 4, 'fsdp': 2, 'tensor': 1, 'sequence': 1}"),
+        ("sequence", "{'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 2}"),
+    ],
+)
+def test_elastic(tmp_path: Path, meshes: str, first: str) -> None:
+    """The losses of a run that stayed on its devices, of the same batches bit for bit: on 8, then
+    4, then 2; on 2, then 4, that share the tokens of rows, then 1.
+    """
     lab_lib.write_corpus(tmp_path / "corpus")
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-m", "tests.lm.elastic", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.lm.elastic", str(tmp_path), meshes]
     done = subprocess.run(
         command, check=False, cwd=launched.ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path / "moved", tmp_path / "whole")
-    assert checkpoint.steps(tmp_path / "moved") == [4, 8, STEPS]
+    moved, whole = ((tmp_path / f"{name}.batches").read_text() for name in ("moved", "whole"))
+    assert moved == whole
+    assert len(whole.splitlines()) == STEPS
+    assert checkpoint.steps(tmp_path / "moved") == [4, 8, lab_lib.DECAY_START, STEPS]
     told = [line for line in done.stderr.splitlines() if "summed in another order" in line]
     assert len(told) == 2
-    assert "from mesh {'data': 4, 'fsdp': 2, 'tensor': 1, 'sequence': 1} of 1 processes" in told[0]
+    assert f"from mesh {first} of 1 processes" in told[0]
 
 
 @pytest.mark.parametrize(
