@@ -60,7 +60,7 @@ class TrainingBar(_Bar):
         self._start, self._end, self._tokens = start, end, tokens
         self._began = time.monotonic()
         self._last = (self._began, start)
-        self._rate = 0.0
+        self._pace = 0.0  # seconds a token
         self._is_shown = is_shown
         columns = MofNCompleteColumn(), TextColumn("{task.fields[note]}")
         super().__init__("training", *columns, is_shown=is_shown)
@@ -73,15 +73,15 @@ class TrainingBar(_Bar):
         now = time.monotonic()
         evaluations = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("eval/")]
         if self._last[1] > self._start and step > self._last[1] and not evaluations:
-            rate = (self._tokens(step) - self._tokens(self._last[1])) / (now - self._last[0])
+            pace = (now - self._last[0]) / (self._tokens(step) - self._tokens(self._last[1]))
             # A running mean over about twenty steps, so that one slow step does not make the
-            # estimate jump.
-            self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
+            # estimate jump; of times, since two steps that end together are told at one moment.
+            self._pace = pace if not self._pace else 0.95 * self._pace + 0.05 * pace
         self._last = (now, step)
         note = f"loss {values['train/loss']:.3f}  {values['train/bpb']:.3f} bits/byte"
-        if self._rate:
-            left = (self._tokens(self._end) - self._tokens(step)) / self._rate
-            note += f"  {self._rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
+        if self._pace:
+            left = (self._tokens(self._end) - self._tokens(step)) * self._pace
+            note += f"  {1 / self._pace:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
         self._bar.update(self._task, completed=step, note=note)
         if evaluations:
             self._console.print(f"step {step}: {', '.join(evaluations)}", highlight=False)

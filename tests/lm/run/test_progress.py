@@ -54,6 +54,18 @@ def test_evaluations_are_told_when_they_come(
     assert all("200 tokens/s" in line for line in found[2:] if "eval" not in line)
 
 
+def test_steps_that_are_told_together_do_not_raise_the_rate(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    """Every second step is told with the one before it, a moment later."""
+    with TrainingBar(start=0, end=100, tokens=lambda step: 100 * step) as bar:
+        for step in range(1, 101):
+            clock[0] = (step + step % 2) / 2 + 1e-6 * step
+            bar.update(step, VALUES)
+    rates = [int(re.findall(r"(\d+) tokens/s", line)[0]) for line in lines(capsys)[2:]]
+    assert all(150 < rate < 250 for rate in rates[5:])
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (5, 5), (3, 7)])
 def test_short_and_resumed_runs(
     start: int, end: int, capsys: pytest.CaptureFixture[str], clock: list[float]
