@@ -1,4 +1,5 @@
-"""Linear attention with decay over a split time axis (LASP-2, Sun et al., arXiv 2502.07563).
+"""Linear attention with decay over a split time axis: LASP-2 (Sun et al., arXiv 2502.07563) gathers
+what every rank does to the state, the All-Scan of ZeCO (arXiv 2507.01004) hands the state on.
 
 With S what enters a rank, decay(i..j) the product of decays of its tokens i to j, and `out` and M
 what the local form gives from an empty state:
@@ -6,7 +7,7 @@ what the local form gives from an empty state:
     o_i = out_i + (scale decay(1..i) q_i) S        S' = decay(1..T/R) S + M
     M   = sum_j (decay(j+1..T/R) k_j) v_j^T
 
-M is also one product of all keys and values, which does not wait for the local form: it is gathered
+M is also one product of all keys and values, which does not wait for the local form: it is sent
 while that runs. Tokens behind a document's start inside the shard read nothing of S; M is that of
 the last document, and decay(1..T/R) is 0 where that did not come in.
 """
@@ -22,9 +23,9 @@ from jaxtyping import Array, Float, Int
 from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.gated_linear.tile import GatedState
 from kernels.letters import Inputs
-from kernels.primitives import head_exchange, state_gather
+from kernels.primitives import head_exchange, rank_state, state_gather, state_scan
 from kernels.primitives.products import EXACT
-from kernels.primitives.state_gather import Places
+from kernels.primitives.rank_state import Enter, Places
 from kernels.primitives.time_shards import Shards
 
 
@@ -40,6 +41,7 @@ def _advance(done: Done, s: Float[Array, "B H K V"]) -> Float[Array, "B H K V"]:
 
 
 def _run(
+    enter: Enter,
     local: Callable[..., tuple[Array, Any]],
     inputs: Inputs,
     segment_ids: Int[Array, "B T/R"] | None,
@@ -52,17 +54,16 @@ def _run(
     """Output of this rank's tokens, and the state after those of all ranks."""
     del op
     entry = shards.entry(segment_ids, state.segment)
-    places = state_gather.places(segment_ids, entry, inputs["k"].shape[1])
+    places = rank_state.places(segment_ids, entry, inputs["k"].shape[1])
     done = jax.checkpoint(_do)(inputs, places)
-    s = state_gather.enter(_advance, shards, done, state.s)
-    out, left = local(inputs, segment_ids, GatedState(jnp.zeros_like(s), entry))
+    s = enter(_advance, shards, done, state.s)
+    own = local(inputs, segment_ids, GatedState(jnp.zeros_like(s), entry))
     read = jax.checkpoint(partial(_read, scale=options["scale"]))(inputs, places, s)
-    after = GatedState(done.decay * s + left.s, left.segment)
-    return (out.astype(jnp.float32) + read).astype(out.dtype), shards.last(after)
+    return rank_state.add_entered(own, read, done.decay * s, shards)
 
 
 def _do(inputs: Inputs, places: Places) -> Done:
-    """Of all tokens of a rank."""
+    """What the tokens of a rank do to the state."""
     k, v = (inputs[name].astype(jnp.float32) for name in "kv")
     k = jnp.where((places.last & places.real)[..., None, None], k, 0.0)
     is_through = places.came[:, -1:, None, None].astype(jnp.float32)
@@ -99,12 +100,28 @@ def _log_decay(inputs: Inputs, places: Places) -> Float[Array, "B T H #K"] | Non
     return jnp.where(places.real[..., None, None], x, 0.0)
 
 
-def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """One state a rank and its decay; the same for any T."""
     del op, itemsize
-    state = dims["B"] * dims["H"] * dims["K"] * dims["V"]
     per_row = {"none": 1, "scalar": dims["H"], "vector": dims["H"] * dims["K"]}
-    return state_gather.sent(state + dims["B"] * per_row[options["decay"]], state, ranks)
+    done = _numbers(dims) + dims["B"] * per_row[options["decay"]]
+    return state_gather.sent(done, _numbers(dims), ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all, ("contiguous",)), head_exchange.ALL_TO_ALL)
+def _handed_on(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+    """One state; the same for any T."""
+    del op, options, itemsize
+    return state_scan.sent(_numbers(dims), dims["K"], ranks)
+
+
+def _numbers(dims: Dims) -> int:
+    """How many the state has."""
+    return dims["B"] * dims["H"] * dims["K"] * dims["V"]
+
+
+_by_rows = partial(state_scan.enter, state_scan.Cut(axis=2))
+STRATEGIES = (
+    Strategy("states", partial(_run, state_gather.enter), _gathered, takes_all, ("contiguous",)),
+    Strategy("scan", partial(_run, _by_rows), _handed_on, takes_all, ("contiguous",)),
+    head_exchange.ALL_TO_ALL,
+)

@@ -183,7 +183,7 @@ def _modal(
         last = jnp.max(jnp.where(ids != 0, index, -1), axis=1)
     flat = [inputs[name].astype(jnp.float32) for name in ("log_magnitude", "angle", "c_re", "c_im")]
     magnitude, angle, c_re, c_im = (part.reshape(-1, part.shape[-1]) for part in flat)
-    table = tile.powers(length, magnitude, angle)
+    table = tile.powers(jnp.arange(length + 1), length, magnitude, angle)
     maps = tile.maps(table[0], table[1], c_re, c_im)
     h = jnp.concatenate([_by_channel(old.re), _by_channel(old.im)], axis=-1)
     out, entries = _mix(length, maps, x, h, ranked)

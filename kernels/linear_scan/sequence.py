@@ -1,4 +1,5 @@
-"""Diagonal recurrences over a split time axis, by gathering what every rank does to the state.
+"""Diagonal recurrences over a split time axis, by gathering what every rank does to the state or by
+handing the state on from rank to rank, some channels at a time.
 
 The local form runs twice: from an empty state, of which what it leaves is read alone, and from the
 state that enters. With a the product of the gates of a rank's tokens, or for n tokens lambda^n,
@@ -13,14 +14,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.letters import Inputs
 from kernels.linear_scan import tile
 from kernels.linear_scan.tile import Modes
-from kernels.primitives import head_exchange, state_gather
-from kernels.primitives.state_gather import Places
+from kernels.primitives import head_exchange, rank_state, state_gather, state_scan
+from kernels.primitives.rank_state import Enter, Places
 from kernels.primitives.time_shards import Shards
 
 
@@ -55,6 +56,7 @@ def _advance(done: Done, h: Parts) -> Parts:
 
 
 def _run(
+    enter: Enter,
     local: Callable[..., tuple[Array, Any]],
     inputs: Inputs,
     segment_ids: Int[Array, "B T/R"] | None,
@@ -67,14 +69,14 @@ def _run(
     """Output of this rank's tokens, and the state after those of all ranks."""
     del op
     entry = shards.entry(segment_ids, state.segment)
-    places = state_gather.places(segment_ids, entry, inputs["x"].shape[1])
+    places = rank_state.places(segment_ids, entry, inputs["x"].shape[1])
     of = partial(_parts, is_complex=options["transition"] == "modes")
     empty = Modes(jnp.zeros_like(state.re), jnp.zeros_like(state.im), jnp.zeros_like(entry))
     _, left = local(inputs, segment_ids, empty)
     column = lambda x: x.astype(jnp.float32)[:, None, None, None]
     came, some = column(places.came[:, -1]), column(jnp.any(places.real, axis=1))
     done = Done(came, some, _factor(inputs, places), of(left))
-    entered = state_gather.enter(_advance, shards, done, of(state))
+    entered = enter(_advance, shards, done, of(state))
     im = state.im if entered.im is None else entered.im
     out, after = local(inputs, segment_ids, Modes(entered.re, im, entry))
     return out, shards.last(after)
@@ -85,7 +87,7 @@ def _parts(state: Modes, *, is_complex: bool) -> Parts:
 
 
 def _factor(inputs: Inputs, places: Places) -> Parts | None:
-    """a of all tokens of a rank; padding does not count."""
+    """The product a of the gates of a rank's tokens; padding does not count."""
     if "log_decay" in inputs:
         log_decay = inputs["log_decay"].astype(jnp.float32)
         total = jnp.sum(jnp.where(places.real[..., None, None], log_decay, 0.0), axis=1)
@@ -93,38 +95,33 @@ def _factor(inputs: Inputs, places: Places) -> Parts | None:
     if "angle" in inputs:
         count = jnp.sum(places.real, axis=1, dtype=jnp.int32)
         modes = (inputs[name].astype(jnp.float32) for name in ("log_magnitude", "angle"))
-        return _power(count, places.real.shape[1], *modes)
+        return Parts(*tile.powers(count, places.real.shape[1], *modes))
     return None
 
 
-def _power(
-    count: Int[Array, " B"],
-    most: int,
-    log_magnitude: Float[Array, "H K N"],
-    angle: Float[Array, "H K N"],
-) -> Parts:
-    """lambda^count, of at most `most`: a product of the powers 2^k, whose angles have no rounding
-    error (`tile`).
-    """
-    re = jnp.ones((count.shape[0], *angle.shape), jnp.float32)
-    im = jnp.zeros_like(re)
-    for bit in range(most.bit_length()):
-        size = 2.0**bit
-        magnitude = jnp.exp(size * log_magnitude)
-        step = magnitude * jnp.cos(size * angle), magnitude * jnp.sin(size * angle)
-        is_set: Bool[Array, "B 1 1 1"] = (((count >> bit) & 1) == 1)[:, None, None, None]
-        far = tile.turn(re, im, *step)
-        re, im = jnp.where(is_set, far[0], re), jnp.where(is_set, far[1], im)
-    return Parts(re, im)
-
-
-def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
     """One state a rank, and what multiplies it; the same for any T."""
     del op, itemsize
-    channels = dims["B"] * dims["H"] * dims["K"]
-    state = channels * (2 * dims["N"] if options["transition"] == "modes" else 1)
+    state = _numbers(dims, options)
     factors = 0 if options["transition"] == "log_sum" else state
     return state_gather.sent(2 * dims["B"] + factors + state, state, ranks)
 
 
-STRATEGIES = (Strategy("states", _run, _sent, takes_all, ("contiguous",)), head_exchange.ALL_TO_ALL)
+def _handed_on(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
+    """One state; the same for any T."""
+    del op, itemsize
+    return state_scan.sent(_numbers(dims, options), dims["K"], ranks)
+
+
+def _numbers(dims: Dims, options: Options) -> int:
+    """How many the state has."""
+    each = 2 * dims["N"] if options["transition"] == "modes" else 1
+    return dims["B"] * dims["H"] * dims["K"] * each
+
+
+_by_channels = partial(state_scan.enter, state_scan.Cut(axis=2))
+STRATEGIES = (
+    Strategy("states", partial(_run, state_gather.enter), _gathered, takes_all, ("contiguous",)),
+    Strategy("scan", partial(_run, _by_channels), _handed_on, takes_all, ("contiguous",)),
+    head_exchange.ALL_TO_ALL,
+)

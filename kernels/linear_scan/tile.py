@@ -42,48 +42,58 @@ class Maps(NamedTuple):
 
 
 def _powers(
-    length: int, log_magnitude: Float[Array, "D N"], angle: Float[Array, "D N"]
-) -> tuple[Float[Array, "l D N"], Float[Array, "l D N"]]:
-    """lambda^l for l = 0 ... `length`, as real and imaginary parts.
+    number: Int[Array, " l"],
+    most: int,
+    log_magnitude: Float[Array, "*channels N"],
+    angle: Float[Array, "*channels N"],
+) -> tuple[Float[Array, "l *channels N"], Float[Array, "l *channels N"]]:
+    """lambda^n of each `number` n, from 0 to `most`, as real and imaginary parts.
 
     The powers 1, 2, 4, ... come from exp, cos and sin: 2^k times the angle has no rounding error,
-    where l times it has one that grows with l. The others are products of at most log2(l) of them.
+    where n times it has one that grows with n. The others are products of at most log2(n) of them.
     """
-    bits = length.bit_length()
-    sizes = 2.0 ** jnp.arange(bits, dtype=jnp.float32)[:, None, None]
+    bits = most.bit_length()
+    sizes = 2.0 ** _column(jnp.arange(bits, dtype=jnp.float32), angle)
     magnitude = jnp.exp(sizes * log_magnitude)
     step_re, step_im = magnitude * jnp.cos(sizes * angle), magnitude * jnp.sin(sizes * angle)
-    number = jnp.arange(length + 1, dtype=jnp.int32)[:, None, None]
-    re = jnp.ones((length + 1, *angle.shape), jnp.float32)
+    column = _column(number, angle)
+    re = jnp.ones((number.size, *angle.shape), jnp.float32)
     im = jnp.zeros_like(re)
     # One elementwise pass: concatenating ever longer tables takes XLA seconds to compile.
     for bit in range(bits):
-        is_set = (number >> bit) & 1 == 1
+        is_set = (column >> bit) & 1 == 1
         far_re, far_im = turn(re, im, step_re[bit], step_im[bit])
         re, im = jnp.where(is_set, far_re, re), jnp.where(is_set, far_im, im)
     return re, im
 
 
+def _column(numbers: Array, like: Array) -> Array:
+    """[l] -> [l, 1, ...], one for each array like this."""
+    return numbers.reshape(-1, *(1,) * like.ndim)
+
+
 def _powers_forward(
-    length: int, log_magnitude: Array, angle: Array
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    table = _powers(length, log_magnitude, angle)
-    return table, table
+    number: Array, most: int, log_magnitude: Array, angle: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    re, im = _powers(number, most, log_magnitude, angle)
+    return (re, im), (number, re, im)
 
 
 def _powers_backward(
-    length: int, table: tuple[Array, Array], cotangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    """d lambda^l / d log lambda = l lambda^l."""
-    (re, im), (d_re, d_im) = table, cotangents
-    number = jnp.arange(length + 1, dtype=jnp.float32)[:, None, None]
+    most: int, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[None, Array, Array]:
+    """d lambda^n / d log lambda = n lambda^n."""
+    del most
+    (number, re, im), (d_re, d_im) = saved, cotangents
+    count = _column(number, re[0]).astype(jnp.float32)
     return (
-        jnp.sum(number * (re * d_re + im * d_im), axis=0),
-        jnp.sum(number * (re * d_im - im * d_re), axis=0),
+        None,
+        jnp.sum(count * (re * d_re + im * d_im), axis=0),
+        jnp.sum(count * (re * d_im - im * d_re), axis=0),
     )
 
 
-powers = jax.custom_vjp(_powers, nondiff_argnums=(0,))
+powers = jax.custom_vjp(_powers, nondiff_argnums=(1,))
 powers.defvjp(_powers_forward, _powers_backward)
 
 

@@ -1,40 +1,27 @@
-"""Recurrences over a split time axis by gathering what every rank does to the state (LASP-2, Sun et
+"""A recurrence over ranks (`rank_state`) by gathering what each does to the state (LASP-2, Sun et
 al., arXiv 2502.07563, for decays; here for any map of a state).
 
-To a rank its tokens are one step of a recurrence over ranks. With `done` what they do,
-
-    entered_0 = the carried state        entered_{r+1} = advance(done_r, entered_r)
-
-for example advance((decay, left), S) = decay S + left. `done` and the state are of one size for any
-T, so a rank sends the same few bytes however long rows are: `done` of all ranks is gathered once
-forward (under rematerialization again), and the cotangents of `entered` once backward. Each rank
-then walks over all R of them by itself, which for R up to some hundreds is little beside its
-tokens.
+`done` of all ranks is gathered once forward, and the cotangents of `entered` once backward. Each
+rank then walks over all R of them by itself, which for R up to some hundreds is little beside its
+tokens. Rematerialization gathers `done` again, unless its policy keeps `rank_state.STATES`.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jax.ad_checkpoint import checkpoint_name
+from jax.flatten_util import ravel_pytree
 
-from kernels import segments
 from kernels.contract import Sent
+from kernels.primitives.rank_state import STATES, Advance
 from kernels.primitives.time_shards import Shards
 
-type Advance = Callable[[Any, Any], Any]
 
-
-def enter[S](advance: Callable[[Any, S], S], shards: Shards, done: Any, first: S) -> S:
-    """The state at this rank's first token.
-
-    `advance(done, state)` is the state after the tokens of a rank; `done` and the state are trees
-    of float32 [B, ...]. `first`, the state before rank 0, is whole on every rank.
-    """
+def enter(advance: Advance, shards: Shards, done: Any, first: Any) -> Any:
+    """The state at this rank's first token; see `rank_state.Enter`."""
     return _enter(advance, shards, done, first)
 
 
@@ -44,7 +31,7 @@ def _enter(advance: Advance, shards: Shards, done: Any, first: Any) -> Any:
 
 
 def _forward(advance: Advance, shards: Shards, done: Any, first: Any) -> tuple[Any, Any]:
-    every = _gather(shards, done)
+    every = checkpoint_name(_gather(shards, done), STATES)
     return _of_rank(shards, _walk(advance, every, first)), (every, first)
 
 
@@ -73,32 +60,8 @@ def _of_rank(shards: Shards, every: Any) -> Any:
 
 def _gather(shards: Shards, tree: Any) -> Any:
     """[B, ...] of every rank as [R, B, ...], in one message a rank."""
-    leaves, structure = jax.tree.flatten(tree)
-    batch = leaves[0].shape[0]
-    flat = jnp.concatenate([x.reshape(batch, -1) for x in leaves], axis=1)
-    every = lax.all_gather(flat, shards.axes)
-    ends = np.cumsum([x.size // batch for x in leaves])[:-1]
-    parts = jnp.split(every, ends, axis=2)
-    found = [part.reshape(-1, *x.shape) for part, x in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(structure, found)
-
-
-class Places(NamedTuple):
-    """Tokens of the document that came in, those of the last one, and those that are no padding."""
-
-    came: Bool[Array, "B T/R"]
-    last: Bool[Array, "B T/R"]
-    real: Bool[Array, "B T/R"]
-
-
-def places(segment_ids: Int[Array, "B T/R"] | None, entry: Int[Array, " B"], time: int) -> Places:
-    """Of a rank's tokens, the first of which continue `entry`; padding counts to the token before
-    it.
-    """
-    belongs = segments.continued(segment_ids, entry, time)
-    begun = segments.counted(belongs, entry)
-    real = jnp.ones_like(begun, bool) if segment_ids is None else segment_ids != 0
-    return Places(begun == 0, begun == begun[:, -1:], real)
+    flat, tree_of = ravel_pytree(tree)
+    return jax.vmap(tree_of)(lax.all_gather(flat, shards.axes))
 
 
 def sent(done: float, state: float, ranks: int) -> Sent:

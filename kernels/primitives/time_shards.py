@@ -48,10 +48,10 @@ class Shards(NamedTuple):
         return lax.axis_index(self.axes)
 
     def from_before(self, tree: Any, distance: int) -> Any:
-        """What the rank `distance` before this one has; zeros on the first ranks, which have none
-        there. Differentiated, the cotangents go the way back.
+        """What the rank `distance` before this one has, behind it where that is negative; zeros on
+        ranks that have none there. Differentiated, the cotangents go the way back.
         """
-        pairs = [(r, r + distance) for r in range(self.count - distance)]
+        pairs = [(r, r + distance) for r in range(self.count) if 0 <= r + distance < self.count]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axes, pairs), tree)
 
     def first(self, rank: Int[Array, ""], time: int) -> list[Int[Array, ""]]:

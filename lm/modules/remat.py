@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 
+from kernels.primitives.rank_state import STATES
 from lm.config import ModelConfig
 from lm.parallel.matmul import PROJECTION
 
 # Tensors that model.kept may name: the layer's input, its two norms, the output of the mixer's op,
-# of the mixer, the two halves of a SwiGLU, the output of the feed-forward.
-NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp")
+# of the mixer, the two halves of a SwiGLU, the output of the feed-forward; and where the time axis
+# is split, the states that ranks of a recurrence send each other.
+NAMES = ("stream", "mixer_norm", "op", "mixer", "mlp_norm", "mlp_gate", "mlp_up", "mlp", STATES)
 PLACES = ("device", "host")  # where a tensor of `kept` waits for the backward pass
 
 

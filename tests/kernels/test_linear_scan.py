@@ -43,7 +43,7 @@ def test_powers_of_many_turns():
     random = np.random.default_rng(0)
     angle = random.uniform(-30.0, 30.0, (4, 9)).astype(np.float32)
     magnitude = -random.uniform(0.0, 0.05, (4, 9)).astype(np.float32)
-    re, im = tile.powers(128, jnp.asarray(magnitude), jnp.asarray(angle))
+    re, im = tile.powers(jnp.arange(129), 128, jnp.asarray(magnitude), jnp.asarray(angle))
     lag = np.arange(129.0)[:, None, None]
     want = np.exp(lag * (magnitude.astype(np.float64) + 1j * angle.astype(np.float64)))
     assert np.abs(np.asarray(re) + 1j * np.asarray(im) - want).max() < 2e-6

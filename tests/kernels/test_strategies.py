@@ -1,7 +1,10 @@
-"""What each strategy of a split time axis asks of its own: heads that are exchanged, and maps of a
-state that do not forget. What all of them share is in test_time_axis.
+"""What each strategy of a split time axis asks of its own: heads that are exchanged, maps of a
+state that do not forget, states that are handed on in blocks. What all of them share is in
+test_time_axis.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +14,23 @@ import pytest
 from jax.sharding import AxisType
 
 from kernels import contract, dispatch
+from kernels.blocks import Chunk
+from kernels.primitives.rank_state import STATES
+from kernels.primitives.state_scan import num_blocks
 from kernels.shard import Placement
-from tests.kernels.contract_problem import QUICK, a_case, sizes
+from launch.benchmarks.programs import Collective, collectives
+from tests.kernels.contract_problem import (
+    QUICK,
+    a_case,
+    assert_close,
+    over_time,
+    settings,
+    sizes,
+    tolerance,
+)
 
 TIME = 40
+SIZES = sizes(TIME) | {"K": 12, "V": 20}  # of recurrences
 
 
 def placement(ranks: int, strategy: str) -> Placement:
@@ -22,19 +38,21 @@ def placement(ranks: int, strategy: str) -> Placement:
     return Placement(mesh, {"T": ("sequence",)}, strategy, "contiguous")
 
 
-def assert_split_equals_whole(name: str, inputs: Any, options: Any, place: Placement) -> None:
-    """Of a loss and all its gradients, relative to the largest of each."""
+def assert_split_equals_whole(
+    name: str, inputs: Any, options: Any, place: Placement, blocks: Any = None
+) -> None:
+    """The output and the gradients of all inputs."""
 
-    def value(inputs: Any, place: Placement | None) -> jax.Array:
-        given = {"form": "chunked", "options": options, "placement": place}
-        return jnp.sum(jnp.sin(3.0 * dispatch.apply(name, inputs, **given)[0]))
+    def run(inputs: Any, place: Placement | None) -> tuple[jax.Array, Any]:
+        given = {"form": "chunked", "options": options, "blocks": blocks, "placement": place}
+        out, pull = jax.vjp(lambda inputs: dispatch.apply(name, inputs, **given)[0], inputs)
+        random = np.random.default_rng(1)
+        return out, pull(jnp.asarray(random.standard_normal(out.shape), out.dtype))
 
     got, want = (
-        jax.jit(jax.value_and_grad(lambda x, to=to: value(x, to)), compiler_options=QUICK)(inputs)
-        for to in (place, None)
+        jax.jit(partial(run, place=to), compiler_options=QUICK)(inputs) for to in (place, None)
     )
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-5 * np.abs(theirs).max())
+    assert_close(got, want, tolerance(name, "chunked"), f"{name} on {place}")
 
 
 @pytest.mark.parametrize(
@@ -60,15 +78,90 @@ def test_key_value_heads_are_exchanged(groups: int):
     assert_split_equals_whole("softmax", inputs, {}, placement(4, "all_to_all"))
 
 
+# (op, options) of every recurrence, the first setting of an op fast, and how many ranks.
+RECURRENCES = [
+    pytest.param(name, options, marks=[pytest.mark.slow] if i else [])
+    for name in dispatch.names()
+    if "scan" in [strategy.name for strategy in dispatch.get(name).sequence]
+    for i, options in enumerate(settings(name))
+]
+RANKS = [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+
+
+def recurrence(name: str, options: Any, time: int) -> dict[str, jax.Array]:
+    """Inputs whose gates are near one, so that what enters a rank is seen by all after it."""
+    case = a_case(time, options=options, dims=SIZES | {"T": time})
+    inputs = contract.sample(dispatch.get(name), case).inputs
+    gates = {key: 0.02 * x for key, x in inputs.items() if key in ("log_decay", "log_magnitude")}
+    return inputs | gates
+
+
+@pytest.mark.parametrize("strategy", ["states", "scan"])
 @pytest.mark.parametrize("decay", ["none", "scalar"])
-def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str):
+def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str, strategy: str):
     """Where tokens write little, what entered a rank is read by all after it: a wrong map would
     show, as it does not where the memory has forgotten.
     """
     options = {"decay": decay}
-    problem = contract.sample(dispatch.get("delta_rule"), a_case(TIME, options=options))
-    inputs = dict(problem.inputs, beta=0.02 * problem.inputs["beta"])
-    if decay == "scalar":
-        inputs["log_decay"] = 0.02 * inputs["log_decay"]
+    inputs = recurrence("delta_rule", options, TIME)
+    inputs = dict(inputs, beta=0.02 * inputs["beta"])
+    assert_split_equals_whole("delta_rule", inputs, options, placement(8, strategy))
 
-    assert_split_equals_whole("delta_rule", inputs, options, placement(8, "states"))
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize(("name", "options"), RECURRENCES)
+def test_a_state_is_handed_on(name: str, options: Any, ranks: int):
+    """The tokens of a rank (20, 10, 5) are not a multiple of the chunk."""
+    inputs = recurrence(name, options, TIME)
+    place = placement(ranks, "scan")
+    assert_split_equals_whole(name, inputs, options, place, Chunk(length=8, sub=4))
+
+
+def gradient(
+    name: str, options: Any, place: Placement, remat: Callable[..., Any] = lambda call: call
+) -> Callable[..., Any]:
+    """A loss and the gradients of what has a row for each token, as a function of all inputs."""
+    along = over_time(name, options)
+
+    def loss(own: Any, inputs: Any) -> jax.Array:
+        given = {"form": "chunked", "options": options, "placement": place}
+        return jnp.sum(jnp.sin(dispatch.apply(name, inputs | own, **given)[0]))
+
+    call = jax.value_and_grad(remat(loss))
+    return lambda inputs: call({key: inputs[key] for key in along}, inputs)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize(("name", "options"), RECURRENCES)
+def test_a_rank_sends_blocks_of_one_state(name: str, options: Any, ranks: int):
+    """Forward and backward and for any T: R + n - 2 messages, and nothing else."""
+    call = gradient(name, options, placement(ranks, "scan"))
+    given = (recurrence(name, options, time) for time in (TIME, 8 * TIME))
+    each = {"gate": 1, "log_sum": 1, "modes": 2 * SIZES["N"]}
+    transition = (dispatch.get(name).options | options).get("transition")
+    numbers = SIZES["V"] if transition is None else each[transition]
+    blocks = num_blocks(SIZES["V" if name == "delta_rule" else "K"], ranks)
+    block = SIZES["B"] * SIZES["H"] * SIZES["K"] * numbers // blocks
+    messages = ranks + blocks - 2
+    for inputs in given:
+        assert collectives(call, inputs) == [Collective("ppermute", 4 * block, messages)] * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "blocks"), [(128, 2, 4), (128, 8, 16), (96, 8, 24), (12, 8, 12), (7, 2, 1)]
+)
+def test_how_many_blocks(size: int, ranks: int, blocks: int):
+    assert num_blocks(size, ranks) == blocks
+
+
+@pytest.mark.parametrize(("strategy", "kind"), [("states", "all_gather"), ("scan", "ppermute")])
+@pytest.mark.parametrize(("names", "passes"), [((STATES,), 2), ((), 3)])
+@pytest.mark.parametrize("name", sorted({param.values[0] for param in RECURRENCES}))
+def test_remat_can_keep_what_ranks_sent(
+    name: str, names: tuple[str, ...], passes: int, strategy: str, kind: str
+):
+    """One pass over ranks forward and one backward; another where that is computed anew."""
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    inputs = recurrence(name, options := settings(name)[0], TIME)
+    call = gradient(name, options, placement(8, strategy), partial(jax.checkpoint, policy=policy))
+    assert [sent.kind for sent in collectives(call, inputs)] == [kind] * passes
