@@ -63,4 +63,5 @@ def add_entered[S: Memory](
     """
     out, left = local
     total = (out.astype(jnp.float32) + read).astype(out.dtype)
-    return total, shards.last(left._replace(s=rest + left.s))
+    after = left._replace(s=rest + left.s)  # pyright: ignore[reportPrivateUsage] (public)
+    return total, shards.last(after)

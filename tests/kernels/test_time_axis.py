@@ -93,6 +93,7 @@ def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Proble
         options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS, "H": HEADS}
     )
     op = dispatch.get(name)
+    case = dataclasses.replace(case, dims=asked(op, case))
     problem = contract.sample(op, case)
     if kind == "whole":
         return case, problem

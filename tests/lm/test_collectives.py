@@ -66,3 +66,13 @@ def test_tensor_parallel() -> None:
 def test_a_mixer_sums_its_input_once(pattern: str, rest: int) -> None:
     """However many projections read it; `rest`: the low-rank gate of GLA has a sum of its own."""
     assert collectives(TENSOR | {"model.pattern": pattern}, None) == {"all_reduce": 10 + rest}
+
+
+def test_remat_can_keep_what_ranks_of_a_recurrence_sent() -> None:
+    """Then their states are gathered forward and backward, and not once more in between."""
+    split = {"mesh.sequence": 8, "mesh.sequence_strategy": "states", "model.pattern": "gla"}
+    anew, kept = (
+        collectives(split | {"model.remat": "named", "model.kept": names}, None)
+        for names in ({}, {"states": "device"})
+    )
+    assert kept == anew | {"all_gather": anew["all_gather"] - 1}
