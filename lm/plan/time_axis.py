@@ -2,7 +2,7 @@
 
 Each op of a layer has a strategy (kernels/strategies.py) that says what a rank sends for a row:
 that times the rows of a device is what a step sends, forward, once more where the backward pass
-runs the layer again, and backward.
+runs the layer again (unless remat keeps what recurrences received), and backward.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kernels import dispatch
+from kernels.primitives.rank_state import STATES
 from lm import build as build_lib
 from lm.build import Build
 
@@ -38,12 +39,13 @@ def splits(built: Build) -> tuple[Split, ...]:
     """In the order of the layers; () where no axis of the mesh splits time."""
     config = built.config
     rows = config.data.batch_size / build_lib.batch_ways(built.mesh)
-    repeats = 0 if config.model.remat == "none" else 1
     found: dict[tuple[str, str, str], Split] = {}
     for record in built.layers:
         if record.sent is None:
             continue
         strategy, sent = record.sequence.partition(":")[0], record.sent
+        is_kept = strategy in ("states", "scan") and STATES in config.model.kept
+        repeats = 0 if config.model.remat == "none" or is_kept else 1
         key = record.label, record.op, strategy
         old = found.get(key, Split(record.label, 0, record.op, strategy, 0.0, 0.0, 0.0, 0.0))
         found[key] = old._replace(

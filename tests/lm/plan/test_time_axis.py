@@ -61,6 +61,15 @@ def test_a_gather_sends_keys_and_values_of_all_rows() -> None:
     assert found.forward == 2 * ROWS / 2 * TIME / 2 * 4 * (8 + 8) * 4.0
 
 
+@pytest.mark.parametrize("strategy", ["states", "scan"])
+def test_states_that_remat_keeps_are_not_sent_again(strategy: str) -> None:
+    (anew,) = time_axis.splits(built(split(strategy, "gla")))
+    named = {"model.remat": "named", "model.kept": {"states": "device"}}
+    (kept,) = time_axis.splits(built(split(strategy, "gla") | named))
+    assert anew.again == anew.forward
+    assert kept == anew._replace(again=0.0, hops=anew.hops / 1.5)
+
+
 def test_flows_are_the_strategies_and_the_gradients() -> None:
     step = built(split("gather"))
     (found,) = time_axis.splits(step)
@@ -136,7 +145,12 @@ def test_a_long_row_that_does_not_fit_is_shared() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "strategy"),
-    [("softmax", "gather"), ("softmax", "all_to_all"), ("gated_deltanet", "states")],
+    [
+        ("softmax", "gather"),
+        ("softmax", "all_to_all"),
+        ("gated_deltanet", "states"),
+        ("gla", "scan"),
+    ],
 )
 def test_what_is_compiled_is_what_the_strategies_say(pattern: str, strategy: str) -> None:
     step = built(split(strategy, pattern), 4)
