@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -72,7 +73,8 @@ def _run(
     places = rank_state.places(segment_ids, entry, inputs["x"].shape[1])
     of = partial(_parts, is_complex=options["transition"] == "modes")
     empty = Modes(jnp.zeros_like(state.re), jnp.zeros_like(state.im), jnp.zeros_like(entry))
-    _, left = local(inputs, segment_ids, empty)
+    # Of so short a result nothing is kept: its own backward pass runs it again.
+    left = jax.checkpoint(lambda *given: local(*given)[1])(inputs, segment_ids, empty)
     column = lambda x: x.astype(jnp.float32)[:, None, None, None]
     came, some = column(places.came[:, -1]), column(jnp.any(places.real, axis=1))
     done = Done(came, some, _factor(inputs, places), of(left))
