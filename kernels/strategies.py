@@ -22,6 +22,11 @@ class Link(NamedTuple):
         """Forward and backward, nothing hidden."""
         return sent.hops * self.latency + (sent.forward + sent.backward) / self.bandwidth
 
+    def told(self, sent: Sent) -> str:
+        """Like "0.5 MB in 12 us"; without a latency bytes alone are known."""
+        size = f"{(sent.forward + sent.backward) / 1e6:.3g} MB"
+        return f"{size} in {self.seconds(sent) * 1e6:.3g} us" if self.latency else size
+
 
 # What sends least is taken, however many messages that is.
 LEAST_BYTES = Link(0.0, 1.0)
@@ -76,10 +81,7 @@ def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strateg
     one, sent = min(found.values(), key=lambda pair: link.seconds(pair[1]))
     if strategy != "auto":
         return one, Way(one.name, "named by the user", sent)
-    told = ", ".join(
-        f"{name} {(x.forward + x.backward) / 1e6:.3g} MB in {link.seconds(x) * 1e6:.3g} us"
-        for name, (_, x) in found.items()
-    )
+    told = ", ".join(f"{name} {link.told(x)}" for name, (_, x) in found.items())
     return one, Way(one.name, "; ".join([f"a rank and row send {told}", *refused]), sent)
 
 

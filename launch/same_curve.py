@@ -4,7 +4,7 @@
 
 For every metric of the records of both, but times and counts of tokens, the largest difference at
 one step, relative to the larger value. Exit status 1 if one that is named by --metrics is above the
-tolerance. --out writes them as JSON, with B's command.
+tolerance. --out writes them as JSON, with the commands of both runs.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     print(f"largest of {', '.join(_METRICS.value)}: {worst:.2e}, tolerance {_TOLERANCE.value:g}")
     if out is not None:
         values = machine.describe("launch.same_curve") | curves.summary(one, other, judged)
+        commands = [machine.command(run.facts["command"][1:]) for run in (one, other)]
+        values |= {"runs": [f"python -m launch.train {words}" for words in commands]}
         files.replace(out, json.dumps(values, indent=2) + "\n")
     return 0 if worst <= _TOLERANCE.value else 1
 

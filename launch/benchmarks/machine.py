@@ -24,7 +24,7 @@ def describe(module: str) -> dict[str, Any]:
     commit, _, changes = record.commit().partition("-")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "command": _command(["python", "-m", module, *sys.argv[1:]]),
+        "command": command(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": bool(changes),
@@ -37,7 +37,7 @@ def describe(module: str) -> dict[str, Any]:
     }
 
 
-def _command(words: Sequence[str]) -> str:
+def command(words: Sequence[str]) -> str:
     """Without the folders of this machine, which are of no use to who repeats it: a workdir is DIR,
     an argument of an experiment DATA, and any other file has its name alone.
     """
@@ -46,5 +46,5 @@ def _command(words: Sequence[str]) -> str:
         for before, word in zip(("", *words), words, strict=False)
     ]
     told = [re.sub(r"^--workdir=.*", "--workdir=DIR", word) for word in told]
-    told = [re.sub(r"^(--config=.*),([/~]|\.\./).*", r"\1,DATA", word) for word in told]
+    told = [re.sub(r"^(--config=.*?[:,])([/~]|\.\./).*", r"\1DATA", word) for word in told]
     return shlex.join(re.sub(r"(^|=)([/~]|\.\./).*/(?=[^/])", r"\1", word) for word in told)

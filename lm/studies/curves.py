@@ -53,5 +53,4 @@ def summary(one: Run, other: Run, judged: dict[str, Difference]) -> dict[str, An
     for key, x in judged.items():
         told = f"{x.relative:.1e} at step {x.step} ({x.one:.6f}, {x.other:.6f})"
         numbers[f"largest relative difference of {key}"] = told
-    commands = {run.name: " ".join(run.facts["command"]) for run in (one, other)}
-    return {"numbers": numbers, "runs": commands}
+    return {"numbers": numbers}

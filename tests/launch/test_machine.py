@@ -15,6 +15,7 @@ from launch.benchmarks import machine
         (["--workdir=/home/me/runs/x", "--seeds=0,1"], "--workdir=DIR --seeds=0,1"),
         (["--workdir", "runs/x"], "--workdir DIR"),
         (["--config=experiments/a.py:grid,/data/text"], "--config=experiments/a.py:grid,DATA"),
+        (["--config=experiments/a.py:/data/text"], "--config=experiments/a.py:DATA"),
         (["--table=/tmp/a b/sweep.jsonl"], "--table=sweep.jsonl"),
         (["--table=/tmp/a/sweep.jsonl"], "--table=sweep.jsonl"),
         (["--table=../../x/sweep.jsonl"], "--table=sweep.jsonl"),
