@@ -1,8 +1,8 @@
 """Plans a run on a machine that need not be there: `python -m launch.plan
 --config=experiments/quickstart.py --target=v5e-16 [--search] [--output=plan.json]`.
 
-Prints what the run is, what a device holds, what devices send, modelled times, and the line that
-starts it. --search tries every mesh, remat and accumulation and compiles the best three.
+Prints what the run is, what a device holds, what devices send, modelled times, and its launch line.
+--search tries every mesh, remat, accumulation and strategy of long rows, and compiles the best 3.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_string(
     "target", None, "machine: v5e-16, v5p-256, v6e-8, v4-32, tpu7x-8, h100-64, cpu-8", required=True
 )
-_SEARCH = flags.DEFINE_bool("search", False, "choose mesh, remat and accumulation")
+_SEARCH = flags.DEFINE_bool("search", False, "choose mesh, strategies, remat and accumulation")
 _COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: by formulas alone, in seconds")
 _OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write; empty: none")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the launch line")

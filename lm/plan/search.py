@@ -1,23 +1,31 @@
 """Which mesh, remat and accumulation: every one by formula, the best three by the compiler.
 
-Order of steps: every way to write the devices as data x fsdp x tensor (with and without ZeRO-1) is
-built, which refuses sizes that do not divide; each gets every remat and more and more accumulation,
-until it fits; those that fit come first, ordered by the modelled time of a step, then the smallest;
-the best are compiled.
+Order of steps: every way to write the devices as data x fsdp x tensor x sequence (with and without
+ZeRO-1; of rows too short to share, sequence is 1) is built, which refuses sizes that do not divide;
+each gets every remat and more and more accumulation, until it fits; those that fit come first,
+ordered by the modelled time of a step, then the smallest. The best that share rows get every
+strategy and layout of the tokens besides, unless the configuration names one; the best of all are
+compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from kernels import dispatch
+from kernels.primitives.time_shards import LAYOUTS
 from lm import build as build_lib
+from lm import layers as layer_lib
 from lm import plan as plan_lib
 from lm import targets
 from lm.build import Build
 from lm.config import Config, UserError
+from lm.parallel import mesh as mesh_lib
+from lm.parallel.rows import AUTO
 from lm.plan import Launch, Plan, changes, memory, times, traffic
 from lm.plan.changes import Values
 from lm.plan.memory import Memory
@@ -27,6 +35,7 @@ from lm.targets import Target
 
 COMPILED = 3
 MAX_TENSOR = 16
+MIN_TOKENS = 2048  # of a row that a device has where devices share it
 MARGIN = 0.9  # share of the usable memory that the formula may fill
 
 
@@ -60,6 +69,9 @@ def search(
     devices = targets.devices(target)
     told("searching by formula")
     points = sorted(by_formula(config, target, devices), key=_rank)
+    shared = [point for point in points[:COMPILED] if point.values["mesh.sequence"] > 1]
+    others = [x for point in shared for x in _of_strategies(config, point, target, devices)]
+    points = sorted([*points, *others], key=_rank)
     if not points:
         raise UserError(
             f"no mesh of {len(devices)} devices divides the sizes of the run; change "
@@ -91,13 +103,43 @@ def search(
 
 def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
     """Every point whose sizes divide, in no order."""
-    for values in _meshes(len(devices)):
-        try:
-            built = build_lib.build(changes.apply(config, values), devices)
-            found = list(_of_mesh(built, values, target, devices))
-        except UserError:  # sizes that do not divide
-            continue
-        yield from found
+    most = max(1, config.data.context_length // MIN_TOKENS)
+    for values in _meshes(len(devices), most):
+        yield from _of_values(config, values, target, devices)
+
+
+def _of_values(config: Config, values: Values, target: Target, devices: list[Any]) -> list[Point]:
+    try:
+        built = build_lib.build(changes.apply(config, values), devices)
+        return list(_of_mesh(built, values, target, devices))
+    except UserError:  # sizes that do not divide
+        return []
+
+
+def _of_strategies(
+    config: Config, point: Point, target: Target, devices: list[Any]
+) -> Iterator[Point]:
+    """The other layout of the tokens of rows, and with both the strategies that "auto" does not
+    take, of one label at a time; none where the configuration names a strategy.
+    """
+    if config.mesh.sequence_strategy != AUTO:
+        return
+    mesh = {key: value for key, value in point.values.items() if key.startswith("mesh.")}
+    for layout in LAYOUTS:
+        at = {**mesh, "mesh.sequence_layout": layout}
+        if layout != config.mesh.sequence_layout:
+            yield from _of_values(config, at, target, devices)
+        for strategy in _strategies(config):
+            yield from _of_values(
+                config, {**at, "mesh.sequence_strategy": strategy}, target, devices
+            )
+
+
+def _strategies(config: Config) -> Iterator[str]:
+    """What mesh.sequence_strategy may say of one label: those of the main op."""
+    for label, layer in layer_lib.check(config.model).items():
+        op = layer.calls["main"][0].op
+        yield from (f"{label}={one.name}" for one in dispatch.get(op).sequence)
 
 
 def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -> Iterator[Point]:
@@ -136,15 +178,18 @@ def _changed(built: Build, values: Values) -> Build | None:
     return dataclasses.replace(built, config=changes.apply(built.config, values))
 
 
-def _meshes(devices: int) -> Iterator[dict[str, Any]]:
+def _meshes(devices: int, most: int) -> Iterator[dict[str, Any]]:
+    """At most so many devices share a row."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    for tensor in (n for n in divisors if n <= MAX_TENSOR):
-        for fsdp in (n for n in divisors if devices // tensor % n == 0):
-            data = devices // tensor // fsdp
-            sizes = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
-            parallel = {"mesh.stream_over_tensor": tensor > 1}
-            for zero1 in (False, True) if data > 1 else (False,):
-                yield {**sizes, **parallel, "mesh.zero1": zero1}
+    names = [f"mesh.{axis}" for axis in mesh_lib.AXES]
+    for tensor, ranks, fsdp in itertools.product(divisors, divisors, divisors):
+        data, rest = divmod(devices, tensor * ranks * fsdp)
+        if rest or tensor > MAX_TENSOR or ranks > most:
+            continue
+        sizes = dict(zip(names, (data, fsdp, tensor, ranks), strict=True))
+        parallel = {"mesh.stream_over_tensor": tensor > 1}
+        for zero1 in (False, True) if data > 1 else (False,):
+            yield {**sizes, **parallel, "mesh.zero1": zero1}
 
 
 def _rank(point: Point) -> tuple[bool, float]:
@@ -184,10 +229,10 @@ def _compiled(found: Plan) -> str:
 
 
 def _words(values: Values) -> str:
-    """Keys as words: what is off or 1 is left out."""
+    """Keys as words: what is off or 1 is left out. Of strategies "label=name" is enough."""
     shown = {key.split(".")[1]: value for key, value in values.items()}
     return " ".join(
-        name if value is True else f"{name}={value}"
+        name if value is True else value if name == "sequence_strategy" else f"{name}={value}"
         for name, value in shown.items()
         if value is True or value not in (False, 1, {})
     )

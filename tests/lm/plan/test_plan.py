@@ -160,10 +160,9 @@ def test_bandwidth_depends_on_the_hosts_a_group_spans() -> None:
 def test_a_search_tries_every_mesh_that_divides() -> None:
     config = tiny.config({"data.batch_size": 4, "model.num_kv_heads": 1})
     points = list(search.by_formula(config, targets.parse("cpu-2"), jax.devices()[:2]))
-    meshes = {
-        tuple(p.values[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")) for p in points
-    }
-    assert meshes == {(2, 1, 1), (1, 2, 1)}  # one key-value head is not split over two devices
+    meshes = {tuple(point.values[f"mesh.{axis}"] for axis in mesh_lib.AXES) for point in points}
+    # One key-value head is not split over two devices, and no row of so few tokens is.
+    assert meshes == {(2, 1, 1, 1), (1, 2, 1, 1)}
     assert {p.values["model.remat"] for p in points} == {"none", "dots", "full"}
     assert {p.values["run.accumulation"] for p in points} == {1, 2}  # of two rows a device
     assert "remat=full" in search.table(points, limit=len(points))
@@ -215,7 +214,7 @@ def test_what_a_compiler_cannot_do_is_its_refusal(monkeypatch: pytest.MonkeyPatc
 
 def some_points(*_: Any) -> list[search.Point]:
     needs = dict.fromkeys((f.name for f in dataclasses.fields(memory.Memory)), 1)
-    values = [{"mesh.data": 2, "run.accumulation": n} for n in (1, 2)]
+    values = [{"mesh.data": 2, "mesh.sequence": 1, "run.accumulation": n} for n in (1, 2)]
     return [search.Point(v, memory.Memory(**needs), None, True, None) for v in values]
 
 

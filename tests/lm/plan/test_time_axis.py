@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from kernels import dispatch
 from lm import plan as plan_lib
 from lm import targets
 from lm.build import Build
-from lm.plan import Launch, changes, memory, page, table, time_axis, times, traffic
+from lm.plan import Launch, changes, memory, page, search, table, time_axis, times, traffic
 from lm.plan.time_axis import Split
 from tests.lm import tiny
 
@@ -164,6 +165,29 @@ def test_what_is_compiled_is_what_the_strategies_say(pattern: str, strategy: str
             for flows in (traffic.formula(step), compiled)
         )
         assert formula == pytest.approx(found, rel=0.1), kind
+
+
+@pytest.mark.slow
+def test_a_search_shares_long_rows_by_every_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of one head of keys and values has no other way to two devices."""
+    monkeypatch.setattr(search, "MIN_TOKENS", TIME // 2)
+    heads = {"model.num_heads": 2, "model.num_kv_heads": 1, "data.batch_size": 1}
+    heads["model.pattern"] = "softmax"
+    config, launch = tiny.config(SIZES | heads), Launch("--config=x.py", "run")
+    target, none = targets.parse("cpu-2"), lambda told: None
+    best, points = search.search(config, target, launch, none, is_compiled=False)
+    assert {point.values["mesh.sequence"] for point in points} == {2}
+    strategies = {point.values.get("mesh.sequence_strategy", "auto") for point in points}
+    names = {one.name for one in dispatch.get("softmax").sequence}
+    assert strategies == {"auto", *(f"softmax={name}" for name in names)}
+    layouts = {point.values.get("mesh.sequence_layout") for point in points}
+    assert layouts == {None, "contiguous", "zigzag"}
+    assert "--config.mesh.sequence=2" in best.launch
+    assert "softmax=gather" in search.table(points, limit=len(points))
+    named = dataclasses.replace(config.mesh, sequence_strategy="gather")
+    config = dataclasses.replace(config, mesh=named)
+    points = search.search(config, target, launch, none, is_compiled=False)[1]
+    assert not any("mesh.sequence_strategy" in point.values for point in points)
 
 
 def test_a_plan_of_a_split_step_is_told_and_written(tmp_path: Any) -> None:
