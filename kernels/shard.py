@@ -147,13 +147,12 @@ def total(
     x: jax.Array, over: tuple[str, ...], scattered: tuple[str, ...] = (), dimension: int = 0
 ) -> jax.Array:
     """Inside shard_map: the sum over the devices of these axes, and over those of `scattered`, of
-    which each then holds a part along `dimension`.
+    which each then holds a part along `dimension`; of that part alone the other sum is taken.
     """
     plain = tuple(axis for axis in over if axis not in scattered)
-    x = jax.lax.psum(x, plain) if plain else x
-    if not scattered:
-        return x
-    return jax.lax.psum_scatter(x, scattered, scatter_dimension=dimension, tiled=True)
+    if scattered:
+        x = jax.lax.psum_scatter(x, scattered, scatter_dimension=dimension, tiled=True)
+    return jax.lax.psum(x, plain) if plain else x
 
 
 def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax.Array, jax.Array]:
