@@ -1,6 +1,6 @@
 """Formulas of lm/plan beside the TPU compiler's account: state, and bytes sent, within a tenth.
 
-On the sizes and meshes of `launch.bench --cases=meshes`.
+On the sizes and meshes of `launch.bench --cases=meshes`, and where devices share tokens of rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from experiments.base import get_config
 from launch.benchmarks import meshes
-from launch.benchmarks.meshes import MODES, SIZES
+from launch.benchmarks.meshes import SIZES
 from lm import plan as plan_lib
 from lm import targets
 from lm.plan import Launch, Plan, explain
@@ -26,6 +26,13 @@ pytestmark = [
         reason="libtpu is not installed: pip install 'espalier[aot]'",
     ),
 ]
+
+SPLIT = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.sequence": 4}
+MODES = meshes.MODES | {
+    "exchanged": {"mesh.data": 2, "mesh.sequence": 4, "mesh.sequence_strategy": "all_to_all"},
+    "gathered": SPLIT | {"mesh.sequence_strategy": "gather"},
+    "states": SPLIT | {"mesh.sequence_strategy": "states", "model.pattern": "gla"},
+}
 
 
 @functools.cache
