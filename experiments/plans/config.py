@@ -1,7 +1,8 @@
-"""Do runs of 3 and 8 billion parameters fit machines that are not here, and what bounds them there?
+"""Do runs of 1 to 8 billion parameters fit machines that are not here, with rows of up to a million
+tokens, and what bounds them there?
 
 Command: python -m launch.plan --config=experiments/plans/config.py:3b --target=v5e-256 --output=...
-         presets 3b, 8b; "3b,DATA" names the folder of the text
+         presets 3b, 8b, 1b_long, 3b_long, 8b_long; "3b,DATA" names the folder of the text
 Cost:    minutes of a compiler on two CPU cores each; the runs themselves are not made.
 Expected: README.md beside this file holds the plans.
 
@@ -9,6 +10,9 @@ Expected: README.md beside this file holds the plans.
     with stick-breaking attention and no position encoding, 1,024 rows of 4,096 tokens a step.
 8b: three layers of gated DeltaNet to one of softmax attention with eight key-value heads (the
     pattern of arXiv 2412.06464's hybrids, deeper), 512 rows of 8,192 tokens a step.
+3b_long, 8b_long: the same models on 16 and 32 rows of 131,072 tokens a step.
+1b_long: gated linear attention of the larger sizes of arXiv 2312.06635 (section 5.1: width 2,048,
+    24 layers, 4 heads), 4 rows of 1,048,576 tokens a step.
 """
 
 from ml_collections import ConfigDict
@@ -40,6 +44,20 @@ PRESETS = {
         },
         "data": {"context_length": 8192, "batch_size": 512},
     },
+}
+PRESETS["3b_long"] = PRESETS["3b"] | {"data": {"context_length": 131072, "batch_size": 16}}
+PRESETS["8b_long"] = PRESETS["8b"] | {"data": {"context_length": 131072, "batch_size": 32}}
+PRESETS["1b_long"] = {
+    "model": {
+        "width": 2048,
+        "num_layers": 24,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 512,
+        "ffn_dim": 5632,
+        "pattern": "gla",
+    },
+    "data": {"context_length": 1048576, "batch_size": 4},
 }
 
 
