@@ -4,6 +4,9 @@
     python -m tests.aot.matrix --write    and makes them the golden ones (golden.json)
     python -m tests.aot.matrix decode     only those with a part of this name
 
+Where devices share the tokens of rows, each op does it by its own strategy, the first it has: what
+"auto" takes of rows this short, an exchange for heads, is the same for all.
+
 Needs the compiler of the target: the extra `aot`.
 """
 
@@ -13,11 +16,12 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels import dispatch
 from lm import targets
 from lm.build import Build, build
 from lm.config import UserError
@@ -27,12 +31,31 @@ from tests.lm import tiny
 GOLDEN = Path(__file__).with_name("golden.json")
 # A mixer for every op.
 FAMILIES = ("softmax", "stickbreaking", "gla", "gated_deltanet", "s4d", "base_conv")
-MESHES: dict[str, dict[str, Any]] = {
-    "v5e-8": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.stream_over_tensor": True},
-    "v5p-8": {"mesh.data": 2, "mesh.tensor": 2, "mesh.zero1": True},
-    "h100-8": {"mesh.fsdp": 8},
-}
 PROGRAMS = ("train", "decode")
+
+
+class Mesh(NamedTuple):
+    """`changes` to the configuration on the devices of a target; what is compiled for it."""
+
+    target: str
+    changes: dict[str, Any]
+    programs: tuple[str, ...] = PROGRAMS
+
+
+_TENSOR = {"mesh.tensor": 2, "mesh.stream_over_tensor": True}
+MESHES = {
+    "v5e-8": Mesh("v5e-8", {"mesh.data": 2, "mesh.fsdp": 2} | _TENSOR),
+    "v5p-8": Mesh("v5p-8", {"mesh.data": 2, "mesh.tensor": 2, "mesh.zero1": True}),
+    "h100-8": Mesh("h100-8", {"mesh.fsdp": 8}),
+    "v5e-8, sequence": Mesh("v5e-8", {"mesh.data": 2, "mesh.sequence": 4}, ("train",)),
+    "h100-8, sequence": Mesh("h100-8", {"mesh.fsdp": 2, "mesh.sequence": 4}, ("train",)),
+}
+CASES = [
+    (mesh, family, program)
+    for mesh, found in MESHES.items()
+    for family in FAMILIES
+    for program in found.programs
+]
 CHANGES: dict[str, Any] = {
     "model.width": 256,
     "model.num_layers": 2,
@@ -50,14 +73,20 @@ CHANGES: dict[str, Any] = {
 FIELDS = ("argument", "output", "alias", "temp")
 
 
-def compiled(target: str, family: str, program: str) -> Any:
+def compiled(mesh: str, family: str, program: str) -> Any:
     """The executable; a TPU's own compiler accepts or refuses it."""
-    machine = targets.parse(target)
-    changes = CHANGES | MESHES[target] | {"model.pattern": family}
-    built = build(tiny.config(changes), targets.devices(machine))
+    target, changes, _ = MESHES[mesh]
+    changes = CHANGES | changes | {"model.pattern": family}
+    changes["mesh.sequence_strategy"] = _own_strategy(family)
+    built = build(tiny.config(changes), targets.devices(targets.parse(target)))
     if program == "train":
         return built.lowered().compile()
     return _decode(built)
+
+
+def _own_strategy(family: str) -> str:
+    (record, *_) = tiny.create({"model.pattern": family}).layers
+    return dispatch.get(record.op).sequence[0].name
 
 
 def _decode(built: Build) -> Any:
@@ -84,9 +113,9 @@ def _placed(leaf: jax.ShapeDtypeStruct, rows: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-def measured(target: str, family: str, program: str) -> dict[str, int]:
+def measured(mesh: str, family: str, program: str) -> dict[str, int]:
     """Bytes of a device, in the compiler's account."""
-    memory = compiled(target, family, program).memory_analysis()
+    memory = compiled(mesh, family, program).memory_analysis()
     return {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
 
 
@@ -94,21 +123,19 @@ def main() -> None:
     """Arguments are parts of the names to compile, all without one: v5e-8/softmax decode."""
     wanted = [argument for argument in sys.argv[1:] if argument != "--write"]
     found: dict[str, dict[str, int]] = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    for target in MESHES:
-        machine = targets.parse(target)
+    for case in CASES:
+        name = "/".join(case)
+        if wanted and not any(part in name for part in wanted):
+            continue
+        machine = targets.parse(MESHES[case[0]].target)
         targets.start(machine)
         try:
             targets.devices(machine)
         except UserError as missing:
             print(missing)
             continue
-        for family in FAMILIES:
-            for program in PROGRAMS:
-                name = f"{target}/{family}/{program}"
-                if wanted and not any(part in name for part in wanted):
-                    continue
-                found[name] = measured(target, family, program)
-                print(name, found[name], flush=True)
+        found[name] = measured(*case)
+        print(name, found[name], flush=True)
     if "--write" in sys.argv[1:]:
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
 
