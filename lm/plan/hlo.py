@@ -101,7 +101,7 @@ def parse(text: str) -> Module:
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             body = computations[header[2]] = []
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(, execution_thread=.*)?$", line):  # a kernel's metadata has lines too
             body = None
         elif body is not None and (instruction := _instruction(line)):
             body.append(instruction)

@@ -43,6 +43,18 @@ def test_a_loop_in_steps_of_two() -> None:
     assert [c.times for c in found if c.kind == "all-reduce"] == [3 * 3]
 
 
+def test_metadata_of_a_kernel_ends_no_computation() -> None:
+    """They are written over several lines, of which one begins with braces."""
+    before = "  %i = s32[] get-tuple-element(%p), index=0\n"
+    kernel = """  %k = f32[] custom-call(%p), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block\\": 512}"
+}}, metadata={op_name="kernel"}
+"""
+    assert before in NESTED
+    found = hlo.collectives(NESTED.replace(before, before + kernel), MESH)
+    assert found == hlo.collectives(NESTED, MESH)
+
+
 @pytest.mark.parametrize(
     ("spelling", "first", "axes"),
     [
