@@ -15,6 +15,7 @@ computed for another.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from kernels import segments
 from kernels.blocks import Attention, attention, round_up
 from kernels.primitives import kv_cache
-from kernels.primitives.kv_cache import Placed
+from kernels.primitives.kv_cache import Placed, Tokens
 
 
 class Sight(NamedTuple):
@@ -47,7 +48,7 @@ class Tiles(NamedTuple):
     """
 
     q_slot: Int[Array, "I N rows"]
-    kv_slot: Int[Array, "J 1 block_kv"]
+    kv_slot: Int[Array, "J n block_kv"]
     q_segment: Int[Array, "I N rows"] | None
     kv_segment: Int[Array, "J N block_kv"] | None
     kv_position: Int[Array, "J N block_kv"] | None
@@ -153,10 +154,11 @@ def _dynamic_need(tiles: Tiles, sight: Sight) -> Bool[Array, "kinds I J N"]:
     kv_low, kv_high = _span(tiles.kv_segment, kv_valid)
     meet = (q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None])
     first, last = _span(jnp.broadcast_to(tiles.q_slot, q_valid.shape), q_valid)
-    farthest = last[:, None] - tiles.kv_slot[None, :, :, 0]
+    oldest, newest = _span(jnp.broadcast_to(tiles.kv_slot, kv_valid.shape), kv_valid)
+    farthest = last[:, None] - oldest[None]
     near, held = jnp.ones_like(meet), jnp.zeros_like(meet)
     if sight.window:
-        near = first[:, None] - tiles.kv_slot[None, :, :, -1] < sight.window
+        near = first[:, None] - newest[None] < sight.window
     if tiles.kv_position is not None:
         held = jnp.any(kv_valid & (tiles.kv_position < sight.global_tokens), axis=-1)[None]
     return meet & jnp.stack(_kinds(farthest, near, held, sight))
@@ -195,12 +197,40 @@ def plan(
         pairs,
         number,
     )
+    return _decided(tiles, order, sight, parts)
+
+
+def between(
+    q: Tokens, kv: Tokens, shape: tuple[int, int], blocks: Attention, sight: Sight, parts: int = 1
+) -> Tiles:
+    """Tiles of queries in `shape` = (H, G) heads on keys anywhere in the row, as those of another
+    rank are: which are needed is decided on the device alone.
+    """
+    heads, groups = shape
+    num = -(-q.slot.shape[1] // blocks.block_q), -(-kv.slot.shape[1] // blocks.block_kv)
+    order = _order(*num, parts, 1 + sight.apart)
+    q_slot, q_segment = (_rows(x, heads, groups, blocks.block_q) for x in (q.slot, q.segment))
+    kv_slot, kv_segment, position = (_rows(x, groups, groups, blocks.block_kv) for x in kv)
+    position = position if sight.global_tokens else None
+    pairs, number = jnp.asarray(order), jnp.int32(len(order))
+    tiles = Tiles(q_slot, kv_slot, q_segment, kv_segment, position, pairs, number)
+    return _decided(tiles, order, sight, parts)
+
+
+def _decided(tiles: Tiles, order: np.ndarray, sight: Sight, parts: int) -> Tiles:
+    """Those of `order` that documents and slots leave, not yet in parts."""
+    num = tiles.q_slot.shape[0], tiles.kv_slot.shape[0]
+    kind, i, j = order[:, 0] // (num[0] * parts), *(order // parts % num).T
     need = _dynamic_need(tiles, sight)
     need = need.reshape(*need.shape[:3], parts, -1).any(axis=-1)
-    needed = need[kind, i, j, order[:, 0] % parts]
-    chosen = jnp.argsort(~needed, stable=True)
-    tiles = tiles._replace(pairs=pairs[chosen], needed=jnp.sum(needed, dtype=jnp.int32))
-    return _parted(tiles, parts)
+    return _parted(keep(tiles, need[kind, i, j, order[:, 0] % parts]), parts)
+
+
+def keep(tiles: Tiles, wanted: Bool[Array, " P"]) -> Tiles:
+    """The list with only those of its tiles needed that are wanted, in the same order."""
+    wanted &= jnp.arange(tiles.pairs.shape[0]) < tiles.needed
+    chosen = jnp.argsort(~wanted, stable=True)
+    return tiles._replace(pairs=tiles.pairs[chosen], needed=jnp.sum(wanted, dtype=jnp.int32))
 
 
 def _parted(tiles: Tiles, parts: int) -> Tiles:
@@ -271,6 +301,17 @@ def cut(
 def block(x: Array, i: Int[Array, ""]) -> Array:
     """Block i of the first axis, for an index that is known to be inside."""
     return lax.dynamic_index_in_dim(x, i, 0, keepdims=False, allow_negative_indices=False)
+
+
+def transposed(x: Array, *, sparing: bool) -> Callable[[Int[Array, ""]], Array]:
+    """Block i of the first axis, its matrices transposed: of a copy of all or, `sparing` memory, as
+    it is read. So products with it are plain row-major ones, which on a CPU are the fast ones.
+    """
+    if not sparing:
+        x_t = jnp.swapaxes(x, -1, -2)
+        return lambda i: block(x_t, i)
+    # The barrier keeps XLA from taking the transpose into the product.
+    return lambda i: lax.optimization_barrier(jnp.swapaxes(block(x, i), -1, -2))
 
 
 def put(x: Array, i: Int[Array, ""], value: Array) -> Array:

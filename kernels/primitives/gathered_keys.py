@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from kernels.contract import Dims, Op, Options, Sent, Strategy, takes_all
 from kernels.letters import Inputs
@@ -31,6 +31,29 @@ def _run(
     options: Options,
 ) -> tuple[Array, CacheState]:
     """Output of this rank's tokens, and the cache after those of all ranks."""
+    before, k, v, ids = appended(inputs, segment_ids, state, shards)
+    time = k.shape[1]
+    along = [name for name, spec in op.needed(options).items() if "T" in spec.letters.split()]
+    size = time // shards.count // shards.stretches
+    outs = []
+    for i, first in enumerate(shards.first(shards.rank(), time // shards.count)):
+        cut = lambda x, i=i: x[:, i * size : (i + 1) * size]
+        seen, _ = kv_cache.append(before, k, v, jnp.where(jnp.arange(time) < first, ids, 0))
+        mine = inputs | {name: cut(inputs[name]) for name in along}
+        outs.append(local(mine, None if segment_ids is None else cut(segment_ids), seen)[0])
+    after, _ = kv_cache.append(before, k, v, ids)
+    return jnp.concatenate(outs, axis=1), after
+
+
+def appended(
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T/R"] | None,
+    state: CacheState | None,
+    shards: Shards,
+) -> tuple[CacheState, Float[Array, "B T G K"], Float[Array, "B T G V"], Int[Array, "B T"]]:
+    """The cache before the row, an empty one where none is carried, and keys, values and documents
+    of the row's tokens, which `kv_cache.append` adds to it.
+    """
     k, v = (shards.whole(inputs[name]) for name in ("k", "v"))
     batch, time = k.shape[:2]
     if state is None:
@@ -40,16 +63,7 @@ def _run(
         ids = jnp.broadcast_to(kv_cache.current_segment(state)[:, None], (batch, time))
     else:
         ids = shards.row(segment_ids)
-    along = [name for name, spec in op.needed(options).items() if "T" in spec.letters.split()]
-    size = time // shards.count // shards.stretches
-    outs = []
-    for i, first in enumerate(shards.first(shards.rank(), time // shards.count)):
-        cut = lambda x, i=i: x[:, i * size : (i + 1) * size]
-        before, _ = kv_cache.append(state, k, v, jnp.where(jnp.arange(time) < first, ids, 0))
-        mine = inputs | {name: cut(inputs[name]) for name in along}
-        outs.append(local(mine, None if segment_ids is None else cut(segment_ids), before)[0])
-    after, _ = kv_cache.append(state, k, v, ids)
-    return jnp.concatenate(outs, axis=1), after
+    return state, k, v, ids
 
 
 def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:

@@ -141,13 +141,45 @@ def subdivide(where: Placed, block: int) -> Placed:
     q_position, kv_position = positions(where)
     source = jnp.arange(where.k.shape[1], dtype=jnp.int32)
     q_slot = source if where.q_slot is None else where.q_slot
-    # A part is called by the slot it begins at, from 1: no two of a row are alike.
-    q_part, kv_part = q_slot - q_position % block + 1, source - kv_position % block + 1
-    if where.q_segment is not None and where.kv_segment is not None:
-        q_part = jnp.where(where.q_segment != 0, q_part, 0)
-        kv_part = jnp.where(where.kv_segment != 0, kv_part, 0)
+    q_part = _part(q_slot, where.q_segment, q_position, block)
+    kv_part = _part(source, where.kv_segment, kv_position, block)
     batch = where.k.shape[0]
     return where._replace(
         q_segment=jnp.broadcast_to(q_part, (batch, q_part.shape[1])),
         kv_segment=jnp.broadcast_to(kv_part, (batch, kv_part.shape[1])),
     )
+
+
+def _part(slot: Array, segment: Array | None, position: Array, block: int) -> Array:
+    # A part is called by the slot it begins at, from 1: no two of a row are alike.
+    part = slot - position % block + 1
+    return part if segment is None else jnp.where(segment != 0, part, 0)
+
+
+class Tokens(NamedTuple):
+    """Where tokens stand that lie in any order: slot in the row, document (0: padding or an empty
+    slot), index in the document.
+    """
+
+    slot: Int[Array, "B T"]
+    segment: Int[Array, "B T"]
+    position: Int[Array, "B T"]
+
+    def subdivided(self, block: int) -> "Tokens":
+        """As `subdivide`."""
+        return self._replace(segment=_part(*self, block))
+
+
+def tokens(segment_ids: Int[Array, "B T"], before: CacheState) -> tuple[Tokens, Tokens]:
+    """New tokens, and those of the cache that they continue; an empty one has room for them all."""
+    capacity = before.segment_ids.shape[1]
+    slot = segments.slots(segment_ids, before.length)
+    is_token = segment_ids != 0
+    row = jnp.arange(slot.shape[0], dtype=jnp.int32)[:, None]
+    target = jnp.where(is_token, slot, capacity)
+    after = before.segment_ids.at[row, target].set(segment_ids, mode="drop")
+    position = segments.positions(after)
+    inside = jnp.clip(slot, 0, capacity - 1)
+    new = Tokens(slot, segment_ids, jnp.take_along_axis(position, inside, axis=1))
+    every = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), after.shape)
+    return new, Tokens(every, before.segment_ids, position)

@@ -1,6 +1,150 @@
-"""Softmax attention over a split time axis: every rank gathers all keys and values, or
-has all tokens of some heads."""
+"""Softmax attention over a split time axis: every rank gathers all keys and values, or has all
+tokens of some heads, or works on the blocks of one rank after another (`primitives.ring`).
 
-from kernels.primitives import gathered_keys, head_exchange
+The ring takes the blocks into one running softmax (m, l, o), in any order, so also those of a
+zig-zag layout. Backward each block is recomputed from lse. Saved: the inputs of the rank, output
+and lse. It always runs the tiles of `chunked`, whatever the form of the op: no form of a library
+gives out or takes a softmax that is not finished.
+"""
 
-STRATEGIES = (gathered_keys.GATHER, head_exchange.ALL_TO_ALL)
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels import segments
+from kernels.blocks import Attention
+from kernels.contract import Op, Options, Strategy, takes_all
+from kernels.letters import Inputs
+from kernels.primitives import causal_tiles, gathered_keys, head_exchange, online_softmax, ring
+from kernels.primitives.causal_tiles import Tiles
+from kernels.primitives.kv_cache import CacheState, Tokens
+from kernels.primitives.online_softmax import Running
+from kernels.primitives.ring import Block, Where
+from kernels.primitives.time_shards import LAYOUTS, Shards
+from kernels.softmax import chunked
+from kernels.softmax.chunked import Heads, Keys
+
+
+class Static(NamedTuple):
+    """What is known at trace time."""
+
+    shards: Shards
+    tiles: chunked.Static
+    blocks: Attention
+    heads: tuple[int, int]
+
+    def plan(self, where: Where, tokens: Tokens) -> Tiles:
+        """The tiles of this rank's queries on a block of keys."""
+        return causal_tiles.between(where.own, tokens, self.heads, self.blocks, self.tiles.sight)
+
+    def split(self, tokens: Tokens, block: Block) -> Keys:
+        """A block cut into the keys and values of tiles."""
+        position = tokens.position if self.tiles.sight.apart else None
+        return chunked.split_keys(self.tiles, *block, position, self.blocks.block_kv)
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs: inputs, output and lse."""
+
+    q: Float[Array, "I N rows K"]
+    own: Block
+    cache: Block | None
+    heads: Heads
+    where: Where
+    out: Float[Array, "I N rows V"]
+    lse: Float[Array, "I N rows"]
+
+
+def _run(
+    local: Callable[..., tuple[Array, Any]],
+    inputs: Inputs,
+    segment_ids: Int[Array, "B T/R"] | None,
+    state: CacheState | None,
+    shards: Shards,
+    *,
+    op: Op,
+    options: Options,
+) -> tuple[Array, CacheState]:
+    """Output of this rank's tokens, and the cache after those of all ranks."""
+    del local, op
+    q = inputs["q"]
+    batch, time, num_heads = q.shape[:3]
+    groups = inputs["k"].shape[2]
+    own, cache, where, after = ring.problem(inputs, segment_ids, state, shards)
+    if options["block"]:
+        where = where.subdivided(options["block"])
+    blocks = ring.tiles(time)
+    static = Static(shards, chunked.static_of(options, sparing=True), blocks, (num_heads, groups))
+    position = where.own.position if static.tiles.sight.apart else None
+    q_blocks = chunked.split_queries(q, position, options, groups, blocks.block_q)
+    heads = chunked.spread(inputs, options, groups, blocks.block_q)
+    out = attend(static, q_blocks, own, cache, heads, where)
+    out = causal_tiles.merge_queries(out, batch, time, blocks.block_q)
+    return segments.blank_padding(out, segment_ids).astype(q.dtype), after
+
+
+def _attend(
+    static: Static,
+    q: Float[Array, "I N rows K"],
+    own: Block,
+    cache: Block | None,
+    heads: Heads,
+    where: Where,
+) -> Float[Array, "I N rows V"]:
+    """Output of blocked queries; slopes are constants."""
+    return _forward(static, q, own, cache, heads, where)[0]
+
+
+def _forward(
+    static: Static, q: Array, own: Block, cache: Block | None, heads: Heads, where: Where
+) -> tuple[Array, Residuals]:
+    def take(running: Running, slab: Block, tokens: Tokens, _: Array) -> Running:
+        keys, tiles = static.split(tokens, slab), static.plan(where, tokens)
+        return chunked.absorb(static.tiles, q, keys, heads, tiles, running)
+
+    def visit(running: Running, block: Block, step: Array) -> tuple[Running, None]:
+        tokens = where.of(static.shards, step)
+        return ring.take_slabs(static.blocks.block_kv, block, tokens, take, running), None
+
+    running = chunked.begin(static.tiles, q, heads, own.v.shape[-1])
+    running, _ = ring.near_to_far(static.shards, own, visit, running)
+    if cache is not None:
+        running = ring.take_slabs(static.blocks.block_kv, cache, where.cached, take, running)
+    out, lse = online_softmax.finish(running)
+    return out, Residuals(q, own, cache, heads, where, out, lse)
+
+
+def _backward(
+    static: Static, saved: Residuals, d_out: Array
+) -> tuple[Array, Block, Block | None, Heads, None]:
+    q, own, cache, heads, where, out, lse = saved
+    known = chunked.queries(q, out, lse, d_out)
+
+    def pull(d_q: Array, slab: Block, tokens: Tokens, _: Array) -> tuple[Array, Block]:
+        keys, back = jax.vjp(partial(static.split, tokens), slab.wide())
+        tiles = static.plan(where, tokens)
+        d_q, d_keys = chunked.pull(static.tiles, known, keys, heads, tiles, d_q)
+        return d_q, *back(d_keys)
+
+    def visit(d_q: Array, sums: Block, block: Block, step: Array) -> tuple[Array, Block]:
+        tokens = where.of(static.shards, step)
+        return ring.pull_slabs(static.blocks.block_kv, block, tokens, pull, (d_q, sums))
+
+    d_q, d_cache = jnp.zeros_like(q), None
+    if cache is not None:
+        start = d_q, cache.zeros()
+        d_q, d_cache = ring.pull_slabs(static.blocks.block_kv, cache, where.cached, pull, start)
+        d_cache = d_cache.like(cache)
+    d_q, d_own = ring.far_to_near(static.shards, own, visit, d_q)
+    return d_q, d_own.like(own), d_cache, chunked.pull_heads(heads, known), None
+
+
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
+attend.defvjp(_forward, _backward)
+
+RING = Strategy("ring", _run, ring.sent, takes_all, LAYOUTS)
+STRATEGIES = (gathered_keys.GATHER, head_exchange.ALL_TO_ALL, RING)

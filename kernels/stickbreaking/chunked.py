@@ -32,20 +32,27 @@ from kernels.stickbreaking import tile
 
 
 class Static(NamedTuple):
-    """What is known at trace time."""
+    """What is known at trace time; `sparing`: see `causal_tiles.transposed`."""
 
     sight: Sight
     run: int
     tolerance: float
     parts: int
+    sparing: bool
+
+
+class Keys(NamedTuple):
+    """Blocks of keys and values."""
+
+    k: Float[Array, "J N block K"]
+    v: Float[Array, "J N block V"]
 
 
 class Residuals(NamedTuple):
     """What the backward pass needs: blocked inputs, the tiles visited, and `left` of each."""
 
     q: Float[Array, "I N rows K"]
-    k: Float[Array, "J N block K"]
-    v: Float[Array, "J N block V"]
+    keys: Keys
     tiles: Tiles
     left: Float[Array, "P N rows"]
 
@@ -69,37 +76,77 @@ def apply(
     """Output and state of T more tokens."""
     q = inputs["q"]
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
-    batch, time = q.shape[:2]
+    batch = q.shape[0]
     sight = Sight(strict=not options["attend_current"])
     # One row of the batch and key head at a time: one that looks far does not hold up the others.
     parts = batch * placed.k.shape[2] if options["tolerance"] else 1
     cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], sight=sight, parts=parts)
-    static = Static(sight, cut.blocks.run, options["tolerance"], parts)
-    out, log_rem = (
-        causal_tiles.unpart(x, parts) for x in attend(static, cut.q, cut.k, cut.v, cut.tiles)
-    )
-    out = causal_tiles.merge_queries(out, batch, time, cut.blocks.block_q)
-    if options["remainder"] != "none":
-        log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, cut.blocks.block_q)
-        out = out + jnp.exp(log_rem) * tile.rest(inputs, options)
+    static = Static(sight, cut.blocks.run, options["tolerance"], parts, sparing=False)
+    out, log_rem = attend(static, cut.q, Keys(cut.k, cut.v), cut.tiles)
+    out = merge(out, log_rem, inputs, options, cut.blocks.block_q, parts)
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
 
 
+def merge(
+    out: Float[Array, "I N rows V"],
+    log_rem: Float[Array, "I N rows"],
+    inputs: Inputs,
+    options: Options,
+    block_q: int,
+    parts: int,
+) -> Float[Array, "B T H V"]:
+    """The output of all queries, with what takes the remainder."""
+    batch, time = inputs["q"].shape[:2]
+    out, log_rem = (causal_tiles.unpart(x, parts) for x in (out, log_rem))
+    out = causal_tiles.merge_queries(out, batch, time, block_q)
+    if options["remainder"] == "none":
+        return out
+    log_rem = causal_tiles.merge_queries(log_rem[..., None], batch, time, block_q)
+    return out + jnp.exp(log_rem) * tile.rest(inputs, options)
+
+
 def _attend(
-    static: Static,
-    q: Float[Array, "I N rows K"],
-    k: Float[Array, "J N block K"],
-    v: Float[Array, "J N block V"],
-    tiles: Tiles,
+    static: Static, q: Float[Array, "I N rows K"], keys: Keys, tiles: Tiles
 ) -> tuple[Float[Array, "I N rows V"], Float[Array, "I N rows"]]:
     """Output before the remainder, and log rem, of blocked queries."""
-    return _forward(static, q, k, v, tiles)[0]
+    return _forward(static, q, keys, tiles)[0]
 
 
-def _forward(
-    static: Static, q: Array, k: Array, v: Array, tiles: Tiles
-) -> tuple[tuple[Array, Array], Residuals]:
-    k_t = jnp.swapaxes(k, -1, -2)
+def begin(q: Array, width: int, num_tiles: int) -> Sums:
+    """Of queries that have seen nothing, whose values have this width."""
+    out = jnp.zeros((*q.shape[:-1], width), jnp.float32)
+    left = jnp.zeros(q.shape[:-1], jnp.float32)
+    return Sums(out, left, jnp.zeros((num_tiles, *left.shape[1:]), jnp.float32))
+
+
+def absorb(static: Static, q: Array, keys: Keys, tiles: Tiles, sums: Sums) -> Sums:
+    """The sums after the needed tiles of these keys, which are the next farther ones."""
+    visit = _visitor(static, q, keys, tiles)
+    step = lambda n, sums: visit(block(tiles.pairs, n), n, sums)[0]
+    return lax.fori_loop(0, tiles.needed, step, sums)
+
+
+def spend(static: Static, q: Array, keys: Keys, tiles: Tiles, left: Array) -> Array:
+    """`left` alone after the needed tiles of these keys."""
+    k_t = jnp.swapaxes(keys.k, -1, -2)
+
+    def visit(step: Array, left: Array) -> Array:
+        i, j = block(tiles.pairs, step)
+        seen = causal_tiles.mask(tiles, i, j, static.sight)
+        z = tile.mask(block(q, i) @ block(k_t, j), seen)
+        broken, _ = log_space.softplus_and_exp(z)
+        return add(left, i, log_space.suffix_sum(broken, static.run)[1])
+
+    return lax.fori_loop(0, tiles.needed, visit, left)
+
+
+def _visitor(
+    static: Static, q: Array, keys: Keys, tiles: Tiles
+) -> Callable[[Array, Array, Sums], tuple[Sums, Array]]:
+    """`visit(pair, place, sums)`: a tile more, whose place in `lefts` is given; and `left` after it
+    of its block of queries.
+    """
+    k_t = jnp.swapaxes(keys.k, -1, -2)
 
     def visit(pair: Array, place: Array, sums: Sums) -> tuple[Sums, Array]:
         i, j = pair
@@ -109,19 +156,23 @@ def _forward(
         broken, _ = log_space.softplus_and_exp(z)
         nearer, total = log_space.suffix_sum(broken, static.run)
         weights = tile.weigh(z - broken, nearer + here[..., None], jnp.exp)
-        out = add(sums.out, i, weights @ block(v, j))
+        out = add(sums.out, i, weights @ block(keys.v, j))
         after = here + total
         return Sums(out, put(sums.left, i, after), put(sums.lefts, place, here)), after
 
-    out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
-    left = jnp.zeros(q.shape[:-1], jnp.float32)
-    sums = Sums(out, left, jnp.zeros((tiles.pairs.shape[0], *left.shape[1:]), jnp.float32))
+    return visit
+
+
+def _forward(
+    static: Static, q: Array, keys: Keys, tiles: Tiles
+) -> tuple[tuple[Array, Array], Residuals]:
+    sums = begin(q, keys.v.shape[-1], tiles.pairs.shape[0])
     if static.tolerance:
+        visit = _visitor(static, q, keys, tiles)
         sums, tiles = _until_used_up(static, tiles, visit, sums)
     else:
-        step = lambda n, sums: visit(block(tiles.pairs, n), n, sums)[0]
-        sums = lax.fori_loop(0, tiles.needed, step, sums)
-    return (sums.out, -sums.left), Residuals(q, k, v, tiles, sums.lefts)
+        sums = absorb(static, q, keys, tiles, sums)
+    return (sums.out, -sums.left), Residuals(q, keys, tiles, sums.lefts)
 
 
 def _until_used_up(
@@ -146,16 +197,23 @@ def _until_used_up(
     return sums, tiles._replace(pairs=visited, needed=count)
 
 
-def _backward(
-    static: Static, saved: Residuals, cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, Array, None]:
-    q, k, v, tiles, lefts = saved
-    d_out, d_log_rem = cotangents
-    # Transposed once here, every product of the loop is a plain row-major one.
-    k_t, v_t, q_t, d_out_t = (jnp.swapaxes(x, -1, -2) for x in (k, v, q, d_out))
+def pull(
+    static: Static,
+    queries: tuple[Array, Array],
+    keys: Keys,
+    tiles: Tiles,
+    lefts: Array,
+    carry: tuple[Array, Array],
+) -> tuple[tuple[Array, Array], Keys]:
+    """Cotangents through the needed tiles of these keys, which are the next nearer ones: d_q and
+    `flow` with theirs added, and of the keys. `queries` are q and d_out.
+    """
+    q, d_out = queries
+    k_t, v_t = (jnp.swapaxes(x, -1, -2) for x in keys)
+    q_t, d_out_t = (causal_tiles.transposed(x, sparing=static.sparing) for x in queries)
 
     def visit(back: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        d_q, d_k_t, d_v_t, flow = carry
+        d_q, flow, d_k_t, d_v_t = carry
         step = tiles.needed - 1 - back
         i, j = block(tiles.pairs, step)
         seen = causal_tiles.mask(tiles, i, j, static.sight)
@@ -167,15 +225,25 @@ def _backward(
         here = block(flow, i)
         farther, total = log_space.prefix_sum(moved, static.run)
         d_z = tile.logit_cotangent(moved, *log_space.sigmoids(z, u), farther + here[..., None])
-        d_q = add(d_q, i, d_z @ block(k, j))
-        d_k_t = add(d_k_t, j, block(q_t, i) @ d_z)
-        d_v_t = add(d_v_t, j, block(d_out_t, i) @ weights)
-        return d_q, d_k_t, d_v_t, put(flow, i, here + total)
+        d_q = add(d_q, i, d_z @ block(keys.k, j))
+        d_k_t = add(d_k_t, j, q_t(i) @ d_z)
+        d_v_t = add(d_v_t, j, d_out_t(i) @ weights)
+        return d_q, put(flow, i, here + total), d_k_t, d_v_t
 
+    start = (*carry, jnp.zeros_like(k_t), jnp.zeros_like(v_t))
+    d_q, flow, d_k_t, d_v_t = lax.fori_loop(0, tiles.needed, visit, start)
+    return (d_q, flow), Keys(jnp.swapaxes(d_k_t, -1, -2), jnp.swapaxes(d_v_t, -1, -2))
+
+
+def _backward(
+    static: Static, saved: Residuals, cotangents: tuple[Array, Array]
+) -> tuple[Array, Keys, None]:
+    q, keys, tiles, lefts = saved
+    d_out, d_log_rem = cotangents
     # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
-    start = (jnp.zeros_like(q), jnp.zeros_like(k_t), jnp.zeros_like(v_t), d_log_rem)
-    d_q, d_k_t, d_v_t, _ = lax.fori_loop(0, tiles.needed, visit, start)
-    return d_q, jnp.swapaxes(d_k_t, -1, -2), jnp.swapaxes(d_v_t, -1, -2), None
+    start = jnp.zeros_like(q), d_log_rem
+    (d_q, _), d_keys = pull(static, (q, d_out), keys, tiles, lefts, start)
+    return d_q, d_keys, None
 
 
 attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
