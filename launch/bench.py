@@ -9,7 +9,8 @@ evaluation: its share of a run. Named only: schedules (the share of a step that 
 (of a GPU or TPU, beside softmax's, chunked and the device's ceilings), peers (beside
 flash-linear-attention's and the stick-breaking authors'), skipping (stick-breaking with a tolerance
 on what the run --workdir computes), meshes (formulas and the TPU compiler), compiled (what
-compilers make of kernels for absent devices).
+compilers make of kernels for absent devices), sequence (a time axis split over eight devices: bytes
+and collectives beside those declared, a layer's memory).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
-CASES = (*DEFAULT, "schedules", "peers", "skipping", "meshes", "kernels", "compiled")
+CASES = (*DEFAULT, "schedules", "peers", "skipping", "meshes", "kernels", "compiled", "sequence")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
