@@ -137,7 +137,7 @@ def _total(found: list[programs.Collective]) -> float:
 def _collectives(
     op: Op, settings: Settings, strategy: Strategy, layout: Layout, dims: dict[str, int]
 ) -> tuple[list[programs.Collective], list[programs.Collective]]:
-    """In the forward pass, and with the gradients of what has a row for each token."""
+    """In the forward pass of packed rows, and with the gradients of what has a row a token."""
     mesh = jax.make_mesh((RANKS,), ("sequence",), axis_types=(AxisType.Auto,))
     place = Placement(mesh, {"T": ("sequence",)}, strategy.name, layout)
     needed = op.needed({**op.options, **settings})
@@ -149,12 +149,12 @@ def _collectives(
     along = {name: x for name, x in arrays.items() if "T" in needed[name].letters.split()}
     fixed = {name: x for name, x in arrays.items() if name not in along}
 
-    def forward(along: Any, fixed: Any) -> jax.Array:
+    def forward(along: Any, fixed: Any, ids: jax.Array) -> jax.Array:
         call = {"form": "chunked", "options": settings, "placement": place}
-        return dispatch.apply(op.name, along | fixed, **call)[0]
+        return dispatch.apply(op.name, along | fixed, segment_ids=ids, **call)[0]
 
-    gradient = jax.grad(lambda along, fixed: jnp.sum(jnp.sin(forward(along, fixed))))
-    args = along, fixed
+    gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(forward(*args))))
+    args = along, fixed, jax.ShapeDtypeStruct((dims["B"], dims["T"]), jnp.int32)
     return programs.collectives(forward, *args), programs.collectives(gradient, *args)
 
 
