@@ -7,6 +7,7 @@ import pytest
 
 from lm import targets
 from lm.config import UserError
+from lm.targets import chips
 
 # name: chips, JAX devices, hosts, topology; from the vendors' pages
 SIZES = [
@@ -76,3 +77,11 @@ def test_a_compiler_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"is not installed; pip install 'espalier\[aot\]'"):
         targets.devices(targets.parse(name))
+
+
+def test_links() -> None:
+    """A kind that is not listed has another's of its platform, and a CPU rehearses for a GPU."""
+    h100 = chips.link("NVIDIA H100 80GB HBM3", "gpu")
+    assert h100 == chips.link("another", "gpu") == chips.link("cpu", "cpu")
+    assert h100.latency > 0
+    assert chips.link("TPU v5", "tpu").bandwidth > chips.link("TPU v5 lite", "tpu").bandwidth
