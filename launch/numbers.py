@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from launch import cli
-from launch.benchmarks.tables import render
+from launch.benchmarks.tables import pictures, render
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
     if _WORKDIR.value:
         values = summary(Path(_WORKDIR.value).expanduser())
         files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
-    (ROOT / LAWS).write_text(laws.markdown(), encoding="utf-8")
+    for page, text in ({LAWS: laws.markdown()} | pictures(ROOT)).items():
+        (ROOT / page).write_text(text, encoding="utf-8")
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         (ROOT / page).write_text(filled(text), encoding="utf-8")

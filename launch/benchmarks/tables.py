@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm.targets import parse
@@ -53,12 +55,25 @@ def render(values: dict[str, Any], op: str = "") -> str:
         from lm.report import fit
 
         return f"{where}\n\n{fit.markdown(values)}"
+    if values.get("results", [{"name": ""}])[0]["name"].startswith("sent/"):
+        from lm.report import sequence
+
+        return f"{where}\n\n{sequence.table(values['results'])}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
         return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
     head = ("what", "value", "goal") if "results" in values else ("", "")
     return f"{where}\n\n" + _markdown(head, iter(rows))
+
+
+def pictures(root: Path) -> dict[str, str]:
+    """Files of docs/ that are drawn from result files, as SVG."""
+    from lm.report import sequence
+    from lm.report.figures import standalone
+
+    values = json.loads((root / "results/bench/sequence.json").read_text(encoding="utf-8"))
+    return {"docs/sequence.svg": standalone(sequence.figure(values["results"]))}
 
 
 def programs(
