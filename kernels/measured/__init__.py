@@ -69,8 +69,8 @@ def tables() -> list[Table]:
 
 
 def wins(op: str, form: str) -> list[str]:
-    """Of every device kind with rows of this form how many of them it wins: "measured on NVIDIA
-    H200: 5 of 8 problems".
+    """How many of its rows a form wins, a sentence for every kind of device that has some:
+    "measured on NVIDIA H200: 5 of 8 problems".
     """
     told = []
     for known in tables():

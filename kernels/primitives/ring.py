@@ -49,7 +49,7 @@ class Block(NamedTuple):
         return Block(self.k.astype(jnp.float32), self.v.astype(jnp.float32))
 
     def zeros(self) -> "Block":
-        """Of its shapes, in float32."""
+        """Zeros of its shapes, in float32."""
         return Block(*(jnp.zeros(x.shape, jnp.float32) for x in self))
 
     def like(self, other: "Block") -> "Block":

@@ -60,34 +60,23 @@ class Shards(NamedTuple):
         last = 2 * self.count - 1 - rank
         return [rank * size, last * size] if self.layout == "zigzag" else [rank * size]
 
-    def columns(self, time: int) -> np.ndarray:
-        """The place in the row of all T tokens, rank after rank, on the host."""
-        pieces = np.arange(time, dtype=np.int32).reshape(self.count * self.stretches, -1)
-        if self.layout == "zigzag":
-            pieces = np.stack([pieces[: self.count], pieces[: self.count - 1 : -1]], axis=1)
-        return pieces.ravel()
-
-    def places(self, rank: Int[Array, ""], time: int) -> Int[Array, " T/R"]:
-        """The places in the row of all `time` tokens of a rank."""
-        stretch = jnp.arange(time // self.stretches, dtype=jnp.int32)
-        return jnp.concatenate([first + stretch for first in self.first(rank, time)])
-
-    def in_order(self, x: Array, axis: int) -> Array:
-        """T tokens along `axis`, rank after rank, in the order of time."""
+    def in_order[X: (Array, np.ndarray)](self, x: X, axis: int) -> X:
+        """T tokens along `axis`, rank after rank, in the order of time; on the host too."""
         if self.layout == "contiguous":
             return x
+        xp: Any = x.__array_namespace__()
         apart = x.reshape(*x.shape[:axis], self.count, 2, -1, *x.shape[axis + 1 :])
-        early, late = (lax.index_in_dim(apart, i, axis + 1, keepdims=False) for i in (0, 1))
-        return jnp.concatenate([early, jnp.flip(late, axis)], axis).reshape(x.shape)
+        early, late = xp.unstack(apart, axis=axis + 1)
+        return xp.concat([early, xp.flip(late, axis=axis)], axis=axis).reshape(x.shape)
 
-    def by_rank(self, x: Array, axis: int) -> Array:
+    def by_rank[X: (Array, np.ndarray)](self, x: X, axis: int) -> X:
         """The inverse of `in_order`."""
         if self.layout == "contiguous":
             return x
-        early, late = jnp.split(
-            x.reshape(*x.shape[:axis], 2 * self.count, -1, *x.shape[axis + 1 :]), 2, axis
-        )
-        return jnp.stack([early, jnp.flip(late, axis)], axis + 1).reshape(x.shape)
+        xp: Any = x.__array_namespace__()
+        apart = x.reshape(*x.shape[:axis], 2, self.count, -1, *x.shape[axis + 1 :])
+        early, late = xp.unstack(apart, axis=axis)
+        return xp.stack([early, xp.flip(late, axis=axis)], axis=axis + 1).reshape(x.shape)
 
     def ranks(self, x: Array) -> Array:
         """[B, ...] of every rank, as [B, R, ...]."""

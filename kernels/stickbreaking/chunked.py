@@ -113,7 +113,7 @@ def _attend(
 
 
 def begin(q: Array, width: int, num_tiles: int) -> Sums:
-    """Of queries that have seen nothing, whose values have this width."""
+    """The sums of queries that have seen nothing, whose values have this width."""
     out = jnp.zeros((*q.shape[:-1], width), jnp.float32)
     left = jnp.zeros(q.shape[:-1], jnp.float32)
     return Sums(out, left, jnp.zeros((num_tiles, *left.shape[1:]), jnp.float32))
@@ -126,15 +126,22 @@ def absorb(static: Static, q: Array, keys: Keys, tiles: Tiles, sums: Sums) -> Su
     return lax.fori_loop(0, tiles.needed, step, sums)
 
 
+def _logits(
+    static: Static, q: Array, k_t: Array, tiles: Tiles, pair: tuple[Array, Array]
+) -> Float[Array, "N rows block"]:
+    """Masked logits of a tile; `k_t` are the keys, transposed."""
+    i, j = pair
+    seen = causal_tiles.mask(tiles, i, j, static.sight)
+    return tile.mask(block(q, i) @ block(k_t, j), seen)
+
+
 def spend(static: Static, q: Array, keys: Keys, tiles: Tiles, left: Array) -> Array:
     """`left` alone after the needed tiles of these keys."""
     k_t = jnp.swapaxes(keys.k, -1, -2)
 
     def visit(step: Array, left: Array) -> Array:
         i, j = block(tiles.pairs, step)
-        seen = causal_tiles.mask(tiles, i, j, static.sight)
-        z = tile.mask(block(q, i) @ block(k_t, j), seen)
-        broken, _ = log_space.softplus_and_exp(z)
+        broken, _ = log_space.softplus_and_exp(_logits(static, q, k_t, tiles, (i, j)))
         return add(left, i, log_space.suffix_sum(broken, static.run)[1])
 
     return lax.fori_loop(0, tiles.needed, visit, left)
@@ -150,9 +157,7 @@ def _visitor(
 
     def visit(pair: Array, place: Array, sums: Sums) -> tuple[Sums, Array]:
         i, j = pair
-        seen = causal_tiles.mask(tiles, i, j, static.sight)
-        here = block(sums.left, i)
-        z = tile.mask(block(q, i) @ block(k_t, j), seen)
+        here, z = block(sums.left, i), _logits(static, q, k_t, tiles, (i, j))
         broken, _ = log_space.softplus_and_exp(z)
         nearer, total = log_space.suffix_sum(broken, static.run)
         weights = tile.weigh(z - broken, nearer + here[..., None], jnp.exp)
@@ -216,8 +221,7 @@ def pull(
         d_q, flow, d_k_t, d_v_t = carry
         step = tiles.needed - 1 - back
         i, j = block(tiles.pairs, step)
-        seen = causal_tiles.mask(tiles, i, j, static.sight)
-        z = tile.mask(block(q, i) @ block(k_t, j), seen)
+        z = _logits(static, q, k_t, tiles, (i, j))
         broken, u = log_space.softplus_and_exp(z)
         nearer, _ = log_space.suffix_sum(broken, static.run)
         weights = tile.weigh(z - broken, nearer + block(lefts, step)[..., None], jnp.exp)

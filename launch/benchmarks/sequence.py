@@ -75,8 +75,10 @@ LAYER: dict[str, Any] = {
 
 
 def check(options: Options) -> None:
-    """Raises:
-    UserError: fewer devices than ranks.
+    """What is to be there before anything is counted.
+
+    Raises:
+      UserError: fewer devices than ranks.
     """
     del options
     if (found := len(jax.devices())) < RANKS:
@@ -160,7 +162,8 @@ def _collectives(
 
 def _balance(layout: Layout) -> Result:
     time = 16 * RANKS
-    places = Shards(("sequence",), RANKS, layout).columns(time).reshape(RANKS, -1)
+    shards = Shards(("sequence",), RANKS, layout)
+    places = shards.by_rank(np.arange(time), 0).reshape(RANKS, -1)
     pairs = np.sum(places + 1, axis=1)  # a token sees itself and all before it
     goal = BALANCED if layout == "zigzag" else None
     facts = {"pairs": pairs.tolist()}
@@ -174,11 +177,11 @@ def _balance(layout: Layout) -> Result:
 
 def _layer(options: Options, mixer: str, mesh: dict[str, Any]) -> Build:
     changed: Config = apply(problem.config(options, mixer), LAYER | mesh)
-    return build(changed, jax.devices()[: max(1, mesh.get("mesh.sequence", 1))])
+    return build(changed, jax.devices()[: mesh.get("mesh.sequence", 1)])
 
 
 def _layer_bytes(built: Build) -> int:
-    """Of one device while a layer and its gradients are computed, parameters apart."""
+    """What one device holds while a layer and its gradients are computed, parameters apart."""
     period, context = built.model.groups[0], built.model.context
     layer = period.clone(parent=None)
     shape = built.config.data.batch_size, built.config.data.context_length

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.benchmarks import markdown
 from lm.targets import parse
 
 PROGRAM = ("device", "K", "setting", "arguments", "outputs", "temporary", "kept", "peak")
@@ -26,7 +27,7 @@ def render(values: dict[str, Any], op: str = "") -> str:
     if "forecast" in values:
         from lm.report import forecast
 
-        return f"{where}\n\n" + _markdown(forecast.HEAD, iter([forecast.row(values)]))
+        return f"{where}\n\n" + markdown.table(forecast.HEAD, iter([forecast.row(values)]))
     if "recall" in values:
         from lm.report import recall
 
@@ -56,24 +57,24 @@ def render(values: dict[str, Any], op: str = "") -> str:
 
         return f"{where}\n\n{fit.markdown(values)}"
     if values.get("results", [{"name": ""}])[0]["name"].startswith("sent/"):
-        from lm.report import sequence
+        from launch.benchmarks import sequence_page
 
-        return f"{where}\n\n{sequence.table(values['results'])}"
+        return f"{where}\n\n{sequence_page.table(values['results'])}"
     if op:
         chosen = [r for r in values["results"] if r["facts"]["op"] == op]
-        return f"{where}\n\n" + _markdown(PROGRAM, programs(chosen, ("both",)))
+        return f"{where}\n\n" + markdown.table(PROGRAM, programs(chosen, ("both",)))
     rows = [_bench(r) for r in values["results"]] if "results" in values else _run(values)
     head = ("what", "value", "goal") if "results" in values else ("", "")
-    return f"{where}\n\n" + _markdown(head, iter(rows))
+    return f"{where}\n\n" + markdown.table(head, iter(rows))
 
 
 def pictures(root: Path) -> dict[str, str]:
     """Files of docs/ that are drawn from result files, as SVG."""
-    from lm.report import sequence
+    from launch.benchmarks import sequence_page
     from lm.report.figures import standalone
 
     values = json.loads((root / "results/bench/sequence.json").read_text(encoding="utf-8"))
-    return {"docs/sequence.svg": standalone(sequence.figure(values["results"]))}
+    return {"docs/sequence.svg": standalone(sequence_page.figure(values["results"]))}
 
 
 def programs(
@@ -96,27 +97,17 @@ def programs(
             for found in [[kernel[key] for kernel in facts["kernels"]]]
         ]
         device = parse(facts["target"]).chip.name
-        peak, model = f"{result['value']:.2f}{_missed(result)}", f"{facts['seconds'] * 1e6:.0f}"
+        peak = f"{result['value']:.2f}{markdown.missed(result)}"
+        model = f"{facts['seconds'] * 1e6:.0f}"
         yield device, width[1:], " ".join(setting), *sizes, peak, *most, model
-
-
-def _markdown(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells) + "\n"
-
-    return line(head) + "|" + "---|" * len(head) + "\n" + "".join(map(line, rows))
 
 
 def _bench(result: dict[str, Any]) -> tuple[str, str, str]:
     goal = result["goal"]
     wanted = "" if goal is None else f"{goal['relation']} {goal['bound']:g}"
     value = "refused" if result["value"] is None else f"{result['value']:.3g}"
-    return result["name"], value, wanted + _missed(result)
+    return result["name"], value, wanted + markdown.missed(result)
 
 
 def _run(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in values["numbers"].items()]
-
-
-def _missed(result: Mapping[str, Any]) -> str:
-    return "" if result["goal"] is None or result["goal"]["met"] else " (missed)"

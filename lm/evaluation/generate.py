@@ -134,7 +134,7 @@ def generate(
     tokens = np.zeros((len(rows), padded), np.int32)
     for place, row in enumerate(rows):
         tokens[place, : lengths[row]] = prompts[row]
-    tokens = tokens[:, placement.columns(padded, *where)]
+    tokens = placement.shards(*where).by_rank(tokens, 1)
     picking = _Picking(
         jnp.float32(options.temperature),
         jnp.int32(options.top_k or vocabulary.size),

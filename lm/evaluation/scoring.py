@@ -126,7 +126,7 @@ class Scorer:
         return -(-wanted // ways) * ways
 
     def _batch(self, rows: Sequence[Row], chosen: Sequence[int], bucket: int) -> Batch:
-        """Of the rows chosen those of this process's share."""
+        """The rows of this process's share among those chosen."""
         held = self._built.share.rows(self._num_rows(bucket))
         shape = len(held), bucket
         fields = [np.zeros(shape, np.int32) for _ in range(4)] + [np.zeros(shape, np.float32)]
@@ -142,8 +142,7 @@ class Scorer:
         chosen, arrays = pending
         nll, hit = processes.to_host(arrays)
         where = self._built.mesh, self._built.model.context.layout
-        in_order = np.argsort(placement.columns(nll.shape[1], *where))
-        nll, hit = nll[:, in_order], hit[:, in_order]
+        nll, hit = (placement.shards(*where).in_order(x, 1) for x in (nll, hit))
         for place, i in enumerate(chosen):
             used = rows[i].weights > 0
             # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite

@@ -41,20 +41,19 @@ def share_of(holders: np.ndarray, num_parts: int, process: int) -> Share:
 
 def put(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
     """The rows of this process's share, numpy arrays [b, T], as global arrays [B, T]."""
-    placed, held = sharding.batch(mesh), share(mesh)
-    order = columns(batch.tokens.shape[1], mesh, layout)
+    placed, held, time = sharding.batch(mesh), share(mesh), shards(mesh, layout)
 
     def place(x: np.ndarray) -> jax.Array:
         shape = len(x) * held.num_parts // len(held.parts), x.shape[1]
         own: Any = functools.partial(piece, x, held)
         return jax.make_array_from_callback(shape, placed, own)
 
-    return Batch(*(place(np.asarray(x)[:, order]) for x in batch))
+    return Batch(*(place(time.by_rank(np.asarray(x), 1)) for x in batch))
 
 
 def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
-    """Of the rows of a share [b, T] what stands at `place` in the whole array [B, T]: rows of one
-    part, and some columns.
+    """What stands at `place` of the whole array [B, T], rows of one part and some columns; x [b, T]
+    are the rows of the share.
     """
     size = len(x) // len(held.parts)
     start, stop, _ = place[0].indices(size * held.num_parts)
@@ -64,19 +63,20 @@ def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
 
 def columns(time: int, mesh: Mesh, layout: Layout) -> np.ndarray:
     """The place in its row of every token of a global array, int32 [T]: the order of time where
-    the layout is contiguous, x[:, columns] for a host array x [b, T] in that order.
+    the layout is contiguous.
     """
-    return _shards(mesh, layout).columns(time)
+    return shards(mesh, layout).by_rank(np.arange(time, dtype=np.int32), 0)
 
 
 def row_length(tokens: int, mesh: Mesh, layout: Layout) -> int:
     """What rows of so many tokens, which are not of the training length, are padded to: a power of
     two, rounded up to what the layout of time over mesh.sequence divides.
     """
-    shards, power = _shards(mesh, layout), 1 << (tokens - 1).bit_length()
-    pieces = shards.count * shards.stretches
+    split, power = shards(mesh, layout), 1 << (tokens - 1).bit_length()
+    pieces = split.count * split.stretches
     return -(-power // pieces) * pieces
 
 
-def _shards(mesh: Mesh, layout: Layout) -> Shards:
+def shards(mesh: Mesh, layout: Layout) -> Shards:
+    """How the time of a batch is split; one shard where it is whole."""
     return Shards(("sequence",), mesh.shape["sequence"], layout)

@@ -1,9 +1,9 @@
 """How long a step would take: modelled from the target's published rates, never measured.
 
-    compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s
+    compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s, of the rank with most to do
+              where devices share the tokens of rows (time_axis.py)
     memory    bytes to and from HBM / its bandwidth: weights read for every pass over every
               microbatch, activations written and read, parameters, moments and gradients updated
-              of the rank with most to do where devices share the tokens of rows (time_axis.py)
     network   bytes sent / bandwidth of the links they take, one collective after another, and the
               latency of the messages along a split time axis that wait for one another
     step      max(compute, memory) + network: nothing is hidden behind the network

@@ -11,8 +11,8 @@ import pytest
 from kernels import dispatch
 from launch import numbers
 from launch.benchmarks import sequence, tables
+from launch.benchmarks import sequence_page as page
 from lm.config import UserError
-from lm.report import sequence as page
 from tests.launch.test_bench import options
 
 

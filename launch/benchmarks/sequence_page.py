@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from launch.benchmarks.markdown import missed
+from launch.benchmarks.markdown import table as markdown
 from lm.report.figures import INK, PALETTE, STYLE, element
 
 type Results = Sequence[Mapping[str, Any]]
@@ -31,7 +33,7 @@ def table(results: Results) -> str:
     held = next(r for r in results if r["name"].startswith("memory/"))["facts"]["layer"]
     width, time = held["model.width"], held["data.context_length"]
     between = f"\nMB of a device for one layer of width {width} and a row of {time:,} tokens:\n\n"
-    return told + _markdown(SENT, _sent(results)) + between + _markdown(HELD, _held(results))
+    return told + markdown(SENT, _sent(results)) + between + markdown(HELD, _held(results))
 
 
 def _sent(results: Results) -> Iterator[Sequence[str]]:
@@ -39,28 +41,19 @@ def _sent(results: Results) -> Iterator[Sequence[str]]:
         found = facts["program"]
         calls = ", ".join(f"{n} {kind}" for kind, n in sorted(found["calls"].items()))
         sizes = (f"{found[way] / 1e3:,.1f}" for way in ("forward", "backward"))
-        off = f"{result['value']:.2g}{_missed(result)}"
+        off = f"{result['value']:.2g}{missed(result)}"
         yield facts["op"], facts["strategy"], facts["layout"], calls, *sizes, off
 
 
 def _held(results: Results) -> Iterator[Sequence[str]]:
     for facts, result in _of(results, "memory/"):
         sizes = (f"{x / 1e6:.1f}" for x in facts["bytes"])
-        share = f"{result['value']:.3f}" + _missed(result)
+        share = f"{result['value']:.3f}" + missed(result)
         yield facts["mixer"], facts["strategy"], facts["layout"], *sizes, share
 
 
 def _of(results: Results, prefix: str) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     return ((r["facts"], r) for r in results if r["name"].startswith(prefix))
-
-
-def _missed(result: Mapping[str, Any]) -> str:
-    return "" if result["goal"] is None or result["goal"]["met"] else " (missed)"
-
-
-def _markdown(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def figure(results: Results) -> str:

@@ -1,0 +1,23 @@
+"""Tables of result files as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """
+    >>> table(("a", "b"), [("1", "")])
+    '| a | b |\\n|---|---|\\n| 1 | |\\n'
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells) + "\n"
+
+    return line(head) + "|" + "---|" * len(head) + "\n" + "".join(map(line, rows))
+
+
+def missed(result: Mapping[str, Any]) -> str:
+    """What follows the value of a result of launch.bench whose goal is not met."""
+    return "" if result["goal"] is None or result["goal"]["met"] else " (missed)"
