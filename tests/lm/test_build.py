@@ -126,6 +126,12 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
         None,
         "states: its tokens must be contiguous, not zigzag; set another strategy",
     ),
+    (
+        {"mesh.sequence": 2, "mesh.tensor": 2, "mesh.stream_over_tensor": True}
+        | {"data.context_length": 26},
+        None,
+        "=26, each of mesh.sequence=2 parts of it, over mesh.tensor=2; set data.context_length=28",
+    ),
     ({"mesh.sequence_strategy": "gathers"}, None, "unknown strategy of stickbreaking 'gathers'"),
     (
         {"mesh.sequence": 2, "mesh.sequence_strategy": "states", "model.pattern": "softmax"},
