@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from kernels import shard
 from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import mup, optimizers, schedules
@@ -348,7 +347,7 @@ def _check_hypergradient(config: Config) -> None:
 
 
 def _check_batch(config: Config, mesh: AnyMesh) -> None:
-    _check_time(config, mesh)
+    placement.check_time(config.data.context_length, config.mesh, mesh)
     ways = batch_ways(mesh)
     count, first = config.run.accumulation, config.data.batch_warmup.first
     rows = config.batches.of(0) // count
@@ -363,28 +362,6 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
             f"data.batch_size / run.accumulation = {rows} rows do not divide over data*fsdp = "
             f"{ways} devices; set data.batch_size="
             f"{math.ceil(rows / ways) * ways * count}, or change the mesh"
-        )
-
-
-def _check_time(config: Config, mesh: AnyMesh) -> None:
-    time, tensor = config.data.context_length, mesh.shape["tensor"]
-    rules = sharding.activations(config.mesh, mesh)
-    shards = shard.time_shards(rules, mesh, config.mesh.sequence_layout)
-    pieces = 1 if shards is None else shards.count * shards.stretches
-    if shards is not None and time % pieces:
-        raise UserError(
-            f"data.context_length={time} does not divide into {pieces} pieces (mesh.sequence="
-            f"{shards.count}, mesh.sequence_layout={shards.layout!r}); set "
-            f"data.context_length={math.ceil(time / pieces) * pieces}, or another mesh.sequence"
-        )
-    ranks = mesh.shape["sequence"]
-    if config.mesh.stream_over_tensor and time % (tensor * ranks):
-        fitting = math.lcm(tensor * ranks, pieces)
-        each = f", each of mesh.sequence={ranks} parts of it," if ranks > 1 else ""
-        raise UserError(
-            f"mesh.stream_over_tensor splits data.context_length={time}{each} over mesh.tensor="
-            f"{tensor}; set data.context_length={math.ceil(time / fitting) * fitting}, or "
-            "mesh.stream_over_tensor=False"
         )
 
 

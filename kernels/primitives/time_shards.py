@@ -40,8 +40,8 @@ class Shards(NamedTuple):
 
     @property
     def stretches(self) -> int:
-        """How many pieces of a row that are whole in time a rank holds."""
-        return 2 if self.layout == "zigzag" else 1
+        """How many pieces of a row that are whole in time a rank holds; alone, the row."""
+        return 2 if self.layout == "zigzag" and self.count > 1 else 1
 
     def rank(self) -> Int[Array, ""]:
         """This device's number along T."""
@@ -58,11 +58,11 @@ class Shards(NamedTuple):
         """The places in the row of the first token of each stretch of a rank that has `time`."""
         size = time // self.stretches
         last = 2 * self.count - 1 - rank
-        return [rank * size, last * size] if self.layout == "zigzag" else [rank * size]
+        return [rank * size, last * size][: self.stretches]
 
     def in_order[X: (Array, np.ndarray)](self, x: X, axis: int) -> X:
         """T tokens along `axis`, rank after rank, in the order of time; on the host too."""
-        if self.layout == "contiguous":
+        if self.stretches == 1:
             return x
         xp: Any = x.__array_namespace__()
         apart = x.reshape(*x.shape[:axis], self.count, 2, -1, *x.shape[axis + 1 :])
@@ -71,7 +71,7 @@ class Shards(NamedTuple):
 
     def by_rank[X: (Array, np.ndarray)](self, x: X, axis: int) -> X:
         """The inverse of `in_order`."""
-        if self.layout == "contiguous":
+        if self.stretches == 1:
             return x
         xp: Any = x.__array_namespace__()
         apart = x.reshape(*x.shape[:axis], 2, self.count, -1, *x.shape[axis + 1 :])

@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 
 from kernels.contract import Layout
 from kernels.primitives.time_shards import Shards
+from lm.config import MeshConfig, UserError
 from lm.data.batch import Batch, Share
 from lm.parallel import sharding, watch
 from lm.parallel.mesh import BATCH_AXES
+from lm.parallel.sharding import AnyMesh
 
 type Place = tuple[slice, ...]  # of a device's piece in an array
 
@@ -77,6 +79,30 @@ def row_length(tokens: int, mesh: Mesh, layout: Layout) -> int:
     return -(-power // pieces) * pieces
 
 
-def shards(mesh: Mesh, layout: Layout) -> Shards:
+def check_time(time: int, config: MeshConfig, mesh: AnyMesh) -> None:
+    """Refuses rows of `time` tokens that the mesh does not divide.
+
+    Raises:
+      UserError: it does not.
+    """
+    split, tensor = shards(mesh, config.sequence_layout), mesh.shape["tensor"]
+    pieces = split.count * split.stretches
+    if time % pieces:
+        raise UserError(
+            f"data.context_length={time} does not divide into {pieces} pieces (mesh.sequence="
+            f"{split.count}, mesh.sequence_layout={split.layout!r}); set "
+            f"data.context_length={math.ceil(time / pieces) * pieces}, or another mesh.sequence"
+        )
+    if config.stream_over_tensor and time % (tensor * split.count):
+        fitting = math.lcm(tensor * split.count, pieces)
+        each = f", each of mesh.sequence={split.count} parts of it," if split.count > 1 else ""
+        raise UserError(
+            f"mesh.stream_over_tensor splits data.context_length={time}{each} over mesh.tensor="
+            f"{tensor}; set data.context_length={math.ceil(time / fitting) * fitting}, or "
+            "mesh.stream_over_tensor=False"
+        )
+
+
+def shards(mesh: AnyMesh, layout: Layout) -> Shards:
     """How the time of a batch is split; one shard where it is whole."""
     return Shards(("sequence",), mesh.shape["sequence"], layout)
