@@ -1,4 +1,4 @@
-"""Tile sizes of the forms: frozen, validated when they are made.
+"""Tile sizes of the forms: frozen dataclasses, validated when they are created.
 
 The defaults of `Attention` were measured on XLA:CPU (the README of each op holds the numbers).
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Attention:
-    """One tile is `block_q` queries by `block_kv` keys; sums along keys go in runs of `run`."""
+    """A tile is `block_q` queries by `block_kv` keys; sums along keys are taken `run` at a time."""
 
     block_q: int = 256
     block_kv: int = 256
@@ -25,7 +25,7 @@ class Attention:
             )
 
     def fit(self, num_queries: int, num_keys: int) -> "Attention":
-        """The same tiles, no larger than the arrays rounded up to whole runs."""
+        """These tiles, capped at the sizes of the arrays rounded up to whole runs."""
         block_q = min(self.block_q, round_up(num_queries, self.run))
         block_kv = min(self.block_kv, round_up(num_keys, self.run))
         return Attention(block_q, block_kv, self.run)
@@ -33,8 +33,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A recurrence in chunks of `length` tokens; parts of `sub` tokens are what decay per channel
-    and the inverse of the delta rule start from."""
+    """A recurrence in chunks of `length` tokens. A per-channel decay and the inverse of the delta
+    rule first work in parts of `sub` tokens, then combine the parts."""
 
     length: int = 64
     sub: int = 16
@@ -54,8 +54,8 @@ class Chunk:
 class TritonAttention:
     """Tiles of `block_q` queries by `block_kv` keys on a GPU, and how a tile is computed.
 
-    A program has `num_warps` warps and holds `num_stages` tiles of keys in flight; it looks at what
-    is left to do after every `span` tiles.
+    A program has `num_warps` warps and keeps `num_stages` tiles of keys in flight. After every
+    `span` tiles it checks whether any query still needs more keys.
     """
 
     block_q: int = 128
@@ -81,8 +81,8 @@ class TritonAttention:
 
 @dataclass(frozen=True)
 class PallasChunk:
-    """A recurrence on a TPU: chunks of `length` tokens, a power of two, and up to `heads` heads in
-    one program (more only where fewer do not fill whole lanes)."""
+    """A recurrence on a TPU: chunks of `length` tokens (a power of two), and up to `heads` heads in
+    one program (more only where fewer heads do not fill whole rows of lanes)."""
 
     length: int = 128
     heads: int = 4
@@ -98,12 +98,12 @@ class PallasChunk:
 class TritonChunk:
     """A recurrence in Triton: chunks of `length` tokens, tiles of `key` by `value` channels.
 
-    `channel_key` takes the place of `key` where the decay is per channel. `state_key` and
-    `state_value` are the tile that a program carries from chunk to chunk: smaller ones make more
-    programs, which each read all tokens again. The delta rule carries all of K by `recall_value`,
-    and its inverse starts from blocks of `base`. All are powers of two that the tensor cores take.
-    Warps and stages are Triton's, `state` for what goes from chunk to chunk, `wide` for programs
-    that hold many tiles at once.
+    `channel_key` replaces `key` where the decay is per channel. A program carries a tile of
+    `state_key` by `state_value` from chunk to chunk; smaller tiles mean more programs, and each
+    program reads all tokens again. The delta rule carries all of K by `recall_value`, and its
+    inverse starts from blocks of `base` rows. All sizes are powers of two that the tensor cores
+    accept. Warps and stages are Triton's: `state_*` for the programs that go from chunk to chunk,
+    `wide_*` for programs that hold many tiles at once.
     """
 
     length: int = 64
@@ -143,5 +143,5 @@ def attention(num_queries: int, num_keys: int) -> Attention:
 
 
 def round_up(size: int, multiple: int) -> int:
-    """The smallest multiple that is not below `size`."""
+    """The smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple

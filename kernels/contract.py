@@ -26,15 +26,15 @@ type Kind = Literal["normal", "unit", "gate", "log_decay", "constant"]
 class InputSpec:
     """One array of an op.
 
-    `when` names the option, and its value or values, that ask for this input; two specs of one
-    name are alternatives. `fill` computes it from the dims where the caller does not give it. A
-    constant has no gradient.
+    `when` is (option, value or tuple of values): the op takes this input only where the option has
+    such a value. Two specs of the same name are alternatives. `fill` computes the input from the
+    dims where the caller does not pass it. An input of kind "constant" has no gradient.
     """
 
     name: str
     letters: str
     kind: Kind = "normal"
-    when: tuple[str, object] | None = None  # a tuple of values is any of them
+    when: tuple[str, object] | None = None  # a tuple of values means any of them
     fill: Callable[[Dims], Array] | None = None
 
     def is_needed(self, options: Options) -> bool:
@@ -46,7 +46,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """What the op carries along time: letters of every field, and how it grows."""
+    """What the op carries along time: (name, letters) of every field, and how the state grows."""
 
     fields: tuple[tuple[str, str], ...]
     growth: Literal["constant", "linear"]
@@ -56,22 +56,22 @@ type Drawn = Mapping[str, np.ndarray]
 
 
 class Extreme(NamedTuple):
-    """Inputs in which all logits or gates are extreme: `change` gives those that it replaces. A
-    form is held to the reference in float64, relative to a gradient however small.
+    """Inputs in which all logits or gates are extreme: `change` returns the arrays it replaces. The
+    suite compares a form with the reference in float64, relative to each gradient's own size.
     """
 
     name: str
     change: Callable[[Drawn], Drawn]
-    # Forms of a library that lose their digits here, as the README of the op says.
+    # Forms of a library that lose their digits on these inputs; the README of the op says why.
     beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One problem of the contract suite and of the benches.
+    """One problem of the contract suite and of the benchmarks.
 
     `documents` is none, packed (several per row) or padded (packed, with padding at the end).
-    `carried` adds a state whose rows have different lengths, with rubbish in the empty slots.
+    `carried` adds a state whose rows have different lengths, with garbage in the empty slots.
     `gain` multiplies the first input, to reach extreme logits. Tags: fast, slow, bench.
     """
 
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What a test is called: T257-H4G2-K17V9-padded-carried-window=50."""
+        """The name of the test: T257-H4G2-K17V9-padded-carried-window=50."""
         dims = self.dims
         groups = f"G{dims['G']}" if "G" in dims else ""
         parts = [f"T{dims['T']}", f"H{dims['H']}{groups}"]
@@ -100,7 +100,7 @@ class Case:
 
 
 class Problem(NamedTuple):
-    """Arrays of a case."""
+    """The arrays of a case."""
 
     inputs: dict[str, Array]
     segment_ids: Array | None
@@ -118,9 +118,9 @@ type Run = Callable[[dict[str, Array], Options], Array]
 
 
 class Property(NamedTuple):
-    """A fact about the op: `check(run)` gives what it computes and what that must be.
+    """A fact about the op: `check(run)` returns a computed array and the array it must equal.
 
-    `run(inputs, options)` is the output of one form.
+    `run(inputs, options)` returns the output of one form.
     """
 
     name: str
@@ -128,7 +128,8 @@ class Property(NamedTuple):
 
 
 class Cache(Protocol):
-    """What a reference asks of a state of keys and values (`primitives.kv_cache` has the type)."""
+    """What a reference reads from a state of keys and values (the type is in
+    `primitives.kv_cache`)."""
 
     k: Array
     v: Array
@@ -139,7 +140,7 @@ class Cache(Protocol):
 
 
 class Memory(Protocol):
-    """What a reference asks of a state that is a matrix a head, and the document of each row."""
+    """What a reference reads from a state of one matrix per head, and the document of each row."""
 
     s: Array
     segment: Array
@@ -151,9 +152,11 @@ type Form = Callable[..., tuple[Array, Any]]
 
 
 class Sent(NamedTuple):
-    """Bytes that one rank sends in the forward pass of a call, and in its backward pass; `hops`:
-    messages of both that wait for one another. A gather or scatter over R ranks is R - 1 of them,
-    an exchange between all ranks one. `calls`: JAX's collectives of floats in both, by name.
+    """What one rank sends: bytes in the forward pass of a call, and bytes in its backward pass.
+
+    `hops` counts the messages of both passes that wait for one another: a gather or scatter over R
+    ranks is R - 1 of them, an all-to-all is one. `calls` counts JAX's collectives on floats in both
+    passes, by name.
     """
 
     forward: float
@@ -162,7 +165,7 @@ class Sent(NamedTuple):
     calls: Mapping[str, int]
 
 
-# Which tokens a rank holds, see `primitives.time_shards`.
+# Which tokens each rank holds; see `primitives.time_shards`.
 type Layout = Literal["contiguous", "zigzag"]
 
 
@@ -172,12 +175,15 @@ class Strategy:
 
         out, state = run(local, inputs, segment_ids, state, shards, op=..., options=...)
 
-    runs inside shard_map on the T/R tokens of a rank. `state` is the one before rank 0, whole on
-    every rank, and so is the one returned; of linear growth it is None where none is carried, of
-    constant growth it is always there. `local(inputs, segment_ids, state)` is a form of the op on
-    one device: what came before the shard is given to it as the state that it continues.
-    `sent(op, dims, options, itemsize, R)` and `unsupported(dims, options, R)`, a reason or None,
-    take the dims of one rank, but T of the whole row. `layouts`: those of time that it takes.
+    `run` is called inside shard_map with the T/R tokens of a rank. The `state` it is given is the
+    state before rank 0; the state it returns is the one after the last rank. Both are whole on
+    every rank. Where none is carried, a state of linear growth is None and a state of constant
+    growth is an empty one. `local(inputs, segment_ids, state)` is a form of the op on one device;
+    the tokens before the shard reach it as the state that it continues.
+
+    `sent(op, dims, options, itemsize, R)` and `unsupported(dims, options, R)`, which returns a
+    reason or None, take the dims of one rank, except T, which is that of the whole row. `layouts`
+    are the layouts of time that the strategy supports.
     """
 
     name: Literal["all_to_all", "gather", "ring", "states", "scan", "halo"]
@@ -189,7 +195,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Op:
-    """All there is to know about one way to mix along time."""
+    """Everything the project knows about one way to mix along time."""
 
     name: str
     inputs: tuple[InputSpec, ...]
@@ -209,15 +215,15 @@ class Op:
     properties: tuple[Property, ...] = ()
     backward_flops: float = 2.0
     reference_vjp: Callable[..., dict[str, Array]] | None = None
-    # Whether with these options what a token sees depends on how many places lie in between: then
-    # padding may not part a document. Forms count it, a cache does not.
+    # Whether, with these options, what a token sees depends on the number of places in between.
+    # Then padding may not split a document: forms count such padding, a cache does not.
     counts_places: Callable[[Options], bool] = lambda options: False
-    # Whether a token's output depends on itself and the tokens before it alone. An op that is not
+    # Whether a token's output depends only on itself and the tokens before it. An op that is not
     # causal takes whole rows: it has no steps, and its state cannot be continued.
     causal: bool | Callable[[Options], bool] = True
 
     def is_causal(self, options: Options) -> bool:
-        """Whether it is with these options, all of which are given."""
+        """Whether the op is causal with these options; all options must be given."""
         return self.causal if isinstance(self.causal, bool) else self.causal(options)
 
     def needed(self, options: Options) -> dict[str, InputSpec]:
@@ -229,11 +235,11 @@ class Op:
         return import_module(self.forms[name]).apply
 
     def default_blocks(self, name: str) -> Any:
-        """The tiles of a form written for a device, where nobody has measured better ones."""
+        """The tiles of a form written for a device, used where nothing better was measured."""
         return import_module(self.forms[name]).DEFAULT
 
     def candidate_blocks(self, name: str) -> tuple[Any, ...]:
-        """The tiles of such a form that are worth a measurement (`launch.tune`)."""
+        """The tiles of such a form that are worth measuring (`launch.tune`)."""
         return import_module(self.forms[name]).CANDIDATES
 
 
@@ -243,8 +249,8 @@ def modules(package: str, *names: str) -> dict[str, str]:
 
 
 def strategies(package: str) -> tuple[Strategy, ...]:
-    """How the time axis of an op can be split: `STRATEGIES` of its sequence.py. An op without that
-    file has none, and a split T is refused.
+    """The ways to split the time axis of an op: `STRATEGIES` of its sequence.py. An op without that
+    file has none, and refuses a split T.
     """
     name = f"{package}.sequence"
     return import_module(name).STRATEGIES if find_spec(name) else ()
@@ -256,8 +262,8 @@ def takes_all(dims: Dims, options: Options, ranks: int) -> None:
 
 
 def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """`prefer` of an op that has one form for every target; `kernels` names the forms written for
-    "gpu" or "tpu", which are taken where `measured` says that they win.
+    """`prefer` of an op that has one form for every target. `kernels` names the forms written for
+    "gpu" or "tpu"; they are taken only where `measured` says that they win.
     """
 
     def why(target: str) -> str:
@@ -273,8 +279,8 @@ def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[
 def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """A third of the product of these settings, in which any two settings still meet.
 
-    The indices of a combination add up to a multiple of three: any two leave a third factor, of
-    three settings or more, to make the sum right.
+    The indices of a combination must add up to a multiple of three. Whatever two of the settings
+    are, a third factor with three or more settings can complete the sum.
     """
     for chosen in product(*(tuple(enumerate(factor)) for factor in factors)):
         if sum(index for index, _ in chosen) % 3 == 0:
@@ -282,12 +288,12 @@ def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def extremes(case: Case, *changes: Extreme) -> tuple[Case, ...]:
-    """The case with each of these: problems that one compiled program answers."""
+    """The case once for each change; one compiled program computes all of them."""
     return tuple(replace(case, extreme=change) for change in changes)
 
 
 def sample(op: Op, case: Case, seed: int = 0) -> Problem:
-    """Random arrays for a case, the same for the same seed."""
+    """Random arrays for a case; the same seed gives the same arrays."""
     random = np.random.default_rng(seed)
     dims = case.dims
     drawn: dict[str, np.ndarray] = {}
@@ -319,7 +325,7 @@ _DRAW: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _sample_state(op: Op, case: Case, random: np.random.Generator) -> Any:
-    """A state in the middle of a row: every number is random, rows end at different slots."""
+    """A state in the middle of a row: every number is random, and rows end at different slots."""
     batch, time = case.dims["B"], case.dims["T"]
     capacity = time + 40
     empty = op.init_state(case.dims, case.dtype, batch, capacity)

@@ -1,4 +1,4 @@
-"""The public surface of `kernels`: ops by name, forms by name, one call for all of them.
+"""The public interface of `kernels`: ops by name, forms by name, and one call for all of them.
 
     names()                                     every op, found by listing the folders
     get(name)                                   its `Op`
@@ -8,9 +8,9 @@
     init_state(name, ...), step(name, ...)      one token at a time
     flops(name, dims, options)                  forward FLOPs, for MFU and planning
 
-Arrays carry the letters of `letters.LEGEND`: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V].
+Shapes use the letters of `letters.LEGEND`: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V].
 `segment_ids` int32 [B, T] marks packed documents (0 = padding, whose outputs are zeros). Any T >= 1
-is fine: a form pads to its own tiles, queries and keys each to theirs.
+works: each form pads queries and keys to its own tiles.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from kernels.strategies import Link, Way
 
 
 class Resolved(NamedTuple):
-    """A form that can run, and why it was taken."""
+    """A form that can run, and the reason why it was chosen."""
 
     form: str
     reason: str
@@ -64,9 +64,9 @@ def resolve(
     options: Options | None = None,
     device_kind: str = "",
 ) -> Resolved:
-    """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reason.
+    """A concrete form for `target` ("cpu", "gpu", "tpu"), or ValueError with the reasons.
 
-    What is known of kernels on a device of this kind (`measured`) decides "auto" first.
+    "auto" first asks what is known about kernels on this device kind (`measured`).
     """
     op = get(name)
     spelling.check("target", target, tuple(op.prefer))
@@ -90,7 +90,7 @@ def resolve(
 
 
 def wins(name: str, form: str) -> list[str]:
-    """Where "auto" takes a form because of what is known of a device (`measured.wins`)."""
+    """Where "auto" takes a form because of what is known about a device (`measured.wins`)."""
     return measured.wins(name, form)
 
 
@@ -105,18 +105,23 @@ def apply(
     blocks: Any = None,
     placement: Placement | None = None,
 ) -> tuple[Array, Any]:
-    """Output [B, T, H, V] and state of T tokens, by a concrete form.
+    """Output [B, T, H, V] and state of T tokens, computed by a concrete form.
 
-    `state` None is one whole sequence, as in training; the returned state then has capacity T. A
-    given state is continued: its rows may have different lengths, padding in `segment_ids` is not
-    written to it, and without `segment_ids` all tokens continue the row's last document. Where a
-    row is packed, what comes in not finite stays in its document; see `quarantine`. The tokens of a
-    document stand together: an id that comes again is the same document to attention and another
-    one to a recurrence. Padding between them is refused where an op counts places (a window, blocks
-    or ALiBi of softmax: `Op.counts_places`), since forms would count it and a cache would not;
-    under jit, where ids have no values yet, it is for the caller to keep.
+    With `state` None the tokens are one whole sequence, as in training, and the returned state has
+    capacity T. A given state is continued: its rows may have different lengths, and padding in
+    `segment_ids` is not written to it. Without `segment_ids` all tokens continue the row's last
+    document.
 
-    A `placement` splits the call over the devices of a mesh (see `shard`); None is one device.
+    In a packed row, inputs that are not finite affect only their own document; see `quarantine`.
+    The tokens of a document must stand together: where an id comes again later, attention
+    sees one document and a recurrence two. Padding inside a document is refused where the op counts
+    places (softmax with a window, blocks or ALiBi: `Op.counts_places`), because forms would count
+    it and a cache would not. Under jit ids have no values yet; there the caller must ensure this.
+
+    A `placement` splits the call over the devices of a mesh (see `shard`).
+
+    Raises:
+      ValueError: unknown names, arrays that do not fit, or a form that cannot run this problem.
     """
     op = get(name)
     spelling.check("form", form, tuple(op.forms))
@@ -129,7 +134,7 @@ def apply(
         _check_causal(op, bound, "continue a state")
     dtype = inputs[op.inputs[0].name].dtype
     mesh, rules, split = _place(op, placement, dims, bound, dtype)
-    # A mesh may be of devices that are not attached.
+    # The mesh may consist of devices that are not attached.
     placed = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
     here = dims if split is None else {**dims, "T": dims["T"] // split[1].count}
     reason = refusal(op, form, here, dtype, bound, device.platform(placed))
@@ -145,8 +150,8 @@ def apply(
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A form with its options and tiles, as a function of the arrays of one device; `split` where
-    these are a rank's tokens of rows that devices share.
+    """A form, options and tiles, as a function of the arrays on one device. `split` is set where
+    devices share rows and these arrays hold one rank's tokens.
     """
 
     op: Op
@@ -175,7 +180,7 @@ class _Call:
         return strategy.run(self._local, *given, shards, op=self.op, options=self.options)
 
     def _local(self, inputs: Inputs, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        # A cache of keys and values that is not carried is left out by the tiled forms.
+        # The tiled forms need no cache of keys and values where none is carried.
         if state is None and (self.form == "reference" or self.op.state.growth == "constant"):
             state = self._empty(inputs)
         run = self.op.form(self.form)
@@ -192,7 +197,7 @@ class _Call:
 def _place(
     op: Op, placement: Placement | None, dims: Dims, options: Options, dtype: DTypeLike
 ) -> tuple[Any, Rules, tuple[Strategy, Shards] | None]:
-    """Mesh and rules at this place of the program, checked; and how T is split, where it is."""
+    """The checked mesh and rules at this place of the program, and how T is split (None: whole)."""
     if placement is None or placement.mesh.size == 1:
         return None, {}, None
     mesh, rules = shard.here(placement.mesh, placement.rules)
@@ -216,26 +221,26 @@ def split(
     shards: Shards,
     link: Link,
 ) -> Way:
-    """How a row is computed whose time axis is split; see `strategies.choose`."""
+    """How a row whose time axis is split is computed; see `strategies.choose`."""
     op = get(name)
     problem = strategies.Problem(dims, bind_options(op, options, dims), dtype, shards)
     return strategies.choose(op, strategy, problem, link)[1]
 
 
 def check_strategy(name: str, strategy: str) -> None:
-    """ValueError for a strategy that the op does not have."""
+    """Raises ValueError for a strategy that the op does not have."""
     strategies.check_name(get(name), strategy)
 
 
 def init_state(name: str, *, dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> Any:
-    """The state before the first token; `max_len` bounds a state of linear growth."""
+    """The state before the first token; `max_len` is the capacity of a state of linear growth."""
     return get(name).init_state(dims, dtype, batch, max_len)
 
 
 def step(
     name: str, inputs: Inputs, state: Any, *, options: Options | None = None
 ) -> tuple[Any, Array]:
-    """One token: inputs without T (q [B, H, K], ...); continues the row's current document.
+    """One token, which continues the row's current document; inputs without T (q [B, H, K], ...).
 
     Raises:
       ValueError: the op is not causal with these options.
@@ -248,17 +253,17 @@ def step(
 
 
 def is_causal(name: str, options: Options | None = None) -> bool:
-    """Whether a token's output depends on itself and the tokens before it alone."""
+    """Whether a token's output depends only on itself and the tokens before it."""
     op = get(name)
     return op.is_causal({**op.options, **(options or {})})
 
 
 def flops(name: str, dims: Dims, options: Options | None = None) -> float:
-    """FLOPs of the forward mathematics on [B, T] tokens, each row one document.
+    """FLOPs of the forward mathematics on [B, T] tokens, where each row is one document.
 
-    Multiply and add count two; only matrix products count; of attention only the pairs that are
-    seen count (where it is causal, not the masked half). The backward pass costs
-    `Op.backward_flops` times as much; what a form recomputes does not count.
+    A multiply and an add count as two, and only matrix products count. Attention counts only the
+    visible pairs (not the half that a causal mask hides). The backward pass costs
+    `Op.backward_flops` times as much; recomputation in a form does not count.
     """
     op = get(name)
     return op.flops(dims, bind_options(op, options, dims))
@@ -267,7 +272,7 @@ def flops(name: str, dims: Dims, options: Options | None = None) -> float:
 def refusal(
     op: Op, form: str, dims: Dims, dtype: DTypeLike, options: Options, target: str
 ) -> str | None:
-    """Why this cannot run, or None: what holds for every op, then the op's own reasons."""
+    """Why this cannot run, or None. Checks that hold for every op come first, then the op's own."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"its inputs are {jnp.dtype(dtype).name}; set a floating dtype"
     if form != "reference" and jax.config.read("jax_enable_x64"):
@@ -280,7 +285,7 @@ def refusal(
 def _blocks(
     op: Op, form: str, dims: Dims, dtype: DTypeLike, options: Options, device_kind: str
 ) -> Any:
-    """The tiles that were fastest on this kind of device, else the form's own."""
+    """The tiles that were fastest on this kind of device, or else the form's default tiles."""
     known = measured.table(device_kind)
     row = measured.find(known, op.name, form, dims, jnp.dtype(dtype).name, options)
     default = op.default_blocks(form)
@@ -288,7 +293,7 @@ def _blocks(
 
 
 def bind_options(op: Op, options: Options | None, dims: Dims) -> dict[str, Any]:
-    """All options of the op; `scale` is K^-1/2 unless given.
+    """All options of the op, with defaults filled in; the default `scale` is K^-1/2.
 
     Raises:
       ValueError: an unknown option, or a size below 1.
@@ -311,7 +316,7 @@ def _letters(spec: InputSpec, time: str) -> list[str]:
 def _dims(
     op: Op, inputs: Mapping[str, Array], options: Options | None, time: str
 ) -> dict[str, int]:
-    """Sizes of all letters, or ValueError where two inputs disagree."""
+    """The sizes of all letters; raises ValueError where two inputs disagree."""
     _check_inputs(op, inputs)
     dims: dict[str, int] = {}
     for spec in op.needed({**op.options, **(options or {})}).values():
@@ -339,7 +344,7 @@ def _check_inputs(op: Op, inputs: Mapping[str, Array]) -> None:
 
 
 def complete_inputs(op: Op, inputs: Inputs, options: Options, dims: Dims) -> Inputs:
-    """Exactly the inputs that the options ask for, constants filled in."""
+    """Exactly the inputs that the options need, with constants filled in, or ValueError."""
     complete: Inputs = {}
     needed = op.needed(options)
     for spec in op.inputs:

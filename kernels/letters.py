@@ -1,6 +1,6 @@
 """The letters of every shape in `kernels`: annotations, logical axes and einsum strings share them.
 
-In einsum strings the letters are lower case.
+Einsum strings write the letters in lower case.
 """
 
 from jaxtyping import Array

@@ -1,7 +1,7 @@
-"""What references share: the type they compute in, and the cache of keys and values of attention,
-written the slow way.
+"""Code that the references share: the dtype they compute in, and a simple, slow cache of keys and
+values for attention.
 
-Only references import this. The forms have their own, `primitives/kv_cache.py`, judged by it.
+Only references import this. The forms use `primitives/kv_cache.py`, which is tested against it.
 """
 
 import jax
@@ -15,12 +15,12 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def wide(x: Array) -> Array:
-    """x in float32, or in float64 where it is that: a reference judges in the type it is given."""
+    """x in float32, or in float64 if it already is: a reference judges in the type it is given."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def continued(state: Cache, segment_ids: Array | None, time: int) -> Array:
-    """The documents of the new tokens; without any they continue the row's last one."""
+    """The documents of the new tokens; without ids, they continue the row's last document."""
     if segment_ids is not None:
         return segment_ids
     row = jnp.arange(state.length.shape[0])
@@ -29,7 +29,7 @@ def continued(state: Cache, segment_ids: Array | None, time: int) -> Array:
 
 
 def written(state: Cache, inputs: Inputs, segment_ids: Array, slot: Array) -> Cache:
-    """The cache with every token at its slot, as a product with a permutation."""
+    """The cache with every token written to its slot, by multiplying with a permutation."""
     source = jnp.arange(state.k.shape[1])
     place = (slot[:, :, None] == source) & (segment_ids != 0)[:, :, None]
     taken = jnp.any(place, axis=1)

@@ -1,17 +1,18 @@
-"""What is not finite in the inputs of one packed document stays in that document.
+"""NaN and infinities in the inputs of one packed document stay in that document.
 
-The forms mask tokens of other documents by zero weights, and zero times NaN is NaN. So, where a row
-is packed, a call of an op runs on inputs whose NaN and infinities are zeros, and then, of tokens
-that had any,
+The forms mask tokens of other documents with zero weights, and zero times NaN is NaN. So, where a
+row is packed, the op runs on inputs in which NaN and infinities are replaced by zeros. Then NaN is
+put where the bad tokens (those with such a value) would have had an effect:
 
-    out(t) = NaN      from the first bad token of a document to the document's end; in all of the
+    out(t) = NaN      from the first bad token of a document to the document's end; in the whole
                       document where the op is not causal
-    state  = NaN      where the last document of a row is a bad one, so that it cannot be continued
+    state  = NaN      where the last document of a row has a bad token, so that no call can
+                      continue it unnoticed
 
-Numbers that are finite and overflow within an op are not looked for: they may spoil the row. Heads
-are separate: a bad query head spoils its group of heads, a bad key/value head likewise.
-Cotangents are not guarded: one that is not finite comes from a loss that is not, and the step that
-would use the gradients is skipped (lm/optimizers).
+Finite numbers that overflow inside an op are not detected: they may spoil the whole row. Heads are
+handled separately: a bad query head spoils its group of heads, and so does a bad key/value head.
+Cotangents are not guarded: one that is not finite comes from a loss that is not finite, and the
+step that would use the gradients is skipped (lm/optimizers).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from kernels.primitives.time_shards import Shards
 
 
 class Sick(NamedTuple):
-    """Tokens whose output is void, and rows whose last document is; `h` counts groups of heads."""
+    """Tokens whose output is void, and rows whose last document is bad; `h` counts head groups."""
 
     tokens: Bool[Array, "B T h"]
     rows: Bool[Array, "B h"]
@@ -43,8 +44,8 @@ def admit(
     state: Any,
     shards: Shards | None,
 ) -> tuple[Inputs, Any, Sick]:
-    """Inputs and state without bad tokens, and what they spoil; with `shards` the tokens are a
-    rank's, and bad ones of earlier ranks spoil the rest of their document here.
+    """Inputs and state without bad tokens, and what those tokens spoil. With `shards` the tokens
+    are one rank's; bad tokens of earlier ranks spoil the rest of their document here.
     """
     groups = min(inputs[name].shape[2] for name, spec in specs.items() if _per_head(spec))
     bad = jnp.zeros((*segment_ids.shape, groups), bool)
@@ -60,7 +61,8 @@ def admit(
         state, entry, entry_sick = _admit_state(op, state, groups)
     if shards is None or shards.layout == "contiguous":
         return clean, state, _spoilt(segment_ids, bad, entry, entry_sick, shards)
-    # A rank's tokens are not one stretch of time. A row is, and its flags are small.
+    # A rank's tokens are not one stretch of time, so the flags of the whole row are gathered: they
+    # are small.
     sick = _spoilt(shards.row(segment_ids), shards.row(bad), entry, entry_sick, None)
     return clean, state, sick._replace(tokens=shards.of_row(sick.tokens))
 
@@ -72,7 +74,7 @@ def _spoilt(
     entry_sick: Bool[Array, "B h"],
     shards: Shards | None,
 ) -> Sick:
-    """What bad tokens spoil, and the document at `entry` where it is bad."""
+    """What bad tokens spoil; `entry` is the document carried in, `entry_sick` whether it is bad."""
     rows = None
     if shards is not None:
         entry = shards.entry(segment_ids, entry)
@@ -86,10 +88,10 @@ def _spoilt(
 
 
 def whole_documents(sick: Sick, segment_ids: Int[Array, "B T"]) -> Sick:
-    """Of an op that is not causal: tokens before the first bad one of a document are void too."""
+    """For an op that is not causal: also void the tokens before a document's first bad token."""
     batch, time = segment_ids.shape
     belongs = segments.continued(segment_ids, jnp.zeros((batch,), jnp.int32), time)
-    # Seen from the end of the row a document starts at its last token.
+    # Read from the end of the row, a document starts at its last token.
     ends = segments.resets(belongs[:, ::-1])
     before = _from_bad_on(ends, sick.tokens[:, ::-1], jnp.zeros_like(sick.rows))
     return sick._replace(tokens=before[:, ::-1] & (segment_ids != 0)[..., None])
@@ -98,7 +100,8 @@ def whole_documents(sick: Sick, segment_ids: Int[Array, "B T"]) -> Sick:
 def _from_bad_on(
     starts: Bool[Array, "B T"], bad: Bool[Array, "B T h"], entry: Bool[Array, "B h"]
 ) -> Bool[Array, "B T h"]:
-    """Where a document has had a bad token so far; `entry`: the one that comes in has."""
+    """Where a document has had a bad token so far; `entry`: whether the document that continues
+    from before the first token already had one."""
     start, worst = segments.latest(starts)[..., None], segments.latest(bad)
     return (worst >= jnp.maximum(start, 0)) | ((start < 0) & entry[:, None])
 
@@ -106,16 +109,16 @@ def _from_bad_on(
 def _pass_on(
     shards: Shards, starts: Bool[Array, "B T"], bad: Bool[Array, "B T h"], entry: Bool[Array, "B h"]
 ) -> tuple[Bool[Array, "B h"], Bool[Array, "B h"]]:
-    """Whether the document is sick that comes in at this rank, and that at the end of the row."""
+    """Whether the document that enters this rank is bad, and whether the row's last one is."""
     here = _from_bad_on(starts, bad, jnp.zeros_like(entry))[:, -1]
-    # Ranks are to the row what tokens are to a shard.
+    # The ranks of a row are handled like the tokens of a shard.
     left = _from_bad_on(shards.ranks(jnp.any(starts, axis=1)), shards.ranks(here), entry)
     came = jnp.concatenate([entry[:, None], left[:, :-1]], axis=1)
     return shards.own(came), left[:, -1]
 
 
 def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:
-    """Output and state with NaN where they are void."""
+    """Output and state, with NaN where they are void."""
     groups = sick.rows.shape[-1]
     out = segments.put(jnp.nan, jnp.repeat(sick.tokens, out.shape[2] // groups, axis=2), out)
     fields: list[Array] = []
@@ -132,7 +135,7 @@ def release(op: Op, out: Array, state: Any, sick: Sick) -> tuple[Array, Any]:
 
 
 def _admit_state(op: Op, state: Any, groups: int) -> tuple[Any, Array, Array]:
-    """The state without what is not finite, its rows' documents, and which of these are spoilt."""
+    """The state with zeros for what is not finite, its rows' documents, and which are spoilt."""
     is_cache = hasattr(state, "segment_ids")
     entry = kv_cache.current_segment(state) if is_cache else state.segment
     sick = jnp.zeros((entry.shape[0], groups), bool)
@@ -152,8 +155,8 @@ def _admit_state(op: Op, state: Any, groups: int) -> tuple[Any, Array, Array]:
 
 @jax.custom_vjp
 def _cleared(x: Array) -> Array:
-    """x with zeros where it is not finite; cotangents pass as they are, so that no mask is kept
-    for them: what such a token's own gradient is does not matter, its output being void.
+    """x with zeros where it is not finite. Cotangents pass unchanged, so no mask is kept for them:
+    the output of such a token is void, so its own gradient does not matter.
     """
     return jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
 

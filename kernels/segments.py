@@ -1,8 +1,8 @@
 """Packed documents: what `segment_ids` mean, defined once for every op.
 
-`segment_ids` is int32 `[B, T]`: 0 is padding, documents count up from 1. A slot is an index along
-the row (of the batch, or of the cache). Token i sees key j when j is not in the future and both
-belong to the same document:
+`segment_ids` is int32 `[B, T]`: 0 is padding, and documents count up from 1. A slot is an index
+along the row (of the batch, or of the cache). Token i sees key j when j is not in the future and
+both belong to the same document:
 
     visible(i, j) = [0 <= i - j < window] and segment_i = segment_j != 0
 
@@ -44,9 +44,9 @@ def positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def latest(marked: Bool[Array, "B T *h"]) -> Int[Array, "B T *h"]:
-    """Where the last marked token up to each one is; -1 before the first."""
+    """The index of the last marked token at or before each token; -1 where there is none."""
     index = jnp.arange(marked.shape[1], dtype=jnp.int32).reshape(-1, *(1,) * (marked.ndim - 2))
-    # Not jnp.maximum.accumulate: that is a loop of T steps, each some launches on a GPU.
+    # Not jnp.maximum.accumulate: that is a loop of T steps, with several launches each on a GPU.
     return lax.cummax(jnp.where(marked, index, -1), axis=1)
 
 
@@ -59,9 +59,10 @@ def resets(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
 def continued(
     segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], time: int
 ) -> Int[Array, "B T"]:
-    """The document of every token; padding counts to the one before it, `entry` before the first.
+    """The document of every token. Padding belongs to the document before it, and padding before
+    the first token to `entry`.
 
-    A recurrence starts anew exactly where this changes. Without ids all `time` tokens continue
+    A recurrence restarts exactly where this changes. Without ids all `time` tokens continue
     `entry`, or document 1 in a row that has none yet.
     """
     if segment_ids is None:
@@ -72,7 +73,7 @@ def continued(
 
 
 def parted(segment_ids: np.ndarray) -> tuple[int, int] | None:
-    """Row and place of the first padding of [B, T] that stands between tokens of one document."""
+    """Row and index of the first padding in [B, T] that stands between tokens of one document."""
     index = np.arange(segment_ids.shape[1])
     is_token = segment_ids != 0
     last = np.maximum.accumulate(np.where(is_token, index, 0), axis=1)
@@ -84,19 +85,19 @@ def parted(segment_ids: np.ndarray) -> tuple[int, int] | None:
 
 
 def previous(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
-    """The document of the token before; at the first, the one at entry."""
+    """The document of the token before each token; for the first token that is `entry`."""
     return jnp.concatenate([entry[:, None], belongs[:, :-1]], axis=1)
 
 
 def counted(belongs: Int[Array, "B T"], entry: Int[Array, " B"]) -> Int[Array, "B T"]:
-    """How many documents have begun in a row up to each token, 0 being that of `entry`: an id that
-    comes again is another document. `belongs` is `continued`.
+    """How many documents have begun in a row up to each token; the document of `entry` is number 0.
+    An id that comes again counts as another document. `belongs` is the result of `continued`.
     """
     return jnp.cumsum(belongs != previous(belongs, entry), axis=1, dtype=jnp.int32)
 
 
 def slots(segment_ids: Int[Array, "B T"], length: Int[Array, " B"]) -> Int[Array, "B T"]:
-    """Slot of every token when the tokens that are not padding are appended after `length`."""
+    """The slot of every token if all tokens except padding are appended after `length`."""
     return length[:, None] + jnp.cumsum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1
 
 
@@ -117,10 +118,10 @@ def blank_padding(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def put(value: float, mask: Bool[Array, "..."], x: Array) -> Array:
-    """x with `value` where the mask over its leading dimensions holds.
+    """x, with `value` where the mask over its leading dimensions is true.
 
-    The backward pass keeps this mask. Differentiated, `jnp.where` keeps one as large as x, and the
-    values it put as an array: one and a half times x again in bfloat16, for every layer of a scan.
+    The backward pass keeps only this mask. A differentiated `jnp.where` keeps a mask as large as x
+    and an array of the values: in bfloat16 1.5 times the memory of x, for every layer of a scan.
     """
     wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
     return jnp.where(wide, jnp.asarray(value, x.dtype), x)

@@ -1,10 +1,11 @@
 """Ops on a mesh: letters and rules become PartitionSpecs, and every shard runs the op by itself.
 
-A rule maps a letter to mesh axes, `{"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}`;
-letters without a rule are whole on every device. The `custom_vjp` of a form sits inside
-`jax.shard_map`: the transpose of shard_map then sums the cotangent of an input over the axes that
-its letters do not use (a bias over the batch axes) and over no others, which is the collective the
-declaration implies; one outside would have to spell those sums out per op.
+A rule maps a letter to mesh axes: `{"B": ("data", "fsdp"), "H": ("tensor",), "G": ("tensor",)}`.
+Letters without a rule are whole on every device. The `custom_vjp` of a form sits inside
+`jax.shard_map`. The transpose of shard_map then sums the cotangent of an input over the axes that
+its letters do not use (for a bias, the batch axes) and over no others, which is exactly the
+collective that the declaration implies. A `custom_vjp` outside would have to write those sums for
+every op.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +27,8 @@ type Rules = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a call runs: a mesh, the rules that split the call over it, and, where they split T,
-    the strategy of the op by name ("auto": see `strategies.choose`) and the layout of the tokens.
+    """Where a call runs: a mesh and the rules that split the call over it. Where they split T, also
+    the op's strategy by name ("auto": see `strategies.choose`) and the layout of the tokens.
     """
 
     mesh: Mesh
@@ -45,8 +46,8 @@ def spec(letters: str, rules: Rules) -> PartitionSpec:
 def check(
     op: Op, dims: Dims, placement: Placement, rules: Rules, mesh: Mesh | AbstractMesh
 ) -> None:
-    """Raise where a size does not divide its axes, or where the op cannot split a letter; `rules`
-    are what `here` leaves of those of the placement.
+    """Raises ValueError where a size is not divisible by its axes, or where the op cannot split a
+    letter. `rules` are the placement's rules after `here` has removed axes.
     """
     around = [axis for axis in placement.rules.get("T", ()) if axis not in rules.get("T", ())]
     if around:
@@ -90,7 +91,7 @@ def check(
 
 
 def of_rank(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh) -> dict[str, int]:
-    """The sizes of what one device computes, T apart, which is that of the whole row."""
+    """The sizes of what one device computes; only T stays that of the whole row."""
     found = {
         x: size if x == "T" else size // num_shards(x, rules, mesh) for x, size in dims.items()
     }
@@ -99,20 +100,20 @@ def of_rank(dims: Dims, rules: Rules, mesh: Mesh | AbstractMesh) -> dict[str, in
     return found
 
 
-# What a placement may split: rows and heads, which an op does apart from each other, and time, by
-# one of the op's strategies.
+# What a placement may split: rows and heads, which an op computes independently, and time, for
+# which the op needs a strategy.
 SPLIT = frozenset("BHGT")
 
 
 def _letters(op: Op) -> set[str]:
-    """All that the op's arrays have."""
+    """All letters of the op's arrays."""
     texts = [op.out, *(spec.letters for spec in op.inputs), *(text for _, text in op.state.fields)]
     return {letter for text in texts for letter in text.split()}
 
 
 def fitting(letters: str, shape: tuple[int, ...], rules: Rules, mesh: Any) -> PartitionSpec:
-    """As `spec`, for a layout and not a program: a size that does not divide stays whole, and so
-    does a letter whose axes an earlier one has.
+    """Like `spec`, but for laying out an array rather than for a program: a dimension stays whole
+    where its size does not divide, or where an earlier letter already uses one of its axes.
     """
     taken: set[str] = set()
     dims = []
@@ -125,8 +126,8 @@ def fitting(letters: str, shape: tuple[int, ...], rules: Rules, mesh: Any) -> Pa
 
 
 def here(mesh: Mesh, rules: Rules) -> tuple[Mesh | AbstractMesh, dict[str, tuple[str, ...]]]:
-    """Mesh and rules for a `jax.shard_map` or a sharding constraint at this place of the program:
-    inside a shard_map, the axes that it is over are spoken for.
+    """Mesh and rules for a `jax.shard_map` or a sharding constraint at this place of the program.
+    Inside a shard_map, the axes that it maps over are already used and are removed from the rules.
     """
     around = jax.sharding.get_abstract_mesh()
     taken = around.manual_axes
@@ -135,8 +136,8 @@ def here(mesh: Mesh, rules: Rules) -> tuple[Mesh | AbstractMesh, dict[str, tuple
 
 
 def axes(layout: PartitionSpec, *dims: int) -> tuple[str, ...]:
-    """The mesh axes of these dimensions (of all, if none is named); a PartitionSpec writes a single
-    axis without a tuple, and leaves whole dimensions out at its end.
+    """The mesh axes of these dimensions (of all dimensions if none is named). A PartitionSpec
+    writes a single axis without a tuple, and omits whole dimensions at its end.
     """
     entries = [layout[i] for i in dims if i < len(layout)] if dims else layout
     tuples = [(entry,) if isinstance(entry, str) else entry or () for entry in entries]
@@ -146,8 +147,9 @@ def axes(layout: PartitionSpec, *dims: int) -> tuple[str, ...]:
 def total(
     x: jax.Array, over: tuple[str, ...], scattered: tuple[str, ...] = (), dimension: int = 0
 ) -> jax.Array:
-    """Inside shard_map: the sum over the devices of these axes, and over those of `scattered`, of
-    which each then holds a part along `dimension`; of that part alone the other sum is taken.
+    """Inside shard_map: the sum of x over the devices along the axes `over` and `scattered`. Along
+    `scattered` each device keeps only its part of `dimension` (a reduce-scatter); the sum over the
+    other axes is then taken of that part alone.
     """
     plain = tuple(axis for axis in over if axis not in scattered)
     if scattered:
@@ -156,8 +158,8 @@ def total(
 
 
 def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax.Array, jax.Array]:
-    """Inside shard_map: where an index of a dimension split over `over` lies in this device's
-    `size` of it (0 where it does not), and whether it does.
+    """Inside shard_map: an index into a dimension that is split over `over` becomes an index into
+    this device's `size` entries (0 if it lies elsewhere), and whether it lies here.
     """
     place = index - jax.lax.axis_index(over) * size
     is_here = (place >= 0) & (place < size)
@@ -165,13 +167,13 @@ def local_index(index: jax.Array, over: tuple[str, ...], size: int) -> tuple[jax
 
 
 def time_shards(rules: Rules, mesh: Mesh | AbstractMesh, layout: Layout) -> Shards | None:
-    """How T is split; None where it is whole."""
+    """How T is split, or None where it is whole."""
     count = num_shards("T", rules, mesh)
     return Shards(tuple(rules["T"]), count, layout) if count > 1 else None
 
 
 def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
-    """How many parts the rules cut this letter into."""
+    """The number of parts into which the rules cut this letter."""
     size = 1
     for axis in rules.get(letter, ()):
         size *= mesh.shape[axis]
@@ -179,8 +181,8 @@ def num_shards(letter: str, rules: Rules, mesh: Mesh | AbstractMesh) -> int:
 
 
 def wrap(call: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`call` on the local part of every array."""
-    # The forms loop with while and custom_vjp, whose replication types JAX cannot infer.
+    """`call`, applied to the local part of every array."""
+    # The forms use while loops and custom_vjp, whose replication types JAX cannot infer.
     return jax.shard_map(
         call,
         mesh=mesh,
@@ -198,8 +200,8 @@ def over(
     placement: tuple[Mesh | AbstractMesh, Rules],
     dims: Dims,
 ) -> Callable[..., tuple[Array, Any]]:
-    """`call(inputs, segment_ids, state)` under shard_map, with specs from the letters of the op's
-    inputs, state and output.
+    """`call(inputs, segment_ids, state)` under shard_map; the specs come from the letters of the
+    op's inputs, state and output.
     """
     mesh, rules = placement
     letters = {name: spec.letters for name, spec in op.needed(options).items()}

@@ -1,15 +1,17 @@
-"""What `launch.tune` found out about the kernels of a device: which win, and in which tiles.
+"""What `launch.tune` found out about the kernels on a device: which ones win, with which tiles.
 
-One JSON file a device kind. `evidence` is "measured" (seconds on that device) or "modelled" (the
-compiler's memory and the chip's rates; where no such device was at hand). A row is one problem:
+There is one JSON file per device kind. `evidence` is "measured" (seconds on that device) or
+"modelled" (the compiler's memory and the chip's peak rates, where no such device was available).
+A row is one problem:
 
-    op, form, options, dims, dtype      what was asked
+    op, form, options, dims, dtype      the problem
     blocks                              the fastest tiles of the form
     ratio                               time of the form over that of chunked: forward, both
     peak                                bytes of the form over those of chunked: forward, both
-    wins                                no ratio above 1; where modelled, nor the peak of both
+    wins                                no ratio is above 1; where modelled, the peak of both
+                                        passes is not above 1 either
 
-`auto` takes a kernel only where a row says that it wins; without a file it never does.
+`auto` takes a kernel only where a row says that it wins. Without a file it never takes one.
 """
 
 import json
@@ -23,7 +25,7 @@ FOLDER = Path(__file__).parent
 
 
 class Row(NamedTuple):
-    """One problem; see above."""
+    """One problem; the fields are described above."""
 
     op: str
     form: str
@@ -37,7 +39,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All rows of one device kind, and where they come from."""
+    """All rows of one device kind, and the kind of evidence for them."""
 
     device_kind: str
     evidence: str
@@ -45,13 +47,13 @@ class Table(NamedTuple):
 
 
 def path(device_kind: str) -> Path:
-    """The file of a device kind, "NVIDIA H200" -> nvidia_h200.json."""
+    """The file of a device kind: "NVIDIA H200" -> nvidia_h200.json."""
     return FOLDER / f"{re.sub(r'[^a-z0-9]+', '_', device_kind.lower()).strip('_')}.json"
 
 
 @cache
 def table(device_kind: str) -> Table | None:
-    """What is known of a device kind, None where nothing is."""
+    """What is known about a device kind, or None."""
     file = path(device_kind)
     if not file.exists():
         return None
@@ -61,7 +63,7 @@ def table(device_kind: str) -> Table | None:
 
 
 def tables() -> list[Table]:
-    """Of every device kind that has a file."""
+    """The tables of all device kinds that have a file."""
     kinds = (
         json.loads(p.read_text(encoding="utf-8"))["device_kind"] for p in FOLDER.glob("*.json")
     )
@@ -69,16 +71,16 @@ def tables() -> list[Table]:
 
 
 def wins(op: str, form: str) -> list[str]:
-    """How many of its rows a form wins, a sentence for every kind of device that has some:
+    """How many of its rows a form wins, one sentence for every device kind that has rows of it:
     "measured on NVIDIA H200: 5 of 8 problems".
     """
-    told = []
+    sentences = []
     for known in tables():
         rows = [row for row in known.rows if (row.op, row.form) == (op, form)]
         if rows:
             count = sum(row.wins for row in rows)
-            told.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
-    return told
+            sentences.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
+    return sentences
 
 
 def find(
@@ -89,8 +91,8 @@ def find(
     dtype: str,
     options: Mapping[str, Any],
 ) -> Row | None:
-    """The row nearest to a problem: same op, dtype and options (those that a row names), then the
-    nearest head widths, then the nearest length.
+    """The row nearest to a problem: it has the same op and dtype and matches in every option that
+    it names; of those, the nearest head widths win, then the nearest length.
     """
     fitting = [
         row
@@ -103,7 +105,7 @@ def find(
 
     def distance(row: Row) -> tuple[float, float]:
         width = sum(abs(row.dims[x] - dims[x]) for x in "KV" if x in row.dims and x in dims)
-        # Where no length is asked for, the longest row decides.
+        # Where the problem has no length, the longest row decides.
         time = abs(row.dims["T"] - dims["T"]) if "T" in dims else -row.dims["T"]
         return width, time
 
