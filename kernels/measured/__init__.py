@@ -74,13 +74,13 @@ def wins(op: str, form: str) -> list[str]:
     """How many of its rows a form wins, one sentence for every device kind that has rows of it:
     "measured on NVIDIA H200: 5 of 8 problems".
     """
-    sentences = []
+    found = []
     for known in tables():
         rows = [row for row in known.rows if (row.op, row.form) == (op, form)]
         if rows:
             count = sum(row.wins for row in rows)
-            sentences.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
-    return sentences
+            found.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
+    return found
 
 
 def find(

@@ -1,1 +1,1 @@
-"""Pieces of mathematics that several ops share, each with its plain form."""
+"""Pieces of mathematics that several ops share, each judged against a plain form."""

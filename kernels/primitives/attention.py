@@ -1,4 +1,4 @@
-"""What ops on a cache of keys and values declare alike: inputs, costs, and problems to test.
+"""What ops on a cache of keys and values have in common: inputs, costs, and test problems.
 
 A pair of query and key costs one product of width K and one of width V:
 
@@ -23,7 +23,7 @@ BENCH = (
 
 
 def count_flops(dims: Dims, pairs: int) -> float:
-    """FLOPs of the forward pass, `pairs` being the visible pairs of one sequence."""
+    """FLOPs of the forward pass; `pairs` is the number of visible pairs in one sequence."""
     return 2.0 * dims["B"] * dims["H"] * pairs * (dims["K"] + dims["V"])
 
 
@@ -41,7 +41,7 @@ def dims(time: int, groups: int, key: int, value: int) -> dict[str, int]:
 
 
 def every_case(settings: Sequence[Options]) -> tuple[Case, ...]:
-    """The slow cases: these options with lengths, groups, documents and states, thinned."""
+    """The slow cases: these options with all lengths, groups, documents and states, thinned."""
     return tuple(
         Case(dims(time, groups, 17, 9 if groups == 1 else 17), options, documents, carried)
         for time, groups, options, documents, carried in thinned(
@@ -51,7 +51,7 @@ def every_case(settings: Sequence[Options]) -> tuple[Case, ...]:
 
 
 def near(side: Literal["q", "k"], *logits: float) -> Extreme:
-    """All logits within a few of these, at a scale of K^-1/2; queries or keys take them in turn."""
+    """All logits within a few of these values at scale K^-1/2; queries or keys alternate."""
 
     def change(drawn: Drawn) -> Drawn:
         found = {name: 0.5 * drawn[name] for name in ("q", "k")}
@@ -64,6 +64,6 @@ def near(side: Literal["q", "k"], *logits: float) -> Extreme:
 
 
 def wave(time: int, width: int = 8) -> Inputs:
-    """q, k and v of one head without chance, for properties."""
+    """q, k and v of one head, without randomness, for properties."""
     x = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
     return {"q": 2.0 * x, "k": x[..., ::-1], "v": x}

@@ -1,4 +1,4 @@
-"""A loop inside a TPU kernel over blocks that lie in HBM."""
+"""A loop in a TPU kernel over blocks that lie in HBM."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from jaxtyping import Array
 
 
 class Walk(NamedTuple):
-    """A loop over blocks in HBM: the next is on its way while this one is worked on.
+    """A double-buffered loop over blocks in HBM: the next block is fetched during work on this one.
 
-    `copies(step)` are the transfers of a step, into one of two buffers by turns.
+    `copies(step)` are the transfers of a step; consecutive steps use two buffers in turn.
     """
 
     count: Array
@@ -21,7 +21,7 @@ class Walk(NamedTuple):
     def run[Carry](
         self, visit: Callable[[Array, Carry], tuple[Array, Carry]], start: Carry
     ) -> tuple[Array, Carry]:
-        """Steps until `visit` says stop; how many there were, and what was carried."""
+        """Runs steps until `visit` says stop; returns how many ran, and the last carry."""
 
         def fetch(step: Array) -> None:
             @pl.when(step < self.count)
@@ -47,7 +47,7 @@ class Walk(NamedTuple):
 
         @pl.when(steps < self.count)
         def drain() -> None:
-            wait(steps)  # asked for in vain, but it must have arrived before the buffer is reused
+            wait(steps)  # fetched but not visited; it must arrive before the buffer is reused
 
         del drain
         return steps, end

@@ -1,17 +1,24 @@
 """Causal attention cut into tiles, and the list of tiles that hold at least one visible pair.
 
-Queries `[B, T, H, K]` become `[I, B G, rows, K]`: I blocks, and in each the block's queries of all
-heads that read one key head, so a tile is one batched matrix product for any grouping. Keys become
-`[J, B G, block_kv, K]`.
+Queries `[B, T, H, K]` become `[I, N, rows, K]`: I blocks, N = B G, and `rows` holds the block's
+queries of all heads that read one key head. So a tile is one batched matrix product for any
+grouping of heads. Keys become `[J, N, block_kv, K]`.
 
 Tiles (i, j) are listed with i rising and, for one i, j falling: nearest keys first. A backward pass
-walks the list from its end. What the shapes alone decide (causality, window) is decided here at
-trace time; what depends on documents or on a cache is decided on the device by sorting the needed
-tiles to the front and counting them. A tile outside the list is never computed.
+walks the list from its end. A tile outside the list is never computed. What the shapes alone decide
+(causality, window) is decided here at trace time. What depends on documents or on a cache is
+decided on the device: the needed tiles are sorted to the front and counted.
 
-In `parts` the N = B G rows of a block stand in that many blocks of their own, each with its own
-tiles: block i P + p of queries, block j P + p of keys. Then a tile may be left out for one head and
-computed for another.
+With I = J = 2 and no window the list is (0,0) (1,1) (1,0): tile (0,1) lies in the future.
+
+`apart` splits a tile into two kinds: (i, j) holds the pairs within the window, (I + i, J + j) the
+pairs of the same queries with global tokens beyond the window. With four tokens in blocks of two,
+window = 2 and global_tokens = 1, the pairs (2, 0) and (3, 0) are beyond the window. So the list is
+(0,0) (1,1) (1,0) and then (3,2), which is tile (1,0) once more, for those two pairs.
+
+`parts` = P > 1 cuts the N rows of every block into P blocks of N / P rows, each with its own tiles:
+block i P + p of queries meets block j P + p of keys. So a tile can be skipped for one head and
+computed for another. With P = N = 2 and one block each way, the tiles are (0,0) and (1,1).
 """
 
 import itertools
@@ -30,10 +37,11 @@ from kernels.primitives.kv_cache import Placed, Tokens
 
 
 class Sight(NamedTuple):
-    """Which keys of its document a query sees, the static part.
+    """Which keys of its document a query sees; known at trace time.
 
-    Not in the future (nor itself if `strict`), and less than `window` away or among the first
-    `global_tokens`. `apart`: pairs beyond the window are another kind of tile, (I + i, J + j).
+    A key must not lie in the future (with `strict`, nor be the query's own token), and must be less
+    than `window` away or among the first `global_tokens`. With `apart`, pairs beyond the window
+    form tiles of a second kind, (I + i, J + j).
     """
 
     strict: bool = False
@@ -43,8 +51,8 @@ class Sight(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Per-block slots, segments, positions in the document (if there are global tokens); the list
-    of tiles, and how many of the list are needed.
+    """Slots and segments of every block, positions in the document (where there are global tokens),
+    the list of tiles, and how many tiles at the front of the list are needed.
     """
 
     q_slot: Int[Array, "I N rows"]
@@ -65,7 +73,7 @@ def _pad(x: Array, axis: int, multiple: int, value: int = 0) -> Array:
 def split_queries(
     x: Float[Array, "B T H K"], groups: int, block: int
 ) -> Float[Array, "I N rows K"]:
-    """Blocks of queries; the rows of a block are (head of the group, query)."""
+    """Queries in blocks; the rows of a block are (head of the group, query), in this order."""
     x = _pad(x, 1, block)
     batch, time, heads, width = x.shape
     x = x.reshape(batch, time // block, block, groups, heads // groups, width)
@@ -76,7 +84,7 @@ def split_queries(
 def merge_queries(
     x: Float[Array, "I N rows V"], batch: int, time: int, block: int
 ) -> Float[Array, "B T H V"]:
-    """The inverse of `split_queries`, without the padding."""
+    """The inverse of `split_queries`; drops the padding."""
     number, _, rows, width = x.shape
     x = x.reshape(number, batch, -1, rows // block, block, width)
     x = x.transpose(1, 0, 4, 2, 3, 5)
@@ -84,12 +92,12 @@ def merge_queries(
 
 
 def split_keys(x: Float[Array, "B S G K"], block: int) -> Float[Array, "J N block K"]:
-    """Blocks of keys or values."""
+    """Keys or values in blocks."""
     return split_queries(x, x.shape[2], block)
 
 
 def merge_keys(x: Float[Array, "J N block K"], batch: int, time: int) -> Float[Array, "B S G K"]:
-    """The inverse of `split_keys`, without the padding."""
+    """The inverse of `split_keys`; drops the padding."""
     return merge_queries(x, batch, time, x.shape[2])
 
 
@@ -99,7 +107,7 @@ def _rows(x: Int[Array, "B T"], heads: int, groups: int, block: int) -> Int[Arra
 
 
 def part(x: Shaped[Array, "I N *rest"], parts: int) -> Shaped[Array, "IP n *rest"]:
-    """Blocks of N rows as `parts` times as many blocks of N / parts rows; N = 1 is repeated."""
+    """Blocks of N rows as `parts` times as many blocks of N / parts rows. N = 1 is repeated."""
     if x.shape[1] == 1:
         return jnp.repeat(x, parts, axis=0)
     return x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:])
@@ -119,7 +127,8 @@ def _order(num_q: int, num_kv: int, parts: int, kinds: int) -> np.ndarray:
 def _static_need(
     num: tuple[int, int], blocks: Attention, sight: Sight, is_one_document: bool
 ) -> tuple[Bool[np.ndarray, "I J"], ...]:
-    """Whether a tile has a visible pair, or may have one where documents begin anywhere."""
+    """For each kind: whether tile (i, j) has a visible pair, or may have one where documents can
+    begin anywhere."""
     first_q = np.arange(num[0])[:, None] * blocks.block_q
     first_kv = np.arange(num[1])[None, :] * blocks.block_kv
     farthest = first_q + blocks.block_q - 1 - first_kv
@@ -130,8 +139,8 @@ def _static_need(
 
 
 def _kinds(farthest: Any, near: Any, held: Any, sight: Sight) -> tuple[Any, ...]:
-    """From the largest distance in a tile, whether some pair is within the window, and whether some
-    key is a global token: need of each kind of tile.
+    """Which kinds of tile are needed, given the largest distance in a tile, whether some pair is
+    within the window (`near`), and whether some key is a global token (`held`).
     """
     causal = farthest >= int(sight.strict)
     if sight.apart:
@@ -146,7 +155,7 @@ def _span(x: Int[Array, "I N rows"], valid: Bool[Array, "I N rows"]) -> tuple[Ar
 
 
 def _dynamic_need(tiles: Tiles, sight: Sight) -> Bool[Array, "kinds I J N"]:
-    """Whether a row of the batch can see a pair of the tile, from the spans of both blocks."""
+    """Whether a row of the batch may see a pair of the tile, by the ranges of both blocks' ids."""
     assert tiles.q_segment is not None
     assert tiles.kv_segment is not None
     q_valid, kv_valid = tiles.q_segment > 0, tiles.kv_segment > 0
@@ -167,7 +176,7 @@ def _dynamic_need(tiles: Tiles, sight: Sight) -> Bool[Array, "kinds I J N"]:
 def plan(
     where: Placed, shape: tuple[int, int], blocks: Attention, sight: Sight, parts: int = 1
 ) -> Tiles:
-    """Tiles of T queries in H heads, `shape` = (T, H), on the keys they may see."""
+    """The tiles of T queries in H heads, `shape` = (T, H), on the keys that they may see."""
     time, heads = shape
     source, groups = where.k.shape[1:3]
     num = -(-time // blocks.block_q), -(-source // blocks.block_kv)
@@ -203,8 +212,8 @@ def plan(
 def between(
     q: Tokens, kv: Tokens, shape: tuple[int, int], blocks: Attention, sight: Sight, parts: int = 1
 ) -> Tiles:
-    """Tiles of queries in `shape` = (H, G) heads on keys anywhere in the row, as those of another
-    rank are: which are needed is decided on the device alone.
+    """The tiles of queries in `shape` = (H, G) heads on keys anywhere in the row, for example
+    another rank's. Which tiles are needed is decided on the device alone.
     """
     heads, groups = shape
     num = -(-q.slot.shape[1] // blocks.block_q), -(-kv.slot.shape[1] // blocks.block_kv)
@@ -218,7 +227,7 @@ def between(
 
 
 def _decided(tiles: Tiles, order: np.ndarray, sight: Sight, parts: int) -> Tiles:
-    """Those of `order` that documents and slots leave, not yet in parts."""
+    """Keeps the tiles of `order` that documents and slots make visible, then cuts into parts."""
     num = tiles.q_slot.shape[0], tiles.kv_slot.shape[0]
     kind, i, j = order[:, 0] // (num[0] * parts), *(order // parts % num).T
     need = _dynamic_need(tiles, sight)
@@ -227,7 +236,7 @@ def _decided(tiles: Tiles, order: np.ndarray, sight: Sight, parts: int) -> Tiles
 
 
 def keep(tiles: Tiles, wanted: Bool[Array, " P"]) -> Tiles:
-    """The list with only those of its tiles needed that are wanted, in the same order."""
+    """The list in the same order, where only the needed tiles that are `wanted` stay needed."""
     wanted &= jnp.arange(tiles.pairs.shape[0]) < tiles.needed
     chosen = jnp.argsort(~wanted, stable=True)
     return tiles._replace(pairs=tiles.pairs[chosen], needed=jnp.sum(wanted, dtype=jnp.int32))
@@ -243,16 +252,15 @@ def _parted(tiles: Tiles, parts: int) -> Tiles:
 
 
 def ends(tiles: Tiles) -> Int[Array, " P"]:
-    """For every needed tile the place in the list where the next block of queries begins."""
+    """For every needed tile: where in the list the tiles of the next block of queries begin."""
     number = tiles.pairs.shape[0]
     beyond = jnp.where(jnp.arange(number) < tiles.needed, tiles.pairs[:, 0], number)
     return jnp.searchsorted(beyond, tiles.pairs[:, 0], side="right").astype(jnp.int32)
 
 
 def farthest(tiles: Tiles, parts: int) -> Int[Array, "IP n rows"]:
-    """The first block of keys that may hold the document of each query; past all where none does.
-
-    Blocks are counted without parts.
+    """The first block of keys that may hold the document of each query; the number of blocks where
+    none does. Blocks are counted as before the cut into parts.
     """
     if tiles.q_segment is None or tiles.kv_segment is None:
         return jnp.zeros((tiles.q_slot.shape[0], 1, 1), jnp.int32)
@@ -267,7 +275,7 @@ def farthest(tiles: Tiles, parts: int) -> Int[Array, "IP n rows"]:
 
 
 class Cut(NamedTuple):
-    """One problem in tiles, float32: queries times the scale, keys, values."""
+    """One problem in tiles, float32: scaled queries, keys and values."""
 
     q: Float[Array, "I N rows K"]
     k: Float[Array, "J N block K"]
@@ -285,7 +293,7 @@ def cut(
     sight: Sight,
     parts: int = 1,
 ) -> Cut:
-    """Queries and the keys they may see, in tiles of the default size where none is given."""
+    """Queries and the keys they may see, in tiles; `blocks` None takes the default sizes."""
     time, heads = q.shape[1:3]
     source, groups = where.k.shape[1:3]
     blocks = (blocks or attention(time, source)).fit(time, source)
@@ -299,35 +307,36 @@ def cut(
 
 
 def block(x: Array, i: Int[Array, ""]) -> Array:
-    """Block i of the first axis, for an index that is known to be inside."""
+    """x[i]; the index must be in range."""
     return lax.dynamic_index_in_dim(x, i, 0, keepdims=False, allow_negative_indices=False)
 
 
 def transposed(x: Array, *, sparing: bool) -> Callable[[Int[Array, ""]], Array]:
-    """Block i of the first axis, its matrices transposed: of a copy of all or, `sparing` memory, as
-    it is read. So products with it are plain row-major ones, which on a CPU are the fast ones.
+    """A function that returns x[i] with its matrices transposed. It reads a transposed copy of all
+    of x or, when `sparing` memory, transposes each block as it is read. Products with the result
+    are plain row-major products, which are the fast ones on a CPU.
     """
     if not sparing:
         x_t = jnp.swapaxes(x, -1, -2)
         return lambda i: block(x_t, i)
-    # The barrier keeps XLA from taking the transpose into the product.
+    # The barrier keeps XLA from folding the transpose into the product.
     return lambda i: lax.optimization_barrier(jnp.swapaxes(block(x, i), -1, -2))
 
 
 def put(x: Array, i: Int[Array, ""], value: Array) -> Array:
-    """x with another block i, written so that XLA updates a loop's carry in place."""
+    """x with block i replaced, written so that XLA updates a loop's carry in place."""
     return lax.dynamic_update_index_in_dim(x, value, i, 0, allow_negative_indices=False)
 
 
 def add(x: Array, i: Int[Array, ""], value: Array) -> Array:
-    """x with `value` added to block i; `x.at[i].add` would become a scatter."""
+    """x with `value` added to block i; `x.at[i].add` would compile to a scatter."""
     return put(x, i, block(x, i) + value)
 
 
 def mask(
     tiles: Tiles, i: Int[Array, ""], j: Int[Array, ""], sight: Sight
 ) -> Bool[Array, "N rows block_kv"]:
-    """Visible pairs of tile (i, j)."""
+    """The visible pairs of tile (i, j)."""
     num_q, num_kv = tiles.q_slot.shape[0], tiles.kv_slot.shape[0]
     is_far = i >= num_q
     if sight.apart:

@@ -1,9 +1,9 @@
-"""Recurrences cut into chunks of C tokens, and how packed documents cut them again.
+"""Recurrences cut into chunks of C tokens, and the masks for documents inside a chunk.
 
-Arrays `[B, T, H, ...]` become `[N, B, H, C, ...]`, zeros behind the last token. A document that
-starts inside a chunk must not read what was carried into the chunk, nor tokens before it; a
-document that ends inside must not reach the carried state. With `doc(i)` the document of token i of
-a chunk, `entered` the one at its entry and `left` the one at its end:
+Arrays `[B, T, H, ...]` become `[N, B, H, C, ...]`, with zeros behind the last token. A document
+that starts inside a chunk must not read the state carried into the chunk, nor earlier tokens. A
+document that ends inside a chunk must not reach the carried state. Let `doc(i)` be the document of
+token i, `entered` the document of the state at the chunk's entry, `left` that of its last token:
 
     o_i      = [doc(i) = entered] (what i reads of S_in) + sum_{j <= i, doc(j) = doc(i)} ...
     S_out    = [entered = left] (decayed S_in) + sum_{doc(j) = left} ...
@@ -25,9 +25,9 @@ from kernels.primitives import square
 
 
 class Marks(NamedTuple):
-    """Of each token: how many documents began in its chunk so far, and 1, or 0 for padding.
+    """For each token: how many documents have begun in its chunk so far, and 1 (0 for padding).
 
-    float32, which TPU kernels sum along lanes.
+    Both are float32, which TPU kernels can sum along lanes.
     """
 
     begun: Float[Array, "*batch C"]
@@ -35,8 +35,9 @@ class Marks(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Masks of a chunk: i still in the document at its entry, j in that at its end, i and j in one,
-    all of the chunk in one; and what is not padding."""
+    """Masks of a chunk. `entry`: token i is still in the document at the entry. `last`: token j is
+    in the document at the end. `same`: i and j are in one document. `through`: the whole chunk is
+    one document. `keep`: the token is not padding."""
 
     entry: Bool[Array, "*batch C 1"]
     last: Bool[Array, "*batch C 1"]
@@ -64,8 +65,8 @@ def join(x: Array, time: int) -> Array:
 def marks(
     segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], length: int, time: int
 ) -> tuple[Marks | None, Int[Array, " B"]]:
-    """Marks [N, B, C], None where every row is one document without padding; and each row's last
-    document."""
+    """Marks [N, B, C] (None where every row is one document without padding), and the last document
+    of each row."""
     belongs = segments.continued(segment_ids, entry, time)
     if segment_ids is None:
         return None, belongs[:, -1]
@@ -80,7 +81,7 @@ def marks(
 
 
 def documents(rows: Marks | None) -> Documents | None:
-    """The masks, from marks of shape [..., 1, C]."""
+    """The masks of a chunk, from marks of shape [..., 1, C]."""
     if rows is None:
         return None
     begun = square.to_column(rows.begun)
@@ -90,7 +91,7 @@ def documents(rows: Marks | None) -> Documents | None:
 
 
 def per_head(marks: Marks | None) -> Marks | None:
-    """Marks [..., B, C] as rows [..., B, 1, 1, C] beside arrays [..., B, H, C, K]."""
+    """Marks [..., B, C] as rows [..., B, 1, 1, C], to go with arrays [..., B, H, C, K]."""
     return None if marks is None else Marks(*(x[..., None, None, :] for x in marks))
 
 
@@ -100,8 +101,8 @@ def dims(time: int, key: int, value: int, **others: int) -> dict[str, int]:
 
 
 def near(name: str, *values: float) -> Extreme:
-    """One input within a hundredth of these, which tokens (channels, where it has no time) take in
-    turn.
+    """One input within a hundredth of these values. The tokens take the values in turn (or the
+    channels, for an input without time).
     """
 
     def change(drawn: Drawn) -> Drawn:
@@ -113,7 +114,7 @@ def near(name: str, *values: float) -> Extreme:
 
 
 def every_case(settings: Sequence[Options], **others: int) -> tuple[Case, ...]:
-    """The slow cases: these options with lengths, documents and states, thinned."""
+    """The slow cases: these options with all lengths, documents and states, thinned."""
     return tuple(
         Case(dims(time, 17, 9, **others), options, documents, carried)
         for time, options, documents, carried in thinned(

@@ -1,24 +1,27 @@
-"""Scores of a chunk whose decay differs from channel to channel, by halving.
+"""Scores of a chunk whose decay differs from channel to channel, computed by halving the chunk.
 
     A_ij = sum_k q_ik k_jk prod_{j < s <= i} a_sk        (i >= j; 0 above the diagonal), a = exp(g)
 
-The product over s ties the three indices together, so A is not a matrix product. But cut the chunk
-in blocks of 2h tokens: where j is in the first half of a block and i in the second, the product
-parts at the border between them into one factor for i and one for j,
+The product over s couples the three indices, so A is not a matrix product. But cut the chunk into
+blocks of 2h tokens. For j in the first half of a block and i in its second half, the product splits
+at the border between the halves into one factor for i and one for j:
 
     since_i = prod_{first token of i's half <= s <= i} a_s
     until_j = prod_{j < s <= last token of j's half} a_s
 
-and the pairs of a level are the matrix product (q since)(k until)^T. With h = C/2, C/4, ..., 1
-every pair i > j has exactly one level; the diagonal needs no decay. This is the secondary chunking
-of Yang et al. (arXiv 2312.06635, section 4.3) taken to its end.
+So the pairs of a level h are the matrix product (q since)(k until)^T. With h = C/2, C/4, ..., 1
+every pair i > j belongs to exactly one level; the diagonal has no decay. Example: with C = 4, level
+h = 2 holds the pairs of i in {2, 3} with j in {0, 1}, level h = 1 the pairs (1, 0) and (3, 2). This
+is the secondary chunking of Yang et al. (arXiv 2312.06635, section 4.3), applied recursively.
 
-The factors of a level come from those of the level below by one multiplication. They are products
-of decays, at most one, and nothing is subtracted or divided, so no strength of decay overflows or
-cancels digits; the same holds for the derivative by g. The factors of h = C decay what enters and
-what leaves the chunk. Levels within parts of `sub` tokens are computed for the whole part and
-masked: products of a few rows cost more than the work they save. C and sub are powers of two. With
-`sub` None the chunk is the only part and no array is cut below eight rows, as TPU kernels need.
+The factors of a level follow from those of the level below by one multiplication. They are products
+of decays, so at most one, and nothing is subtracted or divided: a decay of any strength neither
+overflows nor cancels digits, and the same holds for the derivative by g. The factors of h = C decay
+the state that enters the chunk, and the keys on their way to its end.
+
+Levels within parts of `sub` tokens are computed for the whole part and masked, because products of
+a few rows cost more than they save. C and `sub` are powers of two. With `sub` None the chunk is the
+only part, and no array is cut below eight rows, as TPU kernels require.
 """
 
 from typing import NamedTuple
@@ -32,14 +35,14 @@ from kernels.primitives.products import Products
 
 
 class Level(NamedTuple):
-    """Factors in blocks of h tokens, or their logarithms' cotangents."""
+    """The factors in blocks of h tokens, or the cotangents of their logarithms."""
 
     since: Float[Array, "*batch C K"]
     until: Float[Array, "*batch C K"]
 
 
 def levels(g: Float[Array, "*batch C K"], sub: int | None) -> tuple[Level, ...]:
-    """The factors for h = 1, 2, 4, ..., C, from log decays."""
+    """The factors for h = 1, 2, 4, ..., C, computed from log decays."""
     decay = jnp.exp(g)
     found = [Level(decay, jnp.ones_like(decay))]
     while (size := 2 ** (len(found) - 1)) < g.shape[-2]:
@@ -59,7 +62,7 @@ def levels(g: Float[Array, "*batch C K"], sub: int | None) -> tuple[Level, ...]:
 
 
 def _double(factors: Level, size: int) -> Level:
-    """The next level in whole arrays: the whole of a half is the `since` of its last token."""
+    """The next level on whole arrays. The product over a half is the `since` of its last token."""
     since, until = factors
     is_second = (square.token(since) & size) != 0
     first = square.spread(since, size - 1, 2 * size)
@@ -70,7 +73,7 @@ def _double(factors: Level, size: int) -> Level:
 
 
 def pull(cotangents: list[Level], sub: int | None) -> Float[Array, "*batch C K"]:
-    """Cotangent of g from those of log since and log until for h = 1, 2, 4, ..., C."""
+    """The cotangent of g, from those of log since and log until for h = 1, 2, 4, ..., C."""
     since, until = cotangents[-1]
     for level, below in reversed(list(enumerate(cotangents[:-1]))):
         size = 2**level
@@ -79,7 +82,7 @@ def pull(cotangents: list[Level], sub: int | None) -> Float[Array, "*batch C K"]
             until = below.until + until
             continue
         d_since, d_until = _halve(since, size), _halve(until, size)
-        # The whole of a half is the `since` of its last token.
+        # The product over a half is the `since` of its last token.
         first = jnp.sum(d_since[..., 1, :, :], axis=-2, keepdims=True)
         second = jnp.sum(d_until[..., 0, :, :], axis=-2, keepdims=True)
         last = lax.broadcasted_iota(jnp.int32, d_since.shape[-2:], 0) == size - 1
@@ -92,7 +95,7 @@ def pull(cotangents: list[Level], sub: int | None) -> Float[Array, "*batch C K"]
 
 
 def _wholes(since: Array, until: Array, size: int) -> Float[Array, "*batch C K"]:
-    """Cotangents of the wholes of halves, at their last tokens."""
+    """Cotangents of the log products over whole halves, placed at the halves' last tokens."""
     place = square.token(since) & (2 * size - 1)
     first = square.spread_sum(since, 1, size)
     second = square.spread_sum(until, 0, size)
@@ -106,7 +109,7 @@ def scores(
     sub: int | None,
     products: Products,
 ) -> Float[Array, "*batch C C"]:
-    """A, as defined above."""
+    """A, as defined in the module docstring."""
     length = q.shape[-2] if sub is None else sub
     q_part, k_part = _part(q, sub), _part(k, sub)
     near = jnp.sum(q_part * k_part, axis=-1, keepdims=True)
@@ -135,7 +138,7 @@ def cotangents(
 ) -> tuple[Array, Array, list[Level]]:
     """Cotangents of q, of k, and of the logarithms of the factors for h < C.
 
-    With Q = q since and K = k until: dQ = dA K, dq = dQ since, dlog since = Q dQ; K likewise.
+    With Q = q since and K = k until: dQ = dA K, dq = dQ since, dlog since = Q dQ; K is analogous.
     """
     length = q.shape[-2] if sub is None else sub
     on_diagonal = jnp.where(square.diagonal(d_scores.shape[-1]), d_scores, 0.0)
@@ -172,7 +175,7 @@ def cotangents(
 
 
 def _sides(q: Array, k: Array, factors: Level | None, size: int) -> tuple[Array, Array]:
-    """Second halves of q and first halves of k, with their factors."""
+    """The second halves of q and the first halves of k, multiplied by their factors if given."""
     rows, columns = _halve(q, size)[..., 1, :, :], _halve(k, size)[..., 0, :, :]
     if factors is None:
         return rows, columns

@@ -2,9 +2,9 @@
 
     span_ij = sum_{j < s <= i} g_s      (i >= j; 0 above the diagonal)
 
-Each is summed anew, not subtracted as b_i - b_j from one running sum b: after a token that forgets
-nearly all, b is large and would round the small sums after it away. The sums of all pairs are one
-product with a triangle of ones. The plain form is the double loop.
+Each sum is computed directly, not as the difference b_i - b_j of a running sum b: after a token
+that forgets nearly everything, b is large, and the small sums after it would be rounded away. The
+sums of all pairs are one product with a triangle of ones. The plain form is the double loop.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from kernels.primitives.products import Products
 
 
 def spans(g: Float[Array, "*batch 1 C"], products: Products) -> Float[Array, "*batch C C"]:
-    """The sums of all pairs."""
+    """The sums of all pairs (i, j)."""
     return products.ones(_since(g), square.below(g.shape[-1]))
 
 
@@ -37,10 +37,10 @@ def cotangent(
     d_total: Float[Array, "*batch 1 1"],
     products: Products,
 ) -> Float[Array, "*batch 1 C"]:
-    """Cotangent of g from those of `spans`, `start`, `rest` and of the sum of all; `d_span` is zero
-    above the diagonal."""
+    """The cotangent of g, from those of `spans`, `start`, `rest` and the sum of all g. `d_span` is
+    zero above the diagonal."""
     length = d_span.shape[-1]
-    # Token s is in span_ij where j < s <= i, in start_i where s <= i, in rest_j where s > j.
+    # g_s is part of span_ij where j < s <= i, of start_i where s <= i, of rest_j where s > j.
     earlier = square.index(length, 0) < square.index(length, 1)
     through = products.ones(d_span, earlier) + d_start
     return jnp.sum(jnp.where(earlier, d_rest, through), axis=-2, keepdims=True) + d_total

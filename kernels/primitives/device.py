@@ -1,10 +1,10 @@
-"""Where kernels written for a device run: on that device, or interpreted anywhere, as tests do.
+"""Where kernels written for a device run: on that device, or interpreted anywhere, as in tests.
 
-    pallas_tpu     on a TPU; elsewhere within `interpreted()`, which Pallas then evaluates
-    triton_gpu     on an NVIDIA GPU; elsewhere in a process started with TRITON_INTERPRET=1, which
-                   makes Triton itself evaluate kernels with numpy
+    pallas_tpu     on a TPU; elsewhere inside `interpreted()`, where Pallas interprets kernels
+    triton_gpu     on an NVIDIA GPU; elsewhere in a process started with TRITON_INTERPRET=1, where
+                   Triton itself interprets kernels with numpy
 
-Nothing is interpreted unless that was asked for: it takes thousands of times as long.
+Nothing is interpreted unless that is requested, because it takes thousands of times as long.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-TARGETS = {"pallas_tpu": "tpu", "triton_gpu": "gpu"}  # forms that are written for one
+TARGETS = {"pallas_tpu": "tpu", "triton_gpu": "gpu"}  # forms that are written for one target
 
 _INTERPRETER: ContextVar[Any] = ContextVar("interpreter", default=False)
 
@@ -31,15 +31,15 @@ def refusal(form: str, target: str) -> str | None:
 
 
 def platform(device: Any) -> str:
-    """The target that a JAX device is, attached or from a topology: "cpu", "gpu" or "tpu"."""
+    """The target of a JAX device, attached or from a topology: "cpu", "gpu" or "tpu"."""
     name = str(device.platform)
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 @contextmanager
 def interpreted(how: Any = True) -> Generator[None]:
-    """Pallas kernels traced within are interpreted; `how` may be a `pltpu.InterpretParams`, which
-    simulates a TPU's memories, far slower still.
+    """Pallas kernels traced inside are interpreted. `how` may be a `pltpu.InterpretParams`, which
+    also simulates a TPU's memories and is far slower still.
     """
     token = _INTERPRETER.set(how)
     try:
@@ -49,7 +49,7 @@ def interpreted(how: Any = True) -> Generator[None]:
 
 
 def interpreter() -> Any:
-    """What `pallas_call` takes as `interpret`."""
+    """The value of `pallas_call`'s argument `interpret`."""
     return _INTERPRETER.get()
 
 

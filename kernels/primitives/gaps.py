@@ -1,8 +1,8 @@
-"""Padding between tokens of one document: what counts places in a row must step over it.
+"""Padding between tokens of one document. An op that counts places in a row must close such gaps.
 
-    [a, 0, b, c, 0, 0]  ->  [a, b, c, 0, 0, 0]        together, then back
+    [a, 0, b, c, 0, 0]  ->  [a, b, c, 0, 0, 0]        `together`, and `back` undoes it
 
-Padding behind the last token of a document, in front of another, does no harm and stays.
+Padding behind the last token of a document and before the next document does no harm.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from kernels import segments
 
 
 class Gaps(NamedTuple):
-    """Where tokens are, how many up to each place, and whether padding parts any document."""
+    """Where tokens are, how many there are up to each place, and whether padding splits any
+    document."""
 
     is_token: Bool[Array, "B T"]
     count: Int[Array, "B T"]
@@ -25,7 +26,7 @@ class Gaps(NamedTuple):
 def gaps(
     segment_ids: Int[Array, "B T"], belongs: Int[Array, "B T"], entry: Int[Array, " B"]
 ) -> Gaps:
-    """`belongs` is `segments.continued` of the ids and of the document at entry."""
+    """`belongs` is `segments.continued` of the ids and of the document at the entry."""
     is_token = segment_ids != 0
     count = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
     after_padding = jnp.pad(~is_token[:, :-1], ((0, 0), (1, 0)))
@@ -34,7 +35,8 @@ def gaps(
 
 
 def find(places: Gaps, number: Int[Array, "B M"]) -> Int[Array, "B M"]:
-    """Where the token of this number (from 0) stands in each row; the last place if none does."""
+    """The place in each row of the token with this number (from 0); the last place if none has
+    it."""
     found = jax.vmap(jnp.searchsorted)(places.count, number + 1)
     return jnp.minimum(found, places.count.shape[1] - 1)
 
@@ -45,12 +47,12 @@ def take(x: Array, index: Int[Array, "B M"]) -> Array:
 
 
 def together(x: Array, places: Gaps) -> Array:
-    """The tokens of each row from the left, zeros behind them."""
+    """Moves the tokens of each row to the left, with zeros behind them."""
     number = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), places.count.shape)
     is_there = number < places.count[:, -1:]
     return segments.put(0.0, ~is_there, take(x, find(places, number)))
 
 
 def back(x: Array, places: Gaps) -> Array:
-    """The tokens where they were, zeros on padding."""
+    """Moves the tokens back to where they were, with zeros on padding."""
     return segments.put(0.0, ~places.is_token, take(x, jnp.maximum(places.count - 1, 0)))

@@ -1,9 +1,9 @@
 """Attention over a split time axis by gathering keys and values (context parallelism of Llama 3,
 arXiv 2407.21783, section 3.3.2).
 
-Every rank gathers the keys and values of all tokens, and its queries continue the cache that the
-tokens before them would have left, in zig-zag for each of the rank's two stretches. To the op's
-local form that is a carried state, so that windows, positions and documents need nothing of their
+Every rank gathers the keys and values of all tokens. Its queries continue the cache that the tokens
+before them would have left (in zig-zag, one cache for each of the rank's two stretches). The op's
+local form sees this as a carried state, so windows, positions and documents need no code of their
 own. Memory: B T G (K + V) numbers while the layer runs.
 """
 
@@ -30,7 +30,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, CacheState]:
-    """Output of this rank's tokens, and the cache after those of all ranks."""
+    """The output of this rank's tokens, and the cache after the tokens of all ranks."""
     before, k, v, ids = appended(inputs, segment_ids, state, shards)
     time = k.shape[1]
     along = [name for name, spec in op.needed(options).items() if "T" in spec.letters.split()]
@@ -51,8 +51,8 @@ def appended(
     state: CacheState | None,
     shards: Shards,
 ) -> tuple[CacheState, Float[Array, "B T G K"], Float[Array, "B T G V"], Int[Array, "B T"]]:
-    """The cache before the row, an empty one where none is carried, and keys, values and documents
-    of the row's tokens, which `kv_cache.append` adds to it.
+    """The cache before the row (an empty one where none is carried), and the keys, values and
+    documents of all tokens of the row: the arguments of `kv_cache.append`.
     """
     k, v = (shards.whole(inputs[name]) for name in ("k", "v"))
     batch, time = k.shape[:2]
@@ -67,7 +67,7 @@ def appended(
 
 
 def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """Each rank's keys and values go once around; their cotangents come back in float32."""
+    """Each rank's keys and values are gathered once; their cotangents are scattered in float32."""
     del op, options
     numbers = (ranks - 1) * dims["B"] * dims["T"] / ranks * dims["G"] * (dims["K"] + dims["V"])
     calls = {"all_gather": 2, "reduce_scatter": 2}

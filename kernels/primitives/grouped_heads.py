@@ -1,5 +1,5 @@
-"""Heads that devices share: key-value heads that are fewer than the parts of the query heads, and
-what is done to every array of a state along its heads.
+"""Key/value heads that several devices share because there are fewer of them than parts of the
+query heads; and a helper that applies a change along the heads of every array of a state.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ import jax
 
 
 class GroupedHeads(NamedTuple):
-    """Key-value heads that are whole on every device while the query heads are split over `axes`
-    in `ways` parts: each part takes the G `heads` that its query heads read.
+    """`heads` = G key/value heads, whole on every device, while the query heads are split over
+    `axes` into `ways` parts. Each part takes the key/value heads that its query heads read.
     """
 
     axes: tuple[str, ...]
@@ -23,9 +23,9 @@ class GroupedHeads(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(x, first, max(1, self.heads // self.ways), axis)
 
     def once(self, x: jax.Array, axis: int) -> jax.Array:
-        """Outside, what the parts gave side by side: every head once."""
+        """Outside shard_map: the parts' heads side by side, with copies removed."""
         copies = max(1, self.ways // self.heads)
-        # Not a slice with a stride: partitioned, its transpose gave twice the cotangent.
+        # Not a strided slice: partitioned, its transpose gave twice the cotangent.
         apart = x.reshape(*x.shape[:axis], -1, copies, *x.shape[axis + 1 :])
         return jax.lax.index_in_dim(apart, 0, axis + 1, keepdims=False)
 
@@ -33,7 +33,8 @@ class GroupedHeads(NamedTuple):
 def along(
     heads: str, change: Callable[[jax.Array, int], jax.Array], x: jax.Array, letters: str
 ) -> jax.Array:
-    """`change(x, axis)` along the first of these letters ("G", or "HG") that x has, else x."""
+    """`change(x, axis)` along the first dimension of x whose letter is in `heads` ("G" or "HG"); x
+    itself where it has none."""
     axis = next((i for i, letter in enumerate(letters.split()) if letter in heads), None)
     return x if axis is None else change(x, axis)
 
@@ -44,7 +45,7 @@ def along_each(
     state: Any,
     fields: Sequence[tuple[str, str]],
 ) -> Any:
-    """The same for every array of a state, whose `fields` are (name, letters)."""
+    """`along` for every array of a state, whose `fields` are (name, letters)."""
     leaves = zip(jax.tree.leaves(state), fields, strict=True)
     changed = [along(heads, change, x, letters) for x, (_, letters) in leaves]
     return jax.tree.unflatten(jax.tree.structure(state), changed)

@@ -1,15 +1,16 @@
-"""Sums along keys inside a TPU kernel, with keys down the rows in an order that makes them cheap.
+"""Sums along keys inside a TPU kernel, made cheap by the order of the keys.
 
-In a run of 128 keys, row 8 r + s of a tile holds key 16 s + r. A register holds 8 rows, so what
-follows a key is in the same row of other registers, one addition each, and only sums of 16 keys
-cross rows:
+Keys run down the rows of a tile. In a run of 128 keys, row 8 r + s holds key 16 s + r:
 
     rows 0 .. 7      keys 0  16  32 ..  112
     rows 8 .. 15          1  17  33 ..  113    ..
 
-With keys as they come, sums would be products with triangles of ones, which cost more passes of
-the matrix unit than the attention itself. The order is made by a product with a permutation, which
-rounds nothing.
+A register holds 8 rows. So the key after a key is in the same row of the next register, and adding
+registers sums 16 consecutive keys; only the sums of 16 keys cross rows.
+
+With keys in their natural order the sums would be products with triangles of ones, which need more
+passes of the matrix unit than the attention itself. Keys are put in this order by a product with a
+permutation matrix, which rounds nothing.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def permutation() -> Float[Array, "128 128"]:
 
 
 def order(x: Float[Array, "K S"], products: Products) -> Float[Array, "K S"]:
-    """Columns in the order of the rows of a tile; S is a multiple of 128."""
+    """x with its columns in the order of a tile's rows; S is a multiple of 128."""
     ones = permutation()
     return _each_run(x, lambda run: products.nn(run, ones))
 
@@ -50,13 +51,13 @@ def _each_run(x: Array, change: Callable[[Array], Array]) -> Array:
 
 
 def order_ids(x: Int[Array, "*b S"]) -> Int[Array, "*b S"]:
-    """The same for integers, outside of kernels."""
+    """The same order for integers; used outside of kernels."""
     runs = x.reshape(*x.shape[:-1], -1, _ROWS, _LENGTH)
     return runs.swapaxes(-1, -2).reshape(x.shape)
 
 
 def keys(size: int, rows: int) -> Int[Array, "S rows"]:
-    """The key, counted from 0, in every row of a tile."""
+    """The index of the key in every row of a tile."""
     shape = (size // RUN, _LENGTH, _ROWS, rows)
     run, late, early = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(3))
     return (run * RUN + early * _LENGTH + late).reshape(size, rows)
@@ -65,7 +66,7 @@ def keys(size: int, rows: int) -> Int[Array, "S rows"]:
 def suffix_sum(
     x: Float[Array, "S rows"], start: Float[Array, "1 rows"]
 ) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """`start` and the sum of what follows each key; and the sum of all."""
+    """For each key `start` plus the sum over later keys; and `start` plus the sum over all."""
     found: list[Array] = []
     for first in reversed(range(0, x.shape[0], RUN)):
         sums: list[Array] = []
@@ -85,7 +86,7 @@ def suffix_sum(
 def prefix_sum(
     x: Float[Array, "S rows"], start: Float[Array, "1 rows"]
 ) -> tuple[Float[Array, "S rows"], Float[Array, "1 rows"]]:
-    """`start` and the sum of what comes before each key; and the sum of all."""
+    """For each key `start` plus the sum over earlier keys; and `start` plus the sum over all."""
     found: list[Array] = []
     for first in range(0, x.shape[0], RUN):
         sums: list[Array] = []

@@ -1,9 +1,9 @@
-"""The state of attention: keys and values of the tokens so far, rows aligned to the left.
+"""The state of attention: keys and values of the tokens so far, every row starting at slot 0.
 
     slot(b, t) = length_b + #{non-padding tokens of row b up to t} - 1
 
-Empty slots carry segment 0, so no query sees them. A capacity that is exceeded drops the tokens
-that do not fit: `length` then passes S, which the caller can check.
+Empty slots have segment 0, so no query sees them. Tokens beyond the capacity are dropped; `length`
+then exceeds S, which the caller can check.
 """
 
 from collections.abc import Mapping
@@ -49,11 +49,11 @@ def append(
     v: Float[Array, "B T G V"],
     segment_ids: Int[Array, "B T"],
 ) -> tuple[CacheState, Int[Array, "B T"]]:
-    """Write the tokens that are not padding; returns the new cache and the slot of every token."""
+    """Writes the tokens that are not padding; returns the new cache and the slot of every token."""
     slot = segments.slots(segment_ids, state.length)
     capacity = state.segment_ids.shape[1]
     row = jnp.arange(slot.shape[0], dtype=jnp.int32)[:, None]
-    # Padding is sent past the end, where mode="drop" forgets it.
+    # Padding is sent past the end, where mode="drop" discards it.
     target = jnp.where(segment_ids != 0, slot, capacity)
     written = CacheState(
         state.k.at[row, target].set(k.astype(state.k.dtype), mode="drop"),
@@ -72,7 +72,8 @@ def extend(
     strict: bool = False,
     window: int = 0,
 ) -> tuple[CacheState, Int[Array, "B S"], Bool[Array, "B S"]]:
-    """One more token per row: the new cache, its distance to every slot, and what it sees."""
+    """Appends one token per row: the new cache, the token's distance to every slot, and which
+    slots it sees."""
     segment = current_segment(state)[:, None]
     state, slot = append(state, k[:, None], v[:, None], segment)
     source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
@@ -97,7 +98,7 @@ def from_sequence(
 class Placed(NamedTuple):
     """New tokens among all the keys they may see.
 
-    Slots and segments are None where index and one document say it all.
+    A slot of None is the index in the row; a segment of None means one document per row.
     """
 
     k: Float[Array, "B S G K"]
@@ -114,7 +115,7 @@ def place(
     segment_ids: Int[Array, "B T"] | None,
     state: CacheState | None,
 ) -> Placed:
-    """Keys and values that T new tokens attend to, with and without a carried cache."""
+    """The keys and values that T new tokens attend to, with or without a carried cache."""
     if state is None:
         return Placed(k, v, None, segment_ids, segment_ids, from_sequence(k, v, segment_ids))
     batch, time = k.shape[:2]
@@ -125,7 +126,7 @@ def place(
 
 
 def positions(where: Placed) -> tuple[Int[Array, "#B T"], Int[Array, "#B S"]]:
-    """Index of every query and every key inside its document, from 0."""
+    """The index, from 0, of every query and every key inside its document."""
     source = jnp.arange(where.k.shape[1], dtype=jnp.int32)[None]
     if where.kv_segment is None:
         return source, source
@@ -137,7 +138,7 @@ def positions(where: Placed) -> tuple[Int[Array, "#B T"], Int[Array, "#B S"]]:
 
 
 def subdivide(where: Placed, block: int) -> Placed:
-    """The same with every `block` tokens of a document a document of their own."""
+    """The same tokens, where every `block` tokens of a document become a document of their own."""
     q_position, kv_position = positions(where)
     source = jnp.arange(where.k.shape[1], dtype=jnp.int32)
     q_slot = source if where.q_slot is None else where.q_slot
@@ -151,14 +152,14 @@ def subdivide(where: Placed, block: int) -> Placed:
 
 
 def _part(slot: Array, segment: Array | None, position: Array, block: int) -> Array:
-    # A part is called by the slot it begins at, from 1: no two of a row are alike.
+    # A part is named by the slot where it begins, plus 1: no two parts of a row share a name.
     part = slot - position % block + 1
     return part if segment is None else jnp.where(segment != 0, part, 0)
 
 
 class Tokens(NamedTuple):
-    """Where tokens stand that lie in any order: slot in the row, document (0: padding or an empty
-    slot), index in the document.
+    """Where tokens stand that are stored in any order: slot in the row, document (0: padding or an
+    empty slot), index in the document.
     """
 
     slot: Int[Array, "B T"]
@@ -166,12 +167,13 @@ class Tokens(NamedTuple):
     position: Int[Array, "B T"]
 
     def subdivided(self, block: int) -> "Tokens":
-        """As `subdivide`."""
+        """As `subdivide` does for `Placed`."""
         return self._replace(segment=_part(*self, block))
 
 
 def tokens(segment_ids: Int[Array, "B T"], before: CacheState) -> tuple[Tokens, Tokens]:
-    """New tokens, and those of the cache that they continue; an empty one has room for them all."""
+    """The new tokens, and those of the cache that they continue; an empty cache has room for all
+    new tokens."""
     capacity = before.segment_ids.shape[1]
     slot = segments.slots(segment_ids, before.length)
     is_token = segment_ids != 0

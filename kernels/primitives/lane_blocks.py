@@ -1,8 +1,8 @@
-"""Attention with time along lanes: how a TPU kernel is given its blocks.
+"""Attention with time along lanes: how blocks are laid out for a TPU kernel.
 
-Queries, keys and values are [rows, width, T], so nothing that is kept of each token is padded to a
-row of 128 lanes. Tiles are [keys, queries]. Which blocks of keys a block of queries needs is
-decided by shapes where each row is one document, else by the first and last document of a block.
+Queries, keys and values are [rows, width, T], so what is kept for each token is not padded to 128
+lanes. Tiles are [keys, queries]. Which blocks of keys a block of queries needs is decided by the
+shapes where each row is one document, otherwise by the first and last document of each block.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ LANES = 128
 
 
 class Rows(NamedTuple):
-    """Slot and document of every query and key, None where all are one; the first block of keys
-    that may hold a query's document, where it is asked for. Keys are in the order of `interleaved`.
+    """Slot and document of every query and key (None where each row is one document), and for every
+    query the first block of keys that may hold its document. Keys are in the order of
+    `interleaved`.
     """
 
     slot: Int[Array, "B 1 T"]
@@ -31,8 +32,8 @@ class Rows(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Who sees whom: the nearest and the farthest block of keys that each block of queries needs
-    (nearest < farthest if it needs none).
+    """The nearest and the farthest block of keys that each block of queries needs (nearest <
+    farthest if it needs none).
     """
 
     nearest: Int[Array, "B I"]
@@ -41,10 +42,10 @@ class Where(NamedTuple):
 
 
 def fit(blocks: Attention, time: int, source: int) -> Attention:
-    """These tiles, or smaller ones of whole rows of lanes.
+    """These tiles, or smaller ones that still fill whole rows of lanes.
 
     Raises:
-      ValueError: they do not fill rows of lanes.
+      ValueError: the tiles do not fill whole rows of lanes.
     """
     for name, size in (("block_q", blocks.block_q), ("block_kv", blocks.block_kv)):
         if size % LANES:
@@ -53,7 +54,7 @@ def fit(blocks: Attention, time: int, source: int) -> Attention:
 
 
 def along_lanes(x: Float[Array, "B T H K"], block: int) -> Float[Array, "BH K T"]:
-    """Time padded to whole blocks, and last."""
+    """Time moved to the last axis and padded to whole blocks."""
     batch, time, heads, width = x.shape
     x = x.transpose(0, 2, 3, 1).reshape(batch * heads, width, time)
     return _pad(x, block)
@@ -70,7 +71,7 @@ def _pad(x: Array, block: int) -> Array:
 
 
 def where(placed: Placed, time: int, blocks: Attention, *, strict: bool) -> Where:
-    """Blocks of keys for every block of queries."""
+    """The blocks of keys that every block of queries needs."""
     batch, source = placed.k.shape[:2]
     block_q, block_kv = blocks.block_q, blocks.block_kv
     num_q, num_kv = -(-time // block_q), -(-source // block_kv)
@@ -113,7 +114,7 @@ def where(placed: Placed, time: int, blocks: Attention, *, strict: bool) -> Wher
 def _span(
     x: Int[Array, "B T"], segment: Int[Array, "B T"], block: int
 ) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
-    """Smallest and largest of each block, padding apart."""
+    """The smallest and largest value in each block, ignoring padding."""
     batch = x.shape[0]
     x, real = x.reshape(batch, -1, block), segment.reshape(batch, -1, block) > 0
     low = jnp.min(jnp.where(real, x, np.iinfo(np.int32).max), axis=-1)
@@ -121,5 +122,5 @@ def _span(
 
 
 def at(block: Array, size: int) -> Any:
-    """Where a block lies along lanes."""
+    """The slice of lanes that a block occupies."""
     return pl.ds(pl.multiple_of(block * size, size), size)

@@ -1,10 +1,10 @@
-"""Sticks in log space: stable softplus, and sums along keys as small triangular products.
+"""Stick-breaking in log space: a stable softplus, and sums along keys as small triangular products.
 
     softplus(z) = log(1 + e^z)           log(1 - sigmoid(z)) = -softplus(z)
     suffix(x)_j = sum_{l > j} x_l        prefix(x)_j = sum_{l < j} x_l
 
-A sum over n keys is done in runs of r: inside a run by one product with an [r, r] triangle of
-ones, across runs by one with an [n/r, n/r] triangle. The plain forms are `jax.nn.softplus` and
+A sum over n keys is done in runs of r keys: one product with an [r, r] triangle of ones inside the
+runs, and one with an [n/r, n/r] triangle across runs. The plain forms are `jax.nn.softplus` and
 `jnp.cumsum`.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Above as many bits log2(1 + 2^z) = z in float32, and 2^z stays far from overflow.
+# Above this many bits log2(1 + 2^z) = z in float32, and 2^z is still far from overflow.
 LINEAR = 120.0
 
 
 def softplus_and_exp(
     z: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """softplus(z) and u = e^-|z|, from which `sigmoids` are; neither overflows."""
+    """softplus(z), and u = e^-|z| for `sigmoids`; neither overflows."""
     u = jnp.exp(-jnp.abs(z))
-    # Where u is small, 1 + u rounds the digits of u away: four terms of the series keep them.
+    # For a small u, 1 + u rounds its digits away; four terms of the series keep them.
     series = u * (1.0 - u * (0.5 - u * (1.0 / 3.0 - 0.25 * u)))
     logarithm = jnp.where(u < 0.015625, series, jnp.log(1.0 + u))
     return jnp.maximum(z, 0.0) + logarithm, u
@@ -31,7 +31,7 @@ def softplus_and_exp(
 def sigmoids(
     z: Float[Array, "*shape"], u: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """sigmoid(z) and sigmoid(-z), each with all its digits where the other is nearly 1."""
+    """sigmoid(z) and sigmoid(-z), both to full precision even where the other is nearly 1."""
     larger = 1.0 / (1.0 + u)
     smaller = u * larger
     return jnp.where(z < 0.0, smaller, larger), jnp.where(z < 0.0, larger, smaller)
@@ -40,8 +40,8 @@ def sigmoids(
 def softplus_and_exp_in_bits(
     z: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """log2(1 + 2^z), with an error of 9e-8 also where it is smaller: a third of the operations. And
-    2^min(z, 120).
+    """log2(1 + 2^z) and 2^min(z, 120). The absolute error of the first is 9e-8, even where its
+    value is smaller than that; it takes a third of the operations of `softplus_and_exp`.
     """
     u = jnp.exp2(jnp.minimum(z, LINEAR))
     return jnp.maximum(z, jnp.log2(1.0 + u)), u
@@ -57,7 +57,7 @@ def _run_sums(x: Float[Array, "*rows S"], triangle: np.ndarray) -> Float[Array, 
 def suffix_sum(
     x: Float[Array, "*rows S"], run: int
 ) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
-    """Sum of what follows each key, and the sum of all keys; S is a multiple of `run`."""
+    """The sum over later keys for each key, and the sum over all; S is a multiple of `run`."""
     after = np.tril(np.ones((run, run)), -1)
     sums = _run_sums(x, after).reshape(*x.shape[:-1], -1, run)
     totals = sums[..., 0] + x.reshape(sums.shape)[..., 0]
@@ -72,7 +72,7 @@ def suffix_sum(
 def prefix_sum(
     x: Float[Array, "*rows S"], run: int
 ) -> tuple[Float[Array, "*rows S"], Float[Array, "*rows"]]:
-    """Sum of what comes before each key, and the sum of all keys; S is a multiple of `run`."""
+    """The sum over earlier keys for each key, and the sum over all; S is a multiple of `run`."""
     sums = _run_sums(x, np.triu(np.ones((run, run)), 1)).reshape(*x.shape[:-1], -1, run)
     totals = sums[..., -1] + x.reshape(sums.shape)[..., -1]
     if sums.shape[-2] == 1:

@@ -16,7 +16,7 @@ MASKED = -1e30
 
 
 class Running(NamedTuple):
-    """Maximum, sum and weighted values of the keys so far."""
+    """The maximum, the sum and the weighted values over the keys so far."""
 
     maximum: Float[Array, "*rows"]
     total: Float[Array, "*rows"]
@@ -26,7 +26,7 @@ class Running(NamedTuple):
 def update(
     running: Running, logits: Float[Array, "*rows S"], v: Float[Array, "*batch S V"]
 ) -> Running:
-    """Take in one more part of the keys."""
+    """The running softmax after one more part of the keys."""
     maximum = jnp.maximum(running.maximum, jnp.max(logits, axis=-1))
     weights = jnp.exp(logits - maximum[..., None])
     keep = jnp.exp(running.maximum - maximum)
@@ -36,6 +36,6 @@ def update(
 
 def finish(running: Running) -> tuple[Float[Array, "*rows V"], Float[Array, "*rows"]]:
     """The softmax-weighted values, and the log of the sum of exponentials."""
-    # A row that saw no key at all: 0 / 0 would be NaN, and NaN survives a zero cotangent.
+    # A row may have seen no key: 0 / 0 would be NaN, and NaN survives a zero cotangent.
     total = jnp.where(running.total > 0.0, running.total, 1.0)
     return running.out / total[..., None], running.maximum + jnp.log(total)

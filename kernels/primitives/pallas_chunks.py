@@ -1,18 +1,19 @@
-"""A recurrence in chunks as two TPU kernels, forward and backward, whatever its mathematics.
+"""Any chunked recurrence as two TPU kernels, forward and backward; the op supplies the mathematics.
 
-Grid: rows of the batch, groups of heads, chunks. The first two are parallel; chunks follow each
-other, and the memory S [K, V] of each head (backward: its cotangent) stays in VMEM from one to the
-next, as the block of an output whose index does not change. Backward the chunks come from the last.
+The grid is (rows of the batch, groups of heads, chunks). The first two are parallel. Chunks run one
+after another, and the memory S [K, V] of each head (in the backward pass its cotangent) stays in
+VMEM from chunk to chunk, as an output block whose index does not change. The backward pass starts
+at the last chunk.
 
     wide    q, k, v, ... [B, T, H, W] as [B, T, H W]: a block holds the lanes of some heads, so no
-            array is padded to 128 lanes nor transposed, and a projection's output is one already
-    rows    one number a token and head [B, T, H] as [B, G, N, heads, C], tokens along lanes
-    marks   where documents begin, and padding, [N, B, 2, C]; masks are made inside
+            array is padded to 128 lanes or transposed, and a projection's output has this layout
+    rows    one number per token and head [B, T, H] as [B, G, N, heads, C], tokens along lanes
+    marks   where documents begin, and padding, [N, B, 2, C]; the kernel makes masks of them
     S       [B, K, H V], heads along lanes like the values
 
-Saved: inputs, and S at the entry of every chunk, 4 K V / C bytes a token and head (as much as q in
-bfloat16 at K = V = 64, C = 128). To recompute those states would be a third pass over k and v, and
-for the delta rule a third inverse of every chunk's matrix.
+Saved: the inputs, and S at the entry of every chunk, 4 K V / C bytes per token and head (as much as
+q in bfloat16 at K = V = 64, C = 128). Recomputing those states would be a third pass over k and v,
+and for the delta rule a third inverse of every chunk's matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,14 +33,14 @@ from kernels.primitives.chunks import Documents, Marks
 from kernels.primitives.products import EXACT, ROUNDED, Products
 
 LANES = 128
-MOST_HEADS = 16  # in one program, which is straight-line code for all of them
+MOST_HEADS = 16  # in one program: its code is unrolled over its heads
 
 type Named = dict[str, Array]
 
 
 class Mathematics(NamedTuple):
-    """One chunk of one head, of arrays named as the inputs, [C, W] or [1, C]; `how` is handed on,
-    and `name` is what a profile calls the kernels.
+    """One chunk of one head. Arrays have the names of the op's inputs and are [C, W] or [1, C].
+    `how` is passed on to the functions; `name` names the kernels in a profile.
 
     forward(how, x, documents, s) -> out, s
     backward(how, x, documents, s, d_out, d_s) -> d_x, d_s
@@ -52,7 +53,7 @@ class Mathematics(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What is known at trace time; `together` heads share a program."""
+    """What is known at trace time; `together` is the number of heads that share a program."""
 
     mathematics: Mathematics
     heads: int
@@ -62,7 +63,7 @@ class Static(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Everything in the layouts above."""
+    """All arrays, in the layouts of the module docstring."""
 
     wide: dict[str, Float[Array, "B T HW"]]
     rows: dict[str, Float[Array, "B G N h C"]]
@@ -71,12 +72,13 @@ class Arrays(NamedTuple):
 
 
 def products(dtype: DTypeLike) -> Products:
-    """How chunks of such inputs are multiplied."""
+    """How chunks of inputs of this dtype are multiplied."""
     return ROUNDED if jnp.dtype(dtype) == jnp.bfloat16 else EXACT
 
 
 def together(heads: int, widths: tuple[int, ...], most: int) -> int:
-    """How many heads share a program: as many as fill whole lanes, or all; up to `most` if any."""
+    """How many heads share a program: as many as fill whole rows of lanes, or all heads. Of the
+    counts that do, the largest one up to `most`, or else the smallest."""
     fitting = [
         count
         for count in range(1, heads + 1)
@@ -87,7 +89,7 @@ def together(heads: int, widths: tuple[int, ...], most: int) -> int:
 
 
 def refusal(heads: int, widths: tuple[int, ...]) -> str | None:
-    """Why heads of such widths have no program."""
+    """Why heads of these widths cannot run, or None."""
     least = together(heads, widths, 1)
     if least <= MOST_HEADS:
         return None
@@ -105,7 +107,7 @@ def run(
     state: tuple[Float[Array, "B H K V"], Int[Array, " B"]],
     blocks: PallasChunk,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"], Int[Array, " B"]]:
-    """Output, and the state after T more tokens; padding neither has output nor adds to a row."""
+    """Output and state of T more tokens; padding has no output and adds nothing to the state."""
     s, entry = state
     batch, heads, key, value = s.shape
     time = inputs["v"].shape[1]
@@ -129,7 +131,7 @@ def run(
 
 
 def _pad(x: Array, length: int) -> Array:
-    """Zeros behind the last token, up to whole chunks."""
+    """Appends zeros up to whole chunks."""
     missing = round_up(x.shape[1], length) - x.shape[1]
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
 
@@ -145,7 +147,7 @@ def _rows(x: Float[Array, "B T H"], static: Static) -> Float[Array, "B G N h C"]
 
 
 def _recur(static: Static, x: Arrays) -> tuple[Float[Array, "B T HV"], Float[Array, "B K HV"]]:
-    """Output, and what the last chunk leaves."""
+    """The output, and S after the last chunk."""
     out, s = _call_forward(static, x, saves=False)
     return out, s
 
@@ -181,8 +183,8 @@ def _backward(
 recur = jax.custom_vjp(_recur, nondiff_argnums=(0,))
 recur.defvjp(_forward, _backward)
 
-# A program's buffers and what is between its products; the compiler's own limit is 16 MiB, which
-# decay per channel in chunks of 256 tokens and eight heads exceeds.
+# Holds a program's buffers and the intermediates between its products. The compiler's own limit is
+# 16 MiB, which per-channel decay in chunks of 256 tokens with eight heads exceeds.
 _VMEM = 64 * 2**20
 _COMPILER = pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
@@ -190,7 +192,7 @@ _COMPILER = pltpu.CompilerParams(
 
 
 def _call_forward(static: Static, x: Arrays, *, saves: bool) -> list[Array]:
-    """Output and what is left; and S at the entry of every chunk if it `saves` it."""
+    """The output and the last S; with `saves`, also S at the entry of every chunk."""
     grid, spec = _specs(static, x, is_reversed=False)
     batch, _, chunk_count = grid
     shapes = [
@@ -213,7 +215,7 @@ def _call_forward(static: Static, x: Arrays, *, saves: bool) -> list[Array]:
 
 
 class _Specs(NamedTuple):
-    """The blocks of a program, by kind of array."""
+    """The blocks that a program sees, by kind of array."""
 
     length: int
     groups: int
@@ -237,7 +239,7 @@ def _ordered(x: Arrays) -> list[Array]:
 
 
 def _specs(static: Static, x: Arrays, *, is_reversed: bool) -> tuple[tuple[int, int, int], _Specs]:
-    """The grid, and what each program sees of an array."""
+    """The grid, and the block of each kind of array that a program sees."""
     batch, key, lanes = x.s.shape
     count = x.wide["v"].shape[1] // static.length
     groups = static.heads // static.together
@@ -263,7 +265,7 @@ def _specs(static: Static, x: Arrays, *, is_reversed: bool) -> tuple[tuple[int, 
 def _forward_kernel(
     static: Static, wide: tuple[str, ...], rows: tuple[str, ...], *refs: Any
 ) -> None:
-    """One chunk of some heads: its output, and S from its entry to its end."""
+    """One chunk of some heads: computes its output, and moves S from its entry to its end."""
     take = iter(refs)
     read = _Reader(static, take, wide, rows)
     first_ref, out_ref, s_ref = (next(take) for _ in range(3))
@@ -287,10 +289,11 @@ def _forward_kernel(
 def _backward_kernel(
     static: Static, wide: tuple[str, ...], rows: tuple[str, ...], *refs: Any
 ) -> None:
-    """One chunk of some heads: cotangents of its inputs, and of S from its end to its entry."""
+    """One chunk of some heads: cotangents of its inputs, and that of S from its end to its
+    entry."""
     take = iter(refs)
     read = _Reader(static, take, wide, rows)
-    next(take)  # S before the first chunk, of which only the cotangent is needed
+    next(take)  # S before the first chunk: only its cotangent is needed
     d_out_ref, d_last_ref, entered_ref = (next(take) for _ in range(3))
     d_refs = {name: next(take) for name in (*wide, *rows)}
     d_s_ref = next(take)
@@ -327,12 +330,12 @@ class _Reader:
         self._marks = next(refs) if static.is_marked else None
 
     def lanes(self, ref: Any, head: int) -> slice:
-        """Where this head is in a block that holds all of the program."""
+        """The lanes of this head in a block that holds all heads of the program."""
         width = ref.shape[1] // self._heads
         return slice(head * width, (head + 1) * width)
 
     def inputs(self, head: int) -> Named:
-        """float32, [C, W] or [1, C]."""
+        """The head's inputs in float32, [C, W] or [1, C]."""
         wide = {n: ref[:, self.lanes(ref, head)] for n, ref in self._wide.items()}
         rows = {n: ref[head : head + 1, :] for n, ref in self._rows.items()}
         return {name: x.astype(jnp.float32) for name, x in (wide | rows).items()}
@@ -344,5 +347,5 @@ class _Reader:
 
 
 def _real(x: Float[Array, "C W"], documents: Documents | None) -> Float[Array, "C W"]:
-    """Zeros on padding."""
+    """x with zeros on padding."""
     return x if documents is None else jnp.where(documents.keep, x, 0.0)

@@ -1,10 +1,10 @@
-"""Matrix products of a chunk, of operands rounded as the form asks; sums are float32.
+"""Matrix products of a chunk. The form chooses how operands are rounded; sums are float32.
 
     nn(x, y) = x y        nt(x, y) = x y^T        tn(x, y) = x^T y
 
-`AS_GIVEN` leaves float32 operands to the backend's default; `EXACT` keeps all their digits, six
-passes of a TPU's matrix unit; `SPLIT` keeps 16 bits, three passes; `ROUNDED` takes bfloat16
-operands, one pass.
+`AS_GIVEN` leaves float32 operands to the backend's default. `EXACT` keeps all their digits (six
+passes of a TPU's matrix unit), `SPLIT` keeps 16 bits (three passes), `ROUNDED` rounds them to
+bfloat16 (one pass).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 
 class Products(NamedTuple):
-    """One way to multiply; batch dimensions are those in front, the same on both sides."""
+    """One way to multiply matrices; leading dimensions are batch dimensions and must agree."""
 
     dtype: DTypeLike
     precision: lax.Precision | None
@@ -30,11 +30,11 @@ class Products(NamedTuple):
         return self._sum_over(x, y, -2, -2)
 
     def ones(self, x: Float[Array, "*b I K"], mask: Bool[Array, "K J"]) -> Float[Array, "*b I J"]:
-        """x times a matrix of ones where `mask`, else zeros, to all digits of x."""
+        """x times the matrix that is one where `mask` is true, else zero; keeps all digits of x."""
         flat = x.reshape(-1, x.shape[-1])
         if self == AS_GIVEN:
             return EXACT.nn(flat, mask.astype(flat.dtype)).reshape(x.shape)
-        # Three parts of 8 bits hold a float32, and ones are exact: half the passes of `EXACT`.
+        # Three parts of 8 bits hold a float32, and ones are exact: half as many passes as `EXACT`.
         high = lax.reduce_precision(flat, exponent_bits=8, mantissa_bits=7)
         middle = lax.reduce_precision(flat - high, exponent_bits=8, mantissa_bits=7)
         matrix = mask.astype(jnp.float32)

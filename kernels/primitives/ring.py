@@ -1,21 +1,22 @@
-"""Attention over a split time axis by a ring: keys and values go from rank to rank, so that none
+"""Attention over a split time axis by a ring: keys and values travel from rank to rank, so no rank
 ever holds those of all tokens (Liu et al., Ring Attention, arXiv 2310.01889).
 
-Rank p works at step t on the block that started at rank p - t (mod R). Forward, blocks move to the
-next rank, and p sees those of p, p - 1, ..., 0 and then of p + 1, from which a contiguous layout
-has nothing to see. Backward they move the other way, and p sees the same blocks from the last step
-to the first; with a block travel its cotangents, in float32, which after R hops are home. R = 3:
+At step t rank p works on the block that started at rank p - t (mod R). In the forward pass blocks
+move to the next rank, so p sees the blocks of p, p - 1, ..., 0, and then p + 1, ..., of which it
+sees nothing in a contiguous layout. In the backward pass blocks move the other way, and p sees the
+same blocks from the last step to the first. The float32 cotangents of a block travel with it and
+are back home after R hops. R = 3:
 
     step       0      1      2             rank      0          1          2
     rank 0     0      2      1             forward   0 2 1      1 0 2      2 1 0
     rank 1     1      0      2             backward  1 2 0      2 0 1      0 1 2
     rank 2     2      1      0
 
-The next block is on its way while a rank works on this one. It does so in slabs of `size` keys, the
-nearest first (backward the farthest first), so that what is cut into tiles or made float32 is one
-slab. A carried cache is whole on every rank: it is visited where it lies, as the farthest block.
-Every rank knows the documents of the whole row, integers, so slots, documents and positions are
-compared as on one device.
+The next block is on its way while a rank works on this one. It works in slabs of `size` keys, the
+nearest first (in the backward pass the farthest first), so only one slab at a time is cut into
+tiles and converted to float32. A carried cache is whole on every rank; it is visited in place, as
+the farthest block. Every rank knows the documents of the whole row (they are small integers), so
+slots, documents and positions are compared as on one device.
 """
 
 from collections.abc import Callable
@@ -33,33 +34,33 @@ from kernels.primitives import gathered_keys, kv_cache
 from kernels.primitives.kv_cache import CacheState, Tokens
 from kernels.primitives.time_shards import Shards
 
-# Hops that stand in the program one after another. XLA:CPU starts what follows a loop before the
-# loop has ended, and where both send, ranks may wait for each other for ever.
+# The number of hops that are unrolled in the program. XLA:CPU may start what follows a loop before
+# the loop has ended; where both send, ranks can wait for each other forever.
 _UNROLLED = 8
 
 
 class Block(NamedTuple):
-    """Keys and values of one rank, or of the cache."""
+    """The keys and values of one rank, or of the cache."""
 
     k: Float[Array, "B S G K"]
     v: Float[Array, "B S G V"]
 
     def wide(self) -> "Block":
-        """In float32."""
+        """The same in float32."""
         return Block(self.k.astype(jnp.float32), self.v.astype(jnp.float32))
 
     def zeros(self) -> "Block":
-        """Zeros of its shapes, in float32."""
+        """Float32 zeros of the same shapes."""
         return Block(*(jnp.zeros(x.shape, jnp.float32) for x in self))
 
     def like(self, other: "Block") -> "Block":
-        """In the dtypes of another."""
+        """The same in the dtypes of `other`."""
         return Block(self.k.astype(other.k.dtype), self.v.astype(other.v.dtype))
 
 
 class Where(NamedTuple):
-    """Where tokens stand: this rank's, as queries; as keys those of all ranks, rank after rank, and
-    those of the cache.
+    """Where tokens stand: this rank's queries (`own`), the keys of all ranks, rank after rank
+    (`row`), and the keys of the cache (`cached`).
     """
 
     own: Tokens
@@ -67,18 +68,18 @@ class Where(NamedTuple):
     cached: Tokens
 
     def of(self, shards: Shards, step: Int[Array, ""]) -> Tokens:
-        """The keys of the block that this rank visits at a step."""
+        """The keys of the block that this rank visits at this step."""
         source = (shards.rank() - step) % shards.count
         return _of_rank(self.row, source, self.own.slot.shape[1])
 
     def subdivided(self, block: int) -> "Where":
-        """Every `block` tokens of a document are a document of their own."""
+        """The same tokens, where every `block` tokens of a document are a document of their own."""
         return Where(*(tokens.subdivided(block) for tokens in self))
 
 
 class Problem(NamedTuple):
-    """What a ring works on: the blocks of this rank and of a carried cache, where all tokens are,
-    and the cache after them, which costs a gather where somebody reads it.
+    """What a ring works on: this rank's block, the block of a carried cache, where all tokens are,
+    and the cache after them. That cache costs a gather, but only if something reads it.
     """
 
     own: Block
@@ -101,7 +102,7 @@ def problem(
         new, cached = kv_cache.tokens(ids, before)
         row = jax.tree.map(lambda x: shards.by_rank(x, 1), new)
     own = _of_rank(row, shards.rank(), time // shards.count)
-    # Those that a cache has no room for are seen by nobody, as on one device.
+    # Nobody sees the tokens that a cache has no room for, as on one device.
     kept = jnp.where(row.slot < before.segment_ids.shape[1], row.segment, 0)
     where = Where(own, row._replace(segment=kept), cached)
     cache = None if state is None else Block(state.k, state.v)
@@ -124,8 +125,8 @@ def near_to_far[C](
     visit: Callable[[C, Block, Int[Array, ""]], tuple[C, Any]],
     carry: C,
 ) -> tuple[C, Any]:
-    """`visit(carry, block, step)` gives the carry and what to keep of this step, for steps
-    0 ... R - 1; the last carry, and what was kept of all steps, stacked.
+    """Calls `visit(carry, block, step)`, which returns the carry and what to keep of this step, for
+    steps 0 ... R - 1. Returns the last carry, and what all steps kept, stacked.
     """
 
     def hop(state: tuple[Block, C], step: Int[Array, ""]) -> tuple[tuple[Block, C], Any]:
@@ -146,13 +147,14 @@ def far_to_near[C](
     visit: Callable[[C, Block, Block, Int[Array, ""]], tuple[C, Block]],
     carry: C,
 ) -> tuple[C, Block]:
-    """`visit(carry, sums, block, step)` gives the carry, and `sums` with the block's cotangents
-    added, for steps R - 1 ... 0; the last carry, and the sums of this rank's own block.
+    """Calls `visit(carry, sums, block, step)`, which returns the carry and `sums` with the block's
+    cotangents added, for steps R - 1 ... 0. Returns the last carry, and the sums of this rank's own
+    block.
     """
 
     def hop(state: tuple[Block, Block, C], step: Int[Array, ""]) -> tuple[Any, None]:
         block, sums, carry = state
-        # One message after the other: while both are on their way there are four blocks more.
+        # One message after the other: with both on their way, four more blocks are alive.
         block, sums = lax.optimization_barrier((block, _sent_on(shards, sums, -1)))
         coming = _sent_on(shards, block, -1)
         carry, sums = visit(carry, sums, block, step)
@@ -171,7 +173,8 @@ def take_slabs[C](
     take: Callable[[C, Block, Tokens, Int[Array, ""]], C],
     carry: C,
 ) -> C:
-    """`take(carry, slab, tokens, index)` over the slabs of a block, the last of them first."""
+    """Applies `take(carry, slab, tokens, index)` to the slabs of a block, from the last one to the
+    first."""
     block, tokens = _whole_slabs((block, tokens), size)
     number = tokens.slot.shape[1] // size
 
@@ -190,8 +193,9 @@ def pull_slabs[C](
     pull: Callable[[C, Block, Tokens, Int[Array, ""]], tuple[C, Block]],
     carry: tuple[C, Block],
 ) -> tuple[C, Block]:
-    """`pull(carry, slab, tokens, index)` gives the carry and the slab's cotangents, over the slabs
-    of a block, the first of them first; these are added to those of the block in `carry`.
+    """Applies `pull(carry, slab, tokens, index)`, which returns the carry and the slab's
+    cotangents, to the slabs of a block, from the first one to the last. The cotangents are added to
+    those of the block in `carry`.
     """
     time = tokens.slot.shape[1]
     block, tokens, sums = _whole_slabs((block, tokens, carry[1]), size)
@@ -213,7 +217,7 @@ def _slab(tree: Any, index: Int[Array, ""], size: int) -> Any:
 
 
 def _whole_slabs[X](tree: X, size: int) -> X:
-    """With padding at the end, of document 0."""
+    """The tree padded to whole slabs, with document 0 on the padding."""
 
     def pad(x: Array) -> Array:
         rest = -x.shape[1] % size
@@ -223,15 +227,16 @@ def _whole_slabs[X](tree: X, size: int) -> X:
 
 
 def tiles(time: int) -> Attention:
-    """Tiles of a rank that has so many tokens: large ones only where what is computed of one is
-    little beside all that the rank holds.
+    """The tiles of a rank that has `time` tokens. They are large only where one tile's
+    intermediates are small beside everything else the rank holds.
     """
     size = 128 if time <= 8192 else 256
     return Attention(size, size).fit(time, time)
 
 
 def sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """A block, two arrays, makes R - 1 hops forward, and backward with its cotangents R."""
+    """A block (two arrays) makes R - 1 hops in the forward pass, and R in the backward pass, with
+    its cotangents."""
     del op, options
     numbers = dims["B"] * dims["T"] / ranks * dims["G"] * (dims["K"] + dims["V"])
     forward, backward = (ranks - 1) * itemsize, ranks * (itemsize + 4)

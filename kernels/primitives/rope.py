@@ -1,16 +1,17 @@
-"""Rotary position encoding (Su et al., arXiv 2104.09864, eq. 34), the halves of a head paired.
+"""Rotary position encoding (Su et al., arXiv 2104.09864, eq. 34). Channels c, c + K/2 are a pair.
 
     angle_c = position * theta^(-2c/K)        c = 0 .. K/2 - 1
-    (x_c, x_{c + K/2}) is turned by angle_c
+    (x_c, x_{c + K/2}) is rotated by angle_c
 
-Stretched for longer texts than it was trained on, each frequency f = theta^(-2c/K) becomes
+For texts longer than those of training, each frequency f = theta^(-2c/K) becomes
 
     f / factor                                linear: Position Interpolation, arXiv 2306.15595
     f (s + (1 - s) / factor)                  Llama 3.1's: arXiv 2407.21783, sec. 3.4.1
-        s = (original f / (2 pi) - low) / (high - low), cut to [0, 1]
+        s = (original f / (2 pi) - low) / (high - low), clipped to [0, 1]
 
-Angles are float32 whatever the dtype of x. Pairing halves (as GPT-NeoX does) is another parameter
-layout than pairing neighbours, though the same function up to a permutation of channels.
+Angles are float32 whatever the dtype of x. Pairing the halves of a head (as GPT-NeoX does) is a
+different parameter layout from pairing neighbors, but the same function up to a permutation of
+channels.
 """
 
 import math
@@ -26,8 +27,11 @@ def rotate(
     theta: float = 10_000.0,
     scaling: tuple[float, ...] = (),
 ) -> Float[Array, "B T H K"]:
-    """x turned by the angles of its positions; K must be even. `scaling`: (factor,) is linear,
-    (factor, low, high, original) is Llama 3.1's.
+    """x rotated by the angles of its positions. `scaling` (factor,) is linear, (factor, low, high,
+    original) is Llama 3.1's, and () is none.
+
+    Raises:
+      ValueError: K is odd.
     """
     width = x.shape[-1]
     if width % 2:
@@ -50,6 +54,6 @@ def _stretched(frequency: Float[Array, " C"], scaling: tuple[float, ...]) -> Flo
     if not cuts:
         return frequency / factor
     low, high, original = cuts
-    turns = original * frequency / (2 * math.pi)  # within the length it was trained on
+    turns = original * frequency / (2 * math.pi)  # full turns within the training length
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return frequency * (kept + (1 - kept) / factor)

@@ -1,11 +1,11 @@
-"""The logarithm of a running sum of exponentials, kept in documents.
+"""The logarithm of a running sum of exponentials, restarted at every document.
 
     y_t = log(e^(y_{t-1}) + e^(x_t))        y_{t-1} = -inf where a document starts
     dx_t = sigmoid(x_t - y_{t-1}) e_t        e_t = dy_t + sigmoid(y_t - x_{t+1}) e_{t+1}
 
-Both sigmoids are of the terms of one sum: written as e^(x_t - y_t) and e^(y_t - y_{t+1}) they would
-take the rounding of y, 6e-5 at 1000, for a part of the derivative. The plain form is
-`jax.lax.cumlogsumexp`, which knows no documents.
+Each sigmoid compares the two terms of one sum. Written as e^(x_t - y_t) and e^(y_t - y_{t+1}), the
+derivatives would contain the rounding error of y, which is 6e-5 at y = 1000. The plain form is
+`jax.lax.cumlogsumexp`, which does not know documents.
 """
 
 import jax
@@ -22,8 +22,8 @@ type Marks = tuple[Bool[Array, "B T"], Bool[Array, "B T"]]
 def _value(
     x: Float[Array, "B T *channels"], before: Float[Array, "*batch"], marks: Marks
 ) -> Float[Array, "B T *channels"]:
-    """y after every token, from y `before` the first; `marks` are where documents start, and what
-    is not padding (which leaves y as it is).
+    """y after every token, starting from y = `before`. `marks` are where documents start, and which
+    tokens are not padding (padding leaves y unchanged).
     """
     starts, is_token = (_wide(mark, x) for mark in marks)
     tokens = jnp.concatenate([before[:, None], jnp.where(is_token, x, EMPTY)], axis=1)
@@ -46,7 +46,7 @@ def _backward(saved: tuple[Array, ...], d_y: Array) -> tuple[Array, Array, None]
     x, before, y, starts, is_token = saved
     starts, is_token = _wide(starts, x), _wide(is_token, x)
     earlier = jnp.concatenate([before[:, None], y[:, :-1]], axis=1)
-    # What reaches y_{t-1}, and x_t, of what reaches y_t.
+    # The shares of the cotangent of y_t that go to y_{t-1} and to x_t.
     kept = jnp.where(starts, 0.0, jnp.where(is_token, jax.nn.sigmoid(earlier - x), 1.0))
     taken = jnp.where(is_token, jnp.where(starts, 1.0, jax.nn.sigmoid(x - earlier)), 0.0)
     after = jnp.concatenate([kept[:, 1:], jnp.zeros_like(kept[:, :1])], axis=1)

@@ -1,9 +1,10 @@
-"""A recurrence over ranks (`rank_state`) by gathering what each does to the state (LASP-2, Sun et
-al., arXiv 2502.07563, for decays; here for any map of a state).
+"""A recurrence over ranks (`rank_state`) by gathering what each rank does to the state (LASP-2, Sun
+et al., arXiv 2502.07563, for decays; here for any map of a state).
 
-`done` of all ranks is gathered once forward, and the cotangents of `entered` once backward. Each
-rank then walks over all R of them by itself, which for R up to some hundreds is little beside its
-tokens. Rematerialization gathers `done` again, unless its policy keeps `rank_state.STATES`.
+`done` of all ranks is gathered once in the forward pass, and the cotangents of `entered` once in
+the backward pass. Each rank then walks over all R of them by itself; for R up to some hundreds that
+is little work beside its tokens. Rematerialization gathers `done` again, unless its policy keeps
+`rank_state.STATES`.
 """
 
 from functools import partial
@@ -40,7 +41,7 @@ def _backward(
 ) -> tuple[Any, Any]:
     _, pull = jax.vjp(partial(_walk, advance), *saved)
     d_every, d_first = pull(_gather(shards, given))
-    # What is whole on every rank has the sum over ranks as its cotangent.
+    # shard_map sums the cotangents of an array that is whole on every rank: only rank 0 adds one.
     is_first = shards.rank() == 0
     return _of_rank(shards, d_every), jax.tree.map(lambda x: jnp.where(is_first, x, 0.0), d_first)
 
@@ -59,12 +60,12 @@ def _of_rank(shards: Shards, every: Any) -> Any:
 
 
 def _gather(shards: Shards, tree: Any) -> Any:
-    """[B, ...] of every rank as [R, B, ...], in one message a rank."""
+    """[B, ...] of every rank as [R, B, ...], with one message per rank."""
     flat, tree_of = ravel_pytree(tree)
     return jax.vmap(tree_of)(lax.all_gather(flat, shards.axes))
 
 
 def sent(done: float, state: float, ranks: int) -> Sent:
-    """Bytes of a rank whose `done` and state are so many numbers."""
+    """Bytes sent by a rank whose `done` and state have this many numbers."""
     once = 4.0 * (ranks - 1)
     return Sent(once * done, once * state, 2 * (ranks - 1), {"all_gather": 2})

@@ -1,18 +1,18 @@
-"""A recurrence over ranks (`rank_state`) by handing the state on from rank to rank, in blocks (the
+"""A recurrence over ranks (`rank_state`) by passing the state from rank to rank, in blocks (the
 All-Scan of ZeCO, arXiv 2507.01004).
 
 Blocks are cut along an axis of the state that `advance` does not mix: the rows of a state that
-decays, as in the paper, or the columns of one that a matrix P multiplies from the left; P then
-stays on its rank. At tick t rank p has block t - p of `entered` and sends that of `advance`, n
-blocks over R ranks in R + n - 2 messages one after another:
+decays, as in the paper, or the columns of a state that a matrix P multiplies from the left (then P
+is not sent). At tick t rank p has block t - p of `entered` and sends the same block after
+`advance`. For n blocks over R ranks that takes R + n - 2 messages, one after another:
 
     tick       0    1    2    3    4
     rank 0     0    1    2               n = 3, R = 3: the messages of
     rank 1          0    1    2          ticks 0 to 3
     rank 2               0    1    2
 
-A rank receives one state and nothing else, however many ranks there are. Backward the same goes
-from the last rank to the first with the cotangents of `entered`.
+A rank receives one state and nothing else, however many ranks there are. In the backward pass the
+cotangents of `entered` travel in the same way from the last rank to the first.
 """
 
 from collections.abc import Callable
@@ -32,19 +32,19 @@ from kernels.primitives.time_shards import Shards
 
 
 class Cut(NamedTuple):
-    """Where blocks are cut: along this axis of the state and of the fields of `done`. What has size
-    1 there belongs to every block, and so do the fields of `done` named in `whole`.
+    """Where blocks are cut: along this axis of the state and of the fields of `done`. A field of
+    size 1 along it belongs to every block, and so do the fields of `done` named in `whole`.
     """
 
     axis: int
     whole: tuple[str, ...] = ()
 
     def of_state(self, state: Any, index: Int[Array, ""], count: int) -> Any:
-        """Block `index` of `count`."""
+        """Block `index` of `count` of the state."""
         return jax.tree.map(lambda x: self._block(x, index, count), state)
 
     def of_done(self, done: Any, index: Int[Array, ""], count: int) -> Any:
-        """What acts on that block of the state."""
+        """The part of `done` that acts on that block of the state."""
         parts = {name: x for name, x in done._asdict().items() if name not in self.whole}
         return done._replace(**self.of_state(parts, index, count))
 
@@ -67,17 +67,17 @@ class Cut(NamedTuple):
 def num_blocks(size: int, ranks: int) -> int:
     """How many blocks an axis of this size is cut into: its largest divisor up to 4 (R - 1).
 
-    A pass takes (R - 1 + n) (latency + state / (n bandwidth)), least where n is the square root of
-    (R - 1) state / (latency bandwidth), which needs the numbers of a device. With n = 4 (R - 1) a
-    rank waits in a fifth of the R - 1 + n ticks and sends (R - 2) / n < 1/4 more than one state;
-    more blocks could save no more than that. A power of two that is not smaller has a divisor of
-    more than half as many, so that it is less than 1/2 more.
+    A pass takes (R - 1 + n) (latency + state / (n bandwidth)). That is least where n is the square
+    root of (R - 1) state / (latency bandwidth), which depends on the device. With n = 4 (R - 1) a
+    rank waits in a fifth of the R - 1 + n ticks and sends (R - 2) / n < 1/4 more than one state, so
+    more blocks could not save more than that. If the size is a power of two and at least 4 (R - 1),
+    it has a divisor above 2 (R - 1), and the excess is below 1/2.
     """
     return max(n for n in range(1, 4 * (ranks - 1) + 1) if size % n == 0)
 
 
 def enter(cut: Cut, advance: Advance, shards: Shards, done: Any, first: Any) -> Any:
-    """The state at this rank's first token; given its first argument, a `rank_state.Enter`."""
+    """The state at this rank's first token. With `cut` bound it is a `rank_state.Enter`."""
     return _enter(cut, advance, shards, done, first)
 
 
@@ -102,15 +102,15 @@ def _backward(
     done, entered = saved
 
     def send(left: Any, index: Int[Array, ""], count: int) -> Any:
-        """From the cotangent of what this rank leaves that of what entered it."""
+        """The cotangent of the state that entered this rank, from that of the state it leaves."""
         step = partial(advance, cut.of_done(done, index, count))
         (back,) = jax.vjp(step, cut.of_state(entered, index, count))[1](left)
         return jax.tree.map(jnp.add, cut.of_state(given, index, count), back)
 
-    # Nobody reads what the last rank leaves: what enters no rank.
+    # The state that the last rank leaves enters no rank, so its cotangent is zero.
     left = _handed_on(cut, shards, jax.tree.map(jnp.zeros_like, given), send, -1)
     d_done, back = jax.vjp(advance, done, entered)[1](left)
-    # What is whole on every rank has the sum over ranks as its cotangent.
+    # shard_map sums the cotangents of an array that is whole on every rank: only rank 0 adds one.
     is_first = shards.rank() == 0
     return d_done, jax.tree.map(lambda x, y: jnp.where(is_first, x + y, 0.0), given, back)
 
@@ -121,16 +121,16 @@ _enter.defvjp(_forward, _backward)
 def _handed_on(
     cut: Cut, shards: Shards, start: Any, send: Callable[..., Any], way: Literal[1, -1]
 ) -> Any:
-    """What each rank gets from the one before it (`way` 1) or behind it (-1), all blocks together;
-    `start` on the rank that has none there. `send(block, index, count)` is what a rank sends of
-    block `index` when it has got it.
+    """What each rank receives from the rank before it (`way` 1) or after it (-1), all blocks
+    together; `start` on the rank that has no such neighbor. `send(block, index, count)` is what a
+    rank sends once it has received block `index`.
     """
     count = num_blocks(jax.tree.leaves(start)[0].shape[cut.axis], shards.count)
     place = shards.rank() if way == 1 else shards.count - 1 - shards.rank()
     is_start = place == 0
 
     def tick(came: Any, t: Int[Array, ""]) -> tuple[Any, Any]:
-        # Before its first block and after its last a rank sends what nobody reads.
+        # Before its first block and after its last one a rank sends what nobody reads.
         index = jnp.clip(t - place, 0, count - 1)
         own = cut.of_state(start, index, count)
         block = jax.tree.map(partial(jnp.where, is_start), own, came)
@@ -141,13 +141,13 @@ def _handed_on(
     none = jax.tree.map(jnp.zeros_like, cut.of_state(start, jnp.int32(0), count))
     ticks = jnp.arange(shards.count + count - 2, dtype=jnp.int32)
     _, came = lax.scan(tick, none, ticks)
-    # Block 0 comes at the end of tick place - 1, and at place 0 nothing does.
+    # Block 0 arrives at the end of tick place - 1; at place 0 nothing arrives.
     own = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, place - 1, count), came)
     return jax.tree.map(partial(jnp.where, is_start), start, cut.together(own))
 
 
 def sent(state: float, size: int, ranks: int) -> Sent:
-    """Bytes of a rank whose state is so many numbers, with `size` along the axis of the cut."""
+    """Bytes sent by a rank whose state has `state` numbers, with `size` along the axis cut."""
     count = num_blocks(size, ranks)
     messages = ranks + count - 2
     each = 4.0 * state * messages / count

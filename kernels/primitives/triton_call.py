@@ -1,4 +1,4 @@
-"""One call of a Triton kernel from JAX: on a GPU through jax-triton, else by Triton's interpreter.
+"""Calls a Triton kernel from JAX: on a GPU through jax-triton, else with Triton's interpreter.
 
 A kernel takes pointers to the inputs, then to the outputs, then its constants by name:
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-H100 = 90  # compute capability of the only GPU that is compiled for without being attached
+H100 = 90  # its compute capability; no other GPU is compiled for without being attached
 
 
 def call(
@@ -25,8 +25,8 @@ def call(
     num_stages: int,
     **constants: Any,
 ) -> list[jax.Array]:
-    """The outputs of one launch; what a kernel does not write holds whatever was in memory (NaN
-    under the interpreter).
+    """The outputs of one launch. Memory that the kernel does not write is uninitialized (NaN under
+    the interpreter).
     """
     if type(kernel).__name__ == "InterpretedFunction":  # the process has TRITON_INTERPRET=1
         from kernels.primitives import triton_interpreter  # needs triton
@@ -35,7 +35,7 @@ def call(
             return triton_interpreter.run(kernel, arrays, out_shape, grid, constants)
 
         return jax.pure_callback(run, list(out_shape), *inputs)
-    import jax_triton  # needs JAX's GPU plugin, so only where one is
+    import jax_triton  # needs JAX's GPU plugin, so it is imported only here
 
     attached = jax.default_backend() == "gpu"
     return jax_triton.triton_call(

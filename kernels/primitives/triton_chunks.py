@@ -1,22 +1,22 @@
-"""Chunks of a recurrence in Triton: what the GPU forms of the recurrent ops share.
+"""Chunked recurrences in Triton: what the GPU forms of the recurrent ops share.
 
-Pass 1, one program a head and tile of the state, goes from chunk to chunk, carries S in registers
-and writes what enters each chunk; pass 2 has a program for every chunk. With `row` (from the entry
-to the token), `col` (from the token to the end) and D_ij (from token j to i, 0 for i < j) as in the
-tile.py of the ops:
+Pass 1 has one program per head and tile of the state. It goes from chunk to chunk, carries S in
+registers, and writes the state that enters each chunk. Pass 2 has a program for every chunk. Let
+`row` be the decay from the entry to the token, `col` the decay from the token to the end, and D_ij
+the decay from token j to token i (0 for i < j), as in the tile.py of the ops:
 
     outputs   O  = scale (row q) S + P V        P = D (q k^T), D inside the sum over K per channel
-    values    dV = scale P^T dO + (col k) dS'   dS' of what leaves the chunk
+    values    dV = scale P^T dO + (col k) dS'   dS' is the cotangent of what leaves the chunk
 
-Decay per channel: the halving of `decay_halves`. At each level the factor of a token is the decay
-between it and the border of its two halves of h tokens. The sums of log decay to the borders of a
-level are one product with a matrix of zeros and ones, and so is their derivative. Every sum is over
-the tokens of its own span; none is a difference.
+Per-channel decay uses the halving of `decay_halves`. At each level the factor of a token is the
+decay between it and the border of its two halves of h tokens. The sums of log decay to the borders
+of a level are one product with a matrix of zeros and ones, and so is their derivative. Every sum
+is taken over its own span of tokens; no sum is a difference of others.
 
-Arrays are [B, T, H, ...] as the op has them; decays per head and other gates [B, H, T] float32,
-zero on padding. `marks` [B, 1 + T] has the document of what is carried in and of every token; where
-that is d, padding has -1 - d. States are [B, H, N, K, V]. With HALF the tensor cores get bfloat16,
-else float32 in three passes (2^-22); sums are always float32.
+Arrays are [B, T, H, ...] as in the op. Per-head decays and other gates are [B, H, T] float32, zero
+on padding. `marks` [B, 1 + T] holds the document of the carried state and of every token; padding
+of document d is stored as -1 - d. States are [B, H, N, K, V]. With HALF the tensor cores multiply
+bfloat16, otherwise float32 in three passes (relative error 2^-22). Sums are always float32.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false
@@ -46,7 +46,7 @@ class Static(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """Sizes of one call, for its launches."""
+    """The sizes of one call, shared by its launches."""
 
     static: Static
     shape: tuple[int, int, int, int, int]  # B T H K V
@@ -69,17 +69,18 @@ class Launch(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """What the tensor cores would round an operand to, so that is how it is kept."""
+        """The dtype to which the tensor cores would round an operand, so arrays are kept in it."""
         return jnp.bfloat16 if self.half else jnp.float32
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Sizes along K and V of what a program of one chunk visits."""
+        """The sizes along K and V of the tile that a program of one chunk visits."""
         blocks = self.static.blocks
         return blocks.channel_key if self.static.decay == "vector" else blocks.key, blocks.value
 
     def tiles(self, key: int, value: int) -> tuple[int, int, int, int]:
-        """Tile of K and V, at least 16 and hardly wider than the heads; how many there are of each.
+        """The tile of K and V, and how many there are of each. A tile has at least 16 channels, and
+        at most the width of the heads rounded up to a power of two.
 
         Float32 takes twice the room of bfloat16, so its tiles are half as wide.
         """
@@ -91,7 +92,7 @@ class Launch(NamedTuple):
         return sizes[0], sizes[1], counts[0], counts[1]
 
     def constants(self, key: int, value: int) -> dict[str, Any]:
-        """Constants that every kernel here takes, for tiles of these sizes."""
+        """The constants that every kernel here takes, for tiles of these sizes."""
         _, time, heads, *widths = self.shape
         block_k, block_v, _, _ = self.tiles(key, value)
         return {
@@ -111,12 +112,12 @@ class Launch(NamedTuple):
 
 
 def power_of_two(size: int) -> int:
-    """The smallest that is not below `size`."""
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
 def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
-    """What the launches of one call share."""
+    """The sizes that the launches of one call share."""
     fine = gates is not None and gates.dtype != jnp.bfloat16
     half = q.dtype == jnp.bfloat16 and v.dtype == jnp.bfloat16
     batch, time, heads, width = q.shape
@@ -126,9 +127,9 @@ def launch(static: Static, q: Array, v: Array, gates: Array | None) -> Launch:
 def mark(
     segment_ids: Int[Array, "B T"] | None, entry: Int[Array, " B"], time: int
 ) -> tuple[Int[Array, "B 1+T"] | None, Int[Array, " B"]]:
-    """`marks`, None where every row is one document without padding; each row's last document.
+    """`marks` (None where every row is one document without padding), and each row's last document.
 
-    Documents are counted, that of the state as 0.
+    In `marks`, documents are counted, and the document of the state is number 0.
     """
     belongs = segments.continued(segment_ids, entry, time)
     if segment_ids is None:
@@ -141,7 +142,7 @@ def mark(
 def per_head(
     gate: Float[Array, "B T H"], segment_ids: Int[Array, "B T"] | None
 ) -> Float[Array, "B H T"]:
-    """A gate as the kernels read it: float32, zero on padding."""
+    """A gate in the layout that the kernels read: float32, zero on padding."""
     gate = gate.astype(jnp.float32)
     if segment_ids is not None:
         gate = jnp.where((segment_ids != 0)[..., None], gate, 0.0)
@@ -150,7 +151,7 @@ def per_head(
 
 @triton.jit
 def product(x, y, HALF: tl.constexpr) -> Any:
-    """x @ y, summed in float32; float32 operands are three parts of 11 bits on the tensor cores."""
+    """x @ y, summed in float32. Float32 operands are split into three parts of 11 bits."""
     if HALF:
         z = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
     else:
@@ -160,7 +161,8 @@ def product(x, y, HALF: tl.constexpr) -> Any:
 
 @triton.jit
 def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexpr, BLOCK) -> Any:
-    """Offsets of chunk n in an array [T, HEADS, WIDTH], from a channel on, and which exist."""
+    """Offsets of chunk n, from channel `column` on, in an array [T, HEADS, WIDTH]; and which of
+    them exist."""
     i = tl.arange(0, C)[:, None]
     j = column + tl.arange(0, BLOCK)[None, :]
     start = tl.cast(n, tl.int64) * C * HEADS * WIDTH
@@ -171,7 +173,7 @@ def place(n, column, T: tl.constexpr, WIDTH: tl.constexpr, HEADS, C: tl.constexp
 def corner(
     n, row, column, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr
 ) -> Any:
-    """Offsets of a tile of state n in an array [N, K, V], and which exist."""
+    """Offsets of a tile of state n in an array [N, K, V], and which of them exist."""
     i = row + tl.arange(0, BK)[:, None]
     j = column + tl.arange(0, BV)[None, :]
     return tl.cast(n, tl.int64) * K * V + (i * V + j), (i < K) & (j < V)
@@ -179,7 +181,7 @@ def corner(
 
 @triton.jit
 def documents(marks, n, T: tl.constexpr, C: tl.constexpr) -> Any:
-    """The document of each token, which tokens are real, the documents at the entry and the end."""
+    """The document of each token, which tokens are real, and the documents at entry and end."""
     i = n * C + tl.arange(0, C)
     mark = tl.load(marks + 1 + i, mask=i < T, other=-1)
     entered = tl.load(marks + n * C)
@@ -201,10 +203,10 @@ def is_real(marks, n, T: tl.constexpr, C: tl.constexpr, DOCS: tl.constexpr) -> A
 
 @triton.jit
 def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS) -> Any:
-    """What `ends` needs of chunk n: only loads, so that a loop can issue them one chunk ahead.
+    """The arguments of `ends` for chunk n: only loads, so a loop can issue them one chunk ahead.
 
-    Which tokens read what entered, which reach the end, whether the entry does, and the log decay
-    of each token and of the one after it.
+    They are: which tokens read the state that entered, which reach the end of the chunk, whether
+    the state passes through, and the log decay of each token and of the token after it.
     """
     i = tl.arange(0, C)
     real = n * C + i < T
@@ -224,7 +226,7 @@ def read_chunk(gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.cons
 
 @triton.jit
 def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr) -> Any:
-    """row [C], col [C] and what passes through, with the decay of the head."""
+    """row [C], col [C], and the factor of the state that passes through, for per-head decay."""
     row, col = tl.where(reads, 1.0, 0.0), tl.where(stays, 1.0, 0.0)
     through = tl.where(goes_on, 1.0, 0.0)
     if DECAY == "scalar":
@@ -238,7 +240,7 @@ def ends(reads, stays, goes_on, own, after, DECAY: tl.constexpr) -> Any:
 def pairs(
     gates, marks, n, T: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, DOCS: tl.constexpr
 ) -> Any:
-    """D [C, C] with the decay of the head."""
+    """D [C, C] for per-head decay."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     between = tl.where(i >= j, 1.0, 0.0)
@@ -256,7 +258,7 @@ def pairs(
 
 @triton.jit
 def pull_ends(d_row, d_col, d_through, C: tl.constexpr) -> Any:
-    """Cotangent of log decays from those of log row, log col [C] and log through, per head."""
+    """The cotangent of per-head log decays, from those of log row, log col [C] and log through."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     earlier = tl.sum(tl.where(i > j, d_col[None, :], 0.0), 1)
@@ -265,7 +267,7 @@ def pull_ends(d_row, d_col, d_through, C: tl.constexpr) -> Any:
 
 @triton.jit
 def pull_pairs(d_pairs, C: tl.constexpr) -> Any:
-    """Cotangent of log decays from that of log D [C, C]: g_s is in D_ij for j < s <= i."""
+    """The cotangent of log decays from that of log D [C, C]: g_s is in D_ij for j < s <= i."""
     i = tl.arange(0, C)[:, None]
     j = tl.arange(0, C)[None, :]
     later = tl.cumsum(tl.where(i > j, d_pairs, 0.0), 0, reverse=True)
@@ -274,18 +276,18 @@ def pull_pairs(d_pairs, C: tl.constexpr) -> Any:
 
 @triton.jit
 def log_decay(gates, at, inside, real) -> Any:
-    """Log decays per channel, in float32, of one tile; zero on padding."""
+    """The per-channel log decays of one tile, in float32; zero on padding."""
     own = tl.load(gates + at, mask=inside, other=0.0).to(tl.float32)
-    # Below this nothing is left anyway, and 0 times infinity is not a number.
+    # exp(-1e4) is 0 already, and 0 times infinity would be NaN.
     own = tl.where(own < -1e4, -1e4, own)
     return tl.where(real[:, None], own, 0.0)
 
 
 @triton.jit
 def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr) -> Any:
-    """For each row of `chosen` [C, C] the sum of the rows of x that it marks.
+    """For each row of `chosen` [C, C]: the sum of the rows of x that it selects.
 
-    Zeros and ones are exact in bfloat16; FINE keeps another 8 bits of x.
+    Zeros and ones are exact in bfloat16. FINE keeps another 8 bits of x.
     """
     ones = tl.where(chosen, 1.0, 0.0)
     if HALF:
@@ -301,7 +303,7 @@ def add_up(chosen, x, HALF: tl.constexpr, FINE: tl.constexpr) -> Any:
 
 @triton.jit
 def toward(level, C: tl.constexpr) -> Any:
-    """[t, s]: whether s is between t and the border of its two halves of 2^level tokens."""
+    """[t, s]: whether s is between t and the border of t's two halves of 2^level tokens."""
     t = tl.arange(0, C)[:, None]
     s = tl.arange(0, C)[None, :]
     is_second = ((t >> level) & 1) == 1
@@ -310,7 +312,7 @@ def toward(level, C: tl.constexpr) -> Any:
 
 @triton.jit
 def across(level, C: tl.constexpr) -> Any:
-    """Pairs i, j that the borders between halves of 2^level tokens separate."""
+    """The pairs i, j that lie on either side of a border between halves of 2^level tokens."""
     i = tl.arange(0, C)[:, None] >> level
     j = tl.arange(0, C)[None, :] >> level
     return ((i & 1) == 1) & (j == i - 1)
@@ -352,7 +354,7 @@ def outputs_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """O of chunk, head and tile of V."""
+    """O of one chunk, head and tile of V."""
     n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
     token = head // HEADS * T * HEADS + head % HEADS
     q, k, v, out = q + token * K, k + token * K, v + token * V, out + token * V
@@ -414,7 +416,7 @@ def values_kernel(
     FINE: tl.constexpr,
     STATE: tl.constexpr,
 ) -> None:
-    """dV of chunk, head and tile of V; without STATE only what comes from inside the chunk."""
+    """dV of one chunk, head and tile of V; without STATE only the part from inside the chunk."""
     n, head, first = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BV
     token = head // HEADS * T * HEADS + head % HEADS
     q, k, d_out, d_v = q + token * K, k + token * K, d_out + token * V, d_v + token * V
@@ -456,7 +458,7 @@ def values_kernel(
 
 
 def given(gates: Array | None, marks: Array | None) -> tuple[Array, Array]:
-    """Arguments of a kernel; what is None is never read."""
+    """Gates and marks as a kernel's arguments; placeholders for None are never read."""
     return (
         jnp.zeros((1,), jnp.float32) if gates is None else gates,
         jnp.zeros((1,), jnp.int32) if marks is None else marks,
@@ -486,7 +488,7 @@ def values(
     d_left: Float[Array, "B H N K V"] | None,
     dtype: Any,
 ) -> Float[Array, "B T H V"]:
-    """dV of all chunks; without `d_left` only what comes from inside each."""
+    """dV of all chunks; without `d_left` only the part from inside each chunk."""
     state = jnp.zeros((1,), sizes.dtype) if d_left is None else d_left
     (d_v,) = _launch(
         sizes,
@@ -505,7 +507,7 @@ def _launch(
     out: tuple[tuple[int, ...], Any],
     constants: dict[str, Any],
 ) -> list[Array]:
-    """A program for each chunk, head and tile of V."""
+    """Launches one program for each chunk, head and tile of V."""
     blocks = sizes.static.blocks
     _, _, _, num_value = sizes.tiles(*sizes.tile)
     return triton_call.call(

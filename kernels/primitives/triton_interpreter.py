@@ -1,10 +1,10 @@
-"""Triton's interpreter on arrays of numpy: without a GPU, without torch, and right in bfloat16.
+"""Triton's interpreter on numpy arrays: without a GPU, without torch, and correct in bfloat16.
 
-The interpreter reads the addresses of tensors; arrays are dressed as such. Of bfloat16 it knows
-only the bits: it would round by cutting them off, and multiply them as integers. Casts and products
-are replaced here by those of a GPU (to the nearest, ties to even; products of bfloat16 summed in
-float32); a kernel must do all other arithmetic in float32, as ours do. Where a kernel takes a
-hardware's approximation of a function, the function itself stands for it.
+The interpreter reads the addresses of tensors; `_Tensor` wraps arrays so that they look like some.
+It holds bfloat16 as raw bits: by itself it would truncate when it rounds, and multiply the bits as
+integers. Casts and products are replaced here by those of a GPU (rounding to nearest, ties to even;
+products of bfloat16 summed in float32). A kernel must do all other arithmetic in float32, as ours
+do. Where a kernel uses a hardware approximation of a function, the exact function replaces it.
 """
 
 import threading
@@ -36,7 +36,7 @@ def run(
     grid: tuple[int, ...],
     constants: dict[str, Any],
 ) -> list[np.ndarray]:
-    """The outputs of one launch; what the kernel does not write is NaN, or -1."""
+    """The outputs of one launch; what the kernel does not write is NaN, or -1 for integers."""
     arrays = [np.ascontiguousarray(x) for x in inputs]
     outputs = [np.full(x.shape, -1 if x.dtype == np.int32 else np.nan, x.dtype) for x in out_shape]
     with _ONE_AT_A_TIME, ExitStack() as stack:
@@ -50,7 +50,7 @@ def run(
 
 
 def _cast_to(self: Any, source: Any, target: Any, mode: Any = None) -> Any:
-    del mode  # to the nearest, as it is where a kernel names no other
+    del mode  # rounding to nearest, which is what kernels use unless they name another
     before, after = source.dtype.scalar, target.scalar
     if before == tl.bfloat16 and after == tl.float32:
         return _Handle(_wide(source), after)
@@ -61,7 +61,7 @@ def _cast_to(self: Any, source: Any, target: Any, mode: Any = None) -> Any:
 
 
 def _dot(self: Any, a: Any, b: Any, total: Any, precision: Any, most: Any) -> Any:
-    del self, precision, most  # float32 products are whole here, whatever a kernel allows
+    del self, precision, most  # float32 products are exact here, whatever the kernel allows
     product = np.matmul(_wide(a), _wide(b), dtype=np.float32)
     return _Handle(product + total.data, total.dtype.scalar)
 
@@ -74,12 +74,12 @@ def _wide(x: Any) -> np.ndarray:
 
 def _patch_index(tensor: Any, scope: Any) -> None:
     _patch_tensor(tensor, scope)
-    # numpy 2.5 makes no index of an array [1], which is what a scalar is there (triton 3.6).
+    # numpy 2.5 refuses an array [1] as an index, and that is what a scalar is here (triton 3.6).
     scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 class _Tensor:
-    """As much of a tensor as the interpreter asks for, around a numpy array."""
+    """The part of a tensor's interface that the interpreter uses, around a numpy array."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -99,7 +99,7 @@ class _Tensor:
         return self
 
     def set_(self, *view: Any) -> None:
-        del view  # always the whole array, which is on the CPU already
+        del view  # always the whole array, which is already on the CPU
 
     def storage_offset(self) -> int:
         return 0

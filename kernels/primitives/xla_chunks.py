@@ -1,7 +1,7 @@
-"""A recurrence in chunks in plain XLA, whatever its mathematics: a scan that carries the memory S
-from chunk to chunk, and its backward, which scans from the last and carries the cotangent of S.
+"""Any chunked recurrence in plain XLA; the op supplies the mathematics. A scan carries the memory S
+from chunk to chunk. Its backward pass scans from the last chunk and carries the cotangent of S.
 
-All of a chunk is computed inside the scan, so that the working set is one chunk of every head.
+Everything about a chunk is computed inside the scan, so the working set is one chunk of every head.
 Saved: the inputs, and S at the entry of every chunk (T K V / C floats per head).
 """
 
@@ -18,8 +18,8 @@ from kernels.primitives.chunks import Marks
 
 
 class Mathematics(NamedTuple):
-    """One chunk of all heads, in float32, known at trace time. Its arrays x are a named tuple with
-    the field q, which comes multiplied by `scale`; `how` is handed on.
+    """One chunk of all heads, in float32. The arrays x are a named tuple with a field q, which
+    arrives multiplied by `scale`. `how` is passed on to the functions. All is known at trace time.
 
     forward(x, documents, s, how) -> out, s
     backward(x, documents, s, d_out, d_s, how) -> d_x, d_s
@@ -32,7 +32,7 @@ class Mathematics(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs; everything has the chunks first."""
+    """What the backward pass needs; the first axis of every array is the chunk."""
 
     x: Any
     marks: Marks | None
@@ -42,7 +42,7 @@ class Saved(NamedTuple):
 def _recur(
     mathematics: Mathematics, x: Any, marks: Marks | None, s: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "N B H C V"], Float[Array, "B H K V"]]:
-    """Output of all chunks, and S after the last; arrays of x are [N, B, H, C, ...]."""
+    """The output of all chunks, and S after the last; arrays of x are [N, B, H, C, ...]."""
     return _forward(mathematics, x, marks, s)[0]
 
 
@@ -75,7 +75,7 @@ def _backward(
 
 
 def _widen(x: Any, scale: float) -> Any:
-    """One chunk in float32, queries scaled."""
+    """One chunk in float32, with scaled queries."""
     wide = jax.tree.map(lambda array: array.astype(jnp.float32), x)
     return wide._replace(q=scale * wide.q)
 
