@@ -79,7 +79,8 @@ def wins(op: str, form: str) -> list[str]:
         rows = [row for row in known.rows if (row.op, row.form) == (op, form)]
         if rows:
             count = sum(row.wins for row in rows)
-            found.append(f"{known.evidence} on {known.device_kind}: {count} of {len(rows)} problems")
+            where = f"{known.evidence} on {known.device_kind}"
+            found.append(f"{where}: {count} of {len(rows)} problems")
     return found
 
 
