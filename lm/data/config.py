@@ -26,9 +26,9 @@ class TokenizerConfig:
 class SourceConfig:
     """Text: `stdlib`, a glob of .txt .md .py .jsonl[.gz] files, or Parquet.
 
-    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the documents,
-    chosen by the hash of their path or id, form the validation set of this source's name (0: none,
-    1: all).
+    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the text forms
+    the validation set of this source's name (0: none, 1: all): whole documents, chosen by the hash
+    of their path or id, or the ends of documents where there are few (lm/data/splits.py).
     """
 
     path: str

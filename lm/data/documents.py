@@ -5,15 +5,14 @@
     .parquet               one a row, the text in the column `text_key`
 
 A document's key is the name of its file, with a line or row number where a file holds many, or its
-`id` field where it has one. It is held out for validation iff sha256(key), read as a fraction in
-[0, 1), is below `valid_fraction`: stable when other documents come and go. Where several documents
-have one `id`, their content decides in its place: so of the same text under one name all copies lie
-on one side.
+`id` field where it has one. By its key it is held out or not (lm/data/splits.py). Where several
+documents have one `id`, their content decides in its place: so of the same text under one name all
+copies lie on one side. Of documents whose tails are held out, both parts have the key.
 
 A byte order mark is not a part of a text. A document that is empty or damaged (not UTF-8, not JSON)
-is left out and counted; a file that cannot be read is told in one line with its name, whatever the
-library raised. A key that is not there, or holds something else than text, is a mistake of the
-configuration and told at once.
+is left out and counted, and so is a file that holds none. A file that cannot be read is told in one
+line with its name, whatever the library raised. A key that is not there, or holds something else
+than text, is a mistake of the configuration and told at once.
 
 Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
 takes up to four bytes a letter; one is tokenized in pieces of at most 256 KiB. Lines of JSON over
@@ -36,15 +35,14 @@ import numpy as np
 
 from lm import files
 from lm.config import UserError, nearest
-from lm.data import long_lines
-from lm.data.sources import LINES, PARQUET, PLAIN, Corpus, File, LeftOut, check_unchanged, is_valid
+from lm.data import long_lines, splits
+from lm.data.sources import LINES, PARQUET, PLAIN, Corpus, File, LeftOut, check_unchanged
+from lm.data.splits import Data, Split
 
 PIECE = 1 << 18  # bytes that are tokenized as one: a tokenizer takes hundreds of bytes for each
 MOST = 1 << 31  # bytes of a document, or of the line of JSON that holds it
 _WINDOW = 1 << 16  # bytes before the end of a piece in which it is cut between words
 EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # why left out
-
-Data = bytes | bytearray | memoryview
 
 
 class Document(NamedTuple):
@@ -82,10 +80,35 @@ def documents(
     Raises:
       UserError: a file cannot be read, changed meanwhile, or has no text under the key.
     """
-    fraction, repeated = corpus.config.valid_fraction, _repeated(corpus)
+    chosen, fraction = split(corpus), corpus.config.valid_fraction
+    for row, key in _keyed(corpus, left_out, advance):
+        if chosen.rule != splits.TAILS:
+            yield Document(row.key, row.data, splits.is_valid(key, chosen.threshold))
+            continue
+        place = splits.tail(row.data, fraction)
+        for data, is_valid in ((row.data[:place], False), (row.data[place:], True)):
+            if len(data):
+                yield Document(row.key, data, is_valid)
+
+
+@functools.lru_cache(maxsize=16)
+def split(corpus: Corpus) -> Split:
+    """Which documents, or parts of them, are held out: read once for the tokenizer and the tokens
+    that are made of them.
+    """
+    keys = (key for _, key in _keyed(corpus, LeftOut(), lambda num_bytes: None))
+    return splits.choose(keys, corpus.config.valid_fraction)
+
+
+def _keyed(
+    corpus: Corpus, left_out: LeftOut, advance: Callable[[int], object]
+) -> Iterator[tuple[_Row, str]]:
+    """Rows that hold text, each with the key that decides whether it is held out."""
+    repeated = _repeated(corpus)
     for file in corpus.files:
-        position = 0
+        position, is_empty = 0, True
         for row in _rows(file, corpus):
+            is_empty = False
             advance(row.end - position)
             position = row.end
             wrong = row.wrong or _wrong(row.data)
@@ -95,7 +118,9 @@ def documents(
             key = row.key
             if row.has_id and _short_hash(key) in repeated:
                 key = hashlib.sha256(row.data).hexdigest()
-            yield Document(row.key, row.data, is_valid(key, fraction))
+            yield row, key
+        if is_empty:
+            left_out.add(EMPTY, str(file.path))
         check_unchanged(file, corpus)
         advance(file.size - position)
 

@@ -32,13 +32,13 @@ from rich.progress import Progress
 
 from lm import files
 from lm.config import DataConfig, UserError
-from lm.data import documents, sources, tokenizers
+from lm.data import documents, sources, splits, tokenizers
 from lm.data.documents import Document
 from lm.data.sources import Corpus, LeftOut
 from lm.data.store import Store, Writer, open_store
 from lm.data.tokenizers import Tokenizer
 
-FORMAT = 2  # raise when the meaning of the files changes: old folders are then not found any more
+FORMAT = 3  # raise when the meaning of the files changes: old folders are then not found any more
 SPLITS = ("train", "valid")
 _BATCH_BYTES = 1 << 20  # text given to the tokenizer at once
 
@@ -123,6 +123,8 @@ def prepare(
                 "path"
             )
         _check_splits(name, source.weight, source.valid_fraction, stores[name])
+        if 0 < source.valid_fraction < 1 and is_writer and progress:
+            _say(_held_out(name, stores[name]))
         if told and is_writer:
             sources.tell(f"data.sources.{name}: {kept:,} documents", told)
     return Prepared(tokenizer, stores, left_out)
@@ -148,23 +150,27 @@ def _check_tokenizer(folder: Path, sha256: str) -> None:
 
 
 def _check_splits(
-    name: str, weight: float, valid_fraction: float, splits: Mapping[str, Store]
+    name: str, weight: float, valid_fraction: float, stores: Mapping[str, Store]
 ) -> None:
-    train, valid = (splits[split].num_documents for split in SPLITS)
+    train, valid = (stores[split].num_documents for split in SPLITS)
     where = f"data.sources.{name}.valid_fraction={valid_fraction}"
-    if train + valid == 1 and weight > 0 and valid_fraction > 0:
+    if (weight > 0 and not train) or (valid_fraction > 0 and not valid):
         raise UserError(
-            f"{where} and weight={weight}, but there is one document, which cannot be held out and "
-            "trained on; set one of the two to 0"
+            f"{where} divides nothing: each of its {train + valid} documents is a single letter; "
+            f"set data.sources.{name}.valid_fraction=0, or another path"
         )
-    if weight > 0 and not train:
-        raise UserError(
-            f"{where} leaves none of {valid} documents to train on; lower it or set weight to 0"
-        )
-    if valid_fraction > 0 and not valid:
-        raise UserError(
-            f"{where} selects none of {train} documents; raise it, or set 0 and name another source"
-        )
+
+
+def _held_out(name: str, stores: Mapping[str, Store]) -> str:
+    """What is held out of a source, in one line."""
+    train, valid = (stores[split].num_documents for split in SPLITS)
+    sizes = [stores[split].meta["bytes"] for split in SPLITS]
+    share = f"{100 * sizes[1] / sum(sizes):.3g} % of the bytes"
+    if stores["valid"].meta["split_by"] == splits.TAILS:
+        whose = "its document" if valid == 1 else f"each of {valid:,} documents"
+        return f"data.sources.{name}: the end of {whose} is held out, {share}"
+    are = "is" if valid == 1 else "are"
+    return f"data.sources.{name}: {valid:,} of {train + valid:,} documents {are} held out, {share}"
 
 
 def _tokenizer(
@@ -239,7 +245,7 @@ def _write_splits(
                 writer = writers[SPLITS[piece.is_valid]]
                 writer.append(ids, piece.num_bytes, is_last=piece.is_last)
         for writer in writers.values():
-            writer.finish(corpus.description, left_out)
+            writer.finish(corpus.description, left_out, documents.split(corpus).rule)
 
 
 def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
@@ -306,6 +312,12 @@ def _lock(path: Path) -> Iterator[None]:
             )
             files.lock(stream, is_waiting=True)
         yield
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once in a process: a study reads the same data for each of its runs."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _bar(progress: bool) -> Progress:

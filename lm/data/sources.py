@@ -1,4 +1,4 @@
-"""Sources of text: which files, and which of their documents are held out.
+"""Sources of text: which files.
 
 - `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of
   code).
@@ -207,17 +207,6 @@ def _entries(folder: Path, part: str) -> list[Path]:
         names = os.listdir(folder) if os.path.isdir(folder) else []
     shown = [name for name in names if part.startswith(".") or not name.startswith(".")]
     return [folder / name for name in shown if part == "**" or fnmatch.fnmatchcase(name, part)]
-
-
-def is_valid(key: str, valid_fraction: float) -> bool:
-    """Whether the document with this key is held out.
-
-    >>> [is_valid(f"{i}.py", 0.5) for i in range(6)]
-    [True, True, False, False, True, False]
-    """
-    # A key may hold half a surrogate pair: from JSON, or from a file name that is not UTF-8.
-    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
-    return int(digest[:16], 16) / 2.0**64 < valid_fraction
 
 
 def check_unchanged(file: File, corpus: Corpus) -> None:

@@ -30,8 +30,9 @@ from lm.data.tokenizers import Tokenizer
 CHUNK = 1 << 16  # bytes; small, since the first row to read of a chunk has it read whole
 _DIGEST = 16  # bytes
 _META_KEYS = {
-    "documents", "tokens", "bytes", "dtype", "end_of_text", "left_out", "split", "source",
-    "tokens_sha256", "docs_sha256", "chunks_sha256", "tokenizer_sha256", "token_bytes",
+    "documents", "tokens", "bytes", "dtype", "end_of_text", "left_out", "split", "split_by",
+    "source", "tokens_sha256", "docs_sha256", "chunks_sha256", "tokenizer_sha256",
+    "token_bytes",
 }  # fmt: skip
 
 
@@ -125,7 +126,8 @@ class Writer:
             self._digests += _digest(self._chunk[start : start + CHUNK])
         del self._chunk[:whole]
 
-    def finish(self, source: Mapping[str, Any], left_out: LeftOut) -> None:
+    def finish(self, source: Mapping[str, Any], left_out: LeftOut, split_by: str) -> None:
+        """`split_by`: the rule of lm/data/splits.py."""
         self._stream.close()
         digests = bytes(self._digests + (_digest(self._chunk) if self._chunk else b""))
         offsets = np.array(self._offsets, "<i8").tobytes()
@@ -139,6 +141,7 @@ class Writer:
             "end_of_text": self._tokenizer.end_of_text,
             "left_out": dataclasses.asdict(left_out),
             "split": self._folder.name,
+            "split_by": split_by,
             "source": dict(source),
             "tokens_sha256": self._hash.hexdigest(),
             "docs_sha256": hashlib.sha256(offsets).hexdigest(),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lm.config import SourceConfig, UserError
-from lm.data import documents, sources
+from lm.data import documents, sources, splits
 from lm.data.sources import LeftOut
 
 MakeSource = Callable[..., SourceConfig]
@@ -26,7 +26,13 @@ def read(source: SourceConfig) -> tuple[Found, dict[str, int]]:
     found = list(documents.documents(corpus, left_out, read_bytes.append))
     assert sum(read_bytes) == corpus.num_bytes
     assert min(read_bytes, default=0) >= 0
-    return [(document.key, document.text) for document in found], left_out.counts
+    if documents.split(corpus).rule != splits.TAILS:
+        return [(document.key, document.text) for document in found], left_out.counts
+    whole: Found = []
+    for document in found:  # the end of each follows its beginning
+        is_end = document.is_valid and whole
+        whole.append((document.key, (whole.pop()[1] if is_end else "") + document.text))
+    return whole, left_out.counts
 
 
 def test_kinds_of_files(tmp_path: Path, make_source: MakeSource) -> None:
@@ -147,6 +153,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path, make_source: MakeSource) ->
         "null.jsonl": b'{"text": null}\n{"text": ""}\n{"text": "after"}',
         "torn.jsonl": b'{"text": "a", "id": 1}\n{"text": \n{"text": "b", "id": 2}\n\xff\n',
         "deep.jsonl": b'{"text": "a", "x": ' + b"[" * 90_000 + b'\n{"text": "c"}',
+        "nothing.jsonl": b"",
+        "blank.jsonl": b"\n\n",
         "number.jsonl": b'{"text": "a", "x": ' + b"1" * 5000 + b"}",
     }
     for name, content in contents.items():
@@ -159,7 +167,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, make_source: MakeSource) ->
         ("1", "a"),
         ("2", "b"),
     ]
-    assert left_out == {"undecodable": 4, "empty": 4, "not JSON": 3}
+    assert left_out == {"undecodable": 4, "empty": 6, "not JSON": 3}
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_source: MakeSource) -> None:
@@ -198,9 +206,9 @@ def test_of_one_id_the_content_decides(tmp_path: Path, make_source: MakeSource) 
     for name in ("text", "other"):
         chosen = [True in found for text, found in sides.items() if text.startswith(name)]
         assert 4 < sum(chosen) < 20
-    assert sides["other 7"] == {sources.is_valid("7", 0.3)}  # of one document its id
+    assert sides["other 7"] == {splits.is_valid("7", 0.3)}  # of one document its id
     digest = hashlib.sha256(b"text 7").hexdigest()
-    assert sides["text 7"] == {sources.is_valid(digest, 0.3)}
+    assert sides["text 7"] == {splits.is_valid(digest, 0.3)}
 
 
 @pytest.mark.parametrize(

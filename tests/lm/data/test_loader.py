@@ -19,7 +19,7 @@ from lm.data.batch import Batch, Share, stack
 from lm.data.growth import Batches
 from lm.data.packing import concat
 from lm.data.prepare import Prepared, prepare
-from lm.data.sources import is_valid
+from lm.data.splits import is_valid
 from lm.data.store import Store
 
 MakeConfig = Callable[..., DataConfig]
@@ -181,7 +181,8 @@ source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fract
 tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=512)
 config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)
-batches = loader.create(prepare(config, Path(sys.argv[2])), config, seed=0, batches=Batches(4))
+prepared = prepare(config, Path(sys.argv[2]), progress=False)
+batches = loader.create(prepared, config, seed=0, batches=Batches(4))
 batches.set_state({"next_step": 37})
 for _ in range(25):
     print(next(batches).tokens.tolist())

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from lm.data import batch, mixture, packing, sources
+from lm.data import batch, mixture, packing, splits
 from lm.data.packing import Packer, Plan
 
 
@@ -30,7 +30,7 @@ def check_covers(plan: Plan, lengths: np.ndarray, context_length: int) -> None:
     assert plan.length.min() > 0
 
 
-@pytest.mark.parametrize("module", [batch, mixture, packing, sources])
+@pytest.mark.parametrize("module", [batch, mixture, packing, splits])
 def test_examples(module: types.ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted

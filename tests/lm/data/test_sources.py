@@ -111,20 +111,6 @@ def test_a_link_where_a_folder_was_is_told(tmp_path: Path, make_source: MakeSour
     assert corpus.left_out.counts == {"broken link": 3}
 
 
-def test_split_is_stable_and_near_its_fraction() -> None:
-    keys = [f"{i}.py" for i in range(4000)]
-    valid = {key for key in keys if sources.is_valid(key, 0.1)}
-    assert abs(len(valid) / 4000 - 0.1) < 0.015
-    assert valid < {key for key in keys if sources.is_valid(key, 0.2)}  # growing keeps the old ones
-    assert not any(sources.is_valid(key, 0.0) for key in keys)
-    assert all(sources.is_valid(key, 1.0) for key in keys)
-    # As fractions, sha256 of these keys is 0.1865, 0.2690 and 0.8785.
-    fractions = {
-        key: next(f / 100 for f in range(101) if sources.is_valid(key, f / 100)) for key in keys[:3]
-    }
-    assert fractions == {"0.py": 0.19, "1.py": 0.27, "2.py": 0.88}
-
-
 def test_of_several_links_to_a_folder_the_shortest_names_it(
     tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ def write(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> Path:
     writer = Writer(folder, tokenizer)
     for text in texts:
         writer.append(np.array(tokenizer.encode(text)), len(text.encode()))
-    writer.finish(SOURCE, LeftOut({"empty": 2}, {"empty": "b.txt"}))
+    writer.finish(SOURCE, LeftOut({"empty": 2}, {"empty": "b.txt"}), "hash")
     return folder
 
 
@@ -164,7 +164,7 @@ def test_pieces_of_a_document_make_one(tmp_path: Path, tokenizer: Tokenizer) -> 
     for part in ("ab", "cd", "e"):
         writer.append(np.array(tokenizer.encode(part)), len(part), is_last=part == "e")
     writer.append(np.array(tokenizer.encode("f")), 1)
-    writer.finish(SOURCE, LeftOut())
+    writer.finish(SOURCE, LeftOut(), "hash")
     store = opened(tmp_path / "s/train", tokenizer)
     assert [document(store, i) for i in range(2)] == [[*b"abcde", 256], [*b"f", 256]]
     assert store.meta["bytes"] == 6
