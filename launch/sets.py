@@ -1,0 +1,74 @@
+"""Sets of text that a command line names, to measure a checkpoint on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from lm.config import DataConfig, SourceConfig, UserError
+
+if TYPE_CHECKING:
+    from lm.evaluation.evaluate import Result  # imports jax
+
+TEXT = "text"  # the name of the only set of --text
+WHOLE = 1 << 62  # tokens of a set: all of it
+
+
+def added(data: DataConfig, values: Iterable[str]) -> DataConfig:
+    """The data of a run with the sets of `--source=NAME:PATH` beside its own.
+
+    Raises:
+      UserError: another form, a name that is given twice or that the run has.
+    """
+    sources = dict(data.sources)
+    for value in values:
+        name, _, path = value.partition(":")
+        if not re.fullmatch(r"[\w-]+", name) or not path:
+            raise UserError(f"--source={value!r} must be NAME:PATH, the name a word")
+        if name in data.sources:
+            raise UserError(f"--source={name}:... is a source of the run; choose another name")
+        if name in sources:
+            raise UserError(f"--source gives the name {name!r} twice; choose another name")
+        sources[name] = _held_out(path)
+    return dataclasses.replace(data, sources=sources)
+
+
+def alone(data: DataConfig, path: str) -> DataConfig:
+    """Data whose only set is `--text=PATH`."""
+    return dataclasses.replace(data, sources={TEXT: _held_out(path)})
+
+
+@contextlib.contextmanager
+def by_flag() -> Iterator[None]:
+    """Mistakes of the set of --text name the flag, not a key of the run's data.
+
+    Raises:
+      UserError: what was raised inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace(f"data.sources.{TEXT}.path", "--text")
+        raise UserError(text.replace(f" of data.sources.{TEXT}", "")) from error
+
+
+def line(result: Result, path: str) -> str:
+    """What --text prints of the result of BitsPerByte. The end of a text is a token and has no
+    bytes; a first token that nothing predicts is not counted.
+    """
+    numbers = result.numbers
+    bits, nats, units = numbers[f"bpb/{TEXT}"], numbers[f"loss/{TEXT}"], numbers["bpb"].units
+    interval = "" if math.isnan(bits.low) else f" (95 %: {bits.interval('.4f')})"
+    num_bytes = 0 if units is None else int(units[:, 1].sum())
+    return (
+        f"{path}: {bits.value:.4f} bits per byte{interval}, perplexity {math.exp(nats.value):.4g} "
+        f"({nats.value:.4f} nats per token); {result.cost.tokens:,} tokens, {num_bytes:,} bytes"
+    )
+
+
+def _held_out(path: str) -> SourceConfig:
+    return SourceConfig(path=path, text_key="text", weight=0.0, valid_fraction=1.0)
