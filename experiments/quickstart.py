@@ -1,6 +1,6 @@
 """Does it work here? A stick-breaking model on the standard library's sources, in minutes.
 
-Command: python -m launch.train --config=experiments/quickstart.py[:PATTERN] --workdir=DIR
+Command: espalier train --config=quickstart[:PATTERN] --workdir=DIR
          PATTERN is a mixer or a cycle of them: softmax, or softmax,stickbreaking.
 Cost:    one million tokens, 2.4 M parameters; <= 5 minutes on two idle CPU cores.
 Expected: validation bits per byte < 1.85 (README.md holds a measured run).

@@ -239,7 +239,7 @@ class Op:
         return import_module(self.forms[name]).DEFAULT
 
     def candidate_blocks(self, name: str) -> tuple[Any, ...]:
-        """The tiles of such a form that are worth measuring (`launch.tune`)."""
+        """The tiles of such a form that are worth measuring (`espalier tune`)."""
         return import_module(self.forms[name]).CANDIDATES
 
 
@@ -271,7 +271,7 @@ def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[
             return reason
         if target not in kernels:
             return f"{reason}; no {target.upper()} kernel yet"
-        return f"{reason}; {kernels[target]} is not known to win here, launch.tune measures"
+        return f"{reason}; {kernels[target]} is not known to win here, espalier tune measures"
 
     return {target: ((form, why(target)),) for target in ("cpu", "gpu", "tpu")}
 

@@ -1,8 +1,36 @@
-"""Command lines: absl mains of at most 80 lines, and the shell scripts that start them."""
+"""Command lines: absl mains of at most 80 lines, and the shell scripts that start them.
 
+`launch` works with the packages `lm` and `kernels` that lie beside it. Where Python would import
+others of these names (a folder of the user's, another distribution), one line says so.
+"""
+
+import importlib.util
 import sys
+from pathlib import Path
 
+BESIDE = Path(__file__).resolve().parent.parent
+
+
+def _shadow() -> str | None:
+    """What Python would import in place of `lm` or `kernels`, in one line; None if it is right."""
+    for name in ("lm", "kernels"):
+        spec = importlib.util.find_spec(name)
+        places = list(spec.submodule_search_locations or (spec.origin,)) if spec else ["nothing"]
+        if Path(str(places[0])).resolve() != BESIDE / name:
+            return (
+                f"`import {name}` finds {places[0]}, not Espalier's {BESIDE / name}; rename the "
+                "other one, or start from another folder without PYTHONPATH"
+            )
+    return None
+
+
+_told = _shadow()
+if _told is not None and sys.argv[:1] != ["-m"]:
+    raise ImportError(_told)
 if sys.argv[:1] == ["-m"]:  # Python looks for the launcher to run, whose imports take a second
+    if _told is not None:
+        print(f"error: {_told}", file=sys.stderr)
+        raise SystemExit(2)
     from launch import ends
 
     ends.at_once()

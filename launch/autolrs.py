@@ -1,7 +1,7 @@
-"""Trains a run whose learning rate is searched while it trains: AutoLRS.
+"""Trains a run, searching its learning rate meanwhile (AutoLRS).
 
-`python -m launch.autolrs --config=experiments/autolrs/config.py --workdir=DIR`, or
-`python -m launch.autolrs --config=RUN.py --config.schedule=wsd --lowest=1e-4 --highest=1e-1
+`espalier autolrs --config=autolrs --workdir=DIR`, or
+`espalier autolrs --config=RUN.py --config.schedule=wsd --lowest=1e-4 --highest=1e-1
     --workdir=DIR`; the same command resumes.
 
 --config names a run, or a file whose get_config gives a search. The warmup and the decay of the
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     from lm.studies import autolrs
 
     search = autolrs.create(_values())
-    workdir = cli.workdir(_WORKDIR.value, "launch.autolrs")
+    workdir = cli.workdir(_WORKDIR.value, "autolrs")
     # Probes compile to the same programs, and those of a search that is resumed too.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     if found is None:
         print("stopped and saved; the same command goes on")
         return UNFINISHED
-    values = machine.describe("launch.autolrs") | page.plain(found, autolrs.loss(workdir))
+    values = machine.describe("autolrs") | page.plain(found, autolrs.loss(workdir))
     files.replace(workdir / "autolrs.json", json.dumps(values, indent=1) + "\n")
     print(page.told(values))
     print(f"autolrs.svg, search.json and the runs of the stages are in {workdir}")

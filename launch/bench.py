@@ -1,6 +1,6 @@
-"""Measures speed, memory and compile time against the goals of the project.
+"""Measures speed, memory and compile time against our goals.
 
-    python -m launch.bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
+    espalier bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
 
 train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
 two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
@@ -18,20 +18,18 @@ from __future__ import annotations
 import importlib
 import json
 import typing
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from rich.console import Console
 
-from launch import cli
+from launch import cli, presets
 from lm.config import ModelConfig, UserError, nearest
 
 NAMES = "train_step matmul_fraction ops recurrences memory compile decode evaluation"
 DEFAULT = tuple(NAMES.split())
 CASES = (*DEFAULT, "schedules", "peers", "skipping", "meshes", "kernels", "compiled", "sequence")
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
-BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
 _CASES = flags.DEFINE_list("cases", list(DEFAULT), f"of {', '.join(CASES)}")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write; until the end FILE.partial")
@@ -55,9 +53,9 @@ def main(argv: list[str]) -> None:
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
     told = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
-    base = cli.read_config_file(str(BASE)).to_dict()
+    base = cli.read_config_file(presets.BASE).to_dict()
     options = problem.Options(base=base, workdir=_WORKDIR.value, **told)
-    head = machine.describe("launch.bench") | told
+    head = machine.describe("bench") | told
     console, results = Console(highlight=False, markup=False), list[Any]()
     cases = {n: importlib.import_module(f"launch.benchmarks.{n}") for n in _CASES.value}
     for case in cases.values():

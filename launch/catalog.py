@@ -1,8 +1,9 @@
-"""Lists every op with its forms, mixers, state and proof; every mixer with its costs; and what each
-key of the configuration may name, schedules, optimizers, tasks and the rest, with their options.
+"""Lists ops, mixers, schedules, optimizers, tasks and the rest.
 
-`python -m launch.catalog [--config=experiments/base.py]`: sizes are those of one layer of that
-configuration. `--out=FILE` writes the tables as JSON.
+    espalier catalog [--config=base] [--out=catalog.json]
+
+An op has its forms, mixers, state and proof; a mixer the costs of one layer of --config; whatever
+else a key of the configuration may name has its options. --out writes the tables as JSON.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from launch import cli
+from launch import cli, presets
 
 WIDTH = 160  # of a table: narrower ones break every cell
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_CONFIG = flags.DEFINE_string("config", str(ROOT / "experiments" / "base.py"), "sizes of a layer")
+_CONFIG = flags.DEFINE_string("config", presets.BASE, "sizes of a layer")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
 
     mixers = catalog.mixers(base)
     members = catalog.members()
-    forms = catalog.forms(mixers, catalog.read_proofs(ROOT / "results" / "proofs"))
+    forms = catalog.forms(mixers, catalog.read_proofs(ROOT / "kernels" / "proofs"))
     if _OUT.value:
         tables = {"forms": forms, "mixers": mixers, "members": members}
         rows = {name: [row._asdict() for row in found] for name, found in tables.items()}

@@ -10,24 +10,20 @@ so a wrong command touches no device.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import inspect
 import json
 import math
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from launch import ends, overrides
+from launch import ends, overrides, presets
 from lm import files
 from lm.config import Config, UserError, from_mapping
 from lm.families import Family
@@ -35,21 +31,6 @@ from lm.mapping import INTERRUPTED, MISTAKE, check_text, completed, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
-
-# What a mistake in a config file raises when it is executed.
-CONFIG_FILE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 # The command line while it is parsed; the config flag reads it to find its overrides.
 _argv: list[str] = []
@@ -65,8 +46,8 @@ def config_flag(
     holder = config_flags.DEFINE_config_file(
         name,
         default=None,
-        help_string="Python file with get_config(arg), as file.py or file.py:arg; "
-        f"--{name}.key=value overrides a value",
+        help_string="Python file with get_config(arg), as file.py or file.py:arg, or the name of a "
+        f"preset, as quickstart:arg; --{name}.key=value overrides a value",
         flag_values=flag_values,
         lock_config=True,
         sys_argv=_argv,
@@ -78,13 +59,14 @@ def config_flag(
 
 
 def read_config_file(argument: str) -> ConfigDict:
-    """Executes "file.py" or "file.py:arg" and returns what its get_config gives."""
-    path, _, arg = argument.partition(":")
-    value = _get_config(Path(path), arg)
+    """Executes "file.py", "file.py:arg", "preset" or "preset:arg" (launch/presets.py) and returns
+    what its get_config gives.
+    """
+    path, value = presets.read(argument)
     if not isinstance(value, Mapping | ConfigDict):
         kind = type(value).__name__
         raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-    values = _todays(value if isinstance(value, Mapping) else value.to_dict(), path)
+    values = _todays(value if isinstance(value, Mapping) else value.to_dict(), str(path))
     return ConfigDict(completed(Config, values))
 
 
@@ -357,42 +339,3 @@ class _ConfigFile(flags.ArgumentParser[ConfigDict]):
 
     def flag_type(self) -> str:
         return "config file"
-
-
-def _get_config(path: Path, arg: str) -> Any:
-    try:
-        module = _execute(path)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"{path} defines no get_config(); write one that returns a ConfigDict")
-        if not arg:
-            return module.get_config()
-        try:
-            inspect.signature(module.get_config).bind(arg)
-        except TypeError:
-            raise UserError(f"{path} takes no argument: drop {f':{arg}'!r}") from None
-        return module.get_config(arg)
-    except CONFIG_FILE_ERRORS as error:
-        raise UserError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
-
-
-def _execute(path: Path) -> ModuleType:
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        close = get_close_matches(str(path), siblings, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the current directory is {Path.cwd()}"
-        raise UserError(f"--config={path}: no such file; {hint}")
-    spec = importlib.util.spec_from_file_location("espalier_config", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config={path}: not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _place(path: Path, error: BaseException) -> str:
-    """ "file:line" of the deepest line of the config file in the traceback."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
-    return f"{path}:{lines[-1]}" if lines else str(path)

@@ -1,9 +1,9 @@
-"""Trains patterns of mixers at equal parameters on the same text, asks all the same tasks, times
-them, and says which is better with what certainty.
+"""Trains mixers on the same text and says which is better.
 
-`python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR`; the same command
-resumes it. DIR holds a run folder for each pattern and seed, compare.json, compare.md, compare.html
-and the figures.
+    espalier compare --config=mixers --workdir=DIR      the same command resumes it
+
+All have equal parameters, are asked the same tasks and are timed. DIR holds a run folder for each
+pattern and seed, compare.json, compare.md, compare.html and the figures.
 
 Tasks are those of the configuration's `tasks`; --task=TASK adds another (lm/evals) with its
 defaults, --task=LABEL.OPTION=VALUE sets an option of it or of one that is there.
@@ -54,11 +54,11 @@ def main(argv: list[str]) -> int:
         print("\n".join(lines))
         return int(not all_stand)
     assert study is not None
-    workdir = cli.workdir(_WORKDIR.value, "launch.compare")
+    workdir = cli.workdir(_WORKDIR.value, "compare")
     before = compared.load(cli.path("table", _TABLE.value)) if _TABLE.value else None
     # Seeds of a pattern, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
-    head = machine.describe("launch.compare")
+    head = machine.describe("compare")
     rows = compare.run(
         study,
         workdir,
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     if rows is None or recalls is None:
         print("stopped and saved; the same command goes on")
         return UNFINISHED
-    compare.write(study, rows, recalls, machine.describe("launch.compare"), workdir)
+    compare.write(study, rows, recalls, machine.describe("compare"), workdir)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")
     return 0

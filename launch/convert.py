@@ -1,14 +1,14 @@
-"""Puts the weights of a checkpoint into another pattern of layers, to go on training from.
+"""Puts the weights of a checkpoint into another pattern of layers.
 
-    python -m launch.convert --checkpoint=A --pattern=softmax,gated_deltanet --workdir=B
-    python -m launch.convert --checkpoint=A --pattern=local,full --workdir=B \\
+    espalier convert --checkpoint=A --pattern=softmax,gated_deltanet --workdir=B
+    espalier convert --checkpoint=A --pattern=local,full --workdir=B \\
         --layer=local.mixer=softmax --layer=local.window=128 --layer=full.mixer=softmax
 
 Layer n takes over what has the same name and shape in layer n of A; the rest is initialized, and
 both are listed. A new label has the options of A's layers of its mixer, unless --layer sets them;
 options that change are listed too. A pattern of groups is written as in an experiment,
-'((3, "softmax"), (1, "gla"))', and says how deep B is. B is a run folder as launch.import_hf makes,
-with an experiment.py that goes on from it.
+'((3, "softmax"), (1, "gla"))', and says how deep B is. B is a run folder as espalier import_hf
+makes, with an experiment.py that goes on from it.
 """
 
 import ast
@@ -16,7 +16,7 @@ import dataclasses
 
 from absl import flags
 
-from launch import cli
+from launch import cli, shell
 from lm import build as build_lib
 from lm.config import UserError
 
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
         record.write(partial, built, loaded.tokenizer, {"converted_from": str(path)}, None)
     print("\n".join(report.lines()))
     print(
-        f"to go on training: python -m launch.train --config={workdir}/experiment.py --workdir=NEW"
+        "to go on training: "
+        + shell.line("train", [f"--config={workdir}/experiment.py", "--workdir=NEW"])
     )
 
 

@@ -1,6 +1,6 @@
-"""Checks that activations keep their size when a model is widened, or deepened.
+"""Checks that activations of a wider or deeper model keep size.
 
-`python -m launch.coord_check --config=experiments/coord_check/config.py --widths=64,128,256,512
+`espalier coord_check --config=coord_check --widths=64,128,256,512
     --workdir=DIR`, or --depths=2,4,8,16 in place of widths; --mixer names patterns, one a flag.
 
 Trains a few steps at every size and seed, and fits the slope of log |activation| against log width
@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int:
     sizes = {flag.name: _whole(flag.name, flag.value) for flag in (_WIDTHS, _DEPTHS, _SEEDS)}
     asked = coord_check.Asked(_MIXER.value, _PARAMETRIZATION.value, **sizes, steps=_STEPS.value)
     check = coord_check.create(cli.load_config(_CONFIG.value), asked)
-    workdir = cli.workdir(_WORKDIR.value, "launch.coord_check")
+    workdir = cli.workdir(_WORKDIR.value, "coord_check")
     tables = [cli.path("table", _TABLE.value)] if _TABLE.value else []
     tables += [path for path in [workdir / "coord_check.json"] if path.exists()]
     earlier = [curve for path in tables for curve in coord_check.read(path)]
     data = prepare.prepare(check.run.data, prepare.resolve_data_dir(_DATA_DIR.value))
-    head = machine.describe("launch.coord_check")
+    head = machine.describe("coord_check")
     with GridBar(len(check.cells)) as bar:
 
         def tell(cell: coord_check.Cell, curves: list[page.Curve]) -> None:

@@ -1,11 +1,11 @@
-"""Asks tasks of EleutherAI's lm-evaluation-harness of a checkpoint; pip install 'espalier[eval]'.
+"""Asks a checkpoint tasks of lm-evaluation-harness.
 
-    python -m launch.eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
+    espalier eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
 
-The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how one is local), of which
-nothing is executed without --trust_tasks; without FOLDER they are the harness's own, which load
-their data from the Hugging Face hub. `--layer` is as in launch.evaluate, which needs no harness and
-has intervals for everything.
+Needs the extra `eval`. The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how
+one is local), of which nothing is executed without --trust_tasks; without FOLDER they are the
+harness's own, which load their data from the Hugging Face hub. `--layer` is as in espalier
+evaluate, which needs no harness and has intervals for everything.
 """
 
 import json

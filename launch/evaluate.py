@@ -1,6 +1,6 @@
-"""Asks tasks of a checkpoint: bits per byte of its validation sets, and any of lm/evals.
+"""Asks a checkpoint tasks: bits per byte, and any of lm/evals.
 
-    python -m launch.evaluate --checkpoint=WORKDIR [--task=position] [--task=blimp.path=FILE ...]
+    espalier evaluate --checkpoint=WORKDIR [--task=position] [--task=blimp.path=FILE ...]
 
 --task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option, and
 --task=LABEL.task=TASK gives the same task a second time. Tasks of the run's configuration are asked

@@ -12,7 +12,7 @@ from lm import files
 
 TEXT = '''"""{title}
 
-    python -m launch.train --config={path} --workdir=DIR
+    espalier train --config={path} --workdir=DIR
 """
 
 from ml_collections import ConfigDict, FieldReference

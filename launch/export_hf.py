@@ -1,9 +1,10 @@
 """Writes a checkpoint as a Hugging Face folder.
 
-    python -m launch.export_hf --checkpoint=WORKDIR --folder=OUT [--dtype=bfloat16]
+    espalier export_hf --checkpoint=WORKDIR --folder=OUT [--dtype=bfloat16]
 
 Softmax patterns become Llama or Granite, which transformers loads. What has no class there becomes
-a folder of our own (lm/interop/README.md), which launch.import_hf reads, and the reason is printed.
+a folder of our own (lm/interop/README.md), which espalier import_hf reads, and the reason is
+printed.
 """
 
 from absl import flags
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
         )
     print(f"{out}: {done.architecture}, {done.size / 1e9:.3g} GB of {_DTYPE.value} weights")
     if done.obstacle is not None:
-        print(f"transformers cannot load it, launch.import_hf can: {done.obstacle}")
+        print(f"transformers cannot load it, espalier import_hf can: {done.obstacle}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Fits a published law to a table of trainings, and says what the rows can tell of its constants.
+"""Fits a published law to a table of trainings.
 
-    python -m launch.fit power runs/sweep/sweep.jsonl --out=fit.html --json=fit.json
-    python -m launch.fit step_law grid.csv --column=learning_rate=lr --column=tokens=D
-    python -m launch.fit power table.jsonl --hold=c=1            # one batch: its exponent is held
+    espalier fit power runs/sweep/sweep.jsonl --out=fit.html --json=fit.json
+    espalier fit step_law grid.csv --column=learning_rate=lr --column=tokens=D
+    espalier fit power table.jsonl --hold=c=1            # one batch: its exponent is held
 
-LAW is a file of lm/laws that has an equation; `launch.catalog` lists them. A table is JSON lines,
-CSV or Parquet with the columns of `launch.sweep`. Intervals are over 1,000 resamples of clusters of
-rows that share no trunk.
+LAW is a file of lm/laws that has an equation; `espalier catalog` lists them. A table is JSON lines,
+CSV or Parquet with the columns of `espalier sweep`. Intervals are over 1,000 resamples of clusters
+of rows that share no trunk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HOLD = flags.DEFINE_multi_string("hold", [], "NAME=VALUE: a constant that is no
 
 def main(argv: list[str]) -> None:
     if len(argv) != 3:
-        raise UserError("name a law and a table: python -m launch.fit power table.jsonl")
+        raise UserError("name a law and a table: espalier fit power table.jsonl")
     from lm import files
     from lm.fits import laws, table
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     if summary is not None:
         from launch.benchmarks import machine
 
-        values = machine.describe("launch.fit") | fit.values(found)
+        values = machine.describe("fit") | fit.values(found)
         files.replace(summary, json.dumps(values, indent=1) + "\n")
 
 

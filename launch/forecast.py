@@ -1,14 +1,14 @@
-"""Writes down the loss of a bigger run before it starts, and scores it afterwards.
+"""Writes down the loss of a bigger run, and scores it afterwards.
 
-    python -m launch.forecast --table=runs/sweep/sweep.jsonl --law=chinchilla \\
+    espalier forecast --table=runs/sweep/sweep.jsonl --law=chinchilla \\
       --config=experiments/big.py --out=experiments/big/forecast.json      # commit that file
-    python -m launch.train    --config=experiments/big.py --workdir=runs/big
-    python -m launch.forecast --out=experiments/big/forecast.json --score=runs/big
+    espalier train    --config=experiments/big.py --workdir=runs/big
+    espalier forecast --out=experiments/big/forecast.json --score=runs/big
 
 The law is fitted to the lowest loss of each size and length of a table, or to finished runs of one
 recipe (--run=WORKDIR, repeatable). The run has at least 30 times the compute of the largest fitted
 one. A forecast is not overwritten; a run of another configuration, or one that began before the
-forecast was written, is not scored. `launch.numbers` shows the file where a README names it.
+forecast was written, is not scored. `espalier numbers` shows the file where a README names it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     with CountBar("resamples", options.bootstraps) as bar:
         limits = {"factor": _FACTOR.value, "most_compute": _MOST.value}
         found = forecast.make(_LAW.value, rows, run, options, **limits, told=bar.advance)
-    forecast.write(out, machine.describe("launch.forecast"), found)
+    forecast.write(out, machine.describe("forecast"), found)
     _show(forecast.read(out))
 
 

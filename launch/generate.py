@@ -1,10 +1,10 @@
 """Continues prompts with a trained model.
 
-    python -m launch.generate --checkpoint=WORKDIR --prompt="def " [--prompt=...]
-    python -m launch.generate --checkpoint=WORKDIR/checkpoints/STEP --prompt_file=FILE
+    espalier generate --checkpoint=WORKDIR --prompt="def " [--prompt=...]
+    espalier generate --checkpoint=WORKDIR/checkpoints/STEP --prompt_file=FILE
 
 `--prompt_file=-` reads standard input. A prompt is taken as it is, a last newline included. What is
-printed is the prompt and its continuation. `--layer` is as in launch.evaluate.
+printed is the prompt and its continuation. `--layer` is as in espalier evaluate.
 """
 
 import sys

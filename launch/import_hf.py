@@ -1,10 +1,10 @@
 """Reads a Hugging Face folder into a run folder of ours.
 
-    python -m launch.import_hf --folder=HF_DIR --workdir=DIR [--config.model.precision=bfloat16]
+    espalier import_hf --folder=HF_DIR --workdir=DIR [--config.model.precision=bfloat16]
 
-HF_DIR holds config.json (LlamaForCausalLM, GraniteForCausalLM, or what launch.export_hf wrote),
+HF_DIR holds config.json (LlamaForCausalLM, GraniteForCausalLM, or what espalier export_hf wrote),
 tokenizer.json and safetensors. The run folder has one checkpoint, of step 0 and without an
-optimizer's state: for lm.load, launch.generate, launch.evaluate, launch.convert, and to go on
+optimizer's state: for lm.load, espalier generate, espalier evaluate, espalier convert, and to go on
 training from, with --config=DIR/experiment.py and a new workdir.
 
 --config gives what the folder does not say (data, schedule, precision, ...); experiments/base.py
@@ -12,13 +12,11 @@ unless set.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, presets, shell
 
-_BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 _CONFIG = cli.config_flag()
 _FOLDER = flags.DEFINE_string("folder", None, "the Hugging Face folder to read", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", required=True)
@@ -44,10 +42,11 @@ def main(argv: list[str]) -> None:
         f"{found.source['stored_as']}"
     )
     print(
-        f"to go on training: python -m launch.train --config={workdir}/experiment.py --workdir=NEW"
+        "to go on training: "
+        + shell.line("train", [f"--config={workdir}/experiment.py", "--workdir=NEW"])
     )
 
 
 if __name__ == "__main__":
-    sys.argv.insert(1, f"--config={_BASE}")  # the last --config wins
+    sys.argv.insert(1, f"--config={presets.BASE}")  # the last --config wins
     cli.run(main)

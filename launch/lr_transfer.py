@@ -1,6 +1,6 @@
-"""Does the best learning rate of a narrow model serve a wide one?
+"""Says whether the best rate of a narrow model serves a wide one.
 
-`python -m launch.lr_transfer --config=experiments/lr_transfer/config.py:cpu --workdir=DIR`; the
+`espalier lr_transfer --config=lr_transfer:cpu --workdir=DIR`; the
 same command resumes, and several of it in one DIR share the trainings. DIR holds sweep.jsonl,
 lr_transfer.json, lr_transfer.md and lr_transfer.svg. Exit status 1: under muP an optimum moved by
 more than a bin, or under the standard parametrization by fewer than two.
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
     study = lr_transfer.create(_CONFIG.value.to_dict())
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
-    workdir = cli.workdir(_WORKDIR.value, "launch.lr_transfer")
+    workdir = cli.workdir(_WORKDIR.value, "lr_transfer")
     # Rates and seeds, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     found = sweep.run(
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         print("stopped and saved; the same command goes on")
         return UNFINISHED
     judged = lr_transfer.judge(study, found)
-    values = machine.describe("launch.lr_transfer") | {"transfers": lr_transfer.plain(judged)}
+    values = machine.describe("lr_transfer") | {"transfers": lr_transfer.plain(judged)}
     files.replace(workdir / "lr_transfer.json", json.dumps(values, indent=1) + "\n")
     files.replace(workdir / "lr_transfer.md", page.table(judged))
     files.replace(workdir / "lr_transfer.svg", standalone(page.figure(judged)))

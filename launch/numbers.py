@@ -1,10 +1,10 @@
-"""The numbers of every README, from committed JSON files alone, and docs/laws.md, from the laws.
+"""Writes the tables of every README, from committed results.
 
-    python -m launch.numbers                              rewrites the marked blocks
-    python -m launch.numbers --workdir=runs/quickstart    first takes the quickstart's file anew
+    espalier numbers                              rewrites the marked blocks, and docs/laws.md
+    espalier numbers --workdir=runs/quickstart    first takes the quickstart's file anew
 
 A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two. FILE is
-of launch.bench, of launch.compare, or a summary of a run; `FILE OP` are the compiled kernels of OP.
+of `espalier bench` or `espalier compare`, or a summary of a run; `FILE OP`: the kernels of OP.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from absl import flags
 
 from launch import cli
 from launch.benchmarks.tables import pictures, render
+from lm.config import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 LAWS = "docs/laws.md"
-PAGES = ["README.md", "kernels/README.md"]
-PAGES += [
+PAGES = ["README.md"] + [
     str(path.relative_to(ROOT))
-    for folder in ("experiments", "kernels")
-    for path in sorted(ROOT.glob(f"{folder}/*/README.md"))
+    for path in sorted([*ROOT.glob("experiments/*/README.md"), *ROOT.glob("kernels/**/README.md")])
     if BLOCK.search(path.read_text(encoding="utf-8"))
 ]
 
@@ -37,6 +36,8 @@ def main(argv: list[str]) -> None:
     from lm import files
     from lm.report import laws
 
+    if not (ROOT / "README.md").is_file():
+        raise UserError(f"{ROOT} is not a checkout; run this command of one, in its environment")
     if _WORKDIR.value:
         values = summary(Path(_WORKDIR.value).expanduser())
         files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
@@ -49,7 +50,6 @@ def main(argv: list[str]) -> None:
 
 def summary(workdir: Path) -> dict[str, Any]:
     """What results/quickstart.json says of a run."""
-    from lm.config import UserError
     from lm.report import folder
 
     run = folder.load([workdir])[0]
@@ -62,8 +62,8 @@ def summary(workdir: Path) -> dict[str, Any]:
     numbers["tokens per second, median"] = f"{sorted(rates)[len(rates) // 2]:,.0f}"
     numbers["minutes in training steps"] = f"{(run.training_seconds() or 0) / 60:.1f}"
     kept = {key: run.facts[key] for key in ("commit", "cpu", "cores", "device_kind", "versions")}
-    command = " ".join(["python -m launch.train", *run.facts["command"][1:]])
-    return {"command": command, "date": run.facts["started"]} | kept | {"numbers": numbers}
+    head = {"command": " ".join(["espalier train", *run.facts["command"][1:]])}
+    return head | {"date": run.facts["started"]} | kept | {"numbers": numbers}
 
 
 def filled(text: str) -> str:

@@ -1,5 +1,6 @@
-"""Plans a run on a machine that need not be there: `python -m launch.plan
---config=experiments/quickstart.py --target=v5e-16 [--search] [--output=plan.json]`.
+"""Plans a run on a machine that need not be there.
+
+    espalier plan --config=quickstart --target=v5e-16 [--search] [--output=plan.json]
 
 Prints what the run is, what a device holds, what devices send, modelled times, and its launch line.
 --search tries every mesh, remat, accumulation and strategy of long rows, and compiles the best 3.
@@ -28,8 +29,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the l
 
 def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
-    output = cli.out_file("output", _OUTPUT.value)
-    workdir = str(cli.path("workdir", _WORKDIR.value))
+    output, workdir = cli.out_file("output", _OUTPUT.value), cli.path("workdir", _WORKDIR.value)
     from launch.benchmarks import machine
     from lm import files, layers, targets  # after the config is known to be right: this imports jax
     from lm import plan as plan_lib
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     layers.check(config.model)
     target = targets.parse(_TARGET.value)
     targets.start(target)
-    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), workdir)
+    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), str(workdir))
     points: list[search.Point] = []
     with Waiting(f"planning for {target.name}") as waiting:
         if _SEARCH.value:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
         print(f"\n{told['explained']}", end="")
     if output:
-        files.replace(output, json.dumps(machine.describe("launch.plan") | told, indent=1) + "\n")
+        files.replace(output, json.dumps(machine.describe("plan") | told, indent=1) + "\n")
         print(f"\nwritten: {output}")
 
 

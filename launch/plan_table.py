@@ -1,5 +1,6 @@
-"""Puts plans side by side, as Markdown: `python -m launch.plan_table experiments/plans/*.json
---output=experiments/plans/plans.md`.
+"""Puts plans side by side, as Markdown.
+
+espalier plan_table experiments/plans/*.json --output=experiments/plans/plans.md
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
-        raise UserError("name files that launch.plan wrote, as experiments/plans/*.json")
+        raise UserError("name files that espalier plan wrote, as experiments/plans/*.json")
     output = cli.path("output", _OUTPUT.value)
     from lm import files
     from lm.plan import page

@@ -1,6 +1,6 @@
-"""Ranks schedules by the loss they will end at, before they are trained.
+"""Ranks schedules by the loss they will end at.
 
-    python -m launch.predict_loss runs/constant runs/cosine --key=eval/stdlib/loss
+    espalier predict_loss runs/constant runs/cosine --key=eval/stdlib/loss
         --schedule=linear --schedule="wsd:decay=10 percent" --out=predicted.html
 
 The annealing law (arXiv 2408.11029) is fitted to what the runs logged; they differ in schedule,
@@ -33,7 +33,7 @@ _JSON = flags.DEFINE_string("json", "", "JSON file to write")
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2 or not (_SCHEDULE.value or _HELD_OUT.value):
-        raise UserError("name runs and schedules: launch.predict_loss RUN --schedule=wsd")
+        raise UserError("name runs and schedules: espalier predict_loss RUN --schedule=wsd")
     outs = [cli.out_file(n, f.value) for n, f in (("out", _OUT), ("svg", _SVG), ("json", _JSON))]
     asked = {text: cli.member("schedule", text, SCHEDULES) for text in _SCHEDULE.value}
     from launch.benchmarks import machine
@@ -67,8 +67,7 @@ def main(argv: list[str]) -> None:
     texts = (
         page.document(values, drawn),
         figures.standalone(page.figure(drawn)),
-        json.dumps(machine.describe("launch.predict_loss") | {"predicted": values}, indent=1)
-        + "\n",
+        json.dumps(machine.describe("predict_loss") | {"predicted": values}, indent=1) + "\n",
     )
     for out, text in zip(outs, texts, strict=True):
         if out is not None:

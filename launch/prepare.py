@@ -1,6 +1,6 @@
-"""Prepares the data of a configuration: tokenizer, token files, and a table of what they hold.
+"""Prepares the data of a configuration and shows what it holds.
 
-    python -m launch.prepare --config=experiments/quickstart.py [--data_dir=DIR] [--verify]
+    espalier prepare --config=quickstart [--data_dir=DIR] [--verify]
 
 Training does the same on its own; this is for doing it ahead, and for checking files with --verify.
 """

@@ -1,6 +1,8 @@
-"""Trains mixers on multi-query associative recall and puts accuracy beside the size of the state.
+"""Trains mixers on associative recall; accuracy beside state.
 
-`python -m launch.recall --config=experiments/recall/config.py:cpu --workdir=DIR`; the same command
+The recall is multi-query: many keys and values in one row.
+
+`espalier recall --config=recall:cpu --workdir=DIR`; the same command
 resumes it, and several of it in one DIR share the trainings. DIR holds points/ with a run folder
 for each training, recall.json, recall.md and recall.svg.
 
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
     from lm.studies import grid, recall
 
     study = recall.create(_CONFIG.value.to_dict())
-    workdir = cli.workdir(_WORKDIR.value, "launch.recall")
+    workdir = cli.workdir(_WORKDIR.value, "recall")
     table = _TABLE.value and grid.read_table(cli.path("table", _TABLE.value), recall.Outcome)
     # Seeds of a pattern and width, and a study that is resumed, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
     if found is None:
         print("stopped and saved; the same command goes on")
         return UNFINISHED
-    head = machine.describe("launch.recall")
+    head = machine.describe("recall")
     recall.write(recall.rows(study, found), grid.entries(trainings, found), head, workdir)
     print((workdir / "recall.md").read_text(encoding="utf-8"))
     return 0

@@ -1,25 +1,22 @@
-"""What the published laws say of a training budget, and an experiment that follows them.
+"""Says what published laws advise for a budget.
 
-    python -m launch.recipe --parameters=1e7 --tokens=2e8 --out=recipe.py
-    python -m launch.recipe --flops=1e17 --tokens=1e9 --config=experiments/quickstart.py
+    espalier recipe --parameters=1e7 --tokens=2e8 --out=recipe.py
+    espalier recipe --flops=1e17 --tokens=1e9 --config=quickstart
 
 Any two of --flops, --parameters (without embeddings) and --tokens; C = 6 N D. Prints rate, batch,
 warmup, decay, vocabulary and more by each law with its evidence, how far they lie apart, what lies
 outside a law's domain, and the multipliers of muP. --config gives the shape of the model, the data
-and everything else. --out is an experiment for launch.train, --json the same in one file.
+and everything else. --out is an experiment that follows them, --json the same in one file.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, presets
 from lm.config import to_mapping
-
-BASE = Path(__file__).resolve().parent.parent / "experiments" / "base.py"
 
 _CONFIG = cli.config_flag(is_required=False)
 _FLOPS = flags.DEFINE_float("flops", None, "of the whole training")
@@ -31,7 +28,7 @@ _JSON = flags.DEFINE_string("json", "", "JSON file to write")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    base = cli.load_config(_CONFIG.value or cli.read_config_file(str(BASE)))
+    base = cli.load_config(_CONFIG.value or cli.read_config_file(presets.BASE))
     out, summary = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("json", _JSON)))
     from rich.console import Console
 
@@ -56,10 +53,10 @@ def main(argv: list[str]) -> None:
     console.width = max(console.width, page.WIDTH)
     page.show(values, console)
     if out is not None:
-        title = f"{asked.parameters:.3g} parameters, {asked.tokens:.3g} tokens, by launch.recipe."
+        title = f"{asked.parameters:.3g} parameters, {asked.tokens:.3g} tokens, by espalier recipe."
         experiments.write(out, title, to_mapping(config))
     if summary is not None:
-        told = json.dumps(machine.describe("launch.recipe") | {"recipe": values}, indent=1)
+        told = json.dumps(machine.describe("recipe") | {"recipe": values}, indent=1)
         files.replace(summary, told + "\n")
 
 

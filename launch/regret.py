@@ -1,11 +1,11 @@
-"""What one setting that is not tuned loses against schedules that are tuned for every budget.
+"""Says what one untuned setting loses against tuned schedules.
 
-`python -m launch.regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]
+`espalier regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]
     [--figure=regret.svg]`
 
-The table is of launch.sweep, with the same budgets (width, batch, tokens) under several schedules.
-The rate of every other schedule is chosen at each budget on the seeds of --tuned_on; the other
-seeds, at least four, judge.
+The table is of espalier sweep, with the same budgets (width, batch, tokens) under several
+schedules. The rate of every other schedule is chosen at each budget on the seeds of --tuned_on; the
+other seeds, at least four, judge.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIGURE = flags.DEFINE_string("figure", "", "SVG file for their picture")
 
 def main(argv: list[str]) -> int:
     if len(argv) != 2:
-        raise UserError("which table? name one: python -m launch.regret SWEEP.jsonl")
+        raise UserError("which table? name one: espalier regret SWEEP.jsonl")
     if not all(re.fullmatch(r"[0-9]+", x.strip()) for x in _TUNED_ON.value or [""]):
         raise UserError(f"--tuned_on={','.join(_TUNED_ON.value)} is not a list of seeds, as 0,1")
     out, figure = (cli.out_file(n, f.value) for n, f in (("out", _OUT), ("figure", _FIGURE)))
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     plain = regret.plain(found)
     print(page.table(plain))
     if out is not None:
-        values = machine.describe("launch.regret") | {"regrets": plain}
+        values = machine.describe("regret") | {"regrets": plain}
         files.replace(out, json.dumps(values, indent=1, allow_nan=False) + "\n")
     if figure is not None:
         from lm.report.figures import standalone

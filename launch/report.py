@@ -1,4 +1,7 @@
-"""One page about one run or several: `python -m launch.report WORKDIR... [--out=report.html]`."""
+"""Writes one page about one run or several.
+
+espalier report WORKDIR... [--out=report.html]
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,20 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, presets
 from lm import report
 from lm.config import UserError, to_mapping
 
 _OUT = flags.DEFINE_string("out", "", "file to write; default report.html in the first WORKDIR")
 _DEFAULTS = flags.DEFINE_string(
-    "defaults",
-    str(Path(__file__).resolve().parent.parent / "experiments" / "base.py"),
-    "configuration file that a single run is compared with",
+    "defaults", presets.BASE, "configuration that a single run is compared with"
 )
 
 
 def main(argv: list[str]) -> None:
     workdirs = [Path(argument).expanduser() for argument in argv[1:]]
     if not workdirs:
-        raise UserError("which runs? name their folders: python -m launch.report WORKDIR...")
+        raise UserError("which runs? name their folders: espalier report WORKDIR...")
     out = Path(_OUT.value).expanduser() if _OUT.value else workdirs[0] / "report.html"
     if _OUT.value and not out.parent.is_dir():
         raise UserError(f"--out={out}: no such folder {out.parent}")

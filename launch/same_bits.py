@@ -1,7 +1,7 @@
-"""Proves that a change left every bit as it was: trains tiny runs in two checkouts and compares.
+"""Says whether tiny runs of two checkouts agree in every bit.
 
     git worktree add ../before main
-    python -m launch.same_bits ../before
+    espalier same_bits ../before
 
 compares the checkout it is started in with ../before: 20 steps of every mixer, of meshes, of
 accumulation and of other settings; the numbers of every step, and the final parameters and moments.
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from lm.studies import same_bits
 
     if len(argv) != 2:
-        raise UserError("name one other checkout: python -m launch.same_bits OTHER_CHECKOUT")
+        raise UserError("name one other checkout: espalier same_bits OTHER_CHECKOUT")
     sides = same_bits.look(Path(argv[1])), same_bits.look(same_bits.THIS)
     both = sorted(sides[0].mixers & sides[1].mixers, key=lambda x: (x != sides[1].pattern, x))
     for name in sorted(sides[0].mixers ^ sides[1].mixers):

@@ -1,6 +1,6 @@
-"""Do two runs have the same curves?
+"""Says whether two runs have the same curves.
 
-    python -m launch.same_curve A B [--tolerance=1e-4] [--metrics=train/loss,eval/] [--out=FILE]
+    espalier same_curve A B [--tolerance=1e-4] [--metrics=train/loss,eval/] [--out=FILE]
 
 For every metric of the records of both, but times and counts of tokens, the largest difference at
 one step, relative to the larger value. Exit status 1 if one that is named by --metrics is above the
@@ -43,9 +43,9 @@ def main(argv: list[str]) -> int:
     worst = max(x.relative for x in judged.values())
     print(f"largest of {', '.join(_METRICS.value)}: {worst:.2e}, tolerance {_TOLERANCE.value:g}")
     if out is not None:
-        values = machine.describe("launch.same_curve") | curves.summary(one, other, judged)
+        values = machine.describe("same_curve") | curves.summary(one, other, judged)
         commands = [machine.command(run.facts["command"][1:]) for run in (one, other)]
-        values |= {"runs": [f"python -m launch.train {words}" for words in commands]}
+        values |= {"runs": [f"espalier train {words}" for words in commands]}
         files.replace(out, json.dumps(values, indent=2) + "\n")
     return 0 if worst <= _TOLERANCE.value else 1
 

@@ -1,14 +1,14 @@
-"""Draws learning rates against tokens, any number of schedules as one picture.
+"""Draws the learning rates of schedules against tokens.
 
-    python -m launch.schedules --schedule=power --schedule="wsd:decay_shape=sqrt,decay=10 percent"
+    espalier schedules --schedule=power --schedule="wsd:decay_shape=sqrt,decay=10 percent"
         --tokens=1e9 --tokens_per_step=65536 --out=rates.html
-    python -m launch.schedules --config=experiments/quickstart.py --schedule=cosine
+    espalier schedules --config=quickstart --schedule=cosine
 
 --schedule names a file of lm/schedules with its options, repeatable; --config adds the schedule of
 an experiment, and gives the length of run and step. --out is a page (.html) or a picture (.svg).
 
 --refine=RUN adds the one that the gradient norms in the log of RUN ask for (arXiv 2310.07831); with
---experiment=FILE.py the experiment --config is written to FILE with it, for launch.train.
+--experiment=FILE.py the experiment --config is written to FILE with it, for espalier train.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ usage() {
 Trains on a Slurm cluster; a run that meets its time limit is saved, queued again and goes on.
 
   sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 --time=04:00:00 launch/slurm.sh \
-    --config=experiments/NAME.py --workdir=FOLDER [flags of launch.train]
+    --config=experiments/NAME.py --workdir=FOLDER [flags of espalier train]
   launch/slurm.sh --dry-run --config=... --workdir=...      prints the commands, runs nothing
 
 Submit from the root of the checkout. It, its .venv and FOLDER are on a file system that all nodes
@@ -18,7 +18,7 @@ share. A job on GPUs asks for one task per GPU; without GPUs one task per node i
 
   sbatch --signal=B:TERM@600 --export=ALL,ESPALIER_GRACE=580 ...   more seconds for a large save
 
-Exit status: that of launch.train; 0 also when queued again, which is what happens after a SIGTERM
+Exit status: that of espalier train; 0 also when queued again, which is what happens after a SIGTERM
 to this job unless training ended before: finished (0), or by a mistake (2).
 EOF
 }
@@ -65,7 +65,7 @@ fi
 
 # Where a whole job is preempted, Slurm signals the processes as well as this script, and what srun
 # passes on is a second SIGTERM, which would end them before they have saved. With SIGTERM ignored
-# from the start, only the first one counts: launch.train stops and saves at it.
+# from the start, only the first one counts: espalier train stops and saves at it.
 command=(srun --kill-on-bad-exit=1)
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it over from sbatch
   command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")

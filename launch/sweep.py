@@ -1,6 +1,6 @@
-"""Trains every cell of a grid and puts them in one table and on one page.
+"""Trains every cell of a grid, for one table and one page.
 
-`python -m launch.sweep --config=experiments/quickstart.py --workdir=DIR
+`espalier sweep --config=quickstart --workdir=DIR
     --grid=schedule.peak_learning_rate=0.005,0.01,0.02 --grid="run.length=1e6 tokens,2e6 tokens"`
 
 --config names a run, or a file whose get_config gives a sweep (experiments/power_transfer). Cells
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         axes = overrides.axes("grid", _GRID.value)
         asked = sweep.create(sweep.completed(_CONFIG.value.to_dict(), axes, given))
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
-    workdir = cli.workdir(_WORKDIR.value, "launch.sweep")
+    workdir = cli.workdir(_WORKDIR.value, "sweep")
     found = table
     if asked is not None:
         # Lengths, rates and seeds, and a sweep that is resumed, compile to the same programs.

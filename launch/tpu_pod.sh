@@ -7,11 +7,11 @@ Trains on every worker of a Cloud TPU pod, from a machine with gcloud, and start
 preempted.
 
   launch/tpu_pod.sh --name=POD --zone=ZONE [flags below] -- \
-    --config=experiments/NAME.py --workdir=FOLDER --data_dir=FOLDER [flags of launch.train]
+    --config=experiments/NAME.py --workdir=FOLDER --data_dir=FOLDER [flags of espalier train]
 
-Copies the checkout to ~/espalier of every worker, sets up its .venv, starts launch.train there and
+Copies the checkout to ~/espalier of every worker, sets up its .venv, starts espalier train there and
 shows its output. Both FOLDERs are on a file system that all workers mount at the same place, such
-as NFS; launch.train writes to no gs:// address.
+as NFS; espalier train writes to no gs:// address.
 
   --name=POD --zone=ZONE    the TPU; --project=PROJECT where it is not gcloud's default
   --repository=URL          workers fetch this instead of being sent the commit that is checked out
@@ -53,7 +53,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     --restart) restart=yes ;;
     --recreate) recreate=yes ;;
     --dry-run) is_dry=yes ;;
-    --config=* | --workdir=*) fail "$1 is a flag of launch.train; write it after --" ;;
+    --config=* | --workdir=*) fail "$1 is a flag of espalier train; write it after --" ;;
     *) fail "unknown or empty flag '$1'; --help lists the flags" ;;
   esac
   shift
@@ -73,7 +73,7 @@ fi
 if [ -z "$repository" ] && [ "$ref" != HEAD ]; then
   fail "--ref=$ref needs --repository; set it, or check $ref out here"
 fi
-if [ $# = 0 ]; then fail "missing flags of launch.train; write them after --"; fi
+if [ $# = 0 ]; then fail "missing flags of espalier train; write them after --"; fi
 shift
 check_training_flags "$@"
 data_dir="" config=""
@@ -180,7 +180,7 @@ while true; do
   if [ $is_dry = yes ] || [ $restart = no ] || [ $status = 0 ] || [ $status = 2 ]; then
     exit $status
   fi
-  # launch.train ends with 75 where a process was lost, and where a signal stopped it: a preemption's,
+  # espalier train ends with 75 where a process was lost, and where a signal stopped it: a preemption's,
   # or somebody's.
   stopped="$(grep -o 'stopped at step [0-9]*, saved' "$work/output" | head -n 1)" || true
   wait_once "${stopped:-ended with status $status}"

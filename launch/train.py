@@ -1,5 +1,4 @@
-"""Trains a model: `python -m launch.train --config=experiments/quickstart.py
---workdir=runs/quickstart`.
+"""Trains a model: `espalier train --config=quickstart --workdir=runs/quickstart`.
 
 Several processes train as one: on a TPU pod or under Slurm start the same command everywhere with
 `--processes=auto`, elsewhere with `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
@@ -10,13 +9,12 @@ is saved; or one process of several was lost); 2 a mistake; 130 interrupted befo
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import cli
+from launch import cli, shell
 from lm.mapping import UNFINISHED
 
 if TYPE_CHECKING:
@@ -31,9 +29,8 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _PROFILE = flags.DEFINE_integer("profile_steps", 0, "to trace into WORKDIR/profile", lower_bound=0)
 _ACCEPT_LOST = flags.DEFINE_boolean("accept_lost_records", False, "of metrics.jsonl: go on without")
-_PROCESSES = flags.DEFINE_enum(
-    "processes", "one", ["one", "auto"], "auto: as many as the TPU pod or Slurm job says"
-)
+_SUGGEST = flags.DEFINE_bool("suggest", False, "say at the end which commands go on from here")
+_PROCESSES = flags.DEFINE_enum("processes", "one", ["one", "auto"], "auto: as the pod or job says")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens on")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of this run", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's number, from 0", lower_bound=0)
@@ -66,14 +63,16 @@ def main(argv: list[str]) -> int:
 
 def tell(outcome: Outcome) -> None:
     if not outcome.finished:
-        command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
-        print(f"stopped at step {outcome.step}, saved; resume with: {command}")
+        again = shell.line("train", sys.argv[1:])
+        print(f"stopped at step {outcome.step}, saved; resume with: {again}")
         return
     for name, bits in outcome.evaluation.items():
         print(f"validation {name}: {bits:.4f} bits per byte")
     for sample in outcome.samples:
         print(f"\n--- {sample['kind']} ---\n{sample['prompt']}{sample['text']}")
     print(f"\nreport: {outcome.report}")
+    if _SUGGEST.value:
+        print(f"\n{shell.next_lines(cli.path('workdir', _WORKDIR.value))}")
 
 
 if __name__ == "__main__":

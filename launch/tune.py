@@ -1,7 +1,7 @@
-"""Finds the fastest tiles of the kernels of a device, and where they win over the chunked forms.
+"""Finds a device's fastest tiles, and where its kernels win.
 
-    python -m launch.tune [--ops=stickbreaking,...] [--pairs=20]    on the device at hand: measured
-    python -m launch.tune --target=v5e-1                            absent: its compiler and a model
+    espalier tune [--ops=stickbreaking,...] [--pairs=20]    on the device at hand: measured
+    espalier tune --target=v5e-1                            absent: its compiler and a model
 
 Writes kernels/measured/DEVICE.json, which `auto` and the kernels read; --out names another file.
 What the other ops of that file say is kept.
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     else:
         place = tuning.here(_PAIRS.value)
     names = tuning.names(place, _OPS.value)
-    head = machine.describe("launch.tune") | place.head()
+    head = machine.describe("tune") | place.head()
     path = Path(out) if out else measured.path(place.device_kind)
     kept = tuning.kept(path, names)
     rows: list[dict[str, object]] = []

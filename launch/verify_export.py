@@ -1,7 +1,7 @@
-"""Compares a checkpoint with what transformers makes of a Hugging Face folder.
+"""Compares a checkpoint with its Hugging Face folder.
 
     export ESPALIER_INTEROP_PYTHON=PYTHON
-    python -m launch.verify_export --folder=HF_DIR --checkpoint=WORKDIR
+    espalier verify_export --folder=HF_DIR --checkpoint=WORKDIR
 
 PYTHON is an interpreter that has torch and transformers (CONTRIBUTING.md). Exit status 1 where a
 logit differs by more than --tolerance, or is not finite.

@@ -1,8 +1,8 @@
-"""Kills a run at random moments of its work and proves that it resumes exactly.
+"""Kills a run at random moments and proves that it resumes.
 
-`python -m launch.verify_resume` uses a small model on the standard library; arguments after `--`
-replace those given to launch.train: `python -m launch.verify_resume --kills=5 --
---config=experiments/quickstart.py`. Of --processes=N that train as one, one is killed at a time.
+`espalier verify_resume` uses a small model on the standard library; arguments after `--`
+replace those given to espalier train: `espalier verify_resume --kills=5 --
+--config=quickstart`. Of --processes=N that train as one, one is killed at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the moments")
 _FOLDER = flags.DEFINE_string("folder", "", "where both runs are kept; default a temporary folder")
 
 SMALL = (
-    "--config=experiments/base.py",
+    "--config=base",
     "--config.model.width=64",
     "--config.model.num_layers=2",
     "--config.model.num_heads=2",

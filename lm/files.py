@@ -117,7 +117,7 @@ def sync_all(folder: Path) -> None:
 
 
 def claim(folder: Path, maker: str) -> None:
-    """Makes a folder of results if need be, and marks it as one command's, as "launch.train".
+    """Makes a folder of results if need be, and marks it as that of a command, as "train".
 
     Raises:
       UserError: another command made it, and has left something there.
@@ -125,9 +125,11 @@ def claim(folder: Path, maker: str) -> None:
     """
     mark = folder / MARK
     made = mark.read_text(encoding="utf-8", errors="replace").strip() if mark.exists() else maker
+    made = made.removeprefix("launch.")  # as earlier versions wrote it
     if made != maker and any(path != mark for path in folder.iterdir()):
         raise UserError(
-            f"--workdir={folder} was made by {made}, not by {maker} (see {MARK}); choose another"
+            f"--workdir={folder} was made by espalier {made}, not by espalier {maker} "
+            f"(see {MARK}); choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if made != maker or not mark.exists():

@@ -36,7 +36,7 @@ from lm.config import UserError
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 NON_FINITE = "non_finite"
-GIVE_UP = "--accept_lost_records"  # of launch.train
+GIVE_UP = "--accept_lost_records"  # of espalier train
 FLUSH_SECONDS = 5.0  # TensorBoard is behind by at most
 
 log = logging.getLogger(__name__)

@@ -260,7 +260,7 @@ def _out_of_memory(built: Build) -> Iterator[None]:
             print(explain.explain(built.config, devices, str(error)), file=sys.stderr)
         raise UserError(
             f"each of {built.mesh.size} devices has too little memory for this run; take "
-            "a change of the table above, and plan it with python -m launch.plan"
+            "a change of the table above, and plan it with espalier plan"
         ) from None
 
 

@@ -1,10 +1,10 @@
 """Is the loss of a schedule known before it is trained? One model under three schedules.
 
-Command: python -m launch.train --config=experiments/annealing/config.py:SCHEDULE[,PEAK]
+Command: espalier train --config=annealing:SCHEDULE[,PEAK]
              --workdir=DIR/SCHEDULE
          SCHEDULE is constant, cosine or wsd; PEAK is 0.01 unless it is said. Model, data, batch,
          seed and length are the same.
-Then:    python -m launch.predict_loss DIR/constant DIR/cosine --key=eval/stdlib/loss
+Then:    espalier predict_loss DIR/constant DIR/cosine --key=eval/stdlib/loss
              --held_out=DIR/wsd
 Cost:    2,000 steps of 2,048 tokens, 0.2 M parameters; 23 minutes a run on two cores that five
          other trainings shared.

@@ -1,9 +1,9 @@
 """Does AutoLRS find the learning rate when its interval is centred ten times off?
 
-Command: python -m launch.autolrs --config=experiments/autolrs/config.py:CENTRE --workdir=DIR
+Command: espalier autolrs --config=autolrs:CENTRE --workdir=DIR
              CENTRE is low or high: the middle of the interval lies ten times below or above the
              tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
-         python -m launch.sweep --config=experiments/autolrs/config.py:tuned --workdir=DIR
+         espalier sweep --config=autolrs:tuned --workdir=DIR
              the rate tuned over a grid, with the same warmup, decay and tokens.
 Cost:    of a search more than six trainings of the quickstart's length; of the grid six.
 """

@@ -1,6 +1,6 @@
 """Is mixer A better than mixer B, at what length, at what cost? One command, one page.
 
-Command: python -m launch.compare --config=experiments/compare/config.py:cpu,DATA --workdir=DIR
+Command: espalier compare --config=compare:cpu,DATA --workdir=DIR
          presets smoke, cpu, gpu; any value can be set, as --config.patterns="('softmax','gla')" or
          --config.run.run.length="3e7 tokens" for a night or a pod
 Cost:    smoke two minutes, cpu about three hours on two CPU cores, gpu about ten minutes on one

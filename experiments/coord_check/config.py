@@ -1,6 +1,6 @@
 """Do activations keep their size when a model is widened under muP, and not without it?
 
-Command: python -m launch.coord_check --config=experiments/coord_check/config.py[:OPTIMIZER]
+Command: espalier coord_check --config=coord_check[:OPTIMIZER]
              --mixer=PATTERN --widths=64,128,256,512 --workdir=DIR
          OPTIMIZER is adamw, lion, muon, lamb or adafactor.
 Cost:    20 to 40 seconds of one core for each mixer, parametrization and width, most of it

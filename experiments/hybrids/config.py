@@ -1,6 +1,6 @@
 """Published hybrids as patterns: is a little attention among recurrent layers worth its state?
 
-Command: python -m launch.train --config=experiments/hybrids/config.py:NAME --workdir=DIR
+Command: espalier train --config=hybrids:NAME --workdir=DIR
 Cost:    one million tokens, 6 to 8 M parameters; 10 to 20 minutes on two CPU cores.
 Expected: not measured yet; the papers find hybrids below their pure mixers at equal size.
 

@@ -1,6 +1,6 @@
 """How much of a learning rate that is three times off does a hypergradient make good?
 
-Command: python -m launch.sweep --config=experiments/hypergradient/config.py --workdir=DIR
+Command: espalier sweep --config=hypergradient --workdir=DIR
              --table=experiments/hypergradient/sweep.jsonl
 Cost:    12 runs of 400 steps, 7 M tokens in all, on the standard library's sources: about six
          minutes of a core.

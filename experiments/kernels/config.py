@@ -1,6 +1,6 @@
 """Do the kernels train the model that the chunked forms train, and how much faster?
 
-Command: python -m launch.compare --config=experiments/kernels/config.py:gpu,DATA --workdir=DIR
+Command: espalier compare --config=kernels:gpu,DATA --workdir=DIR
          presets smoke, gpu, tpu; every mixer twice, by the kernel of the device and chunked
 Cost:    gpu, tpu: 10 runs of 20 million tokens, 110 M parameters (not yet measured); smoke: minutes
          on two CPU cores, where both runs of a mixer take the same form.

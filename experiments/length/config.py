@@ -1,6 +1,6 @@
 """Trained at 512 tokens, does stick-breaking read on to 8,192 where RoPE, ALiBi, windows do not?
 
-Command: python -m launch.compare --config=experiments/length/config.py:DATA --workdir=DIR
+Command: espalier compare --config=length:DATA --workdir=DIR
 Cost:    4 mixers x 5 seeds x 2 million tokens, 0.8 M parameters; about two hours on two CPU
          cores; the same command resumes it.
 Expected: README.md beside this file holds the verdict of a measured run.

@@ -1,9 +1,9 @@
 """Rows of 16,384 tokens of novels: do eight devices that share them train as one device does?
 
-Command: python -m launch.train --config=experiments/long_rows/config.py:DATA --workdir=DIR/one
-         JAX_NUM_CPU_DEVICES=8 python -m launch.train --config=experiments/long_rows/config.py:DATA
+Command: espalier train --config=long_rows:DATA --workdir=DIR/one
+         JAX_NUM_CPU_DEVICES=8 espalier train --config=long_rows:DATA
              --config.mesh.sequence=8 --workdir=DIR/eight
-         python -m launch.same_curve DIR/one DIR/eight --out=long_rows.json
+         espalier same_curve DIR/one DIR/eight --out=long_rows.json
 Cost:    20 steps of a row, 0.9 M parameters; about 10 minutes each on two CPU cores.
 Expected: the losses of every step agree within rounding; README.md holds a measured pair.
 

@@ -1,6 +1,6 @@
 """Does the best learning rate stay where it is when a model is widened?
 
-Command: python -m launch.lr_transfer --config=experiments/lr_transfer/config.py:PRESET[,DATA]
+Command: espalier lr_transfer --config=lr_transfer:PRESET[,DATA]
              --workdir=DIR --table=experiments/lr_transfer/sweep.jsonl
          PRESET is cpu, gpu or smoke; DATA a folder with enwiki/ (else: the standard library).
 Cost:    cpu: 480 trainings of 100 steps of 1,024 tokens, about two hours of two idle CPU cores.

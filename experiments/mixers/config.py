@@ -1,6 +1,6 @@
 """Which mixer learns most from the same text, at the same size? Every mixer, 300 steps.
 
-Command: python -m launch.compare --config=experiments/mixers/config.py --workdir=DIR
+Command: espalier compare --config=mixers --workdir=DIR
 Cost:    14 mixers x 2 seeds x 0.3 million tokens, 0.5 M parameters; half an hour on two CPU cores;
          the same command resumes it.
 Expected: README.md beside this file holds the table of a measured run.

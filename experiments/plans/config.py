@@ -1,7 +1,7 @@
 """Do runs of 1 to 8 billion parameters fit machines that are not here, with rows of up to a million
 tokens, and what bounds them there?
 
-Command: python -m launch.plan --config=experiments/plans/config.py:3b --target=v5e-256 --output=...
+Command: espalier plan --config=plans:3b --target=v5e-256 --output=...
          presets 3b, 8b, 1b_long, 3b_long, 8b_long; "3b,DATA" names the folder of the text
 Cost:    minutes of a compiler on two CPU cores each; the runs themselves are not made.
 Expected: README.md beside this file holds the plans.

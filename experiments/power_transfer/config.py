@@ -1,11 +1,12 @@
 """Does one Power curve replace the tuning of a learning rate for every budget?
 
-Command: python -m launch.sweep --config=experiments/power_transfer/config.py:PRESET[,DATA]
+Command: espalier sweep --config=power_transfer:PRESET[,DATA]
              --workdir=DIR --table=experiments/power_transfer/TABLE.jsonl
-         PRESET is grid, then (with `launch.fit` between) tune, then judge, whose rates and law are
-         read from the tables beside this file; gpu is the grid for an accelerator. TABLE is sweep
-         for the grid, headline for tune and judge. bigger is a run (launch.forecast). DATA is a
-         folder with enwiki/ (else: the standard library's sources). README.md has all commands.
+         PRESET is grid, then (with `espalier fit` between) tune, then judge, whose rates and law
+         are read from the tables beside this file; gpu is the grid for an accelerator. TABLE is
+         sweep for the grid, headline for tune and judge. bigger is a run (espalier forecast). DATA
+         is a folder with enwiki/ (else: the standard library's sources). README.md has all
+         commands.
 Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two idle CPU cores;
          tune and judge: 430 M tokens, one to two hours. gpu: 72 trunks of 0.56 G tokens, not run.
 """
@@ -118,7 +119,7 @@ def judge() -> tuple[dict[str, Any], ...]:
 
 def tuned() -> dict[tuple[str, int], float]:
     """(family, tokens) -> the rate of the least mean loss over the seeds that tune, of the rates
-    that all of them have; `launch.regret` chooses the same.
+    that all of them have; `espalier regret` chooses the same.
     """
     losses: dict[tuple[str, int], dict[float, list[float]]] = {}
     for line in (HERE / "headline.jsonl").read_text(encoding="utf-8").splitlines():
@@ -139,7 +140,7 @@ def law(batch: int) -> Callable[[float], float]:
     path = HERE / "fit.json"
     if not path.exists():
         raise ValueError(
-            f"{path.name} is not beside this file yet; launch.fit writes it (README.md)"
+            f"{path.name} is not beside this file yet; espalier fit writes it (README.md)"
         )
     fit = json.loads(path.read_text(encoding="utf-8"))
     found = fit["equations"][0]["values"]

@@ -1,6 +1,6 @@
 """How much does a mixer remember for the bytes of its state? Multi-query associative recall.
 
-Command: python -m launch.recall --config=experiments/recall/config.py:PRESET --workdir=DIR
+Command: espalier recall --config=recall:PRESET --workdir=DIR
          presets smoke, cpu, figure2, based; cpu where none is named
 Cost:    smoke seconds, cpu about half an hour on one core; figure2 and based are made for a GPU
          and not measured. The same command resumes, and several of it share the trainings.

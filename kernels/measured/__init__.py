@@ -1,4 +1,4 @@
-"""What `launch.tune` found out about the kernels on a device: which ones win, with which tiles.
+"""What `espalier tune` found out about the kernels on a device: which ones win, with which tiles.
 
 There is one JSON file per device kind. `evidence` is "measured" (seconds on that device) or
 "modelled" (the compiler's memory and the chip's peak rates, where no such device was available).

@@ -1,1 +1,1 @@
-"""What `launch.bench` measures; one module a case, each with `run(options) -> list[Result]`."""
+"""What `espalier bench` measures; one module a case, each with `run(options) -> list[Result]`."""

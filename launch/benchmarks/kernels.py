@@ -1,7 +1,7 @@
 """The kernels of this device beside its own softmax kernel, beside the chunked forms, and beside
 what the device can multiply and copy. bfloat16, forward alone and with the backward pass.
 
-    python -m launch.bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
+    espalier bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
 
 The goal of stick-breaking holds for shy keys, where nothing stops early (`forms`). Where a problem
 does not fit or does not compile, its row says so.

@@ -19,12 +19,12 @@ from lm.run import record
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def describe(module: str) -> dict[str, Any]:
-    """The head of a result file; `module` is what `python -m` started."""
+def describe(name: str) -> dict[str, Any]:
+    """The head of a result file that the command `name` writes."""
     commit, _, changes = record.commit().partition("-")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "command": command(["python", "-m", module, *sys.argv[1:]]),
+        "command": command(["espalier", name, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": bool(changes),

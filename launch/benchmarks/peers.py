@@ -1,6 +1,6 @@
 """Our ops beside kernels of others on a GPU: two processes that take turns.
 
-    python -m launch.bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
+    espalier bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
 
 The peer's process (peer_process.py, with torch) times what it runs whenever it is asked, between
 two samples of ours, so both see the same machine. bfloat16 on both sides, forward alone and with

@@ -1,6 +1,6 @@
 """What strategies of a split time axis send, and what a layer holds: tables and a picture.
 
-Everything here is read from results of `launch.bench --cases=sequence`.
+Everything here is read from results of `espalier bench --cases=sequence`.
 """
 
 from __future__ import annotations

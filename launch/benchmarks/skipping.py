@@ -1,7 +1,7 @@
 """Stick-breaking with a tolerance on what a trained model computes: speed-up, what it costs, and
 the time of this device's softmax on arrays of the same shape.
 
-    python -m launch.bench --cases=skipping --workdir=RUN --precision=bfloat16 --out=FILE
+    espalier bench --cases=skipping --workdir=RUN --precision=bfloat16 --out=FILE
 
 q, k and v are those of every stick-breaking layer of a run, on its own held-out text, packed as in
 training. They are as the run's precision makes them, or with `--precision=bfloat16` rounded to that

@@ -61,7 +61,7 @@ def held_out(given: Given, max_tokens: int) -> Items:
     if not has_sets(given.data):
         raise UserError(
             "no source of data has a valid_fraction above 0, so there are no validation sets; set "
-            "data.sources.*.valid_fraction (launch.evaluate: --source=NAME:PATH adds a set)"
+            "data.sources.*.valid_fraction (espalier evaluate: --source=NAME:PATH adds a set)"
         )
     about: dict[str, Any] = {"sets": {}, "documents": [], "num_bytes": []}
     rows: list[Row] = []

@@ -1,8 +1,8 @@
 """Tables of trainings: a file of JSON lines, CSV or Parquet -> columns, checked.
 
-A row is a training at the end of a decay; the columns are those of `launch.sweep`. What a law needs
-that follows from others is added: `compute` = 6 body_parameters tokens, `tokens_per_parameter` =
-tokens / body_parameters.
+A row is a training at the end of a decay; the columns are those of `espalier sweep`. What a law
+needs that follows from others is added: `compute` = 6 body_parameters tokens,
+`tokens_per_parameter` = tokens / body_parameters.
 """
 
 from __future__ import annotations

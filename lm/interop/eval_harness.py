@@ -11,12 +11,12 @@
         model=EspalierLM(lm.load("runs/quickstart")), tasks=["my_task"], task_manager=manager
     )
 
-or python -m launch.eval_harness --checkpoint=runs/quickstart --tasks_dir=my_tasks --tasks=my_task.
+or espalier eval_harness --checkpoint=runs/quickstart --tasks_dir=my_tasks --tasks=my_task.
 A task of my_tasks/my_task.yaml is local if it says `dataset_path: json` and `dataset_kwargs:
 {data_files: {test: FILE.jsonl}}`; the harness's own tasks load data from the Hugging Face hub.
 
 Tasks of others are checked by lm/interop/harness_tasks.py before they are read, and `confine`d, as
-launch.eval_harness does: a `!function` and an unconfined template run code of whoever wrote them.
+espalier eval_harness does: a `!function` and an unconfined template run code of whoever wrote them.
 
 Set DISABLE_MULTIPROC=1, or its bootstrap forks a process in which JAX runs.
 

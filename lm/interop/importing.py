@@ -52,7 +52,7 @@ TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
 EXPERIMENT = '''"""Goes on training the weights beside this file, in a new folder:
 
-    python -m launch.train --config={path} --workdir=NEW --config.run.length="1e6 tokens"
+    espalier train --config={path} --workdir=NEW --config.run.length="1e6 tokens"
 
 Set the data, the schedule and the batch; the model is that of config.json here.
 """

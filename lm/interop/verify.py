@@ -92,7 +92,7 @@ def check(folder: Path, vocab_size: int, prompts: Sequence[str]) -> None:
     if exporting.KEY in hf:
         raise UserError(
             f"{folder} holds {exporting.ARCHITECTURE}, which transformers has not; "
-            "launch.import_hf reads it"
+            "espalier import_hf reads it"
         )
     size = hf_config.number(hf, "vocab_size", where, int)
     if size != vocab_size:

@@ -276,10 +276,10 @@ def launch_line(target: Target, launch: Launch, remedy: Values) -> str:
         line = f"launch/tpu_pod.sh --name=POD --zone=ZONE --restart -- {flags}"
         return line.replace("POD", target.name.replace("-", ""), 1)
     if target.chip.platform == "cpu":
-        return f"JAX_NUM_CPU_DEVICES={target.devices} python -m launch.train {flags}"
+        return f"JAX_NUM_CPU_DEVICES={target.devices} espalier train {flags}"
     fraction = f"XLA_PYTHON_CLIENT_MEM_FRACTION={targets.MEM_FRACTION}"
     if target.hosts == 1:
-        return f"{fraction} python -m launch.train {flags}"
+        return f"{fraction} espalier train {flags}"
     tasks = f"--nodes={target.hosts} --ntasks-per-node={target.devices_per_host}"
     gpus = f"--gpus-per-node={target.devices_per_host} --time=24:00:00"
     return f"{fraction} sbatch {tasks} {gpus} launch/slurm.sh {flags}"

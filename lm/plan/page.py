@@ -34,9 +34,9 @@ def _read(path: Path) -> Written:
         if not isinstance(plan, dict) or "target" not in plan or "memory" not in plan:
             raise ValueError
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name files that launch.plan wrote") from None
+        raise UserError(f"{path}: {error.strerror}; name files that espalier plan wrote") from None
     except ValueError:
-        raise UserError(f"{path} is not a plan; name files that launch.plan wrote") from None
+        raise UserError(f"{path} is not a plan; name files that espalier plan wrote") from None
     return plan
 
 

@@ -1,6 +1,6 @@
 """docs/laws.md: every law with its published constants, from the laws themselves.
 
-`python -m launch.numbers` writes it anew.
+`espalier numbers` writes it anew.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _INTRODUCTION = """# Published laws
 
 What the field has written down about learning rates, batches and losses, as `lm/laws` holds it. One
 file is one law. Its fields are its constants, and their defaults are the published values:
-`Power()` is the published law, and `Power(a=0.6, b=-0.35, c=0.4)` one that was fitted. `launch.fit`
-fits those that have an equation to a table of trainings:
+`Power()` is the published law, and `Power(a=0.6, b=-0.35, c=0.4)` one that was fitted. `espalier
+fit` fits those that have an equation to a table of trainings:
 
-    python -m launch.fit power runs/sweep/sweep.jsonl --out=fit.html
+    espalier fit power runs/sweep/sweep.jsonl --out=fit.html
 
 Evidence: **P** the paper's own text was read, **C** official code was read, **S** a reading note
 that quotes the paper was read, **R** recomputed from public data; **UNCONFIRMED** is to be checked
 before it is used. What was fitted over some sizes, tokens and batches says nothing outside them.
 
-This page is written by `python -m launch.numbers`.
+This page is written by `espalier numbers`.
 """
 
 
@@ -66,7 +66,7 @@ def _section(name: str, law: type[Law]) -> str:
     parts = [f"## {name}\n\n{document}\n"]
     if law.equations:
         told = [f"`{e.target}` from {_named(e.reads)}" for e in law.equations]
-        parts.append(f"`launch.fit {name}` fits {', and '.join(told)}.\n")
+        parts.append(f"`espalier fit {name}` fits {', and '.join(told)}.\n")
     origin = lambda constant: (constant.source, domain(constant))
     for (source, over), constants in itertools.groupby(law.published, origin):
         parts.append(f"{source}{f' ({over})' if over else ''}:\n")

@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """A result of launch.predict_loss as Markdown: the schedules from the lowest loss up."""
+    """A result of espalier predict_loss as Markdown: the schedules from the lowest loss up."""
     law = found["law"]
     names = ("L0", "A", "alpha", "C")
     constants = ", ".join(f"{name} = {law[name]:.4g}" for name in names)

@@ -80,7 +80,7 @@ def locked(workdir: Path) -> Iterator[None]:
         return
     is_new = not workdir.exists()
     try:
-        files.claim(workdir, "launch.train")
+        files.claim(workdir, "train")
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
         told = f"--workdir={workdir}: {error.strerror}; {files.advice(error)}"

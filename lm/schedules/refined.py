@@ -6,7 +6,7 @@ arXiv 2310.07831).
 Constant norms give a linear decay, norms that are large at first give a warmup. `profile` is the
 rate over the peak at equally spaced points of a run, the first at its start, the last at its end,
 and linear in between. The configuration holds it, so that a run depends on no other; `python -m
-launch.schedules --refine=RUN` makes one of the log of a run, by `refine`. optax has none.
+espalier schedules --refine=RUN` makes one of the log of a run, by `refine`. optax has none.
 
 The norms are smoothed by a running median over `window` of the run (0.1, UNCONFIRMED width; that it
 is a median with reflected ends is [C]) and clipped from below at a quantile; those that are not

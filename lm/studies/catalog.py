@@ -1,7 +1,7 @@
 """What there is: ops, their forms and where each is preferred, the mixers that call them, states,
 and what has been shown of each form on which device.
 
-Proofs are files of results/proofs, one a device, written by the contract suite:
+Proofs are files of kernels/proofs, one a device, written by the contract suite:
 `pytest tests/kernels --proof=FILE`.
 """
 
@@ -111,7 +111,7 @@ def mixers(base: Mapping[str, Any]) -> list[MixerRow]:
 
 
 def read_proofs(folder: Path) -> list[dict[str, Any]]:
-    """The files of results/proofs.
+    """The files of kernels/proofs.
 
     Raises:
       UserError: a damaged file.

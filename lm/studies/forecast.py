@@ -210,9 +210,9 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is not a forecast, or was changed after it was written.
     """
-    values = files.read_json(path, "name the file that launch.forecast wrote")
+    values = files.read_json(path, "name the file that espalier forecast wrote")
     if not {"forecast", "date", "score", "sha256"} <= values.keys():
-        raise UserError(f"{path} is not a forecast; name the file that launch.forecast wrote")
+        raise UserError(f"{path} is not a forecast; name the file that espalier forecast wrote")
     if values["sha256"] != _sealed(values):
         raise UserError(f"{path} was changed after it was written; restore it")
     return values
@@ -268,12 +268,12 @@ def _sealed(values: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _own_advice() -> Iterator[None]:
-    """A fit's remedies are flags of launch.fit."""
+    """A fit's remedies are flags of espalier fit."""
     try:
         yield
     except UserError as error:
         what = str(error).partition("; ")[0]
-        raise UserError(f"{what}; see what launch.fit says of this table") from None
+        raise UserError(f"{what}; see what espalier fit says of this table") from None
 
 
 def _at_most(table: Table, compute: float) -> Table:

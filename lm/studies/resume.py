@@ -33,7 +33,7 @@ from lm.run.items import Meta
 
 LATE = 0.1  # seconds after a phase in which a kill may fall, too
 WAIT_SECONDS = 120.0  # for processes that are left to find out that another is gone
-PATIENCE = 10  # seconds, as the flag of launch.train
+PATIENCE = 10  # seconds, as the flag of espalier train
 WITHIN_A_RUN = ("preparation", "training", "evaluation", "save")
 
 
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """How a run is launched: flags of launch.train, a folder of its own, so many processes."""
+    """How a run is launched: flags of espalier train, a folder of its own, so many processes."""
 
     args: Sequence[str]
     folder: Path
@@ -73,7 +73,7 @@ class Trained(NamedTuple):
 def verify(
     train_args: Sequence[str], folder: Path, *, kills: int, seed: int, processes: int = 1
 ) -> Comparison:
-    """Runs A and B below `folder` with `python -m launch.train *train_args` and compares them.
+    """Runs A and B below `folder` with `espalier train *train_args` and compares them.
 
     Raises:
       UserError: a launch fails by itself, or there is nothing to kill.

@@ -230,7 +230,7 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split("/")[0] for line in done.stderr.splitlines()] == ["ops"] * 4
     assert "stickbreaking over jax.nn" in done.stdout
     found = json.loads(out.read_text())
-    assert found["command"].startswith("python -m launch.bench --cases=ops --pairs=3")
+    assert found["command"].startswith("espalier bench --cases=ops --pairs=3")
     assert set(found["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     assert isinstance(found["dirty"], bool)
     for key in ("commit", "date", "device", "cpu"):

@@ -67,7 +67,7 @@ def test_too_few_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_picture_is_that_of_the_committed_numbers() -> None:
     for path, svg in tables.pictures(numbers.ROOT).items():
-        assert (numbers.ROOT / path).read_text() == svg, "run python -m launch.numbers"
+        assert (numbers.ROOT / path).read_text() == svg, "run espalier numbers"
 
 
 def test_the_table_holds_every_row() -> None:

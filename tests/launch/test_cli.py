@@ -54,6 +54,9 @@ COMMANDS = [
     ([CONFIG, WORKDIR, "--profile_steps=few"], "--profile_steps=few is not an integer"),
     ([CONFIG, WORKDIR, "--flagfile=absent"], "absent"),
     ([WORKDIR, "--config=experiments/bas.py"], "did you mean experiments/base.py?"),
+    ([WORKDIR, "--config=bas"], "no such preset, and no such file; did you mean 'base'?"),
+    ([WORKDIR, "--config=zzz"], "no such file; known: annealing, autolrs, base, compare"),
+    ([WORKDIR, "--config=base:x"], "experiments/base.py takes no argument: drop ':x'"),
     ([WORKDIR, "--config=absent/x.py"], "no such file; the current directory is"),
     ([WORKDIR, "--config=experiments"], "no such file"),
     ([WORKDIR, "--config="], "no such file"),
@@ -269,7 +272,7 @@ def test_help(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["absent"], "error: absent: no such run folder\n"),
-        ([], "error: which runs? name their folders: python -m launch.report WORKDIR...\n"),
+        ([], "error: which runs? name their folders: espalier report WORKDIR...\n"),
     ],
 )
 def test_report_without_a_run(tmp_path: Path, arguments: list[str], message: str) -> None:

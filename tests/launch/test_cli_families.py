@@ -23,7 +23,7 @@ def test_a_family_takes_its_own_options_whatever_the_order(
     monkeypatch.chdir(ROOT)
     flags = ["--config.schedule.decay=10 percent", "--config.schedule.peak_learning_rate=0.01"]
     flags = [FAMILY, *flags] if is_first else [*flags, FAMILY]
-    config = load(["--config=experiments/quickstart.py", WORKDIR, *flags])
+    config = load(["--config=quickstart", WORKDIR, *flags])
     wsd = SCHEDULES.create("wsd", "schedule")
     asked = {"decay": Duration(10, "percent"), "peak_learning_rate": 0.01}
     assert config.schedule == dataclasses.replace(wsd, **asked)

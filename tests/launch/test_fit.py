@@ -42,7 +42,7 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
     assert "c = 1 is rejected" in done.stdout
     assert "power fitted to table.jsonl" in out.read_text()
     values = json.loads(summary.read_text())
-    assert values["command"].startswith("python -m launch.fit power ")
+    assert values["command"].startswith("espalier fit power ")
     assert len(values["commit"]) >= 40
     assert values["equations"][0]["bootstraps"] == 100
     told = tables.render(values)
@@ -74,8 +74,9 @@ def test_mistakes_are_one_line(sweep: Path, arguments: list[str], told: str) -> 
 
 def test_the_page_of_laws_is_that_of_the_laws() -> None:
     written = (ROOT / numbers.LAWS).read_text(encoding="utf-8")
-    assert written == laws.markdown(), "run python -m launch.numbers"
+    assert written == laws.markdown(), "run espalier numbers"
     assert "| b | -0.51 | -0.53 to -0.49 | 1 | P |" in written
     assert (
-        "`launch.fit step_law` fits `learning_rate` from `body_parameters` and `tokens`" in written
+        "`espalier fit step_law` fits `learning_rate` from `body_parameters` and `tokens`"
+        in written
     )

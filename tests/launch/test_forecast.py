@@ -60,7 +60,7 @@ def test_a_forecast_with_the_flags_as_they_are(table: Path, tmp_path: Path) -> N
         (["--bootstraps=1"], "flag --bootstraps=1"),
         (["--factor=-1"], "flag --factor=-1"),
         (["--most_compute=1"], "--most_compute=1 leaves no row of"),
-        (["--most_compute=6e4"], "see what launch.fit says of this table"),
+        (["--most_compute=6e4"], "see what espalier fit says of this table"),
     ],
 )
 def test_mistakes(flags: list[str], told: str, table: Path, tmp_path: Path) -> None:

@@ -27,4 +27,4 @@ from launch.benchmarks import machine
 )
 def test_commands(given: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", *given])
-    assert machine.describe("launch.x")["command"] == f"python -m launch.x {told}"
+    assert machine.describe("x")["command"] == f"espalier x {told}"

@@ -12,6 +12,9 @@ from launch.benchmarks import tables
 from lm.config import UserError
 from tests.lm import test_report
 
+# "python -m launch.": as earlier versions wrote it.
+KINDS = ("espalier ", "python -m launch.", "python -m pytest")
+
 
 @pytest.mark.parametrize("page", numbers.PAGES)
 def test_a_page_holds_the_committed_numbers(page: str) -> None:
@@ -25,7 +28,7 @@ def test_every_result_file_says_where_it_comes_from() -> None:
     files += Path(numbers.ROOT, "experiments").rglob("*.json")
     for path in files:
         values = json.loads(path.read_text())
-        assert values["command"].startswith(("python -m launch.", "python -m pytest")), path
+        assert values["command"].startswith(KINDS), path
         assert len(values["commit"]) >= 40, path
         assert values["cpu"], path
 
@@ -43,7 +46,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     facts = json.loads((workdir / "run.json").read_text()) | {"cpu": "A processor", "cores": 2}
     (workdir / "run.json").write_text(json.dumps(facts))
     values = numbers.summary(workdir)
-    assert values["command"] == "python -m launch.train --config=x.py --config.model.width=128 " + (
+    assert values["command"] == "espalier train --config=x.py --config.model.width=128 " + (
         "--workdir=a"
     )
     assert values["numbers"]["tokens per second, median"] == "8,192"

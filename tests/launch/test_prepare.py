@@ -24,7 +24,7 @@ def corpus(tmp_path: Path) -> Path:
 def run(corpus: Path, tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     data = "--config.data"
     command = [
-        *(sys.executable, "-W", "error", "-m", "launch.prepare", "--config=experiments/base.py"),
+        *(sys.executable, "-W", "error", "-m", "launch.prepare", "--config=base"),
         f"{data}.sources.stdlib.path={corpus}/*.txt",
         f"{data}.sources.stdlib.valid_fraction=0.3",
         f"{data}.tokenizer.kind=bytes",

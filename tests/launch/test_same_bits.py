@@ -1,5 +1,5 @@
 """Two checkouts are compared bit for bit: what differs is found and named. Stand-in checkouts write
-what launch.train would; a slow test takes two real ones.
+what espalier train would; a slow test takes two real ones.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def test_cases_of_every_group() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "name one other checkout: python -m launch.same_bits OTHER_CHECKOUT"),
+        ([], "name one other checkout: espalier same_bits OTHER_CHECKOUT"),
         (["{tmp}"], "{tmp} is not a checkout: it has no launch/train.py; name another folder"),
         (["{tmp}/old"], "{tmp}/old has no mixer that is here too; name another checkout"),
         (["{tmp}/some", "--mixers=b"], "--mixers=b: not in both checkouts; known: gla, softmax"),

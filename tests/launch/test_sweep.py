@@ -44,7 +44,7 @@ def told(module: str, *flags: str) -> tuple[int, str]:
     [
         ("sweep", ["--draw_only"], "--draw_only needs --table; name the table to draw"),
         ("sweep", ["--grid=seed=1"], "--config is missing; name the file of a run or of a sweep"),
-        ("regret", [], "which table? name one: python -m launch.regret SWEEP.jsonl"),
+        ("regret", [], "which table? name one: espalier regret SWEEP.jsonl"),
         ("regret", ["none.jsonl"], "none.jsonl: No such file or directory; name the .jsonl table"),
         ("regret", ["x", "--tuned_on=a"], "--tuned_on=a is not a list of seeds, as 0,1"),
         ("regret", ["x", "--tuned_on=²"], "--tuned_on=² is not a list of seeds, as 0,1"),
@@ -55,12 +55,12 @@ def told(module: str, *flags: str) -> tuple[int, str]:
         ("sweep", ["--draw_only", "--table=TEXT"], "TEXT:1 is not a row of a sweep"),
         (
             "autolrs",
-            ["--config=experiments/quickstart.py", "--lowest=1", "--highest=0.5"],
+            ["--config=quickstart", "--lowest=1", "--highest=0.5"],
             "lowest=1 and highest=0.5 are not an interval of learning rates",
         ),
         (
             "lr_transfer",
-            ["--config=experiments/lr_transfer/config.py:none"],
+            ["--config=lr_transfer:none"],
             "ValueError: preset 'none' is not cpu, gpu or smoke",
         ),
     ],

@@ -14,7 +14,7 @@ from lm.mapping import UNFINISHED
 from lm.run import checkpoint, record
 from tests.lm import launched
 from tests.lm.lab import assert_equal_runs
-from tests.lm.launched import STEPS
+from tests.lm.launched import ROOT, STEPS
 
 
 def stop_twice(workdir: Path) -> list[str]:
@@ -32,8 +32,9 @@ def stop_twice(workdir: Path) -> list[str]:
         assert step <= int(found[1]) < STEPS
         assert checkpoint.steps(workdir)[-1] == int(found[1])
         command = shlex.split(found[2])
-        assert command == ["python", *launched.command(workdir)[1:]]
-        command[0] = sys.executable
+        arguments = launched.command(workdir)[3:]
+        assert command[-len(arguments) - 1 :] == ["train", *arguments]
+        command = [sys.executable, str(ROOT / "espalier.py"), "train", *arguments]
     return command
 
 

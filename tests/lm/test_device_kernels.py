@@ -1,5 +1,5 @@
 """On a GPU or TPU: a model trained by the kernels of the device is the model that the chunked forms
-train, in bfloat16 and with packed rows; and launch.tune measures.
+train, in bfloat16 and with packed rows; and espalier tune measures.
 """
 
 from __future__ import annotations

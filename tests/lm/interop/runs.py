@@ -39,7 +39,7 @@ def create(path: Path, changes: dict[str, Any]) -> Build:
 
 
 def exported(workdir: Path, out: Path, **options: Any) -> Exported:
-    """As launch.export_hf."""
+    """As espalier export_hf."""
     found = checkpoint.locate(workdir)
     built = build_lib.local(checkpoint.read_config(found))
     options = {"dtype": "float32", "max_shard_size": "4GB"} | options
@@ -48,7 +48,7 @@ def exported(workdir: Path, out: Path, **options: Any) -> Exported:
 
 
 def imported(source: Path, workdir: Path) -> Imported:
-    """As launch.import_hf."""
+    """As espalier import_hf."""
     with folder.created(workdir) as partial:
         base = get_config().to_dict()
         found = importing.run(source, base, workdir=workdir, partial=partial)

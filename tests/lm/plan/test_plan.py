@@ -98,15 +98,14 @@ def test_a_plan_is_told_and_written() -> None:
     assert found.fits is None
     assert found.times is None
     text = table.text(found)
-    for part in ("cpu-4: 4 chips", "all-reduce over data", "after warm-up", "launch.train"):
+    for part in ("cpu-4: 4 chips", "all-reduce over data", "after warm-up", "espalier train"):
         assert part in text
     assert "not modelled" in text
 
 
 LINES = {
-    "cpu-4": "JAX_NUM_CPU_DEVICES=4 python -m launch.train --config=x.py --workdir=run",
-    "h100-8": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m launch.train --config=x.py "
-    "--workdir=run",
+    "cpu-4": "JAX_NUM_CPU_DEVICES=4 espalier train --config=x.py --workdir=run",
+    "h100-8": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 espalier train --config=x.py --workdir=run",
     "h100-64": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 sbatch --nodes=8 --ntasks-per-node=8 "
     "--gpus-per-node=8 --time=24:00:00 launch/slurm.sh --config=x.py --workdir=run",
     "v5p-256": "launch/tpu_pod.sh --name=v5p256 --zone=ZONE --restart -- --config=x.py "
@@ -119,12 +118,12 @@ CODE += "print(plan._config_flags(sys.argv[1:]))"
 
 
 def test_flags_of_the_configuration_are_kept_however_they_are_written() -> None:
-    words = "--target v5e-16 --config experiments/base.py --config.mesh.data 2 -config.seed=-3 "
+    words = "--target v5e-16 --config base --config.mesh.data 2 -config.seed=-3 "
     words += "--search --config.mesh.zero1 --workdir runs/x --noconfig.model.unroll "
     command = [sys.executable, "-c", CODE, *words.split(), "--config.init_from=a b"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert shlex.split(done.stdout) == [
-        "--config=experiments/base.py",
+        "--config=base",
         "--config.mesh.data=2",
         "--config.seed=-3",
         "--config.mesh.zero1",
@@ -263,7 +262,7 @@ def test_sizes_that_do_not_fit_are_told_with_both_values(changes: Any, told: str
 
 
 def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launch.plan", "--config=experiments/base.py", *arguments]
+    command = [sys.executable, "-m", "launch.plan", "--config=base", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -275,7 +274,7 @@ def test_the_launcher_writes_a_plan(tmp_path: Path) -> None:
     assert "cpu-8: 8 chips" in done.stdout
     written = json.loads(output.read_text())
     assert written["launch"].endswith(
-        "launch.train --config=experiments/base.py --config.seed=3 --workdir=runs/planned"
+        "espalier train --config=base --config.seed=3 --workdir=runs/planned"
     )
 
 
@@ -315,7 +314,9 @@ def test_what_is_no_plan_is_told(tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     for content in ("{", "[]", "{}"):
         wrong.write_text(content)
-        with pytest.raises(UserError, match=r"x\.json is not a plan; name files that launch.plan"):
+        with pytest.raises(
+            UserError, match=r"x\.json is not a plan; name files that espalier plan"
+        ):
             page.page([wrong])
     with pytest.raises(UserError, match="No such file"):
         page.page([tmp_path / "absent.json"])

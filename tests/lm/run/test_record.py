@@ -64,7 +64,7 @@ def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
         pass
 
 
-COMMANDS = ("launch.train", "launch.recall", "launch.compare")
+COMMANDS = ("train", "recall", "compare")
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(COMMANDS, 2)))
@@ -73,7 +73,7 @@ def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) ->
     workdir = tmp_path / "run"
 
     def enter(command: str) -> None:
-        if command == "launch.train":
+        if command == "train":
             with record.locked(workdir):
                 (workdir / "result").touch()
         else:
@@ -82,7 +82,7 @@ def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) ->
 
     enter(first)
     before = {path.name: path.read_bytes() for path in workdir.iterdir()}
-    told = f"--workdir={workdir} was made by {first}, not by {second} .*; choose another"
+    told = f"{workdir} was made by espalier {first}, not by espalier {second} .*; choose another"
     with pytest.raises(UserError, match=told):
         enter(second)
     assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before

@@ -278,7 +278,7 @@ def test_settings_and_heads_that_do_not_fit() -> None:
 @pytest.mark.slow
 def test_the_command_resumes_and_says_where_it_ran(tmp_path: Path) -> None:
     workdir = tmp_path / "study"
-    config = "--config=experiments/recall/config.py:smoke"
+    config = "--config=recall:smoke"
     command = [sys.executable, "-m", "launch.recall", config, f"--workdir={workdir}"]
 
     def launch(*more: str) -> tuple[int, str, str]:
@@ -289,7 +289,7 @@ def test_the_command_resumes_and_says_where_it_ran(tmp_path: Path) -> None:
     status, out, err = launch()
     assert status == 0, err
     kept = json.loads((workdir / "recall.json").read_text())
-    assert kept["command"] == f"python -m launch.recall {config} --workdir=DIR"
+    assert kept["command"] == f"espalier recall {config} --workdir=DIR"
     assert [row["steps"] for row in kept["recall"]] == [[4], [4]]
     assert recall_page.table(recall_page.rows_of(kept["recall"])) in out
     assert len([line for line in err.splitlines() if line.startswith("[")]) == 4, "one a training"

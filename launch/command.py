@@ -1,0 +1,72 @@
+"""What `espalier` does with its first word: it starts a file of this folder, as `python -m` does.
+
+A command is a file that ends in `cli.run(main)`; the first sentence of its docstring says what it
+does. Nothing lists commands, and nothing here imports one that was not asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import sys
+import textwrap
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from launch import cli, ends, presets
+from lm.mapping import UserError
+
+HERE = Path(__file__).parent
+HELP = ("-h", "--help", "-help", "help")
+
+
+def names() -> list[str]:
+    """The commands, in alphabetical order."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in HERE.glob("*.py")}
+    return sorted(name for name, text in texts.items() if "\n    cli.run(main" in text)
+
+
+def summary(name: str) -> str:
+    """The first sentence of a command's docstring, without its full stop."""
+    tree = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
+    text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+    return re.split(r": `|\.\s|\.$", text)[0]
+
+
+def listing() -> str:
+    """What bare `espalier` prints."""
+    known = names()
+    width = max(map(len, known))
+    lines = [f"  {name:{width}}  {summary(name)}" for name in known]
+    return "\n".join(
+        [
+            "espalier COMMAND [--flag=value ...]; espalier COMMAND --help lists its flags",
+            "",
+            *lines,
+            "",
+            *textwrap.wrap(f"--config takes a file or a name: {', '.join(presets.names())}", 80),
+        ]
+    )
+
+
+def run(words: list[str]) -> NoReturn:
+    """Starts the command that the first word names, with the other words as its command line.
+
+    Raises:
+      SystemExit: always; its status is that of the command, 2 where there is no such command.
+    """
+    name, *flags = words or ["help"]
+    if name in HELP:
+        print(listing())
+        raise SystemExit(0)
+    with cli.mistakes_in_one_line():
+        if name not in (known := names()):
+            close = get_close_matches(name.replace("-", "_"), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "espalier alone lists them"
+            raise UserError(f"{name!r} is not a command of espalier; {hint}")
+    ends.at_once()  # until the command has been imported
+    sys.argv[:] = [str(HERE / f"{name}.py"), *flags]
+    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+    raise AssertionError("a command ends by SystemExit")

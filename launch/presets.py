@@ -1,0 +1,147 @@
+"""What --config names: a file of get_config, or a preset, an experiment that comes with Espalier.
+
+    --config=quickstart:softmax      experiments/quickstart.py with the argument "softmax"
+    --config=compare:smoke           experiments/compare/config.py
+    --config=mine.py:argument        a file: its name ends in .py
+
+A preset imports other experiments as `experiments.NAME`. While it is executed, that name means the
+folder it comes from, whatever folder of the user's has the name too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lm.mapping import UserError
+
+PACKAGE = "experiments"
+FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
+STUDY = "config.py"  # the file of an experiment that is a folder
+BASE = "base"  # the preset that states every key
+
+# What a mistake in a config file raises when it is executed.
+CONFIG_FILE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def names() -> list[str]:
+    """The presets, in alphabetical order."""
+    studies = (path.parent for path in FOLDER.glob(f"*/{STUDY}"))
+    return sorted(path.stem for path in (*FOLDER.glob("*.py"), *studies))
+
+
+def find(name: str) -> Path:
+    """The file of a preset; whatever cannot be the name of one is a path.
+
+    Raises:
+      UserError: it could be a name, and there is no such preset.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        return Path(name)
+    if name in (known := names()):
+        single = FOLDER / f"{name}.py"
+        return single if single.is_file() else FOLDER / name / STUDY
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    raise UserError(f"--config={name}: no such preset, and no such file; {hint}")
+
+
+def read(argument: str) -> tuple[Path, Any]:
+    """The file that "NAME" or "NAME:arg" names, and what its get_config gives.
+
+    Raises:
+      UserError: there is no such file, or a mistake in it.
+    """
+    name, _, arg = argument.partition(":")
+    path = find(name)
+    with _importable(path):
+        return path, _get_config(path, arg)
+
+
+@contextlib.contextmanager
+def _importable(path: Path) -> Iterator[None]:
+    """Around the execution of an experiment's file: what `experiments` means in it."""
+    if FOLDER not in path.resolve().parents or _imported_from() == FOLDER:
+        yield
+        return
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_within(name)}
+    module = ModuleType(PACKAGE)
+    module.__path__ = [str(FOLDER)]
+    sys.modules[PACKAGE] = module
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if _is_within(name)]:
+            del sys.modules[name]
+        sys.modules.update(others)
+
+
+def _imported_from() -> Path | None:
+    """Where Python looks first for `experiments`; None where it finds nothing."""
+    spec = importlib.util.find_spec(PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]).resolve() if places else None
+
+
+def _is_within(name: str) -> bool:
+    return name == PACKAGE or name.startswith(f"{PACKAGE}.")
+
+
+def _get_config(path: Path, arg: str) -> Any:
+    try:
+        module = _execute(path)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"{path} defines no get_config(); write one that returns a ConfigDict")
+        if not arg:
+            return module.get_config()
+        try:
+            inspect.signature(module.get_config).bind(arg)
+        except TypeError:
+            raise UserError(f"{path} takes no argument: drop {f':{arg}'!r}") from None
+        return module.get_config(arg)
+    except CONFIG_FILE_ERRORS as error:
+        raise UserError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+
+
+def _execute(path: Path) -> ModuleType:
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        close = get_close_matches(str(path), siblings, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the current directory is {Path.cwd()}"
+        raise UserError(f"--config={path}: no such file; {hint}")
+    spec = importlib.util.spec_from_file_location("espalier_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """ "file:line" of the deepest line of the config file in the traceback."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    return f"{path}:{lines[-1]}" if lines else str(path)

@@ -1,0 +1,80 @@
+"""Lines that a user can type as they are printed: the command of this environment, how the
+environment is entered, and what can be done with a run.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# How each shell reads a file of commands, and the file of a virtual environment for it.
+_ENTER = {"fish": ("source", "activate.fish"), "csh": ("source", "activate.csh")}
+_ENTER["tcsh"] = _ENTER["csh"]
+
+
+def line(name: str, words: Sequence[str] = ()) -> str:
+    """A command line of espalier that works in the current folder, whether or not the environment
+    is entered.
+    """
+    found = _script()
+    if _is_entered(found):
+        start = ["espalier"]
+    elif found.is_file():
+        start = [_short(found)]
+    else:  # a checkout that is not installed
+        start = [sys.executable, _short(Path(__file__).parent.parent / "espalier.py")]
+    return shlex.join([*start, name, *words])
+
+
+def enter() -> str | None:
+    """The line that enters this environment in the user's shell; None where it is entered, or
+    there is nothing to enter.
+    """
+    shell = Path(os.environ.get("SHELL", "")).name
+    word, file = _ENTER.get(shell, (".", "activate"))
+    path = _script().parent / file
+    if _is_entered(_script()) or not path.is_file():
+        return None
+    return shlex.join([word, _short(path)])
+
+
+def next_lines(workdir: Path) -> str:
+    """What can be done with a finished run: lines for a shell, each with what it does."""
+    run = _short(workdir)
+    lines = [(text, "enter the environment, once a shell") for text in [enter()] if text]
+    lines += [
+        ("espalier", "every command, and the presets that --config takes"),
+        (shlex.join(["espalier", "evaluate", f"--checkpoint={run}"]), "bits per byte"),
+        (
+            shlex.join(["espalier", "generate", f"--checkpoint={run}", "--prompt=def main("]),
+            "what it writes",
+        ),
+        (
+            "espalier train --config=quickstart:softmax "
+            + shlex.quote(f"--workdir={_short(workdir.parent / 'other')}"),
+            "another mixer",
+        ),
+    ]
+    width = max(len(text) for text, _ in lines)
+    return "\n".join(["next:", *(f"  {text:{width}}  # {what}" for text, what in lines)])
+
+
+def _script() -> Path:
+    """Where an installation puts the console command."""
+    return Path(sys.executable).parent / "espalier"
+
+
+def _is_entered(script: Path) -> bool:
+    """Whether `espalier` alone would start the command of this environment."""
+    found = shutil.which("espalier")
+    return found is not None and script.is_file() and os.path.samefile(found, script)
+
+
+def _short(path: Path) -> str:
+    """A path without the current folder, where it lies there."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,135 @@
+"""The console command `espalier`: what it lists, what it starts, from any folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import command, presets, shell
+
+ROOT = Path(__file__).resolve().parents[2]
+SHADOW = "raise ImportError('not this one')\n"
+
+
+def call(
+    folder: Path,
+    *words: str,
+    program: tuple[str, ...] = (str(ROOT / "espalier.py"),),
+    path: str = "",
+) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    line = [sys.executable, *program, *words]
+    return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def shadowed(folder: Path, *names: str) -> Path:
+    """A folder of the user's, with packages of our names."""
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(SHADOW)
+    return folder
+
+
+def test_every_command_has_a_line_of_its_own() -> None:
+    names = command.names()
+    assert {"train", "evaluate", "compare", "report"} <= set(names)
+    assert not {"cli", "ends", "overrides", "presets", "command", "shell"} & set(names)
+    told = command.listing().splitlines()
+    for name in names:
+        (line,) = [line for line in told if line.split()[:1] == [name]]
+        assert len(line) <= 80, line
+        assert command.summary(name)[0].isupper()
+        assert "`" not in command.summary(name)
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("help",)])
+def test_alone_it_lists(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = call(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == command.listing() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("trian",), "'trian' is not a command of espalier; did you mean 'train'?"),
+        (("coord-check",), "did you mean 'coord_check'?"),
+        (("zzz",), "espalier alone lists them"),
+        (("cli",), "'cli' is not a command"),
+        (("train", "--config=quickstart"), "missing flag --workdir"),
+        (("train", "--config=quickstrat", "--workdir=x"), "did you mean 'quickstart'?"),
+    ],
+)
+def test_a_mistake_is_one_line(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = call(tmp_path, *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert told in done.stderr
+
+
+def test_a_command_has_the_flags_of_its_module(tmp_path: Path) -> None:
+    """And starts among folders of the user's that have the names of ours."""
+    folder = shadowed(tmp_path, "launch", "lm", "kernels", "experiments")
+    done = call(folder, "recipe", "--parameters=1e7", "--tokens=2e8", path=str(folder))
+    assert done.returncode == 0, done.stderr
+    again = call(ROOT, "--parameters=1e7", "--tokens=2e8", program=("-m", "launch.recipe"))
+    assert done.stdout == again.stdout
+
+
+@pytest.mark.parametrize("name", ["lm", "kernels"])
+def test_another_package_of_our_name_is_one_line(name: str, tmp_path: Path) -> None:
+    """For `python -m`, which looks in the current folder first."""
+    shadowed(tmp_path, name)
+    done = call(tmp_path, "--config=quickstart", program=("-m", "launch.train"), path=str(ROOT))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"error: `import {name}` finds {tmp_path}/{name}, not Espalier's {ROOT}/{name}" in (
+        done.stderr
+    )
+
+
+def test_presets_are_files_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the user has a package `experiments`, which is left as it is."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("mine = True\n")
+    (tmp_path / "mine.py").write_text("import experiments\n\ndef get_config():\n    return {}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    import experiments as users
+
+    for name in ("quickstart:softmax", "compare:smoke", "hypergradient"):
+        path, values = presets.read(name)
+        assert path.is_relative_to(ROOT / "experiments")
+        assert values
+    assert sys.modules["experiments"] is users
+    assert presets.read(str(tmp_path / "mine.py"))[1] == {}
+
+
+def test_lines_work_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the environment is entered, where it is not, and where nothing is installed."""
+    scripts = tmp_path / "an environment" / "bin"
+    scripts.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    assert shell.line("train", ["--a=b c"]).endswith("/espalier.py train '--a=b c'")
+    assert shell.enter() is None
+
+    for name in ("espalier", "activate", "activate.fish", "activate.csh"):
+        (scripts / name).touch(mode=0o755)
+    assert shell.line("train", ["--a"]) == "'an environment/bin/espalier' train --a"
+    for user, told in (("bash", ". "), ("sh", ". "), ("fish", "source "), ("tcsh", "source ")):
+        monkeypatch.setenv("SHELL", f"/bin/{user}")
+        file = {"fish": "activate.fish", "tcsh": "activate.csh"}.get(user, "activate")
+        assert shell.enter() == f"{told}'an environment/bin/{file}'"
+    assert shell.next_lines(tmp_path / "runs" / "a").splitlines()[1].startswith("  source ")
+
+    monkeypatch.setenv("PATH", f"{scripts}:/usr/bin:/bin")
+    assert shell.line("train", ["--a"]) == "espalier train --a"
+    assert shell.enter() is None
+    told = shell.next_lines(tmp_path / "runs" / "a").splitlines()
+    assert told[1].split()[0] == "espalier"
+    assert "--checkpoint=runs/a " in told[2]
