@@ -5,7 +5,6 @@ Everything here is read from results of `espalier bench --cases=sequence`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from launch.benchmarks.markdown import missed
 from launch.benchmarks.markdown import table as markdown
-from lm.report.figures import INK, PALETTE, STYLE, element
+from lm.report.figures import INK, PALETTE, STYLE, element, svg
 
 type Results = Sequence[Mapping[str, Any]]
 
@@ -64,9 +63,7 @@ def figure(results: Results) -> str:
         sent, held = drawn.subplots(1, 2)
         _draw_sent(sent, results)
         _draw_held(held, results)
-        buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), "Sequence parallelism: bytes sent and memory held")
+        return element(svg(drawn), "Sequence parallelism: bytes sent and memory held")
 
 
 def _draw_sent(axes: Axes, results: Results) -> None:

@@ -1,7 +1,8 @@
-"""report.html: one file, readable offline, about one run or several side by side.
+"""report.html: one file, readable offline, about one run or several side by side; and each of its
+figures as a file, report_figures/NAME.svg.
 
 Order of steps: read the run folders (folder.py), draw the curves (figures.py), lay out the page
-(page.py, style.py), replace the old page in one step.
+(page.py, style.py), replace the old page in one step, write the figures.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from lm import files
 from lm.config import UserError
-from lm.report import folder, page
+from lm.report import figures, folder, page
 
 
 def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | None = None) -> Path:
-    """Writes the report of the runs in `workdirs` to `out` and returns its absolute path.
+    """Writes the report of the runs in `workdirs` to `out`, its figures into a folder beside it,
+    and returns the absolute path of `out`.
 
     Args:
       defaults: a configuration (as lm.config.to_mapping gives it) to compare a single run with;
@@ -25,9 +27,12 @@ def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | Non
     Raises:
       UserError: a folder is missing, holds no run, or holds a damaged file.
     """
-    text = page.render(folder.load(workdirs), defaults)
+    runs = folder.load(workdirs)
+    pictures = figures.draw(runs)
+    text = page.render(runs, defaults, pictures)
     try:
         files.replace(out, text)
+        figures.save(out, {picture.name: picture.file for picture in pictures})
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another file") from None
     return out.resolve()

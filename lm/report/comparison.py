@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from lm.evaluation.scoring import Cost
-from lm.report import recall, verdicts
+from lm.report import legends, recall, verdicts
 from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import Html, amount, card, document, duration, section, table, text
@@ -136,9 +136,7 @@ def _draw(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(AXES[name])
-        handles, labels = axes.get_legend_handles_labels()
-        place = {"loc": "outside lower center", "ncols": 6 if is_wide else 3, "handlelength": 1.2}
-        axes.figure.legend(handles, labels, **place)
+        legends.below(finish.figure, legends.named(axes))
         return finish()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lm.config import convert
-from lm.report.figures import PALETTE, STYLE, element
+from lm.report import legends
+from lm.report.figures import PALETTE, STYLE, element, svg
 
 FLAT, POWER = 0.1, 0.3  # the guide's bound of a slope that passes; of one that shows power
 # By what the slopes are over: the parametrizations that have to be flat; one that has to fail.
@@ -183,8 +183,8 @@ def slopes_figure(curves: Sequence[Curve]) -> str:
         handles = {}
         for axes in grid.flat:
             handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        _legend(drawn, handles)
-        return element(_svg(drawn), "Slopes of activations")
+        legends.below(drawn, handles)
+        return element(svg(drawn), "Slopes of activations")
 
 
 def curves_figure(curves: Sequence[Curve]) -> str:
@@ -208,8 +208,8 @@ def curves_figure(curves: Sequence[Curve]) -> str:
                 axes.set_title(probe, fontsize=9)
                 axes.set_xlabel(own[0].over)
             axes_row[0].set_ylabel(f"{own[0].pattern}, {parametrization}\nmean |activation|")
-        _legend(drawn, handles)
-        return element(_svg(drawn), "Activations")
+        legends.below(drawn, handles)
+        return element(svg(drawn), "Activations")
 
 
 def _curves(axes: Axes, sizes: np.ndarray, logs: np.ndarray, colors: Any) -> dict[str, Any]:
@@ -228,27 +228,8 @@ def _curves(axes: Axes, sizes: np.ndarray, logs: np.ndarray, colors: Any) -> dic
 
 
 def _panels(down: int, across: int, **shared: Any) -> tuple[Figure, Any]:
-    drawn = Figure(figsize=(2.1 * across, 2.2 * down + 0.8), layout="constrained")
+    drawn = Figure(figsize=(2.1 * across, 2.2 * down + 0.4), layout="constrained")
     return drawn, drawn.subplots(down, across, squeeze=False, **shared)
-
-
-def _legend(drawn: Figure, handles: Mapping[str, Any]) -> None:
-    # About 13 letters an inch, and the line in front of a name takes seven.
-    columns = int(13 * drawn.get_figwidth() / (7 + max(map(len, handles))))
-    columns = min(len(handles), max(columns, 1))
-    drawn.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        handlelength=1.6,
-    )
-
-
-def _svg(drawn: Figure) -> str:
-    buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
 
 
 def _ink(found: Sequence[Verdict], i: int) -> dict[str, Any]:

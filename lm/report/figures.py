@@ -1,14 +1,18 @@
 """The curves of a report, as SVG that takes its colors from the page: light or dark.
 
-Training curves show each record faintly and a running mean over a fiftieth of the records. With
-several runs the color tells the run and dashes the curve; with one, the color tells the curve.
+Training curves show each record faintly and a running mean on top, over a fiftieth of the records;
+with several runs over a twenty-fifth, since lines that lie close are read only when they are
+smooth. With several runs the color tells the run and dashes the curve; with one, the color tells
+the curve. A bar at the upper edge spans the records of a curve that are not finite.
 """
 
 from __future__ import annotations
 
+import colorsys
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -24,15 +28,17 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from lm import files
 from lm.laws import critical_batch
 from lm.laws.critical_batch import THETA
+from lm.report import legends
 from lm.report.folder import Run
 
 # Colors that stand out on white and on black (after Okabe and Ito).
 PALETTE = ("#2f7ed8", "#e07b27", "#2a9d76", "#b05cc6", "#d1495b", "#8a8f98", "#b59b1d", "#3aa6c2")
 # Stand-ins that become style variables of the page.
 INK, GRID = "#010203", "#010204"
-MAX_POINTS = 1000
+MAX_POINTS = 1000  # of a curve; of several runs fewer each
 DASHES = ("-", "--", ":", "-.")
 # Figures whose axis starts at zero, with the format of its numbers.
 FROM_ZERO = {
@@ -62,16 +68,24 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 0,
     "ytick.color": INK,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
 }
 
 
 class Picture(NamedTuple):
-    """`svg` is an element to put into the page."""
+    """`svg` is an element to put into the page, `narrow` the same for a phone ("" where `svg` is
+    narrow enough). `file` is an element that needs no page: its legend names the runs.
+    """
 
     title: str
     note: str
     svg: str
-    is_wide: bool
+    narrow: str
+    file: str
+
+    @property
+    def name(self) -> str:
+        return self.title.lower().replace(" ", "_")
 
 
 class Curve(NamedTuple):
@@ -145,53 +159,93 @@ CURVES = (
 
 def draw(runs: Sequence[Run]) -> list[Picture]:
     """The figures for which there are data."""
-    return [
-        Picture(curve.title, curve.note, _draw(curve, runs), curve.is_wide)
-        for curve in CURVES
-        if any(curve.keys(run) for run in runs)
-    ]
+    return [_picture(curve, runs) for curve in CURVES if any(curve.keys(run) for run in runs)]
 
 
-def _draw(curve: Curve, runs: Sequence[Run]) -> str:
-    with canvas(curve.title, curve.is_wide) as (axes, finish):
+def colors(count: int) -> list[str]:
+    """A color for each of `count` runs; more than the palette holds differ by hue alone."""
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    found = (colorsys.hls_to_rgb(i / count, 0.45 + 0.1 * (i % 2), 0.65) for i in range(count))
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in rgb) for rgb in found]
+
+
+def save(page: Path, pictures: Mapping[str, str]) -> Path:
+    """Writes SVG elements by name as files, into a folder beside their page: "run.html" has
+    "run_figures". Returns the folder.
+    """
+    folder = page.with_name(f"{page.stem}_figures")
+    folder.mkdir(exist_ok=True)
+    for name, svg in pictures.items():
+        files.replace(folder / f"{name}.svg", standalone(svg))
+    return folder
+
+
+def _picture(curve: Curve, runs: Sequence[Run]) -> Picture:
+    drawn = _draw(curve, runs, is_wide=curve.is_wide)
+    narrow = _draw(curve, runs, is_wide=False) if curve.is_wide else ""
+    is_named = len(runs) == 1  # or the page names the runs once, above all figures
+    file = drawn if is_named else _draw(curve, runs, is_wide=curve.is_wide, names_runs=True)
+    note = curve.note
+    lines = [curve.series(run, key) for run in runs for key in curve.keys(run)]
+    if curve.title != "Gradient norm" and any(_gaps(x, y) for x, y in lines):
+        note += ("; " if note else "") + "bars at the upper edge: not finite"
+    return Picture(curve.title, note, drawn, narrow, file)
+
+
+def _draw(
+    curve: Curve, runs: Sequence[Run], *, is_wide: bool = False, names_runs: bool = False
+) -> str:
+    with canvas(curve.title, is_wide) as (axes, finish):
         labels = list(dict.fromkeys(label for run in runs for label in curve.keys(run).values()))
+        inks = colors(len(runs))
+        gaps: list[tuple[float, float, str]] = []
         for i, run in enumerate(runs):
             for key, label in curve.keys(run).items():
                 j = labels.index(label)
                 dashes = DASHES[j % len(DASHES)] if len(runs) > 1 else "-"
-                color = PALETTE[(i if len(runs) > 1 else j) % len(PALETTE)]
-                _line(
-                    axes,
-                    curve.series(run, key),
-                    curve.smooth,
-                    {"color": color, "linestyle": dashes},
-                )
+                color = inks[i] if len(runs) > 1 else PALETTE[j % len(PALETTE)]
+                series = curve.series(run, key)
+                ink = {"color": color, "linestyle": dashes}
+                _line(axes, series, curve.smooth, ink, len(runs))
+                gaps += [(*gap, color) for gap in _gaps(*series)]
             if curve.title == "Gradient norm":
-                _skipped(axes, run, PALETTE[i % len(PALETTE)] if len(runs) > 1 else PALETTE[4])
-        _axes(axes, curve)
-        if handles := _legend(curve, runs, labels):
-            axes.legend(handles=handles, loc="best", handlelength=1.6)
+                _skipped(axes, run, inks[i] if len(runs) > 1 else PALETTE[4])
+        _axes(axes, curve, max((run.last("tokens") or 0.0 for run in runs), default=0.0))
+        for first, last, color in gaps if curve.title != "Gradient norm" else ():
+            edge = axes.get_xaxis_transform()
+            axes.plot([first, last], [0.98] * 2, color=color, linewidth=4, transform=edge)
+        legends.below(finish.figure, _legend(runs, labels, names_runs))
         return finish()
 
 
+class Finish(NamedTuple):
+    """Called inside `canvas`, it gives the finished SVG element of its figure."""
+
+    figure: Figure
+    title: str
+
+    def __call__(self) -> str:
+        return element(svg(self.figure), self.title)
+
+
 @contextlib.contextmanager
-def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Callable[[], str]]]:
-    """Axes to draw on in the style of the report, and what gives the finished SVG element; to be
-    called inside.
-    """
+def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Finish]]:
+    """Axes to draw on in the style of the report, and what gives the finished SVG element."""
     style: Any = {**STYLE, "svg.hashsalt": title}
     with mpl.rc_context(style):
         figure = Figure(figsize=(9.6, 3.4) if is_wide else (4.7, 2.7), layout="constrained")
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)
+        yield axes, Finish(figure, title)
 
-        def finish() -> str:
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-            return element(buffer.getvalue(), title)
 
-        yield axes, finish
+def svg(figure: Figure) -> str:
+    """A figure as an SVG document, the same bytes for the same figure."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def standalone(svg: str) -> str:
@@ -206,33 +260,47 @@ def standalone(svg: str) -> str:
 
 
 def _line(
-    axes: Axes, series: tuple[np.ndarray, np.ndarray], smooth: bool, ink: dict[str, Any]
+    axes: Axes,
+    series: tuple[np.ndarray, np.ndarray],
+    smooth: bool,
+    ink: dict[str, Any],
+    num_runs: int,
 ) -> None:
     x, y = series
     if len(x) < 30:  # evaluations, or a run that has just begun
         axes.plot(x, y, marker="o", markersize=4.5, zorder=3, linewidth=1.2, **ink)
         return
-    x, y = _thin(x), _thin(y)
+    points = MAX_POINTS if num_runs == 1 else MAX_POINTS * 2 // 5
+    x, y = _thin(x, points), _thin(y, points)
     if smooth:
-        axes.plot(x, y, color=ink["color"], linewidth=0.8, alpha=0.25)
-        y = _running_mean(y, max(3, len(y) // 50))
+        width, alpha = (0.8, 0.25) if num_runs == 1 else (0.5, max(0.12, 0.25 / num_runs))
+        axes.plot(x, y, color=ink["color"], zorder=1, linewidth=width, alpha=alpha)
+        y = _running_mean(y, max(3, len(y) // (50 if num_runs == 1 else 25)))
     axes.plot(x, y, **ink)
 
 
-def _legend(curve: Curve, runs: Sequence[Run], labels: list[str]) -> list[Line2D]:
-    """With one run: color and label. With several: runs by color, labels by dashes; where both
-    would crowd a small figure, the runs' colors are those of the other figures."""
+def _legend(runs: Sequence[Run], labels: list[str], names_runs: bool) -> dict[str, Line2D]:
+    """With one run, color and label. With several, labels by dashes, and runs by color if this
+    figure names them.
+    """
     if len(runs) == 1:
         pairs = zip(PALETTE, labels, strict=False)
-        return [Line2D([], [], color=c, label=label) for c, label in pairs if label]
-    handles = []
-    if curve.is_wide or len(labels) == 1:
-        pairs = zip(runs, PALETTE, strict=False)
-        handles = [Line2D([], [], color=color, label=run.name) for run, color in pairs]
+        return {label: Line2D([], [], color=color) for color, label in pairs if label}
+    handles = {}
+    if names_runs:
+        pairs = zip(runs, colors(len(runs)), strict=True)
+        handles = {run.name: Line2D([], [], color=color) for run, color in pairs}
     if len(labels) > 1:
-        for label, dashes in zip(labels, DASHES, strict=False):
-            handles.append(Line2D([], [], color=INK, linestyle=dashes, label=label))
+        for i, label in enumerate(labels):
+            handles[label] = Line2D([], [], color=INK, linestyle=DASHES[i % len(DASHES)])
     return handles
+
+
+def _gaps(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
+    """First and last `x` of every span of records whose `y` is not finite."""
+    is_lost = np.concatenate([[False], ~np.isfinite(y), [False]])
+    starts, ends = (np.flatnonzero(np.diff(is_lost.astype(int)) == sign) for sign in (1, -1))
+    return [(float(x[i]), float(x[j - 1])) for i, j in zip(starts, ends, strict=True)]
 
 
 def _skipped(axes: Axes, run: Run, color: str) -> None:
@@ -246,10 +314,12 @@ def _skipped(axes: Axes, run: Run, color: str) -> None:
     axes.scatter(x[~is_shown], edge, marker="x", color=color, transform=axes.get_xaxis_transform())
 
 
-def _axes(axes: Axes, curve: Curve) -> None:
+def _axes(axes: Axes, curve: Curve, last: float) -> None:
+    """`last`: the tokens of the longest run, which all figures of a page show."""
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.01)
+    if last > 0:
+        axes.set_xlim(-0.01 * last, 1.01 * last)
     shown = [v for line in axes.lines for v in np.asarray(line.get_ydata(), dtype=float)]
     finite = [v for v in shown if np.isfinite(v)]
     positive = [v for v in finite if v > 0]  # a first step of learning rate 0 updates nothing
@@ -265,20 +335,24 @@ def _axes(axes: Axes, curve: Curve) -> None:
             axes.yaxis.set_major_formatter(FROM_ZERO[curve.title])
 
 
-def _thin(values: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS means of neighbors, of those that are finite; NaN where none is."""
-    if len(values) <= MAX_POINTS:
+def _thin(values: np.ndarray, points: int) -> np.ndarray:
+    """At most `points` means of neighbors, of those that are finite; NaN where none is."""
+    size = -(-len(values) // points)
+    if size <= 1:
         return values
-    parts = (part[np.isfinite(part)] for part in np.array_split(values, MAX_POINTS))
+    groups = (values[i : i + size] for i in range(0, len(values), size))
+    parts = (group[np.isfinite(group)] for group in groups)
     return np.array([part.mean() if len(part) else np.nan for part in parts])
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Interquartile mean of the finite values around each; NaN where there is none."""
-    half = window // 2
+    """Interquartile mean of the finite values around each; NaN where there is none. The first
+    windows are shorter, as long on both sides: a loss falls fast there, and begins where it began.
+    """
     means = []
     for i in range(len(values)):
-        near = values[max(0, i - half) : i + half + 1]
+        half = min(i, window // 2)
+        near = values[i - half : i + half + 1]
         near = np.sort(near[np.isfinite(near)])
         quarter = len(near) // 4
         means.append(near[quarter : len(near) - quarter].mean() if len(near) else np.nan)

@@ -17,6 +17,7 @@ from lm.fits.fit import Fitted
 from lm.laws import Law
 from lm.laws.power import Power
 from lm.laws.step_law import StepLaw
+from lm.report import legends
 from lm.report.figures import INK, PALETTE, canvas
 from lm.report.page import document, section, table, text
 
@@ -281,7 +282,7 @@ def _tokens(axes: Axes, one: Fitted) -> None:
     if target == "learning_rate":
         _exponents(axes, columns, tokens)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=target.replace("_", " "))
-    _legend(axes, outside=True)
+    _legend(axes)
 
 
 def _exponents(axes: Axes, columns: Mapping[str, np.ndarray], tokens: np.ndarray) -> None:
@@ -293,10 +294,7 @@ def _exponents(axes: Axes, columns: Mapping[str, np.ndarray], tokens: np.ndarray
         axes.plot(tokens, line, color=INK, linestyle=dashes, linewidth=1.0, label=label)
 
 
-def _legend(axes: Axes, *, outside: bool = False) -> None:
-    labels: Sequence[Any] = axes.get_legend_handles_labels()[1]
-    if any(labels):
-        place: dict[str, Any] = {"loc": "best"}
-        if outside:
-            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        axes.legend(handlelength=1.6, fontsize=8, **place)
+def _legend(axes: Axes) -> None:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    legends.below(figure, legends.named(axes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lm.report.figures import PALETTE, STYLE, element
+from lm.report import legends
+from lm.report.figures import PALETTE, STYLE, element, svg
 
 HEAD = ("mixers", "parametrization", "best rate by width", "bins moved", "cost, nats", "")
 
@@ -63,7 +63,7 @@ def figure(found: Sequence[Shown]) -> str:
     names = list(dict.fromkeys(one.parametrization for one in found))
     style: Any = {**STYLE, "svg.hashsalt": "lr_transfer"}
     with mpl.rc_context(style):
-        size = (2.6 * len(patterns) + 0.4, 2.4 * len(names) + 0.4)
+        size = (2.6 * len(patterns) + 0.4, 2.4 * len(names) + 0.2)
         drawn = Figure(figsize=size, layout="constrained")
         grid = drawn.subplots(len(names), len(patterns), squeeze=False, sharey="col")
         for axes in grid.flat:
@@ -72,11 +72,8 @@ def figure(found: Sequence[Shown]) -> str:
             axes = grid[names.index(one.parametrization)][patterns.index(one.pattern)]
             axes.set_visible(True)
             _panel(axes, one)
-        handles, labels = next(a for a in grid.flat if a.get_visible()).get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), "Loss against learning rate by width")
+        legends.below(drawn, legends.named(next(a for a in grid.flat if a.get_visible())))
+        return element(svg(drawn), "Loss against learning rate by width")
 
 
 def _panel(axes: Axes, one: Shown) -> None:

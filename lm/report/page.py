@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from lm.report.folder import Run
 from lm.report.style import CSS
 
 SAMPLES_SHOWN = 12
+STACKED = 3  # columns that a phone has room for
 
 
-def render(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> str:
+def render(
+    runs: Sequence[Run], defaults: Mapping[str, Any] | None, pictures: Sequence[figures.Picture]
+) -> str:
     """One self-contained page. `defaults`: the configuration that differences are shown against."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     sections = [
         _head(runs, title),
         _cards(runs[0]) if len(runs) == 1 else _comparison(runs),
-        section("Curves", _figures(runs)),
+        section("Curves", _figures(runs, pictures)),
         section("Samples", "".join(_samples(run, len(runs) > 1) for run in runs)),
         section("Configuration", _configuration(runs, defaults)),
         *(_record(run, len(runs) > 1) for run in runs),
@@ -81,15 +85,20 @@ def table(
     marked: Collection[object] = (),
 ) -> str:
     """Cells are escaped, but for `Html`; the first of a row is its heading, and the row of one that
-    is among `marked` stands out.
+    is among `marked` stands out. On a phone a table of more than STACKED columns becomes a block
+    for each row, where every cell repeats the heading of its column.
     """
     shown = lambda cell: cell if isinstance(cell, Html) else text(cell)
     cells = "".join(f"<th>{shown(cell)}</th>" for cell in head)
     lines = [f"<thead><tr>{cells}</tr></thead>" if head else "", "<tbody>"]
+    is_stacked = len(head) > STACKED
+    columns = [f' data-head="{text(cell)}"' for cell in head[1:]] if is_stacked else []
     for first, *rest in rows:
         mark = ' class="changed"' if first in marked else ""
-        data = "".join(f"<td>{shown(cell)}</td>" for cell in rest)
+        pairs = itertools.zip_longest(rest, columns[: len(rest)], fillvalue="")
+        data = "".join(f"<td{column}>{shown(cell)}</td>" for cell, column in pairs)
         lines.append(f"<tr{mark}><th>{shown(first)}</th>{data}</tr>")
+    kind = f"{kind} stacked".strip() if is_stacked else kind
     return f'<div class="box"><table class="{kind}">{"".join(lines)}</tbody></table></div>'
 
 
@@ -120,6 +129,7 @@ def _cards(run: Run) -> str:
     for i, (name, bits) in enumerate(run.validation().items()):
         at = int(run.series(f"eval/{name}/bpb", over="step")[0][-1])
         kind = "first" if i == 0 else ""
+        kind = kind if math.isfinite(bits) else "warn"
         cards.append(
             card(f"Validation, {name}", f"{bits:.4f}", f"bits per byte at step {at:,}", kind)
         )
@@ -162,12 +172,11 @@ def _median(run: Run, key: str) -> float | None:
 def _comparison(runs: Sequence[Run]) -> str:
     """One row a run; of each validation set the lowest figure stands out."""
     sets = list(dict.fromkeys(name for run in runs for name in run.validation()))
-    lowest = {n: min(r.validation().get(n, np.inf) for r in runs) for n in sets}
+    # A run whose loss is not finite is not the best one.
+    lowest = {n: np.fmin.reduce([r.validation().get(n, np.inf) for r in runs]) for n in sets}
     rows = []
-    for i, run in enumerate(runs):
-        color = figures.PALETTE[i % len(figures.PALETTE)]
-        swatch = f'<span class="swatch" style="background:{color}"></span>'
-        row: list[str] = [Html(f"{swatch}{text(run.name)}")]
+    for run, ink in zip(runs, figures.colors(len(runs)), strict=True):
+        row: list[str] = [Html(f"{swatch(ink)}{text(run.name)}")]
         for name in sets:
             bits = run.validation().get(name)
             best = ' class="best"' if bits == lowest[name] else ""
@@ -188,15 +197,32 @@ def _comparison(runs: Sequence[Run]) -> str:
     return table(rows, [*head, "tokens/s", "training time", "skipped", "device"])
 
 
-def _figures(runs: Sequence[Run]) -> str:
-    pictures = figures.draw(runs)
+def _figures(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
     parts = []
     for picture in pictures:
-        wide = ' class="wide"' if picture.is_wide else ""
         note = f'<span class="soft small">{text(picture.note)}</span>'
         caption = f"<figcaption><h3>{text(picture.title)}</h3>{note}</figcaption>"
-        parts.append(f"<figure{wide}>{caption}{picture.svg}</figure>\n")
-    return f'<div class="figures">{"".join(parts)}</div>' if parts else ""
+        drawing, wide = picture.svg, ""
+        if picture.narrow:
+            wide = ' class="wide"'
+            drawing = f'<div class="broad">{picture.svg}</div>'
+            drawing += f'<div class="narrow">{picture.narrow}</div>'
+        parts.append(f"<figure{wide}>{caption}{drawing}</figure>\n")
+    return f'{_key(runs)}<div class="figures">{"".join(parts)}</div>' if parts else ""
+
+
+def _key(runs: Sequence[Run]) -> str:
+    """The colors of several runs, which stay in sight while their figures are read."""
+    if len(runs) == 1:
+        return ""
+    inks = figures.colors(len(runs))
+    pairs = zip(runs, inks, strict=True)
+    names = (f"<span>{swatch(ink)}{text(run.name)}</span>" for run, ink in pairs)
+    return f'<div class="key">{"".join(names)}</div>'
+
+
+def swatch(color: str) -> str:
+    return f'<span class="swatch" style="background:{color}"></span>'
 
 
 def _samples(run: Run, named: bool) -> str:
@@ -278,7 +304,8 @@ def _layers(layers: list[dict[str, Any]]) -> str:
     """Neighbors that agree share a row."""
     keys = [key for key in layers[0] if key != "layer"]
     rows = []
-    for values, group in groupby(layers, key=lambda layer: [layer.get(key) for key in keys]):
+    values_of = lambda layer: [layer.get(key) for key in keys]
+    for values, group in itertools.groupby(layers, key=values_of):
         numbers = [layer["layer"] for layer in group]
         span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} – {numbers[-1]}"
         rows.append([span, *values])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from lm.report import figures, page
+from lm.report import figures, legends, page
 
 FROM = 0.15  # of the tokens: what comes before is so high that the rest would be a line
 
@@ -69,7 +69,7 @@ def figure(lines: Sequence[Line]) -> str:
         axes.set_xlabel("tokens")
         axes.set_ylabel("nats a token")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.6)
+        legends.below(finish.figure, legends.named(axes))
         return finish()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from lm.config import convert
-from lm.report.figures import PALETTE, STYLE, element
+from lm.report import legends
+from lm.report.figures import PALETTE, STYLE, element, svg
 
 PER_LINE = 4  # panels
 
@@ -80,19 +80,15 @@ def figure(rows: Sequence[Row]) -> str:
     down = -(-len(panels) // across)
     style: Any = {**STYLE, "svg.hashsalt": "recall"}
     with mpl.rc_context(style):
-        drawn = Figure(figsize=(3.1 * across, 2.5 * down + 0.6), layout="constrained")
+        drawn = Figure(figsize=(3.1 * across, 2.5 * down + 0.2), layout="constrained")
         grid = drawn.subplots(down, across, squeeze=False, sharey=True)
         for axes, (problem, name, chosen) in zip(grid.flat, panels, strict=False):
             _panel(axes, chosen, name, patterns)
             axes.set_title(name if problem == name else f"{problem}: {name}", fontsize=9)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        columns = min(len(labels), 2 * across)
-        drawn.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
-        buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), "Recall against state")
+        legends.below(drawn, legends.named(grid.flat[0]))
+        return element(svg(drawn), "Recall against state")
 
 
 def _panel(axes: Axes, rows: Sequence[Row], name: str, patterns: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lm.report.figures import INK, PALETTE, STYLE, element
+from lm.report import legends
+from lm.report.figures import INK, PALETTE, STYLE, element, svg
 from lm.report.page import amount
 
 Values = Sequence[Mapping[str, Any]]  # lm.studies.regret.plain
@@ -43,7 +43,7 @@ def figure(found: Values, untuned: str) -> str:
     titles = _titles(found[0]["budgets"])
     style: Any = {**STYLE, "svg.hashsalt": "regret"}
     with mpl.rc_context(style):
-        size = (2.5 * (len(titles) + 1) + 0.3, 2.9)
+        size = (2.5 * (len(titles) + 1) + 0.3, 2.7)
         drawn = Figure(figsize=size, layout="constrained")
         *panels, last = drawn.subplots(1, len(titles) + 1, squeeze=False)[0]
         for i, axes in enumerate(panels):
@@ -52,11 +52,8 @@ def figure(found: Values, untuned: str) -> str:
         panels[0].set_ylabel("loss, nats a token")
         _regrets(last, found)
         last.set_xticks(range(len(titles)), titles, rotation=20, fontsize=8)
-        handles, labels = panels[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), f"Loss of {untuned} and of schedules tuned at every budget")
+        legends.below(drawn, legends.named(panels[0]))
+        return element(svg(drawn), f"Loss of {untuned} and of schedules tuned at every budget")
 
 
 def _curves(axes: Axes, shown: Sequence[tuple[str, Mapping[str, Any]]], untuned: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from lm.config import Config, UserError
 from lm.families import SCHEDULES
-from lm.report import figures, folder, page
+from lm.report import figures, folder, legends, page
 from lm.schedules import Run
 from lm.schedules.refined import refine
 
@@ -108,7 +108,7 @@ def figure(drawn: Sequence[Drawn]) -> str:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.margins(x=0.01)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.6)
+        legends.below(finish.figure, legends.named(axes))
         return finish()
 
 

@@ -22,7 +22,7 @@ body {
 main { max-width: 1080px; margin: 0 auto; padding: 36px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.015em; }
 h2 { font-size: 18px; margin: 44px 0 14px; letter-spacing: -0.01em; }
-h3 { font-size: 14px; margin: 0; }
+h3 { font-size: 14px; margin: 0; white-space: nowrap; }
 a { color: var(--accent); }
 .soft { color: var(--soft); }
 .small { font-size: 13px; }
@@ -41,7 +41,12 @@ a { color: var(--accent); }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px; }
 figure { margin: 0; padding: 14px 16px 8px; }
 figure.wide { grid-column: 1 / -1; }
-figcaption { display: flex; gap: 8px; align-items: baseline; margin-bottom: 4px; }
+figcaption { display: flex; flex-wrap: wrap; gap: 0 8px; align-items: baseline;
+  margin-bottom: 4px; }
+.narrow { display: none; }
+.key { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 2px 18px;
+  padding: 8px 0; background: var(--page); font-size: 13.5px; }
+.key span { overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: var(--sans) !important; }
 .box { padding: 6px 16px; overflow-x: auto; }
@@ -82,6 +87,22 @@ footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
   .figures { grid-template-columns: 1fr; }
   .samples { grid-template-columns: 1fr; }
   main { padding: 24px 14px 48px; }
+  .broad { display: none; }
+  .narrow { display: block; }
+  .key { position: static; }
+  .bar { min-width: 40px; }
+  figure.wide { overflow-x: auto; }
+  figure.wide > svg { min-width: 640px; }
+  th, td { overflow-wrap: anywhere; }
+  .stacked, .stacked tbody, .stacked tr, .stacked th { display: block; }
+  .stacked thead { display: none; }
+  .stacked tr { padding: 8px 0; border-top: 1px solid var(--line); }
+  .stacked tr:first-child { border-top: 0; }
+  .stacked th { padding: 0 0 2px; border-top: 0; }
+  .stacked td { display: flex; justify-content: space-between; gap: 12px; padding: 1px 0;
+    border-top: 0; text-align: right; }
+  .stacked td::before { content: attr(data-head); color: var(--soft); text-align: left;
+    font-family: var(--sans); }
 }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #ccc; --page: #fff; --card: #fff; --mark: #f3ead2;
@@ -89,5 +110,6 @@ footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
   main { max-width: none; padding: 0; }
   figure, .card, .box, .sample { break-inside: avoid; }
   h2 { break-after: avoid; }
+  .key { position: static; }
 }
 """

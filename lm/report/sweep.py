@@ -6,7 +6,6 @@ rows (lm/studies/rows.py) -> panels: what agrees in all but learning rate, token
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lm import files
-from lm.report import page
-from lm.report.figures import PALETTE, STYLE, element
+from lm.report import figures, legends, page
+from lm.report.figures import STYLE, element, svg
 from lm.report.page import amount
 
 Row = Mapping[str, Any]
@@ -73,12 +72,14 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The page, and its figures beside it as SVG files."""
-    files.replace(path, render(rows))
+    found = panels(rows)
+    pictures = {"loss": _drawn(found, _curves, "loss"), "map": _drawn(found, _map, "map")}
+    files.replace(path, _render(rows, found, pictures))
+    figures.save(path, pictures)
 
 
-def render(rows: Sequence[Row]) -> str:
-    """One offline page."""
-    found, seeds = panels(rows), {row["seed"] for row in rows}
+def _render(rows: Sequence[Row], found: Sequence[Panel], pictures: Mapping[str, str]) -> str:
+    seeds = {row["seed"] for row in rows}
     diverged = sum(row["status"] == "diverged" for row in rows)
     cards = [
         page.card("cells", f"{len(rows)}", f"{diverged} diverged"),
@@ -91,15 +92,15 @@ def render(rows: Sequence[Row]) -> str:
     body = [
         "<header><h1>Sweep</h1></header>\n",
         f'<div class="cards">{"".join(cards)}</div>',
-        page.section("Loss against learning rate", notes + _figure(_drawn(found, _curves), "loss")),
-        page.section("Heat maps", maps + _figure(_drawn(found, _map), "map")),
+        page.section("Loss against learning rate", notes + _figure(pictures["loss"])),
+        page.section("Heat maps", maps + _figure(pictures["map"])),
         page.section("Best learning rate", page.table(_best(found), HEAD)),
     ]
     return page.document("Sweep", "".join(body), "Espalier sweep")
 
 
-def _figure(svg: str, title: str) -> str:
-    return f'<div class="figures"><figure class="wide">{element(svg, title)}</figure></div>'
+def _figure(svg: str) -> str:
+    return f'<div class="figures"><figure class="wide">{svg}</figure></div>'
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -127,7 +128,10 @@ def _best(found: Sequence[Panel]) -> list[tuple[object, ...]]:
     return lines
 
 
-def _drawn(found: Sequence[Panel], draw: Any) -> str:
+def _drawn(found: Sequence[Panel], draw: Any, title: str) -> str:
+    """An SVG element. A number of tokens has one color in all panels."""
+    lengths = sorted({tokens for panel in found for tokens in panel.losses})
+    inks = dict(zip(lengths, figures.colors(len(lengths)), strict=True))
     across = min(PER_LINE, len(found))
     down = -(-len(found) // across)
     style: Any = {**STYLE, "svg.hashsalt": "sweep"}
@@ -138,22 +142,21 @@ def _drawn(found: Sequence[Panel], draw: Any) -> str:
         for axes, panel in zip(grid.flat, found, strict=False):
             axes.patch.set_alpha(0.0)
             axes.set_title(panel.title, fontsize=8)
-            draw(axes, panel)
+            draw(axes, panel, inks)
         for axes in grid.flat[len(found) :]:
             axes.remove()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        named, order = legends.named(*grid.flat[: len(found)]), map(amount, lengths)
+        legends.below(figure, {label: named[label] for label in order if label in named}, "tokens")
+        return element(svg(figure), title)
 
 
-def _curves(axes: Axes, panel: Panel) -> None:
-    lengths = sorted(panel.losses)
-    for i, tokens in enumerate(lengths):
+def _curves(axes: Axes, panel: Panel, inks: Mapping[int, str]) -> None:
+    for tokens in sorted(panel.losses):
         means = {rate: x for rate, x in panel.means(tokens).items() if math.isfinite(x)}
         if not means:
             continue
         rates = list(means)
-        ink = PALETTE[i % len(PALETTE)]
+        ink = inks[tokens]
         least, most = ([f(panel.losses[tokens][r]) for r in rates] for f in (min, max))
         axes.fill_between(rates, least, most, color=ink, alpha=0.15, linewidth=0)
         axes.plot(rates, list(means.values()), "o-", color=ink, markersize=3, label=amount(tokens))
@@ -162,12 +165,10 @@ def _curves(axes: Axes, panel: Panel) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel("loss, nats a token")
-    axes.legend(title="tokens", fontsize=7, title_fontsize=7, loc="upper center", ncols=2)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend above the curves
 
 
-def _map(axes: Axes, panel: Panel) -> None:
+def _map(axes: Axes, panel: Panel, inks: Mapping[int, str]) -> None:
+    del inks
     lengths = sorted(panel.losses)
     rates = sorted({rate for tokens in lengths for rate in panel.losses[tokens]})
     excess = np.full((len(lengths), len(rates)), np.nan)

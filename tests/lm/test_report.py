@@ -15,7 +15,7 @@ import pytest
 from lm import metrics, report
 from lm.config import UserError
 from lm.report import figures as figures_lib
-from lm.report import folder, page
+from lm.report import folder, legends, page
 from lm.run import formats
 
 CONFIG = {
@@ -134,7 +134,12 @@ def test_a_run(run_page: Path) -> None:
         "Parameter norm",
         "Throughput",
     ]
-    assert len([tag for tag, _ in tags.seen if tag == "svg"]) == 7
+    # The wide figure has a narrow form for phones.
+    assert len([tag for tag, _ in tags.seen if tag == "svg"]) == 8
+    drawn = sorted(path.name for path in (workdir / "report_figures").iterdir())
+    assert drawn == sorted(f"{name.lower().replace(' ', '_')}.svg" for name in figures(text))
+    for name in drawn:
+        assert (workdir / "report_figures" / name).read_text().startswith("<svg xmlns")
     assert "return x &lt; 1 &lt;/pre&gt;" in text
     assert "&lt;stdlib&gt;" in text
     assert list(workdir.glob(".*")) == []
@@ -254,8 +259,47 @@ def test_several_runs(tmp_path: Path) -> None:
     assert f'<span class="best">{best:.4f}</span>' in text
     assert f"<span>{worst:.4f}</span>" in text
     assert len(figures(text)) == 7
-    legend = re.findall(r">(a|b|training|validation stdlib)</text>", text)
-    assert legend[:4] == ["a", "b", "training", "validation stdlib"]
+    colors = re.findall(r'style="background:(#\w+)"></span>(a|b)</', text)
+    assert colors[:2] == colors[2:] == list(zip(figures_lib.PALETTE, "ab", strict=False))
+    assert ">a</text>" not in text, "the page names its runs once, above the figures"
+    for path in (tmp_path / "report_figures").iterdir():
+        assert re.findall(r">(a|b)</text>", path.read_text()) == ["a", "b"]
+    loss = (tmp_path / "report_figures" / "loss.svg").read_text()
+    assert re.findall(r">(training|validation stdlib)</text>", loss)
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 20])
+def test_every_run_has_its_color(count: int) -> None:
+    assert len(set(figures_lib.colors(count))) == count
+
+
+@pytest.mark.parametrize("is_wide", [True, False])
+@pytest.mark.parametrize("letters", [3, 20, 200])
+def test_a_legend_covers_nothing(letters: int, is_wide: bool) -> None:
+    """It lies below the axes, within the figure, and the axes keep their height."""
+    heights = []
+    for count in (0, 11):
+        with figures_lib.canvas("title", is_wide) as (axes, finish):
+            axes.plot([0, 1], [0, 1])
+            axes.set_xlabel("tokens")
+            labels = [f"{i}" * letters for i in range(count)]
+            legends.below(finish.figure, dict(zip(labels, [axes.lines[0]] * count, strict=True)))
+            finish.figure.draw_without_rendering()
+            heights.append(axes.get_window_extent().height)
+            for legend in finish.figure.legends:
+                box, whole = legend.get_window_extent(), finish.figure.bbox
+                assert box.y1 < axes.get_tightbbox().y0
+                assert whole.x0 <= box.x0
+                assert box.x1 <= whole.x1
+                assert whole.y0 <= box.y0
+    assert heights[1] == pytest.approx(heights[0], rel=0.12)
+
+
+def test_a_table_of_many_columns_names_them_in_every_cell() -> None:
+    """A phone shows a block for each row."""
+    head = ("run", "a", "b & c", "d")
+    assert '<td data-head="b &amp; c">2</td>' in page.table([["x", 1, 2, 3]], head)
+    assert "data-head" not in page.table([["x", 1, 2]], head[:3])
 
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
@@ -287,8 +331,18 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
         for step in range(41, 45):
             nan = dict.fromkeys(("train/loss", "train/bpb", "optim/grad_norm"), math.nan)
             writer.write(record(step) | nan)
+    (workdir / "config.json").unlink()
+    other = make(tmp_path / "other")
     text, _ = read(report.write([workdir], tmp_path / "report.html"))
     assert len(figures(text)) == 7
+    assert text.count("not finite</span>") == 3  # both losses, and the skipped steps' own note
+    (run,) = folder.load([workdir])
+    assert figures_lib._gaps(*run.series("train/loss")) == [(41 * 4096.0, 44 * 4096.0)]
+    assert figures_lib._gaps(*run.series("lr/hidden")) == []
+    with metrics.Writer(workdir) as writer:
+        writer.write(record(50) | {"eval/stdlib/bpb": math.nan, "eval/stdlib/loss": math.nan})
+    text, _ = read(report.write([workdir, other], tmp_path / "report.html"))
+    assert re.findall('class="best">(.*?)<', text) == [f"{5.0 / 40**0.2:.4f}"]
 
 
 def test_training_time_counts_unlogged_steps(tmp_path: Path) -> None:

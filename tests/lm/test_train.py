@@ -81,7 +81,14 @@ def test_a_finished_folder(lab: Lab, tmp_path: Path) -> None:
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {
         *(".lock", "config.json", "run.json", "params.txt", "tokenizer.json", "metrics.jsonl"),
-        *("samples.jsonl", "report.html", "tensorboard", "checkpoints", ".made_by"),
+        *(
+            "samples.jsonl",
+            "report.html",
+            "report_figures",
+            "tensorboard",
+            "checkpoints",
+            ".made_by",
+        ),
     }
     written = json.loads((tmp_path / "config.json").read_text())
     assert formats.read(written, "config.json") == lab.config(changes)

@@ -30,7 +30,7 @@ from typing import Any
 
 WORDS = ("the", "quick", "fox", "jumps", "over", "été", "naïve", "def", "f(x):", "return x + 1")
 # Orbax writes the absolute path of a checkpoint into commit_success.txt, and does not read it here.
-LEFT_OUT = ("report.html", "tensorboard", ".lock", "commit_success.txt")
+LEFT_OUT = ("report.html", "report_figures", "tensorboard", ".lock", "commit_success.txt")
 SOURCE = {"path": "corpus/*.txt", "text_key": "text", "weight": 1.0, "valid_fraction": 0.3}
 
 # As small as a run can be that still has two layers, and two groups of them.

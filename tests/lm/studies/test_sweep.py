@@ -282,7 +282,7 @@ def row(**changes: Any) -> Row:
     return known | {"learning_rate": 0.01, "tokens": 1000, "seed": 0, "loss": 2.0} | changes
 
 
-def test_the_page_of_a_sweep() -> None:
+def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     losses = {0.01: 2.0, 0.02: 1.5, 0.04: 1.8}
     table = [
         row(learning_rate=rate, tokens=tokens, seed=seed, width=width, loss=loss - tokens / 1e4)
@@ -298,8 +298,12 @@ def test_the_page_of_a_sweep() -> None:
     assert not found[0].is_edge(1000)
     assert math.isinf(found[1].means(1000)[0.08])
     assert page.panels([row()])[0].is_edge(1000), "of one rate nothing is known beyond it"
-    html = page.render(table)
+    page.write(table, tmp_path / "sweep.html")
+    html = (tmp_path / "sweep.html").read_text()
     assert html.count("<svg") == 2
+    drawn = {path.name for path in (tmp_path / "sweep_figures").iterdir()}
+    assert drawn == {"loss.svg", "map.svg"}
+    assert html.count(">tokens</text>") == 1 + 2, "one legend, and an axis of either map"
     assert "1 diverged" in html
     assert "| width 32 | 1.00 k | 0.02 | 1.4000 | 2 |  |" in page.table(table)
 
