@@ -1,4 +1,4 @@
-"""The delta rule: a memory that writes its own error, without decay (DeltaNet) or with (gated)."""
+"""The delta rule: a memory that writes the error it makes, without decay (DeltaNet) or gated."""
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
@@ -35,14 +35,14 @@ def _unsupported(
 
 
 def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> tile.Memory:
-    """An empty memory, float32 whatever the inputs are, of the same size for any length."""
+    """An empty memory: float32 whatever the inputs are, and the same size for any length."""
     del dtype, max_len
     s = jnp.zeros((batch, dims["H"], dims["K"], dims["V"]), jnp.float32)
     return tile.Memory(s, jnp.zeros((batch,), jnp.int32))
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    """Three products of K x V per token and head: what is recalled, written and asked."""
+    """Three products of K x V per token and head: to recall, to write and to read."""
     del options
     return 6.0 * dims["B"] * dims["T"] * dims["H"] * dims["K"] * dims["V"]
 

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of the delta rule.
 
-The fast cases are chosen so that every two settings of T, widths, documents, carried state and
-decay meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, widths, documents, carried state and decay
+occur together in some case; the slow cases thin their product (`contract.thinned`).
 """
 
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ FAST = (
 
 
 def _alike(extreme: Extreme) -> Extreme:
-    """The same with keys that are nearly one."""
+    """The same extreme, with keys that are nearly equal."""
 
     def change(drawn: Drawn) -> Drawn:
         key = drawn["k"][:, :1] + 1e-3 * drawn["k"]
@@ -38,7 +38,7 @@ def _alike(extreme: Extreme) -> Extreme:
     return Extreme(f"{extreme.name}alike", change)
 
 
-# Tokens write nothing, replace what their key held, or reflect it; all is kept, or nothing.
+# Tokens write nothing, replace what their key held, or reflect it; all is kept, or nothing is.
 _FORGET = near("log_decay", -1e-6), near("log_decay", -40.0), near("log_decay", -1e-4, -40.0)
 _WRITE = near("beta", 1e-6), near("beta", 2.0), near("beta", 1e-6, 2.0)
 EXTREME = (
@@ -63,8 +63,8 @@ BENCH = tuple(
 CASES = FAST + EXTREME + chunks.every_case(({}, _SCALAR)) + BENCH
 
 _ROUNDING = "the same float32 sums in another order; the inverse adds no more (test_delta_rule)"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
-_OPERANDS = "as outputs, so operands of products: inverse, W, U, N, states and their cotangents"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
+_OPERANDS = "outputs and operands (inverse, W, U, N, states, cotangents) are rounded to bfloat16"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -82,7 +82,7 @@ _GATED = {"scale": 1.0, "decay": "scalar"}
 
 
 def wave(time: int, width: int = 8) -> Inputs:
-    """Inputs of one head without chance: keys of length one, beta from 0.1 to 0.9."""
+    """Inputs of one head without randomness: keys of length one, beta from 0.1 to 0.9."""
     x = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
     k = x[..., ::-1] + 0.1
     k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
@@ -90,11 +90,11 @@ def wave(time: int, width: int = 8) -> Inputs:
 
 
 def _orthonormal_keys_recall(run: Run) -> tuple[Array, Array]:
-    """beta = 1 and every key another unit vector: each query gets back its value, however old."""
+    """beta = 1 and orthonormal keys: each query gets back its value, however old."""
     x = wave(70)
     key = jnp.eye(70)[None, :, None]
     ones = jnp.ones_like(x["beta"])
-    # The second pass only asks, in the other order.
+    # The second pass only reads, in the opposite order.
     asked = jnp.concatenate([jnp.zeros_like(key), key[:, ::-1]], axis=1)
     twice = lambda y, z: jnp.concatenate([y, z], axis=1)
     inputs = {"q": asked, "k": twice(key, key), "v": twice(x["v"], x["v"])}
@@ -103,14 +103,14 @@ def _orthonormal_keys_recall(run: Run) -> tuple[Array, Array]:
 
 
 def _repeated_key_overwrites(run: Run) -> tuple[Array, Array]:
-    """beta = 1: what a key held before is gone."""
+    """beta = 1: a key's new value replaces its old one."""
     x = wave(140)
     key = jnp.tile(jnp.eye(70), (2, 1))[None, :, None]
     return run({"q": key, "k": key, "v": x["v"], "beta": jnp.ones((1, 140, 1))}, _PLAIN), x["v"]
 
 
 def _one_key_copies(run: Run) -> tuple[Array, Array]:
-    """All keys alike and beta = 1: the newest value, all older ones cancel."""
+    """All keys equal and beta = 1: the output is the newest value, and all older ones cancel."""
     x = wave(140)
     key = jnp.broadcast_to(x["k"][:, :1], x["k"].shape)
     return run({"q": key, "k": key, "v": x["v"], "beta": jnp.ones((1, 140, 1))}, _PLAIN), x["v"]
@@ -123,7 +123,7 @@ def _closed_gate_writes_nothing(run: Run) -> tuple[Array, Array]:
 
 
 def _zero_log_decay_is_none(run: Run) -> tuple[Array, Array]:
-    """Gated with no decay is the plain rule."""
+    """The gated rule with zero log decay is the plain rule."""
     x = wave(140)
     return run(x | {"log_decay": jnp.zeros_like(x["beta"])}, _GATED), run(x, _PLAIN)
 
@@ -148,7 +148,7 @@ def _one_channel_averages(run: Run) -> tuple[Array, Array]:
 
 
 def _full_decay_sees_itself(run: Run) -> tuple[Array, Array]:
-    """Forgetting all before each token leaves beta (q . k) v."""
+    """If everything is forgotten before each token, beta (q . k) v remains."""
     x = wave(140)
     own = jnp.sum(x["q"] * x["k"], axis=-1) * x["beta"]
     decay = jnp.full_like(x["beta"], -50.0)
@@ -156,7 +156,7 @@ def _full_decay_sees_itself(run: Run) -> tuple[Array, Array]:
 
 
 def _zero_keys_write_nothing(run: Run) -> tuple[Array, Array]:
-    """Keys of zeros, as of padding: the memory stays empty."""
+    """Keys of zeros, as on padding: the memory stays empty."""
     x = wave(70)
     decay = jnp.full_like(x["beta"], -1.0)
     return run(x | {"k": 0.0 * x["k"], "log_decay": decay}, _GATED), jnp.zeros_like(x["v"])

@@ -1,6 +1,6 @@
-"""The delta rule chunk by chunk in plain XLA, for any backend, with its own backward.
+"""The delta rule chunk by chunk in plain XLA, for any backend, with a hand-written backward.
 
-The chunks of `tile` in the scan of `primitives.xla_chunks`.
+It runs the chunks of `tile` in the scan of `primitives.xla_chunks`.
 """
 
 import jax.numpy as jnp
@@ -47,5 +47,5 @@ def apply(
 def _rows(
     x: Float[Array, "B T H"], segment_ids: Array | None, length: int
 ) -> Float[Array, "N B H 1 C"]:
-    """With beta = 0 and no decay a token of padding leaves the state as it is."""
+    """Gates as rows of chunks. With beta = 0 and no decay, padding leaves the state unchanged."""
     return chunks.cut(segments.blank_padding(x, segment_ids), length)[..., None, :]

@@ -11,7 +11,7 @@ from kernels.letters import Inputs
 def step(
     state: Memory, inputs: Inputs, *, options: Options
 ) -> tuple[Memory, Float[Array, "B H V"]]:
-    """Fade, correct the memory at the token's key, then ask it at the query."""
+    """Decays the memory, corrects it at the token's key, then reads it with the query."""
     q, k, v, beta = (inputs[name].astype(jnp.float32) for name in ("q", "k", "v", "beta"))
     s = state.s
     if "log_decay" in inputs:

@@ -1,7 +1,7 @@
-"""The delta rule as TPU kernels: `tile`'s chunk in the grid of `pallas_chunks`.
+"""The delta rule as TPU kernels: the chunk of `tile` in the grid of `pallas_chunks`.
 
-The inverse of a chunk's triangular matrix is taken over the whole matrix by masks, each merge of
-blocks two products as wide as the matrix unit, float32; the backward computes it again.
+The inverse of a chunk's triangular matrix is computed on the whole matrix with masks, in float32.
+Each merge of blocks is two products as wide as the matrix unit. The backward computes it again.
 """
 
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def apply(
 ) -> tuple[Float[Array, "B T H V"], Memory]:
     """Output and state of T more tokens."""
     products = pallas_chunks.products(inputs["q"].dtype)
-    # Every token's write passes through the inverse, and its rounding stays in S.
+    # Every token's write goes through the inverse, and its rounding error stays in S.
     how = How(products, SPLIT if products is ROUNDED else products, None)
     mathematics = Mathematics("delta_rule", _forward, _backward, Static(options["scale"], how))
     out, s, segment = pallas_chunks.run(
@@ -51,7 +51,7 @@ def apply(
 def _forward(
     static: Static, x: Named, documents: Documents | None, s: Array
 ) -> tuple[Array, Array]:
-    # The output is scaled, not q, so that queries of bfloat16 stay exact.
+    # The output is scaled and not q, so that bfloat16 queries stay exact.
     out, s = tile.forward(_tokens(x, 1.0), documents, s, static.how)
     return static.scale * out, s
 
@@ -72,5 +72,5 @@ def _backward(
 
 
 def _tokens(x: Named, scale: float) -> Tokens:
-    """Queries scaled."""
+    """The tokens of a chunk, with scaled queries."""
     return Tokens(scale * x["q"], x["k"], x["v"], x["beta"], x.get("log_decay"))

@@ -1,11 +1,11 @@
-"""The delta rule as it is defined (Yang et al., arXiv 2406.06484 and 2412.06464), float32.
+"""The delta rule by its definition (Yang et al., arXiv 2406.06484 and 2412.06464), float32.
 
-    S'_t = exp(g_t) S_{t-1}                  decay first; S' = S without
+    S'_t = exp(g_t) S_{t-1}                  decay first; without decay S' = S
     u_t  = beta_t (v_t - S'_t^T k_t)         what is written: the error of the memory at k_t
     S_t  = S'_t + k_t u_t^T                  o_t = scale S_t^T q_t
 
-One token after the other; a document starts from S = 0, padding leaves S as it is. `backward` is
-the derivative worked out by hand. With dS the cotangent of S_t, from t = T down to 1:
+Tokens are computed one after another. A document starts from S = 0, and padding leaves S unchanged.
+`backward` is the derivative derived by hand. With dS the cotangent of S_t, from t = T down to 1:
 
     dS  += scale q_t do_t^T                  dq_t = scale S_t do_t
     du   = dS^T k_t                          dr   = beta_t du          dv_t = dr
@@ -28,7 +28,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Tokens(NamedTuple):
-    """Inputs in float32 with time first, and the tokens where a document starts; q is scaled."""
+    """Inputs in float32 with time first and q scaled, and which tokens start a document."""
 
     q: Float[Array, "T B H K"]
     k: Float[Array, "T B H K"]
@@ -52,7 +52,7 @@ def apply(
 def backward(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, d_out: Array, *, options: Options
 ) -> Inputs:
-    """Cotangents of all inputs for one whole sequence, by hand."""
+    """Cotangents of all inputs for one whole sequence, by the hand-derived formulas."""
     batch, _, heads, width = inputs["k"].shape
     empty = jnp.zeros((batch, heads, width, inputs["v"].shape[3]), jnp.float32)
     tokens, _ = _tokens(inputs, segment_ids, jnp.zeros((batch,), jnp.int32), options)
@@ -70,7 +70,7 @@ def backward(
 def _tokens(
     inputs: Inputs, segment_ids: Array | None, entry: Array, options: Options
 ) -> tuple[Tokens, Int[Array, " B"]]:
-    """What the recurrence reads, and the document of the last token."""
+    """The inputs of the recurrence, and the document of the last token."""
     x = {name: jnp.moveaxis(oracle.wide(array), 1, 0) for name, array in inputs.items()}
     log_decay = x.get("log_decay", jnp.zeros_like(x["beta"]))
     beta = x["beta"]
@@ -85,7 +85,7 @@ def _tokens(
 
 
 def _advance(s: Array, now: Tokens) -> tuple[Array, tuple[Array, Array]]:
-    """S_t from S_{t-1}; gives the output, and S_{t-1} for the backward."""
+    """S_t from S_{t-1}; also returns the output, and S_{t-1} for the backward."""
     s = jnp.where(now.starts[:, None, None, None], 0.0, s)
     faded = now.decay[..., None, None] * s
     recalled = jnp.einsum("bhkv,bhk->bhv", faded, now.k, precision=HIGHEST)

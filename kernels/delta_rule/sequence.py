@@ -1,16 +1,16 @@
-"""The delta rule over a split time axis, by gathering what every rank does to the memory or by
-handing the memory on from rank to rank.
+"""The delta rule over a split time axis: either gather what every rank does to the memory, or pass
+the memory from rank to rank.
 
-A token maps the memory to P S + H, with P = decay (I - beta k k^T), and so do a rank's tokens. With
-`out` and H what the local form gives from an empty memory, and `read` and P from the unit matrix
-and values that are zero,
+A token maps the memory S to P S + H, with P = decay (I - beta k k^T), and so do all tokens of a
+rank together. Two calls of the local form give everything that is needed. From an empty memory it
+returns `out` and H. From the unit matrix, with values of zero, it returns `read` and P. Then
 
     o_i = out_i + S^T read_i        S' = P S + H
 
-Only P S is ever taken, never P P, and column by column: handed on, the memory is cut into columns,
-and P does not travel. Where a document starts inside the shard, the local form itself
-gives P = 0 and `read` 0 from there on. All of P is float32: of products of many maps bfloat16 keeps
-two digits after 16 tokens.
+Only P S is ever computed, never P P, and every column of S is computed by itself. So when the
+memory is passed on, it is cut into columns, and P is not sent. Where a document starts inside the
+shard, the local form itself returns P = 0, and `read` = 0 from there on. P is float32: in bfloat16
+a product of many maps keeps only two digits after 16 tokens.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from kernels.primitives.time_shards import Shards
 
 
 class Done(NamedTuple):
-    """What a rank's tokens do to the memory."""
+    """What the tokens of a rank do to the memory."""
 
     map: Float[Array, "B H K K"]
     added: Float[Array, "B H K V"]
@@ -51,7 +51,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, Memory]:
-    """Output of this rank's tokens, and the memory after those of all ranks."""
+    """The output of this rank's tokens, and the memory after the tokens of all ranks."""
     del op, options  # the local form knows them
     entry = shards.entry(segment_ids, state.segment)
     width = inputs["k"].shape[3]
@@ -66,20 +66,20 @@ def _run(
 
 
 def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """P and H of a rank, and the cotangent of one memory; the same for any T."""
+    """P and H of each rank, and the cotangent of one memory; independent of T."""
     del op, options, itemsize
     matrix = dims["B"] * dims["H"] * dims["K"] ** 2
     return state_gather.sent(matrix + _numbers(dims), _numbers(dims), ranks)
 
 
 def _handed_on(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """One memory; the same for any T."""
+    """One memory; independent of T."""
     del op, options, itemsize
     return state_scan.sent(_numbers(dims), dims["V"], ranks)
 
 
 def _numbers(dims: Dims) -> int:
-    """How many the memory has."""
+    """The number of numbers in the memory."""
     return dims["B"] * dims["H"] * dims["K"] * dims["V"]
 
 

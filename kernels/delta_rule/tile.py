@@ -1,21 +1,21 @@
 """One chunk of the delta rule: C tokens at once, from the state S at its entry (WY or UT form).
 
-With decay factors between tokens and to the borders of the chunk, each 0 where a document ends in
-between (`Gates`), and unit lower triangular I + M:
+`Gates` holds decay factors between tokens and to the borders of the chunk; a factor is 0 where a
+document ends in between. With these and a unit lower triangular matrix I + M:
 
     L_ij = between_ij k_i . k_j  (j < i)     M = diag(beta) L     A = (I + M)^-1
     N    = A beta (V - read (K S))           what the tokens write, [C, V]
     O    = read (Q S) + P N                  P_ij = between_ij q_i . k_j  (j <= i)
     S'   = through S + (write K)^T N
 
-from Yang et al., arXiv 2406.06484, section 3.2, and 2412.06464, section 3.3, without W = A beta K:
-A is applied once, after the state has been read. Backward, with R = V - read (K S):
+This follows Yang et al., arXiv 2406.06484, section 3.2, and 2412.06464, section 3.3, but without
+W = A beta K: A is applied once, after the state has been read. Backward, with R = V - read (K S):
 
     dN = P^T dO + (write K) dS'              dX = A^T dN         dR = dV = beta dX
     dP = dO N^T                              dM = -dX N^T        since d(A X) = A (dX - dM A X)
     dS = through dS' + (read Q)^T dO - (read K)^T dR
 
-All is float32; q is scaled.
+Everything is float32; q is already scaled.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from kernels.primitives.products import EXACT, Products
 
 
 class Memory(NamedTuple):
-    """The state: per head a matrix that maps keys to values, and the document it belongs to."""
+    """The state: for each head a matrix that maps keys to values, and the row's document."""
 
     s: Float[Array, "B H K V"]
     segment: Int[Array, " B"]
@@ -40,7 +40,7 @@ FIELDS = (("s", "B H K V"), ("segment", "B"))
 
 
 class Tokens(NamedTuple):
-    """The inputs of one chunk; `log_decay` None: no decay."""
+    """The inputs of one chunk; `log_decay` None means no decay."""
 
     q: Float[Array, "*batch C K"]
     k: Float[Array, "*batch C K"]
@@ -50,8 +50,9 @@ class Tokens(NamedTuple):
 
 
 class How(NamedTuple):
-    """How products are taken, and those with the inverse (it is itself exact); and the rows of the
-    blocks that it starts from, None for `masked_inverse`."""
+    """How matrices are multiplied: `products` in general, `solving` for products with the inverse
+    (the inverse itself is computed exactly). `base` is the number of rows of the blocks where the
+    inverse starts; None means `masked_inverse`."""
 
     products: Products
     solving: Products
@@ -59,7 +60,8 @@ class How(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """What is left of S at each token, of each token at the end, of S at the end, of j at i."""
+    """How much remains: `read` of S at each token, `write` of each token's write at the chunk's
+    end, `through` of S at the end, `between` of token j's write at token i."""
 
     read: Float[Array, "*batch C 1"]
     write: Float[Array, "*batch C 1"]
@@ -68,7 +70,7 @@ class Gates(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """What forward and backward share: beta as a column, and the products inside a chunk."""
+    """What forward and backward share: beta as a column, and products within the chunk."""
 
     beta: Float[Array, "*batch C 1"]
     lower: Float[Array, "*batch C C"]
@@ -103,7 +105,7 @@ def backward(
     d_wrote = products.tn(inner.weights, d_out) + products.nn(write * x.k, d_s)
     d_x = how.solving.tn(inner.inverse, d_wrote)
     d_error = beta * d_x
-    # Entries above the diagonal are masked by the zeros of `between` and of `lower`'s mask.
+    # Entries above the diagonal are masked by the zeros of `between` and by the mask of `lower`.
     d_m = jnp.where(square.below(beta.shape[-2]), -products.nt(d_x, inner.wrote), 0.0)
     d_weights = products.nt(d_out, inner.wrote)
     d_scores = gate.between * d_weights
@@ -129,7 +131,7 @@ def backward(
 
 
 def _gates(x: Tokens, documents: Documents | None, products: Products) -> Gates:
-    """The gates of one chunk; constants without decay and documents, which XLA then removes."""
+    """The gates of one chunk. Without decay and documents they are constants, which XLA removes."""
     length = x.q.shape[-2]
     causal = square.lower(length)
     if x.log_decay is None:
@@ -151,15 +153,16 @@ def _gates(x: Tokens, documents: Documents | None, products: Products) -> Gates:
 
 
 def unit_inverse(m: Float[Array, "*batch C C"], base: int) -> Float[Array, "*batch C C"]:
-    """(I + m)^-1 of strictly lower triangular m.
+    """(I + m)^-1 for strictly lower triangular m.
 
-    Forward substitution in diagonal blocks of `base` rows, all at once, then pairs of blocks:
+    Diagonal blocks of `base` rows are inverted by forward substitution, all at once. Then pairs of
+    neighboring blocks are merged:
 
         [a  0]^-1   [   a^-1         0  ]
         [b  c]    = [-c^-1 b a^-1   c^-1]
 
-    The series I - m + m^2 - ... would need only products, but for keys alike its terms grow to
-    many orders of magnitude above their sum.
+    The series I - m + m^2 - ... would need only products, but where keys are similar its terms
+    become many orders of magnitude larger than its sum.
     """
     count = m.shape[-1] // base
     cut = [m[..., i * base : (i + 1) * base, i * base : (i + 1) * base] for i in range(count)]
@@ -179,7 +182,7 @@ def unit_inverse(m: Float[Array, "*batch C C"], base: int) -> Float[Array, "*bat
 
 
 def _substitute(m: Float[Array, "*batch R R"]) -> Float[Array, "*batch R R"]:
-    """(I + m)^-1 row by row: when row j is final, what hangs on it is taken from the rows below."""
+    """(I + m)^-1 row by row: once row j is final, its multiples are subtracted from later rows."""
 
     def eliminate(j: Array, inverse: Array) -> Array:
         column = lax.dynamic_slice_in_dim(m, j, 1, axis=-1)
@@ -190,8 +193,8 @@ def _substitute(m: Float[Array, "*batch R R"]) -> Float[Array, "*batch R R"]:
 
 
 def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
-    """The same by masks on whole matrices, which suits a matrix unit as wide as they are: blocks of
-    eight rows (C is 8, 16, 32, ...), then the corners of all pairs of blocks at once.
+    """The same with masks on whole matrices, which suits a matrix unit as wide as they are. It
+    starts from blocks of eight rows (C is 8, 16, 32, ...) and merges all pairs of blocks at once.
     """
     length, size = m.shape[-1], square.SUBLANES
     row, column = square.index(length, 0), square.index(length, 1)
@@ -201,7 +204,7 @@ def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
         factor = jnp.sum(jnp.where(here, m, 0.0), axis=-1, keepdims=True)
         inverse = inverse - factor * square.spread(inverse, j, size)
     while size < length:
-        # Only rows of second halves change: half the rows of both products.
+        # Only rows of second halves change, so both products take half the rows.
         corner = square.second(jnp.where(square.border(length, size), m, 0.0), size)
         below = square.as_second(EXACT.nn(corner, inverse), size)
         change = EXACT.nn(square.second(inverse, size), below)
@@ -212,7 +215,7 @@ def masked_inverse(m: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
 
 def _inner(x: Tokens, gate: Gates, s: Array, how: How) -> Inner:
     products = how.products
-    # Keys of bfloat16 are exact as they are.
+    # bfloat16 keys are exact operands as they are.
     gram = (products if products.dtype == "bfloat16" else EXACT).nt(x.k, x.k)
     lower = jnp.where(square.below(gram.shape[-1]), gate.between * gram, 0.0)
     weights = gate.between * products.nt(x.q, x.k)

@@ -1,4 +1,4 @@
-"""The delta rule in Triton for NVIDIA GPUs: forward, and backward by hand.
+"""The delta rule in Triton for NVIDIA GPUs: forward, and a hand-derived backward.
 
     forward    inverse    A = (I + M)^-1 of every chunk                            parallel
                products   W = A (beta read K), U = A (beta V)                      parallel
@@ -10,14 +10,14 @@
                           dS = through dS' + scale (read Q)^T dO - W^T dN
                keys       dX = A^T dN, then dq, dk, dv, d beta, d log decay        parallel
 
-The mathematics is that of tile.py (here W takes A into what is sequential, which is then two
-products instead of three), the parts are those of `primitives/triton_chunks`. Saved: inputs, A, N
-and the state at the entry of every chunk, in bfloat16 where the inputs are that (the tensor cores
-would round them so in any case; what is carried on is float32). Tiles of V add up inside a program,
-tiles of K write apart and are added after; nothing is atomic.
+The mathematics is that of tile.py, but with W: then the sequential part needs two products per
+chunk instead of three. Shared pieces are in `primitives/triton_chunks`. Saved: the inputs, A, N and
+the state at the entry of every chunk. The last three are bfloat16 where the inputs are, because the
+tensor cores would round them in any case; the state that is carried on is float32. A program adds
+up its tiles of V; tiles of K are written separately and added afterwards. Nothing is atomic.
 
-With e = V - read (K S) the derivative by beta is dX e + (dM L) 1; as dM = -dX N^T and K (dX S^T)^T
-are there already, no product is computed for it.
+With e = V - read (K S) the derivative by beta is dX e + (dM L) 1. It needs no product of its own,
+because dM = -dX N^T and K (dX S^T)^T are computed anyway.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false
@@ -49,7 +49,7 @@ from kernels.primitives.triton_chunks import (
     read_chunk,
 )
 
-SHARED_MEMORY = 216 * 1024  # of the 227 KB that a program may have on Hopper
+SHARED_MEMORY = 216 * 1024  # a part of the 227 KB that a program may use on Hopper
 CANDIDATES = tuple(
     TritonChunk(recall_value=width, state_warps=warps, state_stages=ahead, num_stages=stages)
     for width, warps in ((16, 4), (32, 4), (64, 4), (64, 8))
@@ -60,16 +60,17 @@ CANDIDATES = tuple(
 
 @triton.jit
 def exactly(x, y) -> Any:
-    """x @ y of float32 in three passes: rounded to 11 bits, an inverse would be spoilt."""
+    """x @ y in float32, in three passes: rounding to 11 bits would spoil an inverse."""
     return tl.dot(x, y, input_precision="tf32x3")
 
 
 @triton.jit
 def unit_inverse(m, C: tl.constexpr, BASE: tl.constexpr, MERGES: tl.constexpr) -> Any:
-    """(I + m)^-1 of strictly lower triangular m: `tile.unit_inverse`.
+    """(I + m)^-1 for strictly lower triangular m; see `tile.unit_inverse`.
 
-    Blocks of BASE rows by substitution, all at once. With X the inverse of the diagonal blocks of a
-    size, and B what couples them in pairs, X - X B X is that of the blocks of twice the size.
+    Blocks of BASE rows are inverted by substitution, all at once. Let X be the inverse of the
+    diagonal blocks of some size, and B the entries that couple them in pairs. Then X - X B X is the
+    inverse of the diagonal blocks of twice the size.
     """
     above = tl.arange(0, C // BASE)[:, None, None, None]
     beside = tl.arange(0, C // BASE)[None, None, :, None]
@@ -114,7 +115,7 @@ def inverse_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """A = (I + diag(beta) L)^-1 of a chunk and head, L_ij = D_ij k_i . k_j for j < i."""
+    """A = (I + diag(beta) L)^-1 of one chunk and head, with L_ij = D_ij k_i . k_j for j < i."""
     n, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k += (head // HEADS * T * HEADS + head % HEADS) * K
     marks += head // HEADS * (T + 1)
@@ -157,7 +158,7 @@ def products_kernel(
     FINE: tl.constexpr,
     VALUES: tl.constexpr,
 ) -> None:
-    """W = A (beta read K) and, with VALUES, U = A (beta V) of a chunk and head."""
+    """W = A (beta read K) and, with VALUES, U = A (beta V) of one chunk and head."""
     n, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = head // HEADS * T * HEADS + head % HEADS
     k, w = k + token * K, w + token * K
@@ -205,7 +206,7 @@ def recall_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """N = U - W S and S' = through S + (write K)^T N from chunk to chunk; all of K at once."""
+    """N = U - W S and S' = through S + (write K)^T N from chunk to chunk, with all of K at once."""
     head, v0 = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV
     num_chunks = (T + C - 1) // C
     token = head // HEADS * T * HEADS + head % HEADS
@@ -262,7 +263,7 @@ def retreat_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """dN and dS from the last chunk to the first; all of K at once."""
+    """dN and dS from the last chunk to the first, with all of K at once."""
     head, v0 = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV
     num_chunks = (T + C - 1) // C
     token = head // HEADS * T * HEADS + head % HEADS
@@ -331,7 +332,7 @@ def keys_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """dq, dk, the tile's parts of d beta and d log decay; dv by the first tile of K."""
+    """dq, dk, and the tile's parts of d beta and d log decay; the first tile of K writes dv."""
     n, head, tile = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     num_chunks = (T + C - 1) // C
     token = head // HEADS * T * HEADS + head % HEADS
@@ -404,7 +405,7 @@ def keys_kernel(
 
 
 class Arrays(NamedTuple):
-    """Inputs of the kernels."""
+    """The inputs of the kernels."""
 
     q: Float[Array, "B T H K"]
     k: Float[Array, "B T H K"]
@@ -513,7 +514,7 @@ def _backward(
 def _products(
     sizes: Launch, x: Arrays, given: tuple[Array, Array], inverse: Array, *, values: bool
 ) -> list[Array]:
-    """W, and U if asked for."""
+    """W, and U if it is requested."""
     return _chunks(
         sizes,
         products_kernel,
@@ -531,9 +532,9 @@ def _chunks(
     tiles: int = 1,
     **constants: Any,
 ) -> list[Array]:
-    """A program for each chunk and head, and tile of K."""
+    """Launches a program for each chunk, head and tile of K."""
     blocks = sizes.static.blocks
-    # The keys' programs hold five sums besides their operands, so they read half as much of V.
+    # The kernel for keys holds five sums besides its operands, so it reads half as much of V.
     is_wide = kernel is keys_kernel
     tile = blocks.key, blocks.value // 2 if is_wide else blocks.value
     return triton_call.call(
@@ -554,7 +555,7 @@ def _along(
     arrays: tuple[Array, ...],
     outs: list[tuple[tuple[int, ...], Any]],
 ) -> list[Array]:
-    """A program for each head and tile of V, which goes from chunk to chunk with all of K."""
+    """Launches a program for each head and tile of V, which goes along the chunks with all of K."""
     blocks = sizes.static.blocks
     width = triton_chunks.power_of_two(sizes.shape[3])
     tile = 512, blocks.recall_value * 128 // max(128, width)

@@ -1,4 +1,4 @@
-"""Causal convolution of every channel along time, W taps, with or without bias and gate."""
+"""A causal convolution of every channel along time, with W taps and optional bias and gate."""
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
@@ -25,12 +25,12 @@ def _unsupported(
         if options[name] not in (False, True):
             return f"{name}={options[name]!r} must be True or False"
     if dims.get("W", 1) < 1:
-        return f"W={dims['W']} taps: at least one, the token itself"
+        return f"W={dims['W']} taps must be at least 1, the token itself"
     return None
 
 
 def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> tile.Tail:
-    """No inputs yet: float32 whatever the inputs are, of the same size for any length."""
+    """No inputs so far: float32 whatever the inputs are, and the same size for any length."""
     del dtype, max_len
     tail = jnp.zeros((batch, dims["H"], dims["W"], dims["K"]), jnp.float32)
     return tile.Tail(tail, jnp.zeros((batch,), jnp.int32))

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of the causal convolution.
 
-The fast cases are chosen so that every two settings of T, taps, widths, documents, carried state
-and options meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, taps, widths, documents, carried state and
+options occur together in some case; the slow cases thin their product (`contract.thinned`).
 """
 
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ BENCH = tuple(
 CASES = FAST + EXTREME + SLOW + BENCH
 
 _ROUNDING = "the same float32 sums in another order"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -61,14 +61,14 @@ TOLERANCES = {
 
 
 def wave(time: int, taps: int, width: int = 8) -> Inputs:
-    """Inputs of one head without chance."""
+    """Inputs of one head without randomness."""
     x = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
     weight = jnp.cos(jnp.arange(width * taps, dtype=jnp.float32) ** 1.5).reshape(1, width, taps)
     return {"x": x, "weight": weight}
 
 
 def _impulse_shows_the_taps(run: Run) -> tuple[Array, Array]:
-    """A single one answers with the weight, the last tap first, then with zeros."""
+    """The response to an impulse is the weight, last tap first, and then zeros."""
     inputs = wave(70, 9)
     impulse = jnp.zeros_like(inputs["x"]).at[:, 0].set(1.0)
     answer = jnp.moveaxis(inputs["weight"][..., ::-1], -1, 1)
@@ -77,7 +77,7 @@ def _impulse_shows_the_taps(run: Run) -> tuple[Array, Array]:
 
 
 def _tap_before_last_shifts(run: Run) -> tuple[Array, Array]:
-    """One tap of one: every token gets its predecessor."""
+    """The tap before the last is one: every token gets its predecessor."""
     inputs = wave(70, 4)
     weight = jnp.zeros_like(inputs["weight"]).at[..., -2].set(1.0)
     shifted = jnp.pad(inputs["x"][:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
@@ -90,7 +90,7 @@ def _one_tap_is_pointwise(run: Run) -> tuple[Array, Array]:
 
 
 def _ones_are_moving_sums(run: Run) -> tuple[Array, Array]:
-    """Sums over windows of 64, from a cumulative sum of integers."""
+    """Taps of one: sums over windows of 64, here from a cumulative sum of integers."""
     x = jnp.floor(8.0 * wave(200, 64)["x"])
     total = jnp.cumsum(x, axis=1)
     before = jnp.pad(total[:, :-64], ((0, 0), (64, 0), (0, 0), (0, 0)))

@@ -1,10 +1,11 @@
-"""Causal convolution in plain XLA, for any backend, with its own backward.
+"""Causal convolution in plain XLA, for any backend, with a hand-written backward.
 
-Forward and the cotangent of x are one fused pass of W multiply-adds over whole rows. The cotangent
-of the weight is a loop over chunks of tokens that adds into [B, W, H, K]. Saved are the inputs.
+The forward pass and the cotangent of x are each one fused pass of W multiply-adds over whole rows.
+The cotangent of the weight is a loop over chunks of tokens that adds into [B, W, H, K]. Only the
+inputs are saved.
 
-Where padding stands between tokens of one document, tokens are first moved together (a gather) and
-the outputs moved back; a condition at run time spares all other batches that.
+Where padding stands between tokens of one document, a gather first moves the tokens together, and
+the outputs are moved back. A condition at run time skips this for all other batches.
 """
 
 from collections.abc import Callable
@@ -33,13 +34,13 @@ def apply(
     blocks: Chunk | None = None,
 ) -> tuple[Float[Array, "B T H K"], Tail]:
     """Output and state of T more tokens."""
-    del options  # the inputs that are there say it all
+    del options  # the keys of `inputs` say the same
     x = inputs["x"]
     time, taps = x.shape[1], inputs["weight"].shape[-1]
     belongs = segments.continued(segment_ids, state.segment, time)
     old, line = jnp.moveaxis(state.tail, 2, 1), None
     if segment_ids is None:
-        # In a row without a document the first token starts one.
+        # In a row that has no document yet, the first token starts one.
         old = jnp.where((state.segment == 0)[:, None, None, None], 0.0, old)
     else:
         line = tile.line(segment_ids, belongs, state.segment, taps)
@@ -55,9 +56,9 @@ type PerToken = tuple[Array, Any]
 def _without_gaps(
     line: Line | None, call: Callable[..., PerToken], *arrays: Float[Array, "B T H K"]
 ) -> PerToken:
-    """`call(age, *arrays)`, where neighbors in a document are neighbors in the arrays.
+    """`call(age, *arrays)`, with arrays in which neighbors in a document stand side by side.
 
-    The first result has a row for each token.
+    The first result must have one row for each token.
     """
     if line is None:
         return call(None, *arrays)
@@ -89,7 +90,7 @@ def _after(halo: Float[Array, "B W H K"], x: Float[Array, "B T H K"]) -> Array:
 def _convolution(
     length: int, inputs: Inputs, halo: Float[Array, "B W H K"], line: Line | None
 ) -> Float[Array, "B T H K"]:
-    """Output of all tokens; the oldest row of `halo` is not read."""
+    """The output of all tokens; the oldest row of `halo` is not read."""
     return _forward(length, inputs, halo, line)[0]
 
 
@@ -112,7 +113,7 @@ def _backward(
         grads["gate"] = d_out * _plain(inputs, halo, line)
         d_out = d_out * inputs["gate"].astype(jnp.float32)
     if "bias" in inputs:
-        # A product with ones: XLA:CPU is slow at sums of rows.
+        # A product with ones, because XLA:CPU is slow at sums over rows.
         ones = jnp.ones(d_out.shape[:2], jnp.float32)
         grads["bias"] = jnp.einsum("bt,bthk->hk", ones, d_out, precision=lax.Precision.HIGHEST)
 
@@ -131,7 +132,7 @@ def _backward(
 def _correlate(
     length: int, z: Array, d_out: Float[Array, "B T H K"], age: Array | None
 ) -> Float[Array, "W H K"]:
-    """Cotangent of the weight, `length` tokens at a time."""
+    """The cotangent of the weight, computed `length` tokens at a time."""
     batch, time = d_out.shape[:2]
     taps = z.shape[1] - time + 1
     length = min(length, time)

@@ -1,4 +1,4 @@
-"""Causal convolution, one token at a time: the tail moves by one, W multiply-adds per channel."""
+"""Causal convolution, one token at a time: shift the tail, then W multiply-adds per channel."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,8 +9,8 @@ from kernels.letters import Inputs
 
 
 def step(state: Tail, inputs: Inputs, *, options: Options) -> tuple[Tail, Float[Array, "B H K"]]:
-    """The token joins the tail, the tail is weighed."""
-    del options  # the inputs that are there say it all
+    """Appends the token to the tail, then weighs the tail."""
+    del options  # the keys of `inputs` say the same
     x = inputs["x"]
     new = x.astype(jnp.float32)[:, :, None]
     tail = jnp.concatenate([state.tail[:, :, 1:], new], axis=2)

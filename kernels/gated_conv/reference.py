@@ -1,9 +1,9 @@
-"""Causal convolution of every channel along time, as it is defined: token by token, float32.
+"""Causal convolution of every channel along time by its definition: token by token, float32.
 
     y_t = gate_t * (bias + sum_{w < W} weight_w x_{t-W+1+w})
 
-The last tap is the token itself. Taps before the start of the document read zeros. Padding is no
-token: taps reach over it to the tokens before.
+The last tap is the token itself. Taps before the start of the document read zeros. Padding is not a
+token: taps reach over it to the tokens before it.
 """
 
 from typing import Protocol, Self
@@ -20,7 +20,7 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 class Tail(Protocol):
-    """What is asked of a state: the last W inputs of the row's document, and the document."""
+    """What the reference reads from a state: the document's last W inputs, and the document."""
 
     tail: Array
     segment: Array

@@ -1,16 +1,16 @@
 """Causal convolution over a split time axis: a rank's first tokens need the last W - 1 inputs of
-the ranks before it (the halo), which the local form continues as its state.
+the ranks before it (the halo). The local form continues them as its state.
 
-Where rows have documents, a shard may hold fewer than W - 1 tokens of the one that goes on behind
-it, or only padding, which taps reach over; so a halo may come from ranks further away. What
-stretches of tokens leave to those behind them composes, associatively:
+Where rows have documents, a shard may hold fewer than W - 1 tokens of the document that continues
+after it, or only padding, over which taps reach. So a halo may come from ranks further away. What
+two neighboring stretches of tokens leave to those after them combines associatively:
 
     left(far, near) = the last W inputs of [far, near]   if the document at far's end fills near
-                      what near leaves                   else
+                      what near leaves                   otherwise
 
-A rank gets what the one before it leaves, then what the 1, 2, 4, ... before that one leave: at most
-1 + ceil(log2 R) messages of W inputs, and a single one where every row is one document and a shard
-holds W - 1 tokens.
+A rank receives what the rank before it leaves, then what the 1, 2, 4, ... ranks before that one
+leave. That takes at most 1 + ceil(log2 R) messages of W inputs. A single message is enough where
+every row is one document and a shard holds W - 1 tokens.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from kernels.primitives.time_shards import Shards
 
 class Left(NamedTuple):
     """What a stretch of tokens leaves: the last W inputs of its last document (zeros where it has
-    fewer), how many these are, and whether that document came in at the stretch's first token.
+    fewer), their number, and whether that document already came in at the stretch's first token.
     """
 
     tail: Float[Array, "B W H K"]
@@ -48,7 +48,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, Tail]:
-    """Output of this rank's tokens, and the state after those of all ranks."""
+    """The output of this rank's tokens, and the state after the tokens of all ranks."""
     del op, options  # the local form knows them
     x, taps = inputs["x"], inputs["weight"].shape[-1]
     entry = shards.entry(segment_ids, state.segment)
@@ -70,7 +70,7 @@ def _run(
 
 
 def _suffices(reach: int, time: int, taps: int, segment_ids: Array | None) -> bool:
-    """Whether so many shards of `time` tokens hold every halo, whatever the documents are."""
+    """Whether `reach` shards of `time` tokens hold every halo, whatever the documents are."""
     return segment_ids is None and reach * time >= taps - 1
 
 
@@ -89,7 +89,7 @@ def _leave(x: Array, segment_ids: Array | None, entry: Int[Array, " B"], taps: i
 
 
 def _compose(far: Left, near: Left) -> Left:
-    """What both leave, `near` being right behind `far`."""
+    """What two stretches leave together; `near` is right behind `far`."""
     taps = near.tail.shape[1]
     place = jnp.arange(taps, dtype=jnp.int32) + near.count[:, None]
     moved = gaps.take(far.tail, jnp.minimum(place, taps - 1))
@@ -100,7 +100,7 @@ def _compose(far: Left, near: Left) -> Left:
 
 
 def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """What packed rows send; float32, like the state."""
+    """What a rank sends for packed rows, in float32 like the state."""
     del op, options, itemsize
     messages = 1 + (ranks - 1).bit_length()
     tails = 4.0 * messages * dims["B"] * dims["H"] * dims["W"] * dims["K"]

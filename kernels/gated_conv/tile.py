@@ -1,4 +1,4 @@
-"""A stretch of L tokens of a causal convolution, with the W - 1 tokens before it (its halo).
+"""L tokens of a causal convolution, with the W - 1 tokens before them (the halo).
 
 With z = [halo, x], weight [W, H, K], and `age` the number of tokens since the document started:
 
@@ -6,7 +6,7 @@ With z = [halo, x], weight [W, H, K], and `age` the number of tokens since the d
     dz_s = sum_{w < W} weight_w [W - 1 - w <= age_{s-w}] dy_{s-w}
     dweight_w = sum_t [W - 1 - w <= age_t] z_{t+w} dy_t
 
-Each is W shifted multiply-adds that XLA fuses into one pass. All is float32.
+Each is W shifted multiply-adds that XLA fuses into one pass. Everything is float32.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,9 @@ from kernels.primitives.gaps import Gaps
 
 
 class Tail(NamedTuple):
-    """The state: the last W inputs of the row's document, the newest last, zeros before its start.
+    """The state: the last W inputs of the row's document, newest last, with zeros before its start.
 
-    The oldest of them is one more than the next token needs.
+    The next token needs only W - 1 of them; the oldest is not read.
     """
 
     tail: Float[Array, "B H W K"]
@@ -34,8 +34,8 @@ FIELDS = (("tail", "B H W K"), ("segment", "B"))
 
 
 class Line(NamedTuple):
-    """Where tokens stand, and how many of their document are before each; in that of the entry
-    at least W."""
+    """Where tokens stand, and how many tokens of its document are before each one (at least W in
+    the document that came in)."""
 
     places: Gaps
     age: Int[Array, "B T"]
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 def line(
     segment_ids: Int[Array, "B T"], belongs: Int[Array, "B T"], entry: Int[Array, " B"], taps: int
 ) -> Line:
-    """`belongs` is `segments.continued` of the ids and of the document at entry."""
+    """`belongs` is `segments.continued` of the ids and of the document at the entry."""
     places = gaps.gaps(segment_ids, belongs, entry)
     starts = belongs != segments.previous(belongs, entry)
     start = jnp.where(starts, places.count - 1, -taps)
@@ -54,8 +54,8 @@ def line(
 def next_tail(
     x: Float[Array, "B T H K"], old: Float[Array, "B W H K"], line: Line | None
 ) -> Float[Array, "B W H K"]:
-    """The last W inputs of each row's document, zeros before its start; `old` are those at entry,
-    `line` None is one document without padding.
+    """The last W inputs of each row's document, with zeros before its start. `old` are those at the
+    entry; `line` None means one document without padding.
     """
     taps, time = old.shape[1], x.shape[1]
     if line is None:
@@ -70,7 +70,7 @@ def next_tail(
 
 
 def first_number(line: Line) -> Int[Array, "B 1"]:
-    """Of the first token of each row's last document, counted from 0 in this call; negative where
+    """The number, from 0 in this call, of the first token of each row's last document; negative if
     that document came in."""
     return line.places.count[:, -1:] - 1 - line.age[:, -1:]
 
@@ -80,7 +80,7 @@ def convolve(
     weight: Float[Array, "W H K"],
     age: Int[Array, "B L"] | None,
 ) -> Float[Array, "B L H K"]:
-    """The outputs of L tokens; `age` None is far from any start."""
+    """The outputs of L tokens; `age` None means that no document starts nearby."""
     taps = weight.shape[0]
     length = z.shape[1] - taps + 1
     out = jnp.zeros((z.shape[0], length, *z.shape[2:]), jnp.float32)
@@ -94,7 +94,7 @@ def spread(
     weight: Float[Array, "W H K"],
     age: Int[Array, "B L"] | None,
 ) -> Float[Array, "B W+L-1 H K"]:
-    """Cotangent of the tokens and of their halo."""
+    """The cotangents of the tokens and of their halo."""
     taps, length = weight.shape[0], d_out.shape[1] + weight.shape[0] - 1
     around = ((0, 0), (taps - 1, taps - 1))
     d_out = jnp.pad(d_out, (*around, (0, 0), (0, 0)))
@@ -113,9 +113,9 @@ def correlate(
     d_out: Float[Array, "B L H K"],
     age: Int[Array, "B L"] | None,
 ) -> Float[Array, "B W H K"]:
-    """`total` plus the cotangent of the weight, kept apart by row.
+    """`total` plus the cotangent of the weight, separately for each row of the batch.
 
-    The sum over tokens is L additions of [W, H, K]: a reduction over time for every tap takes
+    The sum over tokens is L additions of [W, H, K]. Reducing over time for every tap instead takes
     XLA:CPU several times as long.
     """
     taps = total.shape[1]
@@ -129,7 +129,7 @@ def correlate(
 
 
 def _reached(x: Array, age: Array | None, distance: int) -> Array:
-    """`x` where a tap this far back is inside the document."""
+    """`x`, with zeros where a tap this far back is outside the document."""
     if age is None or distance == 0:
         return x
     return jnp.where((distance <= age)[..., None, None], x, 0.0)

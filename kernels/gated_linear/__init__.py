@@ -34,14 +34,14 @@ def _unsupported(
 
 
 def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> GatedState:
-    """An empty memory; float32 and of one size, whatever the dtype and the length."""
+    """An empty memory: float32 whatever the inputs are, and the same size for any length."""
     del dtype, max_len
     shape = (batch, dims["H"], dims["K"], dims["V"])
     return GatedState(jnp.zeros(shape, jnp.float32), jnp.zeros((batch,), jnp.int32))
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    """Of the recurrence: k v^T and S^T q."""
+    """FLOPs of the recurrence: k v^T and S^T q."""
     del options
     return 4.0 * dims["B"] * dims["T"] * dims["H"] * dims["K"] * dims["V"]
 

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of linear attention with decay.
 
-The fast cases are chosen so that every two settings of T, widths, documents, carried state and
-decay meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, widths, documents, carried state and decay
+occur together in some case; the slow cases thin their product (`contract.thinned`).
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ FAST = (
     Case(dims(63, 9, 16), {}, "packed", tag="fast"),
 )
 
-# Nothing is forgotten, or all of it at every token, or at every other one.
+# Nothing is forgotten; or everything at every token; or everything at every other token.
 _FORGET = (
     near("log_decay", -1e-6),
     near("log_decay", -40.0),
@@ -49,8 +49,8 @@ BENCH = tuple(
 CASES = FAST + EXTREME + chunks.every_case(_OPTIONS) + BENCH
 
 _ROUNDING = "the same float32 sums in another order"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
-_OPERANDS = "as outputs, so operands of products: factors times q or k, weights, states"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
+_OPERANDS = "outputs and operands (factors times q or k, weights, states) are rounded to bfloat16"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -65,7 +65,7 @@ TOLERANCES = {
 
 
 def _wave(time: int, width: int = 8) -> Inputs:
-    """q, k and v of one head without chance."""
+    """q, k and v of one head, without randomness."""
     x = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
     return {"q": 2.0 * x, "k": x[..., ::-1], "v": x[..., :5]}
 
@@ -103,7 +103,7 @@ def _constant_decay_is_retention(run: Run) -> tuple[Array, Array]:
 
 
 def _uneven(time: int) -> Array:
-    """Log decays of one head: mild, with every ninth token strong and every tenth total."""
+    """Log decays of one head: mild, but strong at every ninth token and total at every tenth."""
     index = jnp.arange(time)
     mild = -0.1 * (1.0 + jnp.sin(index**1.3))
     return jnp.where(index % 10 == 9, -1e4, jnp.where(index % 9 == 8, -50.0, mild))[None, :, None]

@@ -1,7 +1,8 @@
-"""Linear attention with decay chunk by chunk in plain XLA, for any backend, with its own backward.
+"""Linear attention with decay, chunk by chunk in plain XLA, for any backend, with a hand-written
+backward.
 
-The order of Yang et al. (arXiv 2312.06635, section 4): matrix products within a chunk, and the
-memory S from chunk to chunk in a scan (`primitives.xla_chunks`).
+The order of computation is that of Yang et al. (arXiv 2312.06635, section 4): matrix products
+within a chunk, and the memory S from chunk to chunk in a scan (`primitives.xla_chunks`).
 """
 
 import math
@@ -48,13 +49,13 @@ def apply(
 
 
 def _fit(sizes: Sizes, time: int) -> Sizes:
-    """The same sizes, no longer than the power of two that holds all tokens."""
+    """The same sizes, but no longer than the smallest power of two that holds all tokens."""
     length = min(sizes.length, 1 << (time - 1).bit_length())
     return Sizes(length, math.gcd(sizes.sub, length))
 
 
 def _cut(inputs: Inputs, segment_ids: Array | None, length: int) -> Chunk:
-    """Chunks; padding neither writes nor decays."""
+    """The chunks; padding neither writes nor decays."""
     blank = {
         n: x if n in "qv" else segments.blank_padding(x, segment_ids) for n, x in inputs.items()
     }

@@ -1,4 +1,4 @@
-"""Linear attention with decay, one token at a time: O(K V) per head, whatever came before."""
+"""Linear attention with decay, one token at a time: O(K V) per head, however long the past."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,7 +11,7 @@ from kernels.letters import Inputs
 def step(
     state: GatedState, inputs: Inputs, *, options: Options
 ) -> tuple[GatedState, Float[Array, "B H V"]]:
-    """Decay the memory, write the token's value under its key, read with its query."""
+    """Decays the memory, writes the token's value under its key, then reads with its query."""
     q, k, v = (inputs[name].astype(jnp.float32) for name in ("q", "k", "v"))
     s = state.s
     if options["decay"] != "none":

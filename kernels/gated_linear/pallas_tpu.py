@@ -1,7 +1,7 @@
-"""Linear attention with decay as TPU kernels: `tile`'s chunk in the grid of `pallas_chunks`.
+"""Linear attention with decay as TPU kernels: the chunk of `tile` in the grid of `pallas_chunks`.
 
-Decay per channel is taken over whole chunks: each way to halve it is one product as wide as the
-matrix unit, of which a mask keeps the pairs of that level.
+Per-channel decay is computed on whole chunks: each level of the halving is one product as wide as
+the matrix unit, and a mask keeps the pairs of that level.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,7 @@ def apply(
 def _forward(
     static: Static, x: Named, documents: Documents | None, s: Array
 ) -> tuple[Array, Array]:
-    # The output is scaled, not q, so that queries of bfloat16 stay exact.
+    # The output is scaled and not q, so that bfloat16 queries stay exact.
     out, s = tile.forward(_chunk(static, x, documents, 1.0), documents, s, static.how)
     return static.scale * out, s
 
@@ -75,7 +75,7 @@ def _backward(
 
 
 def _chunk(static: Static, x: Named, documents: Documents | None, scale: float) -> Chunk:
-    """Queries scaled; padding neither writes nor decays."""
+    """The inputs of a chunk, with scaled queries; padding neither writes nor decays."""
     head = channel = None
     if static.decay == "scalar":
         head = x["log_decay"]

@@ -1,17 +1,17 @@
-"""Linear attention with decay as it is defined, float32 (Katharopoulos et al., arXiv 2006.16236,
+"""Linear attention with decay by its definition, float32 (Katharopoulos et al., arXiv 2006.16236,
 section 3.4; decay per channel: Yang et al., arXiv 2312.06635, section 4).
 
     S_t = decay_t S_{t-1} + k_t v_t^T        o_t = scale S_t^T q_t
 
-decay_t is 1, exp(g_t) of the head, or exp(g_t) of each row of S. One token after the other; a
-document starts from S = 0, padding leaves S as it is. `backward` is the derivative worked out by
-hand. With dS the cotangent of S_t, from t = T down to 1:
+decay_t is 1, or exp(g_t) per head, or exp(g_t) per row of S. Tokens are computed one after another.
+A document starts from S = 0, and padding leaves S unchanged. `backward` is the derivative derived
+by hand. With dS the cotangent of S_t, from t = T down to 1:
 
     dS  += scale q_t do_t^T        dq_t = scale S_t do_t
     dk_t = dS v_t                  dv_t = dS^T k_t
     dg_t = decay_t <dS, S_{t-1}>   dS_{t-1} = decay_t dS
 
-where <,> sums over V, and over K too where the decay is of the head.
+where <,> sums over V, and also over K where the decay is per head.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Tokens(NamedTuple):
-    """Inputs in float32 with time first; q is scaled; where a document starts, and what is none."""
+    """Inputs in float32 with time first and q scaled; which tokens start a document or are real."""
 
     q: Float[Array, "T B H K"]
     k: Float[Array, "T B H K"]
@@ -59,7 +59,7 @@ def apply(
 def backward(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, d_out: Array, *, options: Options
 ) -> Inputs:
-    """Cotangents of all inputs for one whole sequence, by hand."""
+    """Cotangents of all inputs for one whole sequence, by the hand-derived formulas."""
     batch, time, heads, width = inputs["q"].shape
     entry = jnp.zeros((batch,), jnp.int32)
     belongs = segments.continued(segment_ids, entry, time)

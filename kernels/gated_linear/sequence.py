@@ -1,15 +1,15 @@
-"""Linear attention with decay over a split time axis: LASP-2 (Sun et al., arXiv 2502.07563) gathers
-what every rank does to the state, the All-Scan of ZeCO (arXiv 2507.01004) hands the state on.
+"""Linear attention with decay over a split time axis. LASP-2 (Sun et al., arXiv 2502.07563) gathers
+what every rank does to the state; the All-Scan of ZeCO (arXiv 2507.01004) passes the state on.
 
-With S what enters a rank, decay(i..j) the product of decays of its tokens i to j, and `out` and M
-what the local form gives from an empty state:
+Let S be the state that enters a rank, decay(i..j) the product of the decays of its tokens i to j,
+and `out` and M what the local form returns from an empty state. Then
 
     o_i = out_i + (scale decay(1..i) q_i) S        S' = decay(1..T/R) S + M
     M   = sum_j (decay(j+1..T/R) k_j) v_j^T
 
-M is also one product of all keys and values, which does not wait for the local form: it is sent
-while that runs. Tokens behind a document's start inside the shard read nothing of S; M is that of
-the last document, and decay(1..T/R) is 0 where that did not come in.
+M is also one product of all keys and values, which need not wait for the local form: it is sent
+while that runs. Tokens after the start of a document inside the shard read nothing of S. M counts
+only the last document, and decay(1..T/R) is 0 where that is not the document that came in.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from kernels.primitives.time_shards import Shards
 
 
 class Done(NamedTuple):
-    """What a rank's tokens do to the state: decay it, and add."""
+    """What a rank's tokens do to the state: multiply it by a decay, and add to it."""
 
     decay: Float[Array, "B h k 1"]
     added: Float[Array, "B H K V"]
@@ -51,7 +51,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, GatedState]:
-    """Output of this rank's tokens, and the state after those of all ranks."""
+    """The output of this rank's tokens, and the state after the tokens of all ranks."""
     del op
     entry = shards.entry(segment_ids, state.segment)
     places = rank_state.places(segment_ids, entry, inputs["k"].shape[1])
@@ -70,7 +70,7 @@ def _do(inputs: Inputs, places: Places) -> Done:
     if (log_decay := _log_decay(inputs, places)) is None:
         return Done(is_through, _outer(k, v))
     until = jnp.cumsum(log_decay[:, ::-1], axis=1)[:, ::-1]
-    # Not until - log_decay: of a large decay the difference would have few digits.
+    # Not until - log_decay: after a large decay the difference would have few digits left.
     rest = jnp.exp(jnp.pad(until[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))))
     return Done(is_through * jnp.exp(until[:, 0])[..., None], _outer(rest * k, v))
 
@@ -83,7 +83,7 @@ def _outer(k: Float[Array, "B T H K"], v: Float[Array, "B T H V"]) -> Float[Arra
 def _read(
     inputs: Inputs, places: Places, s: Float[Array, "B H K V"], *, scale: float
 ) -> Float[Array, "B T H V"]:
-    """What the tokens read of the state that enters."""
+    """What the tokens read from the state that enters."""
     q = scale * inputs["q"].astype(jnp.float32)
     if (log_decay := _log_decay(inputs, places)) is not None:
         q = jnp.exp(jnp.cumsum(log_decay, axis=1)) * q
@@ -92,7 +92,7 @@ def _read(
 
 
 def _log_decay(inputs: Inputs, places: Places) -> Float[Array, "B T H #K"] | None:
-    """None: no decay. Padding does not decay."""
+    """The log decay, zero on padding; None if there is no decay."""
     if "log_decay" not in inputs:
         return None
     x = inputs["log_decay"].astype(jnp.float32)
@@ -101,7 +101,7 @@ def _log_decay(inputs: Inputs, places: Places) -> Float[Array, "B T H #K"] | Non
 
 
 def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """One state a rank and its decay; the same for any T."""
+    """The state and the decay of each rank; independent of T."""
     del op, itemsize
     per_row = {"none": 1, "scalar": dims["H"], "vector": dims["H"] * dims["K"]}
     done = _numbers(dims) + dims["B"] * per_row[options["decay"]]
@@ -109,13 +109,13 @@ def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -
 
 
 def _handed_on(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """One state; the same for any T."""
+    """One state; independent of T."""
     del op, options, itemsize
     return state_scan.sent(_numbers(dims), dims["K"], ranks)
 
 
 def _numbers(dims: Dims) -> int:
-    """How many the state has."""
+    """The number of numbers in the state."""
     return dims["B"] * dims["H"] * dims["K"] * dims["V"]
 
 

@@ -1,20 +1,21 @@
-"""One chunk of linear attention with decay: forward, and backward by hand, float32.
+"""One chunk of linear attention with decay: forward, and a hand-derived backward, float32.
 
-With S what enters the chunk and D_ij = prod_{j < s <= i} decay_s for i >= j, else 0:
+With S the state that enters the chunk, and D_ij = prod_{j < s <= i} decay_s for i >= j, else 0:
 
     row_i = prod_{s <= i} decay_s        col_j = prod_{s > j} decay_s        total = prod_s decay_s
     P_ij  = D_ij (q_i . k_j)             D inside the sum over K where the decay is per channel
     O     = (row q) S + P V              S' = total S + (col k)^T V
 
-Every factor is a product of decays, at most one. Backward, with dS' the cotangent of what leaves:
+Every factor is a product of decays, so at most one. Backward, with dS' the cotangent of S':
 
     dP = dO V^T where P is not masked    dV = P^T dO + (col k) dS'
     d(row q) = dO S^T                    d(col k) = V dS'^T        dS = total dS' + (row q)^T dO
     dq = row d(row q) + (dP D) k         dk = col d(col k) + (dP D)^T q
 
-The cotangent of a log decay is the sum of (log factor)'s over the factors it is in: P dP for D,
-(row q) d(row q), (col k) d(col k), total <S, dS'>. Summed inside a chunk; over the whole sequence,
-as sums of q dq - k dk from the end, large terms would have to cancel.
+The cotangent of a log decay is the sum of the cotangents of log factors, over the factors that
+contain it: P dP for D, (row q) d(row q), (col k) d(col k), total <S, dS'>. It is summed inside the
+chunk. A sum of q dq - k dk from the end of the whole sequence would be equal, but large terms would
+have to cancel in it.
 
 Where documents meet inside the chunk, the masks of `chunks.Documents` set factors to zero.
 """
@@ -41,7 +42,7 @@ FIELDS = (("s", "B H K V"), ("segment", "B"))
 
 
 class Chunk(NamedTuple):
-    """Inputs of a chunk, q scaled, or their cotangents; `head` and `channel` are log decays."""
+    """The inputs of a chunk (q scaled), or their cotangents; `head`, `channel` are log decays."""
 
     q: Float[Array, "*batch C K"]
     k: Float[Array, "*batch C K"]
@@ -51,7 +52,7 @@ class Chunk(NamedTuple):
 
 
 class How(NamedTuple):
-    """How products are taken, and `sub` of `decay_halves`."""
+    """How matrices are multiplied, and the `sub` of `decay_halves`."""
 
     products: Products
     sub: int | None
@@ -60,7 +61,7 @@ class How(NamedTuple):
 class Gates(NamedTuple):
     """The factors of a chunk; None stands for ones.
 
-    `pairs` is D of decays per head; `levels` hold that of decays per channel.
+    `pairs` is D for per-head decay; `levels` represent it for per-channel decay.
     """
 
     seen: Bool[Array, "*batch C C"]
@@ -74,7 +75,7 @@ class Gates(NamedTuple):
 def forward(
     x: Chunk, documents: Documents | None, s: Float[Array, "*batch K V"], how: How
 ) -> tuple[Float[Array, "*batch C V"], Float[Array, "*batch K V"]]:
-    """Output of the chunk, and what leaves it."""
+    """The output of the chunk, and the state that leaves it."""
     gates, products = _gates(x, documents, how), how.products
     reading, writing = _times(gates.row, x.q), _times(gates.col, x.k)
     out = products.nn(reading, s) + products.nn(_weigh(x, gates, how), x.v)
@@ -89,7 +90,7 @@ def backward(
     d_left: Float[Array, "*batch K V"],
     how: How,
 ) -> tuple[Chunk, Float[Array, "*batch K V"]]:
-    """Cotangents of the inputs, and of what enters."""
+    """The cotangents of the inputs, and of the state that enters."""
     gates, products = _gates(x, documents, how), how.products
     weights = _weigh(x, gates, how)
     d_weights = jnp.where(gates.seen, products.nt(d_out, x.v), 0.0)
@@ -124,7 +125,7 @@ def backward(
 
 
 def _gates(x: Chunk, documents: Documents | None, how: How) -> Gates:
-    """All factors of the chunk, those between documents zero."""
+    """All factors of the chunk; those between different documents are zero."""
     gates = Gates(square.lower(x.q.shape[-2]), None, (), None, None, None)
     if x.channel is not None:
         levels = decay_halves.levels(x.channel, how.sub)
@@ -151,7 +152,7 @@ def _gates(x: Chunk, documents: Documents | None, how: How) -> Gates:
 
 
 def _weigh(x: Chunk, gates: Gates, how: How) -> Float[Array, "*batch C C"]:
-    """P: what each token takes of each value."""
+    """P: the weight of each value for each token."""
     if gates.levels:
         scores = decay_halves.scores(x.q, x.k, gates.levels, how.sub, how.products)
     else:

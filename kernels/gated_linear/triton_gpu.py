@@ -1,13 +1,14 @@
-"""Linear attention with decay in Triton for NVIDIA GPUs: forward, and backward by hand.
+"""Linear attention with decay in Triton for NVIDIA GPUs: forward, and a hand-derived backward.
 
     forward    states (sequential over chunks), outputs (parallel)
-    backward   states the other way round with q for k and dO for V, which gives dS' of what leaves
-               each chunk; then keys (dq, dk, d log decay) and values (dV), both parallel
+    backward   states in reverse, with q for k and dO for V: gives the cotangent dS' of the state
+               that leaves each chunk; then keys (dq, dk, d log decay) and values (dV), in parallel
 
-The mathematics is that of tile.py, the parts are those of `primitives/triton_chunks`. Saved: inputs
-and the state at the entry of every chunk, in bfloat16 where the inputs are that (the tensor cores
-would round it so in any case; what is carried on is float32). Tiles of V add up inside a program,
-tiles of K write apart and are added after; nothing is atomic.
+The mathematics is that of tile.py; shared pieces are in `primitives/triton_chunks`. Saved: the
+inputs, and the state at the entry of every chunk. The states are bfloat16 where the inputs are,
+because the tensor cores would round them in any case; the state that is carried on is float32. A
+program adds up its tiles of V; tiles of K are written separately and added afterwards. Nothing is
+atomic.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false
@@ -77,7 +78,7 @@ def states_kernel(
     FINE: tl.constexpr,
     REVERSE: tl.constexpr,
 ) -> None:
-    """S' = through S + (col k)^T V from chunk to chunk; what enters each is written.
+    """S' = through S + (col k)^T V from chunk to chunk; writes the state that enters each chunk.
 
     With REVERSE, x and y are q and dO: dS = through dS' + scale (row q)^T dO from the last chunk.
     """
@@ -150,7 +151,7 @@ def keys_kernel(
     HALF: tl.constexpr,
     FINE: tl.constexpr,
 ) -> None:
-    """dq, dk and d log decay of chunk, head and tile of K; of the head's decay, the tile's part."""
+    """dq, dk and d log decay of one chunk, head and tile of K (of a per-head decay: one part)."""
     n, head, tile = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     token = head // HEADS * T * HEADS + head % HEADS
     q, k, d_q, d_k = q + token * K, k + token * K, d_q + token * K, d_k + token * K
@@ -227,7 +228,7 @@ def keys_kernel(
 
 
 class Arrays(NamedTuple):
-    """Inputs of the kernels; `gates` is [B, H, T] or [B, T, H, K]."""
+    """The inputs of the kernels; `gates` is [B, H, T] or [B, T, H, K]."""
 
     q: Float[Array, "B T H K"]
     k: Float[Array, "B T H K"]
@@ -279,7 +280,7 @@ def _visit(
     *,
     reverse: bool,
 ) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H K V"]]:
-    """What enters each chunk, and what leaves the last; or the cotangents, the other way round."""
+    """The state that enters each chunk, and the one after the last; in reverse, the cotangents."""
     blocks = sizes.static.blocks
     batch, _, heads, *_ = sizes.shape
     tiles = blocks.state_key, blocks.state_value
@@ -322,7 +323,7 @@ def _backward(
 def _keys(
     sizes: Launch, x: Arrays, d_out: Array, marks: Array | None, states: tuple[Array, Array]
 ) -> tuple[Array, Array, Array | None]:
-    """dq, dk and the cotangent of the gates."""
+    """dq, dk and the cotangent of the log decay."""
     static, blocks = sizes.static, sizes.static.blocks
     batch, time, heads, key, _ = sizes.shape
     # These programs hold many sums besides their operands, so they read half as much of V.

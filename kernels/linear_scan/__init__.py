@@ -27,19 +27,19 @@ def _unsupported(
     if options["transition"] not in ("gate", "modes", "log_sum"):
         return f"transition={options['transition']!r} must be one of gate, modes, log_sum"
     if dims.get("N", 1) < 1:
-        return f"N={dims['N']} modes: at least one"
+        return f"N={dims['N']} modes must be at least 1"
     return None
 
 
 def _init_state(dims: Dims, dtype: DTypeLike, batch: int, max_len: int) -> tile.Modes:
-    """h = 0: float32 whatever the inputs are, of the same size for any length; gates have N = 1."""
+    """h = 0: float32 whatever the inputs are, the same size for any length; gates have N = 1."""
     del dtype, max_len
     zeros = jnp.zeros((batch, dims["H"], dims["K"], dims.get("N", 1)), jnp.float32)
     return tile.Modes(zeros, zeros, jnp.zeros((batch,), jnp.int32))
 
 
 def _flops(dims: Dims, options: Options) -> float:
-    """A gate is one multiply-add; a mode turns by a matrix of 2 x 2 and is read by two numbers; a
+    """A gate costs one multiply-add. A mode is rotated by a 2 x 2 matrix and read by two numbers. A
     sum in log space has no product."""
     each = {"gate": 2.0, "modes": 12.0 * dims.get("N", 1), "log_sum": 0.0}
     return each[options["transition"]] * dims["B"] * dims["T"] * dims["H"] * dims["K"]

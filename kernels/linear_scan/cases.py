@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of diagonal linear recurrences.
 
-The fast cases are chosen so that every two settings of T, widths, modes, documents, carried state
-and transition meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, widths, modes, documents, carried state and
+transition occur together in some case; the slow cases thin their product (`contract.thinned`).
 """
 
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ FAST = (
     Case(dims(64, 17, 17), _LOG_SUM, "padded", carried=True, tag="fast"),
 )
 
-# All is kept, or nothing; sums of exponentials beyond float32; modes that last, or go at once.
+# All or nothing is kept; sums of exponentials overflow float32; modes last, or vanish at once.
 EXTREME = (
     *extremes(
         Case(dims(257, 16, 16), _GATE, "padded", carried=True, tag="fast"),
@@ -59,7 +59,7 @@ CASES = (
 )
 
 _ROUNDING = "the same float32 sums in another order"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -70,7 +70,7 @@ TOLERANCES = {
 
 
 def wave(time: int, width: int = 4, modes: int = 3) -> Inputs:
-    """Inputs of one head without chance, with modes of many speeds."""
+    """Inputs of one head without randomness, with modes of many speeds."""
     x = jnp.sin(jnp.arange(time * width, dtype=jnp.float32) ** 1.5).reshape(1, time, 1, width)
     number = jnp.arange(width * modes, dtype=jnp.float32).reshape(1, width, modes)
     return {
@@ -83,7 +83,7 @@ def wave(time: int, width: int = 4, modes: int = 3) -> Inputs:
 
 
 def _kernel(inputs: Inputs, time: int) -> Array:
-    """Answer of each channel to a single one, [T, K], each power by its own exponential."""
+    """The impulse response of each channel, [T, K]; every power has its own exponential."""
     lag = jnp.arange(time, dtype=jnp.float32)[:, None, None]
     size = jnp.exp(lag * inputs["log_magnitude"][0])
     phase = lag * inputs["angle"][0]
@@ -92,7 +92,7 @@ def _kernel(inputs: Inputs, time: int) -> Array:
 
 
 def _impulse_shows_the_kernel(run: Run) -> tuple[Array, Array]:
-    """A single one answers sum_n Re(c_n lambda_n^t)."""
+    """The response to an impulse is sum_n Re(c_n lambda_n^t)."""
     inputs = wave(150)
     impulse = jnp.zeros_like(inputs["x"]).at[:, 0].set(1.0)
     return run(inputs | {"x": impulse}, {}), _kernel(inputs, 150)[None, :, None]
@@ -107,7 +107,7 @@ def _recurrence_is_convolution(run: Run) -> tuple[Array, Array]:
 
 
 def _undamped_mode_is_a_cosine(run: Run) -> tuple[Array, Array]:
-    """|lambda| = 1: a single one starts cos(angle t), which goes on for ever."""
+    """|lambda| = 1: the response to an impulse is cos(angle t), without end."""
     inputs = wave(300, modes=1)
     impulse = jnp.zeros_like(inputs["x"]).at[:, 0].set(1.0)
     angle = 2.0 * jnp.pi * jnp.array([[[1 / 4], [1 / 8], [1 / 16], [1 / 3]]], jnp.float32)
@@ -118,13 +118,13 @@ def _undamped_mode_is_a_cosine(run: Run) -> tuple[Array, Array]:
 
 
 def _open_gates_sum(run: Run) -> tuple[Array, Array]:
-    """No decay: a cumulative sum, exact for integers."""
+    """No decay: a cumulative sum, which is exact for integers."""
     x = jnp.floor(8.0 * wave(150)["x"])
     return run({"x": x, "log_decay": jnp.zeros_like(x)}, _GATE), jnp.cumsum(x, axis=1)
 
 
 def _closed_gates_copy(run: Run) -> tuple[Array, Array]:
-    """exp(-50) of the past is less than a rounding of the present."""
+    """exp(-50) times the past is less than the rounding of the present."""
     x = 2.0 + wave(150)["x"]
     return run({"x": x, "log_decay": jnp.full_like(x, -50.0)}, _GATE), x
 
@@ -137,7 +137,7 @@ def _constant_gates_are_real_modes(run: Run) -> tuple[Array, Array]:
 
 
 def _log_sums_are_logarithms_of_sums(run: Run) -> tuple[Array, Array]:
-    """Also where e^x is beyond float32: a constant comes out again."""
+    """Holds also where e^x overflows float32: adding a constant to x adds it to the output."""
     x = 3.0 * wave(150)["x"]
     return run({"x": x + 100.0}, _LOG_SUM) - 100.0, jnp.log(jnp.cumsum(jnp.exp(x), axis=1))
 

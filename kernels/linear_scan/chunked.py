@@ -1,11 +1,13 @@
-"""Diagonal linear recurrences chunk by chunk in plain XLA, for any backend, with their backward.
+"""Diagonal linear recurrences chunk by chunk in plain XLA, for any backend, with a hand-written
+backward.
 
 Modes: four products per channel (`tile`) for all chunks at once, and a scan over the states of the
-chunks. Documents inside a chunk are ranked 0, 1, ...; the product within the chunk is done once per
-rank, as often as the fullest chunk needs, which is once or twice unless documents are shorter than
-chunks. Gate: C steps for all chunks side by side, a scan over chunks, and again C steps.
+chunks. Documents inside a chunk are numbered 0, 1, ... (their rank). The product within the chunk
+is computed once per rank, as often as the chunk with the most documents needs: once or twice,
+unless documents are shorter than chunks. Gate: C steps for all chunks side by side, a scan over
+chunks, and C steps again.
 
-Saved are the inputs and the states at the entries of chunks. The backward is the same recurrence
+Saved: the inputs, and the states at the entries of chunks. The backward pass is the same recurrence
 from the last token to the first.
 """
 
@@ -29,7 +31,8 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 class Ranked(NamedTuple):
-    """Masks of a packed row's chunks; `rank` counts the documents that started before in it."""
+    """Masks of a packed row's chunks. `rank` counts the documents that began in the chunk after its
+    first token."""
 
     entry: Bool[Array, "N B C"]
     last: Bool[Array, "N B C"]
@@ -45,9 +48,9 @@ def apply(
     options: Options,
     blocks: Chunk | None = None,
 ) -> tuple[Float[Array, "B T H K"], Modes]:
-    """Output and state of T more tokens; with transition gate `im` stays as it is."""
+    """Output and state of T more tokens; without modes `im` stays unchanged."""
     time = inputs["x"].shape[1]
-    # Modes have matrices of C x C for every channel: longer chunks cost more than they save.
+    # Modes need matrices of C x C for every channel, so longer chunks cost more than they save.
     length = min((blocks or Chunk(32 if options["transition"] == "modes" else 64)).length, time)
     run = {"gate": _gated, "modes": _modal, "log_sum": _summed}[options["transition"]]
     out, state = run(inputs, segment_ids, state, length)
@@ -87,7 +90,7 @@ def _scan_value(
     h: Float[Array, "B H K"],
     marks: Marks,
 ) -> Float[Array, "B T H K"]:
-    """h after every token; `marks` are where documents start, and what is not padding."""
+    """h after every token; `marks` are where documents start, and which tokens are not padding."""
     return _scan_forward(length, x, log_decay, h, marks)[0]
 
 
@@ -125,14 +128,14 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _factors(x: Array, log_decay: Array, marks: Marks) -> tuple[Array, Array]:
-    """What multiplies h at each token, and what is added."""
+    """The factor that multiplies h at each token, and the number that is added."""
     starts, is_token = (mark[..., None, None] for mark in marks)
     factor = jnp.where(is_token, jnp.exp(log_decay.astype(jnp.float32)), 1.0)
     return jnp.where(starts, 0.0, factor), jnp.where(is_token, x.astype(jnp.float32), 0.0)
 
 
 def _by_step(x: Float[Array, "B T H K"], length: int) -> Float[Array, "C N B H K"]:
-    """Chunks side by side, the token inside the chunk first."""
+    """Chunks side by side; the first axis is the token inside the chunk."""
     batch, time, *channels = x.shape
     end = round_up(time, length) - time
     x = jnp.pad(x, ((0, 0), (0, end), (0, 0), (0, 0)))
@@ -163,14 +166,14 @@ def _modal(
     time, places, ranked = x.shape[1], None, None
     belongs = segments.continued(segment_ids, state.segment, time)
     if segment_ids is None:
-        # In a row without a document the first token starts one.
+        # In a row that has no document yet, the first token starts one.
         is_new = (state.segment == 0)[:, None, None, None]
         old = state._replace(re=jnp.where(is_new, 0.0, old.re), im=jnp.where(is_new, 0.0, old.im))
         last = jnp.full((x.shape[0],), time - 1, jnp.int32)
     else:
         places = gaps.gaps(segment_ids, belongs, state.segment)
         x = segments.blank_padding(x, segment_ids)
-        # Powers of lambda count places: tokens of a document have to stand side by side.
+        # Powers of lambda count places, so the tokens of a document must stand side by side.
         x, ids = lax.cond(
             places.any,
             lambda *arrays: tuple(gaps.together(array, places) for array in arrays),
@@ -217,15 +220,15 @@ def _leave(
     document: Int[Array, "B T"],
     last: Int[Array, " B"],
 ) -> Float[Array, "D B 2N"]:
-    """The state after the last token of each row, which may stand anywhere in its chunk; documents
-    are counted from that of the state, 0.
+    """The state after the last token of each row, which may stand anywhere in its chunk. Documents
+    are counted, and the document of the state is number 0.
     """
     x, entries = seen
     length = write.shape[1]
     chunk = jnp.maximum(last, 0) // length
-    count = last + 1 - chunk * length  # tokens of that chunk, 0 in a row of padding
+    count = last + 1 - chunk * length  # tokens in that chunk; 0 in a row of padding
     current = document[:, -1]
-    # The chunk's tokens moved to its end, for the same powers of lambda.
+    # Moves the chunk's tokens to its end, so that the same powers of lambda apply.
     number = jnp.arange(length, dtype=jnp.int32) - length + count[:, None]
     place = jnp.maximum(number + (chunk * length)[:, None], 0)
     is_there = (number >= 0) & (gaps.take(document, place) == current[:, None])
@@ -247,7 +250,7 @@ def _mix_value(
     h: Float[Array, "D B 2N"],
     ranked: Ranked | None,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "N D B 2N"]]:
-    """Output of every token, and the state at the entry of every chunk."""
+    """The output of every token, and the state at the entry of every chunk."""
     return _mix_forward(length, maps, x, h, ranked)[0]
 
 
@@ -343,14 +346,14 @@ def _times(x: Float[Array, "D N B i"], matrix: Float[Array, "D i j"]) -> Float[A
 
 
 def _products(x: Float[Array, "D N B i"], y: Float[Array, "D N B j"]) -> Float[Array, "D i j"]:
-    """Cotangent of the matrix in `_times`."""
+    """The cotangent of the matrix in `_times`."""
     return jnp.einsum("dnbi,dnbj->dij", x, y, precision=HIGHEST)
 
 
 def _within(
     x: Float[Array, "D N B C"], matrix: Float[Array, "D C C"], ranked: Ranked
 ) -> Float[Array, "D N B C"]:
-    """`_times`, tokens of each document by themselves."""
+    """`_times`, applied to the tokens of each document separately."""
 
     def add(rank: Array, out: Array) -> Array:
         own = ranked.rank == rank
@@ -362,7 +365,7 @@ def _within(
 def _within_products(
     x: Float[Array, "D N B C"], y: Float[Array, "D N B C"], ranked: Ranked
 ) -> Float[Array, "D C C"]:
-    """`_products` of tokens of one document."""
+    """`_products`, where each token meets only tokens of its own document."""
 
     def add(rank: Array, total: Array) -> Array:
         own = ranked.rank == rank

@@ -10,7 +10,7 @@ from kernels.primitives.running_lse import EMPTY
 
 
 def step(state: Modes, inputs: Inputs, *, options: Options) -> tuple[Modes, Float[Array, "B H K"]]:
-    """Decay or turn h, add the token, read it out."""
+    """Decays or rotates h, adds the token, and reads the output."""
     floats = {name: array.astype(jnp.float32) for name, array in inputs.items()}
     x, segment = floats["x"][..., None], jnp.maximum(state.segment, 1)
     if options["transition"] == "log_sum":

@@ -1,12 +1,12 @@
-"""Diagonal linear recurrences as they are defined, one token at a time, float32.
+"""Diagonal linear recurrences by their definition, one token at a time, float32.
 
     gate    h_t = exp(log_decay_t) h_{t-1} + x_t                       y_t = h_t
     log_sum h_t = log(exp(h_{t-1}) + exp(x_t)), -inf at a start        y_t = h_t
     modes   h_t = lambda h_{t-1} + x_t,  lambda_n = exp(log_magnitude_n + i angle_n)
             y_t = sum_n Re(c_n h_{t,n})
 
-Complex numbers are pairs of a real and an imaginary part. A document starts from h = 0; padding
-leaves h as it is.
+Complex numbers are pairs of a real and an imaginary part. A document starts from h = 0, and padding
+leaves h unchanged.
 """
 
 from typing import Protocol, Self
@@ -23,7 +23,7 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 class State(Protocol):
-    """What is asked of a state: both parts of h for each channel, and the row's document."""
+    """What the reference reads from a state: both parts of h per channel, and the document."""
 
     re: Array
     im: Array
@@ -35,7 +35,7 @@ class State(Protocol):
 def apply(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, state: State, *, options: Options
 ) -> tuple[Float[Array, "B T H K"], State]:
-    """Output and state of T more tokens; with transition gate `im` stays as it is."""
+    """Output and state of T more tokens; without modes `im` stays unchanged."""
     x = inputs["x"]
     belongs = segments.continued(segment_ids, state.segment, x.shape[1])
     before = jnp.concatenate([state.segment[:, None], belongs[:, :-1]], axis=1)
@@ -75,7 +75,7 @@ def _gated(
 def _summed(h: Float[Array, "B H K"], tokens: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     def advance(h: Array, token: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         x, starts, is_token = token
-        # The smaller is written in terms of the larger: nothing overflows.
+        # The smaller term is written relative to the larger one, so nothing overflows.
         largest = jnp.maximum(h, x)
         both = largest + jnp.log1p(jnp.exp(jnp.minimum(h, x) - largest))
         moved = jnp.where(starts[:, None, None], x, both)

@@ -1,12 +1,13 @@
-"""Diagonal recurrences over a split time axis, by gathering what every rank does to the state or by
-handing the state on from rank to rank, some channels at a time.
+"""Diagonal recurrences over a split time axis: either gather what every rank does to the state, or
+pass the state from rank to rank, some channels at a time.
 
-The local form runs twice: from an empty state, of which what it leaves is read alone, and from the
-state that enters. With a the product of the gates of a rank's tokens, or for n tokens lambda^n,
+The local form runs twice. The first run starts from an empty state, and only the state it leaves
+(`left`) is used. The second run starts from the state that enters. Let a be the product of the
+gates of a rank's tokens, or lambda^n for n tokens. Then
 
     gate, modes   h' = a h + left        log_sum   h' = log(exp(h) + exp(left))
 
-and h' = left where the document that came in ends in the shard.
+and h' = left where the document that came in ends inside the shard.
 """
 
 from collections.abc import Callable
@@ -27,16 +28,16 @@ from kernels.primitives.time_shards import Shards
 
 
 class Parts(NamedTuple):
-    """h of every channel; the imaginary part of modes alone."""
+    """h of every channel; only modes have an imaginary part."""
 
     re: Float[Array, "B H K N"]
     im: Float[Array, "B H K N"] | None
 
 
 class Done(NamedTuple):
-    """What a rank's tokens do to h. `came`: 1 where their last document is the one that came in;
-    `some`: 1 where there are tokens, and not only padding; both else 0. `factor` is a, None for
-    log_sum.
+    """What a rank's tokens do to h. `came` is 1 where their last document is the one that came in;
+    `some` is 1 where there are tokens and not only padding; both are 0 otherwise. `factor` is a,
+    and None for log_sum.
     """
 
     came: Float[Array, "B 1 1 1"]
@@ -67,13 +68,13 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, Modes]:
-    """Output of this rank's tokens, and the state after those of all ranks."""
+    """The output of this rank's tokens, and the state after the tokens of all ranks."""
     del op
     entry = shards.entry(segment_ids, state.segment)
     places = rank_state.places(segment_ids, entry, inputs["x"].shape[1])
     of = partial(_parts, is_complex=options["transition"] == "modes")
     empty = Modes(jnp.zeros_like(state.re), jnp.zeros_like(state.im), jnp.zeros_like(entry))
-    # Of so short a result nothing is kept: its own backward pass runs it again.
+    # Saves nothing for so small a result: the backward pass runs this call again.
     left = jax.checkpoint(lambda *given: local(*given)[1])(inputs, segment_ids, empty)
     column = lambda x: x.astype(jnp.float32)[:, None, None, None]
     came, some = column(places.came[:, -1]), column(jnp.any(places.real, axis=1))
@@ -102,7 +103,7 @@ def _factor(inputs: Inputs, places: Places) -> Parts | None:
 
 
 def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """One state a rank, and what multiplies it; the same for any T."""
+    """The state of each rank and the factor on it; independent of T."""
     del op, itemsize
     state = _numbers(dims, options)
     factors = 0 if options["transition"] == "log_sum" else state
@@ -110,13 +111,13 @@ def _gathered(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -
 
 
 def _handed_on(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """One state; the same for any T."""
+    """One state; independent of T."""
     del op, itemsize
     return state_scan.sent(_numbers(dims, options), dims["K"], ranks)
 
 
 def _numbers(dims: Dims, options: Options) -> int:
-    """How many the state has."""
+    """The number of numbers in the state."""
     each = 2 * dims["N"] if options["transition"] == "modes" else 1
     return dims["B"] * dims["H"] * dims["K"] * each
 

@@ -1,16 +1,19 @@
 """One chunk of C tokens of a diagonal recurrence.
 
-Modes. With lambda^l from a table, everything is a product per channel, D = H K of them, with four
-small matrices that all rows and chunks share (h is [re, im], 2 N numbers; l, i, j count from 0):
+Modes. With the powers lambda^l in a table, a chunk is four products for each of D = H K channels.
+Their small matrices are shared by all rows and chunks. h is [re, im], 2 N numbers; l, i, j count
+from 0:
 
     Y   = X toeplitz + h read             toeplitz_ji = K_{i-j},  K_l = sum_n Re(c_n lambda_n^l)
     h'  = lambda^C h + X write            read_ni = c_n lambda_n^{i+1},  write_jn = lambda_n^{C-1-j}
 
-Their transposes carry cotangents back; gradients of lambda and c follow from those of the matrices.
+Cotangents are multiplied by the transposed matrices. Gradients of lambda and c follow from those of
+the matrices.
 
-Gate. h_t = a_t h_{t-1} + x_t for all chunks side by side, C steps in order (`walk`), and what a
-chunk does to any h at its entry (`summarize`): h' = (product of a) h + h'(0). The factor a_t is 0
-where a document starts and 1 on padding: only products, no logarithm of zero. All is float32.
+Gate. h_t = a_t h_{t-1} + x_t for all chunks side by side, in C sequential steps (`walk`).
+`summarize` computes what a chunk does to any h at its entry: h' = (product of a) h + h'(0). The
+factor a_t is 0 where a document starts and 1 on padding, so there are only products, and never a
+logarithm of zero. Everything is float32.
 """
 
 from typing import NamedTuple
@@ -33,7 +36,7 @@ FIELDS = (("re", "B H K N"), ("im", "B H K N"), ("segment", "B"))
 
 
 class Maps(NamedTuple):
-    """The matrices of a chunk."""
+    """The matrices of a chunk, for each channel."""
 
     toeplitz: Float[Array, "D C C"]
     read: Float[Array, "D 2N C"]
@@ -47,10 +50,11 @@ def _powers(
     log_magnitude: Float[Array, "*channels N"],
     angle: Float[Array, "*channels N"],
 ) -> tuple[Float[Array, "l *channels N"], Float[Array, "l *channels N"]]:
-    """lambda^n of each `number` n, from 0 to `most`, as real and imaginary parts.
+    """lambda^n for each `number` n from 0 to `most`, as real and imaginary parts.
 
-    The powers 1, 2, 4, ... come from exp, cos and sin: 2^k times the angle has no rounding error,
-    where n times it has one that grows with n. The others are products of at most log2(n) of them.
+    The powers 1, 2, 4, ... come from exp, cos and sin: multiplying the angle by 2^k has no rounding
+    error, while multiplying it by n has one that grows with n. The others are products of at most
+    log2(n) of these powers.
     """
     bits = most.bit_length()
     sizes = 2.0 ** _column(jnp.arange(bits, dtype=jnp.float32), angle)
@@ -59,7 +63,7 @@ def _powers(
     column = _column(number, angle)
     re = jnp.ones((number.size, *angle.shape), jnp.float32)
     im = jnp.zeros_like(re)
-    # One elementwise pass: concatenating ever longer tables takes XLA seconds to compile.
+    # One elementwise pass; concatenating longer and longer tables takes XLA seconds to compile.
     for bit in range(bits):
         is_set = (column >> bit) & 1 == 1
         far_re, far_im = turn(re, im, step_re[bit], step_im[bit])
@@ -68,7 +72,7 @@ def _powers(
 
 
 def _column(numbers: Array, like: Array) -> Array:
-    """[l] -> [l, 1, ...], one for each array like this."""
+    """[l] -> [l, 1, ...], to broadcast against `like`."""
     return numbers.reshape(-1, *(1,) * like.ndim)
 
 
@@ -98,7 +102,7 @@ powers.defvjp(_powers_forward, _powers_backward)
 
 
 def turn(re: Array, im: Array, by_re: Array, by_im: Array) -> tuple[Array, Array]:
-    """A product of complex numbers."""
+    """The product of two complex numbers."""
     return re * by_re - im * by_im, re * by_im + im * by_re
 
 
@@ -108,7 +112,7 @@ def maps(
     c_re: Float[Array, "D N"],
     c_im: Float[Array, "D N"],
 ) -> Maps:
-    """The matrices, from the table of powers."""
+    """The matrices of a chunk, from the table of powers."""
     length = re.shape[0] - 1
     read_re, read_im = turn(re, im, c_re, c_im)
     taps = jnp.sum(read_re[:length], axis=-1)
@@ -119,10 +123,10 @@ def maps(
 
 
 def _toeplitz(taps: Float[Array, "D C"]) -> Float[Array, "D C C"]:
-    """Upper triangular, row j holding the taps from column j on.
+    """An upper triangular matrix; from column j on, row j holds the taps.
 
-    Rows of a repeated vector of 2 C, read with a stride of 2 C - 1, are shifted by one each; the
-    derivative is then no scatter.
+    A vector of 2 C numbers, repeated and read with a stride of 2 C - 1, gives rows that are each
+    shifted by one. The derivative of that is not a scatter.
     """
     channels, length = taps.shape
     row = jnp.concatenate([taps, jnp.zeros_like(taps)], axis=1)
@@ -131,7 +135,7 @@ def _toeplitz(taps: Float[Array, "D C"]) -> Float[Array, "D C C"]:
 
 
 def jump(h: Float[Array, "*batch 2N"], by: Float[Array, "*batch 2N"]) -> Float[Array, "*batch 2N"]:
-    """h one chunk later without new tokens."""
+    """h one chunk later, without new tokens."""
     return jnp.concatenate(turn(*jnp.split(h, 2, axis=-1), *jnp.split(by, 2, axis=-1)), axis=-1)
 
 
@@ -148,7 +152,7 @@ def walk(
     *,
     reverse: bool = False,
 ) -> Float[Array, "C N B H K"]:
-    """h after every token, from h at the entry; in reverse from the last token to the first."""
+    """h after every token, from h at the entry; `reverse` goes from the last token to the first."""
 
     def advance(h: Array, token: tuple[Array, Array]) -> tuple[Array, Array]:
         h = token[0] * h + token[1]
@@ -160,7 +164,7 @@ def walk(
 def summarize(
     factor: Float[Array, "C N B H K"], x: Float[Array, "C N B H K"], *, reverse: bool = False
 ) -> tuple[Float[Array, "N B H K"], Float[Array, "N B H K"]]:
-    """The product of all factors, and h at the end from zero at the entry."""
+    """The product of all factors, and h at the end if it is zero at the entry."""
 
     def advance(
         carry: tuple[Array, Array], token: tuple[Array, Array]

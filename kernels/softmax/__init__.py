@@ -63,24 +63,24 @@ def _unsupported_ceiling(dims: Dims, options: Options) -> str | None:
     ceiling, theta = options["distance_ceiling"], options["rope_theta"]
     if not ceiling:
         if theta:
-            return f"rope_theta={theta} needs a distance_ceiling; without, q and k come turned"
+            return f"rope_theta={theta} needs a distance_ceiling; set rope_theta to 0 without one"
         return None
     setting = f"distance_ceiling={ceiling}"
     if not (options["window"] and options["global_tokens"]):
-        return f"{setting} needs window and global_tokens: no other key is beyond the window"
+        return f"{setting} needs window and global_tokens: else no key is seen beyond the window"
     if ceiling > options["window"]:
-        return f"{setting} is above window={options['window']}: keys beyond it are farther"
+        return f"{setting} must be at most window={options['window']}"
     if options["alibi"]:
-        return f"{setting} is of rotations, alibi=True has none"
+        return f"{setting} is a distance of rotations, and alibi=True has no rotations"
     if theta <= 0:
         return f"{setting} needs rope_theta={theta} to be positive"
     if dims["K"] % 2:
-        return f"{setting} turns pairs of channels, K={dims['K']} is odd"
+        return f"{setting} rotates pairs of channels, and K={dims['K']} is odd"
     return None
 
 
 def _counts_places(options: Options) -> bool:
-    """Global tokens and a ceiling come with a window."""
+    """Global tokens and a ceiling need no check of their own: they come with a window."""
     return bool(options["window"] or options["block"] or options["alibi"])
 
 

@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of softmax attention.
 
-The fast cases are chosen so that every two settings of T, groups, widths, documents, carried state
-and options meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, groups, widths, documents, carried state
+and options occur together in some case; the slow ones thin their product (`contract.thinned`).
 """
 
 from itertools import product
@@ -63,8 +63,8 @@ _TURNED = tuple(
     for time, groups, window, carried in product((1, 65, 257), (4, 2), (9, 40), (False, True))
 )
 
-# The cap is reached everywhere; or all logits are far from 0. (Where one key leaves the others less
-# than a rounding, the gradient of its logit is a difference of equals: see the README.)
+# The cap is reached everywhere, or all logits are far from 0. (Where one key leaves less than a
+# rounding to the others, the gradient of its logit is a difference of equals: see the README.)
 _REACHED = (24.0,), (-24.0,), (12.0, -24.0)
 EXTREME = (
     *extremes(
@@ -82,7 +82,7 @@ EXTREME = (
 CASES = FAST + EXTREME + attention.every_case(_OPTIONS) + _TURNED + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -93,7 +93,7 @@ TOLERANCES = {
     ("jax_nn", "bfloat16"): Tolerance(2e-2, "weights are rounded to bfloat16 before the values"),
     ("pallas_tpu", "float32"): Tolerance(1e-5, _ROUNDING),
     ("pallas_tpu", "bfloat16"): Tolerance(
-        2e-2, "a TPU rounds weights before the values, the library what it sums for a sink"
+        2e-2, "a TPU rounds weights before the values, and the library rounds its sums for a sink"
     ),
 }
 
@@ -126,7 +126,7 @@ def _short_texts_are_rotated(run: Run) -> tuple[Array, Array]:
 
 
 def _distance_is_bounded(run: Run) -> tuple[Array, Array]:
-    """All tokens alike: what a query beyond the window gives to key 0 does not depend on where."""
+    """All tokens are equal: a query beyond the window weighs key 0 the same, wherever it is."""
     ones = jnp.ones((1, 70, 1, 8))
     inputs = {"q": ones, "k": ones, "v": jnp.eye(70)[None, :, None]}
     options = {"window": 8, "global_tokens": 1, "distance_ceiling": 8, "rope_theta": 50.0}
@@ -143,7 +143,7 @@ def _sinks_of_nothing(run: Run) -> tuple[Array, Array]:
 
 
 def _sinks_take_a_share(run: Run) -> tuple[Array, Array]:
-    """Zero logits: n keys and a sink of e^s keep n / (n + e^s)."""
+    """Zero logits: n keys beside a sink of e^s keep a share of n / (n + e^s)."""
     inputs = wave(70) | {"v": jnp.ones((1, 70, 1, 8)), "sink": jnp.array([2.0])}
     count = jnp.arange(1, 71, dtype=jnp.float32)[:, None, None]
     kept = jnp.broadcast_to(count / (count + jnp.exp(2.0)), (1, 70, 1, 8))

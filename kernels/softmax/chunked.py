@@ -1,13 +1,16 @@
-"""Softmax attention tile by tile in plain XLA, for any backend, with its own backward.
+"""Softmax attention tile by tile in plain XLA, for any backend, with a hand-written backward.
 
-The order of FlashAttention-2 (Dao, arXiv 2307.08691): for every block of queries the softmax over
-key blocks is kept running; the backward pass recomputes each tile from lse. Saved: inputs, output
-and lse; no array has T x T elements. A sink is where the running sum starts: m = sink, l = 1.
+The order is that of FlashAttention-2 (Dao, arXiv 2307.08691): every block of queries keeps a
+running softmax over the blocks of keys, and the backward pass recomputes each tile from lse. Saved:
+inputs, output and lse. No array has T x T elements. A sink is the start of the running sum: m =
+sink, l = 1.
 
 With a distance ceiling, pairs within the window and pairs beyond it are two kinds of tile, (i, j)
-and (I + i, J + j): the second half of q is turned by the ceiling, that of k not at all. Every pair
-is in one kind, so the softmax runs over both; only blocks that hold a document's first tokens have
-tiles of the second kind. Rotations are outside of the loop, and so are their transposes.
+and (I + i, J + j) (`causal_tiles`, `apart`). So q and k have twice as many blocks: in the first
+half both are rotated by their positions; in the second half q is rotated by the ceiling and k not
+at all. Every pair belongs to one kind, so one softmax covers both. Only blocks that hold a
+document's first tokens have tiles of the second kind. Rotations happen outside the loop, and so do
+their transposes.
 """
 
 from functools import partial
@@ -30,8 +33,8 @@ from kernels.softmax import tile
 
 
 class Static(NamedTuple):
-    """What is known at trace time. `theta`: of the rotation by positions, where pairs beyond the
-    window are apart; `sparing`: see `causal_tiles.transposed`.
+    """What is known at trace time. `theta` is the base of the rotation by positions, used where
+    pairs beyond the window are apart; `sparing`: see `causal_tiles.transposed`.
     """
 
     sight: Sight
@@ -41,14 +44,14 @@ class Static(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Numbers of each head, for every row of a block: ALiBi slopes, sinks."""
+    """One number per head, repeated for every row of a block: ALiBi slopes, sinks."""
 
     slopes: Float[Array, "N rows"] | None
     sinks: Float[Array, "N rows"] | None
 
 
 class Keys(NamedTuple):
-    """Blocks of keys and values; with pairs beyond the window apart, twice as many of keys."""
+    """Blocks of keys and values. With `apart` there are twice as many blocks of keys."""
 
     k: Float[Array, "J N block K"]
     v: Float[Array, "J N block V"]
@@ -57,7 +60,7 @@ class Keys(NamedTuple):
 class Residuals(NamedTuple):
     """What the backward pass needs: blocked inputs, output and lse.
 
-    With pairs beyond the window apart, q and k have twice as many blocks as out and v.
+    With `apart`, q and k have twice as many blocks as out and v.
     """
 
     q: Float[Array, "I N rows K"]
@@ -69,7 +72,7 @@ class Residuals(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Blocks of queries in the backward pass, and what is known of their outputs."""
+    """Blocks of queries in the backward pass, and what is known about their outputs."""
 
     q: Float[Array, "I N rows K"]
     d_out: Float[Array, "I N rows V"]
@@ -106,7 +109,7 @@ def apply(
 
 
 def static_of(options: Options, *, sparing: bool) -> Static:
-    """What these options ask of the tiles."""
+    """The static part of a problem with these options."""
     apart = options["distance_ceiling"] > 0
     sight = Sight(False, options["window"], options["global_tokens"], apart=apart)
     return Static(sight, options["logits_soft_cap"], options["rope_theta"], sparing)
@@ -119,8 +122,8 @@ def split_queries(
     groups: int,
     block_q: int,
 ) -> Float[Array, "I N rows K"]:
-    """Queries times the scale, float32, in blocks; with a ceiling those for pairs within the
-    window, turned by their positions, and then those for pairs beyond it.
+    """Queries times the scale, in float32 blocks. With a ceiling there are two sets: for pairs
+    within the window, rotated by their positions, and then for pairs beyond it, by the ceiling.
     """
     split = lambda x: causal_tiles.split_queries(x * options["scale"], groups, block_q)
     q = q.astype(jnp.float32)
@@ -138,8 +141,8 @@ def split_keys(
     position: Int[Array, "#B S"] | None,
     block_kv: int,
 ) -> Keys:
-    """Keys and values, float32, in blocks; with a ceiling keys turned by their positions, and then
-    keys as they are.
+    """Keys and values, in float32 blocks. With a ceiling there are two sets of keys: rotated by
+    their positions, and then as they are.
     """
     split = lambda x: causal_tiles.split_keys(x.astype(jnp.float32), block_kv)
     if position is None:
@@ -149,7 +152,7 @@ def split_keys(
 
 
 def spread(inputs: Inputs, options: Options, groups: int, block_q: int) -> Heads:
-    """Slopes and sinks for the rows of a block."""
+    """Slopes and sinks, repeated for the rows of a block."""
     batch, _, num_heads = inputs["q"].shape[:3]
 
     def rows(x: Float[Array, " H"]) -> Float[Array, "N rows"]:
@@ -165,12 +168,12 @@ def spread(inputs: Inputs, options: Options, groups: int, block_q: int) -> Heads
 def _attend(
     static: Static, q: Float[Array, "I N rows K"], keys: Keys, heads: Heads, tiles: Tiles
 ) -> Float[Array, "I N rows V"]:
-    """Output of blocked queries; slopes are constants."""
+    """The output of blocked queries; slopes are constants."""
     return _forward(static, q, keys, heads, tiles)[0]
 
 
 def _place(static: Static, tiles: Tiles, step: Array) -> tuple[Array, Array, Array, Array]:
-    """Blocks (i, j) of q and k in a tile, and those of out and v that belong to them."""
+    """The blocks (i, j) of q and k for a tile, and the blocks of out and v that belong to them."""
     i, j = block(tiles.pairs, step)
     if not static.sight.apart:
         return i, j, i, j
@@ -191,7 +194,7 @@ def _score(
 
 
 def begin(static: Static, q: Array, heads: Heads, width: int) -> Running:
-    """The softmax of queries that have seen nothing, whose values have this width."""
+    """The running softmax of queries that have seen no key; values have this width."""
     rows = (q.shape[0] // (1 + static.sight.apart), *q.shape[1:-1])
     maximum, total = jnp.full(rows, MASKED), jnp.zeros(rows)
     if heads.sinks is not None:
@@ -202,7 +205,7 @@ def begin(static: Static, q: Array, heads: Heads, width: int) -> Running:
 def absorb(
     static: Static, q: Array, keys: Keys, heads: Heads, tiles: Tiles, running: Running
 ) -> Running:
-    """The softmax after the needed tiles of these keys, which may be a part of all."""
+    """The running softmax after the needed tiles of these keys, which may be some of all keys."""
     k_t = jnp.swapaxes(keys.k, -1, -2)
 
     def visit(step: Array, running: Running) -> Running:
@@ -224,14 +227,14 @@ def _forward(
 
 
 def queries(q: Array, out: Array, lse: Array, d_out: Array) -> Queries:
-    """What the backward pass knows of queries."""
+    """What the backward pass knows about the queries."""
     return Queries(q, d_out, lse, jnp.sum(out * d_out, axis=-1))
 
 
 def pull(
     static: Static, known: Queries, keys: Keys, heads: Heads, tiles: Tiles, d_q: Array
 ) -> tuple[Array, Keys]:
-    """Cotangents through the needed tiles of these keys: d_q with theirs added, and of the keys."""
+    """The cotangents from the needed tiles of these keys: d_q, with theirs added, and the keys'."""
     q, d_out, lse, delta = known
     k_t, v_t = (jnp.swapaxes(x, -1, -2) for x in keys)
     q_t, d_out_t = (causal_tiles.transposed(x, sparing=static.sparing) for x in (q, d_out))
@@ -253,7 +256,7 @@ def pull(
 
 
 def pull_heads(heads: Heads, known: Queries) -> Heads:
-    """Cotangents of slopes, which are constants, and of sinks."""
+    """The cotangents of slopes (zero: they are constants) and of sinks."""
     d_slopes = None if heads.slopes is None else jnp.zeros_like(heads.slopes)
     if heads.sinks is None:
         return Heads(d_slopes, None)

@@ -14,13 +14,13 @@ from kernels.softmax import tile
 def step(
     state: CacheState, inputs: Inputs, *, options: Options
 ) -> tuple[CacheState, Float[Array, "B H V"]]:
-    """Write the token's key and value, then read the cache with its query."""
+    """Writes the token's key and value, then reads the cache with its query."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     window = 0 if options["global_tokens"] else options["window"]
     state, distance, seen = kv_cache.extend(state, k, v, window=window)
     position = segments.positions(state.segment_ids)
     if size := options["block"]:
-        # Where a key is seen it is of the token's document, whose position is this sum.
+        # A visible key is in the token's document; the token's position is then this sum.
         seen &= (position + distance) // size == position // size
     if options["global_tokens"]:
         seen &= (distance < options["window"]) | (position < options["global_tokens"])
@@ -58,7 +58,7 @@ def step(
 def _multiply(
     q: Float[Array, "B H K"], k: Float[Array, "B S G K"], options: Options
 ) -> Float[Array, "B G R S"]:
-    """scale q k, queries grouped by the key head they read."""
+    """scale q k, with queries grouped by the key head that they read."""
     batch, heads, width = q.shape
     groups = k.shape[2]
     grouped = q.astype(jnp.float32).reshape(batch, groups, heads // groups, width)

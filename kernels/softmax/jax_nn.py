@@ -1,9 +1,9 @@
-"""Softmax attention by `jax.nn.dot_product_attention`: XLA's dense path, cuDNN's on a GPU.
+"""Softmax attention by `jax.nn.dot_product_attention`: XLA's dense path, or cuDNN's on a GPU.
 
-The mask is dense (T x S numbers) as soon as documents, blocks or a cache ask for one. XLA's path
-keeps T x T logits besides, for its backward; cuDNN's keeps one number for each query, and passes
-over what causality hides. cuDNN comes with the GPU that it runs on: where none is attached, this
-form is refused for GPUs, not replaced.
+The mask is dense (T x S numbers) as soon as documents, blocks or a cache need one. XLA's path also
+keeps T x T logits for its backward pass. cuDNN's path keeps one number per query and skips what
+causality hides. cuDNN needs an attached GPU: without one, this form is refused for GPUs and not
+replaced.
 """
 
 import jax
@@ -48,7 +48,7 @@ def apply(
         bias=None if bias is None else bias.astype(q.dtype),
         mask=mask,
         scale=options["scale"],
-        # The mask knows it too, but not what need not be computed.
+        # The mask includes causality too, but does not say what need not be computed.
         is_causal=mask is None or (on_gpu and placed.q_slot is None),
         local_window_size=(window - 1, 0) if window and mask is None else None,
         implementation="cudnn" if on_gpu else "xla",
@@ -68,14 +68,14 @@ def unsupported(dims: Dims, dtype: DTypeLike, options: Options, target: str) -> 
 
 def _unsupported_cudnn(dims: Dims, dtype: DTypeLike, options: Options) -> str | None:
     if jax.default_backend() != "gpu":
-        return "cuDNN comes with an attached GPU, and none is"
+        return "cuDNN needs an attached GPU, and there is none"
     if dtype not in (jnp.bfloat16, jnp.float16):
-        return f"cuDNN's inputs are bfloat16 or float16, not {jnp.dtype(dtype).name}"
+        return f"cuDNN takes bfloat16 or float16, not {jnp.dtype(dtype).name}"
     widest = 256 if float(jax.local_devices()[0].compute_capability) >= 9.0 else 128
     if dims["K"] % 8 or dims["K"] > widest:
-        return f"cuDNN's heads are multiples of 8 up to {widest} on this GPU, K={dims['K']} is not"
+        return f"on this GPU cuDNN needs K to be a multiple of 8 up to {widest}, not K={dims['K']}"
     if dims["T"] % 2:
-        return f"cuDNN's gradient under a mask needs an even T, T={dims['T']} is odd"
+        return f"cuDNN's gradient under a mask needs an even T, and T={dims['T']} is odd"
     if options["alibi"]:
         return "alibi=True would round distances to bfloat16 in cuDNN"
     return None

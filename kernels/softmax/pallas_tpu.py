@@ -1,13 +1,13 @@
 """Softmax attention by JAX's splash attention, a Pallas kernel for TPUs.
 
-The library takes one row of the batch, [heads, T, width], a causal mask or a window that is known
-at trace time, and documents. Blocks of keys that the mask hides are neither computed nor fetched;
-those of other documents are. A carried cache comes before the new tokens, its rows moved to the
-right so that slots are indices again:
+The library takes one row of the batch, [heads, T, width], with a causal mask or a window that is
+known at trace time, and with documents. It neither computes nor fetches blocks of keys that the
+mask hides, but it does compute those of other documents. A carried cache is put before the new
+tokens, and its rows are moved to the right, so that slots are indices again:
 
     keys    [.. empty .. | tokens of the cache | new tokens]        query t is at index S + t
 
-For its backward pass the library saves inputs, output, and lse, which it writes 128 times.
+For its backward pass the library saves the inputs, the output, and 128 copies of lse.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def apply(
     """Output and state of T more tokens.
 
     Raises:
-      ValueError: blocks that do not fill whole rows of lanes.
+      ValueError: the blocks do not fill whole rows of lanes.
     """
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     time = q.shape[1]
@@ -54,7 +54,7 @@ def apply(
         length = jnp.minimum(state.length, capacity)[:, None]
         slot = (jnp.arange(capacity, dtype=jnp.int32) + length) % capacity
         before = jnp.where(slot < length, jnp.take_along_axis(where.kv_segment, slot, axis=1), 0)
-        # What the cache has no room for is dropped, and nobody sees it.
+        # Tokens that the cache has no room for are dropped, and no query sees them.
         assert placed.q_segment is not None
         fits = segments.slots(placed.q_segment, state.length) < capacity
         kv_ids = jnp.concatenate([before, jnp.where(fits, q_ids, 0)], axis=1)
@@ -89,14 +89,14 @@ def _fit(blocks: Attention, time: int, source: int) -> Attention:
 def _kernel(
     operands: tuple[Array, Array, Array], offset: int, options: Options, blocks: Attention
 ) -> Any:
-    """For one row of the batch; query 0 is at key `offset`."""
+    """The kernel for one row of the batch; query 0 is at key `offset`."""
     heads, shape = operands[0].shape[1], (operands[0].shape[2], operands[1].shape[2])
     if options["window"]:
         mask = splash.LocalMask(shape, (options["window"] - 1, 0), offset)
     else:
         mask = splash.CausalMask(shape, offset)
     block_q, block_kv = blocks.block_q, blocks.block_kv
-    # Narrow heads would be padded to rows of lanes in HBM; time along lanes is not.
+    # Narrow heads would be padded to whole rows of lanes in HBM; time along lanes is not padded.
     narrow = operands[0].shape[-1] < LANES
     layout = splash.QKVLayout.SEQ_MINOR if narrow else splash.QKVLayout.HEAD_DIM_MINOR
     return splash.make_splash_mha_single_device(
@@ -122,7 +122,7 @@ def _take(x: Float[Array, "B S G K"], slot: Int[Array, "B S"]) -> Float[Array, "
 
 
 def _by_head(x: Float[Array, "B T H K"], block: int) -> Float[Array, "B H T K"]:
-    """Time padded to whole blocks: as queries these are dropped, as keys nobody sees them."""
+    """Pads time to whole blocks; padded queries are dropped, padded keys are never seen."""
     more = round_up(x.shape[1], block) - x.shape[1]
     return jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, more), (0, 0)))
 

@@ -1,18 +1,19 @@
-"""Softmax attention as it is defined (Vaswani et al., arXiv 1706.03762, eq. 1), float32.
+"""Softmax attention by its definition (Vaswani et al., arXiv 1706.03762, eq. 1), float32.
 
     s_ij = scale q_i . k_j - slope_h (i - j)        slopes: ALiBi, Press et al., arXiv 2108.12409
-    s_ij = c tanh(s_ij / c)                         c = logits_soft_cap, where it is not 0
+    s_ij = c tanh(s_ij / c)                         c = logits_soft_cap, if it is not 0
     A_ij = exp(s_ij) / (sum_l exp(s_il) [+ exp(sink_h)])     over the keys l that i sees
     o_i = sum_j A_ij v_j
 
-Token i sees j <= i of its document if i - j < window or j < global_tokens, j counted from the
-document's start, and floor(i / block) = floor(j / block). With a distance ceiling c the op turns q
-and k itself (RoPE, Su et al., arXiv 2104.09864; the ceiling: Han et al., arXiv 2308.16137):
+Token i sees j <= i of its document if i - j < window or j < global_tokens (j counted from the
+document's start), and only if floor(i / block) = floor(j / block). With a distance ceiling c the op
+itself rotates q and k (RoPE, Su et al., arXiv 2104.09864; the ceiling: Han et al., arXiv
+2308.16137):
 
     q_i . k_j  becomes  R(i) q_i . R(j) k_j  if i - j < window,  else  R(c) q_i . k_j
 
-`backward` is the derivative worked out by hand, with dA = dO V^T; R is orthogonal, so a cotangent
-is turned back by the same angle:
+`backward` is the derivative derived by hand, with dA = dO V^T. R is orthogonal, so a cotangent is
+rotated back by the same angle:
 
     ds_ij = A_ij (dA_ij - sum_l A_il dA_il) / cosh^2(s_ij / c)        s before the cap
     dsink = -sum_i A_i,sink sum_l A_il dA_il
@@ -61,7 +62,7 @@ def apply(
 def backward(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, d_out: Array, *, options: Options
 ) -> Inputs:
-    """Cotangents of q, k, v and the sink for one whole sequence, by hand."""
+    """Cotangents of q, k, v and the sink for one whole sequence, by the hand-derived formulas."""
     q = inputs["q"]
     if segment_ids is None:
         segment_ids = jnp.ones(q.shape[:2], jnp.int32)
@@ -98,7 +99,7 @@ def _per_group(x: Array, like: Array) -> Array:
 
 
 def _rotate(x: Array, angle: Float[Array, "#B #T"], theta: float) -> Array:
-    """x [B, T, H, K], channels c and c + K/2 a complex number turned by angle theta^(-2c/K)."""
+    """x [B, T, H, K] with channels c, c + K/2 as complex numbers turned by angle theta^(-2c/K)."""
     half = x.shape[-1] // 2
     phase = angle[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     turned = (x[..., :half] + 1j * x[..., half:]) * jnp.exp(1j * phase)
@@ -106,7 +107,7 @@ def _rotate(x: Array, angle: Float[Array, "#B #T"], theta: float) -> Array:
 
 
 def _kinds(place: Place, options: Options) -> tuple[tuple[Any, Any, Array | bool], ...]:
-    """Angles of queries and of keys (None: not turned here), and the pairs they are for."""
+    """Angles of queries and of keys (None: no rotation), and the pairs that they apply to."""
     if not options["distance_ceiling"]:
         return ((None, None, True),)
     near = (place.slot[:, :, None] - place.source < options["window"])[:, None]
@@ -137,7 +138,7 @@ def _logits(inputs: Inputs, k: Array, place: Place, options: Options) -> Float[A
 def _products_backward(
     inputs: Inputs, d_products: Float[Array, "B H T S"], place: Place, options: Options
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B S H K"]]:
-    """Cotangents of q and of k, one for each query head, from those of q k."""
+    """The cotangents of q and of k, separately for each query head, from those of q k."""
     q = oracle.wide(inputs["q"])
     k = _per_head(inputs["k"], q)
     d_q, d_k = jnp.zeros_like(q), jnp.zeros_like(k)
@@ -167,7 +168,7 @@ def _seen(
 def _softmax(
     logits: Array, seen: Bool[Array, "B 1 T S"], inputs: Inputs
 ) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T 1"]]:
-    """Weights over the keys that are seen, and the sink's; all zero where there is neither."""
+    """The weights of visible keys, and of the sink; all zero where there is neither."""
     sink = jnp.asarray(-jnp.inf, logits.dtype)
     if "sink" in inputs:
         sink = oracle.wide(inputs["sink"])[:, None, None]

@@ -1,10 +1,10 @@
-"""Softmax attention over a split time axis: every rank gathers all keys and values, or has all
-tokens of some heads, or works on the blocks of one rank after another (`primitives.ring`).
+"""Softmax attention over a split time axis. Either every rank gathers all keys and values, or it
+gets all tokens of some heads, or it visits the blocks of all ranks in turn (`primitives.ring`).
 
-The ring takes the blocks into one running softmax (m, l, o), in any order, so also those of a
-zig-zag layout. Backward each block is recomputed from lse. Saved: the inputs of the rank, output
-and lse. It always runs the tiles of `chunked`, whatever the form of the op: no form of a library
-gives out or takes a softmax that is not finished.
+The ring absorbs the blocks into one running softmax (m, l, o). Their order does not matter, so it
+works for a zig-zag layout too. The backward pass recomputes each block from lse. Saved: the rank's
+inputs, its output and lse. The ring always runs the tiles of `chunked`, whichever form is named:
+the library forms cannot take or return an unfinished softmax.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ class Static(NamedTuple):
     heads: tuple[int, int]
 
     def plan(self, where: Where, tokens: Tokens) -> Tiles:
-        """The tiles of this rank's queries on a block of keys."""
+        """The tiles of this rank's queries on these keys."""
         return causal_tiles.between(where.own, tokens, self.heads, self.blocks, self.tiles.sight)
 
     def split(self, tokens: Tokens, block: Block) -> Keys:
-        """A block cut into the keys and values of tiles."""
+        """The keys and values of a block, cut into tiles."""
         position = tokens.position if self.tiles.sight.apart else None
         return chunked.split_keys(self.tiles, *block, position, self.blocks.block_kv)
 
@@ -69,7 +69,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, CacheState]:
-    """Output of this rank's tokens, and the cache after those of all ranks."""
+    """The output of this rank's tokens, and the cache after the tokens of all ranks."""
     del local, op
     q = inputs["q"]
     batch, time, num_heads = q.shape[:3]
@@ -95,7 +95,7 @@ def _attend(
     heads: Heads,
     where: Where,
 ) -> Float[Array, "I N rows V"]:
-    """Output of blocked queries; slopes are constants."""
+    """The output of blocked queries; slopes are constants."""
     return _forward(static, q, own, cache, heads, where)[0]
 
 

@@ -1,10 +1,10 @@
-"""One tile of softmax attention: rows of queries against one block of keys. All is float32.
+"""One tile of softmax attention: rows of queries against one block of keys, in float32.
 
 s = scale q k - slope (i - j),  s = c tanh(s / c),  masked to a large negative number
 ds = A (dO V^T - delta) sech^2(s / c)        A = exp(s - lse), delta = dO . O
 
-The slope of the cap, sech^2 of s / c before it, is 4 u / (1 + u)^2 with u = e^(-2 |s / c|):
-1 - tanh^2 has no digits where the cap is reached.
+The slope of the cap, sech^2(s / c) with s before the cap, is computed as 4 u / (1 + u)^2 with
+u = e^(-2 |s / c|): 1 - tanh^2 has no digits left where the cap is reached.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def score(
     bias: Float[Array, "*batch rows S"] | None,
     cap: float,
 ) -> Logits:
-    """Logits of one tile from scale q k."""
+    """The logits of one tile, from scale q k."""
     logits, slope = products, None
     if bias is not None:
         logits = logits - bias
@@ -44,6 +44,6 @@ def logit_cotangent(
     d_weights: Float[Array, "*rows S"],
     delta: Float[Array, "*rows"],
 ) -> Float[Array, "*rows S"]:
-    """Cotangent of scale q k."""
+    """The cotangent of scale q k."""
     d_logits = weights * (d_weights - delta[..., None])
     return d_logits if tile.slope is None else d_logits * tile.slope

@@ -1,4 +1,4 @@
-"""Stick-breaking attention: keys take shares of a stick, the nearest first. No positions needed."""
+"""Stick-breaking attention: each key takes a share of what nearer keys left; needs no positions."""
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
@@ -33,7 +33,7 @@ def _unsupported_triton(dims: Dims, dtype: DTypeLike) -> str | None:
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are {jnp.dtype(dtype).name}; set float32 or bfloat16"
     if max(dims["K"], dims["V"]) > 256:
-        return f"K={dims['K']}, V={dims['V']} are heads wider than 256; set form to chunked"
+        return f"K={dims['K']}, V={dims['V']} are wider than 256; set form to chunked"
     return None
 
 

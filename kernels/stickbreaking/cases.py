@@ -1,7 +1,7 @@
 """Problems, tolerances and properties of stick-breaking attention.
 
-The fast cases are chosen so that every two settings of T, groups, widths, documents, carried state
-and options meet somewhere; the slow ones thin their product (`contract.thinned`).
+The fast cases are chosen so that any two settings of T, groups, widths, documents, carried state
+and options occur together in some case; the slow ones thin their product (`contract.thinned`).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from kernels.primitives.attention import dims, near, wave
 _BIAS = {"remainder": "bias"}
 _VALUE = {"remainder": "value"}
 _CURRENT = {"attend_current": True}
-_EXACT = {"tolerance": 1e-9}  # walks the list of another form, and leaves out nothing that shows
+_EXACT = {"tolerance": 1e-9}  # takes the code path with a tolerance; the error is below rounding
 _OPTIONS: tuple[dict[str, Any], ...] = ({}, _CURRENT, _BIAS, _VALUE, _VALUE | _CURRENT)
 
 FAST = (
@@ -30,7 +30,7 @@ FAST = (
     Case(dims(64, 1, 16, 16), _BIAS, "padded", gain=300.0, tag="fast"),
 )
 
-# Every key takes all that is left, or next to nothing, whatever the query; or they do so in turn.
+# Every key takes all that is left, or almost nothing, whatever the query; or they alternate.
 _SURE = near("k", 16.0), near("k", 30.0), near("k", -20.0), near("k", 30.0, -30.0)
 EXTREME = (
     *extremes(Case(dims(257, 2, 17, 17), tag="fast"), *_SURE),
@@ -46,8 +46,8 @@ EXTREME = (
 CASES = FAST + EXTREME + attention.every_case(_OPTIONS) + attention.BENCH
 
 _ROUNDING = "the same float32 sums in another order"
-_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; inside all is float32"
-_OPERANDS = "as outputs, so operands of products: weights and cotangents of logits, 2^-9 each"
+_OUTPUT = "outputs and gradients are rounded to bfloat16, 2^-9 each; all else is float32"
+_OPERANDS = "outputs and operands (weights, cotangents of logits) are rounded to bfloat16"
 
 TOLERANCES = {
     ("reference", "float32"): Tolerance(1e-5, _ROUNDING),
@@ -66,7 +66,7 @@ def _identity(time: int) -> Array:
 
 
 def _stick_is_used_up(run: Run) -> tuple[Array, Array]:
-    """Weights and remainder sum to one: with all values one, so is the output."""
+    """Weights and remainder sum to one: if all values are one, so is the output."""
     inputs = wave(70) | {"v": jnp.ones((1, 70, 1, 8))}
     return run(inputs, _VALUE), inputs["v"]
 

@@ -1,15 +1,17 @@
-"""Stick-breaking attention tile by tile in plain XLA, for any backend, with its own backward.
+"""Stick-breaking attention tile by tile in plain XLA for any backend, with a hand-written backward.
 
-Forward, for every block of queries, keys from the nearest block to the farthest, carrying `left`
-(the softplus summed so far). Backward, from the farthest to the nearest, carrying `flow`. `left` is
-kept for every tile, never won back by subtracting from the total: where the total is large that
-would cancel the digits that matter. Saved: inputs, log rem, and `left`: T S / block_kv floats per
-head; no array has T x T elements.
+Forward, every block of queries visits the blocks of keys from the nearest to the farthest and
+carries `left`, the sum of softplus so far (log of the stick that is left, negated). Backward, it
+visits them from the farthest to the nearest and carries `flow`. `left` is saved for every tile. It
+is not recovered by subtracting from the total: where the total is large, that would cancel the
+digits that matter. Saved: inputs, log rem, and `left`: T S / block_kv floats per head. No array has
+T x T elements.
 
 With a tolerance, a block of queries (of one row of the batch and one key head) stops at the first
-block of keys after which no row has more than the tolerance left: what is farther adds at most that
-much of the largest value. The tiles visited are listed, and the backward pass walks that list: its
-gradient is that of the function computed, in which farther keys are not seen.
+block of keys after which no row has more than the tolerance left. All farther keys together would
+add at most that share of the largest value. The visited tiles are listed, and the backward pass
+walks that list. So its gradient is exactly that of the computed function, which does not see the
+farther keys.
 """
 
 import math
@@ -49,7 +51,7 @@ class Keys(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs: blocked inputs, the tiles visited, and `left` of each."""
+    """What the backward pass needs: blocked inputs, the visited tiles, and `left` before each."""
 
     q: Float[Array, "I N rows K"]
     keys: Keys
@@ -58,7 +60,7 @@ class Residuals(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Carried along the tiles: the output, `left` now, and `left` before each tile."""
+    """What is carried along the tiles: the output, `left` now, and `left` before each tile."""
 
     out: Float[Array, "I N rows V"]
     left: Float[Array, "I N rows"]
@@ -78,7 +80,7 @@ def apply(
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
     batch = q.shape[0]
     sight = Sight(strict=not options["attend_current"])
-    # One row of the batch and key head at a time: one that looks far does not hold up the others.
+    # Each row of the batch and key head by itself: one that looks far does not hold up the others.
     parts = batch * placed.k.shape[2] if options["tolerance"] else 1
     cut = causal_tiles.cut(q, placed, blocks, scale=options["scale"], sight=sight, parts=parts)
     static = Static(sight, cut.blocks.run, options["tolerance"], parts, sparing=False)
@@ -95,7 +97,7 @@ def merge(
     block_q: int,
     parts: int,
 ) -> Float[Array, "B T H V"]:
-    """The output of all queries, with what takes the remainder."""
+    """The output of all queries, with the remainder's share added."""
     batch, time = inputs["q"].shape[:2]
     out, log_rem = (causal_tiles.unpart(x, parts) for x in (out, log_rem))
     out = causal_tiles.merge_queries(out, batch, time, block_q)
@@ -108,19 +110,19 @@ def merge(
 def _attend(
     static: Static, q: Float[Array, "I N rows K"], keys: Keys, tiles: Tiles
 ) -> tuple[Float[Array, "I N rows V"], Float[Array, "I N rows"]]:
-    """Output before the remainder, and log rem, of blocked queries."""
+    """The output before the remainder, and log rem, of blocked queries."""
     return _forward(static, q, keys, tiles)[0]
 
 
 def begin(q: Array, width: int, num_tiles: int) -> Sums:
-    """The sums of queries that have seen nothing, whose values have this width."""
+    """The sums of queries that have seen no key; values have this width."""
     out = jnp.zeros((*q.shape[:-1], width), jnp.float32)
     left = jnp.zeros(q.shape[:-1], jnp.float32)
     return Sums(out, left, jnp.zeros((num_tiles, *left.shape[1:]), jnp.float32))
 
 
 def absorb(static: Static, q: Array, keys: Keys, tiles: Tiles, sums: Sums) -> Sums:
-    """The sums after the needed tiles of these keys, which are the next farther ones."""
+    """The sums after the needed tiles of these keys, which must be the next farther ones."""
     visit = _visitor(static, q, keys, tiles)
     step = lambda n, sums: visit(block(tiles.pairs, n), n, sums)[0]
     return lax.fori_loop(0, tiles.needed, step, sums)
@@ -129,14 +131,14 @@ def absorb(static: Static, q: Array, keys: Keys, tiles: Tiles, sums: Sums) -> Su
 def _logits(
     static: Static, q: Array, k_t: Array, tiles: Tiles, pair: tuple[Array, Array]
 ) -> Float[Array, "N rows block"]:
-    """Masked logits of a tile; `k_t` are the keys, transposed."""
+    """The masked logits of a tile; `k_t` are the transposed keys."""
     i, j = pair
     seen = causal_tiles.mask(tiles, i, j, static.sight)
     return tile.mask(block(q, i) @ block(k_t, j), seen)
 
 
 def spend(static: Static, q: Array, keys: Keys, tiles: Tiles, left: Array) -> Array:
-    """`left` alone after the needed tiles of these keys."""
+    """Only `left` after the needed tiles of these keys."""
     k_t = jnp.swapaxes(keys.k, -1, -2)
 
     def visit(step: Array, left: Array) -> Array:
@@ -150,8 +152,8 @@ def spend(static: Static, q: Array, keys: Keys, tiles: Tiles, left: Array) -> Ar
 def _visitor(
     static: Static, q: Array, keys: Keys, tiles: Tiles
 ) -> Callable[[Array, Array, Sums], tuple[Sums, Array]]:
-    """`visit(pair, place, sums)`: a tile more, whose place in `lefts` is given; and `left` after it
-    of its block of queries.
+    """A function `visit(pair, place, sums)` that adds one tile. `place` is the tile's index in
+    `lefts`. It returns the sums, and `left` of the tile's block of queries after the tile.
     """
     k_t = jnp.swapaxes(keys.k, -1, -2)
 
@@ -183,7 +185,7 @@ def _forward(
 def _until_used_up(
     static: Static, tiles: Tiles, visit: Callable[..., tuple[Sums, Array]], sums: Sums
 ) -> tuple[Sums, Tiles]:
-    """Visits each block of queries until its sticks are used up; lists the tiles visited."""
+    """Visits the tiles of each block of queries until its sticks are used up, and lists them."""
     ends, farthest = causal_tiles.ends(tiles), causal_tiles.farthest(tiles, static.parts)
     enough = -math.log(static.tolerance)
 
@@ -191,7 +193,7 @@ def _until_used_up(
         step, count, visited, sums = carry
         pair = block(tiles.pairs, step)
         sums, left = visit(pair, count, sums)
-        # A row whose document begins in this block of keys has nothing to gain from farther ones.
+        # A row whose document begins in this block of keys gains nothing from farther ones.
         goes_on = jnp.any((left < enough) & (block(farthest, pair[0]) < pair[1] // static.parts))
         step = jnp.where(goes_on, step + 1, block(ends, step))
         return step, count + 1, put(visited, count, pair), sums
@@ -210,8 +212,8 @@ def pull(
     lefts: Array,
     carry: tuple[Array, Array],
 ) -> tuple[tuple[Array, Array], Keys]:
-    """Cotangents through the needed tiles of these keys, which are the next nearer ones: d_q and
-    `flow` with theirs added, and of the keys. `queries` are q and d_out.
+    """The cotangents from the needed tiles of these keys, which must be the next nearer ones: d_q
+    and `flow`, with theirs added, and the keys'. `queries` are q and d_out.
     """
     q, d_out = queries
     k_t, v_t = (jnp.swapaxes(x, -1, -2) for x in keys)
@@ -244,7 +246,7 @@ def _backward(
 ) -> tuple[Array, Keys, None]:
     q, keys, tiles, lefts = saved
     d_out, d_log_rem = cotangents
-    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    # d log rem / dz_l = -sigmoid(z_l) for every key, so it enters `flow` beyond the farthest key.
     start = jnp.zeros_like(q), d_log_rem
     (d_q, _), d_keys = pull(static, (q, d_out), keys, tiles, lefts, start)
     return d_q, d_keys, None

@@ -14,7 +14,7 @@ from kernels.primitives.kv_cache import CacheState
 def step(
     state: CacheState, inputs: Inputs, *, options: Options
 ) -> tuple[CacheState, Float[Array, "B H V"]]:
-    """Write the token's key and value, then let its query break the stick over the cache."""
+    """Writes the token's key and value, then breaks the query's stick over the cache."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     state, _, seen = kv_cache.extend(state, k, v, strict=not options["attend_current"])
     seen = seen[:, None, None]
@@ -25,7 +25,7 @@ def step(
     z = jnp.einsum("bgrk,bsgk->bgrs", grouped * options["scale"], keys)
     broken = jnp.where(seen, jax.nn.softplus(z), 0.0)
     through = lax.cumsum(broken, axis=3, reverse=True)
-    # Shifted, not `through - broken`: where one key takes all, that would cancel.
+    # Shifted, not `through - broken`: where one key takes everything, the difference would cancel.
     nearer = jnp.pad(through[..., 1:], [(0, 0)] * 3 + [(0, 1)])
     weights = jnp.where(seen, jnp.exp(jax.nn.log_sigmoid(z) - nearer), 0.0)
     out = jnp.einsum("bgrs,bsgv->bgrv", weights, values).reshape(batch, heads, -1)

@@ -1,18 +1,19 @@
 """Stick-breaking attention as TPU kernels: forward, dq, and dk with dv.
 
-Time runs along lanes everywhere (q, k, v as [.., width, T]), and tiles are [keys, queries]: what is
-kept of each query is one row of a register's lanes, and no array in HBM is padded to 128 of them.
+Time runs along lanes everywhere (q, k, v are [.., width, T]), and tiles are [keys, queries]. So
+what is kept for each query is one row of lanes, and no array in HBM is padded to 128 lanes.
 
     forward    for every block of queries: key blocks from the nearest to the farthest, carrying
                `left`, until all sticks of the block are used up (to the tolerance, if there is
-               one, else to e^-104, beyond which every weight is 0)
+               one, else to e^-104, below which every weight is 0)
     dq         the same key blocks from the farthest to the nearest, carrying `flow`
     dk, dv     for every block of keys: the blocks of queries, of all its heads, that saw it
 
-Each is one program per block with a loop inside that fetches the next block while it works on this
-one; a block that nobody sees is neither computed nor fetched. Saved: inputs, log rem, `left` before
-each tile (T S / block_kv floats per head), and the block each loop stopped at. The backward adds
-`flow`, as large as `left`. No two programs write to one place, so sums have one order.
+Each program has a loop that fetches the next block while it works on the current one. A block that
+no query sees is neither computed nor fetched. Saved: inputs, log rem, `left` before each tile (T S
+/ block_kv floats per head), and the block where each loop stopped. The backward pass adds `flow`,
+which is as large as `left`. No two programs write to the same place, so the order of every sum is
+fixed.
 """
 
 import math
@@ -40,12 +41,12 @@ from kernels.stickbreaking import tile
 DEFAULT = Attention(512, 512, LANES)
 CANDIDATES = tuple(Attention(q, kv, LANES) for q in (256, 512, 1024) for kv in (256, 512, 1024))
 
-# A program's buffers and the intermediates of one tile; the compiler's own limit is 16 MiB.
+# Holds a program's buffers and the intermediates of one tile; the compiler's limit is 16 MiB.
 _VMEM = 32 * 2**20
 
 
 class Static(NamedTuple):
-    """What is known at trace time; rows N = B H of queries, M = B G of keys."""
+    """What is known at trace time; there are N = B H rows of queries and M = B G rows of keys."""
 
     heads: int
     groups: int
@@ -67,7 +68,7 @@ class Static(NamedTuple):
 
     @property
     def enough(self) -> float:
-        """What all rows must have used up to stop, in nats; e^-104 is 0 in float32."""
+        """The loop stops when all rows have used up this many nats; e^-104 is 0 in float32."""
         return -math.log(self.tolerance) if self.tolerance else 104.0
 
     @property
@@ -76,14 +77,14 @@ class Static(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """What logarithms are counted in: bits save three products a pair, but have no series."""
+        """The unit of logarithms: bits save three products per pair, but allow no series."""
         return 1.0 if self.is_exact else math.log(2.0)
 
     def exp(self, x: Array) -> Array:
         return jnp.exp(x) if self.is_exact else jnp.exp2(x)
 
     def softplus_and_exp(self, z: Array) -> tuple[Array, Array]:
-        """softplus of logits, and what `sigmoids` asks for."""
+        """softplus of the logits, and the second argument of `sigmoids`."""
         if self.is_exact:
             return log_space.softplus_and_exp(z)
         return log_space.softplus_and_exp_in_bits(z)
@@ -92,7 +93,7 @@ class Static(NamedTuple):
         """sigmoid(z) and sigmoid(-z)."""
         if self.is_exact:
             return log_space.sigmoids(z, u)
-        # An exponential: a division takes ten operations on a TPU.
+        # An exponential, because a division takes ten operations on a TPU.
         kept = jnp.exp2(-broken)
         return u * kept, kept
 
@@ -116,7 +117,7 @@ def apply(
     """Output and state of T more tokens.
 
     Raises:
-      ValueError: blocks that do not fill whole rows of lanes.
+      ValueError: the blocks do not fill whole rows of lanes.
     """
     q = inputs["q"]
     placed = kv_cache.place(inputs["k"], inputs["v"], segment_ids, state)
@@ -149,12 +150,12 @@ def apply(
     return segments.blank_padding(out, placed.q_segment).astype(q.dtype), placed.state
 
 
-# Inside of kernels. No index is negative, so `lax.div` and `lax.rem` do what // and % would; those
-# look at signs, for which Mosaic asks what TPU it is, and there may be none.
+# The following runs inside kernels. No index is negative, so `lax.div` and `lax.rem` equal // and
+# %. Those also handle signs, for which Mosaic asks what TPU it runs on, and there may be none.
 
 
 class Sight(NamedTuple):
-    """What one block of queries sees of one block of keys, which begins at key `first`."""
+    """What one block of queries sees of the block of keys that begins at key `first`."""
 
     static: Static
     first: Array
@@ -163,11 +164,11 @@ class Sight(NamedTuple):
     kv_segment: Int[Array, "1 S"] | None
 
     def logits(self, q: Float[Array, "K rows"], k: Float[Array, "K S"]) -> Float[Array, "S rows"]:
-        """Masked logits of the tile, keys in order."""
+        """The masked logits of the tile; keys are in the order of `interleaved`."""
         shape = k.shape[1], q.shape[1]
         kv_segment = None
         if self.kv_segment is not None:
-            # Lanes become a column: of eight equal rows, which is what a transposition takes.
+            # Turns lanes into a column, by transposing eight equal rows: the smallest transpose.
             column = jnp.broadcast_to(self.kv_segment, (8, shape[0])).T[:, :1]
             kv_segment = jnp.broadcast_to(column, shape)
         source, strict = self.first + interleaved.keys(*shape), self.static.strict
@@ -177,7 +178,7 @@ class Sight(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A tile in a backward pass: its weights, the cotangent of its logits, `flow` for the next."""
+    """A tile in the backward pass: its weights, the cotangent of its logits, the next `flow`."""
 
     weights: Float[Array, "S rows"]
     d_z: Float[Array, "S rows"]
@@ -191,7 +192,7 @@ def _pull(
     left: Float[Array, "1 rows"],
     flow: Float[Array, "1 rows"],
 ) -> Share:
-    """One tile backward; with the queries comes the cotangent of their output."""
+    """One tile of the backward pass; `queries` are q and the cotangent of the output."""
     static, (q, d_out), (k, v) = sight.static, queries, keys
     z = sight.logits(q, k)
     broken, u = static.softplus_and_exp(z)
@@ -204,7 +205,7 @@ def _pull(
 
 
 def _sight(static: Static, rows: Any, j: Array) -> Sight:
-    """Of a program's queries on block j of the keys."""
+    """The sight of a program's queries on block j of the keys."""
     segment, kv_segment, size = None, None, static.blocks.block_kv
     if rows.segment is not None:
         segment, kv_segment = rows.segment[0], rows.kv_segment[0, :, lane_blocks.at(j, size)]
@@ -212,7 +213,7 @@ def _sight(static: Static, rows: Any, j: Array) -> Sight:
 
 
 def _fetches(pairs: list[tuple[Any, Any]], arrived: Any, step: Array) -> list[Any]:
-    """Transfers of slices in HBM, each into one of its two buffers, by turns."""
+    """Transfers of slices in HBM; each goes into one of its two buffers in turn."""
     turn = lax.rem(step, 2)
     return [
         pltpu.make_async_copy(source, two.at[turn], arrived.at[number, turn])
@@ -237,7 +238,7 @@ def forward_kernel(
     v_two: Any,
     arrived: Any,
 ) -> None:
-    """One block of queries of one head; keys and values are in HBM."""
+    """One block of queries of one head; keys and values stay in HBM."""
     row, i = pl.program_id(0), pl.program_id(1)
     batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
     near = nearest[batch, i]
@@ -256,7 +257,7 @@ def forward_kernel(
         broken, _ = static.softplus_and_exp(z)
         nearer, left = interleaved.suffix_sum(broken, left)
         acc[...] += static.products.nn(values, tile.weigh(z - broken, nearer, static.exp))
-        # A row whose document begins in this block of keys has nothing to gain from farther ones.
+        # A row whose document begins in this block of keys gains nothing from farther ones.
         wants = (left * static.unit < static.enough) & (rows.farthest[0] < j)
         return jnp.max(jnp.where(wants, 1, 0)) > 0, left
 
@@ -285,7 +286,7 @@ def dq_kernel(
     v_two: Any,
     arrived: Any,
 ) -> None:
-    """One block of queries of one head; leaves `flow` before each tile for dk and dv."""
+    """One block of queries of one head; writes `flow` before each tile, for dk and dv."""
     row, i = pl.program_id(0), pl.program_id(1)
     batch, key_row = lax.div(row, static.heads), lax.div(row, static.ratio)
     far = stop[0, 0, i]
@@ -306,7 +307,7 @@ def dq_kernel(
         return jnp.bool_(True), share.flow
 
     walk = Walk(jnp.maximum(nearest[batch, i] - far + 1, 0), copies)
-    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    # d log rem / dz_l = -sigmoid(z_l) for every key, so it enters `flow` beyond the farthest key.
     walk.run(visit, d_log_rem[0])
     d_q[0] = (acc[...] * static.scale).astype(d_q.dtype)
 
@@ -335,7 +336,7 @@ def dkv_kernel(
     arrived: Any,
     seers: Any,
 ) -> None:
-    """One block of keys of one key head; q, d_out, left and flow are in HBM."""
+    """One block of keys of one key head; q, d_out, left and flow stay in HBM."""
     key_row, j = pl.program_id(0), pl.program_id(1)
     batch, block_q = lax.div(key_row, static.groups), static.blocks.block_q
     num_q = stop.shape[-1]
@@ -382,7 +383,7 @@ def dkv_kernel(
         found[0] = interleaved.restore(ordered, static.products)
 
 
-# Calls of the kernels.
+# The calls of the kernels.
 
 
 class Residuals(NamedTuple):
@@ -402,7 +403,7 @@ def _block(shape: tuple[int, ...], index: Callable[..., tuple[Any, ...]]) -> pl.
 
 
 def _rows_specs(static: Static, rows: Rows, *, is_dkv: bool) -> Any:
-    """Blocks of the rows: of dk and dv all queries and one block of keys, else the reverse."""
+    """The blocks of `Rows`. For dk and dv: all queries and one block of keys; else the reverse."""
     heads = static.groups if is_dkv else static.heads
     num_q = rows.slot.shape[-1] if is_dkv else static.blocks.block_q
     queries = _block((1, 1, num_q), lambda n, i: (lax.div(n, heads), 0, 0 if is_dkv else i))
@@ -417,7 +418,7 @@ def _rows_specs(static: Static, rows: Rows, *, is_dkv: bool) -> Any:
 
 
 def _two(static: Static, *widths: int, size: int) -> list[Any]:
-    """Two buffers for each stream of blocks of the operands."""
+    """Two buffers for each operand whose blocks are streamed."""
     return [pltpu.VMEM((2, width, size), static.dtype) for width in widths]
 
 
@@ -428,7 +429,7 @@ def _parameters(*dimensions: Any) -> pltpu.CompilerParams:
 def _attend(
     static: Static, operands: Operands, where: Where
 ) -> tuple[Float[Array, "N V T"], Float[Array, "N 1 T"]]:
-    """Output before the remainder, and log rem."""
+    """The output before the remainder, and log rem."""
     return _forward(static, operands, where)[0]
 
 
@@ -481,7 +482,7 @@ def _backward(
     static: Static, saved: Residuals, cotangents: tuple[Array, Array]
 ) -> tuple[Operands, None]:
     d_out, d_log_rem = cotangents
-    # The cotangent of an output that was rounded to this type has no more digits.
+    # The output was rounded to this dtype, so its cotangent needs no more digits.
     d_out = d_out.astype(static.dtype)
     d_q, flow = _backward_q(static, saved, d_out, d_log_rem)
     return Operands(d_q, *_backward_kv(static, saved, d_out, flow)), None
@@ -580,7 +581,7 @@ def _backward_kv(
 
 
 def _stops(rows: int, num_q: int) -> pl.BlockSpec:
-    """The stops of all blocks of queries, of the heads that read one key head."""
+    """The stops of all blocks of queries of the heads that read one key head."""
     return pl.BlockSpec((rows, 1, num_q), lambda *at: (at[0], 0, 0), memory_space=pltpu.SMEM)
 
 

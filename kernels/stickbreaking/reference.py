@@ -1,12 +1,12 @@
-"""Stick-breaking attention as it is defined (Tan et al., arXiv 2410.17980, section 3), float32.
+"""Stick-breaking attention by its definition (Tan et al., arXiv 2410.17980, section 3), float32.
 
     z_ij = scale q_i . k_j          beta_ij = sigmoid(z_ij)
-    A_ij = beta_ij prod_{j < l < i} (1 - beta_il)        the stick, broken from the nearest key on
+    A_ij = beta_ij prod_{j < l < i} (1 - beta_il)        the stick is broken from the nearest key on
     rem_i = prod_{l < i} (1 - beta_il) = 1 - sum_j A_ij
     o_i = sum_j A_ij v_j  [+ rem_i v_i | + rem_i bias_h]
 
-With `attend_current` products and sums include l = i and j = i. A key that token i does not see
-takes no stick. `backward` is the derivative worked out by hand, with G = A (dO V^T):
+With `attend_current`, products and sums include l = i and j = i. A key that token i does not see
+takes nothing from the stick. `backward` is the derivative derived by hand, with G = A (dO V^T):
 
     dz_ij = (1 - beta_ij) G_ij - beta_ij (sum_{l < j} G_il + rem_i drem_i)
 """
@@ -47,7 +47,7 @@ def apply(
 def backward(
     inputs: Inputs, segment_ids: Int[Array, "B T"] | None, d_out: Array, *, options: Options
 ) -> Inputs:
-    """Cotangents of all inputs for one whole sequence, by hand."""
+    """Cotangents of all inputs for one whole sequence, by the hand-derived formulas."""
     q = inputs["q"]
     if segment_ids is None:
         segment_ids = jnp.ones(q.shape[:2], jnp.int32)
@@ -109,7 +109,7 @@ def _weights(
 
 
 def _rest(remainder: Array, inputs: Inputs, options: Options) -> Array | float:
-    """What the unbroken rest of the stick adds to the output."""
+    """What the remainder of the stick adds to the output."""
     if options["remainder"] == "value":
         return jnp.einsum("bht,bthv->bthv", remainder, _per_head(inputs["v"], inputs["q"]))
     if options["remainder"] == "bias":

@@ -1,16 +1,17 @@
-"""Stick-breaking attention over a split time axis: every rank gathers all keys and values, or has
-all tokens of some heads, or works on the blocks of one rank after another (`primitives.ring`).
+"""Stick-breaking attention over a split time axis. Either every rank gathers all keys and values,
+or it gets all tokens of some heads, or it visits the blocks of all ranks in turn
+(`primitives.ring`).
 
-The ring walks as `chunked` does: forward from the nearest block to the farthest, carrying `left`,
-backward the other way, carrying `flow`. So a rank must hold tokens that follow one another: in a
-zig-zag layout blocks arrive in another order. `left` is saved before each block, R floats a row,
-and within a block computed again: nothing is won back by subtracting from a total. It always runs
-the tiles of `chunked`, whatever the form of the op.
+The ring visits blocks as `chunked` does: forward from the nearest to the farthest, carrying `left`;
+backward in the opposite order, carrying `flow`. So a rank must hold consecutive tokens; in a
+zig-zag layout blocks would arrive in another order. `left` is saved before each block (R floats per
+row) and recomputed within a block; it is never recovered by subtracting from a total. The ring
+always runs the tiles of `chunked`, whichever form is named.
 
-A tile whose sticks are used up is passed over: with a tolerance, where no row has more than that
-left (each row of the batch and key head by itself); without, where less than e^-104 is left and
-every weight farther is 0 in float32. Blocks go on to other ranks all the same. The backward pass
-visits the tiles that the forward visited.
+A tile is skipped where its sticks are used up. With a tolerance that means that no row has more
+than the tolerance left, for each row of the batch and key head by itself. Without one it means that
+less than e^-104 is left, so that every farther weight is 0 in float32. Skipped blocks still travel
+on to other ranks. The backward pass visits the tiles that the forward pass visited.
 """
 
 import math
@@ -53,13 +54,13 @@ class Static(NamedTuple):
         return causal_tiles.between(where.own, tokens, *given)
 
     def split(self, slab: Block) -> Keys:
-        """A slab as the keys and values of tiles, float32."""
+        """A slab as the keys and values of tiles, in float32."""
         cut = lambda x: causal_tiles.split_keys(x.astype(jnp.float32), self.blocks.block_kv)
         return Keys(*(causal_tiles.part(cut(x), self.tiles.parts) for x in slab))
 
 
 class Entry(NamedTuple):
-    """`left` before a block, and which blocks of queries visited each of its slabs."""
+    """`left` before a block, and which blocks of queries visited each slab of the block."""
 
     left: Float[Array, "*R I N rows"]
     visited: Bool[Array, "*R J I"]
@@ -86,7 +87,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, CacheState]:
-    """Output of this rank's tokens, and the cache after those of all ranks."""
+    """The output of this rank's tokens, and the cache after the tokens of all ranks."""
     del local, op
     q = inputs["q"]
     batch, time, num_heads = q.shape[:3]
@@ -110,7 +111,7 @@ def _attend(
     cache: Block | None,
     where: Where,
 ) -> tuple[Float[Array, "I N rows V"], Float[Array, "I N rows"]]:
-    """Output before the remainder, and log rem, of blocked queries."""
+    """The output before the remainder, and log rem, of blocked queries."""
     return _forward(static, q, own, cache, where)[0]
 
 
@@ -148,7 +149,7 @@ def _forward(
 
 
 def _absorb(static: Static, q: Array, slab: Block, tiles: Tiles, sums: Sums) -> Sums:
-    # Each block of queries has one tile here, before which `left` is what it is at entry.
+    # A slab is one tile per block of queries, so `left` before that tile is `left` at the entry.
     lefts = jnp.zeros((tiles.pairs.shape[0], *sums[1].shape[1:]), jnp.float32)
     given = chunked.Sums(*sums, lefts)
     out, left, _ = chunked.absorb(static.tiles, q, static.split(slab), tiles, given)
@@ -160,7 +161,7 @@ def _num_slabs(static: Static, tokens: Tokens) -> int:
 
 
 def _is_open(static: Static, tiles: Tiles, left: Array) -> Bool[Array, " I"]:
-    """Whether some row of a block of queries has enough left for the slab to matter to it."""
+    """Whether some row of each block of queries has so much left that the slab matters to it."""
     tolerance = static.tiles.tolerance
     enough = -math.log(tolerance) if tolerance else _NOTHING
     reaches = causal_tiles.farthest(tiles, static.tiles.parts) == 0
@@ -173,7 +174,7 @@ def _chosen(tiles: Tiles, of_block: Bool[Array, " I"]) -> Tiles:
 
 
 def _listed(tiles: Tiles) -> Bool[Array, " I"]:
-    """Blocks of queries that have a tile in the list."""
+    """Which blocks of queries have a tile in the list."""
     number = tiles.pairs.shape[0]
     is_needed = jnp.arange(number) < tiles.needed
     return jnp.zeros((number,), bool).at[tiles.pairs[:, 0]].set(is_needed)
@@ -206,11 +207,11 @@ def _backward(
         carry: tuple[Array, Array], sums: Block, block: Block, step: Array
     ) -> tuple[tuple[Array, Array], Block]:
         entry = jax.tree.map(lambda x: causal_tiles.block(x, step), entries)
-        # Or XLA may begin what the entry alone decides for all steps, and hold it.
+        # Else XLA may compute, for all steps, whatever depends only on entries, and keep it.
         entry, carry = lax.optimization_barrier((entry, carry))
         return visit(carry, sums, block, where.of(static.shards, step), entry)
 
-    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    # d log rem / dz_l = -sigmoid(z_l) for every key, so it enters `flow` beyond the farthest key.
     carry, d_cache = (jnp.zeros_like(q), d_log_rem), None
     if cache is not None:
         assert last is not None

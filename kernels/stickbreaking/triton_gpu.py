@@ -1,26 +1,27 @@
 """Stick-breaking attention for NVIDIA GPUs in Triton: forward, dq, and dk with dv.
 
-Keys are read in pairs (even, odd): with u = e^z two keys share a logarithm and an exponential,
+Keys are processed in pairs (even, odd). With u = e^z, two keys share a logarithm and an
+exponential:
 
     log2((1 + u0) (1 + u1))                                     what both take off, in bits
     E = 2^-(left + the same, summed over the pair and nearer ones)
     A0 = u0 E              A1 = u1 (1 + u0) E
 
-which is four special-function operations for two keys where one key by itself costs three
-(backward E is of nearer pairs alone, and u0 and u1 are first divided by (1 + u0) (1 + u1): where
-keys take nearly all, 2^-left would be 0). z ends at 62 bits: above, sigmoid(z) is 1 in float32 and
-what it leaves of the stick below 1e-18. Sums along a tile are products with a triangle of ones;
-their operand is split into two bfloat16 parts (good to 2^-17), and float32 inputs stay that, in
-three passes of the tensor cores.
+That is four special-function operations for two keys, where a single key costs three. (In the
+backward pass E covers only nearer pairs, and u0 and u1 are first divided by (1 + u0) (1 + u1):
+where keys take nearly everything, 2^-left would be 0.) z is capped at 62 bits: above that,
+sigmoid(z) is 1 in float32, and the key leaves less than 1e-18 of the stick. Sums along a tile are
+products with a triangle of ones. Their operand is split into two bfloat16 parts (relative error
+2^-17); float32 inputs are not split, and take three passes of the tensor cores.
 
-    forward    a program has a block of queries of one head and visits its keys from the nearest on,
-               until no query has anything left (2^-150: every weight is then 0 in float32) or less
+    forward    a program has a block of queries of one head and visits its keys, nearest first,
+               until no query has anything left (2^-150: every weight is then 0 in float32) or more
                than the tolerance; it writes `left` before each tile, and which tiles it visited
-    dq         the same tiles from the farthest on; it writes `flow` before each tile
-    dk and dv  a program has a block of keys and walks the list of those blocks of queries, in all
-               heads that read its key head, that visited it
+    dq         the same tiles, farthest first; it writes `flow` before each tile
+    dk and dv  a program has a block of keys and walks a list of the blocks of queries that visited
+               it, in all heads that read its key head
 
-A program owns what it writes: nothing is added atomically, and two runs agree in every bit.
+Each program owns what it writes: nothing is added atomically, and two runs agree in every bit.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false
@@ -61,8 +62,8 @@ USED_UP = 150.0  # bits; 2^-150 is 0 in float32
 class Where(NamedTuple):
     """Slot and document of queries and keys, and the first block of keys with a query's document.
 
-    Padding is -1 among queries, 0 among keys; its `begin` is past all blocks. Where nothing is
-    packed all are [1] zeros.
+    The document of padding is -1 among queries and 0 among keys; `begin` of padding is past all
+    blocks. Where nothing is packed, every array is [1] zeros.
     """
 
     q_slot: Int[Array, "B T"]
@@ -72,10 +73,10 @@ class Where(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a kernel knows as it is compiled, letters as everywhere.
+    """The constants of a compiled kernel; one-letter names are the usual dimensions.
 
-    Tiles are of M queries by N keys, I by J of them; TILES of a head have a place in memory. T_END
-    and S_END are T and S, or 0 where these are whole blocks. SCALE is in bits.
+    There are I by J tiles of M queries by N keys; memory has room for TILES tiles per head. T_END
+    and S_END are T and S, or 0 where these are multiples of the blocks. SCALE is in bits.
     """
 
     T: int
@@ -103,8 +104,8 @@ class Sizes(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs; `ends` are the first and one past the last block of keys that a
-    block of queries visited.
+    """What the backward pass needs. `ends` is the range of key blocks that each block of queries
+    visited: the first one, and one past the last.
     """
 
     q: Float[Array, "B T H K"]
@@ -149,7 +150,7 @@ def _fit(blocks: TritonAttention, width: int, dtype: Any) -> TritonAttention:
 def _sizes(q: Array, placed: Placed, options: Options, blocks: TritonAttention) -> Sizes:
     (_, time, heads, key), (_, source, groups, value) = q.shape, placed.v.shape
     num_q, num_kv = -(-time // blocks.block_q), -(-source // blocks.block_kv)
-    # Of a head: the tiles under the diagonal, or all where queries continue a cache.
+    # Tiles per head: those under the diagonal, or all tiles where queries continue a cache.
     under = blocks.block_q // blocks.block_kv * num_q * (num_q + 1) // 2
     enough = -math.log2(options["tolerance"]) if options["tolerance"] else USED_UP
     return Sizes(
@@ -196,7 +197,7 @@ def _locate(placed: Placed, block: int) -> Where:
 
 
 def _call(kernel: Any, launch: tuple[int, int], sizes: Sizes, count: int, *arrays: Any) -> Any:
-    """`count` programs of a kernel on all arrays but the last, which lists shapes of outputs."""
+    """Launches `count` programs on all arrays but the last, which lists the outputs' shapes."""
     *inputs, out_shape = arrays
     return triton_call.call(
         kernel,
@@ -217,7 +218,7 @@ def _attend(
     v: Float[Array, "B S G V"],
     where: Where,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"]]:
-    """Output before the remainder (float32 if there is one), and the remainder."""
+    """The output before the remainder (float32 if there is a remainder), and the remainder."""
     return _forward(sizes._replace(SAVE=False), launch, q, k, v, where)[0]
 
 
@@ -244,9 +245,9 @@ def _backward(
 ) -> tuple[Array, Array, Array, None]:
     q, k, v, where, rem, left, ends = saved
     d_out, d_rem = cotangents
-    # d log rem / dz_l = -sigmoid(z_l) for every key: it flows in from beyond the farthest one.
+    # d log rem / dz_l = -sigmoid(z_l) for every key, so it enters `flow` beyond the farthest key.
     flow = d_rem * rem if sizes.REMAINDER else jnp.zeros((1,), jnp.float32)
-    d_out = d_out.astype(q.dtype)  # exact: it is of that dtype, or was before the remainder
+    d_out = d_out.astype(q.dtype)  # exact: it has that dtype, or had it before the remainder
     given = (q, k, v, *where[:3], d_out, left)
     shapes = [q, jax.ShapeDtypeStruct(left.shape, jnp.float32)]
     rows = q.shape[0] * sizes.H
@@ -260,8 +261,8 @@ def _backward(
 def _visitors(
     ends: Int[Array, "BH I 2"], sizes: Sizes
 ) -> tuple[Int[Array, "BG J IR"], Int[Array, "BG J"]]:
-    """For every block of keys which blocks of queries visited it, as i R + r with r the head of the
-    R that read one key head; and how many.
+    """For every block of keys: which blocks of queries visited it, and how many. An entry is
+    i R + r, where r is the head among the R that read one key head.
     """
     ratio = sizes.H // sizes.G
     ends = ends.reshape(-1, ratio, sizes.I, 2).swapaxes(1, 2).reshape(-1, 1, sizes.I * ratio, 2)
@@ -273,15 +274,15 @@ def _visitors(
 
 @triton.constexpr_function
 def _padded(width: int) -> Any:
-    """The width of a product's operand: a power of two that the matrix unit takes."""
+    """The padded width of an operand: a power of two that the matrix unit accepts."""
     return max(16, triton.next_power_of_2(width))
 
 
 @triton.jit
 def _rows(base, first, rows, LIMIT: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows first + rows of one head, their width padded to a power of two; zeros outside.
+    """Rows first + rows of one head, with their width padded to a power of two; zeros outside.
 
-    LIMIT 0: all rows are inside.
+    LIMIT 0 means that all rows are inside.
     """
     column = tl.arange(0, _padded(WIDTH))
     start = base + tl.cast(first, tl.int64) * (HEADS * WIDTH)
@@ -303,7 +304,7 @@ def _zeros(ROWS: tl.constexpr, WIDTH: tl.constexpr):
 def _put_rows(
     base, first, rows, value, LIMIT: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Writes what `_rows` reads."""
+    """Writes rows in the layout that `_rows` reads."""
     column = tl.arange(0, _padded(WIDTH))
     inside = (rows[:, None] < LIMIT - first) & (column[None, :] < WIDTH)
     start = base + tl.cast(first, tl.int64) * (HEADS * WIDTH)
@@ -313,7 +314,7 @@ def _put_rows(
 
 @triton.jit
 def _halves(x):
-    """Even and odd keys, which are the halves of a tile's columns: no data moves."""
+    """The even and the odd keys: the halves of a tile's columns, so no data moves."""
     pairs = tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2])
     return tl.split(tl.permute(pairs, [0, 2, 1]))
 
@@ -334,8 +335,8 @@ def _pairs(D: tl.constexpr):
 
 @triton.jit
 def _exp(q, k, keys, rows, kv_segment, D: tl.constexpr, MASK: tl.constexpr):
-    """u = e^z of queries and even and odd keys, 0 where a key is not seen; `rows` are slots and
-    documents of the queries.
+    """u = e^z of queries with even and with odd keys, 0 where a key is not seen. `rows` are slots
+    and documents of the queries.
     """
     z = tl.dot(q, tl.trans(k), input_precision="tf32x3") * D.SCALE
     if MASK:
@@ -350,8 +351,8 @@ def _exp(q, k, keys, rows, kv_segment, D: tl.constexpr, MASK: tl.constexpr):
 
 @triton.jit
 def _triangle(D: tl.constexpr, NEARER: tl.constexpr, OWN: tl.constexpr):
-    """-1 for nearer pairs (with OWN for this one too), or 1 for farther ones; twice, for both parts
-    of a sum.
+    """A triangle of -1 for nearer pairs (with OWN including this pair) or of 1 for farther pairs.
+    It is stacked twice where sums have two bfloat16 parts.
     """
     SIZE: tl.constexpr = D.N // 2 if D.PRECISE else D.N
     source, target = tl.arange(0, SIZE)[:, None] % (D.N // 2), tl.arange(0, D.N // 2)[None, :]
@@ -363,7 +364,7 @@ def _triangle(D: tl.constexpr, NEARER: tl.constexpr, OWN: tl.constexpr):
 
 @triton.jit
 def _sums(x, triangle, start, D: tl.constexpr):
-    """start + x triangle, with one `start` for each row."""
+    """start + x triangle, with one value of `start` per row."""
     sums = tl.broadcast_to(start[:, None], x.shape)
     if D.PRECISE:
         return tl.dot(x, triangle, sums, input_precision="tf32x3")
@@ -375,7 +376,7 @@ def _sums(x, triangle, start, D: tl.constexpr):
 
 @triton.jit
 def _bits(product, D: tl.constexpr):
-    """log2; the hardware's is good to 2^-22, the exact one takes a dozen more instructions."""
+    """log2; the hardware's has an error of 2^-22, the exact one takes a dozen instructions more."""
     if D.PRECISE:
         return tl.log2(product)
     else:
@@ -384,7 +385,7 @@ def _bits(product, D: tl.constexpr):
 
 @triton.jit
 def _shares(u, left, triangle, D: tl.constexpr):
-    """Weights of both keys of each pair, then what each leaves of the stick: 1 - sigmoid(z)."""
+    """The weights of both keys of each pair, and what each key leaves: 1 - sigmoid(z)."""
     product = (1.0 + u[0]) * (1.0 + u[1])
     bits = _bits(product, D)
     rest = tl.exp2(_sums(bits, triangle, -left, D))
@@ -395,7 +396,7 @@ def _shares(u, left, triangle, D: tl.constexpr):
 
 @triton.jit
 def _cotangents(u, kept, weights, d_weights, flow, triangle, D: tl.constexpr):
-    """Cotangents of the logits, and `flow` after the tile.
+    """The cotangents of the logits, and `flow` after the tile.
 
     dz_j = sigmoid(-z_j) (G_j - e^z_j (sum_{l < j} G_l + flow)), G = A (dO V^T)
     """
@@ -409,7 +410,7 @@ def _cotangents(u, kept, weights, d_weights, flow, triangle, D: tl.constexpr):
 
 @triton.jit
 def _forward_tile(j, sums, q, where, at, triangle, D: tl.constexpr, MASK: tl.constexpr):
-    """The output so far, and what is off the stick so far; `at` points to k, v, documents, left."""
+    """The output and `left` after the tile; `at` points to k, v, documents and left."""
     out, left = sums
     if D.SAVE:
         tl.store(at[3] + j * D.M + tl.arange(0, D.M), left)
@@ -425,7 +426,7 @@ def _forward_tile(j, sums, q, where, at, triangle, D: tl.constexpr, MASK: tl.con
 
 @triton.jit
 def _places(q_slot, q_segment, b, rows, D: tl.constexpr):
-    """Slots and documents of queries."""
+    """The slots and documents of queries."""
     slot, segment = rows, rows
     if D.CARRIED:
         slot = tl.load(q_slot + b * D.T + rows, mask=rows < D.T, other=0)
@@ -436,7 +437,7 @@ def _places(q_slot, q_segment, b, rows, D: tl.constexpr):
 
 @triton.jit
 def _first_tile(bh, i, D: tl.constexpr):
-    """The number of the tile of query block i and key block 0, among those of all heads."""
+    """The index, among the tiles of all heads, of the tile of query block i and key block 0."""
     inside = i * D.J if D.CARRIED else (D.M // D.N) * (i * (i + 1) // 2)
     return tl.cast(bh, tl.int64) * D.TILES + inside
 
@@ -445,7 +446,7 @@ def _first_tile(bh, i, D: tl.constexpr):
 def _forward_kernel(
     q, k, v, q_slot, q_segment, kv_segment, begin, out, rem, lefts, ends, D: tl.constexpr
 ):
-    """A block of queries of one head; the last blocks, which have most to do, start first."""
+    """One block of queries of one head. The last blocks have the most work and start first."""
     i, bh = D.I - 1 - tl.program_id(0) % D.I, tl.program_id(0) // D.I
     b, h = (bh // D.H).to(tl.int64), bh % D.H
     g = h // (D.H // D.G)
@@ -464,11 +465,11 @@ def _forward_kernel(
     triangle, sums = _triangle(D, True, True), (_zeros(D.M, D.V), rows * 0.0)
     j = high - 1
     if not D.PACKED:
-        # On the diagonal; what is farther, every query sees.
+        # Tiles on the diagonal need a mask; every query sees all farther keys.
         for n in range(high - i * (D.M // D.N)):
             sums = _forward_tile(j - n, sums, query, where, at, triangle, D, True)
         j = i * (D.M // D.N) - 1
-    # A query whose document begins in a block already visited has nothing to gain.
+    # A query whose document begins in a block already visited gains nothing from farther ones.
     goes_on = (j >= low) & (tl.max(tl.where((sums[1] < D.ENOUGH) & (first <= j), 1, 0), 0) > 0)
     while goes_on:
         count = tl.minimum(D.SPAN, j - low + 1)
@@ -485,7 +486,7 @@ def _forward_kernel(
 
 @triton.jit
 def _query_tile(j, sums, own, where, at, triangles, D: tl.constexpr, MASK: tl.constexpr):
-    """dq so far, and `flow` for the next nearer tile.
+    """dq after the tile, and `flow` for the next nearer tile.
 
     `own` are q and dO of the block; `at` points to k, v, documents, left and flow.
     """
@@ -509,7 +510,7 @@ def _query_kernel(
     q, k, v, q_slot, q_segment, kv_segment, d_out, lefts, ends, d_log_rem, d_q, flows,
     D: tl.constexpr,
 ):  # fmt: skip
-    """dq of a block of queries of one head."""
+    """dq of one block of queries of one head."""
     i, bh = D.I - 1 - tl.program_id(0) % D.I, tl.program_id(0) // D.I
     b, h = (bh // D.H).to(tl.int64), bh % D.H
     g = h // (D.H // D.G)
@@ -538,10 +539,10 @@ def _query_kernel(
 
 @triton.jit
 def _key_tile(n, sums, own, at, triangles, D: tl.constexpr, MASK: tl.constexpr):
-    """dk and dv so far, transposed, with a block of queries of one head.
+    """dk and dv, transposed, after one more block of queries of one head.
 
-    `own` are slots, k and v of the keys; `at` points to q, dO, (slots, documents), left and flow
-    (of the first head and block of queries) and the list of blocks.
+    `own` are slots, k and v of the keys. `at` points to q, dO, (slots, documents), left and flow
+    (of the first head and block of queries), and to the list of blocks.
     """
     entry = tl.load(at[5] + n)
     i, h = entry // (D.H // D.G), entry % (D.H // D.G)
@@ -566,7 +567,7 @@ def _key_kernel(
     q, k, v, q_slot, q_segment, kv_segment, d_out, lefts, flows, order, counts, d_k, d_v,
     D: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a block of keys of one key head; the first blocks have most to do."""
+    """dk and dv of one block of keys of one key head. The first blocks have the most work."""
     j, bg = tl.program_id(0) % D.J, tl.program_id(0) // D.J
     b, g = (bg // D.G).to(tl.int64), bg % D.G
     pairs = _pairs(D)
@@ -581,11 +582,11 @@ def _key_kernel(
     triangles = _triangle(D, True, False), _triangle(D, False, False)
     sums = (tl.trans(_zeros(D.N, D.K)), tl.trans(_zeros(D.N, D.V)))
     count = tl.load(counts + bg * D.J + j)
-    # Where nothing is packed, the first block of queries of each head is on the diagonal.
+    # Where nothing is packed, each head's first block of queries is the one on the diagonal.
     diagonal = 0 if D.PACKED else tl.minimum(D.H // D.G, count)
     for n in range(diagonal):
         sums = _key_tile(n, sums, own, at, triangles, D, True)
-    # What could be hoisted out of this loop would take registers that it has not.
+    # Hoisting anything out of this loop would need registers that are not available.
     for n in tl.range(diagonal, count, disable_licm=True):
         sums = _key_tile(n, sums, own, at, triangles, D, D.PACKED)
     scaled = tl.trans(sums[0]) * (D.SCALE * LN2)

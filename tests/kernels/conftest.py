@@ -1,6 +1,6 @@
-"""The contract suite runs on the CPU, where kernels are interpreted; with `-m gpu` or `-m tpu` on
-such a device, where the forms that run there have that marker. `--proof=FILE` writes what it has
-shown of every form, for `launch.catalog`.
+"""The contract suite runs on the CPU, where kernels are interpreted. On a GPU or TPU, `-m gpu` or
+`-m tpu` runs the forms that run on that device. `--proof=FILE` writes what the suite has shown of
+every form, for `launch.catalog`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launch.benchmarks import machine
 from lm import files
 from tests import devices
 
-# Of a form that is interpreted here this is fast: the first case of two chunks in each dtype.
+# Of an interpreted form only one case per dtype is fast: the first that has two chunks.
 SHORT = (64, 65)
 
 FILES = ("test_contract.py", "test_documents.py", "test_product.py")
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if devices.selected(config.option.markexpr) is None:
-        # Triton's decorator reads it when a kernel's module is imported.
+        # Triton's decorator reads this variable when a kernel's module is imported.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     path: Any = config.getoption("--proof", default=None)
     if path:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if here is not None:
-            # Forms that are written for no device run on all of them.
+            # Forms that are not written for one device run on all devices.
             if "form" in params and device.TARGETS.get(params["form"], here) == here:
                 item.add_marker(here)
             continue
@@ -65,17 +65,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def interpreted(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Pallas kernels run without their device, unless the run is for it."""
+    """Pallas kernels are interpreted, unless the run is for their device."""
     is_here = devices.selected(pytestconfig.option.markexpr) is not None
     with contextlib.nullcontext() if is_here else device.interpreted():
         yield
 
 
 class Proof:
-    """Counts outcomes of the tests that name an op and a form."""
+    """Counts the outcomes of the tests that name an op and a form."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of tests
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after an hour of tests
         self.path = path
         self.counts: dict[str, Counter[str]] = {}
 

@@ -1,5 +1,5 @@
-"""What the contract tests share: one compiled program for each op, form, options and shapes, with
-its gradients. Documents and the state are data: see `shared`.
+"""What the contract tests share: for each op, form, options and shapes one compiled program with
+its gradients. Documents and the state are data; see `shared`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from kernels.contract import Case, Op
 
 
 class Answer(NamedTuple):
-    """Output, state, and cotangents of the inputs and of the initial state's float arrays."""
+    """Output, state, and the cotangents of the inputs and of the initial state's float arrays."""
 
     out: jax.Array
     state: Any
@@ -37,25 +37,25 @@ def cases(tag: str, *, reference: bool = False) -> Iterator[tuple[str, str, Case
 
 
 def identify(value: Any) -> str:
-    """The part of a test's name."""
+    """The name of a parameter in a test's id."""
     return value.name if isinstance(value, Case) else str(value)
 
 
 def refusal(name: str, form: str, case: Case) -> str | None:
-    """Why this form refuses the case, as it declares."""
+    """The reason for which this form declares that it refuses the case, or None."""
     op = dispatch.get(name)
     options = {**op.options, **case.options}
     target = jax.default_backend()
     return dispatch.refusal(op, form, case.dims, jnp.dtype(case.dtype), options, target)
 
 
-# Compiling takes nearly all of the time of these tests on a CPU; this halves it.
+# Compilation takes most of the time of these tests on a CPU; this halves it.
 QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 @cache
 def program(name: str, form: str, options: tuple[tuple[str, Any], ...], long: bool) -> Any:
-    """(problem, d_out, d_state) -> Answer, compiled once per shape; with all passes if long."""
+    """(problem, d_out, d_state) -> Answer, compiled once per shape; `long` runs all XLA passes."""
 
     def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
         def forward(inputs: Any, floats: Any) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def split(state: Any) -> list[jax.Array]:
 
 
 def merge(floats: list[jax.Array], state: Any) -> Any:
-    """The state with other float arrays."""
+    """The state with its float arrays replaced."""
     if state is None:
         return None
     others = iter(floats)
@@ -94,7 +94,7 @@ def merge(floats: list[jax.Array], state: Any) -> Any:
 
 
 def empty_state(op: Op, case: Case, problem: contract.Problem) -> Any:
-    """A state like the one that the problem ends with."""
+    """An empty state of the same shapes as the problem's final state."""
     capacity = case.dims["T"]
     if problem.state is not None and op.state.growth == "linear":
         capacity = problem.state.segment_ids.shape[1]
@@ -102,7 +102,7 @@ def empty_state(op: Op, case: Case, problem: contract.Problem) -> Any:
 
 
 def asked(op: Op, case: Case) -> dict[str, int]:
-    """The dims of the inputs that the options ask for, as dispatch sees them."""
+    """The dims of the inputs that the options need, as dispatch sees them."""
     needed = op.needed({**op.options, **case.options}).values()
     letters = {letter for spec in needed for letter in spec.letters.split()}
     return {letter: size for letter, size in case.dims.items() if letter in letters}
@@ -117,8 +117,8 @@ def answer(
     *,
     wide: bool = False,
 ) -> Answer:
-    """One run; random cotangents for the final state, and for the output unless given; `wide` in
-    float64, of the same numbers.
+    """One run, with random cotangents for the final state, and for the output unless one is given.
+    `wide` converts the same numbers to float64.
     """
     random = np.random.default_rng(1)
     dims = case.dims
@@ -138,12 +138,13 @@ def answer(
 def shared(
     name: str, options: Any, *, carried: bool, time: int = 65
 ) -> tuple[Case, contract.Problem]:
-    """A packed problem for one program of the op with these options, whatever a test puts into it.
+    """A packed problem that fits one compiled program of the op with these options, whatever data a
+    test puts into it.
 
-    It has a state if `carried`, and where the state is a matrix (`None` stands for an empty one
-    there; of a cache it is another program): random with rows of different lengths if `carried`,
-    else empty. A test takes other segment ids, another state of this capacity (the time and 40
-    tokens more) or shorter rows, the rest of which is padding.
+    With `carried` it has a random state whose rows have different lengths. Without it the state is
+    an empty matrix, or None for a cache (for a matrix None means an empty one, for a cache it would
+    be another program). A test may replace the segment ids, the state (by one of the same capacity,
+    the time and 40 tokens more), or use shorter rows, where the rest is padding.
     """
     case = a_case(time=time, documents="packed", carried=True, options=options)
     op = dispatch.get(name)
@@ -156,13 +157,13 @@ def shared(
 
 
 def _from_one(segment_ids: Any) -> jax.Array:
-    """Ids of documents that continue none of the state: 1, 2 and 3 instead of 3, 4 and 5."""
+    """Ids of documents that do not continue the state's: 1, 2 and 3 instead of 3, 4 and 5."""
     return jnp.asarray(np.asarray(segment_ids) - 2)
 
 
 @cache
 def expected(name: str, case: Case) -> Answer:
-    """The reference's answer to the sampled case; to an extreme one in float64."""
+    """The reference's answer to the sampled case; for an extreme case in float64."""
     problem = contract.sample(dispatch.get(name), case)
     if case.extreme is None:
         return answer(name, "reference", case, problem)
@@ -171,27 +172,28 @@ def expected(name: str, case: Case) -> Answer:
 
 
 def _wide(tree: Any) -> Any:
-    """Its floats in float64."""
+    """The tree with its floats in float64."""
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return jax.tree.map(lambda x: x.astype(jnp.float64) if is_float(x) else x, tree)
 
 
-# What float32 leaves of a zero: the gradient of a softmax over one key is a difference of equals.
+# What float32 makes of a zero: the gradient of a softmax over one key is a difference of equals.
 NOISE = 2.0**-22
-# The smallest number that float32 holds with all digits: what extreme cases are allowed of a zero.
+# The smallest float32 with all digits: the error that extreme cases may have where zero is right.
 TINY = 2.0**-126
 
 
 def error(got: jax.Array | np.ndarray, want: jax.Array | np.ndarray, noise: float = NOISE) -> float:
-    """Relative root mean square error; 0 below the noise, by default that of sums of order one."""
+    """The relative root mean square error, or 0 below `noise` (by default that of sums of order
+    one)."""
     x, y = np.asarray(got, np.float64), np.asarray(want, np.float64)
     distance, scale = (float(np.sqrt(np.mean(np.square(z)))) for z in (x - y, y))
     return 0.0 if distance <= noise else distance / max(scale, noise)
 
 
 def assert_close(got: Any, want: Any, tolerance: float, what: str, noise: float = NOISE) -> None:
-    """Every array of two trees within the relative error; integers equal; nothing infinite. What is
-    wanted may have more digits.
+    """Every float array within the relative error and finite, and every integer array equal. The
+    wanted arrays may be float64.
     """
     assert jax.tree.structure(got) == jax.tree.structure(want), what
     for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
@@ -207,7 +209,7 @@ def assert_close(got: Any, want: Any, tolerance: float, what: str, noise: float 
 
 
 def check_case(name: str, form: str, case: Case) -> None:
-    """Output, state and all gradients; twice the same bits; zeros on padding."""
+    """Output, state and all gradients are right, two runs agree in every bit, padding is zero."""
     op = dispatch.get(name)
     problem = contract.sample(op, case)
     reason = refusal(name, form, case)
@@ -237,7 +239,7 @@ def tolerance(name: str, form: str, dtype: str = "float32") -> float:
 
 
 def sizes(time: int) -> dict[str, int]:
-    """Every letter that an op may ask for; K and V are equal, for forms that need them so."""
+    """Every letter that an op may use; K and V are equal, for forms that need that."""
     return {"B": 2, "T": time, "H": 4, "G": 2, "K": 16, "V": 16, "N": 3, "W": 5}
 
 
@@ -263,7 +265,7 @@ def settings(name: str) -> list[Any]:
 
 
 def tiered(name: str, all_options: list[Any]) -> list[Any]:
-    """Every setting once; those that ask for no other inputs than one before are slow."""
+    """Every setting once; a setting that needs the same inputs as an earlier one is slow."""
     seen: list[Any] = []
     found: list[Any] = []
     for i, options in enumerate(all_options):

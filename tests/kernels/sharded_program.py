@@ -1,4 +1,4 @@
-"""Run by test_shard in its own process: ops over 8 devices give what one device gives."""
+"""Run by test_shard in its own process: ops over 8 devices give the same as on one device."""
 
 import sys
 from typing import Any
@@ -21,14 +21,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 OF_FORM: dict[tuple[str, str], dict[str, Any]] = {
     ("softmax", "pallas_tpu"): {"window": 17}
-}  # which has no slopes
+}  # splash attention has no ALiBi
 
 
 def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
-    """Output, state and gradients, sharded and not; collectives only where declared."""
+    """Output, state and gradients equal those of one device; no collective that is not declared."""
     op, options = dispatch.get(name), OF_FORM.get((name, form), OPTIONS.get(name, {}))
     needed = op.needed({**op.options, **options}).values()
-    # The gradient of what all rows share is a sum over the devices that hold them.
+    # The gradient of an input that all rows share is a sum over the devices that hold the rows.
     has_shared_input = any("B" not in s.letters.split() for s in needed if s.kind != "constant")
     case = Case(DIMS, options, "none" if carried else "packed", carried)
     problem = contract.sample(op, case)

@@ -1,4 +1,4 @@
-"""Stick-breaking with a tolerance: how far it may be from exact, and whose gradient it has."""
+"""Stick-breaking with a tolerance: how far it is from exact, and which gradient it has."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ B, T, H, G, K = 2, 192, 4, 2, 8
 
 
 def draw(documents: bool, remainder: str = "none") -> tuple[dict[str, Any], Any]:
-    """Keys take about a twentieth of the stick in one group of heads, half of it in the other."""
+    """In one group of heads a key takes about a twentieth of the stick, in the other half of it."""
     random = np.random.default_rng(0)
     shapes = {"q": (B, T, H, K), "k": (B, T, G, K), "v": (B, T, G, K), "remainder_bias": (H, K)}
     arrays = {
@@ -36,13 +36,13 @@ def draw(documents: bool, remainder: str = "none") -> tuple[dict[str, Any], Any]
 
 
 def forward(inputs: Any, ids: Any, options: dict[str, Any]) -> jax.Array:
-    """Output of the chunked form."""
+    """The output of the chunked form."""
     kept = {"segment_ids": ids, "form": "chunked", "options": options, "blocks": BLOCKS}
     return dispatch.apply("stickbreaking", inputs, **kept)[0]
 
 
 def with_gradients(function: Any, inputs: Any) -> Any:
-    """Output, and gradients for the same random cotangent."""
+    """The output, and the gradients for one random cotangent."""
 
     def both(inputs: Any) -> Any:
         out, pull = jax.vjp(function, inputs)
@@ -57,7 +57,8 @@ def with_gradients(function: Any, inputs: Any) -> Any:
     [("none", 0.3, False), ("value", 0.05, True), ("bias", 1e-3, False)],
 )
 def test_error_is_at_most_the_tolerance(remainder: str, tolerance: float, documents: bool):
-    """|out - exact| <= tolerance (max |v| + max |what takes the remainder|), and not zero."""
+    """|out - exact| <= tolerance (max |v| + max |value of the remainder|), and the error is not
+    zero."""
     inputs, ids = draw(documents, remainder)
 
     def run(tolerance: float) -> jax.Array:
@@ -69,12 +70,12 @@ def test_error_is_at_most_the_tolerance(remainder: str, tolerance: float, docume
     bias = float(jnp.max(jnp.abs(inputs.get("remainder_bias", jnp.zeros(1)))))
     rest = {"none": 0.0, "value": largest, "bias": bias}[remainder]
     error = float(jnp.max(jnp.abs(found - exact)))
-    # Sums of a float32 form are themselves good to a few units in the seventh place.
+    # Float32 sums are themselves exact only to a few units in the seventh place.
     assert 0.0 < error <= tolerance * (largest + rest) + 1e-6 * largest
 
 
 def visible_blocks(inputs: Any, seen: Any, ids: Any, tolerance: float) -> Any:
-    """What a block of queries visits, by the definition: Bool [B, G, T, T]."""
+    """What a block of queries visits, from the definition: Bool [B, G, T, T]."""
     q, k = (np.asarray(inputs[name], np.float64) for name in "qk")
     logits = np.einsum("btghk,bsgk->bghts", q.reshape(B, T, G, H // G, K), k) / K**0.5
     broken = np.where(seen[:, None, None], np.logaddexp(0.0, logits), 0.0)
@@ -101,14 +102,14 @@ def visible_blocks(inputs: Any, seen: Any, ids: Any, tolerance: float) -> Any:
 def test_gradient_is_that_of_the_function_computed(
     remainder: str, tolerance: float, documents: bool
 ):
-    """Autodiff of the definition in which the keys that were passed over are not seen."""
+    """Compared with autodiff of the definition, with the skipped keys masked."""
     inputs, ids = draw(documents, remainder)
     seen = np.broadcast_to(np.tril(np.ones((T, T), bool), -1), (B, T, T))
     if ids is not None:
         seen = seen & (np.asarray(ids)[:, :, None] == np.asarray(ids)[:, None])
         seen = seen & (np.asarray(ids) != 0)[:, :, None]
     mask = visible_blocks(inputs, seen, ids, tolerance) & seen[:, None]
-    # The group that takes half of the stick with every key is done long before the other.
+    # The group whose keys take half of the stick stops long before the other.
     assert mask[:, 1].sum() < 0.9 * mask[:, 0].sum()
     mask = jnp.asarray(np.repeat(mask, H // G, axis=1))
 
@@ -130,7 +131,7 @@ def test_gradient_is_that_of_the_function_computed(
 
 
 def test_carried_keys_are_passed_over_too():
-    """One call on a cache equals the end of a call without one, within the tolerance."""
+    """Calls that continue a cache equal one call without a cache, within the tolerance."""
     inputs, _ = draw(False)
     options = {"tolerance": 1e-3, "remainder": "value"}
     exact = dispatch.apply("stickbreaking", inputs, form="reference", options=options)[0]

@@ -51,7 +51,7 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("name", "case"), BY_HAND, ids=identify)
 def test_hand_derived_backward(name: str, case: Case):
-    """The derivative worked out by hand, in plain jnp, against autodiff of the reference."""
+    """The hand-derived derivative, in plain jnp, against autodiff of the reference."""
     op = dispatch.get(name)
     problem = contract.sample(op, case)
     shape = [case.dims[letter] for letter in op.out.split()]
@@ -65,7 +65,7 @@ def test_hand_derived_backward(name: str, case: Case):
 
 
 def variants() -> list[Any]:
-    """(op, options) of the carried fast cases, once each; slow if others ask for equal inputs."""
+    """(op, options) of the carried fast cases, once each; slow if others need equal inputs."""
     found: list[Any] = []
     for name in dispatch.names():
         carried = [c.options for c in dispatch.get(name).cases if c.tag == "fast" and c.carried]
@@ -82,7 +82,7 @@ SPLIT = [
 
 
 def one_row(name: str, options: Any) -> tuple[Case, contract.Problem]:
-    """One document a row, from an empty state with room for more."""
+    """One document per row, from an empty state with room for more."""
     case, problem = shared(name, options, carried=True)
     empty = empty_state(dispatch.get(name), case, problem)
     return case, problem._replace(state=empty, segment_ids=jnp.ones((2, 65), jnp.int32))
@@ -90,7 +90,7 @@ def one_row(name: str, options: Any) -> tuple[Case, contract.Problem]:
 
 @pytest.mark.parametrize(("name", "form", "options"), SPLIT, ids=str)
 def test_split_equals_one_call(name: str, form: str, options: Any):
-    """Two calls with carried state, rows of unequal lengths and padding behind, equal one call."""
+    """Two calls with a carried state equal one call; rows have unequal lengths, padding follows."""
     op = dispatch.get(name)
     case, whole = one_row(name, options)
     if refused(name, form, options, case):
@@ -99,7 +99,7 @@ def test_split_equals_one_call(name: str, form: str, options: Any):
     along = over_time(name, options)
 
     def run(begin: list[int], length: list[int], state: Any) -> tuple[np.ndarray, Any]:
-        """These tokens of each row; what stands behind them is padding."""
+        """Runs these tokens of each row, followed by padding."""
         place = np.arange(65)
         index = np.minimum(np.array(begin)[:, None] + place, 64)
         moved = {
@@ -179,7 +179,7 @@ def test_property(name: str, form: str, fact: contract.Property):
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_unsupported_is_honest(name: str, form: str):
-    """What is accepted traces to the right shapes; what is refused raises that very reason."""
+    """What is accepted traces to the right shapes; what is refused raises the declared reason."""
     op = dispatch.get(name)
     accepted = 0
     for case in [case for case in op.cases if case.tag == "slow"][::29]:
@@ -207,12 +207,12 @@ def test_unsupported_is_honest(name: str, form: str):
     ("name", "options"), [(n, o) for n in dispatch.names() for o in settings(n)], ids=str
 )
 def test_flops_are_the_products_of_the_reference(name: str, options: Any):
-    """Counted in its jaxpr; of attention, only pairs that somebody sees."""
+    """FLOPs counted in the jaxpr; attention counts only the visible pairs."""
     op = dispatch.get(name)
     case = a_case(time=64, options=options)
     inputs = contract.sample(op, case).inputs
     if op.state.growth == "linear":
-        # With values that are unit vectors the output is the matrix of weights.
+        # With unit vectors as values the output is the matrix of weights.
         case = dataclasses.replace(case, dims={**case.dims, "G": 4})
         inputs = contract.sample(op, case).inputs
         inputs |= {"v": jnp.broadcast_to(jnp.eye(64)[:, None], (2, 64, 4, 64))}
@@ -232,7 +232,7 @@ def test_flops_are_the_products_of_the_reference(name: str, options: Any):
 
 
 def products(jaxpr: Any) -> float:
-    """Two per multiply-add of every dot_general, bodies of scans times their length."""
+    """FLOPs of every dot_general, two per multiply-add; bodies of scans count their length."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

@@ -1,4 +1,4 @@
-"""What the contract suite does not ask of the delta rule: its inverse, chunks, and extremes."""
+"""What the contract suite does not test of the delta rule: its inverse, chunks, and extremes."""
 
 from functools import cache, partial
 from typing import Any
@@ -21,7 +21,7 @@ DIMS = {"B": 2, "T": 150, "H": 2, "K": 9, "V": 7}
 
 
 def keys(kind: str, length: int) -> np.ndarray:
-    """Keys of length one: at random, all nearly alike, or all the same."""
+    """Keys of length one: random, all nearly equal, or all equal."""
     k = np.random.default_rng(0).standard_normal((3, length, 24))
     spread = {"random": 1.0, "close": 0.1, "same": 0.0}[kind]
     k = k if kind == "random" else k[:, :1] + spread * k
@@ -33,10 +33,11 @@ def keys(kind: str, length: int) -> np.ndarray:
 )
 @pytest.mark.parametrize("kind", ["random", "close", "same"])
 def test_residual_of_the_inverse(kind: str, length: int, base: int | None):
-    """(I + M) A = I, also where a power series explodes.
+    """(I + M) A = I, even where a power series would explode.
 
-    At beta = 1 in absolute terms. At beta = 2, the edge of the domain, I + M of keys alike has
-    condition numbers of thousands, and what float32 can promise is relative to |I + M| |A|.
+    At beta = 1 the residual is small in absolute terms. At beta = 2, the edge of the domain, I + M
+    of similar keys has condition numbers of thousands; there float32 can only promise a residual
+    relative to |I + M| |A|.
     """
     gram = np.einsum("bik,bjk->bij", keys(kind, length), keys(kind, length))
     for beta in (1.0, 2.0):
@@ -53,7 +54,7 @@ def test_residual_of_the_inverse(kind: str, length: int, base: int | None):
 
 @pytest.mark.parametrize("how", [AS_GIVEN, ROUNDED], ids=["as given", "in parts"])
 def test_decay_spans_are_the_double_loop(how: Products):
-    """Also behind a token that forgets all, where one running sum would lose the digits."""
+    """Including those after a token that forgets everything, where a running sum loses digits."""
     g = -np.exp(np.random.default_rng(0).standard_normal((2, 20)))
     g[:, 5] = -3e5
     want = np.zeros((2, 20, 20))
@@ -132,7 +133,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extremes_are_finite_and_right(name: str):
-    """The same output and gradients as token by token."""
+    """Output and gradients equal those of the token-by-token form."""
     problem = contract.sample(
         dispatch.get("delta_rule"), Case(DIMS, SCALAR, "packed", carried=True)
     )
@@ -166,7 +167,7 @@ def test_state_is_an_affine_map_of_the_first():
 
 
 def test_without_decay_there_are_no_exponentials():
-    """Nor anywhere in the backward."""
+    """Neither in the forward nor in the backward."""
     problem = contract.sample(dispatch.get("delta_rule"), Case(DIMS, {}))
     loss = lambda inputs: jnp.sum(dispatch.apply("delta_rule", inputs, form="chunked")[0])
     text = str(jax.make_jaxpr(jax.grad(loss))(problem.inputs))

@@ -1,5 +1,5 @@
-"""What every op does with packed documents, padding and the future, in every form but the
-reference. The tests of one op and setting share one compiled program.
+"""What every op does with packed documents, padding and the future, in every form except the
+reference. All tests of one op and setting share one compiled program.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ SETTINGS = [
 
 
 def one_document(name: str, options: Any) -> tuple[Case, contract.Problem]:
-    """A problem whose rows are one document each, for the program of packed ones."""
+    """A problem with one document per row, for the program of packed rows."""
     case, problem = shared(name, options, carried=False)
     if not dispatch.is_causal(name, options):  # it cannot continue a state
         problem = problem._replace(state=None)
@@ -54,8 +54,8 @@ def test_causality(name: str, form: str, options: Any):
 
 
 def check_causality(name: str, form: str, options: Any) -> None:
-    """Outputs up to t have exactly zero gradient in all that comes later, and some in t; those of
-    an op that is not causal have some in what comes later too.
+    """Outputs up to t have exactly zero gradient in all later tokens, and a nonzero one in t. For
+    an op that is not causal the gradient in later tokens is nonzero too.
     """
     case, problem = one_document(name, options)
     t = 40
@@ -69,7 +69,7 @@ def check_causality(name: str, form: str, options: Any) -> None:
 
 @pytest.mark.parametrize(("name", "form", "options"), SETTINGS, ids=str)
 def test_packed_documents_are_separate(name: str, form: str, options: Any):
-    """Each document alone in its row gives the same outputs and gradients as packed."""
+    """A document alone in its row has the same outputs and gradients as in a packed row."""
     case, problem = shared(name, options, carried=False)
     if refused(name, form, options, case):
         pytest.skip("the form does not take these options")
@@ -80,7 +80,7 @@ def test_packed_documents_are_separate(name: str, form: str, options: Any):
     along = over_time(name, options)
     sums = dict.fromkeys(set(problem.inputs) - along, 0.0)
     for document in (1, 2, 3):
-        # Moved to the start of its row, the rest is padding.
+        # Moves the document to the start of its row; the rest is padding.
         order = np.argsort(ids != document, axis=1, kind="stable")
         alone = jnp.asarray(np.sort(ids == document, axis=1)[:, ::-1].astype(np.int32))
 
@@ -105,7 +105,7 @@ def test_packed_documents_are_separate(name: str, form: str, options: Any):
 
 @pytest.mark.parametrize(("name", "form"), TILED)
 def test_nan_stays_in_its_document(name: str, form: str):
-    """A NaN in the middle document voids the rest of that document, and nothing else at all."""
+    """A NaN in the middle document voids the rest of that document, and nothing else."""
     op = dispatch.get(name)
     case, problem = shared(name, {}, carried=False)
     ids = np.repeat(np.array([[1, 2, 3]]), [20, 25, 20], axis=1).repeat(2, axis=0)
@@ -128,7 +128,7 @@ def test_nan_stays_in_its_document(name: str, form: str):
         floats = [np.asarray(x) for x in split(end)]
         assert any(np.isnan(x[1]).any() for x in floats), "a spoilt state may not be continued"
         assert not any(np.isnan(x[0]).any() for x in floats)
-        # A new document may follow it.
+        # A new document may follow the spoilt one.
         if op.state.growth == "constant":
             assert np.isfinite(np.asarray(run(fresh._replace(state=end))[0])).all()
 
@@ -136,7 +136,7 @@ def test_nan_stays_in_its_document(name: str, form: str):
 @pytest.mark.parametrize(("name", "form"), TILED)
 @pytest.mark.parametrize("time", [pytest.param(1, marks=pytest.mark.slow), 65])
 def test_rows_of_padding(name: str, form: str, time: int):
-    """Zeros and zero gradients; the state stays empty; a row beside it is as it was alone."""
+    """Zeros and zero gradients; the state stays empty; the other row is as it was alone."""
     op = dispatch.get(name)
     case, problem = shared(name, {}, carried=False, time=time)
     problem = problem._replace(segment_ids=jnp.zeros((2, time), jnp.int32).at[1].set(1))
@@ -157,7 +157,7 @@ RECURRENT = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "
 
 @pytest.mark.parametrize(("name", "form"), RECURRENT)
 def test_an_id_that_comes_again_is_another_document(name: str, form: str):
-    """A recurrence cannot read what it has left behind; nor is it the document of the state."""
+    """A recurrence cannot read a document it has left; nor does an equal id continue the state."""
     case, problem = shared(name, {}, carried=True)
     state = problem.state._replace(segment=jnp.asarray([3, 9], jnp.int32))
     ids = jnp.asarray([[1] * 15 + [2] * 14 + [1] * 16 + [3] * 20] * 2, jnp.int32)
@@ -171,7 +171,7 @@ CACHED = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "lin
 
 @pytest.mark.parametrize(("name", "form"), CACHED)
 def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
-    """65 tokens onto rows of 80 and 105, of 105 slots."""
+    """Appends 65 tokens to rows of 80 and 105, in a cache of 105 slots."""
     case, problem = shared(name, {}, carried=True)
     length = np.array([80, 105], np.int32)
     state = problem.state._replace(
@@ -185,7 +185,7 @@ def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
 
 @pytest.mark.parametrize(("name", "form"), TILED)
 def test_masks_are_kept_small(name: str, form: str):
-    """The backward pass keeps no mask that repeats itself along the channels."""
+    """The backward pass keeps no mask that is repeated along the channels."""
     problem = contract.sample(dispatch.get(name), a_case(documents="padded"))
 
     def kept(problem: contract.Problem) -> Any:
@@ -195,13 +195,13 @@ def test_masks_are_kept_small(name: str, form: str):
         return jax.tree.leaves(jax.vjp(forward, problem.inputs)[1])
 
     masks = [x.shape for x in jax.eval_shape(kept, problem) if x.dtype == bool]
-    if form == "jax_nn":  # it keeps what jax.nn masks, of every pair
+    if form == "jax_nn":  # it keeps jax.nn's mask of every pair
         masks = [shape for shape in masks if shape[-1] != 65]
     assert all(len(shape) < 4 for shape in masks), masks
 
 
 def loops(jaxpr: Any) -> Iterator[int]:
-    """Lengths of all loops of known length, kernels aside."""
+    """Lengths of all loops of known length, outside of kernels."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
             continue
@@ -213,7 +213,7 @@ def loops(jaxpr: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize(("name", "form"), [*TILED, ("gated_linear", "reference")])
 def test_only_the_reference_goes_token_by_token(name: str, form: str):
-    """A step of a loop costs a GPU its launches, however small it is."""
+    """Every step of a loop costs kernel launches on a GPU, however small it is."""
     time = 1024
     problem = contract.sample(dispatch.get(name), a_case(time=time, documents="packed"))
 

@@ -1,4 +1,4 @@
-"""Of the causal convolution, what the contract does not ask: padding between tokens."""
+"""What the contract suite does not test of the causal convolution: padding between tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ GAPS = [
 
 @pytest.mark.parametrize("taps", [1, 4, 20])
 def test_taps_reach_over_padding(taps: int):
-    """Padding inside documents, and between the state and its first token: as the reference."""
+    """Padding inside documents and between the state and its first token equals the reference."""
     options = {"bias": True, "gate": True}
     case = Case({"B": 2, "T": 13, "H": 2, "K": 3, "W": taps}, options, carried=True)
     problem = contract.sample(dispatch.get("gated_conv"), case)
@@ -29,7 +29,7 @@ def test_taps_reach_over_padding(taps: int):
 
 
 def test_padding_changes_nothing():
-    """A row with padding strewn in gives the outputs of the row without, and its state."""
+    """A row with padding inserted gives the same outputs and state as the row without."""
     case = Case({"B": 1, "T": 40, "H": 2, "K": 3, "W": 7})
     inputs = contract.sample(dispatch.get("gated_conv"), case).inputs
     place = np.sort(np.random.default_rng(0).choice(60, 40, replace=False))

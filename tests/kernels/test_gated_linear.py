@@ -1,4 +1,4 @@
-"""What the contract suite cannot ask of linear attention with decay: chunk sizes, strong gates."""
+"""What the contract suite does not test of gated linear attention: chunk sizes, strong gates."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ DECAYS = ["none", "scalar", "vector"]
 
 
 def problem(decay: str, time: int = 130) -> tuple[dict[str, Any], jax.Array]:
-    """Inputs and a cotangent; decays from none at all to total, strong ones among mild ones."""
+    """Inputs and a cotangent; decays go from none to total, with strong ones among mild ones."""
     random = np.random.default_rng(0)
     q, k, d_out = (random.standard_normal((2, time, 2, 12)) for _ in range(3))
     inputs = {"q": q, "k": k, "v": random.standard_normal((2, time, 2, 12))}
@@ -46,14 +46,14 @@ def gradients(decay: str, form: str, blocks: Chunk | None = None) -> Any:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("sizes", [(16, 4), (32, 1), (64, 64), (128, 16)], ids=str)
 def test_chunk_size_does_not_matter(decay: str, sizes: tuple[int, int]):
-    """With log decays of 0, of -1e4 and between: output, state, gradients of the recurrence."""
+    """With log decays of 0, -1e4 and between, output, state and gradients equal the reference."""
     got = gradients(decay, "chunked", Chunk(*sizes))
     assert_close(got, gradients(decay, "reference"), 1e-5, f"{decay} {sizes}")
 
 
 @pytest.mark.parametrize("decay", ["scalar", "vector"])
 def test_gradient_of_decay_keeps_its_digits(decay: str):
-    """Where each token forgets e^-30 of the past, its gradient is that small, and not noise."""
+    """Where each token forgets all but e^-30 of the past, its gradient is that small, not noise."""
     inputs, d_out = problem(decay)
     inputs["log_decay"] = jnp.full_like(inputs["log_decay"], -30.0)
 
@@ -66,7 +66,7 @@ def test_gradient_of_decay_keeps_its_digits(decay: str):
         return jax.jit(jax.grad(loss), compiler_options=QUICK)(inputs["log_decay"])
 
     assert float(jnp.max(jnp.abs(grad("reference")))) < 1e-9
-    # Scaled up, or the squares of the error would underflow.
+    # Scaled up, because the squares of the error would underflow.
     assert_close(1e12 * grad("chunked"), 1e12 * grad("reference"), 1e-5, decay)
 
 

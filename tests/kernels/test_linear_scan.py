@@ -1,5 +1,5 @@
-"""Of diagonal recurrences, what the contract does not ask: padding between tokens, extreme gates,
-many turns."""
+"""What the contract suite does not test of diagonal recurrences: padding between tokens, extreme
+gates, many turns."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ GATE = {"transition": "gate"}
 
 @pytest.mark.parametrize(("options", "modes"), [({}, 3), (GATE, 1)], ids=str)
 def test_padding_anywhere(options: dict[str, str], modes: int):
-    """Padding inside documents, between the state and its first token, at the end of a chunk."""
+    """Padding inside documents, between the state and its first token, and at a chunk's end."""
     case = Case({"B": 2, "T": 150, "H": 2, "K": 3, "N": modes}, options, carried=True)
     problem = contract.sample(dispatch.get("linear_scan"), case)
     random = np.random.default_rng(5)
@@ -29,7 +29,7 @@ def test_padding_anywhere(options: dict[str, str], modes: int):
 
 @pytest.mark.parametrize("level", [0.0, -50.0, -1e4])
 def test_extreme_gates(level: float):
-    """All decay gone, or nothing left at once: finite, and as the reference."""
+    """Decay of nothing or of everything at once: finite, and equal to the reference."""
     case = Case({"B": 2, "T": 150, "H": 2, "K": 3, "N": 1}, GATE)
     problem = contract.sample(dispatch.get("linear_scan"), case)
     decay = jnp.full_like(problem.inputs["log_decay"], level)
@@ -39,7 +39,7 @@ def test_extreme_gates(level: float):
 
 
 def test_powers_of_many_turns():
-    """Angles of many turns, as of S4D's fastest modes: within a few roundings of float64."""
+    """Angles of many turns, like S4D's fastest modes, are within a few roundings of float64."""
     random = np.random.default_rng(0)
     angle = random.uniform(-30.0, 30.0, (4, 9)).astype(np.float32)
     magnitude = -random.uniform(0.0, 0.05, (4, 9)).astype(np.float32)

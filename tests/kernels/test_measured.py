@@ -1,4 +1,4 @@
-"""What `auto` makes of a file of measurements."""
+"""What `auto` does with a file of measurements."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_a_file_is_named_after_its_device(folder: Path) -> None:
 
 def test_auto_takes_a_kernel_that_wins() -> None:
     pytest.importorskip("triton", reason="the kernels of gpu need triton")
-    assert resolve().form == "chunked"  # nothing is known
+    assert resolve().form == "chunked"  # nothing is measured yet
     write(row())
     measured.table.cache_clear()
     assert resolve() == ("triton_gpu", f"measured on {KIND} over chunked: forward 0.50, both 0.60")
@@ -73,7 +73,7 @@ def test_auto_takes_no_kernel_of_other_problems() -> None:
 
 
 def test_the_nearest_row_decides() -> None:
-    """By head width, then by length; a kernel that loses there is not taken."""
+    """Nearest by head width, then by length; a kernel that loses there is not taken."""
     pytest.importorskip("triton", reason="the kernels of gpu need triton")
     wide = {"T": 2048, "H": 8, "K": 128, "V": 128}
     write(row(), row(dims=wide, wins=False), row(dims={**wide, "K": 64, "V": 64, "T": 64}))
@@ -95,5 +95,5 @@ def test_wins_are_counted() -> None:
     assert dispatch.wins("gated_linear", "triton_gpu") == []
     write(row(), row(wins=False), row(op="delta_rule"))
     measured.table.cache_clear()
-    told = dispatch.wins("gated_linear", "triton_gpu")
-    assert told == [f"measured on {KIND}: 1 of 2 problems"]
+    sentences = dispatch.wins("gated_linear", "triton_gpu")
+    assert sentences == [f"measured on {KIND}: 1 of 2 problems"]

@@ -1,5 +1,5 @@
-"""An op that sees the whole document: a mean over it, with the window as an option that makes it
-causal; what the contract suite, steps, states and a split T make of that.
+"""An op that sees the whole document: a mean over it, with an option that makes it causal. Tests
+what the contract suite, steps, states and a split T do with such an op.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ NAME = "document_mean"
 
 
 class Nothing(NamedTuple):
-    """A state must be there; this one is never read."""
+    """A state, because an op must have one; it is never read."""
 
     sum: jax.Array
     segment: jax.Array
@@ -33,7 +33,7 @@ def empty(dims: Any, dtype: Any, batch: int, max_len: int) -> Nothing:
 
 
 def mean(inputs: Any, segment_ids: Any, state: Any, *, options: Any) -> Any:
-    """The mean of x over each token's document, or over what has been of it."""
+    """The mean of x over each token's document, or over the part of it so far."""
     x = inputs["x"]
     batch, time = x.shape[:2]
     ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
@@ -73,7 +73,7 @@ OP = Op(
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts an op where dispatch looks for it, by a name of its own: programs are kept by name."""
+    """Puts an op where dispatch looks for it, under its own name: programs are cached by name."""
 
     def put(name: str, **changes: Any) -> str:
         package, form = ModuleType(f"kernels.{name}"), ModuleType(f"kernels.{name}.reference")
@@ -126,7 +126,7 @@ def test_flops_count_the_pairs_that_are_seen(declared: Any):
 
 
 def test_nan_voids_all_of_its_document_and_no_other(declared: Any):
-    """Also what stands before it, and behind padding that parts the document."""
+    """Also the tokens before it, and those behind padding that splits the document."""
     ids = jnp.array([[1, 1, 2, 2, 0, 2, 3, 0]], jnp.int32)
     x = jnp.ones((1, 8, 4, 8)).at[0, 5, 2, 0].set(jnp.nan)
     for past, void in ((False, [2, 3, 5]), (True, [5])):
@@ -135,4 +135,4 @@ def test_nan_voids_all_of_its_document_and_no_other(declared: Any):
         )
         bad = np.isnan(np.asarray(out))
         assert np.flatnonzero(bad.any(axis=(0, 2, 3))).tolist() == void
-        assert not bad[:, :, [0, 1, 3]].any(), "other heads are apart"
+        assert not bad[:, :, [0, 1, 3]].any(), "other heads are not affected"

@@ -1,4 +1,4 @@
-"""The stick-breaking kernels for TPUs: what they pass over, tiles of any shape, sums of keys."""
+"""The stick-breaking kernels for TPUs: what they skip, tiles of any shape, sums over keys."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ B, T, H, K = 1, 384, 2, 8
 
 
 def draw(documents: str, groups: int = H) -> tuple[dict[str, Any], Any]:
-    """Keys take about a twentieth of the stick for one head, half of it for the other."""
+    """For one head a key takes about a twentieth of the stick, for the other half of it."""
     random = np.random.default_rng(0)
     shapes = {"q": (B, T, H, K), "k": (B, T, groups, K), "v": (B, T, groups, K)}
     arrays = {name: random.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
@@ -29,7 +29,7 @@ def draw(documents: str, groups: int = H) -> tuple[dict[str, Any], Any]:
 
 
 def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any:
-    """Output and gradients."""
+    """The output and the gradients."""
     inputs, ids = problem
 
     def both(inputs: Any) -> Any:
@@ -43,7 +43,7 @@ def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any
 
 @pytest.mark.parametrize("documents", [pytest.param("none", marks=pytest.mark.slow), "packed"])
 def test_passes_over_the_blocks_that_chunked_passes_over(documents: str):
-    """One query head to a key head and equal tiles: then both stop at the same block."""
+    """With one query head per key head and equal tiles, both stop at the same block."""
     problem, options = draw(documents), {"tolerance": 0.02, "remainder": "value"}
     want = answer("chunked", problem, options, Attention(128, 128, 32))
     exact = answer("chunked", problem, {"remainder": "value"}, Attention(128, 128, 32))
@@ -62,7 +62,7 @@ def test_tiles_of_any_shape(block_q: int, block_kv: int):
 
 
 def test_exact_stops_where_weights_are_zero():
-    """All logits 0: e^-104 is left after 151 keys. What lies farther is not read: it may be NaN."""
+    """All logits 0: e^-104 is left after 151 keys. Farther keys are not read, so may be NaN."""
     zeros, ones = jnp.zeros((1, 512, 1, 8)), jnp.ones((1, 512, 1, 8))
     inputs = {"q": zeros, "k": zeros, "v": ones.at[:, :128].set(jnp.nan)}
     call = {"form": "pallas_tpu", "blocks": Attention(128, 128, 128)}
@@ -77,7 +77,7 @@ def test_other_tiles_are_refused():
 
 
 def test_sums_of_keys_in_order():
-    """Rows in the order of registers; sums in the order of keys."""
+    """Rows are in the order of registers, sums in the order of keys."""
     random = np.random.default_rng(0)
     keys = random.standard_normal((5, 256)).astype("f4")
     ordered = interleaved.order(jnp.asarray(keys), products.EXACT)

@@ -1,7 +1,7 @@
-"""Pallas kernels on a simulated TPU: memory that was never written reads as NaN, and accesses that
-race are found. One small case of each op and setting, forward and backward.
+"""Pallas kernels on a simulated TPU, where memory that was never written reads as NaN and racing
+accesses are found. There is one small case for each op and setting, forward and backward.
 
-To add one: a line in `SMALL`.
+To add a case, add a line to `SMALL`.
 """
 
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ from kernels.contract import Case
 from kernels.primitives import device
 from tests.kernels.contract_problem import assert_close, merge, split, tolerance
 
-# Two cores take programs that are parallel in turns.
+# Two simulated cores share parallel programs in turn.
 SIMULATOR = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2
 )
 
 
 class Small(NamedTuple):
-    """A case of an op, and tiles so small that it has several."""
+    """A case of an op, and tiles small enough that it has several of them."""
 
     name: str
     case: Case
@@ -34,13 +34,13 @@ class Small(NamedTuple):
 
 
 def in_chunks(name: str, options: dict[str, Any]) -> Small:
-    """Two rows and two chunks of a recurrence; documents, padding, a state, a ragged end."""
+    """Two rows and two chunks of a recurrence, with documents, padding, a state, a ragged end."""
     dims = {"B": 2, "T": 24, "H": 1, "K": 16, "V": 8}
     return Small(name, Case(dims, options, "padded", carried=True), PallasChunk(16, 1))
 
 
 def sticks(time: int, groups: int) -> Small:
-    """Stick-breaking over two blocks of keys or more, which may stop before the last."""
+    """Stick-breaking over two or more blocks of keys; it may stop before the last one."""
     dims = {"B": 1, "T": time, "H": 2, "G": groups, "K": 8, "V": 8}
     options = {"remainder": "value", "tolerance": 1e-9}
     return Small("stickbreaking", Case(dims, options, "padded"), Attention(128, 128, 128))
@@ -58,7 +58,7 @@ SMALL = (
 
 
 def answer(small: Small, form: str, blocks: Any) -> Any:
-    """Output, state, and cotangents of all inputs and of the state."""
+    """The output, the state, and the cotangents of all inputs and of the state."""
     problem = contract.sample(dispatch.get(small.name), small.case)
 
     def run(inputs: Any, floats: Any) -> Any:
@@ -91,7 +91,7 @@ def test_simulated(small: Small):
 
 
 def test_the_simulator_sees_what_was_not_written():
-    """A kernel that adds to its output without having set it."""
+    """The kernel adds to its output without having set it."""
 
     def add(x_ref: Any, out_ref: Any) -> None:
         out_ref[...] += x_ref[...]

@@ -111,7 +111,7 @@ SIGHTS = [(False,), (True,), (False, 40), (True, 40), (False, 40, 3), (False, 40
 @pytest.mark.parametrize("sight", [causal_tiles.Sight(*sight) for sight in SIGHTS], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, packed: bool):
-    """A tile is listed if it holds a visible pair; without documents, only then."""
+    """A tile is listed if it holds a visible pair; without documents, only if it does."""
     time, blocks = 160, Attention(32, 32)
     x = jnp.zeros((1, time, 1, 4))
     ids = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), jnp.array([70, 60, 30]), axis=1)
@@ -125,7 +125,7 @@ def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, pack
     first = (segments.positions(ids)[0] if packed else index) < sight.global_tokens
     kinds = (seen & near, seen & first & ~near) if sight.apart else (seen & (near | first),)
     needed = [np.asarray(kind).reshape(5, 32, 5, 32).any(axis=(1, 3)) for kind in kinds]
-    # Pairs beyond the window stand apart on the diagonal of a matrix twice as large.
+    # Pairs beyond the window stand on the diagonal of a matrix twice as large.
     needed = np.block([[needed[0], np.zeros((5, 5))], [np.zeros((5, 5)), needed[-1]]])
     needed = needed if sight.apart else needed[:5]
     assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}
@@ -139,7 +139,7 @@ class Tokens(NamedTuple):
 
 
 def test_a_scan_over_chunks_is_a_loop_over_them():
-    """Output, memory and gradients, of a mathematics whose backward is autodiff's."""
+    """Output, memory and gradients, for mathematics whose backward is autodiff's."""
 
     def forward(x: Tokens, documents: Any, s: jax.Array, how: float) -> tuple[jax.Array, jax.Array]:
         assert documents is None

@@ -1,4 +1,4 @@
-"""The contract of an op over all of its cases: test_contract.py takes those that are fast."""
+"""The contract of an op over all of its cases; test_contract.py runs the fast ones."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""The ring of softmax and stick-breaking, beside what test_time_axis asks of every strategy: rings
-of several sizes, what is sent and kept, extreme logits, and sticks that are used up.
+"""The ring of softmax and stick-breaking. Beyond what test_time_axis tests of every strategy: rings
+of several sizes, what is sent and kept, extreme logits, and used-up sticks.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: A
 
 
 def function(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
-    """(inputs, segment_ids, d_out) -> output and gradients, rows in the order of time; `where`:
+    """(inputs, segment_ids, d_out) -> output and gradients, with rows in time order. `where` is
     (ranks, layout), or None for one device.
     """
     place = None if where is None else placement(*where)
@@ -69,8 +69,8 @@ def draw(name: str, time: int, options: Any, extreme: contract.Extreme | None = 
 
 
 def documents(time: int) -> jax.Array:
-    """Row 0: the second document spans half of the row, and a quarter, with its ranks, is padding.
-    Row 1 is one document.
+    """Row 0: the second document spans half of the row; the last quarter, and so whole ranks, is
+    padding. Row 1 is one document.
     """
     lengths = np.array([time // 10, time // 2 + 1])
     ids = np.repeat([1, 2, 3], [*lengths, 3 * time // 4 - lengths.sum()])
@@ -92,7 +92,7 @@ def documents(time: int) -> jax.Array:
 def test_every_rank_equals_one_device(
     name: str, layout: Layout, ranks: int, share: int, packed: bool
 ):
-    """Output and gradients of each rank's tokens; a rank's `share` is no multiple of a tile."""
+    """Output and gradients of each rank's tokens; a rank's `share` is not a multiple of a tile."""
     time = ranks * share
     inputs, d_out = draw(name, time, {})
     ids = documents(time) if packed else None
@@ -107,7 +107,7 @@ def test_every_rank_equals_one_device(
 
 @pytest.mark.parametrize(("name", "layout"), WAYS)
 def test_floats_go_to_the_next_rank_alone(name: str, layout: Layout):
-    """With all gradients; and no rank holds as many floats as the row has keys, or pairs."""
+    """Also with all gradients. And no rank holds as many floats as the row has keys, or pairs."""
     time = 2048
     inputs, d_out = draw(name, time, {})
     run = function(name, "chunked", (), (8, layout))
@@ -126,7 +126,7 @@ def test_floats_go_to_the_next_rank_alone(name: str, layout: Layout):
 
 
 def _on_a_rank(jaxpr: Any, inside: bool) -> Iterator[Any]:
-    """What equations inside shard_map compute."""
+    """The arrays that equations inside shard_map compute."""
     for eqn in jaxpr.eqns:
         if inside:
             yield from (x.aval for x in eqn.outvars if hasattr(x.aval, "dtype"))
@@ -143,7 +143,7 @@ EXTREMES = [
 
 @pytest.mark.parametrize(("name", "layout", "options", "extreme"), EXTREMES)
 def test_extreme_logits(name: str, layout: Layout, options: Any, extreme: contract.Extreme):
-    """Held to the reference in float64, relative to a gradient however small."""
+    """Compared with the reference in float64, relative to each gradient's own size."""
     inputs, d_out = draw(name, 64, options, extreme)
     key = name, tuple(options.items())
     got = program(key[0], "chunked", key[1], (4, layout))(inputs, None, d_out)
@@ -155,8 +155,8 @@ def test_extreme_logits(name: str, layout: Layout, options: Any, extreme: contra
 
 @pytest.mark.parametrize("tolerance_", [0.0, 1e-6])
 def test_ranks_beyond_a_stick_that_is_used_up_are_not_read(tolerance_: float):
-    """Where every key takes nearly all, a rank's first token needs the rank before it and no other:
-    values of rank 0 that are NaN, of which the smallest part would be NaN, spoil rank 1 alone.
+    """Where every key takes nearly everything, a rank's first token needs only the rank before it.
+    So values of rank 0 that are NaN, the smallest part of which would be NaN, spoil only rank 1.
     """
     ranks, share = 4, 32
     inputs, d_out = draw("stickbreaking", ranks * share, {})

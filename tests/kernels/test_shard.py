@@ -1,4 +1,4 @@
-"""Ops on a mesh: equal to one device, and every misfit is an error that names both values."""
+"""Ops on a mesh: equal to one device; a mismatch is an error that names both values."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_program(*arguments: str) -> set[tuple[str, ...]]:
-    """(op, form) of what passed, in a process of its own: JAX fixes its devices when it starts."""
+    """(op, form) of what passed, in its own process, because JAX fixes its devices at start."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "TRITON_INTERPRET": "1"}
     settings |= {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.kernels.sharded_program", *arguments]

@@ -1,5 +1,5 @@
-"""What each strategy of a split time axis asks of its own: heads that are exchanged, maps of a
-state that do not forget, states that are handed on in blocks. What all of them share is in
+"""What each strategy of a split time axis needs of its own: heads that are exchanged, maps of a
+state that does not forget, states that are passed on in blocks. What all strategies share is in
 test_time_axis.
 """
 
@@ -30,7 +30,7 @@ from tests.kernels.contract_problem import (
 )
 
 TIME = 40
-SIZES = sizes(TIME) | {"K": 12, "V": 20}  # of recurrences
+SIZES = sizes(TIME) | {"K": 12, "V": 20}  # for recurrences
 
 
 def placement(ranks: int, strategy: str) -> Placement:
@@ -56,29 +56,29 @@ def assert_split_equals_whole(
 
 
 @pytest.mark.parametrize(
-    ("heads", "groups", "told"),
+    ("heads", "groups", "message"),
     [
         (12, 4, r"all_to_all: H=12 heads must be a multiple of 8 ranks"),
         (24, 12, r"all_to_all: G=12 heads must be a multiple of 8 ranks, or divide them"),
     ],
 )
-def test_heads_that_cannot_be_exchanged(heads: int, groups: int, told: str):
+def test_heads_that_cannot_be_exchanged(heads: int, groups: int, message: str):
     case = a_case(TIME, dims=sizes(TIME) | {"H": heads, "G": groups})
     problem = contract.sample(dispatch.get("softmax"), case)
     place = placement(8, "all_to_all")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         dispatch.apply("softmax", problem.inputs, form="chunked", placement=place)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_key_value_heads_are_exchanged(groups: int):
-    """Fewer than ranks, which are copied, as many, and more; four ranks."""
+    """On four ranks: fewer heads than ranks (which are copied), as many, and more."""
     case = a_case(TIME, dims=sizes(TIME) | {"H": 8, "G": groups})
     inputs = contract.sample(dispatch.get("softmax"), case).inputs
     assert_split_equals_whole("softmax", inputs, {}, placement(4, "all_to_all"))
 
 
-# (op, options) of every recurrence, the first setting of an op fast, and how many ranks.
+# (op, options, ranks) for every recurrence; the first setting of an op is fast.
 RECURRENCES = [
     pytest.param(name, options, marks=[pytest.mark.slow] if i else [])
     for name in dispatch.names()
@@ -89,7 +89,7 @@ RANKS = [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytes
 
 
 def recurrence(name: str, options: Any, time: int) -> dict[str, jax.Array]:
-    """Inputs whose gates are near one, so that what enters a rank is seen by all after it."""
+    """Inputs whose gates are near one, so that every later token sees what enters a rank."""
     case = a_case(time, options=options, dims=SIZES | {"T": time})
     inputs = contract.sample(dispatch.get(name), case).inputs
     gates = {key: 0.02 * x for key, x in inputs.items() if key in ("log_decay", "log_magnitude")}
@@ -99,8 +99,8 @@ def recurrence(name: str, options: Any, time: int) -> dict[str, jax.Array]:
 @pytest.mark.parametrize("strategy", ["states", "scan"])
 @pytest.mark.parametrize("decay", ["none", "scalar"])
 def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str, strategy: str):
-    """Where tokens write little, what entered a rank is read by all after it: a wrong map would
-    show, as it does not where the memory has forgotten.
+    """Where tokens write little, every later token reads what entered a rank. So a wrong map would
+    show; where the memory has forgotten, it would not.
     """
     options = {"decay": decay}
     inputs = recurrence("delta_rule", options, TIME)
@@ -111,7 +111,7 @@ def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str, strategy: 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(("name", "options"), RECURRENCES)
 def test_a_state_is_handed_on(name: str, options: Any, ranks: int):
-    """The tokens of a rank (20, 10, 5) are not a multiple of the chunk."""
+    """The number of tokens of a rank (20, 10, 5) is not a multiple of the chunk."""
     inputs = recurrence(name, options, TIME)
     place = placement(ranks, "scan")
     assert_split_equals_whole(name, inputs, options, place, Chunk(length=8, sub=4))
@@ -120,7 +120,8 @@ def test_a_state_is_handed_on(name: str, options: Any, ranks: int):
 def gradient(
     name: str, options: Any, place: Placement, remat: Callable[..., Any] = lambda call: call
 ) -> Callable[..., Any]:
-    """A loss and the gradients of what has a row for each token, as a function of all inputs."""
+    """A loss and the gradients of the inputs that have a row per token, as a function of all
+    inputs."""
     along = over_time(name, options)
 
     def loss(own: Any, inputs: Any) -> jax.Array:
@@ -134,7 +135,7 @@ def gradient(
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(("name", "options"), RECURRENCES)
 def test_a_rank_sends_blocks_of_one_state(name: str, options: Any, ranks: int):
-    """Forward and backward and for any T: R + n - 2 messages, and nothing else."""
+    """Forward and backward, for any T: R + n - 2 messages, and nothing else."""
     call = gradient(name, options, placement(ranks, "scan"))
     given = (recurrence(name, options, time) for time in (TIME, 8 * TIME))
     each = {"gate": 1, "log_sum": 1, "modes": 2 * SIZES["N"]}
@@ -160,7 +161,7 @@ def test_how_many_blocks(size: int, ranks: int, blocks: int):
 def test_remat_can_keep_what_ranks_sent(
     name: str, names: tuple[str, ...], passes: int, strategy: str, kind: str
 ):
-    """One pass over ranks forward and one backward; another where that is computed anew."""
+    """One pass over the ranks forward and one backward; one more where states are recomputed."""
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     inputs = recurrence(name, options := settings(name)[0], TIME)
     call = gradient(name, options, placement(8, strategy), partial(jax.checkpoint, policy=policy))

@@ -1,4 +1,4 @@
-"""A split time axis: by each of its strategies an op gives what one device gives, or is refused."""
+"""A split time axis: by each strategy an op gives what one device gives, or refuses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ from tests.kernels.contract_problem import (
     tolerance,
 )
 
-# Shards of six tokens, stretches of three. The convolution's eight taps reach over a whole shard,
-# and over a shard of padding to the tokens before.
+# Shards have six tokens, stretches three. The convolution's eight taps reach over a whole shard,
+# and over a shard of padding to the tokens before it.
 TIME, TAPS, HEADS = 48, 8, 8
-# Row 0: each document crosses borders, and tokens 12 to 17, a shard, are padding. Row 1: document 2
-# starts at a border, 3 and 4 inside a shard; the last shard is padding.
+# Row 0: each document crosses borders, and one shard, tokens 12 to 17, is padding. Row 1: document
+# 2 starts at a border, 3 and 4 inside a shard; the last shard is padding.
 IDS = np.array(
     [
         np.repeat([1, 0, 2, 3], [8, 10, 11, 19]),
@@ -47,7 +47,7 @@ IDS = np.array(
     ],
     np.int32,
 )
-# To a recurrence padding may part a document: row 0 has two, the first goes on behind the padding.
+# For a recurrence padding may split a document: the first document of row 0 continues behind it.
 PARTED = np.array([np.repeat([1, 0, 1, 2], [8, 10, 11, 19]), IDS[1]], np.int32)
 SPLITS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
     "eight": ({"sequence": 2, "tensor": 4}, {"T": ("sequence", "tensor")}),
@@ -64,7 +64,7 @@ STRATEGIES = [
 
 
 def params(*others: tuple[Any, ...]) -> list[Any]:
-    """(op, strategy, layout of time, *other): slow where two ops before have the same strategy."""
+    """(op, strategy, layout, *other): slow where two earlier ops have the same strategy."""
     found: list[Any] = []
     seen: list[Any] = []
     for name, *how in STRATEGIES:
@@ -87,7 +87,7 @@ def placement(split: str, strategy: str, layout: Layout = "contiguous") -> Place
 
 def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Problem]:
     """`kind` is whole (each row is one document), packed, or carried: packed with a state, whose
-    document goes on in row 0 and ends in row 1.
+    document continues in row 0 and ends in row 1.
     """
     case = a_case(
         options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS, "H": HEADS}
@@ -107,7 +107,7 @@ def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Proble
 
 @cache
 def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
-    """(problem, d_out, d_state) -> Answer, tokens in the order of time; `where`: (split, strategy,
+    """(problem, d_out, d_state) -> Answer, with tokens in time order. `where` is (split, strategy,
     layout), or None for one device.
     """
     place = None if where is None else placement(*where)
@@ -138,7 +138,7 @@ def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: A
 
 
 def answers(name: str, form: str, options: Any, kind: str, where: Any) -> tuple[Answer, Answer]:
-    """With the time axis split, and on one device."""
+    """The answers with the time axis split, and on one device."""
     case, problem = a_problem(name, kind, options)
     random = np.random.default_rng(1)
     d_out = jnp.asarray(random.standard_normal(out_shape(name, case)), jnp.float32)
@@ -158,8 +158,8 @@ def _zeros(name: str, case: Case, problem: contract.Problem) -> list[jax.Array]:
 
 
 def split_cases() -> Iterator[Any]:
-    """(op, strategy, layout, options, kind); fast is the first setting of an op, of a strategy that
-    another op has too only what all of it takes, a carried state, and of one that two have nothing.
+    """(op, strategy, layout, options, kind). Fast are the cases of an op's first setting. Of a
+    strategy that one earlier op has, only carried cases are fast; of one that two have, none are.
     """
     seen: list[Any] = []
     for name, *how in STRATEGIES:
@@ -177,8 +177,8 @@ def split_cases() -> Iterator[Any]:
 def test_split_time_equals_one_device(
     name: str, strategy: str, layout: str, options: Any, kind: str
 ):
-    """Output, state, gradients of all inputs and of the initial state; documents cross borders, and
-    a shard may be all padding.
+    """Output, state, and gradients of all inputs and of the initial state. Documents cross borders,
+    and a shard may be all padding.
     """
     got, want = answers(name, "chunked", options, kind, ("eight", strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
@@ -194,7 +194,7 @@ BESIDE = [
 
 @pytest.mark.parametrize(("name", "strategy", "layout", "beside"), BESIDE)
 def test_time_is_split_beside_rows_and_heads(name: str, strategy: str, layout: str, beside: str):
-    """Key-value heads may be whole where the query heads that read them are split."""
+    """Key/value heads may be whole where the query heads that read them are split."""
     got, want = answers(name, "chunked", FIRST[name], "carried", (beside, strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
 
@@ -214,8 +214,8 @@ def test_split_time_in_every_form(name: str, form: str, strategy: str, layout: s
 
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_nan_stays_in_its_document_across_borders(name: str, strategy: str, layout: str):
-    """What one device makes NaN, and nothing else: of a document that goes on behind a shard of
-    padding or ends there, of one that ends at a border, and of one that came in with the state.
+    """Exactly what one device makes NaN. The documents: one that continues behind a shard of
+    padding or ends there, one that ends at a border, and one that came in with the state.
     """
     case, problem = a_problem(name, "carried", FIRST[name])
     d_out = jnp.zeros(out_shape(name, case), jnp.float32)
@@ -289,7 +289,7 @@ def test_no_other_letter_is_split(name: str, letter: str):
 
 
 def test_time_that_is_split_around_the_call_is_refused():
-    """There the op would take a shard for a whole row."""
+    """Inside that shard_map the op would take a shard for a whole row."""
     _, problem = a_problem("softmax", "whole", {})
     place = placement("eight", "auto")
     spec = jax.sharding.PartitionSpec(None, place.rules["T"])
@@ -313,8 +313,8 @@ def test_axes_of_time_stand_in_the_order_of_the_mesh():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: Layout, dtype: str):
-    """Integers do not count: of the forward pass, and with the gradients of what has a row for each
-    token; and how many collectives that takes.
+    """Bytes of floats, in the forward pass and with the gradients of the inputs that have a row per
+    token; and the number of collectives.
     """
     case, problem = a_problem(name, "packed", {})
     place = placement("eight", strategy, layout)
@@ -341,7 +341,7 @@ def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: L
 
 
 def test_the_document_at_entry_is_that_of_the_token_before():
-    """By a walk over the tokens; rows that begin in a document, in none, and in padding."""
+    """Compared with a loop over tokens; rows begin in a document, without one, and in padding."""
     ids = np.concatenate([IDS, np.roll(IDS, 7, axis=1)])
     first = np.array([3, 0, 0, 9], np.int32)
     belongs, want = first.copy(), []

@@ -1,4 +1,4 @@
-"""The stick-breaking kernels for GPUs: what they pass over, with a tolerance and without."""
+"""The stick-breaking kernels for GPUs: what they skip, with a tolerance and without."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ BLOCKS = TritonAttention(32, 32, num_warps=4, num_stages=1, span=1)
 
 
 def draw(documents: bool) -> tuple[dict[str, Any], Any]:
-    """Keys take about a twentieth of the stick for one head, half of it for the other."""
+    """For one head a key takes about a twentieth of the stick, for the other half of it."""
     random = np.random.default_rng(0)
     arrays = {name: random.standard_normal((1, T, H, K)).astype("f4") for name in "qkv"}
     arrays["q"][..., 0] = K**0.5
@@ -32,7 +32,7 @@ def draw(documents: bool) -> tuple[dict[str, Any], Any]:
 
 
 def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any:
-    """Output and gradients."""
+    """The output and the gradients."""
     inputs, ids = problem
 
     def both(inputs: Any) -> Any:
@@ -47,7 +47,7 @@ def answer(form: str, problem: Any, options: dict[str, Any], blocks: Any) -> Any
 @pytest.mark.slow
 @pytest.mark.parametrize("documents", [False, True])
 def test_passes_over_the_blocks_that_chunked_passes_over(documents: bool):
-    """One query head to a key head and equal tiles: then both stop at the same block."""
+    """With one query head per key head and equal tiles, both stop at the same block."""
     problem, options = draw(documents), {"tolerance": 0.05, "remainder": "value"}
     want = answer("chunked", problem, options, TILES)
     exact = answer("chunked", problem, {"remainder": "value"}, TILES)
@@ -56,10 +56,10 @@ def test_passes_over_the_blocks_that_chunked_passes_over(documents: bool):
 
 
 def test_without_tolerance_it_stops_where_float32_does(monkeypatch: pytest.MonkeyPatch):
-    """Weights of less than 2^-150 are 0: not to compute them changes no bit."""
+    """Weights below 2^-150 are 0, so skipping them changes no bit."""
     triton_gpu = pytest.importorskip("kernels.stickbreaking.triton_gpu")
     inputs, _ = draw(False)
-    # Every key takes all but 2^-10 of the stick: after 15 of them nothing is left.
+    # Every key takes all but 2^-10 of the stick, so after 15 keys nothing is left.
     problem = (
         inputs | {"q": jnp.full_like(inputs["q"], 7.0 / K**0.5), "k": inputs["q"] * 0 + 1},
         None,
