@@ -17,7 +17,7 @@ from lm.report.folder import Run
 from lm.report.style import CSS
 
 SAMPLES_SHOWN = 12
-STACKED = 3  # columns that a phone has room for
+STACKED = 2  # columns that a phone has room for
 
 
 def render(

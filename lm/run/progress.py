@@ -22,9 +22,17 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 LINES = 20  # plain lines a run prints where there is no terminal
 LINE_SECONDS = 10.0  # between the lines of reading and writing
+LEAST_BAR = 6  # columns of a terminal
+ELAPSED = 8  # columns of the time, which stands last
+
+
+def _count() -> MofNCompleteColumn:
+    """Pieces done and all of them, which a narrow terminal shows whole as well."""
+    return MofNCompleteColumn(table_column=Column(no_wrap=True))
 
 
 class _Bar:
@@ -36,7 +44,7 @@ class _Bar:
             TextColumn(title),
             BarColumn(bar_width=None),
             *columns,
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             console=self._console,
             disable=not (is_shown and self._console.is_terminal),
         )
@@ -48,11 +56,21 @@ class _Bar:
     def __exit__(self, *exc_info: object) -> None:
         self._bar.stop()
 
+    def _room(self, *others: str) -> int:
+        """Letters that are left for a note beside the bar, the time and what else is shown: a
+        longer note would make a narrow terminal cut all of them.
+        """
+        taken = LEAST_BAR + ELAPSED + 1 + sum(len(other) + 1 for other in others)
+        return max(0, self._console.width - taken - 1)
+
 
 class TrainingBar(_Bar):
     """A context manager; `update` takes the metrics of a finished step. `tokens`: those of so many
-    steps. Not `is_shown`: silent.
+    steps. Not `is_shown`: silent. A terminal that is too narrow for everything keeps the step, the
+    times and the loss.
     """
+
+    TITLE = "training"
 
     def __init__(
         self, *, start: int, end: int, tokens: Callable[[int], int], is_shown: bool = True
@@ -62,8 +80,8 @@ class TrainingBar(_Bar):
         self._last = (self._began, start)
         self._pace = 0.0  # seconds a token
         self._is_shown = is_shown
-        columns = MofNCompleteColumn(), TextColumn("{task.fields[note]}")
-        super().__init__("training", *columns, is_shown=is_shown)
+        columns = _count(), TextColumn("{task.fields[note]}")
+        super().__init__(self.TITLE, *columns, is_shown=is_shown)
         self._task = self._bar.add_task("train", total=end, completed=start, note="compiling")
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
@@ -78,19 +96,40 @@ class TrainingBar(_Bar):
             # estimate jump; of times, since two steps that end together are told at one moment.
             self._pace = pace if not self._pace else 0.95 * self._pace + 0.05 * pace
         self._last = (now, step)
-        note = f"loss {values['train/loss']:.3f}  {values['train/bpb']:.3f} bits/byte"
+        parts = {"loss": f"loss {values['train/loss']:.3f}"}
+        parts["bits"] = f"{values['train/bpb']:.3f} bits/byte"
         if self._pace:
             left = (self._tokens(self._end) - self._tokens(step)) * self._pace
-            note += f"  {1 / self._pace:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
-        self._bar.update(self._task, completed=step, note=note)
+            parts["rate"] = f"{1 / self._pace:,.0f} tokens/s"
+            parts["left"] = f"{_minutes(left)} left"
+        note = "  ".join(parts.values())
+        self._bar.update(self._task, completed=step, note=self._fitting(parts))
         if evaluations:
             self._console.print(f"step {step}: {', '.join(evaluations)}", highlight=False)
         elif not self._console.is_terminal and self._crosses_line(step):
             print(f"step {step}/{self._end}  {note}", file=sys.stderr, flush=True)
 
+    def _fitting(self, parts: Mapping[str, str]) -> str:
+        """The parts of a note for which a terminal has room."""
+        room = self._room(self.TITLE, f"{self._end}/{self._end}")
+        shown = dict(parts)
+        for least in ("rate", "bits", "loss"):
+            if len("  ".join(shown.values())) <= room:
+                break
+            shown.pop(least, None)
+        return "  ".join(shown.values())
+
     def _crosses_line(self, step: int) -> bool:
         span = max(1, (self._end - self._start) // LINES)
         return step == self._start + 1 or (step - self._start) % span == 0
+
+
+def _minutes(seconds: float) -> str:
+    """75.2 -> "1:15"; from an hour on "1:01:15"."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 class ScoringBar(_Bar):
@@ -115,16 +154,20 @@ class GridBar(_Bar):
     a line for every training.
     """
 
+    TITLE = "trainings"
+
     def __init__(self, total: int) -> None:
-        super().__init__("trainings", MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        self._last = ""
+        super().__init__(self.TITLE, _count(), TextColumn("{task.fields[note]}"))
+        self._last, self._total = "", total
         self._task = self._bar.add_task("points", total=total, note="")
 
     def told(self, name: str, step: int, note: str) -> None:
         """Of the training `name`; step 0: it is done, or not needed."""
         if step:
             self._last = f"{name}  step {step}  {note}"
-            self._bar.update(self._task, note=self._last)
+            room = self._room(self.TITLE, f"{self._total}/{self._total}")
+            where = f"  step {step}  {note}"[:room]
+            self._bar.update(self._task, note=name[: max(0, room - len(where))] + where)
             return
         self._bar.advance(self._task)
         if self._last and not self._console.is_terminal:
@@ -136,7 +179,7 @@ class CountBar(_Bar):
     """A context manager over `total` pieces of work of one kind, `what`."""
 
     def __init__(self, what: str, total: int) -> None:
-        super().__init__(what, MofNCompleteColumn())
+        super().__init__(what, _count())
         self._task = self._bar.add_task(what, total=total)
 
     def advance(self, count: int) -> None:

@@ -299,7 +299,7 @@ def test_a_table_of_many_columns_names_them_in_every_cell() -> None:
     """A phone shows a block for each row."""
     head = ("run", "a", "b & c", "d")
     assert '<td data-head="b &amp; c">2</td>' in page.table([["x", 1, 2, 3]], head)
-    assert "data-head" not in page.table([["x", 1, 2]], head[:3])
+    assert "data-head" not in page.table([["x", 1]], head[:2])
 
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
 from lm.run import progress
-from lm.run.progress import LINES, TrainingBar, WeightsBar
+from lm.run.progress import LINES, GridBar, TrainingBar, WeightsBar
 
 VALUES = {"train/loss": 2.5, "train/bpb": 3.25}
 
@@ -64,6 +66,44 @@ def test_steps_that_are_told_together_do_not_raise_the_rate(
             bar.update(step, VALUES)
     rates = [int(re.findall(r"(\d+) tokens/s", line)[0]) for line in lines(capsys)[2:]]
     assert all(150 < rate < 250 for rate in rates[5:])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_shows_step_and_times_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """The bar of a long run, with numbers as wide as they come."""
+    written = io.StringIO()
+    console = Console(file=written, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    with TrainingBar(start=0, end=123456, tokens=lambda step: 65536 * step) as bar:
+        for step in (100001, 100002, 100003):
+            clock[0] += 0.5
+            bar.update(step, VALUES)
+        bar._bar.refresh()
+    *_, line = (x for x in re.split(r"[\r\n]", written.getvalue()) if "training" in x)
+    assert "100003/123456" in line
+    assert "3:15:26 left" in line
+    assert re.search(r" \d:\d\d:\d\d$", line.rstrip())
+    assert "…" not in line
+    assert ("loss 2.500" in line) == (width >= 80)
+    assert ("3.250 bits/byte" in line) == (width >= 80)
+    assert ("131,072 tokens/s" in line) == (width == 120)
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_a_grid_shows_where_its_training_is(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    with GridBar(120) as bar:
+        bar.told("softmax,stickbreaking-w256-" + "x" * 60, 488, "loss 3.1")
+        bar._bar.refresh()
+    *_, line = (x for x in re.split(r"[\r\n]", written.getvalue()) if "trainings" in x)
+    assert "0/120" in line
+    assert "step 488" in line
+    assert "…" not in line
+    assert line.rstrip().endswith("0:00:00")
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (5, 5), (3, 7)])
