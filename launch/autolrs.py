@@ -21,7 +21,7 @@ from absl import flags
 from launch import cli
 from lm.mapping import UNFINISHED
 
-_CONFIG = cli.config_flag()
+_CONFIG = cli.config_flag(study="lm.studies.autolrs:Search")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the search", required=True)
 _LOWEST = flags.DEFINE_float("lowest", None, "the least learning rate; default 1e-4")
 _HIGHEST = flags.DEFINE_float("highest", None, "the largest learning rate; default 0.1")

@@ -10,52 +10,70 @@ so a wrong command touches no device.
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from launch import ends, overrides, presets
 from lm import files
 from lm.config import Config, UserError, from_mapping
-from lm.families import Family
-from lm.mapping import INTERRUPTED, MISTAKE, check_text, completed, shown
+from lm.mapping import INTERRUPTED, MISTAKE, check_text, near, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
 
-# The command line while it is parsed; the config flag reads it to find its overrides.
-_argv: list[str] = []
+NAME = "config"
+
+
+class _ConfigFlag(flags.Flag[Any]):
+    """`--config`; `study`: the dataclass that a file may give in place of a run, "module:Class";
+    `words`: the flag and its overrides as they were given.
+    """
+
+    study = ""
+    words: tuple[str, ...] = ()
+
+    def kind(self, values: Mapping[str, Any]) -> Any:
+        """The dataclass of which these are the values; None where nothing says."""
+        if "model" in values:
+            return Config
+        if not self.study:
+            return None
+        module, _, name = self.study.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 def config_flag(
-    name: str = "config",
-    flag_values: flags.FlagValues = flags.FLAGS,
-    *,
-    is_required: bool = True,
+    flag_values: flags.FlagValues = flags.FLAGS, *, is_required: bool = True, study: str = ""
 ) -> flags.FlagHolder[ConfigDict]:
-    """Defines the `--config=file.py[:arg]` with overrides `--config.key=value`."""
-    holder = config_flags.DEFINE_config_file(
-        name,
-        default=None,
-        help_string="Python file with get_config(arg), as file.py or file.py:arg, or the name of a "
-        f"preset, as quickstart:arg; --{name}.key=value overrides a value",
-        flag_values=flag_values,
-        lock_config=True,
-        sys_argv=_argv,
+    """Defines the `--config=file.py[:arg]` with overrides `--config.key=value`. `study`: the
+    dataclass of what a file may give in place of a run, as "lm.studies.sweep:Sweep".
+    """
+    told = (
+        "Python file with get_config(arg), as file.py or file.py:arg, or the name of a preset, as "
+        "quickstart:arg; --config.key=value overrides a value, and --help_config prints every key"
     )
-    flag_values[name].parser = _ConfigFile(name)
+    flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, told)
+    flag.study = study
+    holder = flags.DEFINE_flag(flag, flag_values)
     if is_required:
-        flags.mark_flag_as_required(name, flag_values)
+        flags.mark_flag_as_required(NAME, flag_values)
     return holder
+
+
+def config_words(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, ...]:
+    """`--config` and its overrides on the command line that was parsed, each as one word."""
+    flag = flag_values[NAME]
+    assert isinstance(flag, _ConfigFlag)
+    return flag.words
 
 
 def read_config_file(argument: str) -> ConfigDict:
@@ -66,8 +84,7 @@ def read_config_file(argument: str) -> ConfigDict:
     if not isinstance(value, Mapping | ConfigDict):
         kind = type(value).__name__
         raise UserError(f"{path}: get_config() returned a {kind}; return a ConfigDict")
-    values = _todays(value if isinstance(value, Mapping) else value.to_dict(), str(path))
-    return ConfigDict(completed(Config, values))
+    return ConfigDict(_todays(value if isinstance(value, Mapping) else value.to_dict(), str(path)))
 
 
 def load_config(config: ConfigDict) -> Config:
@@ -133,73 +150,6 @@ def check_suffix(flag: str, path: Path | None, suffix: str) -> None:
         raise UserError(f"--{flag}={path} does not end in {suffix}, which is what it will hold")
 
 
-def layer_flag() -> flags.FlagHolder[list[str]]:
-    """Defines the repeatable `--layer=LABEL.OPTION=VALUE`, read by `layers`."""
-    return flags.DEFINE_multi_string(
-        "layer", [], "LABEL.OPTION=VALUE: an option of a layer other than the run's; repeatable"
-    )
-
-
-def layers(values: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Options by label: ["softmax.window=512"] -> {"softmax": {"window": 512}}.
-
-    A value is JSON where it can be (512, 0.5, true), else a word.
-    """
-    return _assignments("layer", values, "softmax.window=512")
-
-
-def tasks(values: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The same for `--task`, where a bare word is a task with its defaults: ["position"] ->
-    {"position": {}}.
-    """
-    bare = {text: {} for text in values if re.fullmatch(r"[\w-]+", text)}
-    set_ = _assignments("task", [x for x in values if x not in bare], "blimp.max_items=100")
-    return bare | set_
-
-
-def member(flag: str, text: str, family: Family) -> dict[str, Any]:
-    """A member of a family with options, as one word: "wsd:decay_shape=sqrt,decay=10 percent" ->
-    {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}. A value is JSON where it can
-    be, else a word.
-
-    Raises:
-      UserError: no such member, or another form.
-    """
-    name, colon, rest = text.partition(":")
-    family.find(name, f"--{flag}={text}")
-    found: dict[str, Any] = {family.key: name}
-    for part in re.split(r",(?=\w+=)", rest) if colon else []:
-        key, equals, value = part.partition("=")
-        if not (equals and re.fullmatch(r"\w+", key)):
-            raise UserError(f"--{flag}={text}: write NAME:OPTION=VALUE,OPTION=VALUE")
-        if key in found:
-            raise UserError(f"--{flag}={text}: {key} is given twice")
-        found[key] = _value(value)
-    return found
-
-
-def _assignments(flag: str, values: Iterable[str], example: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        label, dot, option = name.rpartition(".")
-        if not (equals and dot and label and option):
-            raise UserError(f"--{flag}={text}: write LABEL.OPTION=VALUE, as {example}")
-        options = found.setdefault(label, {})
-        if option in options:
-            raise UserError(f"--{flag}={label}.{option} is given twice")
-        options[option] = _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    """JSON where it can be, else the word itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # also of too many digits or brackets
-        return text
-
-
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:
     """Parses the command line, calls `main(argv)`, exits: 0 or what `main` returns, 2 for a
     mistake, 75 if a signal stopped it, 130 if interrupted.
@@ -250,24 +200,21 @@ def parse(
     """
     for word in argv:
         check_text(word, word.partition("=")[0] if word.startswith("-") else "the command line")
-    _argv[:] = overrides.members_by_name(_last_config_wins(argv, "config"), "config")
+    flag = flag_values[NAME] if NAME in flag_values else None  # noqa: SIM401 (it has no get)
+    asked = {}
     try:
-        rest = flag_values(_argv)
+        argv = [argv[0], *flag_values.read_flags_from_files(argv[1:], force_gnu=False)]
+        if isinstance(flag, _ConfigFlag):
+            argv, asked = overrides.split(argv, NAME)
+        rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
-        group = error.flagname.split(".")[0]  # overrides become flags when the file is read
-        if group in flag_values and group != error.flagname:
-            raise UserError(f"missing flag --{group}; set --{group}=...") from None
         hint = _flag_hint(error.flagname, flag_values)
         raise UserError(f"unknown flag --{error.flagname}; {hint}") from None
     except flags.Error as error:
         raise UserError(_plain(str(error))) from None
     except SystemExit:  # absl's --help exits with 1 after printing what was asked for
         raise SystemExit(0) from None
-    finally:
-        _argv.clear()
     for name in flag_values:
-        if "." in name:  # an override, which is checked by its key
-            continue
         value = flag_values[name].value
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name}={value} must be a finite number")
@@ -275,7 +222,23 @@ def parse(
             raise UserError(f"--{name}={shown(value)} must be below 2^32 in size")
     if len(rest) > 1 and not are_positional_allowed:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    if isinstance(flag, _ConfigFlag) and (flag.value is not None or asked):
+        flag.value = _overridden(flag, asked)
     return rest
+
+
+def _overridden(flag: _ConfigFlag, asked: Mapping[str, overrides.Text]) -> ConfigDict:
+    """The values of the file that the flag names, with the overrides."""
+    if flag.value is None:
+        raise UserError(f"missing flag --{NAME}; set --{NAME}=...")
+    changes = [f"--{NAME}.{key}={value}" for key, value in asked.items()]
+    flag.words = (f"--{NAME}={flag.value}", *changes)
+    given = read_config_file(flag.value)
+    if asked:
+        plain = given.to_dict()
+        base = lambda: read_config_file(presets.BASE).to_dict()
+        given = ConfigDict(overrides.apply(plain, flag.kind(plain), asked, f"--{NAME}", base))
+    return given.lock()
 
 
 def _fail(message: object) -> NoReturn:
@@ -283,29 +246,9 @@ def _fail(message: object) -> NoReturn:
     raise SystemExit(MISTAKE) from None
 
 
-def _last_config_wins(argv: list[str], name: str) -> list[str]:
-    """Keeps the last `--config`, at the place of the first; absl would apply overrides to each."""
-    places, value = [], None
-    for i, arg in enumerate(argv):
-        if arg == "--":
-            break
-        if re.fullmatch(rf"--?{name}", arg) and i + 1 < len(argv):
-            places.append((i, i + 2))
-            value = argv[i + 1]
-        elif found := re.fullmatch(rf"--?{name}=(.*)", arg, flags=re.DOTALL):
-            places.append((i, i + 1))
-            value = found[1]
-    if len(places) < 2:
-        return list(argv)
-    dropped = {j for start, stop in places for j in range(start, stop)}
-    kept = [None if i in dropped else arg for i, arg in enumerate(argv)]
-    kept[places[0][0]] = f"--{name}={value}"
-    return [arg for arg in kept if arg is not None]
-
-
 def _flag_hint(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f"did you mean --{close[0]}?" if close else "--help lists the flags"
+    close = near(word, known)
+    return f"did you mean --{close}?" if close else "--help lists the flags"
 
 
 def _plain(message: str) -> str:
@@ -321,21 +264,3 @@ def _plain(message: str) -> str:
         if found := re.match(pattern, message, flags=re.DOTALL):
             return f"--{found[1]}={found[2]} is not {wanted}"
     return message
-
-
-class _ConfigFile(flags.ArgumentParser[ConfigDict]):
-    """Executes a config file and checks the overrides on the command line against its keys."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def parse(self, argument: Any) -> ConfigDict:
-        config = read_config_file(argument)
-        asked = overrides.read(self.name, _argv)
-        overrides.complete_families(config, asked, f"--{self.name}")
-        for override in asked:
-            overrides.check_key(config, override, f"--{self.name}")
-        return config.lock()
-
-    def flag_type(self) -> str:
-        return "config file"

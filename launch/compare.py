@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import cli
+from launch import cli, members
 from lm.mapping import UNFINISHED, UserError
 
-_CONFIG = cli.config_flag(is_required=False)
+_CONFIG = cli.config_flag(is_required=False, study="lm.studies.study:Study")
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of all the runs")
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
 _TABLE = flags.DEFINE_string("table", "", "compare.json of runs that are not to be done again")
@@ -33,7 +33,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
-    asked = cli.tasks(_TASK.value)
+    asked = members.tasks(_TASK.value)
     if _CONFIG.value is None and (asked or not _RECHECK.value):
         raise UserError("--config is missing; name the file of a study")
     import jax

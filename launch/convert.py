@@ -11,14 +11,13 @@ options that change are listed too. A pattern of groups is written as in an expe
 makes, with an experiment.py that goes on from it.
 """
 
-import ast
 import dataclasses
+from typing import Any
 
 from absl import flags
 
-from launch import cli, shell
+from launch import cli, members, shell, values
 from lm import build as build_lib
-from lm.config import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
@@ -26,13 +25,13 @@ _CHECKPOINT = flags.DEFINE_string(
 _PATTERN = flags.DEFINE_string("pattern", None, "the new model.pattern", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "of what is initialized", lower_bound=0)
-_LAYER = cli.layer_flag()
+_LAYER = members.layer_flag()
 
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     path, workdir = cli.path("checkpoint", _CHECKPOINT.value), cli.path("workdir", _WORKDIR.value)
-    pattern, layers = _pattern(_PATTERN.value), cli.layers(_LAYER.value)
+    pattern, layers = values.read(Any, _PATTERN.value, "--pattern"), members.layers(_LAYER.value)
     from lm.interop import convert, folder, importing, weights
     from lm.run import checkpoint, record  # after the flags are known to be right: imports jax
     from lm.run.progress import WeightsBar
@@ -53,17 +52,6 @@ def main(argv: list[str]) -> None:
         "to go on training: "
         + shell.line("train", [f"--config={workdir}/experiment.py", "--workdir=NEW"])
     )
-
-
-def _pattern(text: str) -> object:
-    if not text.lstrip().startswith("("):
-        return text
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        raise UserError(
-            f"--pattern={text} is no tuple of groups; write ((2, 'a,b'), ...)"
-        ) from None
 
 
 if __name__ == "__main__":

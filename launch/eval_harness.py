@@ -15,11 +15,11 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch import cli, members
 from lm.config import UserError
 from lm.interop import harness_tasks
 
-_LAYER = cli.layer_flag()
+_LAYER = members.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -33,7 +33,7 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
+    path, layers = cli.path("checkpoint", _CHECKPOINT.value), members.layers(_LAYER.value)
     out = cli.out_file("out", _OUT.value)
     folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
     if folder and not folder.is_dir():

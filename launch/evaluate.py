@@ -16,10 +16,10 @@ import json
 from absl import flags
 from rich.console import Console
 
-from launch import cli, sets
+from launch import cli, members, sets
 from lm.config import UserError
 
-_LAYER = cli.layer_flag()
+_LAYER = members.layer_flag()
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     if _TEXT.value and (_SOURCE.value or _TASK.value):
         raise UserError("--text is measured alone; leave out --source and --task")
-    path, layers = cli.path("checkpoint", _CHECKPOINT.value), cli.layers(_LAYER.value)
-    asked, out = cli.tasks(_TASK.value), cli.out_file("out", _OUT.value)
+    path, layers = cli.path("checkpoint", _CHECKPOINT.value), members.layers(_LAYER.value)
+    asked, out = members.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import evals, files  # after the flags: imports jax
     from lm.data import loader, prepare
     from lm.evals import bits_per_byte

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, members
 from lm.config import UserError
 
-_LAYER = cli.layer_flag()
+_LAYER = members.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -30,7 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    prompts, layers = _prompts(), cli.layers(_LAYER.value)
+    prompts, layers = _prompts(), members.layers(_LAYER.value)
     from lm.evaluation import generate  # after the flags are known to be right: imports jax
     from lm.run import checkpoint
 

@@ -17,7 +17,7 @@ from absl import flags
 from launch import cli
 from lm.mapping import UNFINISHED
 
-_CONFIG = cli.config_flag()
+_CONFIG = cli.config_flag(study="lm.studies.lr_transfer:Study")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
 _TABLE = flags.DEFINE_string("table", "", "sweep.jsonl of cells that are not to be run again")
 _DATA_DIR = flags.DEFINE_string(

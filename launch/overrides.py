@@ -1,151 +1,273 @@
-"""Overrides on a command line, `--config.key=value`: what they set, of which member of a family,
-and the mistakes among them.
+"""Overrides on a command line, `--config.key=value`: what they set in the values of a file.
+
+    argv -- split --> other words, {key: text} -- apply --> the values of the file, changed
+
+The dataclasses (lm/config.py, the studies) and the families say which keys there are and what each
+holds, so a flag can set what the file leaves out: an option of a member, a label of `model.layers`,
+a source, a task. Naming another member of a family drops the options of the one before; where among
+the flags that stands makes no difference. Where no dataclass describes a key, it must be in the
+file, and its value is read as one of the type that it has there.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, NamedTuple
 
-from ml_collections import ConfigDict
+from launch import values
+from lm import families
+from lm.config import UserError, flatten, nearest
+from lm.families import Family, Labels
+from lm.mapping import OWN, Holds, annotations, field_marks, near
 
-from lm.config import Config, ModelConfig, UserError, flatten, nearest
-from lm.families import SIZES, Family
-from lm.mapping import field_marks
-
-# The keys of a configuration that hold a member of a family, wherever they stand in it.
-FAMILIES = {
-    name: mark
-    for section in (Config, ModelConfig)
-    for name, marks in field_marks(section).items()
-    for mark in marks
-    if isinstance(mark, Family)
-}
+Text = str | bool  # of an override; a boolean where the flag stands alone
+ABSENT = object()
+TYPES = (bool, int, float, str)
+NAMING = {family.key for family in families.ALL}
 
 
-def members_by_name(argv: list[str], name: str) -> list[str]:
-    """`--config.schedule=wsd`, or with a space for the "=", as `--config.schedule.family=wsd`."""
-    found = []
-    for arg in argv:
-        match = re.fullmatch(rf"(--?{name}\.(?:run\.)?(?:model\.)?(\w+))(=[\w.-]*)?", arg)
-        family = FAMILIES.get(match[2]) if match else None
-        found.append(f"{match[1]}.{family.key}{match[3] or ''}" if match and family else arg)
-    return found
-
-
-def read(name: str, argv: list[str]) -> dict[str, str]:
-    """The overrides, dotted key -> text of the last value: `--config.a.b=1`, `--config.a.b 1` and
-    `--noconfig.a.c`, whose text is the word after it.
+def split(argv: list[str], name: str) -> tuple[list[str], dict[str, Text]]:
+    """The words of a command line that are no overrides, and the overrides by dotted key, of which
+    the last counts. `--config.a.b 1` is `--config.a.b=1`; a flag that stands alone is True, and
+    `--noconfig.a.b` is False.
     """
-    found = {}
-    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
-        if match := re.match(rf"--?(?:no)?{name}\.([^=]+)(?:=(.*))?", arg, flags=re.DOTALL):
-            found[match[1]] = after if match[2] is None else match[2]
-    return found
+    rest: list[str] = []
+    found: dict[str, Text] = {}
+    places = iter(range(len(argv)))
+    for i in places:
+        if argv[i] == "--":
+            return rest + argv[i:], found
+        match = re.fullmatch(rf"--?(no)?{name}\.([^=]+)(?:=(.*))?", argv[i], flags=re.DOTALL)
+        if match is None:
+            rest.append(argv[i])
+            continue
+        is_off, key, text = match.groups()
+        after = argv[i + 1] if i + 1 < len(argv) else "--"
+        found.pop(key, None)
+        if is_off:
+            found[key] = False
+        elif text is not None:
+            found[key] = text
+        elif re.match(r"--?[a-zA-Z]|--$", after):
+            found[key] = True
+        else:
+            found[key] = argv[next(places)]
+    return rest, found
 
 
-def axes(flag: str, values: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-    """Axes of a grid: ["seed=0,1", 'model.pattern=["gla","gla,softmax"]'] -> {"seed": (0, 1), ...}.
-    Values are a JSON list, or stand between commas, each JSON where it can be, else a word.
+def axes(flag: str, given: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Axes of a grid: ["seed=0,1", "model.pattern=[gla, 'gla,softmax']"] -> {"seed": (0, 1), ...}.
+    The values are a list in [] or stand between commas.
 
     Raises:
       UserError: no key or no values, or a key twice.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    for text in values:
+    for text in given:
         key, equals, listed = text.partition("=")
         if not (key and equals and listed):
             raise UserError(f"--{flag}={text}: write KEY=VALUE,VALUE, as seed=0,1")
         if key in found:
             raise UserError(f"--{flag}: {key} is given twice; give all of its values once")
-        whole = _plain(listed)
-        found[key] = tuple(whole if isinstance(whole, list) else map(_plain, listed.split(",")))
+        whole = values.literal(listed if listed.startswith("[") else f"[{listed}]")
+        words = tuple(values.literal(part.strip()) for part in listed.split(","))
+        found[key] = whole if isinstance(whole, tuple) else words
     return found
 
 
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text.strip()
+def apply(
+    given: Mapping[str, Any],
+    kind: Any,
+    asked: Mapping[str, Text],
+    flag: str,
+    base: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The values `given` of a dataclass `kind` (None: of what no dataclass describes) with the
+    overrides `asked`. A new source, or another section that is not in the file, begins as the one
+    that stands there in `base`.
 
-
-def complete_families(config: ConfigDict, overrides: Mapping[str, str], flag: str) -> None:
-    """Gives the overrides the keys of the families that they are about, wherever they stand among
-    the flags: `--config.schedule.family=wsd` drops the options of the schedule in the file and
-    takes the defaults of the other; an option that the file leaves out gets its default.
+    Raises:
+      UserError: an unknown key, a value that cannot be read, or a mapping given after a key in it.
     """
-    for override in overrides:
-        group, _, option = override.rpartition(".")
-        family = _family(group)
-        node = _find(config, group)
-        if family is None or not isinstance(node, ConfigDict) or family.key not in node:
-            continue
-        name = overrides.get(f"{group}.{family.key}", node[family.key])
-        if name != node[family.key]:
-            node = ConfigDict({family.key: name} | family.defaults(name, f"{flag}.{group}"))
-        elif option not in node:
-            node = ConfigDict(family.defaults(name, f"{flag}.{group}") | node.to_dict())
+    changed = copy.deepcopy(dict(given))
+    setting = _Setting(changed, flag, base)
+    for i, key in enumerate(asked):
+        text = asked[key]
+        inside = next((x for x in list(asked)[:i] if x.startswith(f"{key}.")), None)
+        if inside and isinstance(text, str) and text.strip().startswith("{"):
+            raise UserError(
+                f"{flag}.{key} comes after {flag}.{inside}, which it would undo; exchange them"
+            )
+    # A mapping before the keys in it, and the name of a member before its options.
+    order = lambda key: (key.count("."), key.rpartition(".")[2] not in NAMING)
+    for key in sorted(asked, key=order):
+        setting.set(changed, kind, key.split("."), asked[key], flag)
+    return changed
+
+
+class _Label(NamedTuple):
+    """The kind of an entry of a mapping marked with Labels."""
+
+    labels: Labels
+
+
+class _Setting(NamedTuple):
+    """`whole`: all values, for hints; `flag`: what the dotted keys follow in messages."""
+
+    whole: Mapping[str, Any]
+    flag: str
+    base: Callable[[], Mapping[str, Any]]
+
+    def set(self, node: Any, kind: Any, key: list[str], text: Text, where: str) -> Any:
+        """`node`, which holds a `kind` at `where`, with the `key` inside it set."""
+        family = _family(kind)
+        is_name = family is not None and key == [family.key]
+        if not key or is_name:
+            named = _named(node, kind, family, text, where)
+            return _read(kind, text, where) if named is None else named
+        if node is ABSENT:
+            node = self.begun(kind, where)
+        elif family is not None and isinstance(node, str):
+            node = {family.key: node}
+        if not isinstance(node, dict):
+            raise UserError(f"{where} is a value, not a group of keys: {where}.{'.'.join(key)}")
+        first, *rest = key
+        inner = self.kind_of(node, kind, first, where)
+        node[first] = self.set(node.get(first, ABSENT), inner, rest, text, f"{where}.{first}")
+        return node
+
+    def begun(self, kind: Any, where: str) -> dict[str, Any]:
+        """What a group that is not in the file begins with."""
+        plain = _plain(kind)
+        if not is_dataclass(plain):
+            return {}
+        found: Any = self.base()
+        for key in where.removeprefix(f"{self.flag}.").removeprefix("run.").split("."):
+            found = found if isinstance(found, Mapping) else {}
+            found = found.get(key, next(iter(found.values()), None))
+        own = [name for name, marks in field_marks(plain).items() if OWN in marks]
+        found = found if isinstance(found, Mapping) else {}
+        return {key: copy.deepcopy(x) for key, x in found.items() if key not in own}
+
+    def kind_of(self, node: Mapping[str, Any], kind: Any, key: str, where: str) -> Any:
+        """What `node[key]` holds, an annotated type or _Label.
+
+        Raises:
+          UserError: there is no such key.
+        """
+        plain, family = _plain(kind), _family(kind)
+        if labels := _mark(kind, Labels):
+            return _Label(labels)
+        if family is not None:
+            known = self.options(node, kind, family, key, where)
+        elif is_dataclass(plain):
+            known = annotations(plain)
+        elif typing.get_origin(plain) is not None and len(typing.get_args(plain)) == 2:
+            return typing.get_args(plain)[1]  # of a mapping, whose keys are free
         else:
-            continue
-        above, _, last = group.rpartition(".")
-        _find(config, above)[last] = node
+            known = {name: _type(value) for name, value in node.items()}
+        if key not in known:
+            hint = self.hint(key, node, known, family, where)
+            raise UserError(f"unknown key {where}.{key}; {hint}")
+        return known[key]
+
+    def options(
+        self, node: Mapping[str, Any], kind: Any, family: Family, key: str, where: str
+    ) -> dict[str, Any]:
+        """The keys of a member of a family."""
+        parts = kind.labels.parts if isinstance(kind, _Label) else {}
+        if key in parts:
+            return {key: Annotated[Any, part] for key, part in parts.items()}
+        label = where.rpartition(".")[2] if isinstance(kind, _Label) else None
+        name = node.get(family.key, label)
+        if family.key not in node and name not in family.names():
+            raise UserError(
+                f"{where} names no {family.noun}; set {where}.{family.key} to "
+                f"{', '.join(family.names())}"
+            )
+        return {family.key: str, **family.kinds(name, where)}
+
+    def hint(
+        self,
+        unknown: str,
+        node: Mapping[str, Any],
+        known: Mapping[str, Any],
+        family: Family | None,
+        where: str,
+    ) -> str:
+        """Whose option it is, else the nearest key of the group, else one of the same name
+        elsewhere, else the keys of the group.
+        """
+        if family is not None:
+            owners = [x for x in family.names() if unknown in family.kinds(x, where)]
+            if owners and family.key in node:
+                group = where.removeprefix(f"{self.flag}.")
+                return (
+                    f"it is an option of {' and '.join(owners)}, and {group}.{family.key} is "
+                    f"{node[family.key]}"
+                )
+            return nearest(unknown, known)
+        elsewhere = [key for key in flatten(self.whole) if key.split(".")[-1] == unknown]
+        if elsewhere and near(unknown, known) is None:
+            return f"did you mean {elsewhere[0]!r}?"
+        return nearest(unknown, known) if known else "the group is empty"
 
 
-def _find(config: ConfigDict, dotted: str) -> Any:
-    """The value at a dotted key, the whole for ""; None where there is none."""
-    node: Any = config
-    for key in filter(None, dotted.split(".")):
-        node = node[key] if isinstance(node, ConfigDict) and key in node else None
-    return node
-
-
-def _key_hint(config: ConfigDict, unknown: str, siblings: ConfigDict, dotted: str) -> str:
-    """Whose option it is, else the nearest key of the group, else one of the same name elsewhere,
-    else the group's keys.
+def _named(node: Any, kind: Any, family: Family | None, text: Text, where: str) -> Any:
+    """A member named by a word, which keeps the options only of the same member; None where `text`
+    is not a word, or the kind is not a family.
     """
-    if not siblings:
-        return "the group is empty: set it whole, as a Python dict"
-    group, _, leaf = dotted.rpartition(".")
-    family = _family(group)
-    if family is not None and family.key in siblings:
-        has = lambda name: unknown in family.describe(name, group)
-        if unknown in SIZES and has(siblings[family.key]):
-            return (
-                f"it is the model's unless {group} is set whole, as a Python dict; set model.{leaf}"
-            )
-        if owners := [name for name in family.names() if has(name)]:
-            return (
-                f"it is an option of {' and '.join(owners)}, and {group}.{family.key} is "
-                f"{siblings[family.key]}"
-            )
-        return nearest(unknown, siblings)
-    elsewhere = [key for key in flatten(config.to_dict()) if key.split(".")[-1] == leaf]
-    if elsewhere and not get_close_matches(unknown, list(siblings), n=1):
-        return f"did you mean {elsewhere[0]!r}?"
-    return nearest(unknown, siblings)
+    if family is None or isinstance(text, bool):
+        return None
+    name = values.literal(text)
+    if not isinstance(name, str):
+        return None
+    label = where.rpartition(".")[2] if isinstance(kind, _Label) else None
+    if isinstance(node, dict) and node.get(family.key, label) == name:
+        return node
+    if label is None and name not in family.names():
+        return name  # such as "none", or a mistake, which is told when it is converted
+    parts = kind.labels.parts if isinstance(kind, _Label) and isinstance(node, dict) else {}
+    return {family.key: name} | {key: node[key] for key in parts if key in node}
 
 
-def check_key(config: ConfigDict, override: str, flag: str) -> None:
-    node: Any = config
-    walked = flag
-    for key in override.split("."):
-        if not isinstance(node, ConfigDict):
-            raise UserError(f"{walked} is a value, not a group of keys: {flag}.{override}")
-        if key not in node:
-            hint = _key_hint(config, key, node, override)
-            raise UserError(f"unknown key {walked}.{key}; {hint}")
-        node = node[key]
-        walked = f"{walked}.{key}"
+def _read(kind: Any, text: Text, where: str) -> Any:
+    kind = Mapping if isinstance(kind, _Label) or _family(kind) else kind
+    if isinstance(text, str):
+        return values.read(kind, text, where)
+    if _plain(kind) is not bool:
+        raise UserError(f"{where} has no value; write {where}=VALUE")
+    return text
 
 
-def _family(group: str) -> Family | None:
-    """The family of the last key of a dotted one."""
-    return FAMILIES.get(group.rpartition(".")[2])
+def _plain(kind: Any) -> Any:
+    """Without marks; of a mapping that is converted later, the dataclass that it will be."""
+    if holds := _mark(kind, Holds):
+        return holds.kind
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def _mark(kind: Any, wanted: type[Any]) -> Any:
+    marks = typing.get_args(kind)[1:] if typing.get_origin(kind) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, wanted)), None)
+
+
+def _family(kind: Any) -> Family | None:
+    return kind.labels.family if isinstance(kind, _Label) else _mark(kind, Family)
+
+
+def _type(value: Any) -> Any:
+    """The kind of a value that no dataclass describes."""
+    if isinstance(value, Mapping):
+        return None
+    if isinstance(value, list | tuple):
+        return tuple
+    return type(value) if isinstance(value, TYPES) else Any
 
 
 def pairs(flag: str, given: Iterable[str]) -> Iterable[tuple[str, str]]:

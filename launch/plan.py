@@ -9,9 +9,7 @@ Prints what the run is, what a device holds, what devices send, modelled times, 
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import sys
 
 from absl import flags
 
@@ -39,7 +37,7 @@ def main(argv: list[str]) -> None:
     layers.check(config.model)
     target = targets.parse(_TARGET.value)
     targets.start(target)
-    launch = plan_lib.Launch(_config_flags(sys.argv[1:]), str(workdir))
+    launch = plan_lib.Launch(shlex.join(cli.config_words()), str(workdir))
     points: list[search.Point] = []
     with Waiting(f"planning for {target.name}") as waiting:
         if _SEARCH.value:
@@ -59,21 +57,6 @@ def main(argv: list[str]) -> None:
     if output:
         files.replace(output, json.dumps(machine.describe("plan") | told, indent=1) + "\n")
         print(f"\nwritten: {output}")
-
-
-def _config_flags(argv: list[str]) -> str:
-    """The flags of the configuration, each as one word: --config.mesh.data 2, -config.mesh.data=2
-    and --config.mesh.data=2 are the same.
-    """
-    kept, words = [], iter(argv)
-    for word in words:
-        name, equals, value = word.lstrip("-").partition("=")
-        known = name in flags.FLAGS  # a switch that is turned off is not: --noconfig.x
-        if known and not equals and not flags.FLAGS[name].boolean:
-            equals, value = "=", next(words)
-        if re.fullmatch(r"(no)?config(\..+)?", name):
-            kept.append(f"--{name}{equals}{value}")
-    return shlex.join(kept)
 
 
 if __name__ == "__main__":

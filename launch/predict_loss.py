@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch import cli, members
 from lm.config import UserError
 from lm.families import SCHEDULES
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2 or not (_SCHEDULE.value or _HELD_OUT.value):
         raise UserError("name runs and schedules: espalier predict_loss RUN --schedule=wsd")
     outs = [cli.out_file(n, f.value) for n, f in (("out", _OUT), ("svg", _SVG), ("json", _JSON))]
-    asked = {text: cli.member("schedule", text, SCHEDULES) for text in _SCHEDULE.value}
+    asked = {text: members.member("schedule", text, SCHEDULES) for text in _SCHEDULE.value}
     from launch.benchmarks import machine
     from lm import files
     from lm.report import figures

@@ -17,12 +17,11 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lm.mapping import UserError
+from lm.mapping import UserError, near, nearest
 
 PACKAGE = "experiments"
 FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
@@ -62,9 +61,7 @@ def find(name: str) -> Path:
     if name in (known := names()):
         single = FOLDER / f"{name}.py"
         return single if single.is_file() else FOLDER / name / STUDY
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    raise UserError(f"--config={name}: no such preset, and no such file; {hint}")
+    raise UserError(f"--config={name}: no such preset, and no such file; {nearest(name, known)}")
 
 
 def read(argument: str) -> tuple[Path, Any]:
@@ -126,9 +123,10 @@ def _get_config(path: Path, arg: str) -> Any:
 
 def _execute(path: Path) -> ModuleType:
     if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        close = get_close_matches(str(path), siblings, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the current directory is {Path.cwd()}"
+        siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        close = near(path.name, siblings)
+        here = f"the current directory is {Path.cwd()}"
+        hint = here if close is None else f"did you mean {path.parent / close}?"
         raise UserError(f"--config={path}: no such file; {hint}")
     spec = importlib.util.spec_from_file_location("espalier_config", path)
     if spec is None or spec.loader is None:

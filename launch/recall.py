@@ -17,7 +17,7 @@ from absl import flags
 from launch import cli
 from lm.mapping import UNFINISHED
 
-_CONFIG = cli.config_flag()
+_CONFIG = cli.config_flag(study="lm.studies.recall:Study")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
 _TABLE = flags.DEFINE_string("table", "", "recall.json of trainings that are not to be done again")
 

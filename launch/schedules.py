@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch import cli, members
 from lm.config import UserError, to_mapping
 from lm.families import SCHEDULES
 
@@ -44,8 +44,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--experiment={experiment} needs --refine=RUN and --config=FILE; set both")
     config = cli.load_config(_CONFIG.value) if _CONFIG.value else None
     tokens = _TOKENS.value or (config and config.run_tokens)
-    per_step = _PER_STEP.value or (config and config.tokens_per_step)
-    if not (tokens and per_step):
+    if not (tokens and (per_step := _PER_STEP.value or (config and config.tokens_per_step))):
         raise UserError(
             "no length of run and step; set --tokens and --tokens_per_step, or --config"
         )
@@ -55,7 +54,8 @@ def main(argv: list[str]) -> None:
 
     rules: dict[str, Any] = schedules.of_config(config) if config else {}
     for text in _SCHEDULE.value:
-        rules[text] = schedules.rule(cli.member("schedule", text, SCHEDULES), f"--schedule={text}")
+        values = members.member("schedule", text, SCHEDULES)
+        rules[text] = schedules.rule(values, f"--schedule={text}")
     if _REFINE.value:
         options = schedules.Refining(_WINDOW.value, _QUANTILE.value, _POWER.value, _POINTS.value)
         profile = schedules.profile(cli.path("refine", _REFINE.value), options)

@@ -19,7 +19,7 @@ from absl import flags
 from launch import cli, overrides
 from lm.mapping import UNFINISHED, UserError
 
-_CONFIG = cli.config_flag(is_required=False)
+_CONFIG = cli.config_flag(is_required=False, study="lm.studies.sweep:Sweep")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the sweep", required=True)
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "KEY=VALUE,VALUE: an axis of the grid; KEY is one of the configuration, or width"

@@ -27,6 +27,7 @@ from lm.mapping import (
     Bound,
     Count,
     Duration,
+    Holds,
     Later,
     Tokens,
     UserError,
@@ -77,7 +78,7 @@ class ModelConfig:
     num_kv_heads: Count
     head_dim: Count
     ffn_dim: Count
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Annotated[Mapping[str, Mapping[str, Any]], families.LAYERS]
     pattern: Any
     mlp: Annotated[families.Choice, families.FEED_FORWARDS]
     residual: Annotated[families.Choice, families.BLOCKS]
@@ -152,7 +153,7 @@ class EvaluateConfig:
 
     every: Duration
     max_tokens: Tokens
-    tasks: Mapping[str, Mapping[str, Any]]
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], families.Labels(families.TASKS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,6 +233,10 @@ class Config:
         """A duration in whole steps of the full batch, at least 1 (0 stays 0: never)."""
         tokens = duration.tokens(run_tokens=self.run_tokens, tokens_per_step=self.tokens_per_step)
         return max(1, round(tokens / self.tokens_per_step)) if tokens > 0 else 0
+
+
+# Of a study: the plain values of a whole run, which each of its trainings changes.
+RunValues = Annotated[Mapping[str, Any], Holds(Config)]
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Config:

@@ -207,6 +207,11 @@ class Family:
             return {self.key: value.name, **to_mapping(options)}
         return {self.key: self.name_of(type(value)), **to_mapping(value)}
 
+    def kinds(self, name: Any, where: str) -> dict[str, Any]:
+        """The annotated types of a member's options, by name."""
+        member = self.find(name, where)
+        return {key: annotations(member)[key] for key in self._options(member)}
+
     def describe(self, name: Any, where: str) -> dict[str, str]:
         """The options of a member, each with its default and what it must be, in words."""
         member = self.find(name, where)
@@ -273,10 +278,25 @@ TASKS = Family(
     key="task",
     needs=("problem", "items", "numbers", "headline", "unit", "is_better"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Mark of a mapping from labels to members of a family, each {key: name, **options}; a label
+    that is itself a member's name needs no key. `parts`: keys beside the options that name members
+    of other families.
+    """
+
+    family: Family
+    parts: Mapping[str, Family] = types.MappingProxyType({})
+
+
 MIXERS = Family("mixers", "mixer", key="mixer", given=LAYER)
 FEED_FORWARDS = Family("feed_forward", "feed-forward", given=LAYER)
 BLOCKS = Family("blocks", "block", given=(*LAYER, "mixer", "mlp"))
 MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape", "contracted"))
+
+LAYERS = Labels(MIXERS, {"mlp": FEED_FORWARDS, "residual": BLOCKS, "matrix": MATRICES})
 
 LAWS = Family("laws", "law", key="law", needs=("problem", "published"))
 

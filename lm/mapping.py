@@ -82,11 +82,24 @@ class Duration:
         return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A short hint for an unknown word: the nearest known one, else the list."""
+def near(word: str, known: typing.Iterable[str]) -> str | None:
+    """The known name that `word` probably means: one with a slip of the keyboard in it ("wds" for
+    "wsd"), or one of which `word` is a part ("vocab" of "vocab_size"); None if there is none.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if exchanged := [name for name in known if sorted(name) == sorted(word)]:
+        return exchanged[0]
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
+        return close[0]
+    parts = [name for name in known if len(word) > 2 and word.lower() in name.lower()]
+    return min(parts, key=len, default=None)
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """A short hint for an unknown word: the name that it probably means, else all names."""
+    known = sorted(known)
+    close = near(word, known)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
 
 
 def to_mapping(value: Any) -> Any:
@@ -145,6 +158,10 @@ BELOW_ONE = Bound("must lie in [0, 1)", lambda x: 0.0 <= x < 1.0)
 FREE = "free"
 
 
+# Mark of a field that a new entry of a mapping (a source that a flag adds) has to say itself.
+OWN = "own"
+
+
 @dataclasses.dataclass(frozen=True)
 class Later:
     """Mark of a field that came after configurations without it had been written: a mapping without
@@ -183,6 +200,13 @@ class Unit:
     """Mark of a number: what it counts, said after it in messages."""
 
     name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Holds:
+    """Mark of a field whose plain mapping is converted later: its keys are the fields of `kind`."""
+
+    kind: type[Any]
 
 
 Count = Annotated[int, POSITIVE]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from lm.data.growth import NO_WARMUP, BatchWarmup
-from lm.mapping import NOT_NEGATIVE, SHARE, Bound, Count, Later, Tokens, UserError
+from lm.mapping import NOT_NEGATIVE, OWN, SHARE, Bound, Count, Later, Tokens, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class SourceConfig:
     of their path or id, or the ends of documents where there are few (lm/data/splits.py).
     """
 
-    path: str
+    path: Annotated[str, OWN]
     text_key: str
     weight: Annotated[float, NOT_NEGATIVE]
     valid_fraction: Annotated[float, SHARE]

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import files, metrics, train
-from lm.config import Config, Duration, UserError, convert, from_mapping, to_mapping
+from lm.config import Config, Duration, RunValues, UserError, convert, from_mapping, to_mapping
 from lm.data import growth
 from lm.run import checkpoint
 from lm.schedules import Phased
@@ -59,7 +59,7 @@ class Search:
     of decay to zero after each probe; 0: none.
     """
 
-    run: Mapping[str, Any]
+    run: RunValues
     lowest: float
     highest: float
     first_stage: int

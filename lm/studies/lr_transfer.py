@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.config import UserError, convert, flatten
+from lm.config import RunValues, UserError, convert, flatten
 from lm.studies.rows import Row
 from lm.studies.sweep import Sweep
 
@@ -29,7 +29,7 @@ class Study:
     factor above the one before, the same for all widths: that factor is a bin.
     """
 
-    run: Mapping[str, Any]
+    run: RunValues
     patterns: tuple[str, ...]
     widths: tuple[int, ...]
     learning_rates: Mapping[str, tuple[float, ...]]

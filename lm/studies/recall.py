@@ -25,7 +25,7 @@ import numpy as np
 
 from lm import files, metrics, train
 from lm import layers as layer_lib
-from lm.config import Config, UserError, convert, from_mapping, to_mapping
+from lm.config import Config, RunValues, UserError, convert, from_mapping, to_mapping
 from lm.data import mqar
 from lm.mapping import lasting
 from lm.report import recall as recall_page
@@ -57,7 +57,7 @@ class Study:
     accuracy at every test setting that ends a training.
     """
 
-    run: Mapping[str, Any]
+    run: RunValues
     problems: Mapping[str, Problem]
     patterns: tuple[str, ...]
     widths: tuple[int, ...]

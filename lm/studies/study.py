@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 
 from lm import build as build_lib
-from lm import evals
+from lm import evals, families
 from lm import layers as layer_lib
 from lm.build import Build
-from lm.config import Config, UserError, convert, from_mapping, to_mapping
+from lm.config import Config, RunValues, UserError, convert, from_mapping, to_mapping
+from lm.mapping import Holds
 from lm.studies import grid, measure, recall, sizes, verdict
 from lm.studies.sizes import Size
 from lm.studies.verdict import Primary
@@ -39,14 +40,14 @@ class Study:
     """
 
     question: str
-    run: Mapping[str, Any]
+    run: RunValues
     patterns: tuple[str, ...]
     variants: Mapping[str, Variant]
     primary: tuple[Primary, ...]
     seeds: tuple[int, ...]
     tuned_on: tuple[int, ...]
-    tasks: Mapping[str, Mapping[str, Any]]
-    recall: Mapping[str, Any]
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], families.Labels(families.TASKS)]
+    recall: Annotated[Mapping[str, Any], Holds(recall.Study)]
     timing_rounds: int
     decode_contexts: tuple[int, ...]
 

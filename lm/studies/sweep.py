@@ -20,7 +20,7 @@ from typing import Any
 
 from lm import metrics, train
 from lm import params as params_lib
-from lm.config import UserError, convert
+from lm.config import RunValues, UserError, convert
 from lm.run import checkpoint, record
 from lm.studies import cells as cells_lib
 from lm.studies import grid, rows
@@ -42,7 +42,7 @@ class Sweep:
     next length, the best by mean loss over seeds; 0: all go on.
     """
 
-    run: Mapping[str, Any]
+    run: RunValues
     grids: tuple[Mapping[str, Any], ...]
     min_steps: int
     halving: int

@@ -62,11 +62,12 @@ COMMANDS = [
     ([WORKDIR, "--config="], "no such file"),
     ([WORKDIR, "--config=pyproject.toml"], "its name must end in .py"),
     ([WORKDIR, "--config=experiments/base.py:x"], "takes no argument: drop ':x'"),
-    ([WORKDIR, "--config.seed=1", CONFIG], "--config.seed=1 in argv before a value for --config"),
-    ([CONFIG, WORKDIR, "--config.seed"], "Missing value for flag --config.seed"),
+    ([CONFIG, WORKDIR, "--config.seed"], "--config.seed has no value; write --config.seed=VALUE"),
+    ([CONFIG, "--config.seed", WORKDIR], "--config.seed has no value"),
+    ([CONFIG, WORKDIR, "--noconfig.seed"], "--config.seed has no value"),
     (
         [CONFIG, WORKDIR, "--config.mesh.data=1", "--config.mesh={}"],
-        "--config.mesh is provided after --config.mesh.data",
+        "--config.mesh comes after --config.mesh.data, which it would undo; exchange them",
     ),
     ([CONFIG, WORKDIR, "--rate=nan"], "--rate=nan must be a finite number"),
     ([CONFIG, WORKDIR, "--rate=-inf"], "--rate=-inf must be a finite number"),
@@ -86,7 +87,14 @@ OVERRIDES = [
     (["model.batch_size=3"], "did you mean 'data.batch_size'?"),
     (["model.zzz=3"], "known: ffn_dim, head_dim"),
     (["seed.x=3"], "--config.seed is a value, not a group of keys"),
-    (["data.sources.books.weight=1"], "unknown key --config.data.sources.books"),
+    (["data.sources.books.weight=1"], "missing key config.data.sources.books.path"),
+    (["data.sources.books.size=1"], "unknown key --config.data.sources.books.size; known: path"),
+    (["model.layers.a.window=8"], "--config.model.layers.a names no mixer; set --config.model"),
+    (["model.layers.gla.windw=8"], "unknown key --config.model.layers.gla.windw; known: expand_k"),
+    (["model.layers.a.mixer=gla", "model.layers.a.window=8"], "it is an option of softmax, and"),
+    (["model.pattern=((1,'gla')"], "does not read as a value; close its brackets"),
+    (["evaluate.tasks.mine.pairs=4"], "--config.evaluate.tasks.mine names no task; set"),
+    (["evaluate.tasks.mqar.pair=4"], "did you mean 'pairs'?"),
     (["seed=word"], "--config.seed=word is not an integer"),
     (["model.width=3.5"], "--config.model.width=3.5 is not an integer"),
     (["optimizer.beta1=word"], "--config.optimizer.beta1=word is not a number"),
@@ -281,21 +289,6 @@ def test_report_without_a_run(tmp_path: Path, arguments: list[str], message: str
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (2, message)
-
-
-def test_options_of_layers() -> None:
-    given = [
-        "softmax.window=512",
-        "softmax.position_encoding=none",
-        "a.b.tolerance=1e-3",
-        "c.d=true",
-    ]
-    assert cli.layers(given) == {
-        "softmax": {"window": 512, "position_encoding": "none"},
-        "a.b": {"tolerance": 1e-3},
-        "c": {"d": True},
-    }
-    assert cli.layers([]) == {}
 
 
 @pytest.mark.parametrize("name", ["compare", "recall"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import cli, experiments
+from launch import cli, experiments, members
 from lm.config import UserError, to_mapping
 from lm.families import SCHEDULES
 from lm.report import schedules
@@ -65,7 +65,7 @@ def test_a_written_experiment_is_the_configuration(tmp_path: Path) -> None:
     assert cli.load_config(cli.read_config_file(str(path))) == config
 
     changed = load([f"--config={path}", WORKDIR, "--config.model.pattern=softmax"])
-    assert changed.model.pattern == ("softmax",)
+    assert changed.model.pattern == "softmax"
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_a_jump_is_drawn_as_one() -> None:
 
 def test_a_member_in_one_word() -> None:
     text = 'step:at=["80 percent", "90 percent"],factors=[0.3, 0.1],warmup=5 steps'
-    assert cli.member("schedule", text, SCHEDULES) == {
+    assert members.member("schedule", text, SCHEDULES) == {
         "family": "step",
-        "at": ["80 percent", "90 percent"],
-        "factors": [0.3, 0.1],
+        "at": ("80 percent", "90 percent"),
+        "factors": (0.3, 0.1),
         "warmup": "5 steps",
     }
-    assert cli.member("schedule", "wsd", SCHEDULES) == {"family": "wsd"}
+    assert members.member("schedule", "wsd", SCHEDULES) == {"family": "wsd"}
     with pytest.raises(UserError, match="decay is given twice"):
-        cli.member("schedule", "wsd:decay=1 steps,decay=2 steps", SCHEDULES)
+        members.member("schedule", "wsd:decay=1 steps,decay=2 steps", SCHEDULES)

@@ -97,7 +97,10 @@ def test_flatten_and_difference() -> None:
 
 def test_nearest() -> None:
     assert nearest("widht", ["width", "depth"]) == "did you mean 'width'?"
+    assert nearest("wds", ["wsd", "step"]) == "did you mean 'wsd'?"
+    assert nearest("vocab", ["vocab_size", "width"]) == "did you mean 'vocab_size'?"
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert nearest("mlp", ["mup", "seed"]) == "known: mup, seed"
 
 
 def test_a_seed_fits_into_32_bits() -> None:

@@ -113,8 +113,8 @@ LINES = {
 }
 
 
-CODE = "import sys; from launch import cli, plan; cli.parse(sys.argv, plan.flags.FLAGS); "
-CODE += "print(plan._config_flags(sys.argv[1:]))"
+CODE = "import shlex, sys; from launch import cli, plan; cli.parse(sys.argv, plan.flags.FLAGS); "
+CODE += "print(shlex.join(cli.config_words()))"
 
 
 def test_flags_of_the_configuration_are_kept_however_they_are_written() -> None:
@@ -126,8 +126,8 @@ def test_flags_of_the_configuration_are_kept_however_they_are_written() -> None:
         "--config=base",
         "--config.mesh.data=2",
         "--config.seed=-3",
-        "--config.mesh.zero1",
-        "--noconfig.model.unroll",
+        "--config.mesh.zero1=True",
+        "--config.model.unroll=False",
         "--config.init_from=a b",
     ], done.stderr
 

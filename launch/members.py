@@ -1,0 +1,94 @@
+"""Options of members of families on a command line: `--layer`, `--task` and `--schedule`.
+
+Values are read as launch/values.py says, by what the option holds where its member is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+
+from launch import values
+from lm.families import MIXERS, TASKS, Family
+from lm.mapping import UserError
+
+# The launcher that asks for the flag owns it, so that `--help` lists it.
+flags.disclaim_key_flags()
+
+
+def layer_flag() -> flags.FlagHolder[list[str]]:
+    """Defines the repeatable `--layer=LABEL.OPTION=VALUE`, read by `layers`."""
+    return flags.DEFINE_multi_string(
+        "layer", [], "LABEL.OPTION=VALUE: an option of a layer other than the run's; repeatable"
+    )
+
+
+def layers(given: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Options by label: ["softmax.window=512"] -> {"softmax": {"window": 512}}."""
+    found = _assignments("layer", given, "softmax.window=512")
+    return {
+        label: _options(MIXERS, label, options, f"--layer={label}")
+        for label, options in found.items()
+    }
+
+
+def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The same for `--task`, where a bare word is a task with its defaults: ["position"] ->
+    {"position": {}}.
+    """
+    bare = {text: {} for text in given if re.fullmatch(r"[\w-]+", text)}
+    found = _assignments("task", [x for x in given if x not in bare], "blimp.max_items=100")
+    return bare | {
+        label: _options(TASKS, options.get(TASKS.key, label), options, f"--task={label}")
+        for label, options in found.items()
+    }
+
+
+def member(flag: str, text: str, family: Family) -> dict[str, Any]:
+    """A member of a family with options, as one word: "wsd:decay_shape=sqrt,decay=10 percent" ->
+    {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}.
+
+    Raises:
+      UserError: no such member, or another form.
+    """
+    name, colon, rest = text.partition(":")
+    family.find(name, f"--{flag}={text}")
+    found: dict[str, str] = {}
+    for part in re.split(r",(?=\w+=)", rest) if colon else []:
+        key, equals, value = part.partition("=")
+        if not (equals and re.fullmatch(r"\w+", key)):
+            raise UserError(f"--{flag}={text}: write NAME:OPTION=VALUE,OPTION=VALUE")
+        if key in found:
+            raise UserError(f"--{flag}={text}: {key} is given twice")
+        found[key] = value
+    return {family.key: name, **_options(family, name, found, f"--{flag}={name}")}
+
+
+def _assignments(flag: str, given: Iterable[str], example: str) -> dict[str, dict[str, str]]:
+    """LABEL.OPTION=VALUE by label and option, each value as text."""
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        label, dot, option = name.rpartition(".")
+        if not (equals and dot and label and option):
+            raise UserError(f"--{flag}={text}: write LABEL.OPTION=VALUE, as {example}")
+        options = found.setdefault(label, {})
+        if option in options:
+            raise UserError(f"--{flag}={label}.{option} is given twice")
+        options[option] = value
+    return found
+
+
+def _options(
+    family: Family, name: str | None, options: Mapping[str, str], where: str
+) -> dict[str, Any]:
+    """The values of options of a member, each read as what its option holds; as it is written where
+    the member, or the option, is not known here.
+    """
+    kinds = family.kinds(name, where) if name in family.names() else {}
+    return {
+        key: values.read(kinds.get(key), text, f"{where}.{key}") for key, text in options.items()
+    }
