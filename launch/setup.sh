@@ -89,7 +89,9 @@ setup() {
     run .venv/bin/python -m pip install --quiet -c constraints.txt -e "$target"
     printf '%s\n' "$state" >"$stamp"
   fi
-  echo "For a GPU: .venv/bin/python -m pip install -c constraints.txt -e '.[gpu]'  (TPU: '.[tpu]')"
+  if [ "$extras" = "" ]; then
+    echo "For a GPU: .venv/bin/python -m pip install -c constraints.txt -e '.[gpu]'  (TPU: '.[tpu]')"
+  fi
   if ls .venv/.installed-*aot* >/dev/null 2>&1; then
     quieten_absent_devices
   fi

@@ -39,10 +39,12 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def call(script: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def call(
+    script: Path, *arguments: str, cwd: Path = Path("/"), **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(script), *arguments],
-        cwd="/",
+        cwd=cwd,
         env={"PATH": "/usr/bin:/bin", **env},
         capture_output=True,
         text=True,
@@ -60,6 +62,16 @@ def test_a_python_too_old_is_one_line(checkout: Path, script: str) -> None:
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize("script", ["quickstart", "test"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_installs_nothing(checkout: Path, script: str, flag: str) -> None:
+    stand_in(checkout / ".venv" / "bin" / "python", "3.12.1", too_old=False)
+    done = call(checkout / "launch" / script, "-x", flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"launch/{script} [")
+    assert not (checkout / "log").exists()
+
+
 def test_no_python_is_one_line(checkout: Path) -> None:
     done = call(checkout / "launch" / "test", ESPALIER_PYTHON="/absent/python")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -75,19 +87,23 @@ def test_an_old_environment_is_named(checkout: Path) -> None:
 
 def test_installs_once_and_again_when_the_pins_change(checkout: Path) -> None:
     stand_in(checkout / ".venv" / "bin" / "python", "3.12.1", too_old=False)
+    command = stand_in(checkout / ".venv" / "bin" / "espalier", "3.12.1", too_old=False)
+    command.write_text(command.read_text().replace(">>log", f">>'{checkout}/log'"))
     install = "-m pip install --quiet -c constraints.txt -e "
-    train = "-m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart"
+    train = f"train --config=quickstart --workdir={checkout}/runs/quickstart --suggest"
     log = checkout / "log"
 
     done = call(checkout / "launch" / "quickstart", "--workdir=else where")
     assert done.returncode == 0, done.stderr
     assert log.read_text().splitlines() == [f"{install}.", f"{train} --workdir=else where"]
-    assert f"+ .venv/bin/python {train} --workdir=else\\ where" in done.stderr
+    words = train.replace(" checkout", "\\ checkout")
+    program = str(checkout / ".venv/bin/espalier").replace(" ", "\\ ")
+    assert f"+ {program} {words} --workdir=else\\ where" in done.stderr
     assert "pip install -c constraints.txt -e '.[gpu]'  (TPU: '.[tpu]')" in done.stdout
 
     log.unlink()
-    assert call(checkout / "launch" / "quickstart").returncode == 0
-    assert log.read_text().splitlines() == [train]
+    assert call(checkout / "launch" / "quickstart", cwd=checkout).returncode == 0
+    assert log.read_text().splitlines() == [train.replace(f"{checkout}/", "")]
 
     log.unlink()
     with (checkout / "constraints.txt").open("a") as file:
