@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from lm.config import DataConfig, SourceConfig, UserError
+from lm.config import DataConfig, UserError
+from lm.data.config import held_out
 
 if TYPE_CHECKING:
     from lm.evaluation.evaluate import Result  # imports jax
@@ -33,13 +34,13 @@ def added(data: DataConfig, values: Iterable[str]) -> DataConfig:
             raise UserError(f"--source={name}:... is a source of the run; choose another name")
         if name in sources:
             raise UserError(f"--source gives the name {name!r} twice; choose another name")
-        sources[name] = _held_out(path)
+        sources[name] = held_out(path, "text")
     return dataclasses.replace(data, sources=sources)
 
 
 def alone(data: DataConfig, path: str) -> DataConfig:
     """Data whose only set is `--text=PATH`."""
-    return dataclasses.replace(data, sources={TEXT: _held_out(path)})
+    return dataclasses.replace(data, sources={TEXT: held_out(path, "text")})
 
 
 @contextlib.contextmanager
@@ -68,7 +69,3 @@ def line(result: Result, path: str) -> str:
         f"{path}: {bits.value:.4f} bits per byte{interval}, perplexity {math.exp(nats.value):.4g} "
         f"({nats.value:.4f} nats per token); {result.cost.tokens:,} tokens, {num_bytes:,} bytes"
     )
-
-
-def _held_out(path: str) -> SourceConfig:
-    return SourceConfig(path=path, text_key="text", weight=0.0, valid_fraction=1.0)

@@ -299,5 +299,10 @@ MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape
 LAYERS = Labels(MIXERS, {"mlp": FEED_FORWARDS, "residual": BLOCKS, "matrix": MATRICES})
 
 LAWS = Family("laws", "law", key="law", needs=("problem", "published"))
+READERS = Family("readers", "reader", key="reader", needs=("problem", "endings", "rows"))
 
-ALL = (SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS, MIXERS, FEED_FORWARDS, BLOCKS, MATRICES, LAWS)
+ALL = (
+    *(SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS),
+    *(MIXERS, FEED_FORWARDS, BLOCKS, MATRICES),
+    *(LAWS, READERS),
+)

@@ -44,7 +44,7 @@ LM_RANKS = (
     {"mapping"},
     {"files"},
     {"families", "data.growth"},
-    {"data.config"},
+    {"data.config", "readers"},
     {"config"},
     {"params", "schedules", "laws", "data", "metrics", "state"},
     {"targets", "mup", "fits"},

@@ -24,7 +24,9 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Text: `stdlib`, a glob of .txt .md .py .jsonl[.gz] files, or Parquet.
+    """Text: `stdlib`, or a file or a glob of files of any kind that lm/readers has a reader for.
+    `token_dtype`: of the ids of .bin files, which do not say it. `max_tokens`: documents are read
+    until they have so many (0: all).
 
     `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the text forms
     the validation set of this source's name (0: none, 1: all): whole documents, chosen by the hash
@@ -35,6 +37,15 @@ class SourceConfig:
     text_key: str
     weight: Annotated[float, NOT_NEGATIVE]
     valid_fraction: Annotated[float, SHARE]
+    token_dtype: Annotated[Literal["", "uint16", "uint32"], Later("")]
+    max_tokens: Annotated[int, NOT_NEGATIVE, Later(0)]
+
+
+def held_out(path: str, text_key: str) -> SourceConfig:
+    """A source that is measured on and not trained on."""
+    return SourceConfig(
+        path=path, text_key=text_key, weight=0.0, valid_fraction=1.0, token_dtype="", max_tokens=0
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,23 +24,19 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from lm import files
 from lm.config import DataConfig, UserError
-from lm.data import documents, sources, splits, tokenizers
-from lm.data.documents import Document
+from lm.data import documents, sources, splits, tokenizers, writing
 from lm.data.sources import Corpus, LeftOut
-from lm.data.store import Store, Writer, open_store
+from lm.data.store import SPLITS, Store, open_store
 from lm.data.tokenizers import Tokenizer
 
 FORMAT = 3  # raise when the meaning of the files changes: old folders are then not found any more
-SPLITS = ("train", "valid")
-_BATCH_BYTES = 1 << 20  # text given to the tokenizer at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +103,11 @@ def prepare(
         if tokenizer is None:
             tokenizer = _tokenizer(config, corpora, place, bar)
         tokenizers.check_vocab_size(tokenizer, config.tokenizer)
+        end = tokenizer.end_of_text
+        corpora = {
+            n: dataclasses.replace(c, end_of_text=end) if c.holds_tokens else c
+            for n, c in corpora.items()
+        }
         folders = {n: _tokenized(c, tokenizer, place, bar) for n, c in corpora.items()}
     stores = {}
     for name, folder in folders.items():
@@ -184,6 +185,11 @@ def _tokenizer(
             "data.tokenizer.kind='bpe' is trained on data.sources, which is empty; name a source "
             "or set another kind"
         )
+    if made := [corpus.name for corpus in weighted if corpus.holds_tokens]:
+        raise UserError(
+            f"data.sources.{made[0]} holds ids, and data.tokenizer.kind='bpe' is trained on text; "
+            "set data.tokenizer.kind and data.tokenizer.path to the tokenizer that made them"
+        )
     identity = [config.tokenizer.vocab_size, [corpus.description for corpus in weighted]]
 
     def write(temporary: Path) -> None:
@@ -203,7 +209,9 @@ def _training_texts(corpora: list[Corpus], bar: Progress) -> Iterator[str]:
     for corpus in corpora:
         for found in documents.documents(corpus, LeftOut(), lambda n: bar.advance(task, n)):
             if not found.is_valid:
-                yield from documents.pieces(found.data)
+                yield from (
+                    piece for piece in documents.pieces(found.utf8) if isinstance(piece, str)
+                )
 
 
 def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progress) -> Path:
@@ -212,66 +220,9 @@ def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progres
     def write(temporary: Path) -> None:
         tokenizer.save(temporary / "tokenizer.json")
         task = bar.add_task(f"tokenize {corpus.name}", total=corpus.num_bytes)
-        _write_splits(corpus, tokenizer, temporary, lambda n: bar.advance(task, n))
+        writing.write_splits(corpus, tokenizer, temporary, lambda n: bar.advance(task, n))
 
     return place.once(f"{name}-{_hash([corpus.description, tokenizer.sha256])}", write)
-
-
-class _Piece(NamedTuple):
-    """A text that is tokenized as one, of `num_bytes` in UTF-8. A document is one of them or
-    several, the last of which `is_last`.
-    """
-
-    key: str
-    text: str
-    num_bytes: int
-    is_valid: bool
-    is_last: bool
-
-
-def _write_splits(
-    corpus: Corpus, tokenizer: Tokenizer, folder: Path, advance: Callable[[int], object]
-) -> None:
-    left_out = LeftOut()
-    with contextlib.ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(contextlib.closing(Writer(folder / split, tokenizer)))
-            for split in SPLITS
-        }
-        for batch in _batches(documents.documents(corpus, left_out, advance)):
-            for piece, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
-                if lost := tokenizer.lost(piece.text, ids):
-                    raise UserError(f"document {piece.key!r}: {lost}")
-                writer = writers[SPLITS[piece.is_valid]]
-                writer.append(ids, piece.num_bytes, is_last=piece.is_last)
-        for writer in writers.values():
-            writer.finish(corpus.description, left_out, documents.split(corpus).rule)
-
-
-def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
-    try:
-        with files.one_line(f"cannot tokenize document {batch[0].key!r}"):
-            return tokenizer.encode_batch([piece.text for piece in batch])
-    except UserError:
-        if len(batch) == 1:
-            raise
-    half = len(batch) // 2  # to name the one that cannot
-    return _encoded(batch[:half], tokenizer) + _encoded(batch[half:], tokenizer)
-
-
-def _batches(found: Iterator[Document]) -> Iterator[list[_Piece]]:
-    batch, size = [], 0
-    for document in found:
-        rest = len(document.data)
-        for text in documents.pieces(document.data):
-            num_bytes = len(text.encode())
-            rest, size = rest - num_bytes, size + num_bytes
-            batch.append(_Piece(document.key, text, num_bytes, document.is_valid, not rest))
-            if size >= _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _once(folder: Path, write: Callable[[Path], None]) -> None:

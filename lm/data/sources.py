@@ -2,7 +2,8 @@
 
 - `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of
   code).
-- a glob (`~` and `**` allowed) of the files that lm/data/documents.py reads. A part of it that has
+- a glob (`~` and `**` allowed) of the files that lm/readers read, or a folder that one of them
+  knows to be a data set. A part of it that has
   no * or ? and exists as it is written is taken literally: "x[v1]/*.txt" is the folder x[v1].
 
 A file has its path below the root (the glob's part without wildcards) as its name, and is one file
@@ -26,27 +27,18 @@ import stat
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lm import files
+from lm import files, readers
 from lm.config import SourceConfig, UserError
+from lm.readers import Asked, File
 
 log = logging.getLogger(__name__)
 
-PLAIN = (".txt", ".md", ".py", ".txt.gz")
-LINES = (".jsonl", ".jsonl.gz")
-PARQUET = (".parquet",)
 # Why left out.
 BROKEN, SPECIAL = "broken link", "special file"
 DUPLICATE, DUPLICATE_FOLDER = "duplicate file", "duplicate folder"
 _STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-
-
-class File(NamedTuple):
-    path: Path
-    name: str  # relative to the root, with forward slashes
-    size: int
-    mtime_ns: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +79,32 @@ class Corpus:
     config: SourceConfig
     files: tuple[File, ...]
     left_out: LeftOut
+    end_of_text: int | None = None  # of the tokenizer that made the ids, where files hold ids
 
     @property
     def num_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
     @property
+    def holds_tokens(self) -> bool:
+        """Whether any file holds ids and not text."""
+        found = (readers.find(file.name) for file in self.files)
+        return any(reader is not None and reader.has_tokens for reader in found)
+
+    @property
+    def asked(self) -> Asked:
+        """What its readers are asked."""
+        return Asked(self.name, self.config.text_key, self.config.token_dtype, self.end_of_text)
+
+    @property
     def description(self) -> dict[str, Any]:
         """What decides the content of the documents and of the two splits, and nothing else."""
-        listing = json.dumps([[f.name, f.size, f.mtime_ns] for f in self.files]).encode()
+        listing = json.dumps([[f.name, f.size, f.version] for f in self.files]).encode()
         return {
             "path": self.config.path,
             "text_key": self.config.text_key,
+            "token_dtype": self.config.token_dtype,
+            "max_tokens": self.config.max_tokens,
             "valid_fraction": self.config.valid_fraction,
             "num_files": len(self.files),
             "listing_sha256": hashlib.sha256(listing).hexdigest(),
@@ -117,11 +123,15 @@ def create(name: str, config: SourceConfig) -> Corpus:
         if config.path == "stdlib":
             root = Path(sysconfig.get_paths()["stdlib"])
             paths = _stdlib_paths(root)
-        else:
-            if os.path.isdir(os.path.expanduser(config.path)):
+        elif os.path.isdir(folder := os.path.expanduser(config.path)):
+            root = Path(folder)
+            members = (reader.members(root) for reader in readers.every())
+            paths = next((found for found in members if found is not None), None)
+            if paths is None:
                 raise UserError(
                     f"{where} is a folder; set a glob such as '{config.path.rstrip('/')}/**/*.txt'"
                 )
+        else:
             root, paths = matches(config.path, left_out)
     found = _listed(paths, root, left_out)
     if not found:
@@ -132,10 +142,10 @@ def create(name: str, config: SourceConfig) -> Corpus:
             f"{os.getcwd()}){brackets}"
         )
     for file in found:
-        if not file.name.endswith(PLAIN + LINES + PARQUET):
-            known = " ".join(PLAIN + LINES + PARQUET)
+        if readers.find(file.name) is None:
             raise UserError(
-                f"{where} matches {str(file.path)!r}, which is none of {known}; narrow the glob"
+                f"{where} matches {str(file.path)!r}, which is none of {readers.known()}; narrow "
+                "the glob"
             )
     return Corpus(name, config, tuple(found), left_out)
 
@@ -217,7 +227,7 @@ def check_unchanged(file: File, corpus: Corpus) -> None:
     """
     with files.one_line(f"cannot read {file.path} of data.sources.{corpus.name}"):
         status = file.path.stat()
-    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.version):
         raise UserError(
             f"{file.path} of data.sources.{corpus.name} changed while it was read (listed with "
             f"{file.size} bytes, now {status.st_size}); let what writes it end, and start again"

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-Data = bytes | bytearray | memoryview
+import numpy as np
+
+from lm.readers import Data
+
 HASH, RANK, TAILS = "hash", "rank", "tails"
 _WINDOW = 1 << 16  # bytes around the cut in which a line or a word may begin
 
@@ -69,15 +72,19 @@ def choose(keys: Iterable[str], valid_fraction: float) -> Split:
     return Split(TAILS, 0.0)
 
 
-def tail(data: Data, valid_fraction: float) -> int:
-    """Where the part of a text that is held out begins; 0 < place < len(data). A text of a single
-    letter has no such place: len(data).
+def tail(data: Data | np.ndarray, valid_fraction: float) -> int:
+    """Where the part of a text, or of token ids, that is held out begins; 0 < place < len(data). A
+    single letter or id has no such place: len(data).
 
     >>> tail(b"one line\\nanother line\\nthe last", 0.3)
     22
     """
     size = len(data)
+    if size < 2:
+        return size
     wanted = size - min(size - 1, max(1, round(size * valid_fraction)))
+    if isinstance(data, np.ndarray):
+        return wanted
     near = min(_WINDOW, min(wanted, size - wanted) // 2)
     around = bytes(data[wanted - near : wanted + near])
     for places in (_after(around, b"\n"), _before(around, b" ")):
@@ -87,12 +94,6 @@ def tail(data: Data, valid_fraction: float) -> int:
     begins = lambda place: place == size or data[place] & 0xC0 != 0x80  # of a letter in UTF-8
     before = next(p for p in range(wanted, -1, -1) if begins(p))
     return before or next(p for p in range(1, size + 1) if begins(p))
-
-
-def tail_of_tokens(ids: Sequence[int], valid_fraction: float) -> int:
-    """The same of token ids, between any two of them."""
-    size = len(ids)
-    return size - min(size - 1, max(1, round(size * valid_fraction))) if size > 1 else size
 
 
 def _after(text: bytes, mark: bytes) -> Iterator[int]:

@@ -27,6 +27,7 @@ from lm.config import UserError
 from lm.data.sources import LeftOut
 from lm.data.tokenizers import Tokenizer
 
+SPLITS = ("train", "valid")
 CHUNK = 1 << 16  # bytes; small, since the first row to read of a chunk has it read whole
 _DIGEST = 16  # bytes
 _META_KEYS = {
@@ -103,7 +104,8 @@ class Writer:
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
         self._hash = hashlib.sha256()
         self._offsets = array("q", [0])
-        self._num_tokens = self._bytes = 0
+        self.num_tokens = 0  # so far
+        self._bytes = 0
         self._chunk, self._digests = bytearray(), bytearray()
         folder.mkdir(parents=True)
         self._stream: IO[bytes] = (folder / "tokens.bin").open("wb")
@@ -114,8 +116,8 @@ class Writer:
         """
         if is_last:
             ids = np.append(ids, self._tokenizer.end_of_text)
-            self._offsets.append(self._num_tokens + len(ids))
-        self._num_tokens += len(ids)
+            self._offsets.append(self.num_tokens + len(ids))
+        self.num_tokens += len(ids)
         self._bytes += num_bytes
         data = ids.astype(self._dtype).tobytes()
         self._stream.write(data)
@@ -135,7 +137,7 @@ class Writer:
         (self._folder / "chunks.sum").write_bytes(digests)
         meta = {
             "documents": len(self._offsets) - 1,
-            "tokens": self._num_tokens,
+            "tokens": self.num_tokens,
             "bytes": self._bytes,
             "dtype": self._dtype.name,
             "end_of_text": self._tokenizer.end_of_text,

@@ -8,14 +8,16 @@ gaps around them, so that title pages and licences at either end are seldom met.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lm.config import SourceConfig, UserError
+from lm.config import UserError
 from lm.data import documents as documents_lib
 from lm.data import sources
+from lm.data.config import held_out
 from lm.data.sources import LeftOut
 from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
@@ -102,13 +104,15 @@ def _read(
     """Documents that may be long enough, then the longest of the others, to be told of: a document
     has no more tokens than bytes, and most need not be tokenized.
     """
-    source = SourceConfig(path=path, text_key=text_key, weight=0.0, valid_fraction=1.0)
     longest = b""
     try:
-        corpus = sources.create("task", source)
+        corpus = sources.create("task", held_out(path, text_key))
+        corpus = dataclasses.replace(corpus, end_of_text=tokenizer.end_of_text)
         left_out.include(corpus.left_out)
         for document in documents_lib.documents(corpus, left_out):
-            if len(document.data) >= tokens:
+            if isinstance(document.data, np.ndarray):
+                yield document.data
+            elif len(document.data) >= tokens:
                 yield tokenizer.encode_batch([document.text])[0]
             elif len(document.data) > len(longest):
                 longest = bytes(document.data)

@@ -15,6 +15,7 @@ WORDS = "the quick brown fox jumps over a lazy dog in été and naïve 日本 <|
 
 def source(path: object, **changes: object) -> SourceConfig:
     values = {"path": str(path), "text_key": "text", "weight": 1.0, "valid_fraction": 0.3}
+    values |= {"token_dtype": "", "max_tokens": 0}
     return SourceConfig(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 

@@ -30,7 +30,8 @@ from pathlib import Path
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
 from lm.data.growth import NO_WARMUP
 from lm.data.prepare import prepare
-source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3)
+source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3,
+                      token_dtype="", max_tokens=0)
 tokenizer = TokenizerConfig(kind=sys.argv[3], path="", vocab_size=300)
 config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)

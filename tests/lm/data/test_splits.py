@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
@@ -84,10 +85,10 @@ def test_a_cut_is_where_a_line_begins_or_a_word_ends() -> None:
 
 
 def test_tokens_are_cut_by_their_number() -> None:
-    assert splits.tail_of_tokens(range(100), 0.05) == 95
-    assert splits.tail_of_tokens(range(2), 1e-9) == 1
-    assert splits.tail_of_tokens(range(2), 1 - 1e-9) == 1
-    assert splits.tail_of_tokens(range(1), 0.5) == 1
+    assert splits.tail(np.arange(100), 0.05) == 95
+    assert splits.tail(np.arange(2), 1e-9) == 1
+    assert splits.tail(np.arange(2), 1 - 1e-9) == 1
+    assert splits.tail(np.arange(1), 0.5) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.05, 0.5, 0.9])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.data import long_lines
+from lm.readers import _long_lines as long_lines
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -66,7 +66,8 @@ from pathlib import Path
 from lm.config import DataConfig, SourceConfig, TokenizerConfig
 from lm.data.growth import NO_WARMUP
 from lm.data.prepare import prepare
-source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.0)
+source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.0,
+                      token_dtype="", max_tokens=0)
 tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=257)
 config = DataConfig(tokenizer=tokenizer, sources={"s": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)
