@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from launch import cli, members
+from lm import extras
 from lm.config import UserError
 from lm.interop import harness_tasks
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     try:
         from lm_eval import evaluator, tasks, utils  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing; pip install 'espalier[eval]'") from None
+        raise UserError(f"{error.name} is missing; {extras.command('eval')}") from None
     from lm import files  # after the flags: imports jax
     from lm.interop import eval_harness
     from lm.run import checkpoint

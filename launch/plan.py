@@ -39,20 +39,20 @@ def main(argv: list[str]) -> None:
     targets.start(target)
     launch = plan_lib.Launch(shlex.join(cli.config_words()), str(workdir))
     points: list[search.Point] = []
+    how = {"is_compiled": _COMPILE.value}
     with Waiting(f"planning for {target.name}") as waiting:
         if _SEARCH.value:
-            found, points = search.search(
-                config, target, launch, waiting.told, is_compiled=_COMPILE.value
-            )
+            found, points = search.search(config, target, launch, waiting.told, **how)
         else:
-            found = plan_lib.plan(config, target, launch, is_compiled=_COMPILE.value)
+            found = plan_lib.plan(config, target, launch, **how)
     if points:
         print(search.table(points), end="\n\n")
     print(table.text(found), end="")
     told = plan_lib.to_json(found) | {"search": search.to_json(points)}
     if found.fits is False and not (found.program and found.program.is_unsupported):
         refusal = found.program.refusal if found.program else ""
-        told["explained"] = explain.explain(found.config, targets.devices(target), refusal)
+        devices = targets.devices(target, **how)
+        told["explained"] = explain.explain(found.config, devices, refusal)
         print(f"\n{told['explained']}", end="")
     if output:
         files.replace(output, json.dumps(machine.describe("plan") | told, indent=1) + "\n")

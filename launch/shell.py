@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lm import files
+
 # How each shell reads a file of commands, and the file of a virtual environment for it.
 _ENTER = {"fish": ("source", "activate.fish"), "csh": ("source", "activate.csh")}
 _ENTER["tcsh"] = _ENTER["csh"]
@@ -24,9 +26,9 @@ def line(name: str, words: Sequence[str] = ()) -> str:
     if _is_entered(found):
         start = ["espalier"]
     elif found.is_file():
-        start = [_short(found)]
+        start = [files.short(found)]
     else:  # a checkout that is not installed
-        start = [sys.executable, _short(Path(__file__).parent.parent / "espalier.py")]
+        start = [sys.executable, files.short(Path(__file__).parent.parent / "espalier.py")]
     return shlex.join([*start, name, *words])
 
 
@@ -39,12 +41,12 @@ def enter() -> str | None:
     path = _script().parent / file
     if _is_entered(_script()) or not path.is_file():
         return None
-    return shlex.join([word, _short(path)])
+    return shlex.join([word, files.short(path)])
 
 
 def next_lines(workdir: Path) -> str:
     """What can be done with a finished run: lines for a shell, each with what it does."""
-    run = _short(workdir)
+    run = files.short(workdir)
     lines = [(text, "enter the environment, once a shell") for text in [enter()] if text]
     lines += [
         ("espalier", "every command, and the presets that --config takes"),
@@ -55,7 +57,7 @@ def next_lines(workdir: Path) -> str:
         ),
         (
             "espalier train --config=quickstart:softmax "
-            + shlex.quote(f"--workdir={_short(workdir.parent / 'other')}"),
+            + shlex.quote(f"--workdir={files.short(workdir.parent / 'other')}"),
             "another mixer",
         ),
     ]
@@ -72,9 +74,3 @@ def _is_entered(script: Path) -> bool:
     """Whether `espalier` alone would start the command of this environment."""
     found = shutil.which("espalier")
     return found is not None and script.is_file() and os.path.samefile(found, script)
-
-
-def _short(path: Path) -> str:
-    """A path without the current folder, where it lies there."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

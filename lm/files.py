@@ -173,6 +173,12 @@ def told(error: BaseException) -> str | None:
     return f"{failure.strerror} ({text}); {advice(failure)}"
 
 
+def short(path: Path) -> str:
+    """A path as it is written in the current folder: without that folder, where it lies there."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def last_line(text: str, otherwise: str = "no output") -> str:
     """What a process that failed said last; `otherwise` if it said nothing.
 

@@ -43,6 +43,7 @@ KERNEL_RANKS = (
 LM_RANKS = (
     {"mapping"},
     {"files"},
+    {"extras"},
     {"families", "data.growth"},
     {"data.config", "readers"},
     {"config"},

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers as hf
 
-from lm import files
+from lm import extras, files
 from lm.config import TokenizerConfig, UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -229,7 +229,7 @@ class _Tiktoken:
             tiktoken = importlib.import_module("tiktoken")
         except ImportError as error:
             raise UserError(
-                "a .tiktoken tokenizer needs tiktoken; pip install 'espalier[data]'"
+                f"a .tiktoken tokenizer needs tiktoken; {extras.command('data')}"
             ) from error
         ranks = {}
         for number, line in enumerate(payload.splitlines(), start=1):

@@ -1,6 +1,5 @@
 """A model of this project in EleutherAI's lm-evaluation-harness (lm-eval 0.4.13); no torch.
-
-    pip install 'espalier[eval]'
+The extra `eval` brings the harness.
 
     import lm
     from lm_eval import evaluator, tasks

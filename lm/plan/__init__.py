@@ -132,7 +132,7 @@ def plan(
       UserError: a mesh that does not fit the target's devices, sizes that do not divide, a compiler
       that is not installed.
     """
-    devices = targets.devices(target)
+    devices = targets.devices(target, is_compiled=is_compiled)
     built = build_lib.build(config, devices)
     measured = memory.measure(config, devices)
     needs = memory.estimate(built, measured)

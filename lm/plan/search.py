@@ -66,7 +66,7 @@ def search(
     Raises:
       UserError: no mesh of these devices divides the sizes.
     """
-    devices = targets.devices(target)
+    devices = targets.devices(target, is_compiled=is_compiled)
     told("searching by formula")
     points = sorted(by_formula(config, target, devices), key=_rank)
     shared = [point for point in points[:COMPILED] if point.values["mesh.sequence"] > 1]

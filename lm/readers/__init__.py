@@ -22,7 +22,7 @@ from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from lm import files
+from lm import extras, files
 from lm.families import READERS
 from lm.mapping import UserError
 
@@ -201,4 +201,4 @@ def package(name: str, why: str) -> Any:
     try:
         return [importlib.import_module(part) for part in (top, name)][-1]
     except ImportError as error:
-        raise UserError(f"{why} and {top} is missing; pip install 'espalier[data]'") from error
+        raise UserError(f"{why} and {top} is missing; {extras.command('data')}") from error

@@ -73,13 +73,15 @@ def locate(path: Path) -> Path:
     if (path / "meta").is_dir():
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    found = steps(folder.parent)
-    if not found:
-        raise UserError(
-            f"{path} is neither a run with checkpoints nor a checkpoint; give WORKDIR or "
-            f"WORKDIR/{FOLDER}/STEP"
-        )
-    return folder / str(max(found))
+    if found := steps(folder.parent):
+        return folder / str(max(found))
+    if path.parent.name == FOLDER and (found := steps(path.parent.parent)):
+        there = ", ".join(map(str, found))
+        raise UserError(f"{path} is not a checkpoint; {path.parent} has those of steps {there}")
+    raise UserError(
+        f"{path} is neither a run with checkpoints nor a checkpoint; give WORKDIR or "
+        f"WORKDIR/{FOLDER}/STEP"
+    )
 
 
 def steps(workdir: Path) -> list[int]:

@@ -8,7 +8,7 @@
 
 `parse` reads a name, `start` readies this process (before JAX starts a backend), `devices` gives
 what lm/build.py builds for. TPUs and GPUs come from their compilers (extra `aot`) and need not be
-attached: they compile and do not run.
+attached: they compile and do not run. Where nothing is compiled, stand-ins do.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
+from lm import extras
 from lm.config import UserError, nearest
 from lm.targets.chips import CHIPS, MEM_FRACTION, Chip
 
-__all__ = ["MEM_FRACTION", "Chip", "Target", "devices", "names", "parse", "start"]
+__all__ = ["MEM_FRACTION", "Chip", "StandIn", "Target", "devices", "names", "parse", "start"]
 
 # Chips -> shape of the slice. v5e and v6e: a 2D torus; the others: a 3D one ("TPU configurations"
 # of the Cloud TPU documentation).
@@ -64,6 +65,16 @@ class Target:
     @property
     def devices_per_host(self) -> int:
         return self.devices // self.hosts
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """What a build and the formulas of a plan ask of a device; no compiler takes it."""
+
+    id: int
+    platform: str
+    device_kind: str
+    process_index: int
 
 
 def names() -> list[str]:
@@ -137,12 +148,17 @@ def start(target: Target) -> None:
         jax.config.update("jax_num_cpu_devices", target.devices)
 
 
-def devices(target: Target) -> list[Any]:
-    """The target's devices in order.
+def devices(target: Target, *, is_compiled: bool = True) -> list[Any]:
+    """The target's devices in order; stand-ins without `is_compiled`.
 
     Raises:
-      UserError: its compiler is not installed, or JAX has started with fewer CPU devices.
+      UserError: its compiler is not installed, or JAX has started with fewer CPU devices; never
+      without `is_compiled`.
     """
+    if not is_compiled:
+        chip, per_host = target.chip, target.devices_per_host
+        numbers = range(target.devices)
+        return [StandIn(n, chip.platform, chip.device_kind, n // per_host) for n in numbers]
     if target.chip.platform == "tpu":
         return _tpu(target)
     if target.chip.platform == "gpu":
@@ -201,5 +217,5 @@ def _need(module: str, target: Target, what: str) -> None:
     if not is_here:
         raise UserError(
             f"--target={target.name} needs {what}, {module} is not installed; "
-            "pip install 'espalier[aot]'"
+            f"install it by `{extras.command('aot')}`; espalier plan --nocompile does without"
         )

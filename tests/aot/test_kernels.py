@@ -15,6 +15,7 @@ import pytest
 
 from launch.benchmarks import compiled
 from launch.benchmarks.compiled import TARGETS, Problem, Program
+from lm import extras
 
 SHARED_MEMORY = 227 * 1024  # bytes that a block of an H100 may have
 # Of all bytes at once, forward alone: kernels hold the states that enter the chunks, and in Triton
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.aot
 def need(target: str) -> None:
     for name in NEEDED[target]:
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install 'espalier[aot]'")
+            pytest.skip(f"{name} is not installed: {extras.command('aot')}")
 
 
 @pytest.mark.parametrize(

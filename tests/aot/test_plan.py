@@ -14,16 +14,18 @@ import pytest
 from experiments.base import get_config
 from launch.benchmarks import meshes
 from launch.benchmarks.meshes import SIZES
+from lm import extras, targets
 from lm import plan as plan_lib
-from lm import targets
+from lm.config import Config
 from lm.plan import Launch, Plan, explain
+from lm.targets import Target
 from tests.lm import tiny
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
-        reason="libtpu is not installed: pip install 'espalier[aot]'",
+        reason=f"libtpu is not installed: {extras.command('aot')}",
     ),
 ]
 
@@ -71,6 +73,22 @@ def test_forms_of_the_target_and_what_was_substituted() -> None:
     launch = Launch("--config=x.py", "run")
     found = plan_lib.plan(config, targets.parse("v5e-8"), launch, is_compiled=False)
     assert {f.substituted for f in found.forms} == {"linear_scan has no pallas_tpu yet"}
+
+
+@pytest.mark.parametrize("name", ["v5e-8", "h100-8"])
+def test_formulas_say_the_same_of_devices_and_stand_ins(name: str) -> None:
+    target = targets.parse(name)
+    config = tiny.config({"mesh.data": 2, "mesh.fsdp": 4, "data.batch_size": 8})
+    assert type(targets.devices(target)[0]) is not targets.StandIn
+    plain = [plan_lib.to_json(_formulas(config, target, here)) for here in (True, False)]
+    assert plain[0] == plain[1]
+
+
+def _formulas(config: Config, target: Target, is_here: bool) -> Plan:
+    devices = targets.devices(target, is_compiled=is_here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "devices", lambda target, **how: devices)
+        return plan_lib.plan(config, target, Launch("--config=x.py", "run"), is_compiled=False)
 
 
 def test_a_step_that_does_not_fit_is_explained_and_mended() -> None:

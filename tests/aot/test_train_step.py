@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import pytest
 
-from lm import targets
+from lm import extras, targets
 from lm.build import Build, build
 from tests.lm import tiny
 
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
-        reason="libtpu is not installed: pip install 'espalier[aot]'",
+        reason=f"libtpu is not installed: {extras.command('aot')}",
     ),
 ]
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lm import extras
 from lm.config import UserError
 from lm.evals import Given, _requests
 from lm.evals._requests import Request
@@ -52,7 +53,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             patch.setenv(name, "1")
-        reason = "lm-eval is not installed (pip install 'espalier[eval]')"
+        reason = f"lm-eval is not installed ({extras.command('eval')})"
         pytest.importorskip("lm_eval", reason=reason)
         names = ("lm.interop.eval_harness", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.utils")
         adapter, evaluator, tasks, utils = map(importlib.import_module, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import shlex
@@ -80,6 +81,24 @@ def test_gathers_of_zero3_repeat_with_the_microbatches() -> None:
 def plan_of(changes: dict[str, Any], *, is_compiled: bool = False) -> plan_lib.Plan:
     target = targets.parse("cpu-4")
     return plan_lib.plan(tiny.config(changes), target, LAUNCH, is_compiled=is_compiled)
+
+
+@pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8", "h100-4", "cpu-64"])
+def test_formulas_need_no_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no target, and no more devices of the CPU than there are."""
+    found_spec = importlib.util.find_spec
+    absent = ("libtpu", "jax_plugins")
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda module, *rest: None if module.startswith(absent) else found_spec(module, *rest),
+    )
+    target = targets.parse(name)
+    config = tiny.config({"mesh.data": target.devices, "data.batch_size": 64})
+    found = plan_lib.plan(config, target, LAUNCH, is_compiled=False)
+    assert found.memory.total > found.memory.state > 0
+    assert {flow.axes for flow in found.flows} == {("data",)}
+    assert (found.times is None) == (name == "cpu-64")
+    assert "espalier" in found.launch or "launch/" in found.launch
 
 
 def test_a_plan_is_told_and_written() -> None:

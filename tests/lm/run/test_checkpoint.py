@@ -212,9 +212,13 @@ def test_locate(lab: Lab, tmp_path: Path) -> None:
     assert checkpoint.locate(newest.with_name("3")) == newest.with_name("3")
     assert checkpoint.steps(lab.whole) == [3, 6, 9, 12]
     assert checkpoint.steps(tmp_path) == []
-    for path in (tmp_path, tmp_path / "absent", newest.with_name("5")):
+    for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="give WORKDIR or WORKDIR/checkpoints/STEP"):
             checkpoint.locate(path)
+    with pytest.raises(
+        UserError, match=r"/5 is not a checkpoint; .* has those of steps 3, 6, 9, 12"
+    ):
+        checkpoint.locate(newest.with_name("5"))
 
 
 def test_a_notebook_loads_a_run(lab: Lab) -> None:
