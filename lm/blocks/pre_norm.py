@@ -16,7 +16,7 @@ from lm.modules.norm import RMSNorm
 
 
 class PreNorm(Block):
-    """Norms stand before mixer and feed-forward; the residual stream itself is never normed."""
+    """Mixer and feed-forward each have a norm in front; the residual stream is never normed."""
 
     def setup(self) -> None:
         self.mixer_norm = RMSNorm(self.context)

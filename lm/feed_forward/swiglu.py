@@ -1,5 +1,5 @@
-"""SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202, eq. 6): (silu(x W_gate) * x W_up) W_down, no
-biases.
+"""SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202, eq. 6), without biases:
+(silu(x W_gate) * x W_up) W_down.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm.modules.remat import recomputed
 
 
 class Swiglu(FeedForward):
-    """x [..., D] -> [..., D] through F."""
+    """x [..., D] -> [..., D], through F hidden channels."""
 
     ffn_dim: Annotated[int, POSITIVE]
 

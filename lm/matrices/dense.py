@@ -1,4 +1,4 @@
-"""A matrix that is one array, initialised normal with muP's standard deviation."""
+"""A matrix stored as one array, initialized from a normal with muP's standard deviation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Published layers, one file each; a name is found by its file (lm/layers.py)."""
+"""Published layers, one file each; a mixer is found by the name of its file (lm/layers.py)."""

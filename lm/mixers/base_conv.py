@@ -2,8 +2,8 @@
 
     y = W_o ((W_g x + b_g) * (h * (W_u x) + b_h))         h: a causal filter of W taps per channel
 
-One product of a gate and a short convolution, `expand` times as wide as the model. Parameters
-3 expand D^2 and expand D (W + 2); state expand D W float32, the W inputs that a token's output
+A product of a gate and a short convolution, `expand` times as wide as the model. Parameters:
+3 expand D^2 and expand D (W + 2). State: expand D W float32, the W inputs that a token's output
 reads.
 """
 
@@ -20,8 +20,8 @@ from lm.params import declare
 
 
 class BaseConv(Mixer):
-    """Options of a layer label are these fields; the width is cut into `num_heads` equal parts
-    for the sake of the mesh alone."""
+    """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
+    so that it can be split over the mesh."""
 
     num_heads: int
     expand: int = 4

@@ -3,9 +3,9 @@
     phi(q) . phi(k) = 1 + s + s^2 / 2,  s = q . k / d'^1/2         the second-order exp
     o_t = sum_{j <= t} (phi(q_t) . phi(k_j)) v_j / sum_{j <= t} phi(q_t) . phi(k_j)
 
-Queries and keys have width d' = `feature_dim` (16 in the paper: 153 features, products once each).
-The other half of the paper is a sliding window: a hybrid is a pattern of both. Parameters
-2 D^2 + 2 D H d'; state H 153 (V + 1) float32.
+Queries and keys have width d' = `feature_dim` (16 in the paper, which gives 153 features: each
+product of two channels once). The other half of the paper's layers is a sliding window; a pattern
+of both is the hybrid. Parameters: 2 D^2 + 2 D H d'. State: H 153 (V + 1) float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPS = 1e-12
 
 
 class Based(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`, but for `expand_k`."""
+    """Options of a layer label are these fields and those of `LinearMixer` except `expand_k`."""
 
     feature_dim: int = 16
 
@@ -46,6 +46,6 @@ class Based(LinearMixer):
     def mix(self, x: jax.Array, positions: jax.Array, run: Along) -> jax.Array:
         del positions
         q, k, v = self.project(x)
-        # The features stay float32: their products are sums of up to 153 terms.
+        # The features stay float32, because their products are sums of up to 153 terms.
         q, k = taylor(q), taylor(k)
         return self.out(divide_by_sum(run("main", {"q": q, "k": k, "v": with_ones(v)}), EPS))

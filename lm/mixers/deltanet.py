@@ -3,10 +3,9 @@
     S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = K^-1/2 S_t^T q_t
     q, k, v: projection, causal convolution over 4 tokens, SiLU; q and k of unit length
     beta = sigmoid(W_b x)       twice that with `negative_eigenvalues` (arXiv 2411.12537)
-    y = W_o RMSNorm(o), each head by itself
+    y = W_o RMSNorm(o), with the norm over each head
 
-Parameters 4 D^2 + D H + 4 * 3 D + V; state D K and 4 * 3 D of the convolutions,
-float32.
+Parameters: 4 D^2 + D H + 4 * 3 D + V. State: D K, and 4 * 3 D of the convolutions, float32.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Deltanet(LinearMixer):
         )
 
     def calls(self) -> dict[str, Call]:
-        # Unit keys: the scale does not grow with the width, so muP leaves it alone.
+        # Keys have unit length, so the scale does not grow with the width: muP leaves it as it is.
         scale = self.key_dim**-0.5
         calls = {"main": self.op_call(self.key_dim, self.value_dim, scale=scale, decay="none")}
         if self.conv_size:

@@ -3,11 +3,11 @@
     S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = K^-1/2 S_t^T q_t
     log alpha = -exp(A_log) softplus(W_a x + dt_bias),  beta = sigmoid(W_b x)
     q, k, v: projection, causal convolution over 4 tokens, SiLU; q and k of unit length
-    y = W_o (RMSNorm(o) * swish(W_g x)), each head by itself
+    y = W_o (RMSNorm(o) * swish(W_g x)), with the norm over each head
 
-Keys are 0.75 and values 1.5 times as wide as a head of the model, so that the layer has 6 D^2
-parameters, 2 D H of gates, 12 D of the convolution, 2 H and V. State 1.125 D K' with K' the model's
-head width, and 4 * 3 D of the convolution, float32.
+Keys are 0.75 times and values 1.5 times as wide as a head of the model. So the layer has 6 D^2
+parameters, 2 D H of gates, 12 D of the convolution, 2 H and V. State: 1.125 D K', where K' is the
+model's head width, and 4 * 3 D of the convolution, float32.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GatedDeltanet(LinearMixer):
         return 2 * self.key_dim + self.value_dim
 
     def calls(self) -> dict[str, Call]:
-        # Unit keys: the scale does not grow with the width, so muP leaves it alone.
+        # Keys have unit length, so the scale does not grow with the width: muP leaves it as it is.
         scale = self.key_dim**-0.5
         return {
             "main": self.op_call(self.key_dim, self.value_dim, scale=scale, decay="scalar"),

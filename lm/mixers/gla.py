@@ -4,7 +4,7 @@
     g = log sigmoid(x W_1 W_2 + b) / 16            W_1 W_2 of rank 16
     y = W_o (RMSNorm(o) * swish(W_g x))
 
-Keys are half as wide as values. Parameters 4 D^2 + 16 (D + D/2) + D/2 + V; state D^2 / (2 H)
+Keys are half as wide as values. Parameters: 4 D^2 + 16 (D + D/2) + D/2 + V. State: D^2 / (2 H)
 float32.
 """
 

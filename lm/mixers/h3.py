@@ -2,10 +2,10 @@
 
     y = W_o (q * SSM_diag(SSM_shift(k) * v)),  q, k, v = W_q x, W_k x, W_v x
 
-SSM_shift holds the last `shift_taps` inputs of a channel with learned weights, a convolution;
-SSM_diag is S4D (lm/modules/diagonal.py). Both have a skip. The paper's language models put two
-attention layers among them: a pattern. Parameters 4 D^2 + D (W + 1) and D (2 N + 2); state
-D N / 2 complex and D W, float32.
+SSM_shift is a convolution: learned weights on the last `shift_taps` inputs of a channel. SSM_diag
+is S4D (lm/modules/diagonal.py). Both have a skip. The paper's language models have two attention
+layers among these; use a pattern. Parameters: 4 D^2 + D (W + 1) and D (2 N + 2). State: D N / 2
+complex and D W, float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lm.params import declare
 
 
 class H3(Mixer):
-    """Options of a layer label are these fields; the width is cut into `num_heads` equal parts
-    for the sake of the mesh alone (heads of one channel, as published)."""
+    """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
+    so that it can be split over the mesh (the published layer has heads of one channel)."""
 
     num_heads: int
     state_dim: int = 64
@@ -59,7 +59,7 @@ class H3(Mixer):
         self.query, self.key, self.value = (
             linear(self.context, "D H K", (d, h, k), 1) for _ in range(3)
         )
-        # Unit variance over the taps together, as of one output of a normalized input.
+        # Unit variance of an output of a normalized input: the variances of all taps add up to 1.
         std = self.shift_taps**-0.5
         init = declare(nn.initializers.normal(std), "H K W", "vector", decay=False)
         self.shift = self.param("shift", init, (h, k, self.shift_taps))

@@ -2,9 +2,9 @@
 
     o_t = sum_{j <= t} (phi(q_t) . phi(k_j)) v_j / sum_{j <= t} phi(q_t) . phi(k_j)
 
-phi is a softmax of a learned map of the head and of its negative, which starts as the identity
-(lm/modules/feature_maps.py has both published kinds). Parameters 4 D^2 and 2 (K^2 + K) for
-`joint`, 2 H K^2 for `split`; state H 2K (V + 1) float32.
+phi is a softmax of a learned map of the head and one of its negative. The map starts as the
+identity (lm/modules/feature_maps.py has both published kinds). Parameters: 4 D^2, and 2 (K^2 + K)
+for `joint` or 2 H K^2 for `split`. State: H 2K (V + 1) float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm.modules.feature_maps import Hedgehog as FeatureMap
 from lm.modules.linear_mixer import LinearMixer, divide_by_sum, with_ones
 from lm.modules.mixer import Along, Call
 
-# By `joint` a key opposite to its query weighs about exp(-4 |y|), and a first token has no other.
+# With `joint`, a key opposite to its query weighs about exp(-4 |y|); a first token has only itself.
 EPS = 1e-12
 
 

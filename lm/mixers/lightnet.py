@@ -4,9 +4,9 @@
     S_t = diag(exp g_t) S_{t-1} + k'_t v_t^T,  o_t = S_t^T silu(q_t)
     y = W_o (RMSNorm(o) * swish(W_2 W_1 x))                          the norm over all heads
 
-so a channel of S is the mean of the values so far under a softmax over time. Parameters 4 D^2,
-2 D R of the gate of rank R, and D; state H K V, H K of lse and as many of the imaginary part that
-linear_scan has for complex modes, zero here; float32.
+So a channel of S is the mean of the values so far, weighted by a softmax over time. Parameters:
+4 D^2, 2 D R of the gate of rank R, and D. State: H K V, H K of lse, and H K of zeros (the imaginary
+part that linear_scan keeps for complex modes); float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lm.modules.low_rank import LowRank
 from lm.modules.mixer import Along, Call
 from lm.modules.norm_gate import NormGate
 
-# 1 - k' in float32 has no digits left beyond this; a gradient through log 0 would be infinite.
+# Beyond this 1 - k' has no digits left in float32, and a gradient through log 0 would be infinite.
 LARGEST = 1.0 - 2.0**-20
 
 

@@ -2,9 +2,9 @@
 
     o_t = sum_{j <= t} (phi(q_t) . phi(k_j)) v_j / sum_{j <= t} phi(q_t) . phi(k_j)
 
-phi = 1 + elu in the paper. With `normalize` off there is no denominator and each head's output is
-RMS-normalized instead (Qin et al., arXiv 2210.10340). Parameters 4 D^2 and state H K (V + 1)
-float32, or 4 D^2 + V and H K V.
+phi = 1 + elu in the paper. Without `normalize` there is no denominator, and each head's output is
+RMS-normalized instead (Qin et al., arXiv 2210.10340). Parameters: 4 D^2, state: H K (V + 1)
+float32; without `normalize` 4 D^2 + V and H K V.
 """
 
 from __future__ import annotations

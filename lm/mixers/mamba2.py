@@ -3,13 +3,13 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T,  y_t = h_t^T C_t + D x_t
     dt = softplus(W_dt x + dt_bias),  A = -exp(A_log)
     x, B, C: projection, causal convolution over 4 tokens with bias, SiLU
-    out = W_o RMSNorm(y * silu(z))                           the norm over the heads of a group
+    out = W_o RMSNorm(y * silu(z)), with the norm over the heads of a group
 
-which is linear attention with q = C, k = B, v = dt x and a decay per head. With E = expand D,
-H = E / P heads of width P = head_dim, and G groups that share B and C (head h reads group
-h // (H / G)), the parameters are D (2 E + 2 G N + H) + 5 (E + 2 G N) + 3 H + E + E D; the state
-E N and 4 (E + 2 G N) of the convolutions, float32. It is published without a feed-forward: set mlp
-none for that.
+This is linear attention with q = C, k = B, v = dt x and a per-head decay. Let E = expand D. There
+are H = E / P heads of width P = head_dim, and G groups that share B and C: head h reads group
+h // (H / G). Parameters: D (2 E + 2 G N + H) + 5 (E + 2 G N) + 3 H + E + E D. State: E N, and
+4 (E + 2 G N) of the convolutions, float32. It is published without a feed-forward; set mlp to none
+for that.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Mamba2(Mixer):
             )
         if inner % self.head_dim or self.num_heads % self.num_groups:
             return (
-                f"expand * width = {inner} must be whole heads of head_dim={self.head_dim}, their "
-                f"number a multiple of num_groups={self.num_groups}"
+                f"expand * width = {inner} must be whole heads of head_dim={self.head_dim}, and "
+                f"their number a multiple of num_groups={self.num_groups}"
             )
         return None
 

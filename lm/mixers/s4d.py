@@ -1,9 +1,9 @@
-"""S4D (Gu et al. 2022, arXiv 2206.11893): a diagonal state-space model of every channel.
+"""S4D (Gu et al. 2022, arXiv 2206.11893): a diagonal state-space model for every channel.
 
     y = GLU(W gelu(SSM(x)) + b)        SSM and its S4D-Lin initialization: lm/modules/diagonal.py
 
-Parameters 2 D^2 + 2 D of the gated linear unit, and D (2 N + 2) of the state-space models; state
-D N / 2 complex, float32 pairs.
+Parameters: 2 D^2 + 2 D of the gated linear unit, and D (2 N + 2) of the state-space models. State:
+D N / 2 complex numbers as float32 pairs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lm.params import declare
 
 
 class S4d(Mixer):
-    """Options of a layer label are these fields; the width is cut into `num_heads` equal parts
-    for the sake of the mesh alone."""
+    """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
+    so that it can be split over the mesh."""
 
     num_heads: int
     state_dim: int = 64

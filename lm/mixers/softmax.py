@@ -1,16 +1,16 @@
-"""Softmax attention as in Llama: grouped queries, RoPE or ALiBi or neither, window or blocks,
-sinks, query-key norm, logit soft cap.
+"""Softmax attention as in Llama: grouped queries; RoPE, ALiBi or neither; window or blocks; sinks,
+query-key norm, logit soft cap.
 
 o_i = sum_j softmax_j(scale q_i . k_j) v_j over visible j <= i. RoPE (Su et al. 2021, arXiv
-2104.09864) turns q and k by their position in the document; ALiBi (Press et al. 2021, arXiv
-2108.12409) subtracts a slope times the distance; query-key norm (Henry et al. 2020, arXiv
+2104.09864) rotates q and k by their position in the document. ALiBi (Press et al. 2021, arXiv
+2108.12409) subtracts a slope times the distance. Query-key norm (Henry et al. 2020, arXiv
 2010.04245) is an RMSNorm of each head before RoPE. Keys are cached after both. A sink is a learned
 logit per head that takes weight and has no value. Blocks are DiagAttention (Qin et al. 2022, arXiv
 2210.10340).
 
 `window`, `global_tokens` and `distance_ceiling` together are LM-Infinite (Han et al. 2023, arXiv
-2308.16137): the op then turns q and k, and keys are cached before. They have no parameters, so a
-model trained without them can be evaluated with them.
+2308.16137). Then the op rotates q and k itself, and keys are cached unrotated. These options have
+no parameters, so a model trained without them can be evaluated with them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Softmax(HeadMixer):
 
     position_encoding: Literal["rope", "alibi", "none"] = "rope"
     rope_theta: float = 1e4
-    window: int = 0  # visible keys, the query's own included; 0: all
+    window: int = 0  # visible keys, including the query's own; 0: all
     logits_soft_cap: float = 0.0  # 0: none
     sink: bool = False
-    block: int = 0  # i sees j only where floor(i / block) = floor(j / block); 0: everywhere
-    global_tokens: int = 0  # of each document's first, visible beyond the window
-    distance_ceiling: int = 0  # of rotations beyond the window, at most the window; 0: none
-    scale: float = 0.0  # of q k; 0: the parametrization's (lm/mup.py)
+    block: int = 0  # i sees j only where floor(i / block) = floor(j / block); 0: no blocks
+    global_tokens: int = 0  # the first tokens of each document, visible beyond the window
+    distance_ceiling: int = 0  # the distance for keys beyond the window, at most it; 0: none
+    scale: float = 0.0  # multiplies q k; 0: the parametrization's scale (lm/mup.py)
     # RoPE for longer texts (kernels/primitives/rope.py): (factor,), or Llama 3.1's (factor, low
-    # and high cut, original length); (): none
+    # cut, high cut, original length); (): none
     rope_scaling: tuple[float, ...] = ()
 
     op: ClassVar[str] = "softmax"
@@ -49,11 +49,11 @@ class Softmax(HeadMixer):
         if self.position_encoding == "rope" and self.head_dim % 2:
             return f"RoPE needs an even K, got head_dim={self.head_dim}"
         if len(self.rope_scaling) not in (0, 1, 4) or min(self.rope_scaling, default=1.0) <= 0:
-            return f"rope_scaling={self.rope_scaling} is neither () nor 1 or 4 positive numbers"
+            return f"rope_scaling={self.rope_scaling} must be (), or 1 or 4 positive numbers"
         if self.rope_scaling and (self.position_encoding != "rope" or self.distance_ceiling):
-            return "rope_scaling is of RoPE without distance_ceiling; set it to ()"
+            return "rope_scaling needs RoPE and no distance_ceiling; set it to ()"
         if self.scale < 0:
-            return f"scale={self.scale} must be >= 0; 0 is the parametrization's"
+            return f"scale={self.scale} must be >= 0; 0 takes the parametrization's scale"
         return super().problem()
 
     def setup(self) -> None:

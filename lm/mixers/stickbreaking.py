@@ -1,10 +1,10 @@
-"""Stick-breaking attention (Tan et al. 2024, arXiv 2410.17980): no position encoding, the order of
-keys is the bias.
+"""Stick-breaking attention (Tan et al. 2024, arXiv 2410.17980): there is no position encoding; the
+order of the keys gives a bias to recent ones.
 
-A_ij = beta_ij prod_{j<l<i} (1 - beta_il), beta = sigmoid(scale q_i . k_j): the nearest key breaks
-the stick first. What is left, the remainder, goes nowhere, to the query's own value, or to a
-learned vector per head (`remainder`). With a `tolerance`, keys for which less than that is left are
-not read, block by block.
+A_ij = beta_ij prod_{j<l<i} (1 - beta_il), beta = sigmoid(scale q_i . k_j): the nearest key takes
+its share of the stick first. What is left, the remainder, is dropped, or multiplies the query's own
+value, or a learned vector per head (`remainder`). With a `tolerance`, blocks of keys are not read
+where less than that is left.
 """
 
 from __future__ import annotations

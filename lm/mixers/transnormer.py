@@ -2,10 +2,11 @@
 
     O = XNorm(phi(Q) (phi(K)^T V)),  phi = 1 + elu
 
-No denominator: the norm of the output bounds the gradients in its place. The paper's early layers
-are DiagAttention, softmax attention within blocks, an option of the softmax mixer; a hybrid is a
-pattern. Which activation and split the paper's T1 and T2 take is UNCONFIRMED, so both are options.
-Parameters 4 D^2 + D, or + V with a norm of each head; state H K V float32.
+There is no denominator: the norm of the output bounds the gradients instead. The paper's early
+layers are DiagAttention, which is softmax attention within blocks, an option of the softmax mixer;
+use a pattern for the hybrid. Which activation and which norm the paper's T1 and T2 use is
+UNCONFIRMED, so both are options. Parameters: 4 D^2 + D, or 4 D^2 + V with a norm of each head.
+State: H K V float32.
 """
 
 from __future__ import annotations

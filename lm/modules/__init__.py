@@ -1,1 +1,1 @@
-"""Parts that more than one mixer or model needs."""
+"""Parts that more than one mixer or model uses."""

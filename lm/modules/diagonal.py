@@ -3,8 +3,8 @@
     h' = A h + x,  y = 2 Re(c . h) + D x        N / 2 modes a channel, A = -exp(log_a) + i frequency
     zero-order hold: lambda = exp(dt A), c_bar = c (exp(dt A) - 1) / A
 
-A starts at -1/2 + i pi n (S4D-Lin), c complex normal of variance one, log dt uniform between
-log 0.001 and log 0.1. None of them decays; B is folded into c.
+A starts at -1/2 + i pi n (S4D-Lin), c as complex normal with variance one, log dt uniform between
+log 0.001 and log 0.1. None of these has weight decay; B is folded into c.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Diagonal(nn.Module):
 
     @staticmethod
     def call(num_heads: int, channels: int, state_dim: int) -> Call:
-        """What a mixer with such a model lists among its calls."""
+        """The entry for this model in the mixer's `calls`."""
         dims = {"H": num_heads, "K": channels, "N": state_dim // 2}
         return Call("linear_scan", dims, {"transition": "modes"})
 
@@ -56,8 +56,8 @@ class Diagonal(nn.Module):
         dt = jnp.exp(self.log_dt)[..., None]
         a_re, a_im = -jnp.exp(self.log_a), self.frequency
         magnitude, angle = dt * a_re, dt * a_im
-        # (lambda - 1) / A in real pairs: times the conjugate of A over its square. Where dt A is
-        # small, lambda - 1 would lose its digits: cos a - 1 = -2 sin^2(a / 2).
+        # (lambda - 1) / A as real pairs: multiply by the conjugate of A, divide by |A|^2. Where
+        # dt A is small, lambda - 1 would lose its digits: cos a - 1 = -2 sin^2(a / 2) does not.
         top_re = jnp.expm1(magnitude) * jnp.cos(angle) - 2.0 * jnp.sin(0.5 * angle) ** 2
         top_im = jnp.exp(magnitude) * jnp.sin(angle)
         square = a_re * a_re + a_im * a_im

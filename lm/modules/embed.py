@@ -1,5 +1,5 @@
 """Token embedding and output head. The vocabulary is padded (config.padded_vocab_size); padded ids
-never occur.
+never occur in data.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lm.params import declare
 
 
 class Embed(nn.Module):
-    """tokens [...] -> multiplier * table[tokens] [..., D]. `table` doubles as the head when
-    embeddings are tied.
+    """tokens [...] -> multiplier * table[tokens] [..., D]. With tied embeddings `table` is the
+    head, too.
     """
 
     context: Context
@@ -55,14 +55,14 @@ class Head(nn.Module):
 def lookup(context: Context, table: jax.Array, tokens: jax.Array) -> jax.Array:
     """multiplier * table [vocab, D] at tokens int32 [B, ...] -> [B, ..., D], activations' dtype.
 
-    With the vocabulary split over devices, each looks up what it holds and the parts are summed
+    Where devices share the vocabulary, each looks up the rows it holds, and the parts are summed
     (Shoeybi et al. 2019, arXiv 1909.08053, sec. 3): no device sees the whole table.
     """
     scale, dtype = context.multipliers.embedding, context.numerics.compute_dtype
     rules = {**context.rules, "D": context.weights.get("D", ())}
     mesh, rules = shard.here(context.mesh, rules)
     vocab, features = (rules.get(letter, ()) for letter in ("vocab", "D"))
-    # The tokens of a decode step are [B]: they have no time to split.
+    # In a decode step the tokens are [B], without a time axis to split.
     layout = tuple(rules.get(letter, ()) for letter in ("B", "T")[: tokens.ndim])
     if not (any(layout) or vocab or features):
         return (jnp.take(table, tokens, axis=0) * scale).astype(dtype)
@@ -70,8 +70,8 @@ def lookup(context: Context, table: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 class _Placed(NamedTuple):
-    """Mesh axes of the dimensions of the tokens, rows and time; of the vocabulary, and of the
-    table's features; multiplier and dtype of the result.
+    """The mesh axes of the dimensions of the tokens (rows and time), of the vocabulary, and of the
+    table's features; and the multiplier and dtype of the result.
     """
 
     mesh: Any
@@ -82,7 +82,7 @@ class _Placed(NamedTuple):
     dtype: Any
 
     def over(self, function: Any, inputs: str, output: str) -> Any:
-        """`function` on local parts: "t" is a table, "b" has tokens in front."""
+        """`function` on local parts; "t" stands for a table, "b" for an array with token axes."""
         specs = {
             "t": P(self.vocab or None, self.features or None),
             "b": P(*(axes or None for axes in self.tokens)),
@@ -90,7 +90,7 @@ class _Placed(NamedTuple):
         return shard.wrap(function, self.mesh, tuple(specs[x] for x in inputs), specs[output])
 
     def local(self, tokens: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-        """Row of the local part of the table, and whether the token is in it."""
+        """The row in the local part of the table, and whether the token is in that part."""
         if not self.vocab:
             return tokens, jnp.ones(tokens.shape, bool)
         return shard.local_index(tokens, self.vocab, rows)
@@ -114,7 +114,8 @@ def _lookup_fwd(placed: _Placed, table: jax.Array, tokens: jax.Array) -> tuple[j
 
 
 def _lookup_bwd(placed: _Placed, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    """The table's gradient: scattered where the rows are held, then summed over the batch."""
+    """The table's gradient: scattered on the devices that hold the rows, then summed over the
+    batch."""
     tokens, like = residuals
     ways = math.prod(placed.mesh.shape[axis] for axis in placed.vocab)
 

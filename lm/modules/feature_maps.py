@@ -30,12 +30,12 @@ FIXED: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def taylor_dim(width: int) -> int:
-    """Features of a head of this width: 153 for 16."""
+    """The number of features of a head of this width: 153 for 16."""
     return 1 + width + width * (width + 1) // 2
 
 
 def taylor(x: jax.Array) -> jax.Array:
-    """x [..., K] -> [..., 1 + K + K (K + 1) / 2], float32; every product of two once."""
+    """x [..., K] -> [..., 1 + K + K (K + 1) / 2], float32; each product of two channels once."""
     width = x.shape[-1]
     wide = x.astype(jnp.float32)
     first, second = np.triu_indices(width)
@@ -48,8 +48,8 @@ def taylor(x: jax.Array) -> jax.Array:
 class Hedgehog(nn.Module):
     """x [..., H, K] -> [..., H, 2 K], through a matrix W that starts as the identity.
 
-    `joint`: one softmax over [2 y, -2 y], y = W x + b, shared by the heads (the layer of
-    flash-linear-attention); `split`: a softmax of y = W x and one of -y, W for each head
+    `joint` is one softmax over [2 y, -2 y] with y = W x + b, shared by the heads (the layer of
+    flash-linear-attention). `split` is one softmax of y = W x and one of -y, with W per head
     (LoLCATs).
     """
 

@@ -1,4 +1,4 @@
-"""What every feed-forward is: x [..., D] -> [..., D], the same for each token by itself."""
+"""What every feed-forward is: x [..., D] -> [..., D], the same function for each token."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from lm.modules.losses import Losses
 
 class FeedForward(nn.Module):
     """`width` is D. A field without a default that is a size of the model (ffn_dim) takes the
-    model's unless the layer says otherwise.
+    model's value unless the layer sets another.
     """
 
     context: Context
     width: int
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; asked before any device is touched."""
         return None
 
     def flops(self, matrices: int, length: int) -> float:
-        """Model FLOPs of a forward pass over one row of `length` tokens. `matrices`: elements of
-        its hidden matrices, all of which every token is multiplied with, unless a feed-forward says
-        otherwise (of many experts a token passes through few).
+        """Model FLOPs of a forward pass over one row of `length` tokens. `matrices` is the number
+        of elements of its hidden matrices. Every token is multiplied with all of them, unless a
+        subclass says otherwise (with many experts a token passes through few).
         """
         return 2.0 * matrices * length
 
     def saved(self, length: int) -> dict[str, float]:
-        """Of these FLOPs, those that need not be done again where model.kept names a tensor."""
+        """The part of these FLOPs that recomputation skips if model.kept names the tensor."""
         return {}
 
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, Losses]:
-        """x [..., D] -> [..., D]; or that, and what is added to the objective."""
+        """x [..., D] -> [..., D]; or that, and losses to add to the objective."""
         raise NotImplementedError

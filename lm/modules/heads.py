@@ -1,6 +1,6 @@
 """What attention mixers share: projections to heads and back, query-key norm, the call of their op.
 
-A mixer derives from `HeadMixer`, names its op, and gives `op_options` (static) and, where they
+A mixer derives from `HeadMixer`, names its op, and defines `op_options` (static) and, where they
 differ, `op_inputs`.
 """
 
@@ -16,8 +16,8 @@ from lm.modules.norm import RMSNorm
 
 
 class HeadMixer(Mixer):
-    """x [B, T, D] -> q [B, T, H, K], k, v [B, T, G, K] -> op -> [B, T, D]. `form` is resolved
-    before init.
+    """x [B, T, D] -> q [B, T, H, K], k, v [B, T, G, K] -> op -> [B, T, D]. `form` is already a
+    concrete form when parameters are initialized.
     """
 
     num_heads: int
@@ -29,7 +29,7 @@ class HeadMixer(Mixer):
     op: ClassVar[str]
 
     def op_options(self) -> dict[str, Any]:
-        """Static options of the op."""
+        """The static options of the op."""
         raise NotImplementedError
 
     def op_inputs(self, x: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
@@ -40,7 +40,7 @@ class HeadMixer(Mixer):
         return {"q": q, "k": k, "v": v}
 
     def dims(self) -> dict[str, int]:
-        """Letters the op knows at build time."""
+        """The sizes of the op's letters that are known when the model is built."""
         return {"H": self.num_heads, "G": self.num_kv_heads, "K": self.head_dim, "V": self.head_dim}
 
     def problem(self) -> str | None:

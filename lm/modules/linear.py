@@ -1,7 +1,7 @@
-"""Matrices of the residual stream: into heads, back from them, and plain ones.
+"""Matrices of the residual stream: into heads, back from heads, and plain ones.
 
-`linear` makes the kind of matrix that the layer's context names, a file of lm/matrices. A kind says
-what W is made of, as sums of products, and `project` multiplies:
+`linear` makes the kind of matrix that the layer's context names, a file of lm/matrices. A kind
+defines W as a sum of products, and `project` multiplies by it:
 
     dense       ((W,),)             y = x W
     low rank    ((A, B),)           y = (x A) B
@@ -33,7 +33,7 @@ GROWING = frozenset("DFHG")
 
 
 def role_of(letters: str, contracted: int) -> Role:
-    """What muP makes of a matrix: hidden where the number of summands grows with the model, input
+    """The role of a matrix in muP: hidden where the number of summands grows with the model, input
     where it is fixed, as on the way back from a low rank (arXiv 2203.03466, table 3).
     """
     return "hidden" if GROWING & {*letters.split()[:contracted]} else "input"
@@ -41,7 +41,7 @@ def role_of(letters: str, contracted: int) -> Role:
 
 class Matrix(nn.Module):
     """One matrix without bias, between any groups of dimensions. `letters` and `shape` are those of
-    W, "D H K" say; its first `contracted` dimensions are summed over.
+    W, for example "D H K". Its first `contracted` dimensions are summed over.
     """
 
     context: Context
@@ -50,7 +50,7 @@ class Matrix(nn.Module):
     contracted: int
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; asked before any device is touched."""
         return None
 
     def chains(self) -> tuple[tuple[Factor, ...], ...]:
@@ -62,7 +62,7 @@ class Matrix(nn.Module):
         return project(x, self)[0]
 
     def place(self, out: jax.Array) -> jax.Array:
-        """The output laid out by its letters; what returns to the residual stream, as that is."""
+        """The output laid out by its letters; output to the residual stream, like the stream."""
         outward = self.letters.split()[self.contracted :]
         if outward == ["D"]:
             return self.context.stream(out)
@@ -76,14 +76,14 @@ def linear(
     contracted: int,
     name: str | None = None,
 ) -> Matrix:
-    """A matrix of the kind that this layer has; fields as `Matrix`."""
+    """A matrix of the kind that this layer uses; the arguments are the fields of `Matrix`."""
     kind = families.MATRICES.find(context.matrix.name, "model.matrix")
     return kind(context, letters, shape, contracted, name=name, **context.matrix.options)
 
 
 def project(x: jax.Array, *matrices: Matrix) -> list[jax.Array]:
-    """The outputs of several matrices of one input. Under tensor parallelism the gradient of that
-    input is then summed over the devices once.
+    """The outputs of several matrices for one input. Under tensor parallelism the gradient of that
+    input is then summed over the devices only once.
     """
     made = [matrix.chains() for matrix in matrices]
     context = matrices[0].context

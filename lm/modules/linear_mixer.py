@@ -1,9 +1,9 @@
-"""What mixers with a state of fixed size share: q, k, v of every head and the way back.
+"""What mixers with a state of fixed size share: q, k, v of every head, and the way back.
 
     q, k [..., H, K], v [..., H, V] from x [..., D]
     K = expand_k head_dim,  V = expand_v head_dim
 
-Queries, keys and values have equal heads: the layers are published so.
+Queries, keys and values have equally many heads, as in the published layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lm.modules.mixer import Call, Mixer
 
 
 class LinearMixer(Mixer):
-    """`form` is resolved before init."""
+    """`form` is already a concrete form when parameters are initialized."""
 
     num_heads: int
     head_dim: int
@@ -66,6 +66,6 @@ def with_ones(v: jax.Array) -> jax.Array:
 
 
 def divide_by_sum(out: jax.Array, eps: float) -> jax.Array:
-    """[..., V + 1] -> [..., V]: the weighted mean; 0 where no weight is (padding)."""
+    """[..., V + 1] -> [..., V]: the weighted mean; 0 where there is no weight (padding)."""
     wide = out.astype(jnp.float32)
     return (wide[..., :-1] / (wide[..., -1:] + eps)).astype(out.dtype)

@@ -11,7 +11,7 @@ from lm.params import declare
 
 
 class LowRank(nn.Module):
-    """x [..., D] -> [..., H, K] through R; the bias only where asked for."""
+    """x [..., D] -> [..., H, K] through R channels; the bias only if requested."""
 
     context: Context
     width: int

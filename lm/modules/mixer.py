@@ -1,13 +1,14 @@
 """What every sequence mixer is: projections and gates around calls of ops, written once for a span
-of tokens and for a single one.
+of tokens and for a single token.
 
-A mixer derives from `Mixer` and gives
+A mixer derives from `Mixer` and defines
 
-    calls()                 its ops: dims, static options; known when the model is built
+    calls()                 its ops: dims and static options, known when the model is built
     mix(x, positions, run)  x [..., D] -> [..., D], where run(name, inputs) is one op along time
 
-The leading shape is [B, T] in training and prefill, [B] in a decode step; `run` applies the op or
-steps it. The state of a mixer is a dict of its ops' states, by the names of `calls`.
+The leading shape is [B, T] in training and prefill, and [B] in a decode step; `run` then applies
+the op or steps it. The state of a mixer is a dict of its ops' states, by the names of `calls`. A
+call NAME is computed by the form in the field NAME_form (`form` for main), so each call needs one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lm.modules.losses import Losses
 
 
 class Call(NamedTuple):
-    """One op of a mixer; `whole` are letters that are not split over devices."""
+    """One op of a mixer; the letters in `whole` are not split over devices."""
 
     op: str
     dims: dict[str, int]
@@ -34,13 +35,13 @@ class Call(NamedTuple):
 
 
 def form_field(name: str) -> str:
-    """The field of a mixer that names the form of this call: `form` for main, else NAME_form."""
+    """The field of a mixer that names the form of a call: `form` for main, else NAME_form."""
     return "form" if name == "main" else f"{name}_form"
 
 
 class Along:
-    """The ops of one mixer along time: T tokens where `segment_ids` are given, else one token. What
-    a mixer puts into `losses` is added to the objective (lm/modules/losses.py).
+    """Runs the ops of one mixer along time: over T tokens if `segment_ids` are given, else for one
+    token. What a mixer puts into `losses` is added to the objective (lm/modules/losses.py).
     """
 
     def __init__(self, mixer: Mixer, segment_ids: jax.Array | None, states: Any) -> None:
@@ -49,7 +50,7 @@ class Along:
         self.losses: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, inputs: dict[str, jax.Array]) -> jax.Array:
-        """Inputs and output of the op, with or without T."""
+        """Runs one op; its inputs and output have T or not, as the mixer's."""
         call, context = self.calls[name], self.mixer.context
         state = None if self.before is None else self.before[name]
         if self.segment_ids is None:
@@ -70,33 +71,33 @@ class Along:
 
 
 class Mixer(nn.Module):
-    """`form` and its kin are resolved before init."""
+    """`form` and the other form fields are concrete forms when parameters are initialized."""
 
     context: Context
     width: int
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; asked before any device is touched."""
         return None
 
     def calls(self) -> dict[str, Call]:
-        """The ops of the layer; `main` is the one the layer is named for."""
+        """The ops of the layer; `main` is the one that the layer is named after."""
         raise NotImplementedError
 
     def is_causal(self) -> bool:
-        """Whether a token's output depends on itself and the tokens before it alone: of its ops; a
-        mixer that looks ahead outside of them says so here.
+        """Whether a token's output depends only on itself and the tokens before it. By default
+        this holds if it holds for all ops; a mixer that looks ahead outside of them overrides it.
         """
         return all(dispatch.is_causal(call.op, call.options) for call in self.calls().values())
 
     def flops(self, matrices: int, length: int) -> float:
-        """Model FLOPs of a forward pass over one row of `length` tokens: the ops' own (of causal
-        pairs only), and two a token for every element of its hidden matrices, `matrices`.
+        """Model FLOPs of a forward pass over one row of `length` tokens: those of the ops (causal
+        pairs only), and two per token for every element of its hidden matrices, `matrices`.
         """
         return 2.0 * matrices * length + self.op_flops(length)
 
     def op_flops(self, length: int) -> float:
-        """Of the ops alone."""
+        """The FLOPs of the ops alone."""
         sizes = {"B": 1, "T": length}
         calls = self.calls().values()
         return sum(dispatch.flops(call.op, call.dims | sizes, call.options) for call in calls)
@@ -115,17 +116,17 @@ class Mixer(nn.Module):
     def span(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, state: Any
     ) -> tuple[jax.Array, Any, Losses]:
-        """The same, and the mixer's losses."""
+        """The same, and also the mixer's losses."""
         run = Along(self, segment_ids, state)
         return self.mix(x, positions, run), run.after, run.losses
 
     def step(self, x: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """x [B, D], positions int32 [B]: one token a row, in the row's current document."""
+        """x [B, D], positions int32 [B]: one token per row, in the row's current document."""
         run = Along(self, None, state)
         return self.mix(x, positions, run), run.after
 
     def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
-        """The ops' empty states; `max_len` tokens a row where a state grows."""
+        """The empty states of the ops; a state that grows has room for `max_len` tokens per row."""
         dtype = self.context.numerics.compute_dtype
         return {
             name: dispatch.init_state(

@@ -18,7 +18,7 @@ UNIT_EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """Normalises the last dimension, whose letter is `letter`; any leading shape."""
+    """Normalizes the last dimension, whose letter is `letter`; any leading shape."""
 
     context: Context
     letter: str = "D"
@@ -52,7 +52,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def unit_keys(heads: jax.Array, key_dim: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q and k [..., K] of length one, and v, out of SiLU(heads) [..., K + K + V]."""
+    """q and k [..., K] of unit length, and v, from SiLU(heads) [..., K + K + V]."""
 
     @recomputed
     def split(heads: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,10 +1,10 @@
-"""The end of a recurrent layer: a norm of the op's output and a gate from the layer's input.
+"""The end of a recurrent layer: a norm of the op's output, and a gate from the layer's input.
 
     after (GLA, RetNet, Gated DeltaNet)    RMSNorm(o) * act(g)
     before (Mamba-2)                       RMSNorm(o * act(g))
 
-The norm is over each head (scale shared by the heads), or over all heads of a token, cut into
-`num_groups` of neighbors that are normed by themselves.
+The norm is over each head, with one scale for all heads; or over all heads of a token, cut into
+`num_groups` groups of neighboring heads, each with a norm of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NormGate(nn.Module):
     over: Literal["head", "heads"] = "head"
     gate_is: Literal["after", "before"] = "after"
     activation: Literal["swish", "sigmoid"] = "swish"
-    num_groups: int = 1  # of heads; where the norm is over heads
+    num_groups: int = 1  # groups of heads; used where the norm is over heads
 
     @nn.compact
     def __call__(self, o: jax.Array, gate: jax.Array | None = None) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Short causal convolution of projected heads, as DeltaNet, Mamba-2 and others put before their op.
+"""Short causal convolution of projected heads, as in front of the op of DeltaNet and Mamba-2.
 
-y_t = bias + sum_w weight_w x_{t-W+1+w}        every channel by itself, documents kept apart
+y_t = bias + sum_w weight_w x_{t-W+1+w}        per channel, and never across documents
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class ShortConv(nn.Module):
     channels: int  # of each head
     taps: int
     use_bias: bool = False
-    letter: str = "H"  # of the heads
+    letter: str = "H"  # the letter of the heads
 
     def setup(self) -> None:
-        # The bound that torch's convolutions start from: one over the root of the fan-in.
+        # The initial bound of torch's convolutions: one over the square root of the fan-in.
         bound = 1.0 / math.sqrt(self.taps)
 
         def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -42,7 +42,7 @@ class ShortConv(nn.Module):
 
     @staticmethod
     def call(num_heads: int, channels: int, taps: int, *, use_bias: bool = False) -> Call:
-        """What a mixer with such a convolution lists among its calls."""
+        """The entry for this convolution in the mixer's `calls`."""
         return Call(
             "gated_conv",
             {"H": num_heads, "K": channels, "W": taps},

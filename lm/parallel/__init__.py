@@ -1,1 +1,1 @@
-"""Several devices and processes: the mesh, what is laid out how over it, one fate for all."""
+"""Several devices and processes: the mesh, layouts over it, and how processes end together."""

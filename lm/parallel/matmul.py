@@ -7,26 +7,26 @@ Precision policies (parameters are always float32):
     bfloat16_operands   activations and sums float32, matmul operands (both directions) bfloat16
 
 An example: mesh fsdp=2, tensor=2; x [B=4, T=6, D=8]; `up` [D=8, F=10] with D over fsdp and F over
-tensor, and `down` [F=10, D=8] likewise. What one device has:
+tensor, and `down` [F=10, D=8] likewise. One device holds:
 
     up, held                        [4, 5]       float32
     up, rounded and gathered        [8, 5]       over fsdp, in the forward and in the backward pass
     x                               [2, 6, 8]    rows over fsdp, D whole
     y = x up                        [2, 6, 5]    complete: D, which is summed over, is whole
-    cotangent of y                  [2, 6, 5]    laid out as y
-    gradient of x                   [2, 6, 8]    a device's 5 of F give a part of the sum, added up
-                                                 over tensor once, for all weights that x multiplies
-    gradient of up                  [4, 5]       a device's 2 rows give a part of the sum, added up
-                                                 over fsdp in float32, into the layout held
+    cotangent of y                  [2, 6, 5]    laid out like y
+    gradient of x                   [2, 6, 8]    a device's 5 of F give a partial sum; added up over
+                                                 tensor once, for all weights that x multiplies
+    gradient of up                  [4, 5]       a device's 2 rows give a partial sum; added up over
+                                                 fsdp in float32, into the layout held
 
-    z = y down                      [2, 6, 8]    a device's 5 of F give a part of the sum, added up
-                                                 over tensor, in the activations' dtype
+    z = y down                      [2, 6, 8]    a device's 5 of F give a partial sum; added up over
+                                                 tensor, in the activations' dtype
       with stream_over_tensor       [2, 3, 8]    the same sum, scattered along T
     cotangent of z, to be multiplied  [2, 6, 8]  gathered along T again
     gradient of y                   [2, 6, 5]    complete
 
-The weight that is gathered never outlives its layer (ZeRO-3, Rajbhandari et al. 2020, arXiv
-1910.02054); columns and rows over tensor are Megatron's (Shoeybi et al. 2019, arXiv 1909.08053).
+A gathered weight never outlives its layer (ZeRO-3, Rajbhandari et al. 2020, arXiv 1910.02054).
+Columns and rows over tensor are Megatron's (Shoeybi et al. 2019, arXiv 1909.08053).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from kernels import shard
 from kernels.shard import Rules
 from lm.parallel.sharding import STREAM
 
-PROJECTION = "projection"  # what a remat policy calls the product with a split parameter
+PROJECTION = "projection"  # the name for remat policies of a product with a split parameter
 
 # A parameter [*M, *N], its letters, and the number of dimensions M, which are summed over.
 type Weight = tuple[jax.Array, str, int]
@@ -74,10 +74,10 @@ class Numerics:
         return jnp.dtype(self.operand_dtype).itemsize
 
     def matmul(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """`x` [..., M] times the parameter `w` [M, N]: operands in `operand_dtype`, sums float32,
-        result in `compute_dtype`.
+        """`x` [..., M] times the parameter `w` [M, N]: operands are `operand_dtype`, sums float32,
+        the result `compute_dtype`.
         """
-        # Rows are one dimension: XLA:CPU is slower at gradients that are sums over two.
+        # Flattened to one row dimension: XLA:CPU is slower at gradients that sum over two.
         rows = x.reshape(-1, x.shape[-1])
         if self.operand_dtype == jnp.float32:
             product: jax.Array = rows @ w
@@ -88,8 +88,8 @@ class Numerics:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rounded_matmul(dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Autodiff would multiply the float32 cotangent unrounded; rounding it too is what makes both
-    directions cheap.
+    """Autodiff would multiply by the float32 cotangent without rounding it. Rounding it too makes
+    both directions cheap.
     """
     return _product(x.astype(dtype), w.astype(dtype))
 
@@ -115,7 +115,7 @@ _rounded_matmul.defvjp(_rounded_fwd, _rounded_bwd)
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The mesh, and the tables letter -> mesh axes of activations and of parameters
+    """The mesh, and the tables letter -> mesh axes for activations and for parameters
     (lm/parallel/sharding.py).
     """
 
@@ -127,15 +127,15 @@ class Split:
 def products(
     numerics: Numerics, split: Split, x: jax.Array, weights: Sequence[Weight]
 ) -> list[jax.Array]:
-    """x [..., *M] times parameters [*M, *N] -> [..., *N] of each, in the activations' dtype."""
+    """x [..., *M] times parameters [*M, *N] -> [..., *N] for each, in the activations' dtype."""
     _, rules = shard.here(split.mesh, split.weights)
     _, around = shard.here(split.mesh, split.activations)
-    # Rows as one dimension cannot stay split over time: each device would gather those of all.
+    # Flattened rows cannot stay split over time: each device would gather the rows of all devices.
     if not rules and "T" not in around:
         return [_local(numerics, x, w, contracted) for w, _, contracted in weights]
     layouts = [_layout(split, x, weight) for weight in weights]
     found: dict[int, jax.Array] = {}
-    # One sum for all that are split alike; what no axis splits has none.
+    # One sum for all weights that are split alike; a weight that no axis splits needs none.
     for summed in dict.fromkeys(layout.summed for layout in layouts):
         chosen = [i for i, layout in enumerate(layouts) if layout.summed == summed]
         alike, ws = [layouts[i] for i in chosen], [weights[i][0] for i in chosen]
@@ -152,9 +152,11 @@ def _local(numerics: Numerics, x: jax.Array, w: jax.Array, contracted: int) -> j
 
 
 class _Layout(NamedTuple):
-    """Of a split parameter w [*M, *N], M of `contracted` dimensions: how w is held and how it is
-    multiplied, the layouts of x and of x w, and that of the cotangent of x w as it is multiplied.
-    Over `added` the products x w are parts of a sum, over `summed` those with w^T.
+    """The layouts for a split parameter w [*M, *N], where M has `contracted` dimensions.
+
+    w is stored as `held` and multiplied as `used`. x has the layout `source`, x w the layout
+    `product`, and the cotangent of x w is multiplied in the layout `cotangent`. x w must be summed
+    over the mesh axes `added`, and a product with w^T over `summed`.
     """
 
     contracted: int
@@ -204,11 +206,11 @@ def _split_matmul(
 ) -> list[jax.Array]:
     """x [..., *M] times each parameter w [*M, *N] -> [..., *N].
 
-    The weight is rounded, then gathered, in the forward and again in the backward pass, so that a
-    gathered weight never outlives its layer (ZeRO-3); its gradient is summed in float32. What
-    several devices have parts of, an output or the gradient of x by all weights, is summed once, in
-    the activations' dtype. Nothing is reshaped: the partitioner follows dimensions, not products of
-    them.
+    The weight is rounded and then gathered, in the forward pass and again in the backward pass, so
+    a gathered weight never outlives its layer (ZeRO-3). Its gradient is summed in float32. Where
+    devices hold partial sums, of an output or of the gradient of x by all weights, these are summed
+    once, in the activations' dtype. Nothing is reshaped, because the partitioner follows dimensions
+    and not products of them.
     """
     low = x.astype(numerics.operand_dtype)
     return [_product_of(numerics, a, low, w) for a, w in zip(layouts, ws, strict=True)]

@@ -2,8 +2,8 @@
 
     choose -> joined: (initialize, watch) -> the run -> (all arrive, shutdown)
 
-Every process runs the same program in the same order. What is not an array goes through the service
-that JAX's process 0 keeps for all of them: it needs no device, and waits as long as it takes.
+Every process runs the same program in the same order. Values that are not arrays go through the
+key-value service of JAX's process 0: it needs no device, and waits as long as necessary.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from lm.mapping import MISTAKE
 from lm.parallel import watch
 from lm.parallel.watch import Watch, count, index
 
-START_SECONDS = 300.0  # in which all processes of a run must have been started
-JAX_SILENCE_SECONDS = 100.0  # after which JAX takes a process for gone, if nothing else is said
-WAIT_SECONDS = 7 * 24 * 3600.0  # for the others: the first may prepare data for hours
+START_SECONDS = 300.0  # all processes of a run must have started within this time
+JAX_SILENCE_SECONDS = 100.0  # default after which JAX considers a silent process lost
+WAIT_SECONDS = 7 * 24 * 3600.0  # how long to wait for others: the first may prepare data for hours
 
 _ROOT = "espalier"
-# By function: all processes make the calls of one function in the same order.
+# One counter per function, because all processes call one function in the same order.
 _calls: dict[str, Iterator[int]] = {name: itertools.count() for name in ("wait", "agree", "gather")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Who meets where. `coordinator` "HOST:PORT" is process 0's; "": a TPU pod or Slurm knows."""
+    """Where processes meet. `coordinator` is process 0's HOST:PORT; "" asks a TPU pod or Slurm."""
 
     coordinator: str = ""
     num_processes: int = 0
@@ -50,10 +50,10 @@ class Start:
 def choose(
     processes: str, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Start | None:
-    """What the four flags of the same names say; None: one process alone.
+    """What the four flags of the same names mean; None is a single process.
 
     Raises:
-      UserError: they contradict each other, or say too little.
+      UserError: the flags contradict each other, or one is missing.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -79,14 +79,14 @@ def choose(
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this process writes what is written only once."""
     return index() == 0
 
 
 @contextlib.contextmanager
 def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
-    """The body runs as one of several processes; alone if `start` is None. To be entered before
-    any device is touched.
+    """Runs the body as one of several processes, or alone if `start` is None. It must be entered
+    before any device is touched.
 
     Raises:
       UserError: the processes cannot meet.
@@ -102,7 +102,7 @@ def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
         yield
         wait()
     except BaseException as error:
-        running.tell(error)
+        running.report(error)
         atexit.register(watch.depart, watch.status(error))
         raise
     running.stop()
@@ -110,14 +110,14 @@ def joined(start: Start | None, silence_seconds: float) -> Iterator[None]:
 
 
 def wait() -> None:
-    """Returns when every process is here."""
+    """Returns when every process has called it."""
     if count() > 1:
         watch.client().wait_at_barrier(_next("wait"), int(1000 * WAIT_SECONDS))
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process runs the body; when it is done, the others do. No collective inside."""
+    """The first process runs the body, and then the others do. No collective may be inside."""
     if not is_first():
         wait()
     yield
@@ -126,7 +126,7 @@ def first_alone() -> Iterator[None]:
 
 
 def agree(value: Any) -> Any:
-    """The first process's value, of what JSON can hold; the first does not wait for the others."""
+    """The first process's value, which JSON must be able to hold; the first does not wait."""
     if count() == 1:
         return value
     key = _next("agree")
@@ -137,7 +137,7 @@ def agree(value: Any) -> Any:
 
 
 def gather(value: str) -> list[str]:
-    """The value of every process, by number."""
+    """The values of all processes, in their order."""
     if count() == 1:
         return [value]
     folder = _next("gather")
@@ -147,12 +147,12 @@ def gather(value: str) -> list[str]:
 
 
 def check_equal(what: str, value: Mapping[str, Any]) -> None:
-    """All processes must be given the same.
+    """Checks that all processes were given the same.
 
     Raises:
-      UserError: this one was given something else than the first, with the first difference.
+      UserError: this process was given something else than the first; names the first difference.
     """
-    ours_all = json.loads(json.dumps(value))  # tuples become lists, as in what was agreed
+    ours_all = json.loads(json.dumps(value))  # tuples become lists, as in the agreed value
     for key, (theirs, ours) in difference(agree(ours_all), ours_all).items():
         raise UserError(
             f"process {index()} has {what} {key}={ours!r}, process 0 {theirs!r}; "
@@ -161,7 +161,7 @@ def check_equal(what: str, value: Mapping[str, Any]) -> None:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays as numpy arrays, whole in every process."""
+    """The tree with numpy arrays, each whole in every process."""
 
     def whole(x: jax.Array) -> np.ndarray:
         if count() == 1 or x.is_fully_addressable or x.is_fully_replicated:
@@ -173,12 +173,12 @@ def to_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM, SIGINT and, of a terminal that is closed, SIGHUP ask for a stop, which all processes
-    find at the same call of the function given; in one process a second signal acts as it would
-    have. An ignored SIGHUP stays so (nohup).
+    """SIGTERM, SIGINT and SIGHUP (a closed terminal) request a stop. The yielded function then
+    returns True, in all processes at the same call. In a single process a second signal has its
+    usual effect. An ignored SIGHUP stays ignored (nohup).
     """
-    # Of several processes JAX takes SIGTERM itself: it tells the others, and finds the first call
-    # that none has made yet. That costs no communication until there is a signal.
+    # With several processes JAX itself handles SIGTERM: it notifies the others and finds the first
+    # call that none has made yet. Without a signal that costs no communication.
     taken = [signal.SIGINT] + [signal.SIGTERM] * (count() == 1)
     taken += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
     before = {s: signal.getsignal(s) for s in taken}
@@ -216,23 +216,23 @@ def _initialize(start: Start, silence_seconds: float) -> None:
     where = f"--coordinator={start.coordinator}" if start.coordinator else "--processes=auto"
 
     def give_up() -> None:
-        # JAX itself aborts, with a stack trace, when it has tried for long enough.
+        # JAX itself would try longer, and then abort with a stack trace.
         watch.end(
             MISTAKE,
-            f"{where}: not all processes met within {START_SECONDS:g} s; start them all",
+            f"{where}: not all processes started within {START_SECONDS:g} s; start all of them",
         )
 
     timer = threading.Timer(START_SECONDS, give_up)
     timer.daemon = True
     timer.start()
-    # JAX's own heartbeats are the later ones: see lm/parallel/watch.py.
+    # JAX's own heartbeats come later than ours; see lm/parallel/watch.py.
     options: dict[str, Any] = {
         "initialization_timeout": int(2 * START_SECONDS),
         "heartbeat_timeout_seconds": int(max(JAX_SILENCE_SECONDS, 2 * silence_seconds)),
     }
     if start.coordinator:
         options |= dataclasses.asdict(start) | {"coordinator_address": start.coordinator}
-        # Not what a cluster around the process says of its devices.
+        # Ignore what a surrounding cluster says about its devices.
         options |= {"cluster_detection_method": "deactivate"}
         del options["coordinator"]
     try:
@@ -240,7 +240,7 @@ def _initialize(start: Start, silence_seconds: float) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         if not start.coordinator:
-            # What JAX misses then is an argument of its own, no flag.
+            # JAX then complains about an argument of its own, which is not a flag of ours.
             why = "" if "coordinator_address" in reason else f" ({reason})"
             reason = f"no TPU pod and no Slurm job found{why}; "
             reason += "set --coordinator, --num_processes, --process_id"

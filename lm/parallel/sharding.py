@@ -1,8 +1,8 @@
 """Letters to mesh axes: one table for parameters, one for activations, and what follows from them.
 
-A parameter dimension whose size does not divide its axes is an error unless its letter is listed in
-mesh.replicate. Optimizer state follows the parameter it belongs to; under ZeRO-1 (Rajbhandari et
-al. 2020, arXiv 1910.02054) it is split over the data axis besides.
+A parameter dimension whose size is not divisible by its axes is an error unless mesh.replicate
+lists its letter. Optimizer state is laid out like the parameter it belongs to; under ZeRO-1
+(Rajbhandari et al. 2020, arXiv 1910.02054) it is split over the data axis, too.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
 }
 ZERO1 = PARAMS | {"D": ("fsdp", "data")}
-type AnyMesh = Mesh | AbstractMesh  # of the latter the devices are not there yet
-STREAM = "stream"  # T of the residual stream: over tensor too where stream_over_tensor
+type AnyMesh = Mesh | AbstractMesh  # an AbstractMesh has no devices yet
+STREAM = "stream"  # T of the residual stream; also over tensor with stream_over_tensor
 
 
 def activations(config: MeshConfig, mesh: AnyMesh) -> dict[str, tuple[str, ...]]:
-    """The activation table for this mesh: axes of size 1 and replicated letters dropped."""
+    """The activation table for this mesh, without axes of size 1 and replicated letters."""
     time = ACTIVATIONS["T"] + (("tensor",) if config.stream_over_tensor else ())
     whole = ACTIVATIONS | {STREAM: time}
     table = {x: _live(axes, mesh) for x, axes in whole.items() if x not in config.replicate}
@@ -50,11 +50,11 @@ def activations(config: MeshConfig, mesh: AnyMesh) -> dict[str, tuple[str, ...]]
 def weights(
     config: MeshConfig, mesh: AnyMesh, sizes: Mapping[str, int]
 ) -> dict[str, tuple[str, ...]]:
-    """The parameter table for this mesh, likewise; of `sizes` what need not divide and does not is
-    dropped.
+    """The parameter table for this mesh, without axes of size 1. `sizes` are the model's sizes; a
+    letter that is not divisible but listed in mesh.replicate is dropped.
 
     Raises:
-      UserError: one of `sizes` must divide and does not.
+      UserError: one of `sizes` is not divisible and must be.
     """
     table = {x: live for x, axes in PARAMS.items() if (live := _live(axes, mesh))}
     for letter, size in sizes.items():
@@ -77,10 +77,10 @@ def _indivisible(what: str, axes: tuple[str, ...], ways: int) -> str:
 def check_heads(
     dims: Mapping[str, int], mesh: AnyMesh, rules: Mapping[str, tuple[str, ...]], where: str
 ) -> None:
-    """Heads of a layer must divide over the devices that share them, H and G alike.
+    """Checks that the heads of a layer divide over the devices that share them, H and G alike.
 
     Raises:
-      UserError: they do not.
+      UserError: they do not divide.
     """
     if "G" in dims and rules.get("G") and not rules.get("H"):
         raise UserError("mesh.replicate names 'H' and not 'G'; name both, or 'G' alone")
@@ -104,7 +104,7 @@ def check_heads(
 
 
 def batch(mesh: Mesh) -> NamedSharding:
-    """[B, T] arrays, of a batch and of what is scored: rows and time over their axes."""
+    """The layout of [B, T] arrays of a batch or of scored rows: rows and time over their axes."""
     return NamedSharding(mesh, P(*(_live(ACTIVATIONS[x], mesh) or None for x in "BT")))
 
 
@@ -118,15 +118,15 @@ def params(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
 
 
 def moments(infos: Any, mesh: Mesh, config: MeshConfig) -> Any:
-    """The same for an array of the optimizer, and for the gradient that it is updated by."""
+    """The same for an array of the optimizer state, and for the gradient that updates it."""
     return _tree(ZERO1 if config.zero1 else PARAMS, infos, mesh, config)
 
 
 def like_params(tree: Any, infos: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for optimizer state, of `tree` of shapes. In a subtree with the structure of the
-    parameters, an array of a parameter's shape takes its sharding (a moment), also where optax
-    masks some of them; everything else, a count or the row sums of a factored moment, is
-    replicated, arrays in the memory of the moments.
+    """Shardings for the optimizer state, a `tree` of shapes. In a subtree with the structure of the
+    parameters, an array with a parameter's shape (a moment) takes the parameter's sharding, even
+    where optax masks some parameters. Everything else, such as a count or the row sums of a
+    factored moment, is replicated. All arrays are in the memory of the moments.
     """
     structure = jax.tree.structure(shardings)
     shapes = [info.shape for info in jax.tree.leaves(infos, is_leaf=is_info)]

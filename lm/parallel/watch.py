@@ -1,19 +1,19 @@
-"""The common fate of several processes.
+"""How several processes end together.
 
-Each gives a sign of life every second and looks for those of the others. When one fails, or falls
-silent, every other one says so in one line and ends, wherever it waits: a collective whose peer is
-gone can be neither cancelled nor timed out. Words go through the service that JAX's process 0 keeps
-for all of them.
+Each process sends a sign of life every second and looks for those of the others. When one fails or
+falls silent, every other process says so in one line and exits, wherever it waits: a collective
+whose peer is gone can be neither cancelled nor timed out. Messages go through the key-value service
+of JAX's process 0.
 
-JAX has heartbeats, too (heartbeat_timeout_seconds of jax.distributed.initialize). They notice a
-silent process as well as these do, but then abort every other one by SIGABRT from a thread of C++,
-with some twenty lines and a stack trace, in which alone the lost process is named; and a call that
-waits may raise in the main thread first. So they are set to come later than these. They are what is
-left where these cannot run: in a process whose Python stands still, and when process 0, which keeps
-the service, is lost. `have_last_word` makes one line and a status of them.
+JAX has heartbeats too (heartbeat_timeout_seconds of jax.distributed.initialize). They notice a
+silent process as well as ours do. But then they abort all other processes by SIGABRT from a C++
+thread, with about twenty lines and a stack trace, the only place that names the lost process; and a
+waiting call may raise in the main thread first. So JAX's heartbeats are set to act later than ours.
+They remain for two cases: a process whose Python is stuck, and the loss of process 0, which runs
+the service. `have_last_word` turns such an abort into one line and an exit status.
 
-Exit statuses: MISTAKE; UNFINISHED of a loss, too, which the same command mends; INTERRUPTED; 1 of
-anything else (lm/mapping.py).
+Exit statuses: MISTAKE for a user's mistake; UNFINISHED also for a lost process, since the same
+command continues the run; INTERRUPTED; 1 for anything else (lm/mapping.py).
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # its client has no public name; Orbax, too, takes it from here
+from jax._src import distributed  # the client has no public name; Orbax takes it from here too
 
 from lm import files
 from lm.mapping import INTERRUPTED, MISTAKE, UNFINISHED, UserError
 
-# How transports and JAX's service begin to tell of a failure.
+# How messages of transports and of JAX's service begin when they report a failure.
 TRANSPORT = re.compile(r"\b(Gloo|NCCL)\b|coordination service|[Bb]arrier")
 BEAT_SECONDS = 1.0
-UNWIND_SECONDS = 20.0  # that a process which failed has to close its files
+UNWIND_SECONDS = 20.0  # the time that a failed process has to close its files
 
-_AGAIN = "the last checkpoint counts, start all of them again with the same command"
+_AGAIN = "start all processes again with the same command to continue from the last checkpoint"
 
 
 def client() -> Any:
-    """Of the service; None in one process."""
+    """The client of the service; None in a single process."""
     return distributed.global_state.client
 
 
@@ -61,19 +61,19 @@ def count() -> int:
 
 @contextlib.contextmanager
 def one_fate() -> Iterator[None]:
-    """What ends the body here ends the other processes, too; nothing to one process."""
+    """If the body fails here, the other processes end too; a single process just fails."""
     try:
         yield
     except BaseException as error:
         if Watch.running is not None:
-            Watch.running.tell(error)
+            Watch.running.report(error)
         raise
 
 
 def have_last_word() -> None:
-    """When a process dies, JAX's service (if it was process 0) or gloo (on CPU) may abort this one
-    before the watch sees that. A handler of SIGABRT runs in the thread that aborts, and so can be
-    in Python.
+    """Handles SIGABRT. When a process dies, JAX's service (if it was process 0) or gloo (on a CPU)
+    may abort this process before the watch notices. A handler of SIGABRT runs in the thread that
+    aborts, so it can be Python.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, type(_on_abort)], ctypes.c_void_p
@@ -87,8 +87,8 @@ def _on_abort(signum: int) -> None:
 
 
 def is_of_others(error: BaseException) -> bool:
-    """Whether a failure, or what it comes from, may be that another process is gone: that of a
-    collective, which JAX raises as one of several kinds, or of a barrier.
+    """Whether a failure, or one of its causes, may mean that another process is gone: a failure of
+    a collective, which JAX raises as one of several kinds, or of a barrier.
     """
     found: BaseException | None = error
     while found is not None:
@@ -100,7 +100,7 @@ def is_of_others(error: BaseException) -> bool:
 
 
 class Watch(threading.Thread):
-    """Gives signs of life of this process and looks for those of the others."""
+    """The thread that sends this process's signs of life and looks for those of the others."""
 
     running: Watch | None = None
 
@@ -108,7 +108,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self._silence = silence_seconds
         self._stopped = threading.Event()
-        self._has_told = False
+        self._has_reported = False
         Watch.running = self
 
     def stop(self) -> None:
@@ -116,16 +116,16 @@ class Watch(threading.Thread):
         self._stopped.set()
         self.join()
 
-    def tell(self, error: BaseException) -> None:
-        """Tells the others what ended this process; once."""
-        if self._has_told:
+    def report(self, error: BaseException) -> None:
+        """Reports to the others what ended this process; only once."""
+        if self._has_reported:
             return
-        self._has_told = True
+        self._has_reported = True
         if is_of_others(error):
-            # Perhaps only because a peer is gone: the watch learns that, and ends this process.
+            # Perhaps only because a peer is gone: then the watch notices and ends this process.
             time.sleep(self._silence + 5 * BEAT_SECONDS)
         line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # its service may be gone as well
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service may be gone as well
             _set("failed", json.dumps([status(error), " ".join(line.split())]))
 
     def run(self) -> None:
@@ -152,9 +152,9 @@ class Watch(threading.Thread):
         failed = index() if index() in failures else min(failures)
         code, line = json.loads(failures[failed])
         if failed == index():
-            time.sleep(UNWIND_SECONDS)  # in which it ends by itself, if it can
+            time.sleep(UNWIND_SECONDS)  # in this time it may end by itself
         elif index() == 0:
-            time.sleep(3 * BEAT_SECONDS)  # the others read it here
+            time.sleep(3 * BEAT_SECONDS)  # the others read the failure from this process
         end(code, line if code == UNFINISHED else f"process {failed} of {count()}: {line}")
 
 
@@ -163,7 +163,7 @@ def _set(what: str, value: str) -> None:
 
 
 def _get(what: str) -> dict[int, str]:
-    """By process."""
+    """The values of all processes, by process."""
     found = client().key_value_dir_get(f"espalier/{what}/")
     return {int(key.rpartition("/")[2]): value for key, value in found}
 
@@ -173,7 +173,7 @@ def _gone(process: int) -> str:
 
 
 def status(error: BaseException) -> int:
-    """As launch/cli.py ends a process."""
+    """The exit status with which launch/cli.py would end the process."""
     if isinstance(error, UserError) or files.told(error) is not None:
         return MISTAKE
     if isinstance(error, SystemExit) and isinstance(error.code, int):
@@ -182,7 +182,7 @@ def status(error: BaseException) -> int:
 
 
 def end(code: int, line: str) -> NoReturn:
-    """Ends this process from any of its threads."""
+    """Ends this process; may be called from any of its threads."""
     print(f"error: {line}", file=sys.stderr)
     _leave(code)
 
@@ -194,7 +194,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def depart(code: int) -> NoReturn:
-    """At exit after a failure, in place of JAX's shutdown, which would wait for the others."""
+    """Exits after a failure instead of JAX's shutdown, which would wait for the others."""
     if index() == 0:
-        time.sleep(3 * BEAT_SECONDS)  # the others read here what failed
+        time.sleep(3 * BEAT_SECONDS)  # the others read the failure from this process
     _leave(code)

@@ -144,7 +144,7 @@ def killed(mesh: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     (status, _, errors), (other, _, none) = outcome(started)
     assert (status, other, none) == (UNFINISHED, -signal.SIGKILL, [])
     (line,) = errors
-    assert "is gone; the last checkpoint counts, start all of them again" in line
+    assert "is gone; start all processes again with the same command" in line
     assert checkpoint.steps(workdir) == [4]
     return workdir
 
