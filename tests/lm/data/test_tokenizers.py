@@ -365,7 +365,7 @@ def test_missing_and_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             tokenizers.create(config("json", path))
     path = write_ranks(tmp_path)
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(UserError, match=r"pip install 'espalier\[data\]'"):
+    with pytest.raises(UserError, match=r" -m pip install -c .*\[data\]'"):
         tokenizers.create(config("tiktoken", path))
 
 

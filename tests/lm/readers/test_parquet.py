@@ -83,5 +83,5 @@ def test_parquet_with_two_columns_of_a_name(tmp_path: Path, name: str) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install 'espalier\[data\]'"):
+    with pytest.raises(UserError, match=r" -m pip install -c .*\[data\]'"):
         read(tmp_path / "t.parquet")
