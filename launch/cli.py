@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import logging as std_logging
 import math
 import os
 import re
@@ -230,6 +231,7 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
         rest = parse(argv, flags.FLAGS, are_positional_allowed=positional)
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's INFO lines
+            std_logging.getLogger("lm").setLevel(std_logging.INFO)  # and ours are few
         return rest
 
     ends.outlast_readers()

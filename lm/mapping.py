@@ -9,13 +9,14 @@ whoever writes the values states everything.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
+
+from kernels.spelling import nearest
 
 # Exit statuses: of a mistake, which would be made again; of work that is not finished, with which
 # the same command goes on (EX_TEMPFAIL of sysexits.h); of an interruption from the keyboard.
@@ -80,13 +81,6 @@ class Duration:
     def __str__(self) -> str:
         short = f"{self.value:g}"
         return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A short hint for an unknown word: the nearest known one, else the list."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def to_mapping(value: Any) -> Any:

@@ -53,6 +53,7 @@ LM_RANKS = (
     {"matrices"},
     {"mixers", "feed_forward"},
     {"blocks"},
+    {"pattern"},
     {"layers"},
     {"model"},
     {"loss"},
@@ -71,7 +72,8 @@ LM_RANKS = (
     {""},
 )
 KERNELS_FOR_LM = {
-    *("dispatch", "letters", "contract", "segments", "primitives", "shard", "strategies"),
+    *("dispatch", "letters", "contract", "segments", "primitives", "shard"),
+    *("spelling", "strategies"),
 }
 KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "measured", "op.cases"}
 KERNELS_THIRD_PARTY = {"jax", "numpy", "jaxtyping"}

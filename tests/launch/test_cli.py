@@ -118,7 +118,7 @@ OVERRIDES = [
     (["schedule.b=0.5"], "Power needs a > 0 and b < 0"),
     (["schedule.final_ratio=2"], "schedule.final_ratio=2.0 must lie in [0, 1]"),
     (["schedule.warmup=95 percent"], "run.length has 1003520; shorten them"),
-    (["mesh.fsdp=-1"], "at most one of them -1"),
+    (["mesh.fsdp=-1"], "one of them may be -1 (all that is left); set mesh."),
     (["mesh.tensor=0"], "must be positive"),
     (["data.tokenizer.kind=json"], "needs data.tokenizer.path"),
     (["data.tokenizer.path=x.json"], "reads no file; set path to ''"),
