@@ -81,12 +81,13 @@ def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strateg
     one, sent = min(found.values(), key=lambda pair: link.seconds(pair[1]))
     if strategy != "auto":
         return one, Way(one.name, "named by the user", sent)
-    told = ", ".join(f"{name} {link.told(x)}" for name, (_, x) in found.items())
-    return one, Way(one.name, "; ".join([f"a rank and row send {told}", *refused]), sent)
+    told = ", ".join(f"{link.told(x)} by {name}" for name, (_, x) in found.items())
+    return one, Way(one.name, "; ".join([f"a rank sends for a row {told}", *refused]), sent)
 
 
 def check_name(op: Op, strategy: str) -> None:
     """ValueError for a strategy that the op does not have."""
-    if op.sequence:
-        names = (*(one.name for one in op.sequence), "auto")
-        spelling.check(f"strategy of {op.name}", strategy, names)
+    names = (*(one.name for one in op.sequence), "auto")
+    if op.sequence and strategy not in names:
+        hint = spelling.nearest(strategy, names)
+        raise ValueError(f"{op.name} has no strategy {strategy!r} for a split T; {hint}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging as std_logging
 import math
 import os
 import re
@@ -22,10 +23,11 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from kernels.spelling import near
 from launch import ends, overrides, presets
 from lm import files
 from lm.config import Config, UserError, from_mapping
-from lm.mapping import INTERRUPTED, MISTAKE, check_text, near, shown
+from lm.mapping import INTERRUPTED, MISTAKE, check_text, shown
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
@@ -162,6 +164,7 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
         rest = parse(argv, flags.FLAGS, are_positional_allowed=positional)
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's INFO lines
+            std_logging.getLogger("lm").setLevel(std_logging.INFO)  # and ours are few
         return rest
 
     ends.outlast_readers()

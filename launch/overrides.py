@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple
 
+from kernels.spelling import near
 from launch import values
 from lm import families
 from lm.config import UserError, flatten, nearest
 from lm.families import Family, Labels
-from lm.mapping import OWN, Holds, annotations, field_marks, near
+from lm.mapping import OWN, Holds, annotations, field_marks
 
 Text = str | bool  # of an override; a boolean where the flag stands alone
 ABSENT = object()

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lm.mapping import UserError, near, nearest
+from kernels.spelling import near
+from lm.mapping import UserError, nearest
 
 PACKAGE = "experiments"
 FOLDER = Path(__file__).resolve().parent.parent / PACKAGE

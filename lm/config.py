@@ -350,7 +350,12 @@ def _validate_mesh(mesh: MeshConfig) -> None:
     sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "sequence": mesh.sequence}
     if [*sizes.values()].count(-1) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
         given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise UserError(f"mesh {given} must be positive, at most one of them -1")
+        wrong = [axis for axis, size in sizes.items() if size < 1]
+        key = next((axis for axis in wrong if sizes[axis] != -1), wrong[-1])
+        raise UserError(
+            f"mesh {given}: a size is positive, and one of them may be -1 (all that is left); set "
+            f"mesh.{key}=1"
+        )
     for letter in mesh.replicate:
         if letter not in REPLICABLE:
             raise UserError(

@@ -1,16 +1,15 @@
-"""The layers of a model before there is one: the pattern language, labels to mixers and their
-options, and the forms of their ops.
+"""The layers of a model before there is one: labels to mixers and their options, the forms of their
+ops, and how these split a time axis.
 
-    pattern --parse_pattern--> groups of labels --block--> modules whose ops' forms are resolved
+    pattern --pattern.parse--> groups of labels --block--> modules whose ops' forms are resolved
 
-A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
-group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
-name with its defaults. Mixers, feed-forwards, blocks and kinds of matrix are families
+Mixers, feed-forwards, blocks and kinds of matrix are families
 (lm/families.py); what a layer does not say of them is the model's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
@@ -19,6 +18,7 @@ from kernels import dispatch
 from kernels.contract import Sent
 from kernels.strategies import LEAST_BYTES, Way
 from lm import families
+from lm import pattern as pattern_lib
 from lm.config import Config, MeshConfig, ModelConfig, UserError, nearest
 from lm.families import SIZES, Choice, Family
 from lm.modules.block import Block
@@ -29,19 +29,12 @@ from lm.mup import Multipliers
 from lm.parallel import mesh as mesh_lib
 from lm.parallel import sharding
 from lm.parallel.matmul import Numerics
-from lm.parallel.rows import AUTO, Rows, strategies
+from lm.parallel.rows import AUTO, Rows, alternatives, changed, check_known, strategies
 from lm.parallel.sharding import AnyMesh
 from lm.targets import chips
 
 # Of dimensions of an op; the rest is at most 2^20. A convolution's taps are unrolled.
 MOST = {"W": 1024}
-
-
-class Group(NamedTuple):
-    """`repeat` times the layers `labels`, in order; one scan."""
-
-    repeat: int
-    labels: tuple[str, ...]
 
 
 class LayerRecord(NamedTuple):
@@ -60,57 +53,17 @@ class LayerRecord(NamedTuple):
     sent: Sent | None = None
 
 
-def parse_pattern(pattern: Any, num_layers: int) -> tuple[Group, ...]:
-    """ "a,b" over 5 layers -> ((2, (a, b)), (1, (a,))); explicit groups are checked against the
-    depth.
-    """
-    labels = (
-        tuple(part.strip() for part in pattern.split(",")) if isinstance(pattern, str) else pattern
-    )
-    if not isinstance(labels, tuple) or not labels or "" in labels:
-        raise UserError(
-            f"model.pattern={pattern!r}: write labels such as 'a,b', "
-            "or groups ((repeat, labels), ...)"
-        )
-    if all(isinstance(label, str) for label in labels):
-        repeat, rest = divmod(num_layers, len(labels))
-        groups = (Group(repeat, labels), Group(1, labels[:rest]))
-        return tuple(group for group in groups if group.repeat and group.labels)
-    groups = _groups(labels)
-    depth = sum(group.repeat * len(group.labels) for group in groups)
-    if depth != num_layers:
-        raise UserError(
-            f"model.pattern has {depth} layers, model.num_layers={num_layers}; make them equal"
-        )
-    return groups
-
-
-def pattern_depth(pattern: Any, num_layers: int) -> int:
-    """The layers that explicit groups add up to; `num_layers` for a cycled pattern."""
-    if not isinstance(pattern, tuple) or all(isinstance(label, str) for label in pattern):
-        return num_layers
-    return sum(group.repeat * len(group.labels) for group in _groups(pattern))
-
-
-def _groups(pairs: Any) -> tuple[Group, ...]:
-    for group in pairs:
-        fits = (
-            isinstance(group, tuple)
-            and len(group) == 2
-            and isinstance(group[0], int)
-            and group[0] > 0
-        )
-        labels = group[1] if fits else ()
-        if not labels or not all(isinstance(x, str) and x.strip() for x in _listed(labels)):
-            raise UserError(f"model.pattern: group {group!r} must be (repeat >= 1, labels)")
-    return tuple(Group(n, tuple(map(str.strip, _listed(labels)))) for n, labels in pairs)
-
-
-def _listed(labels: Any) -> tuple[Any, ...]:
-    """The labels of a group, a tuple or text such as "a,b"; (None,) of anything else."""
-    if isinstance(labels, str):
-        return tuple(labels.split(","))
-    return labels if isinstance(labels, tuple) else (None,)
+def summary(records: Iterable[LayerRecord]) -> list[str]:
+    """One line for each op of each label: its layers, its form, how it splits time, and why."""
+    found: dict[LayerRecord, list[int]] = {}
+    for record in records:
+        layers = found.setdefault(record._replace(layer=0, sent=None), [])
+        layers += [record.layer] if record.layer not in layers else []
+    return [
+        f"{x.label} (layers {', '.join(map(str, layers))}): {x.op} runs as {x.form}, {x.reason}"
+        + (f"; it splits rows by {x.sequence}" if x.sequence else "")
+        for x, layers in found.items()
+    ]
 
 
 def check(config: ModelConfig) -> dict[str, Layer]:
@@ -120,8 +73,8 @@ def check(config: ModelConfig) -> dict[str, Layer]:
     Raises:
       UserError: one line on the first mistake.
     """
-    groups = parse_pattern(config.pattern, config.num_layers)
-    cycle = parse_pattern(config.pattern, pattern_depth(config.pattern, 1 << 16))
+    groups = pattern_lib.parse(config.pattern, config.num_layers)
+    cycle = pattern_lib.parse(config.pattern, pattern_lib.depth(config.pattern, 1 << 16))
     named = dict.fromkeys(label for group in cycle for label in group.labels)
     found = {label: _layer(label, config) for label in {**named, **config.layers}}
     for name in config.kept:
@@ -141,7 +94,7 @@ def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) 
     Raises:
       UserError: a label or an option that is not there, or a value of another type.
     """
-    groups = parse_pattern(config.pattern, config.num_layers)
+    groups = pattern_lib.parse(config.pattern, config.num_layers)
     known = sorted({label for group in groups for label in group.labels})
     changed = {label: dict(options) for label, options in config.layers.items()}
     for label, options in layers.items():
@@ -269,9 +222,6 @@ def check_devices(
     Raises:
       UserError: the first that has not, or do not.
     """
-    for label in strategies(config.mesh)[1]:
-        if label not in layers:
-            raise UserError(f"mesh.sequence_strategy names {label!r}; {nearest(label, layers)}")
     rules = sharding.activations(config.mesh, mesh)
     dtype = Numerics.create(config.model.precision).compute_dtype
     for label, layer in layers.items():
@@ -294,10 +244,39 @@ def check_devices(
             else:
                 raise UserError(f"model.layers.{label}: {told[0]}")
             _check_split(label, call, mesh, rules)
-        rows = Rows(
-            config.data.context_length, dtype, mesh, rules, config.mesh.sequence_layout, LEAST_BYTES
-        )
-        ways(label, layer, config.mesh, rows)
+    rows = Rows(
+        config.data.context_length, dtype, mesh, rules, config.mesh.sequence_layout, LEAST_BYTES
+    )
+    _check_rows(layers, config.mesh, rows)
+
+
+def _check_rows(layers: Mapping[str, Layer], config: MeshConfig, rows: Rows) -> None:
+    """Every layer splits its rows over the mesh, or a UserError says what to set instead: settings
+    with which every layer does.
+    """
+    ops = {x: y.calls["main"][0].op for x, y in layers.items() if "main" in y.calls}
+    check_known(config, layers, ops.values())
+    for label, layer in layers.items():
+        try:
+            ways(label, layer, config, rows)
+        except UserError as error:
+            groups = alternatives(config, label, ops)
+            found = [first for group in groups for first in _fitting(layers, group, rows)[:1]]
+            remedies = [changed(config, fitting) for fitting in found] or ["mesh.sequence=1"]
+            raise UserError(f"{error}; set {', or '.join(remedies)}") from None
+
+
+def _fitting(
+    layers: Mapping[str, Layer], configs: Iterable[MeshConfig], rows: Rows
+) -> list[MeshConfig]:
+    """Those with which every layer can split its rows."""
+    fitting = []
+    for config in configs:
+        with contextlib.suppress(UserError):
+            for label, layer in layers.items():
+                ways(label, layer, config, rows._replace(layout=config.sequence_layout))
+            fitting.append(config)
+    return fitting
 
 
 def _check_split(
@@ -321,10 +300,11 @@ def ways(label: str, layer: Layer, config: MeshConfig, rows: Rows) -> dict[str, 
         try:
             way = rows.way(call.op, asked, call.dims, call.options, call.whole)
         except ValueError as error:
+            sizes = rows.mesh.shape
+            shared = f" (its share of mesh.tensor={sizes['tensor']})" if sizes["tensor"] > 1 else ""
             raise UserError(
-                f"model.layers.{label}, mesh.sequence={rows.mesh.shape['sequence']}, "
-                f"mesh.sequence_strategy={asked!r}: {error}; set another strategy, "
-                "mesh.sequence_layout or mesh.sequence, or other sizes"
+                f"model.layers.{label}{shared}, mesh.sequence={sizes['sequence']}, "
+                f"mesh.sequence_strategy={asked!r}: {error}"
             ) from None
         found |= {key: way} if way else {}
     return found

@@ -9,13 +9,14 @@ whoever writes the values states everything.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
+
+from kernels.spelling import nearest
 
 # Exit statuses: of a mistake, which would be made again; of work that is not finished, with which
 # the same command goes on (EX_TEMPFAIL of sysexits.h); of an interruption from the keyboard.
@@ -80,26 +81,6 @@ class Duration:
     def __str__(self) -> str:
         short = f"{self.value:g}"
         return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
-
-
-def near(word: str, known: typing.Iterable[str]) -> str | None:
-    """The known name that `word` probably means: one with a slip of the keyboard in it ("wds" for
-    "wsd"), or one of which `word` is a part ("vocab" of "vocab_size"); None if there is none.
-    """
-    known = sorted(known)
-    if exchanged := [name for name in known if sorted(name) == sorted(word)]:
-        return exchanged[0]
-    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
-        return close[0]
-    parts = [name for name in known if len(word) > 2 and word.lower() in name.lower()]
-    return min(parts, key=len, default=None)
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A short hint for an unknown word: the name that it probably means, else all names."""
-    known = sorted(known)
-    close = near(word, known)
-    return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
 
 
 def to_mapping(value: Any) -> Any:

@@ -19,6 +19,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from lm import layers as layer_lib
+from lm import pattern as pattern_lib
 from lm.config import MeshConfig, ModelConfig
 from lm.layers import LayerRecord
 from lm.modules.block import Block
@@ -201,7 +202,7 @@ def create(
       UserError: an unknown label, mixer or option, a pattern that does not fit the depth, a form
       that cannot run.
     """
-    groups = layer_lib.parse_pattern(config.pattern, config.num_layers)
+    groups = pattern_lib.parse(config.pattern, config.num_layers)
     periods, layers = [], []
     for group in groups:
         # A block per place, not per label: Flax shares the parameters of one module used twice.

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import evals, files, metrics, report
+from lm import evals, files, layers, metrics, report
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import growth
@@ -43,6 +44,8 @@ from lm.run.clock import Clock, Profiler
 from lm.run.items import Meta
 from lm.run.progress import TrainingBar
 from lm.run.saver import Checkpointer
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
@@ -122,6 +125,7 @@ def run(config: Config, options: Options) -> Outcome:
             told = read, decay_start, options.until
             lost_until = step if is_lost else 0
             record.write(workdir, built, prepared.tokenizer, *told, lost_until=lost_until)
+            _log_layers(built, options.like)
         saver.remove_old()  # not before everything above is known to be right
         stop = stack.enter_context(processes.stop_signals())
         bar = stack.enter_context(_bar(config, step, end))
@@ -199,6 +203,13 @@ def run(config: Config, options: Options) -> Outcome:
         page = _report(workdir) if options.with_report else None
         stopped = stop()
     return Outcome(step, finished, stopped, _last_evaluation(workdir), samples, page, built)
+
+
+def _log_layers(built: Build, like: Build | None) -> None:
+    """Which form each op takes, and how it splits rows; once for runs that compile alike."""
+    if like is None or like.layers != built.layers:
+        for line in layers.summary(built.layers):
+            log.info("%s", line)
 
 
 def _check_not_past(step: int, end: int, workdir: Path) -> None:

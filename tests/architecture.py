@@ -54,6 +54,7 @@ LM_RANKS = (
     {"matrices"},
     {"mixers", "feed_forward"},
     {"blocks"},
+    {"pattern"},
     {"layers"},
     {"model"},
     {"loss"},
@@ -72,7 +73,8 @@ LM_RANKS = (
     {""},
 )
 KERNELS_FOR_LM = {
-    *("dispatch", "letters", "contract", "segments", "primitives", "shard", "strategies"),
+    *("dispatch", "letters", "contract", "segments", "primitives", "shard"),
+    *("spelling", "strategies"),
 }
 KERNELS_FOR_LAUNCH = KERNELS_FOR_LM | {"blocks", "measured", "op.cases"}
 KERNELS_THIRD_PARTY = {"jax", "numpy", "jaxtyping"}

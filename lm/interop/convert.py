@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import params as params_lib
+from lm import pattern as pattern_lib
 from lm.build import Build
 from lm.config import ModelConfig
 from lm.interop.hf_config import FLAX_FIELDS
@@ -60,7 +60,7 @@ def model_config(
     """`source` with another pattern, as deep as its groups say, and the options `given` by label;
     what they leave open is as in the source.
     """
-    num_layers = layer_lib.pattern_depth(pattern, source.num_layers)
+    num_layers = pattern_lib.depth(pattern, source.num_layers)
     target = dataclasses.replace(source, pattern=pattern, num_layers=num_layers)
     before, after = _labels(source), _labels(target)
     layers = {label: dict(options) for label, options in source.layers.items()}
@@ -77,7 +77,7 @@ def model_config(
 
 def _labels(config: ModelConfig) -> list[str]:
     """The label of every layer."""
-    groups = layer_lib.parse_pattern(config.pattern, config.num_layers)
+    groups = pattern_lib.parse(config.pattern, config.num_layers)
     return [label for group in groups for _ in range(group.repeat) for label in group.labels]
 
 

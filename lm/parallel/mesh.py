@@ -29,7 +29,7 @@ def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     Raises:
       UserError: the sizes do not multiply to the number of devices, or an axis no op supports yet.
     """
-    sizes = _sizes(config, len(devices))
+    sizes = _sizes(config, len(devices), on_cpu=device.platform(devices[0]) == "cpu")
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -42,7 +42,7 @@ def before(config: MeshConfig, count: int | None) -> AbstractMesh:
       UserError: as `create`.
     """
     fixed = [max(1, getattr(config, axis)) for axis in AXES]
-    sizes = _sizes(config, math.prod(fixed) if count is None else count)
+    sizes = _sizes(config, math.prod(fixed) if count is None else count, on_cpu=True)
     return AbstractMesh(tuple(sizes), AXES)
 
 
@@ -60,7 +60,7 @@ def foreseen() -> tuple[int | None, tuple[str, ...]]:
     return count * watch.count(), ("cpu",)
 
 
-def _sizes(config: MeshConfig, count: int) -> list[int]:
+def _sizes(config: MeshConfig, count: int, *, on_cpu: bool) -> list[int]:
     sizes = [getattr(config, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and count % fixed == 0:
@@ -71,6 +71,8 @@ def _sizes(config: MeshConfig, count: int) -> list[int]:
         rest = fixed // config.data if -1 not in sizes else 0
         fits = rest > 0 and count % rest == 0
         advice = "mesh.data=-1" if fits else f"sizes that multiply to {count}"
+        if on_cpu and fixed > count:  # a CPU is as many devices as it is said to be
+            advice += f", or the variable JAX_NUM_CPU_DEVICES to {fixed}"
         raise UserError(f"mesh {given} needs {wanted} devices, found {count}; set {advice}")
     return sizes
 

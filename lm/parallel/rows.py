@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import DTypeLike
 
 from kernels import dispatch, shard
 from kernels.contract import Layout
+from kernels.primitives.time_shards import LAYOUTS
 from kernels.shard import Rules
+from kernels.spelling import near, nearest
 from kernels.strategies import Link, Way
 from lm.config import MeshConfig, UserError
 from lm.parallel.sharding import AnyMesh
@@ -57,15 +61,87 @@ def strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
     "a=states,b=ring" auto, {"a": "states", "b": "ring"}.
 
     Raises:
-      UserError: neither of the two.
+      UserError: the text is neither of the two, or names a label twice.
     """
-    pairs = [[part.strip() for part in x.split("=")] for x in mesh.sequence_strategy.split(",")]
-    if len(pairs) == len(pairs[0]) == 1:
-        return pairs[0][0], {}
-    named = {pair[0]: pair[-1] for pair in pairs}
-    if len(named) < len(pairs) or not all(len(pair) == 2 and all(pair) for pair in pairs):
+    text = mesh.sequence_strategy
+    if re.fullmatch(r"\s*\w+\s*", text):
+        return text.strip(), {}
+    own = _by_label(text)
+    if own is None:
+        tidy = re.sub(r"[{}()'\"\s]", "", text).replace(":", "=")
+        advice = tidy if _by_label(tidy) else AUTO
         raise UserError(
-            f"mesh.sequence_strategy={mesh.sequence_strategy!r}: write auto, the name of a "
-            "strategy, or label=name,label=name"
+            f"mesh.sequence_strategy={text!r} is not auto, the name of a strategy or "
+            f"LABEL=NAME,LABEL=NAME; set mesh.sequence_strategy={_quoted(advice)}"
         )
-    return AUTO, named
+    labels = [label for label, _ in own]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        first = ",".join(f"{label}={name}" for label, name in dict(reversed(own)).items())
+        raise UserError(
+            f"mesh.sequence_strategy={text!r} names {twice[0]!r} twice; set "
+            f"mesh.sequence_strategy={_quoted(first)}, or the other"
+        )
+    return AUTO, dict(own)
+
+
+def check_known(config: MeshConfig, labels: Collection[str], ops: Collection[str]) -> None:
+    """Labels that are named are of `labels`; a strategy for all layers is one that some op has.
+
+    Raises:
+      UserError: they are not.
+    """
+    common, own = strategies(config)
+    _check_word(config, common, {AUTO}.union(*map(_names, ops)), "no layer has such a strategy")
+    for label in own:
+        _check_word(config, label, labels, f"no layer is labelled {label!r}")
+
+
+def _check_word(config: MeshConfig, word: str, known: Collection[str], problem: str) -> None:
+    if word in known:
+        return
+    text, close = config.sequence_strategy, near(word, known)
+    mended = re.sub(rf"(?<![^,\s]){re.escape(word)}(?=\s*(=|$))", close or "", text)
+    advice = f"set mesh.sequence_strategy={_quoted(mended)}" if close else nearest(word, known)
+    raise UserError(f"mesh.sequence_strategy={text!r}: {problem}; {advice}")
+
+
+def _by_label(text: str) -> list[tuple[str, str]] | None:
+    """ "a=states,b=ring" as pairs; None of a text of another form."""
+    pairs = [re.fullmatch(r"\s*([^=,]*[^=,\s])\s*=\s*(\w+)\s*", x) for x in text.split(",")]
+    return [(x[1], x[2]) for x in pairs if x] if all(pairs) else None
+
+
+def _quoted(value: object) -> str:
+    return str(value) if str(value).isidentifier() else repr(value)
+
+
+def alternatives(
+    config: MeshConfig, label: str, ops: Mapping[str, str]
+) -> Iterator[list[MeshConfig]]:
+    """What else could be set where the layers of `label` cannot split their rows: for each key the
+    values to try, in this order. `ops`: the main op of every label.
+    """
+    common, own = strategies(config)
+    kept = dict(own)
+    if common != AUTO:  # the other labels can keep it
+        kept = {x: common for x, op in ops.items() if common in _names(op)}
+    kept.pop(label, None)
+    names = _names(ops[label]) if label in own and label in ops else []
+    texts = [kept | {label: name} for name in names]
+    texts += [kept, {}]
+    named = [",".join(f"{x}={name}" for x, name in text.items()) or AUTO for text in texts]
+    yield [dataclasses.replace(config, sequence_strategy=text) for text in named]
+    others = [layout for layout in LAYOUTS if layout != config.sequence_layout]
+    yield [dataclasses.replace(config, sequence_layout=layout) for layout in others]
+
+
+def changed(old: MeshConfig, new: MeshConfig) -> str:
+    """The first key that differs, as it is set: "mesh.sequence_layout=contiguous"."""
+    for field in dataclasses.fields(MeshConfig):
+        if (value := getattr(new, field.name)) != getattr(old, field.name):
+            return f"mesh.{field.name}={_quoted(value)}"
+    raise ValueError("the two are equal")
+
+
+def _names(op: str) -> list[str]:
+    return [strategy.name for strategy in dispatch.get(op).sequence]

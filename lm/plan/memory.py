@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import build as build_lib
-from lm import layers as layer_lib
+from lm import pattern as pattern_lib
 from lm.build import Build
 from lm.config import Config, MeshConfig
 from lm.data.growth import NO_WARMUP
@@ -132,9 +132,7 @@ def measure(config: Config, devices: Sequence[Any]) -> Activations:
 def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[float, float]]:
     """Bytes of stream and rest that one layer keeps, by its place in the pattern."""
     found: dict[str, tuple[float, float]] = {}
-    for i, group in enumerate(
-        layer_lib.parse_pattern(config.model.pattern, config.model.num_layers)
-    ):
+    for i, group in enumerate(pattern_lib.parse(config.model.pattern, config.model.num_layers)):
         for j in range(len(group.labels)):
             block = f"groups_{i}/blocks_{j}"
             own = [r for r in whole if r.module == block or r.module.startswith(f"{block}/")]

@@ -35,7 +35,7 @@ from lm import build as build_lib
 from lm import files
 from lm import params as params_lib
 from lm.build import Build
-from lm.config import Config, UserError, difference, to_mapping
+from lm.config import Config, MeshConfig, UserError, difference, to_mapping
 from lm.data.tokenizers import Tokenizer
 from lm.layers import LayerRecord
 from lm.mapping import free_keys
@@ -203,19 +203,27 @@ def _old(workdir: Path) -> dict[str, Any]:
 
 
 def _tell_other_devices(workdir: Path, built: Build) -> None:
-    old = _old(workdir)
-    if not {"mesh", "processes"} <= old.keys():
+    old, config = _old(workdir), _config(workdir)
+    if config is None or not {"mesh", "processes"} <= old.keys():
         return
-    before = old["mesh"], old["processes"]
-    now = dict(built.mesh.shape), processes.count()
+    before = old["mesh"], _split(config.mesh, old["mesh"]), old["processes"]
+    mesh = dict(built.mesh.shape)
+    now = mesh, _split(built.config.mesh, mesh), processes.count()
     if before != now:
         log.warning(
-            "%s: from mesh %s of %d processes to mesh %s of %d: the same numbers, summed in "
+            "%s: from mesh %s%s of %d processes to mesh %s%s of %d: the same numbers, summed in "
             "another order",
             workdir,
             *before,
             *now,
         )
+
+
+def _split(config: MeshConfig, mesh: Mapping[str, int]) -> str:
+    """How rows are split over time, "" where they are whole."""
+    if mesh["sequence"] == 1:
+        return ""
+    return f", {config.sequence_layout}, by {config.sequence_strategy},"
 
 
 def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm import layers as layer_lib
+from lm import pattern as pattern_lib
 from lm.config import Config, from_mapping
 from lm.mapping import UserError, to_mapping
 
@@ -98,7 +98,7 @@ def deepened(config: Config, num_layers: int) -> Config:
       UserError: a pattern of groups, whose depth is fixed.
     """
     values: Any = to_mapping(config)
-    if layer_lib.pattern_depth(config.model.pattern, num_layers) != num_layers:
+    if pattern_lib.depth(config.model.pattern, num_layers) != num_layers:
         raise UserError(
             f"model.pattern={config.model.pattern} is of groups, which have a fixed depth; name "
             "labels, which are cycled over the depth"

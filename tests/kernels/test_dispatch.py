@@ -44,9 +44,9 @@ def test_auto_says_what_it_passed_over():
 @pytest.mark.parametrize(
     ("name", "form", "options", "message"),
     [
-        ("sofmax", "auto", {}, "unknown op 'sofmax'; nearest is 'softmax'"),
-        ("softmax", "chunky", {}, "nearest is 'chunked'"),
-        ("softmax", "chunked", {"windw": 3}, "nearest is 'window'"),
+        ("sofmax", "auto", {}, "unknown op 'sofmax'; did you mean 'softmax'"),
+        ("softmax", "chunky", {}, "did you mean 'chunked'"),
+        ("softmax", "chunked", {"windw": 3}, "did you mean 'window'"),
         ("softmax", "jax_nn", {"logits_soft_cap": 3.0}, "has no logits_soft_cap=3.0"),
         ("softmax", "chunked", {"window": -1}, "must not be negative"),
         ("stickbreaking", "auto", {"remainder": "rest"}, "must be one of none, value, bias"),

@@ -273,7 +273,7 @@ def test_time_must_divide(name: str):
 def test_strategies_are_called_by_name():
     _, problem = a_problem("softmax", "whole", {})
     with pytest.raises(
-        ValueError, match="unknown strategy of softmax 'gathers'; nearest is 'gather'"
+        ValueError, match="softmax has no strategy 'gathers' for a split T; did you mean 'gather'"
     ):
         jax.eval_shape(program("softmax", "chunked", (), ("eight", "gathers")), problem, None, None)
 

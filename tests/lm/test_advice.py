@@ -64,7 +64,6 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {"model.num_heads": 16, "model.num_kv_heads": 16},
     ],
     "change the size or the mesh": [{"mesh.tensor": 1, "mesh.fsdp": 1}],
-    "must be positive, at most one of them -1": [{"mesh.fsdp": 1, "mesh.tensor": 1}],
     "name a schedule, {'family'": [{"schedule": {"family": "wsd"}}],
     "set expand_k=1.0": [{"model.layers.a.expand_k": 1.0}],
     "set normalize=False": [{"model.layers.a.normalize": False}],
@@ -100,6 +99,14 @@ MORE: list[dict[str, Any]] = [
     {"model.pattern": "a", "model.layers": {"a": {"mixer": "softmax", "form": "chunkd"}}},
     {"model.pattern": "a", "model.layers": {"a": {"mixer": "softmax", "windw": 3}}},
     {"mesh.replicate": ["h"]},
+    {"mesh.sequence": 2, "mesh.sequence_strategy": "states", "model.pattern": "softmax,gla"},
+    {"mesh.sequence": 2, "mesh.sequence_strategy": "gla=ring", "model.pattern": "softmax,gla"},
+    {"mesh.sequence": 3, "mesh.sequence_strategy": "all_to_all", "data.context_length": 48},
+    {"mesh.sequence": 8, "mesh.sequence_layout": "zigzag", "model.pattern": "softmax,gla"},
+    {"mesh.sequence_strategy": "gathers"},
+    {"mesh.sequence_strategy": "{'softmax': 'ring'}", "model.pattern": "softmax"},
+    {"mesh.sequence_strategy": "softmax=ring,softmax=gather", "model.pattern": "softmax"},
+    {"mesh.sequence_strategy": "softmx=ring", "model.pattern": "softmax"},
     {"objective.family": "next_tken"},
     {"log.gradient_noise": True, "mesh.data": 1},
     {"schedule": {"family": "cosine"}, "optimizer.hypergradient": 0.1},
@@ -167,7 +174,7 @@ def obeyed(mapping: dict[str, Any], message: str) -> Iterator[tuple[str, dict[st
             "as base.py",
             _changed(mapping, {missing[1]: flatten(values()).get(missing[1], "text")}),
         )
-    if near := re.search(r"unknown form '(\w+)'; nearest is '(\w+)'", message):
+    if near := re.search(r"unknown form '(\w+)'; did you mean '(\w+)'", message):
         yield f"{near[1]} -> {near[2]}", _renamed(mapping, near[1], near[2])
     for near in re.findall(r"replicate: '(\w+)' is not a size; known: (\w+)", message):
         yield f"{near[0]} -> {near[1]}", _renamed(mapping, *near)

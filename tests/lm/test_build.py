@@ -103,6 +103,11 @@ def test_batch_that_does_not_divide() -> None:
 
 # Told before there are devices; eight are foreseen here. `None`: as many as the mesh says.
 LATER: list[tuple[dict[str, Any], int | None, str]] = [
+    (
+        {"mesh.data": 1, "mesh.sequence": 4},
+        2,
+        "set sizes that multiply to 2, or the variable JAX_NUM_CPU_DEVICES to 4",
+    ),
     ({"mesh.data": 3}, 8, "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices, found 8"),
     ({"mesh.tensor": 3}, 8, "needs a multiple of 3 devices, found 8"),
     (
@@ -113,7 +118,7 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
     (
         {"mesh.sequence": 3, "mesh.sequence_strategy": "all_to_all"},
         None,
-        "heads must be a multiple of 3 ranks; set another strategy, mesh.sequence_layout or",
+        "heads must be a multiple of 3 ranks; set mesh.sequence_strategy=auto",
     ),
     (
         {"mesh.sequence": 8, "mesh.sequence_layout": "zigzag"},
@@ -124,7 +129,7 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
         {"mesh.sequence": 2, "mesh.sequence_layout": "zigzag", "model.pattern": "gla"}
         | {"mesh.sequence_strategy": "states"},
         None,
-        "states: its tokens must be contiguous, not zigzag; set another strategy",
+        "not zigzag; set mesh.sequence_strategy=auto, or mesh.sequence_layout=contiguous",
     ),
     (
         {"mesh.sequence": 2, "mesh.tensor": 2, "mesh.stream_over_tensor": True}
@@ -132,18 +137,48 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
         None,
         "=26, each of mesh.sequence=2 parts of it, over mesh.tensor=2; set data.context_length=28",
     ),
-    ({"mesh.sequence_strategy": "gathers"}, None, "unknown strategy of stickbreaking 'gathers'"),
     (
-        {"mesh.sequence": 2, "mesh.sequence_strategy": "states", "model.pattern": "softmax"},
+        {"mesh.sequence_strategy": "gathers"},
         None,
-        "unknown strategy of softmax 'states'; nearest is",
+        "='gathers': no layer has such a strategy; set mesh.sequence_strategy=gather",
     ),
-    ({"mesh.sequence_strategy": "a=b,a=c"}, None, "write auto, the name of a strategy, or label="),
-    ({"mesh.sequence_strategy": "a=b,c"}, None, "write auto, the name of a strategy, or label="),
+    (
+        {"mesh.sequence": 2, "mesh.sequence_strategy": "states"}
+        | {"model.pattern": "softmax,gla", "model.num_layers": 2},
+        None,
+        "softmax has no strategy 'states' for a split T; known: all_to_all, auto, gather, ring; "
+        "set mesh.sequence_strategy='gla=states'",
+    ),
+    (
+        {"mesh.sequence": 2, "mesh.sequence_strategy": "gla=ring"}
+        | {"model.pattern": "softmax,gla", "model.num_layers": 2},
+        None,
+        "gated_linear has no strategy 'ring' for a split T; known: all_to_all, auto, scan, states; "
+        "set mesh.sequence_strategy='gla=states'",
+    ),
+    (
+        {"mesh.sequence": 2, "mesh.tensor": 2, "mesh.sequence_strategy": "all_to_all"}
+        | {"model.num_heads": 2, "model.num_kv_heads": 2},
+        None,
+        "(its share of mesh.tensor=2), mesh.sequence=2, mesh.sequence_strategy='all_to_all': "
+        "stickbreaking cannot split T over 2 ranks: all_to_all: H=1 heads must be a multiple of 2",
+    ),
+    (
+        {"mesh.sequence_strategy": "a=b,a=c"},
+        None,
+        "names 'a' twice; set mesh.sequence_strategy='a=b', or the other",
+    ),
+    ({"mesh.sequence_strategy": "a=b,c"}, None, "; set mesh.sequence_strategy=auto"),
+    ({"mesh.sequence_strategy": ""}, None, "; set mesh.sequence_strategy=auto"),
+    (
+        {"mesh.sequence_strategy": "{'a': 'b', 'c': 'd'}"},
+        None,
+        "; set mesh.sequence_strategy='a=b,c=d'",
+    ),
     (
         {"mesh.sequence_strategy": "softmx=gather", "model.pattern": "softmax"},
         None,
-        "mesh.sequence_strategy names 'softmx'; did you mean 'softmax'?",
+        "no layer is labelled 'softmx'; set mesh.sequence_strategy='softmax=gather'",
     ),
     ({"mesh.tensor": 8}, None, "H=4 heads are not divisible by 8"),
     ({"mesh.tensor": 4}, 8, "G=2 heads are not divisible by 4"),

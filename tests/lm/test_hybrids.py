@@ -8,6 +8,7 @@ import pytest
 
 from launch import cli
 from lm import layers as layer_lib
+from lm import pattern as pattern_lib
 from lm.config import UserError, from_mapping
 
 FILE = Path(__file__).parents[2] / "experiments/hybrids/config.py"
@@ -38,7 +39,7 @@ SHORT = {
 def test_layers_stand_where_the_paper_puts_them(name: str) -> None:
     config = from_mapping(cli.read_config_file(f"{FILE}:{name}").to_dict()).model
     layer_lib.check(config)
-    groups = layer_lib.parse_pattern(config.pattern, config.num_layers)
+    groups = pattern_lib.parse(config.pattern, config.num_layers)
     labels = [label for group in groups for label in group.labels * group.repeat]
     assert "".join(SHORT[label] for label in labels) == LAYERS[name]
 

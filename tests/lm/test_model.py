@@ -12,9 +12,10 @@ import pytest
 from lm import layers as layer_lib
 from lm import model as model_lib
 from lm import params as params_lib
+from lm import pattern as pattern_lib
 from lm.build import Build
 from lm.config import UserError
-from lm.layers import Group, parse_pattern
+from lm.pattern import Group
 from tests import jaxprs
 from tests.lm import tiny
 
@@ -35,7 +36,7 @@ PATTERNS = ["softmax", "stickbreaking", "softmax,stickbreaking"]
 )
 def test_patterns(pattern: Any, depth: int, groups: Any) -> None:
     expected = tuple(Group(repeat, tuple(labels)) for repeat, labels in groups)
-    assert parse_pattern(pattern, depth) == expected
+    assert pattern_lib.parse(pattern, depth) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_patterns(pattern: Any, depth: int, groups: Any) -> None:
 )
 def test_bad_patterns(pattern: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_pattern(pattern, 4)
+        pattern_lib.parse(pattern, 4)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
     ("meshes", "first"),
     [
         ("sizes", "{'data': 4, 'fsdp': 2, 'tensor': 1, 'sequence': 1}"),
-        ("sequence", "{'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 2}"),
+        ("sequence", "{'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 2}, contiguous, by auto,"),
     ],
 )
 def test_elastic(tmp_path: Path, meshes: str, first: str) -> None:
