@@ -158,12 +158,15 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """`gradient_noise`: whether a step tells its gradient's noise scale (lm/step.py: Noise)."""
+    """`gradient_noise`: whether a step tells its gradient's noise scale (lm/step.py: Noise);
+    `tracker`: what shows the records while the run trains.
+    """
 
     every: Duration
     samples: tuple[str, ...]
     sample_tokens: Annotated[Tokens, Bound("must be at most 2^20", lambda n: n <= 1 << 20)]
     gradient_noise: Annotated[bool, Later(False)]
+    tracker: Annotated[Any, families.TRACKERS, Later({"family": "tensorboard"})]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -298,11 +298,13 @@ MATRICES = Family("matrices", "kind of matrix", given=(*LAYER, "letters", "shape
 
 LAYERS = Labels(MIXERS, {"mlp": FEED_FORWARDS, "residual": BLOCKS, "matrix": MATRICES})
 
+TRACKERS = Family("trackers", "tracker", needs=("problem", "package", "open"))
+
 LAWS = Family("laws", "law", key="law", needs=("problem", "published"))
 READERS = Family("readers", "reader", key="reader", needs=("problem", "endings", "rows"))
 
 ALL = (
     *(SCHEDULES, OPTIMIZERS, OBJECTIVES, TASKS),
     *(MIXERS, FEED_FORWARDS, BLOCKS, MATRICES),
-    *(LAWS, READERS),
+    *(TRACKERS, LAWS, READERS),
 )

@@ -155,8 +155,14 @@ class Later:
 
 
 def is_neutral(marks: tuple[Any, ...], value: Any) -> bool:
-    """Whether a field with these marks holds what a mapping without its key means."""
-    return any(isinstance(mark, Later) and mark.neutral == value for mark in marks)
+    """Whether a field with these marks holds what a mapping without its key means. Of a member of a
+    family that is the mapping which names it.
+    """
+    neutral = [mark.neutral for mark in marks if isinstance(mark, Later)]
+    if not neutral:
+        return False
+    reader = _reader(marks)
+    return neutral[0] == (value if reader is None else reader.to_mapping(value))
 
 
 def completed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

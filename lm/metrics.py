@@ -1,4 +1,4 @@
-"""The numbers of a run: metrics.jsonl and TensorBoard, and the peak rates that MFU divides by.
+"""The numbers of a run: metrics.jsonl, and the peak rates that MFU divides by.
 
 One JSON object a line, each written with one call, so that a killed run leaves at most one partial
 line, the last:
@@ -20,24 +20,17 @@ import logging
 import math
 import os
 import re
-import socket
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
-
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lm import files
 from lm.config import UserError
 
 FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 NON_FINITE = "non_finite"
 GIVE_UP = "--accept_lost_records"  # of espalier train
-FLUSH_SECONDS = 5.0  # TensorBoard is behind by at most
 
 log = logging.getLogger(__name__)
 
@@ -87,38 +80,43 @@ class Records(NamedTuple):
         return Records(len(data), hashlib.sha256(data).hexdigest())
 
 
+class Shown(Protocol):
+    """An open tracker (lm/trackers)."""
+
+    def write(self, step: int, values: Mapping[str, int | float]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Writer:
-    """Appends records to metrics.jsonl and TensorBoard's event files; a context manager.
+    """Appends records to metrics.jsonl, and shows them in a tracker; a context manager.
 
     Args:
+      track: opens the tracker at the first step that will be written; None: there is none.
       is_active: False writes nothing at all, for every process but the first.
     """
 
-    def __init__(self, workdir: Path, *, is_active: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        track: Callable[[int], Shown] | None = None,
+        is_active: bool = True,
+    ) -> None:
         self._file: BinaryIO | None = None
-        self._events: RecordWriter | None = None
-        self._flushed = time.monotonic()
+        self._shown: Shown | None = None
         self._size, self._sha256 = 0, hashlib.sha256()
         if not is_active:
             return
         before = read(workdir)
-        # Events after the record that this run goes on from belong to a run that was cut short.
-        purge_step = before[-1]["step"] + 1 if before else 0
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        first_step = before[-1]["step"] + 1 if before else 0
         try:
-            (workdir / TENSORBOARD).mkdir(exist_ok=True)
             self._file = open(workdir / FILE, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
             self._add((workdir / FILE).read_bytes())
-            # RecordWriter works in this thread: where a thread of its own (SummaryWriter's) dies of
-            # a full disk, whoever hands it the next event waits forever.
-            events = workdir / TENSORBOARD / f"{name}.{os.getpid()}.{time.time_ns()}"
-            self._events = RecordWriter(str(events))
+            self._shown = None if track is None else track(first_step)
         except OSError as error:
             self._close()
             told = f"{error.filename}: {error.strerror}; choose a workdir to write in"
             raise UserError(told) from None
-        self._record(file_version="brain.Event:2")
-        self._record(step=purge_step, session_log={"status": 1})  # START
 
     def __enter__(self) -> Writer:
         return self
@@ -136,11 +134,11 @@ class Writer:
                 raise
 
     def _close(self) -> None:
-        """Both files are closed, also where the last events no longer fit on the disk."""
+        """Both are closed, also where the tracker's last records no longer fit on the disk."""
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        if self._shown is not None:
+            self._shown.close()
 
     def _add(self, data: bytes) -> None:
         self._size += len(data)
@@ -155,25 +153,18 @@ class Writer:
         os.fsync(self._file.fileno())
         return Records(self._size, self._sha256.hexdigest())
 
-    def _record(self, **event: Any) -> None:
-        """Appends an event to TensorBoard's file."""
-        assert self._events is not None
-        self._events.write(_event(**event).SerializeToString())
-
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record: "step", "tokens" and scalars. It is on its way to disk on return."""
-        if self._file is None or self._events is None:
+        if self._file is None:
             return
         values = {key: _scalar(value) for key, value in record.items()}
         line = _line(values)
         if self._file.write(line) < len(line):  # what a disk does that is about to be full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         self._add(line)
-        scalars = [{"tag": k, "simple_value": v} for k, v in values.items() if k != "step"]
-        self._record(step=int(values["step"]), summary={"value": scalars})
-        if time.monotonic() > self._flushed + FLUSH_SECONDS:
-            self._events.flush()
-            self._flushed = time.monotonic()
+        if self._shown is not None:
+            step = int(values.pop("step"))
+            self._shown.write(step, values)
 
 
 def validation_losses(record: Mapping[str, Any]) -> dict[str, float]:
@@ -276,11 +267,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     is_record = all(type(record.get(key)) is int for key in ("step", "tokens"))
     return record if is_record else None
-
-
-def _event(**fields: Any) -> Any:
-    """TensorBoard's record. Its class is made at import, unknown to type checkers."""
-    return vars(event_pb2)["Event"](wall_time=time.time(), **fields)
 
 
 def _scalar(value: Any) -> int | float:

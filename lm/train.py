@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import evals, files, layers, metrics, report
+from lm import evals, files, layers, metrics, report, trackers
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import growth
@@ -104,6 +104,7 @@ def run(config: Config, options: Options) -> Outcome:
     build_lib.check(config)
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     _check_options(config, options)
+    track = trackers.opener(config, workdir)
     is_first = processes.is_first()
     processes.check_equal("config", to_mapping(config))
     with contextlib.ExitStack() as stack, watch.one_fate():
@@ -165,8 +166,8 @@ def run(config: Config, options: Options) -> Outcome:
             return step == end or built.due(step, every)
 
         if step and due(config.evaluate.every):
-            _mend_record(workdir, step, evaluation)
-        writer = stack.enter_context(metrics.Writer(workdir, is_active=is_first))
+            _mend_record(workdir, step, evaluation, track)
+        writer = stack.enter_context(metrics.Writer(workdir, track=track, is_active=is_first))
         pending: tuple[int, Any] | None = None
         is_enough = functools.partial(evaluate.is_enough, options.until, tasks)
         is_over = processes.agree(step == end or is_enough(_last(workdir, step)))
@@ -319,7 +320,12 @@ def _evaluate(
         return None
 
 
-def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | None]) -> None:
+def _mend_record(
+    workdir: Path,
+    step: int,
+    evaluation: Callable[[], Record | None],
+    track: Callable[[int], trackers.Log],
+) -> None:
     """A signal may have cut the evaluation at `step` short: its record is then written once more,
     after what the checkpoint of that step counts on.
     """
@@ -327,7 +333,7 @@ def _mend_record(workdir: Path, step: int, evaluation: Callable[[], Record | Non
     if processes.agree(bool(last) and not any(key.startswith(EVALUATED) for key in last)):
         found = evaluation()
         if found and processes.is_first():
-            with metrics.Writer(workdir) as writer:
+            with metrics.Writer(workdir, track=track) as writer:
                 writer.write(last | found)
 
 

@@ -47,7 +47,7 @@ LM_RANKS = (
     {"families", "data.growth"},
     {"data.config", "readers"},
     {"config"},
-    {"params", "schedules", "laws", "data", "metrics", "state"},
+    {"params", "schedules", "laws", "data", "metrics", "state", "trackers"},
     {"targets", "mup", "fits"},
     {"optimizers", "parallel"},
     {"modules"},

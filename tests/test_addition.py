@@ -65,6 +65,31 @@ class Squared(FeedForward):
         out = self.down(nn.relu(self.up(x)) ** self.power)
         return out, {"energy": jnp.mean(out**2, axis=-1)}
 """,
+    "lm/trackers/lines.py": """
+import dataclasses
+from typing import ClassVar
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lines:
+    name: str = "shown.txt"
+    package: ClassVar[str] = "json"
+
+    def problem(self):
+        return None
+
+    def open(self, workdir, config, first_step):
+        return _Log(workdir / self.name, f"{config['run']['length']} from {first_step}")
+
+class _Log:
+    def __init__(self, path, head):
+        self._path, self._lines = path, [head]
+
+    def write(self, step, values):
+        self._lines.append(f"{step} {len(values) > 5}")
+
+    def close(self):
+        self._path.write_text(chr(10).join(self._lines))
+""",
     "lm/blocks/sandwich.py": """
 from lm.blocks.pre_norm import PreNorm
 
@@ -152,6 +177,7 @@ def get_config(arg=""):
     config.evaluate.max_tokens = 128
     config.run.length = "3 steps"
     config.log.samples = ()
+    config.log.tracker = {"family": "lines"}
     return config
 """,
 }
@@ -240,6 +266,9 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
         whole = 0.5 * line["train/nll"] + line["aux/energy"]
         assert abs(line["train/loss"] - whole) < 1e-5 * whole
     assert steps[-1]["task/longest/tokens"] > 0
+    shown = (tmp_path / "run" / "shown.txt").read_text().splitlines()
+    assert shown == ["3 steps from 0", "1 True", "2 True", "3 True"]
+    assert not (tmp_path / "run" / "tensorboard").exists()
     parameters = (tmp_path / "run" / "params.txt").read_text()
     assert "mlp/up/second" in parameters
     assert "mlp/up/kernel" not in parameters

@@ -22,6 +22,7 @@ from lm import metrics, optimizers
 from lm.build import Build
 from lm.families import SCHEDULES
 from lm.schedules import Run
+from lm.trackers.tensorboard import Tensorboard
 
 SHARE = Goal("<=", 0.005)
 MIXER = "softmax"  # whose step is the shorter one
@@ -49,7 +50,9 @@ def _share(options: Options, built: Build, name: str, train: list[float]) -> Res
     record = {f"lr/{role}": 0.02 for role in jax.eval_shape(rates, curve, tokens)}
     with (
         tempfile.TemporaryDirectory() as folder,
-        metrics.Writer(Path(folder)) as writer,
+        metrics.Writer(
+            Path(folder), track=lambda step: Tensorboard().open(Path(folder), {}, step)
+        ) as writer,
     ):
         sides = {
             "rate": timing.call(rates, jax.device_put(curve), tokens),

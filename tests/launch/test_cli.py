@@ -88,7 +88,10 @@ OVERRIDES = [
     (["model.zzz=3"], "known: ffn_dim, head_dim"),
     (["seed.x=3"], "--config.seed is a value, not a group of keys"),
     (["data.sources.books.weight=1"], "missing key config.data.sources.books.path"),
-    (["data.sources.books.size=1"], "unknown key --config.data.sources.books.size; known: path"),
+    (
+        ["data.sources.books.size=1"],
+        "unknown key --config.data.sources.books.size; known: max_tokens, path",
+    ),
     (["model.layers.a.window=8"], "--config.model.layers.a names no mixer; set --config.model"),
     (["model.layers.gla.windw=8"], "unknown key --config.model.layers.gla.windw; known: expand_k"),
     (["model.layers.a.mixer=gla", "model.layers.a.window=8"], "it is an option of softmax, and"),

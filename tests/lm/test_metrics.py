@@ -1,25 +1,19 @@
-"""metrics.jsonl survives kills, resumes and numbers that are not finite; TensorBoard agrees."""
+"""metrics.jsonl survives kills, resumes and numbers that are not finite; a tracker sees as much."""
 
 from __future__ import annotations
 
 import doctest
-import gc
 import json
 import math
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
 
 from lm import metrics
 from lm.config import UserError
-
-EVENT = vars(event_pb2)["Event"]  # made at import, unknown to type checkers
 
 
 def write(workdir: Path, steps: range) -> None:
@@ -28,16 +22,26 @@ def write(workdir: Path, steps: range) -> None:
             writer.write({"step": step, "tokens": 10 * step, "train/loss": 1.0 / step})
 
 
-def events(workdir: Path) -> list[Any]:
-    """Decodes TensorBoard's record files: length, checksum, message, checksum."""
-    found = []
-    for path in sorted((workdir / metrics.TENSORBOARD).iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)
-            found.append(EVENT.FromString(data[at + 12 : at + 12 + size]))
-            at += 12 + size + 4
-    return found
+class Seen:
+    """A tracker that keeps what it is shown."""
+
+    def __init__(self, error: type[OSError] | None = None) -> None:
+        self.first: list[int] = []
+        self.shown: list[tuple[int, dict[str, Any]]] = []
+        self.is_open, self._error = False, error
+
+    def __call__(self, first_step: int) -> Seen:
+        self.first.append(first_step)
+        self.is_open = True
+        return self
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        self.shown.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.is_open = False
+        if self._error is not None:
+            raise self._error("No space left")
 
 
 def test_doctests() -> None:
@@ -49,9 +53,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert metrics.read(tmp_path) == [
         {"step": step, "tokens": 10 * step, "train/loss": 1.0 / step} for step in (1, 2, 3)
     ]
-    scalars = [(e.step, v.tag, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
-    assert (2, "train/loss", 0.5) in scalars
-    assert {tag for _, tag, _ in scalars} == {"tokens", "train/loss"}
+
+
+def test_a_tracker_is_shown_the_same_records(tmp_path: Path) -> None:
+    """Numbers that are not finite too; and from which step on, when a run goes on."""
+    seen = Seen()
+    for steps in ((1, 2), (3,)):
+        with metrics.Writer(tmp_path, track=seen) as writer:
+            for step in steps:
+                writer.write({"step": step, "tokens": 10 * step, "train/loss": np.float32("inf")})
+            assert seen.is_open
+        assert not seen.is_open
+    assert seen.first == [0, 3]
+    assert [{"step": step} | values for step, values in seen.shown] == metrics.read(tmp_path)
 
 
 def test_each_record_is_on_disk_before_the_writer_closes(tmp_path: Path) -> None:
@@ -108,10 +122,7 @@ def test_resume_leaves_what_an_uninterrupted_run_would(tmp_path: Path) -> None:
     metrics.cut(resumed, 4, None, is_loss_accepted=False)
     write(resumed, range(5, 9))
     assert path.read_bytes() == (whole / metrics.FILE).read_bytes()
-    assert {p.name for p in resumed.iterdir()} == {metrics.FILE, metrics.TENSORBOARD}
-    # TensorBoard hides what an event named START at a step follows.
-    starts = [e.step for e in events(resumed) if e.HasField("session_log")]
-    assert starts[-1] == 5
+    assert {p.name for p in resumed.iterdir()} == {metrics.FILE}
 
 
 def test_cut_keeps_numbers_that_are_not_finite(tmp_path: Path) -> None:
@@ -217,14 +228,6 @@ def test_peaks(kind: str, precision: str, peak: float | None) -> None:
     assert metrics.peak_flops(kind, precision) == peak
 
 
-def test_launches_of_one_second_have_files_of_their_own(tmp_path: Path) -> None:
-    write(tmp_path, range(1, 3))
-    write(tmp_path, range(3, 5))
-    assert len(list((tmp_path / metrics.TENSORBOARD).iterdir())) == 2
-    steps = {e.step for e in events(tmp_path) if e.summary.value}
-    assert steps == {1, 2, 3, 4}
-
-
 def test_a_full_disk_is_told_within_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with metrics.Writer(tmp_path) as writer:
         writer.write({"step": 1, "tokens": 10})
@@ -244,11 +247,10 @@ class Half:
         return self._file.write(data[: len(data) // 2])
 
 
-def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both files are closed (an open one fails the test); what ended the run is what is told."""
-    monkeypatch.setattr(metrics, "RecordWriter", lambda path: RecordWriter("/dev/full"))
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path, range(1, 4))
-    with pytest.raises(UserError, match="first"), metrics.Writer(tmp_path):
+def test_a_tracker_that_cannot_close(tmp_path: Path) -> None:
+    """What ended the run is what is told, else that."""
+    seen = Seen(OSError)
+    with pytest.raises(OSError, match="No space left"), metrics.Writer(tmp_path, track=seen):
+        pass
+    with pytest.raises(UserError, match="first"), metrics.Writer(tmp_path, track=seen):
         raise UserError("first")
-    gc.collect()

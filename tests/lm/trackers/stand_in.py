@@ -1,0 +1,50 @@
+"""A module in the place of a tracker's package that is not installed: it keeps what it is called
+with.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+from typing import Any
+
+import pytest
+
+
+class Run:
+    """`metrics`: arguments of define_metric; `logged`: of log."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[Any, ...]] = []
+        self.logged: list[tuple[Any, ...]] = []
+        self.is_finished = False
+
+    def define_metric(self, *args: Any, **options: Any) -> None:
+        self.metrics.append((*args, options))
+
+    def log(self, *args: Any, **options: Any) -> None:
+        assert not self.is_finished
+        self.logged.append((*args, options))
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+class Package(types.ModuleType):
+    """`runs`: the options of every call of `init` with its run."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.runs: list[tuple[dict[str, Any], Run]] = []
+
+    def init(self, **options: Any) -> Run:
+        self.runs.append((options, Run()))
+        return self.runs[-1][1]
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str) -> Package:
+    package = Package(name)
+    monkeypatch.setitem(sys.modules, name, package)
+    return package
