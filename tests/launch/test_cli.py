@@ -90,7 +90,7 @@ OVERRIDES = [
     (["data.sources.books.weight=1"], "missing key config.data.sources.books.path"),
     (
         ["data.sources.books.size=1"],
-        "unknown key --config.data.sources.books.size; known: max_tokens, path",
+        "unknown key --config.data.sources.books.size; known: max_tokens",
     ),
     (["model.layers.a.window=8"], "--config.model.layers.a names no mixer; set --config.model"),
     (["model.layers.gla.windw=8"], "unknown key --config.model.layers.gla.windw; known: expand_k"),
