@@ -24,6 +24,7 @@ import functools
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from lm import readers
 from lm.data import splits
 from lm.data.sources import Corpus, LeftOut, check_unchanged
 from lm.data.splits import Split
+from lm.data.streams import Stream
 from lm.readers import EMPTY, UNDECODABLE, Data, Row
 
 PIECE = 1 << 18  # bytes that are tokenized as one: a tokenizer takes hundreds of bytes for each
@@ -93,7 +95,8 @@ def _keyed(
     repeated = _repeated(corpus)
     for file in corpus.files:
         position, is_empty = 0, True
-        for row in readers.rows(file, corpus.asked):
+        is_stream = isinstance(file.path, Stream)
+        for row in (file.path.rows if is_stream else partial(readers.rows, file))(corpus.asked):
             is_empty = False
             advance(row.end - position)
             position = row.end
@@ -102,7 +105,8 @@ def _keyed(
                 left_out.add(wrong, row.place)
                 continue
             key = row.key
-            if row.has_id and _short_hash(key) in repeated:
+            # Whether ids repeat in a stream could be known only by reading all of it.
+            if is_stream or (row.has_id and _short_hash(key) in repeated):
                 key = hashlib.sha256(row.data).hexdigest()
             yield row, key
         if is_empty:
@@ -167,7 +171,7 @@ def _repeated(corpus: Corpus) -> frozenset[int]:
         return frozenset()
     found = array("Q")
     for file in corpus.files:
-        reader = readers.find(file.name)
+        reader = None if isinstance(file.path, Stream) else readers.find(file.name)
         if reader is not None and reader.has_ids:
             asked = corpus.asked._replace(only_ids=True)
             found.extend(_short_hash(row.key) for row in readers.rows(file, asked))

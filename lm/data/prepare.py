@@ -185,11 +185,13 @@ def _tokenizer(
             "data.tokenizer.kind='bpe' is trained on data.sources, which is empty; name a source "
             "or set another kind"
         )
-    if made := [corpus.name for corpus in weighted if corpus.holds_tokens]:
-        raise UserError(
-            f"data.sources.{made[0]} holds ids, and data.tokenizer.kind='bpe' is trained on text; "
-            "set data.tokenizer.kind and data.tokenizer.path to the tokenizer that made them"
-        )
+    for corpus in weighted:
+        if corpus.holds_tokens or corpus.is_stream:
+            holds = "is a stream, which is read once" if corpus.is_stream else "holds ids"
+            raise UserError(
+                f"data.sources.{corpus.name} {holds}, and data.tokenizer.kind='bpe' is trained on "
+                "files of text; set data.tokenizer.kind and data.tokenizer.path"
+            )
     identity = [config.tokenizer.vocab_size, [corpus.description for corpus in weighted]]
 
     def write(temporary: Path) -> None:

@@ -2,6 +2,8 @@
 
 - `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of
   code).
+- `datasets:NAME:SPLIT`: a set of the Hugging Face hub (lm/data/streams.py).
+- an address or a glob of addresses (lm/data/addresses.py).
 - a glob (`~` and `**` allowed) of the files that lm/readers read, or a folder that one of them
   knows to be a data set. A part of it that has
   no * or ? and exists as it is written is taken literally: "x[v1]/*.txt" is the folder x[v1].
@@ -31,6 +33,9 @@ from typing import Any
 
 from lm import files, readers
 from lm.config import SourceConfig, UserError
+from lm.data import addresses, streams
+from lm.data.addresses import Address
+from lm.data.streams import Stream
 from lm.readers import Asked, File
 
 log = logging.getLogger(__name__)
@@ -92,6 +97,10 @@ class Corpus:
         return any(reader is not None and reader.has_tokens for reader in found)
 
     @property
+    def is_stream(self) -> bool:
+        return any(isinstance(file.path, Stream) for file in self.files)
+
+    @property
     def asked(self) -> Asked:
         """What its readers are asked."""
         return Asked(self.name, self.config.text_key, self.config.token_dtype, self.end_of_text)
@@ -120,20 +129,12 @@ def create(name: str, config: SourceConfig) -> Corpus:
     where = f"data.sources.{name}.path={config.path!r}"
     left_out = LeftOut()
     with files.one_line(where):
-        if config.path == "stdlib":
-            root = Path(sysconfig.get_paths()["stdlib"])
-            paths = _stdlib_paths(root)
-        elif os.path.isdir(folder := os.path.expanduser(config.path)):
-            root = Path(folder)
-            members = (reader.members(root) for reader in readers.every())
-            paths = next((found for found in members if found is not None), None)
-            if paths is None:
-                raise UserError(
-                    f"{where} is a folder; set a glob such as '{config.path.rstrip('/')}/**/*.txt'"
-                )
+        if config.path.startswith(streams.PREFIX):
+            return Corpus(name, config, _streamed(name, config, where), left_out)
+        if addresses.is_address(config.path):
+            found = addresses.listed(config.path)
         else:
-            root, paths = matches(config.path, left_out)
-    found = _listed(paths, root, left_out)
+            found = _local(config.path, where, left_out)
     if not found:
         links = f" but {left_out}" if left_out.counts else ""
         brackets = "; [ ] are a pattern, [[] is a bracket" if "[" in config.path else ""
@@ -148,6 +149,30 @@ def create(name: str, config: SourceConfig) -> Corpus:
                 "the glob"
             )
     return Corpus(name, config, tuple(found), left_out)
+
+
+def _streamed(name: str, config: SourceConfig, where: str) -> tuple[File, ...]:
+    if not config.max_tokens:
+        raise UserError(
+            f"{where} is read from its start, as far as max_tokens says; set "
+            f"data.sources.{name}.max_tokens=1000000 or another number"
+        )
+    stream = streams.parse(config.path, where)
+    return (File(stream, str(stream), 0, ""),)
+
+
+def _local(path: str, where: str, left_out: LeftOut) -> list[File]:
+    if path == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        return _listed(_stdlib_paths(root), root, left_out)
+    if not os.path.isdir(folder := os.path.expanduser(path)):
+        root, paths = matches(path, left_out)
+        return _listed(paths, root, left_out)
+    members = (reader.members(Path(folder)) for reader in readers.every())
+    paths = next((found for found in members if found is not None), None)
+    if paths is None:
+        raise UserError(f"{where} is a folder; set a glob such as '{path.rstrip('/')}/**/*.txt'")
+    return _listed(paths, Path(folder), left_out)
 
 
 def _raise(error: OSError) -> None:
@@ -225,12 +250,18 @@ def check_unchanged(file: File, corpus: Corpus) -> None:
     Raises:
       UserError: its size or its time differ, or it is gone.
     """
+    if isinstance(file.path, Stream):
+        return
     with files.one_line(f"cannot read {file.path} of data.sources.{corpus.name}"):
-        status = file.path.stat()
-    if (status.st_size, status.st_mtime_ns) != (file.size, file.version):
+        if isinstance(file.path, Address):
+            size, version = file.path.state()
+        else:
+            status = file.path.stat()
+            size, version = status.st_size, status.st_mtime_ns
+    if (size, version) != (file.size, file.version):
         raise UserError(
             f"{file.path} of data.sources.{corpus.name} changed while it was read (listed with "
-            f"{file.size} bytes, now {status.st_size}); let what writes it end, and start again"
+            f"{file.size} bytes, now {size}); let what writes it end, and start again"
         )
 
 

@@ -29,6 +29,7 @@ from lm.mapping import UserError
 MOST = 1 << 31  # bytes of a document, or of the line or file of JSON that holds it
 EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # why left out
 PACKED = (".gz", ".zst")
+_EXTRA = {"datasets": "stream", "fsspec": "data", "pyarrow": "data"}  # that a package is in
 
 Data = bytes | bytearray | memoryview
 
@@ -192,7 +193,7 @@ def limited(data: bytes, place: str, asked: Asked) -> bytes:
 
 
 def package(name: str, why: str) -> Any:
-    """A package of the extra `data`.
+    """A package that not every installation has.
 
     Raises:
       UserError: it is not installed.
@@ -201,4 +202,4 @@ def package(name: str, why: str) -> Any:
     try:
         return [importlib.import_module(part) for part in (top, name)][-1]
     except ImportError as error:
-        raise UserError(f"{why} and {top} is missing; {extras.command('data')}") from error
+        raise UserError(f"{why} and {top} is missing; {extras.command(_EXTRA[top])}") from error

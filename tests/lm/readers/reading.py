@@ -24,8 +24,10 @@ def read(path: object, **changes: Any) -> tuple[list[tuple[str, Any]], dict[str,
     corpus = dataclasses.replace(sources.create("s", source), end_of_text=END)
     left_out, found, read_bytes = LeftOut(), [], list[int]()
     for document in documents.documents(corpus, left_out, read_bytes.append):
-        is_ids = isinstance(document.data, np.ndarray)
-        found.append((document.key, document.data.tolist() if is_ids else document.text))
+        data = document.data
+        found.append(
+            (document.key, data.tolist() if isinstance(data, np.ndarray) else document.text)
+        )
     assert sum(read_bytes) == corpus.num_bytes
     assert min(read_bytes, default=0) >= 0
     return found, left_out.counts

@@ -99,7 +99,7 @@ def test_the_tokenizer_is_declared_and_has_every_id(tmp_path: Path) -> None:
         prepare(config(tmp_path / "x.bin"), tmp_path / "data", progress=False)
     bpe = TokenizerConfig(kind="bpe", path="", vocab_size=300)
     trained = dataclasses.replace(config(tmp_path / "x.bin"), tokenizer=bpe)
-    words = r"data.sources.text holds ids, and data.tokenizer.kind='bpe' is trained on text; set"
+    words = r"data.sources.text holds ids, and data.tokenizer.kind='bpe' is trained on files"
     with pytest.raises(UserError, match=words):
         prepare(trained, tmp_path / "data", progress=False)
 
