@@ -53,6 +53,16 @@ class _ConfigFlag(flags.Flag[Any]):
         return getattr(importlib.import_module(module), name)
 
 
+def _help_config(flag: _ConfigFlag, argv: list[str]) -> None:
+    """Prints the keys of a configuration and ends, if a flag asks for that."""
+    for word in argv:
+        if match := re.fullmatch(r"--?help_config(?:=(.*))?", word):
+            from launch import reference  # here, since it imports jax
+
+            print(reference.shown(flag.study, match[1] or ""))
+            raise SystemExit(0)
+
+
 def config_flag(
     flag_values: flags.FlagValues = flags.FLAGS, *, is_required: bool = True, study: str = ""
 ) -> flags.FlagHolder[ConfigDict]:
@@ -61,7 +71,8 @@ def config_flag(
     """
     told = (
         "Python file with get_config(arg), as file.py or file.py:arg, or the name of a preset, as "
-        "quickstart:arg; --config.key=value overrides a value, and --help_config prints every key"
+        "quickstart:arg; --config.key=value overrides a value; --help_config prints every key, and "
+        "--help_config=KEY those under one"
     )
     flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, told)
     flag.study = study
@@ -208,6 +219,7 @@ def parse(
     try:
         argv = [argv[0], *flag_values.read_flags_from_files(argv[1:], force_gnu=False)]
         if isinstance(flag, _ConfigFlag):
+            _help_config(flag, argv)
             argv, asked = overrides.split(argv, NAME)
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:

@@ -1,6 +1,6 @@
 """Writes the tables of every README, from committed results.
 
-    espalier numbers                              rewrites the marked blocks, and docs/laws.md
+    espalier numbers                              rewrites them, docs/laws.md, docs/reference.md
     espalier numbers --workdir=runs/quickstart    first takes the quickstart's file anew
 
 A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two. FILE is
@@ -33,19 +33,19 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "a finished quickstart run to take
 
 
 def main(argv: list[str]) -> None:
+    from launch import reference
     from lm import files
     from lm.report import laws
 
     if not (ROOT / "README.md").is_file():
-        raise UserError(f"{ROOT} is not a checkout; run this command of one, in its environment")
+        raise UserError(f"{ROOT} is not a checkout; run this in the environment of one")
     if _WORKDIR.value:
         values = summary(Path(_WORKDIR.value).expanduser())
         files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
-    for page, text in ({LAWS: laws.markdown()} | pictures(ROOT)).items():
+    pages = {LAWS: laws.markdown(), reference.PAGE: reference.page()} | pictures(ROOT)
+    pages |= {page: filled((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
+    for page, text in pages.items():
         (ROOT / page).write_text(text, encoding="utf-8")
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        (ROOT / page).write_text(filled(text), encoding="utf-8")
 
 
 def summary(workdir: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@
     '10'   "a, b"                 text that would otherwise read as something else
     softmax   10 percent   a/*.md anything else is a word, which is the text itself
 
-`read` knows what its key holds: text, a duration or one of a few words is taken as it stands, and a
-list may stand between commas without brackets.
+Where the key says what it holds, text, a duration and one of a few words are taken as they stand,
+and a list may stand between commas without brackets.
 """
 
 from __future__ import annotations

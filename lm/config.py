@@ -2,9 +2,9 @@
 
 Order of steps: a file in experiments/ gives nested values, flags override some of them,
 `from_mapping` turns the result into `Config` once. Nothing below reads the mapping again. No field
-has a default: experiments/base.py states every key. What a single field must be, and whether a
-resumed run may differ in it, are marks on the field (lm/mapping.py). A field marked with a family
-(lm/families.py) holds a member of it; options and checks of a member are in its own file.
+has a default: experiments/base.py states every key. The sections are in lm/sections.py. A field
+marked with a family (lm/families.py) holds a member of it; options and checks of a member are in
+its own file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from lm import families
 from lm.data import config as data_config
@@ -22,14 +22,9 @@ from lm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from lm.data.growth import Batches
 from lm.mapping import (
     FREE,
-    NOT_NEGATIVE,
-    POSITIVE,
     Bound,
-    Count,
     Duration,
     Holds,
-    Later,
-    Tokens,
     UserError,
     convert,
     difference,
@@ -37,11 +32,29 @@ from lm.mapping import (
     nearest,
     to_mapping,
 )
+from lm.sections import (
+    CheckpointConfig,
+    EvaluateConfig,
+    LogConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    MupConfig,
+    RunConfig,
+)
 
 __all__ = [
+    "CheckpointConfig",
     "Config",
     "DataConfig",
     "Duration",
+    "EvaluateConfig",
+    "LogConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "MupConfig",
+    "RunConfig",
     "SourceConfig",
     "TokenizerConfig",
     "UserError",
@@ -54,136 +67,30 @@ __all__ = [
 
 REPLICABLE = ("D", "F", "H", "G", "vocab")  # letters that mesh.replicate may name
 SEED = Bound("must lie in [0, 2^31)", lambda x: 0 <= x < 1 << 31)
-DEPTH_EXPONENT = Bound("must lie in [0.5, 1]; set mup.alpha=1.0", lambda x: 0.5 <= x <= 1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Sizes and layers. `layers` maps a label to {"mixer", **mixer options} and, where the layer
-    differs from the model in them, "mlp", "residual", "matrix"; a bare mixer name needs no label.
-
-    `pattern`: "a", "a,b" or a tuple of labels cycled over depth, or groups ((repeat, (label, ...)),
-    ...).
-
-    `mlp`: the feed-forward; `residual`: the block, which joins both to the residual stream;
-    `matrix`: what the matrices between activations are.
-
-    `remat`: what the backward pass computes anew; under "named" everything but the tensors of
-    `kept`, name (lm/modules/remat.py: NAMES) -> where it waits.
-    """
-
-    width: Count
-    num_layers: Count
-    num_heads: Count
-    num_kv_heads: Count
-    head_dim: Count
-    ffn_dim: Count
-    layers: Annotated[Mapping[str, Mapping[str, Any]], families.LAYERS]
-    pattern: Any
-    mlp: Annotated[families.Choice, families.FEED_FORWARDS]
-    residual: Annotated[families.Choice, families.BLOCKS]
-    matrix: Annotated[families.Choice, families.MATRICES]
-    tied_embeddings: bool
-    norm_eps: Annotated[float, POSITIVE]
-    precision: Literal["float32", "bfloat16", "bfloat16_operands"]
-    remat: Annotated[Literal["none", "full", "dots", "named"], FREE]
-    kept: Annotated[Mapping[str, Literal["device", "host"]], FREE]
-    unroll: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MupConfig:
-    """Parametrization (lm/mup.py). Under `standard` the two multipliers must be 1. `base_depth` (in
-    layers) and `alpha` are of `completep`, and 0 and 1 elsewhere.
-    """
-
-    parametrization: Literal["mup", "standard", "completep"]
-    base_width: Annotated[float, POSITIVE]
-    init_std: Annotated[float, POSITIVE]
-    embedding_multiplier: Annotated[float, POSITIVE]
-    residual_multiplier: Annotated[float, POSITIVE]
-    base_depth: Annotated[int, NOT_NEGATIVE, Later(0)]
-    alpha: Annotated[float, DEPTH_EXPONENT, Later(1.0)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """`chunk_size` tokens of logits exist at a time; `z_loss` multiplies the squared log
-    normaliser.
-    """
-
-    z_loss: Annotated[float, NOT_NEGATIVE]
-    chunk_size: Tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each axis; one may be -1 (all the rest). `replicate`: letters allowed not to
-    divide. `zero1` spreads the optimizer state over the data axis, `stream_over_tensor` the time
-    of the residual stream over the tensor axis (Korthikanti et al. 2022, arXiv 2205.05198, who call
-    it sequence parallelism); the axis `sequence` splits the time of everything, each layer's op by
-    `sequence_strategy`: auto, a name (kernels/README.md), or "label=name,..." where layers differ;
-    `sequence_layout` says which tokens a device holds, contiguous or zigzag.
-    """
-
-    data: int
-    fsdp: int
-    tensor: int
-    sequence: int
-    replicate: tuple[str, ...]
-    zero1: bool
-    stream_over_tensor: bool
-    sequence_strategy: Annotated[str, Later("auto")]
-    sequence_layout: Annotated[Literal["contiguous", "zigzag"], Later("contiguous")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """`length` in tokens or steps; `accumulation` microbatches to a step."""
-
-    length: Annotated[Duration, FREE]
-    accumulation: Annotated[int, POSITIVE, FREE]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """`max_tokens` of each validation set, every `every`. `tasks`: label -> {"task": a file of
-    lm/evals, **its options}; a bare task name as label needs no "task".
-    """
-
-    every: Duration
-    max_tokens: Tokens
-    tasks: Annotated[Mapping[str, Mapping[str, Any]], families.Labels(families.TASKS)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """`gradient_noise`: whether a step tells its gradient's noise scale (lm/step.py: Noise);
-    `tracker`: what shows the records while the run trains.
-    """
-
-    every: Duration
-    samples: tuple[str, ...]
-    sample_tokens: Annotated[Tokens, Bound("must be at most 2^20", lambda n: n <= 1 << 20)]
-    gradient_noise: Annotated[bool, Later(False)]
-    tracker: Annotated[Any, families.TRACKERS, Later({"family": "tensorboard"})]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """The newest `keep_last` stay, and multiples of `keep_every`; so does in any case the one at
-    which the decay of the schedule begins.
-    """
-
-    every: Duration
-    keep_last: Count
-    keep_every: Duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. `init_from`: a checkpoint of which only the weights are taken; `decay_from`: one of
-    a trunk, which goes on here with the decay of the schedule (lm/run/origin.py).
+    """One run.
+
+    Attributes:
+      seed: of the parameters and of the order of the data
+      init_from: checkpoint, WORKDIR or WORKDIR/checkpoints/STEP, whose weights the run starts from;
+        empty: random ones
+      decay_from: checkpoint of a trunk whose decay this run is (lm/run/origin.py); empty: the run
+        has its own trunk
+      model: the model
+      mup: its parametrization
+      data: what it reads
+      schedule: the learning rate as a function of tokens
+      optimizer: the optimizer
+      objective: the sum of token losses whose gradient is taken
+      loss: the cross-entropy
+      mesh: the devices
+      run: the length of the run
+      evaluate: evaluation while training
+      log: the log
+      checkpoint: checkpoints
     """
 
     seed: Annotated[int, SEED]

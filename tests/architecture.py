@@ -45,7 +45,7 @@ LM_RANKS = (
     {"files"},
     {"extras"},
     {"families", "data.growth"},
-    {"data.config", "readers"},
+    {"data.config", "readers", "sections"},
     {"config"},
     {"params", "schedules", "laws", "data", "metrics", "state", "trackers"},
     {"targets", "mup", "fits"},

@@ -13,8 +13,13 @@ from lm.mapping import NOT_NEGATIVE, OWN, SHARE, Bound, Count, Later, Tokens, Us
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """`bytes` and `bpe` (trained on the sources) need no path; `json` (tokenizers) and `tiktoken`
-    read `path`.
+    """What turns text into tokens.
+
+    Attributes:
+      kind: `bytes`; `bpe`, trained on the sources; `json`, a tokenizer.json; or `tiktoken`, a file
+        of ranks
+      path: the file that `json` and `tiktoken` read; empty for the others
+      vocab_size: tokens, with the end of text; the model has as many
     """
 
     kind: Literal["bytes", "bpe", "json", "tiktoken"]
@@ -24,13 +29,17 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Text: `stdlib`, or a file or a glob of files of any kind that lm/readers has a reader for.
-    `token_dtype`: of the ids of .bin files, which do not say it. `max_tokens`: documents are read
-    until they have so many (0: all).
+    """Text, with its share of the training.
 
-    `weight` is the share of training tokens (0: not trained on). `valid_fraction` of the text forms
-    the validation set of this source's name (0: none, 1: all): whole documents, chosen by the hash
-    of their path or id, or the ends of documents where there are few (lm/data/splits.py).
+    Attributes:
+      path: `stdlib`, or a file or a glob of files of any kind that lm/readers has a reader for
+      text_key: key of the text in JSON lines and Parquet
+      weight: share of the training tokens, relative to the other sources; 0: not trained on
+      valid_fraction: share of the text that forms the validation set of this source's name (0:
+        none, 1: all): whole documents, chosen by the hash of their path or id, or the ends of
+        documents where there are few (lm/data/splits.py)
+      token_dtype: type of the ids of .bin files, which do not say it
+      max_tokens: documents are read until they have so many tokens; 0: all
     """
 
     path: Annotated[str, OWN]
@@ -50,8 +59,15 @@ def held_out(path: str, text_key: str) -> SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """`context_length` in tokens, `batch_size` in rows of that length; `batch_warmup`: how it grows
-    to that.
+    """What a run reads, and its batches.
+
+    Attributes:
+      tokenizer: the tokenizer
+      sources: name -> text that is read
+      context_length: tokens of a row
+      batch_size: rows of a batch
+      packing: how documents fill rows: cut wherever a row ends, or whole where they fit
+      batch_warmup: how the batch grows to its size
     """
 
     tokenizer: TokenizerConfig

@@ -24,10 +24,13 @@ EXPONENT = Bound("must lie in [0, 1]; set 0.5", lambda x: 0.0 <= x <= 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchWarmup:
-    """`first`: rows of the first batch, 0 without a warmup. `length`: of the warmup, in tokens, or
-    in steps of the full batch. `rate_exponent` c: meanwhile the learning rate is multiplied by
-    (rows / batch_size)^c: 0.5 is the rule of the square root, 1 that of SGD
-    (lm/laws/batch_rate.py).
+    """A batch that doubles until it has its full size.
+
+    Attributes:
+      first: rows of the first batch; 0: no warmup
+      length: of the warmup, in tokens, or in steps of the full batch
+      rate_exponent: c: meanwhile the learning rate is multiplied by (rows / batch_size)^c; 0.5 is
+        the rule of the square root, 1 that of SGD (lm/laws/batch_rate.py)
     """
 
     first: Annotated[int, NOT_NEGATIVE]

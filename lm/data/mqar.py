@@ -34,8 +34,14 @@ TRAIN = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """`pairs` bindings in rows of `length` tokens. `power` 1 spreads the queries evenly, 0.01 (the
-    paper's) puts most of them near the pairs.
+    """One kind of row.
+
+    Attributes:
+      length: tokens of a row
+      pairs: bindings of a row
+      repeats: bindings of a key that the row binds elsewhere too
+      filler: what stands where nothing is asked
+      power: spread of the queries: 1 is even, 0.01 (the paper's) puts most of them near the pairs
     """
 
     length: int
@@ -79,7 +85,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Set:
-    """`examples` rows of a setting."""
+    """Rows of one setting.
+
+    Attributes:
+      setting: the setting
+      examples: number of rows
+    """
 
     setting: Setting
     examples: int

@@ -66,9 +66,15 @@ class Document(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """`path` of .jsonl or .jsonl.gz files, `max_items` documents evenly spread over them (0: all).
-    A request may read `max_len` tokens (0: the run's context length; its last token is predicted
-    and not read); a longer one is refused or, with overlong="left", loses the start of its context.
+    """Options of the tasks that read requests.
+
+    Attributes:
+      path: .jsonl or .jsonl.gz files
+      max_items: documents, evenly spread over the files; 0: all
+      max_len: tokens that a request may read, without its last one, which is predicted; 0: the
+        run's context length
+      overlong: what happens to a longer request: it is refused, or it loses the start of its
+        context
     """
 
     path: str = ""

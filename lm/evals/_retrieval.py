@@ -80,9 +80,14 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """`lengths` in tokens, answer included; none: powers of two up to the run's context length, and
-    that. `depths` evenly from the start of the hay to its end, `seeds` keys at each. `shots`: one
-    solved example comes first, or none.
+    """Options of the tasks that hide a key in a text.
+
+    Attributes:
+      lengths: tokens of a row, answer included; none: powers of two up to the run's context length,
+        and that
+      depths: number of places of the key, even from the start of the text to its end
+      seeds: keys at each place
+      shots: solved examples that come first, 0 or 1
     """
 
     lengths: tuple[int, ...] = ()

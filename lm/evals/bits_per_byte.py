@@ -25,7 +25,11 @@ from lm.evaluation.scoring import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitsPerByte:
-    """`max_tokens` of each validation set; 0: the run's."""
+    """Its option.
+
+    Attributes:
+      max_tokens: tokens of each validation set; 0: the run's evaluate.max_tokens
+    """
 
     max_tokens: int = 0
     headline: ClassVar[str] = "bpb"

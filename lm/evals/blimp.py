@@ -57,8 +57,13 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blimp:
-    """`max_items` pairs of each paradigm, evenly spread (0: all); `ngram_tokens`: how many training
-    tokens the baselines count; `max_len` tokens of a sentence (0: the run's context length).
+    """Its options.
+
+    Attributes:
+      path: blimp.tar.gz, or a folder of .jsonl files
+      max_items: pairs of each paradigm, evenly spread; 0: all
+      max_len: tokens of a sentence at most; 0: the run's context length
+      ngram_tokens: training tokens that the baselines count
     """
 
     path: str = ""

@@ -35,9 +35,16 @@ class _About(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """`path`, `text_key`: documents, as a source of data has them; "": the run's validation sets.
-    `segment` and `gaps` in tokens; no gaps: powers of two from 16 that fit the run's context length
-    with both copies. `max_items` segments in all, spread over the documents.
+    """Its options.
+
+    Attributes:
+      path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of
+        the run
+      text_key: key of the text in JSON lines and Parquet
+      segment: tokens of what is copied
+      gaps: tokens between the two copies; none: powers of two from 16 that fit the run's context
+        length with both copies
+      max_items: segments in all, spread over the documents
     """
 
     path: str = ""

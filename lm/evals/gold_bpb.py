@@ -23,7 +23,11 @@ from lm.evaluation import statistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GoldBpb(_requests.Asked):
-    """The options are those of `Asked`; `labels`: PIQA's file of them."""
+    """Its options, beside those of `Asked`.
+
+    Attributes:
+      labels: PIQA's file of labels
+    """
 
     labels: str = ""
     headline: ClassVar[str] = "bpb"

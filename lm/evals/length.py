@@ -48,11 +48,20 @@ class _About(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
-    """`path`, `text_key`: documents, as a source of data has them; "": the run's validation sets.
-    `max_len` is `shortest` times a power of two. Of each document at most `windows_per_document`,
-    in all `max_windows`. `train_len` 0: the run's context length. `targets` 0: half of the training
-    length, at most 1,024; with more than `train_len`, `gain` starts from rows longer than that.
-    `protocols`: some of A, B and C; B costs nothing beside A, and C nothing beside B.
+    """Its options.
+
+    Attributes:
+      path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of
+        the run
+      text_key: key of the text in JSON lines and Parquet
+      max_len: longest rows, `shortest` times a power of two
+      shortest: shortest rows, in tokens
+      windows_per_document: windows of each document at most
+      max_windows: windows in all
+      targets: last tokens of a row that are scored; 0: half of the training length, at most 1,024;
+        with more than `train_len`, `gain` starts from rows longer than that
+      train_len: context length of the training; 0: the run's
+      protocols: some of A, B and C (above); B costs nothing beside A, and C nothing beside B
     """
 
     path: str = ""

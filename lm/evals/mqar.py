@@ -22,8 +22,18 @@ from lm.evaluation.scoring import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mqar:
-    """A setting of lm/data/mqar.py, `rows` of it. `vocab_size` 0: the tokenizer's, whose lower half
-    are keys; another takes the first ids of the model, which may have more than its tokenizer.
+    """A setting of lm/data/mqar.py.
+
+    Attributes:
+      length: tokens of a row
+      pairs: bindings of a row
+      repeats: bindings of a key that the row binds elsewhere too
+      filler: what stands where nothing is asked
+      power: spread of the queries: 1 is even, 0.01 (the paper's) puts most of them near the pairs
+      rows: number of rows
+      seed: of the rows
+      vocab_size: ids in use, whose lower half are keys; 0: those of the tokenizer, which may be
+        fewer than the model's
     """
 
     length: int = 64

@@ -36,7 +36,12 @@ class Choice(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultipleChoice(_requests.Asked):
     """`accuracy` under `normalization`, `accuracy_sum` under none; of the right answer `bpb`, bits
-    per byte, and `gold_logprob`, nats. `labels`: PIQA's file of them.
+    per byte, and `gold_logprob`, nats. Options are these and those of `Asked`.
+
+    Attributes:
+      labels: PIQA's file of labels
+      normalization: what the log-probability of a choice is divided by, or compared with: its
+        characters, nothing, or its probability without the question
     """
 
     labels: str = ""

@@ -17,11 +17,12 @@ from lm.evals._retrieval import FILLER, Hay, Parts, Retrieval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needle(Retrieval):
-    """`path`, `text_key`: documents, as a source of data has them; "": the run's validation sets.
+    """Its options, beside those of `Retrieval`.
 
-    `lengths` in tokens, answer included; none: powers of two up to the run's context length, and
-    that. `depths` evenly from the start of the text to its end, `seeds` keys at each. `shots`: one
-    solved example comes first, or none.
+    Attributes:
+      path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of
+        the run
+      text_key: key of the text in JSON lines and Parquet
     """
 
     path: str = ""

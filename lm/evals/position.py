@@ -17,7 +17,11 @@ from lm.evaluation import statistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """`max_tokens` of each validation set; 0: the run's."""
+    """Its option.
+
+    Attributes:
+      max_tokens: tokens of each validation set; 0: the run's evaluate.max_tokens
+    """
 
     max_tokens: int = 0
     headline: ClassVar[str] = "loss"

@@ -17,7 +17,11 @@ from lm.modules.remat import recomputed
 
 
 class Swiglu(FeedForward):
-    """x [..., D] -> [..., D], through F hidden channels."""
+    """x [..., D] -> [..., D], through F hidden channels.
+
+    Attributes:
+      ffn_dim: width F; unset: the model's
+    """
 
     ffn_dim: Annotated[int, POSITIVE]
 

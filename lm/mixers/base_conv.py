@@ -21,7 +21,14 @@ from lm.params import declare
 
 class BaseConv(Mixer):
     """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
-    so that it can be split over the mesh."""
+    so that it can be split over the mesh.
+
+    Attributes:
+      num_heads: equal parts of the width; unset: the model's
+      expand: width of the product over the model's
+      conv_size: taps of the causal filter
+      form: form of the op, or auto, which takes what was measured to be best on the device
+    """
 
     num_heads: int
     expand: int = 4

@@ -22,7 +22,11 @@ EPS = 1e-12
 
 
 class Based(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer` except `expand_k`."""
+    """Options of a layer label are these fields and those of `LinearMixer`, but for `expand_k`.
+
+    Attributes:
+      feature_dim: width of queries and keys before the feature map
+    """
 
     feature_dim: int = 16
 

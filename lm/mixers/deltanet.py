@@ -24,9 +24,15 @@ from lm.modules.short_conv import ShortConv
 
 
 class Deltanet(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
 
-    conv_size: int = 4  # 0: no convolution
+    Attributes:
+      conv_size: taps of the causal convolution of q, k and v; 0: none
+      negative_eigenvalues: whether beta reaches 2, so that a step may turn the state around
+      conv_form: form of the short convolution, or auto
+    """
+
+    conv_size: int = 4
     negative_eigenvalues: bool = False
     conv_form: str = "auto"
 

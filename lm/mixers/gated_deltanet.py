@@ -28,7 +28,12 @@ from lm.params import declare
 
 
 class GatedDeltanet(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      conv_size: taps of the causal convolution of q, k and v; 0: none
+      conv_form: form of the short convolution, or auto
+    """
 
     expand_k: float = 0.75
     expand_v: float = 1.5

@@ -23,7 +23,12 @@ from lm.modules.norm_gate import NormGate
 
 
 class Gla(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      gate_rank: rank of the two matrices of the gate
+      gate_divisor: what the logarithm of the gate is divided by
+    """
 
     expand_k: float = 0.5
     gate_rank: int = 16

@@ -23,7 +23,15 @@ from lm.params import declare
 
 class H3(Mixer):
     """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
-    so that it can be split over the mesh (the published layer has heads of one channel)."""
+    so that it can be split over the mesh. Heads of one channel are the published layer.
+
+    Attributes:
+      num_heads: equal parts of the width; unset: the model's
+      state_dim: state N of each channel
+      shift_taps: inputs that the shift remembers
+      form: form of the op, or auto, which takes what was measured to be best on the device
+      shift_form: form of the shift, or auto
+    """
 
     num_heads: int
     state_dim: int = 64

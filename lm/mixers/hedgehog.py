@@ -22,7 +22,11 @@ EPS = 1e-12
 
 
 class Hedgehog(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      feature_map: joint: one softmax over the map and its negative; split: one of each
+    """
 
     feature_map: Literal["joint", "split"] = "split"
 

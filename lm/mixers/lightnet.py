@@ -26,7 +26,12 @@ LARGEST = 1.0 - 2.0**-20
 
 
 class Lightnet(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      gate_rank: rank R of the output gate
+      sum_form: form of the scan of log sums, or auto
+    """
 
     gate_rank: int = 128
     sum_form: str = "auto"

@@ -22,7 +22,13 @@ EPS = 1e-6
 
 
 class Linear(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      feature_map: phi, 1 + elu or another
+      normalize: whether the output is divided by the sum of the weights; else each head has an
+        RMSNorm
+    """
 
     feature_map: Literal["elu", "relu", "identity"] = "elu"
     normalize: bool = True

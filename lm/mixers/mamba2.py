@@ -29,7 +29,18 @@ from lm.params import declare
 
 
 class Mamba2(Mixer):
-    """Options of a layer label are these fields."""
+    """Options of a layer label are these fields.
+
+    Attributes:
+      head_dim: width P of a head; unset: the model's
+      expand: inner width over the model's
+      state_dim: state N of each channel
+      num_groups: groups G of heads that share B and C
+      conv_size: taps of the causal convolution of x, B and C
+      form: form of the op, or auto, which takes what was measured to be best on the device
+      conv_form: form of the convolution of x, or auto
+      group_conv_form: form of the convolution of B and C, or auto
+    """
 
     head_dim: int
     expand: int = 2

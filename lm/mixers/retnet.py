@@ -23,7 +23,11 @@ from lm.modules.norm_gate import NormGate
 
 
 class Retnet(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      rope_theta: base of the angles of RoPE
+    """
 
     expand_v: float = 2.0
     rope_theta: float = 1e4

@@ -21,7 +21,13 @@ from lm.params import declare
 
 class S4d(Mixer):
     """Options of a layer label are these fields. The width is cut into `num_heads` equal parts only
-    so that it can be split over the mesh."""
+    so that it can be split over the mesh.
+
+    Attributes:
+      num_heads: equal parts of the width; unset: the model's
+      state_dim: state N of each channel
+      form: form of the op, or auto, which takes what was measured to be best on the device
+    """
 
     num_heads: int
     state_dim: int = 64

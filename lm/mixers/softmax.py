@@ -26,19 +26,32 @@ from lm.params import declare
 
 
 class Softmax(HeadMixer):
-    """Options of a layer label are these fields and those of `HeadMixer`."""
+    """Options of a layer label are these fields and those of `HeadMixer`.
+
+    Attributes:
+      position_encoding: RoPE, ALiBi or none
+      rope_theta: base of the angles of RoPE
+      window: visible keys, including the query's own; 0: all
+      logits_soft_cap: c of c tanh(logits / c); 0: none
+      sink: whether each head has a learned logit that takes weight and has no value
+      block: size of the blocks of DiagAttention: i sees j only where floor(i / block) = floor(j /
+        block); 0: no blocks
+      global_tokens: the first tokens of each document, visible beyond the window
+      distance_ceiling: the distance for keys beyond the window, at most it; 0: none
+      scale: multiplies q . k; 0: the parametrization's scale (lm/mup.py)
+      rope_scaling: RoPE for longer texts (kernels/primitives/rope.py): (factor,), or Llama 3.1's
+        (factor, low cut, high cut, original length); (): none
+    """
 
     position_encoding: Literal["rope", "alibi", "none"] = "rope"
     rope_theta: float = 1e4
-    window: int = 0  # visible keys, including the query's own; 0: all
-    logits_soft_cap: float = 0.0  # 0: none
+    window: int = 0
+    logits_soft_cap: float = 0.0
     sink: bool = False
-    block: int = 0  # i sees j only where floor(i / block) = floor(j / block); 0: no blocks
-    global_tokens: int = 0  # the first tokens of each document, visible beyond the window
-    distance_ceiling: int = 0  # the distance for keys beyond the window, at most it; 0: none
-    scale: float = 0.0  # multiplies q k; 0: the parametrization's scale (lm/mup.py)
-    # RoPE for longer texts (kernels/primitives/rope.py): (factor,), or Llama 3.1's (factor, low
-    # cut, high cut, original length); (): none
+    block: int = 0
+    global_tokens: int = 0
+    distance_ceiling: int = 0
+    scale: float = 0.0
     rope_scaling: tuple[float, ...] = ()
 
     op: ClassVar[str] = "softmax"

@@ -19,11 +19,18 @@ from lm.params import declare
 
 
 class Stickbreaking(HeadMixer):
-    """Options of a layer label are these fields and those of `HeadMixer`."""
+    """Options of a layer label are these fields and those of `HeadMixer`.
+
+    Attributes:
+      remainder: where the rest of the stick goes: nowhere, to the query's own value, or to a
+        learned vector of each head
+      attend_current: whether a query sees its own key
+      tolerance: keys for which less of the stick than this is left are not read; 0: all are
+    """
 
     remainder: Literal["none", "value", "bias"] = "none"
     attend_current: bool = False
-    tolerance: float = 0.0  # 0: exact
+    tolerance: float = 0.0
 
     op: ClassVar[str] = "stickbreaking"
 

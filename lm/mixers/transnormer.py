@@ -22,7 +22,12 @@ from lm.modules.norm_gate import NormGate
 
 
 class Transnormer(LinearMixer):
-    """Options of a layer label are these fields and those of `LinearMixer`."""
+    """Options of a layer label are these fields and those of `LinearMixer`.
+
+    Attributes:
+      feature_map: phi, 1 + elu or another
+      norm_over: whether the norm of the output is over each head or over all heads
+    """
 
     feature_map: Literal["elu", "relu", "identity"] = "elu"
     norm_over: Literal["head", "heads"] = "heads"

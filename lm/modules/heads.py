@@ -18,6 +18,13 @@ from lm.modules.norm import RMSNorm
 class HeadMixer(Mixer):
     """x [B, T, D] -> q [B, T, H, K], k, v [B, T, G, K] -> op -> [B, T, D]. `form` is already a
     concrete form when parameters are initialized.
+
+    Attributes:
+      num_heads: query heads H; unset: the model's
+      num_kv_heads: key and value heads G; unset: the model's
+      head_dim: width K of a head; unset: the model's
+      form: form of the op, or auto, which takes what was measured to be best on the device
+      qk_norm: whether each query and key head has an RMSNorm
     """
 
     num_heads: int

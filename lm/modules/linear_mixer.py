@@ -18,12 +18,20 @@ from lm.modules.mixer import Call, Mixer
 
 
 class LinearMixer(Mixer):
-    """`form` is already a concrete form when parameters are initialized."""
+    """`form` is already a concrete form when parameters are initialized.
+
+    Attributes:
+      num_heads: heads H; unset: the model's
+      head_dim: width of a head; unset: the model's
+      expand_k: width K of a key over `head_dim`
+      expand_v: width V of a value over `head_dim`
+      form: form of the op, or auto, which takes what was measured to be best on the device
+    """
 
     num_heads: int
     head_dim: int
-    expand_k: float = 1.0  # K over head_dim
-    expand_v: float = 1.0  # V over head_dim
+    expand_k: float = 1.0
+    expand_v: float = 1.0
     form: str = "auto"
 
     op: ClassVar[str]

@@ -46,11 +46,18 @@ SPIKE_MEMORY = 100  # steps the running mean looks back on
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer has. `weight_decay` is that of the parameters that declare it, in
-    `weight_decay_mode` (lm/mup.py). `spike_ratio`: a gradient norm this many times its running mean
-    is skipped (0: never); `max_skipped` skipped steps in a row stop the run. `memory`: where the
-    moments live between steps. `hypergradient`: how fast a multiplier of the learning rate follows
-    its own gradient, kappa of _hypergradient.py, 0.1 say (0: there is none).
+    """What every optimizer has.
+
+    Attributes:
+      weight_decay: coefficient of the weight decay, of the parameters that declare it
+      weight_decay_mode: what the coefficient is multiplied by (lm/mup.py)
+      clip_norm: largest norm of the whole gradient, which is scaled down to it
+      spike_ratio: a step whose gradient norm is this many times its running mean is skipped; 0:
+        only steps that are not finite are
+      max_skipped: skipped steps in a row that stop the run
+      memory: where the moments live between steps
+      hypergradient: how fast a multiplier of the learning rate follows its own gradient, kappa of
+        _hypergradient.py, as 0.1; 0: there is no multiplier
     """
 
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1

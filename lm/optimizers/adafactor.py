@@ -23,6 +23,16 @@ from lm.params import ParamInfo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      decay_power: 1 - t^-decay_power is the decay of the moments at step t
+      eps: added to squared gradients
+      clip: largest root mean square of an update
+      relative: whether an update is multiplied by the root mean square of its parameter
+      momentum: decay of a momentum of updates; 0: none is kept
+    """
+
     decay_power: Annotated[float, POSITIVE] = 0.8
     eps: Annotated[float, POSITIVE] = 1e-30
     clip: Annotated[float, POSITIVE] = 1.0

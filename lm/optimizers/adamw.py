@@ -16,6 +16,14 @@ from lm.optimizers import Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adamw(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      beta1: decay of the mean of gradients
+      beta2: decay of the mean of their squares
+      eps: added to the root of the second moment
+    """
+
     beta1: Annotated[float, BELOW_ONE] = 0.9
     beta2: Annotated[float, BELOW_ONE] = 0.95
     eps: Annotated[float, POSITIVE] = 1e-10

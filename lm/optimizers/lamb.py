@@ -21,6 +21,14 @@ from lm.optimizers._layers import trust_ratio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lamb(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      beta1: decay of the mean of gradients
+      beta2: decay of the mean of their squares
+      eps: added to the root of the second moment
+    """
+
     beta1: Annotated[float, BELOW_ONE] = 0.9
     beta2: Annotated[float, BELOW_ONE] = 0.999
     eps: Annotated[float, POSITIVE] = 1e-6

@@ -22,6 +22,14 @@ from lm.optimizers._layers import trust_ratio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lars(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      momentum: decay of the momentum
+      trust_coefficient: c, the norm of a step over the norm of the matrix, at a rate of 1
+      nesterov: whether the momentum looks one step ahead
+    """
+
     momentum: Annotated[float, BELOW_ONE] = 0.9
     trust_coefficient: Annotated[float, POSITIVE] = 0.001
     nesterov: bool = False

@@ -19,6 +19,13 @@ from lm.optimizers import Optimizer, unless_skipped
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      beta1: share of the momentum in the interpolation whose sign is taken
+      beta2: decay of the momentum
+    """
+
     beta1: Annotated[float, BELOW_ONE] = 0.9
     beta2: Annotated[float, BELOW_ONE] = 0.99
 

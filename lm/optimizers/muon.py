@@ -30,6 +30,18 @@ from lm.params import ParamInfo, is_info
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
+    """Its options, beside those of `Optimizer`.
+
+    Attributes:
+      momentum: decay of the momentum of matrices
+      nesterov: whether the momentum looks one step ahead
+      newton_schulz_steps: steps of the iteration that makes the momentum orthogonal
+      scale: what the orthogonal factor is multiplied by (above)
+      beta1: decay of the mean of gradients, in Adam's step of the rest
+      beta2: decay of the mean of their squares, in Adam's step of the rest
+      eps: added to the root of the second moment, in Adam's step of the rest
+    """
+
     momentum: Annotated[float, BELOW_ONE] = 0.95
     nesterov: bool = True
     newton_schulz_steps: Annotated[int, POSITIVE] = 5

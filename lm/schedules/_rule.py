@@ -22,6 +22,9 @@ class Rule:
     """What every schedule has. `can_branch`: whether a decay may begin at any checkpoint;
     `is_continuous`: whether the rate changes without jumps; `has_stable_phase`: whether there is
     anything between warmup and decay.
+
+    Attributes:
+      peak_learning_rate: the largest learning rate, at the base width of muP
     """
 
     peak_learning_rate: Annotated[float, POSITIVE] = 0.02
@@ -56,9 +59,15 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phased(Rule):
-    """Linear warmup, a stable phase (`stable`), a decay of `decay_shape` to `final_ratio` times the
-    value it starts from. The decay may branch from any checkpoint of the stable phase. `half_life`
-    is that of a decay of this shape, whose floor is `final_ratio`.
+    """Linear warmup, a stable phase (`stable`), a decay. The decay may branch from any checkpoint
+    of the stable phase.
+
+    Attributes:
+      warmup: length of the linear rise from 0
+      decay: length of the decay at the end of the run
+      decay_shape: how the rate falls in the decay
+      final_ratio: rate at the end of the decay over the rate at its start
+      half_life: time in which a decay of shape half_life halves the rate, down to `final_ratio`
     """
 
     warmup: Duration = Duration(100_000, "tokens")
@@ -126,9 +135,13 @@ class Phased(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Falling(Rule):
-    """Linear warmup, then a fall (`shape`) from the peak to `final_ratio` times the peak, ended at
-    `horizon`, counted from the start of the run, warmup included. There is no stable phase, hence
-    no decay that branches from a checkpoint.
+    """Linear warmup, then a fall (`shape`) to the horizon. There is no stable phase, hence no decay
+    that branches from a checkpoint.
+
+    Attributes:
+      warmup: length of the linear rise from 0
+      horizon: end of the fall, counted from the start of the run, warmup included
+      final_ratio: rate at the end of the fall over the peak
     """
 
     warmup: Duration = Duration(100_000, "tokens")

@@ -16,6 +16,12 @@ from lm.schedules import Phases, Rule, Run, Schedule, flat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant(Rule):
+    """Its options.
+
+    Attributes:
+      warmup: length of the linear rise from 0
+    """
+
     warmup: Duration = Duration(100_000, "tokens")
     has_stable_phase: ClassVar[bool] = True
 

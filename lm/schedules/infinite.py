@@ -36,6 +36,15 @@ BENT = Bound("must lie in [0.01, 1000]", lambda x: 0.01 <= x <= 1000.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Infinite(Phased):
+    """Its options, beside those of `Phased`, whose decay is the anneal.
+
+    Attributes:
+      cooldown: length of the fall from the peak to the constant rate
+      cooldown_shape: how the rate falls in the cooldown
+      constant_ratio: constant rate over the peak
+      alpha: bend of the inverse square root in the cooldown
+    """
+
     cooldown: Duration = Duration(500_000, "tokens")
     cooldown_shape: Literal["cosine", "inverse_sqrt"] = "cosine"
     constant_ratio: Annotated[float, SHARE] = 0.55

@@ -27,6 +27,14 @@ from lm.schedules import Phases, Rule, Run, Schedule, inverse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneCycle(Rule):
+    """Its options.
+
+    Attributes:
+      rise: length of the rise to the peak
+      start_ratio: first rate over the peak
+      final_ratio: last rate over the peak
+    """
+
     rise: Duration = Duration(30, "percent")
     start_ratio: Annotated[float, SHARE] = 1 / 25
     final_ratio: Annotated[float, SHARE] = 1 / 25 / 1e4

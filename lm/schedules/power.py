@@ -35,7 +35,12 @@ NEVER = 1e30  # tokens that no run sees; their inverse is a float32 as well
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Power(Phased):
-    """`a`, `b`: the law's factor and exponent."""
+    """Its options, beside those of `Phased`.
+
+    Attributes:
+      a: factor of the law, positive
+      b: exponent of the law, negative
+    """
 
     a: float = 4.0
     b: float = -0.51

@@ -32,6 +32,12 @@ CELLS = 2000  # a longer log is taken in so many medians
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refined(Rule):
+    """Its options.
+
+    Attributes:
+      profile: rates over the peak at equal distances from the start of the run to its end
+    """
+
     profile: tuple[float, ...] = (1.0, 0.0)
 
     def problem(self) -> str | None:

@@ -26,6 +26,13 @@ from lm.schedules import Falling, Phases, Run, Schedule, inverse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rewarm(Falling):
+    """Its options, beside those of `Falling`.
+
+    Attributes:
+      start_ratio: first rate over the peak
+      decay_shape: how the rate falls after the warmup
+    """
+
     warmup: Duration = Duration(1, "percent")
     start_ratio: Annotated[float, SHARE] = 0.1
     final_ratio: Annotated[float, SHARE] = 0.1

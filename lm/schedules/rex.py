@@ -20,6 +20,12 @@ from lm.schedules import Fall, Falling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rex(Falling):
+    """Its options, beside those of `Falling`.
+
+    Attributes:
+      d: bend of the fall; 0 is linear
+    """
+
     d: Annotated[float, BELOW_ONE] = 0.5
 
     @property

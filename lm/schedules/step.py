@@ -26,6 +26,14 @@ from lm.schedules import Phases, Rule, Run, Schedule, inverse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step(Rule):
+    """Its options.
+
+    Attributes:
+      warmup: length of the linear rise from 0
+      at: where the rate jumps, in ascending order
+      factors: rate over the peak from each of these places on
+    """
+
     warmup: Duration = Duration(100_000, "tokens")
     at: tuple[Duration, ...] = (Duration(80, "percent"), Duration(90, "percent"))
     factors: tuple[float, ...] = (0.316, 0.1)

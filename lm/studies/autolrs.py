@@ -52,11 +52,18 @@ LEAST = 10  # steps of a probe: through fewer losses no curve can be fitted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """`run`: a configuration whose schedule has a warmup and a decay, which stay; its peak is not
-    read. The rate lies in [lowest, highest]. Stages take `first_stage` steps, then twice as many as
-    the one before up to `longest_stage`; each has `probes` probes. `validation`: tokens of every
-    validation set on which a probe is measured; 0: it is measured on its batches. `anneal`: steps
-    of decay to zero after each probe; 0: none.
+    """A search of the learning rate.
+
+    Attributes:
+      run: a configuration whose schedule has a warmup and a decay, which stay; its peak is not read
+      lowest: least learning rate
+      highest: largest learning rate
+      first_stage: steps of the first stage; each later one takes twice as many as the one before
+      longest_stage: steps of a stage at most
+      probes: probes of a stage
+      validation: tokens of every validation set on which a probe is measured; 0: it is measured on
+        its batches
+      anneal: steps of decay to zero after each probe; 0: none
     """
 
     run: RunValues

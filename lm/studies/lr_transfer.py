@@ -25,8 +25,15 @@ MOST_BINS, LEAST_BINS = 1, 2  # under muP at most, under the standard one at lea
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """`run`: a whole configuration under muP. `learning_rates` by parametrization, each a constant
-    factor above the one before, the same for all widths: that factor is a bin.
+    """Rates over widths.
+
+    Attributes:
+      run: a whole configuration under muP
+      patterns: what is trained
+      widths: widths of the models
+      learning_rates: parametrization -> peak rates, each a constant factor above the one before,
+        the same for all widths: that factor is a bin
+      seeds: of the trainings
     """
 
     run: RunValues

@@ -37,13 +37,21 @@ from lm.studies.grid import Entry, Grid
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is learnt. A batch is of one training set; sets are gone through in epochs."""
+    """What is learnt. A batch is of one training set; sets are gone through in epochs.
+
+    Attributes:
+      train: training sets
+      test: sets that are asked
+      batch_size: rows of a batch
+      steps: steps of a training at most
+      evaluate_every: steps between two evaluations
+    """
 
     train: tuple[mqar.Set, ...]
     test: tuple[mqar.Set, ...]
     batch_size: int
     steps: int
-    evaluate_every: int  # steps
+    evaluate_every: int
 
     @property
     def longest_test(self) -> int:
@@ -52,9 +60,17 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """`run`: a whole configuration without sources, of which pattern, width, head_dim = width /
-    num_heads, learning rate, seed, sizes of a batch, length and evaluation are replaced. `solved`:
-    accuracy at every test setting that ends a training.
+    """A study of recall.
+
+    Attributes:
+      run: a whole configuration without sources, of which pattern, width, head_dim = width /
+        num_heads, learning rate, seed, sizes of a batch, length and evaluation are replaced
+      problems: name -> what is learnt
+      patterns: what is compared
+      widths: widths of the models
+      learning_rates: peak rates, of which the best counts
+      seeds: of the trainings
+      solved: accuracy at every test setting that ends a training
     """
 
     run: RunValues

@@ -21,7 +21,12 @@ from lm.studies.verdict import Primary
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The runs of pattern `of` under other options of its layers; `layers`: label -> options."""
+    """The runs of a pattern, read with other options of its layers.
+
+    Attributes:
+      of: the pattern
+      layers: label -> options
+    """
 
     of: str
     layers: Mapping[str, Mapping[str, Any]]
@@ -29,14 +34,23 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """`run`: a whole configuration. The other patterns are made equal to the first in size.
-    `variants` are not trained: a pattern's runs read with other options of layers, as --layer gives
-    them. `primary`: what the question rests on, at most five comparisons that are named before the
-    study is run and alone have verdicts (lm/studies/verdict.py). `tuned_on`: the seeds under which
-    learning rates or other settings were chosen; such a seed favors what was chosen under it, and
-    has no part in a verdict. `tasks`: as `evaluate.tasks` of a run, asked after training. `recall`:
-    a whole study of recall (lm/studies/recall.py) that is made beside, or nothing.
-    `decode_contexts` in tokens.
+    """A comparison of patterns. The other patterns are made equal to the first in size.
+
+    Attributes:
+      question: what is asked, the title of the page
+      run: a whole configuration
+      patterns: what is compared
+      variants: name -> a pattern's runs read with other options of layers, as --layer gives them;
+        they are not trained
+      primary: what the question rests on, at most five comparisons that are named before the study
+        is run and alone have verdicts (lm/studies/verdict.py)
+      seeds: of the runs of each pattern
+      tuned_on: seeds under which learning rates or other settings were chosen; such a seed favors
+        what was chosen under it, and has no part in a verdict
+      tasks: as evaluate.tasks of a run, asked after training
+      recall: a whole study of recall (lm/studies/recall.py) that is made beside; {}: none
+      timing_rounds: rounds in which every pattern is timed once
+      decode_contexts: tokens before the one whose time and state are measured
     """
 
     question: str

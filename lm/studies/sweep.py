@@ -35,11 +35,15 @@ HALVED = "schedule.peak_learning_rate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """`run`: a whole configuration. `grids`: each maps keys of it (and "width", which widens heads
-    and feed-forward too) to values; a grid is every combination of its values, and a cell that is
-    in two of them is one. Cells of fewer than `min_steps` steps are left out. `halving`: after each
-    length, of the cells that differ only in the peak learning rate one in `halving` goes on to the
-    next length, the best by mean loss over seeds; 0: all go on.
+    """Grids of runs.
+
+    Attributes:
+      run: a whole configuration
+      grids: each maps keys of it (and "width", which widens heads and feed-forward too) to values;
+        a grid is every combination of its values, and a cell that is in two of them is one
+      min_steps: cells of fewer steps are left out
+      halving: after each length, of the cells that differ only in the peak learning rate one in so
+        many goes on to the next length, the best by mean loss over seeds; 0: all go on
     """
 
     run: RunValues

@@ -43,8 +43,12 @@ NOTHING = 1e-9  # a spread below that share of the values is rounding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Primary:
-    """A comparison that a study names before it is run: `pattern` against `against`, patterns or
-    variants, at the headline of the task with this label.
+    """A comparison that a study names before it is run.
+
+    Attributes:
+      task: label of the task whose headline decides
+      pattern: a pattern or variant
+      against: the pattern or variant that it is compared with
     """
 
     task: str

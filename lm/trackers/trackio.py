@@ -13,7 +13,11 @@ from lm import trackers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trackio:
-    """A run of `project`, named as the workdir and a part of its id."""
+    """A run of `project`, named as the workdir and a part of its id.
+
+    Attributes:
+      project: the project
+    """
 
     project: str = "espalier"
     package: ClassVar[str] = "trackio"

@@ -15,8 +15,12 @@ MODES = ("online", "offline")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wandb:
-    """`mode`: online, or offline (files in workdir/wandb, for `wandb sync`). `entity`: a team; "":
-    your own account.
+    """A run of a project of Weights & Biases.
+
+    Attributes:
+      project: the project
+      entity: a team; empty: your own account
+      mode: online, or offline (files in workdir/wandb, for `wandb sync`)
     """
 
     project: str = "espalier"

@@ -1,0 +1,198 @@
+"""The sections of a run's configuration: model, parametrization, loss, mesh and the rest.
+
+No field has a default: experiments/base.py states every key. What a single field must be, and
+whether a resumed run may differ in it, are marks on the field (lm/mapping.py). What a field means
+is in the section "Attributes:" of its class, where docs/reference.md and --help_config have it
+from. Sections of the data are in lm/data/config.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from lm import families
+from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE, Bound, Count, Duration, Later, Tokens
+
+DEPTH_EXPONENT = Bound("must lie in [0.5, 1]; set mup.alpha=1.0", lambda x: 0.5 <= x <= 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and layers of a model.
+
+    Attributes:
+      width: width D of the residual stream
+      num_layers: number of layers
+      num_heads: query heads H of a layer
+      num_kv_heads: key and value heads G of a softmax or stick-breaking layer; divides `num_heads`
+      head_dim: width K of a head
+      ffn_dim: width F of the feed-forward
+      layers: label -> {"mixer", **options of the mixer}, and "mlp", "residual" or "matrix" where
+        the layer differs from the model in them; mlp "none" leaves the mixer alone; the name of a
+        mixer is a label by itself
+      pattern: labels or names of mixers: "a", "a,b" or a list of them cycled over the depth, or
+        groups ((repeat, labels), ...)
+      mlp: the feed-forward of every layer
+      residual: the block of every layer, which joins mixer and feed-forward to the residual stream
+      matrix: what the matrices between activations are made of
+      tied_embeddings: whether the embedding is also the output matrix
+      norm_eps: added to the mean square in every norm
+      precision: of activations and products; bfloat16_operands rounds only what is multiplied;
+        parameters are float32
+      remat: what the backward pass computes anew: nothing, everything, all but products of
+        matrices, or all but the tensors of `kept`
+      kept: tensor (a name of lm/modules/remat.py) -> where it waits for the backward pass, under
+        remat "named"
+      unroll: whether the layers of a group are compiled one after the other, and not as one scan
+    """
+
+    width: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    ffn_dim: Count
+    layers: Annotated[Mapping[str, Mapping[str, Any]], families.LAYERS]
+    pattern: Any
+    mlp: Annotated[families.Choice, families.FEED_FORWARDS]
+    residual: Annotated[families.Choice, families.BLOCKS]
+    matrix: Annotated[families.Choice, families.MATRICES]
+    tied_embeddings: bool
+    norm_eps: Annotated[float, POSITIVE]
+    precision: Literal["float32", "bfloat16", "bfloat16_operands"]
+    remat: Annotated[Literal["none", "full", "dots", "named"], FREE]
+    kept: Annotated[Mapping[str, Literal["device", "host"]], FREE]
+    unroll: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MupConfig:
+    """Parametrization: how rates and initial values change with width and depth (lm/mup.py).
+
+    Attributes:
+      parametrization: muP, the standard one, or CompleteP, which is muP over depth too
+      base_width: width at which the learning rate and the initial values are stated
+      init_std: standard deviation of initial weights at the base width
+      embedding_multiplier: factor of the embedding's output; 1 under `standard`
+      residual_multiplier: factor of each residual branch; 1 under `standard`
+      base_depth: layers at which the rates are stated, under `completep`; 0 elsewhere
+      alpha: exponent with which residual branches shrink with the depth, under `completep`; 1
+        elsewhere
+    """
+
+    parametrization: Literal["mup", "standard", "completep"]
+    base_width: Annotated[float, POSITIVE]
+    init_std: Annotated[float, POSITIVE]
+    embedding_multiplier: Annotated[float, POSITIVE]
+    residual_multiplier: Annotated[float, POSITIVE]
+    base_depth: Annotated[int, NOT_NEGATIVE, Later(0)]
+    alpha: Annotated[float, DEPTH_EXPONENT, Later(1.0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The cross-entropy.
+
+    Attributes:
+      z_loss: factor of the squared log normalizer that is added to the loss; 0: none
+      chunk_size: tokens whose logits exist at a time
+    """
+
+    z_loss: Annotated[float, NOT_NEGATIVE]
+    chunk_size: Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The devices along each axis; one of the four may be -1, which takes the rest.
+
+    Attributes:
+      data: copies of the model, each with its rows of the batch
+      fsdp: parts of parameters and optimizer state, gathered layer by layer (ZeRO-3)
+      tensor: parts of heads, feed-forward and vocabulary
+      sequence: parts of the tokens of a row (docs/sequence.md)
+      replicate: letters of dimensions that need not divide and are then repeated: D, F, H, G, vocab
+      zero1: whether the optimizer state is split over the data axis
+      stream_over_tensor: whether the residual stream is split over time on the tensor axis
+        (Korthikanti et al. 2022, arXiv 2205.05198, who call it sequence parallelism)
+      sequence_strategy: how ops share the tokens of a row: auto, a strategy (kernels/README.md), or
+        "label=strategy,..." where layers differ
+      sequence_layout: which tokens a device of the sequence axis holds; zigzag balances the work of
+        attention
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
+    replicate: tuple[str, ...]
+    zero1: bool
+    stream_over_tensor: bool
+    sequence_strategy: Annotated[str, Later("auto")]
+    sequence_layout: Annotated[Literal["contiguous", "zigzag"], Later("contiguous")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length of the run and of a step.
+
+    Attributes:
+      length: length of the run
+      accumulation: microbatches of a step, one after the other
+    """
+
+    length: Annotated[Duration, FREE]
+    accumulation: Annotated[int, POSITIVE, FREE]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured while a run trains.
+
+    Attributes:
+      every: how often the validation sets and the tasks are evaluated; the end is too; 0 steps:
+        only the end
+      max_tokens: tokens of each validation set that are scored, evenly spread
+      tasks: label -> {"task", **options of the task}; the name of a task is a label by itself
+    """
+
+    every: Duration
+    max_tokens: Tokens
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], families.Labels(families.TASKS)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run logs.
+
+    Attributes:
+      every: how often a step is written to metrics.jsonl
+      samples: prompts that are continued at every evaluation
+      sample_tokens: tokens of a continuation
+      gradient_noise: whether a step measures the noise scale of its gradient (lm/step.py: Noise),
+        which needs two parts of a batch
+      tracker: what shows the records while the run trains
+    """
+
+    every: Duration
+    samples: tuple[str, ...]
+    sample_tokens: Annotated[Tokens, Bound("must be at most 2^20", lambda n: n <= 1 << 20)]
+    gradient_noise: Annotated[bool, Later(False)]
+    tracker: Annotated[Any, families.TRACKERS, Later({"family": "tensorboard"})]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a run saves. The checkpoint at which the decay of the schedule begins is always kept.
+
+    Attributes:
+      every: how often a checkpoint is saved
+      keep_last: newest checkpoints that are kept
+      keep_every: checkpoints at multiples of this are kept too; 0 steps: none
+    """
+
+    every: Duration
+    keep_last: Count
+    keep_every: Duration
