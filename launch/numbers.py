@@ -1,4 +1,4 @@
-"""Writes the tables of every README, from committed results.
+"""Writes the tables of READMEs and guides, from committed results.
 
     espalier numbers                              rewrites them, docs/laws.md, docs/reference.md
     espalier numbers --workdir=runs/quickstart    first takes the quickstart's file anew
@@ -25,7 +25,8 @@ BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", r
 LAWS = "docs/laws.md"
 PAGES = ["README.md"] + [
     str(path.relative_to(ROOT))
-    for path in sorted([*ROOT.glob("experiments/*/README.md"), *ROOT.glob("kernels/**/README.md")])
+    for pattern in ("docs/*.md", "experiments/*/README.md", "kernels/**/README.md")
+    for path in sorted(ROOT.glob(pattern))
     if BLOCK.search(path.read_text(encoding="utf-8"))
 ]
 
