@@ -108,7 +108,9 @@ def get_config() -> ConfigDict:
         "mesh": MESH,
         "run": {"length": "1000000 tokens", "accumulation": 1},
         # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
-        "evaluate": {"every": "25 percent", "max_tokens": 32768, "tasks": {}},
+        # share: of the FLOPs of training, what `every` in percent may spend; the last evaluation of
+        # a run comes in any case (0: no limit)
+        "evaluate": {"every": "25 percent", "share": 0.2, "max_tokens": 32768, "tasks": {}},
         "log": {
             "every": "1 steps",
             "samples": ("def ",),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from lm import families
-from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE, Bound, Count, Duration, Later, Tokens
+from lm.mapping import FREE, NOT_NEGATIVE, POSITIVE, SHARE, Bound, Count, Duration, Later, Tokens
 
 DEPTH_EXPONENT = Bound("must lie in [0.5, 1]; set mup.alpha=1.0", lambda x: 0.5 <= x <= 1.0)
 
@@ -154,11 +154,14 @@ class EvaluateConfig:
     Attributes:
       every: how often the validation sets and the tasks are evaluated; the end is too; 0 steps:
         only the end
+      share: of the FLOPs of training, what evaluations may take where `every` is in percent: a
+        short run is then evaluated less often, and at the end in any case; 0: no limit
       max_tokens: tokens of each validation set that are scored, evenly spread
       tasks: label -> {"task", **options of the task}; the name of a task is a label by itself
     """
 
     every: Duration
+    share: Annotated[float, SHARE, Later(0.0)]
     max_tokens: Tokens
     tasks: Annotated[Mapping[str, Mapping[str, Any]], families.Labels(families.TASKS)]
 

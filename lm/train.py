@@ -134,6 +134,7 @@ def run(config: Config, options: Options) -> Outcome:
         numbers = built.put_replicated(built.numbers)
         given = Given(prepared.tokenizer, prepared, config.data, config.evaluate.max_tokens)
         questions = evaluate.prepare(tasks, given)
+        every = evaluate.spaced(config, questions, built.run_tokens)
         clock = Clock(built, config)
         profile_steps = options.profile_steps if is_first else 0
         profiler = stack.enter_context(Profiler(workdir, profile_steps, step, end))
@@ -151,7 +152,7 @@ def run(config: Config, options: Options) -> Outcome:
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
-            if at == end or built.due(at, config.log.every) or built.due(at, config.evaluate.every):
+            if at == end or built.due(at, config.log.every) or built.due(at, every):
                 counts = {"step": at, "tokens": config.tokens_before(at)}
                 times = clock.lap(at) if timing is None else timing
                 writer.write(counts | values | times | extra)
@@ -165,7 +166,7 @@ def run(config: Config, options: Options) -> Outcome:
         def due(every: Duration) -> bool:
             return step == end or built.due(step, every)
 
-        if step and due(config.evaluate.every):
+        if step and due(every):
             _mend_record(workdir, step, evaluation, track)
         writer = stack.enter_context(metrics.Writer(workdir, track=track, is_active=is_first))
         pending: tuple[int, Any] | None = None
@@ -177,7 +178,7 @@ def run(config: Config, options: Options) -> Outcome:
             saver.check()
             state, arrays = built.step(state, batch, token_bytes, numbers)
             before, step, pending = pending, step + 1, (step + 1, arrays)
-            is_evaluated = due(config.evaluate.every)
+            is_evaluated = due(every)
             is_saved = due(config.checkpoint.every) or step == built.last_before_decay
             if not (is_evaluated or is_saved):
                 finish(before, {})

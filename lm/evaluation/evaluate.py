@@ -6,16 +6,21 @@ tasks -> items -> scorer -> numbers -> {label: Result} -> evaluation JSON, table
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from lm.config import DataConfig, UserError
+from lm.config import Config, DataConfig, Duration, UserError
 from lm.evals import Given, Items, Task, bits_per_byte
 from lm.evals.bits_per_byte import BitsPerByte
 from lm.evaluation.scoring import Cost, Scorer
 from lm.evaluation.statistics import Number
+from lm.parallel import processes
+
+log = logging.getLogger(__name__)
 
 ALWAYS = ""  # the label of the task of `always`; none of a configuration can have it
 
@@ -126,6 +131,27 @@ def is_enough(
 def num_tokens(prepared: Prepared) -> int:
     """What `advance` of `run` adds up to."""
     return sum(len(row.tokens) for row in prepared.items.rows)
+
+
+def spaced(config: Config, prepared: Mapping[str, Prepared], run_tokens: float) -> Duration:
+    """How often a run that ends at `run_tokens` is evaluated: `evaluate.every`, or where that is in
+    percent the least multiple of it that keeps to `evaluate.share`. Scoring a token costs a third
+    of training on it: the backward pass is twice a forward pass.
+    """
+    every, share = config.evaluate.every, config.evaluate.share
+    if every.unit != "percent" or not (every.value and share):
+        return every
+    scored = sum(map(num_tokens, prepared.values()))
+    span = every.tokens(run_tokens=run_tokens, tokens_per_step=config.tokens_per_step)
+    found = Duration(max(1, math.ceil(scored / (3 * share * span))) * every.value, "percent")
+    if found != every and processes.is_first():
+        log.warning(
+            "evaluated %s, not every %s: more evaluations of %s tokens would take over "
+            "evaluate.share=%g of the training; set evaluate.share=0 for all of them",
+            "at the end" if found.value >= 100 else f"every {found}",
+            *(every, f"{scored:,}", share),
+        )
+    return found
 
 
 def to_mapping(results: Mapping[str, Result], *, with_units: bool = False) -> dict[str, Any]:

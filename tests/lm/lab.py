@@ -41,6 +41,7 @@ CHANGES: dict[str, Any] = {
     "run.length": f"{STEPS} steps",
     "evaluate.every": "6 steps",
     "evaluate.max_tokens": 256,
+    "evaluate.share": 0.0,
     "checkpoint.every": "3 steps",
     "checkpoint.keep_last": 20,
     "log.samples": (),

@@ -225,6 +225,20 @@ def test_durations_in_any_unit(lab: Lab, tmp_path: Path) -> None:
     assert_equal_runs(tmp_path, lab.whole)
 
 
+def test_evaluations_keep_to_their_share(
+    lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a short run the last alone is left; a run that goes on after a kill has the same."""
+    changes = {"evaluate.every": "50 percent", "evaluate.share": 0.05}
+    lab.run(tmp_path / "all", changes)
+    found = metrics.read(tmp_path / "all")
+    assert [x["step"] for x in found if "eval/text/bpb" in x] == [STEPS]
+    assert "set evaluate.share=0 for all of them" in caplog.text
+    assert not lab.run(tmp_path / "cut", changes, step=send(signal.SIGTERM, 7)).finished
+    lab.run(tmp_path / "cut", changes)
+    assert_equal_runs(tmp_path / "cut", tmp_path / "all")
+
+
 def test_a_run_without_validation_sets(lab: Lab, tmp_path: Path) -> None:
     """It trains; a task that needs one is told before the first step."""
     text = sources(lab.root / "corpus")["text"] | {"valid_fraction": 0.0}

@@ -19,6 +19,7 @@ from lm.evals.position import Position
 from lm.evaluation import evaluate, statistics
 from lm.evaluation.scoring import Row
 from lm.families import TASKS
+from tests.lm import tiny
 from tests.lm.lab import Lab
 
 END = 4
@@ -47,6 +48,36 @@ SCORED = [
     Scored(np.where(one.weights > 0, 10.0 * i + np.arange(6), 0), np.zeros(6, bool))
     for i, one in enumerate(ROWS)
 ]
+
+
+@pytest.mark.parametrize(
+    ("length", "share", "every", "wanted", "told"),
+    [
+        (1_000_000, 0.2, "25 percent", "25 percent", ""),
+        # 12 tokens scored cost 4 of training: 20 at least between two evaluations.
+        (80, 0.2, "25 percent", "25 percent", ""),
+        (79, 0.2, "25 percent", "50 percent", "evaluated every 50 percent, not every 25 percent"),
+        (30, 0.2, "25 percent", "75 percent", "evaluated every 75 percent"),
+        (12, 0.2, "25 percent", "175 percent", "evaluated at the end, not every 25 percent"),
+        (12, 0.0, "25 percent", "25 percent", ""),
+        (12, 0.2, "3 steps", "3 steps", ""),
+        (12, 0.2, "0 percent", "0 percent", ""),
+    ],
+)
+def test_a_short_run_is_evaluated_less_often(
+    length: int,
+    share: float,
+    every: str,
+    wanted: str,
+    told: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = tiny.config({"evaluate.every": every, "evaluate.share": share})
+    prepared = {"": evaluate.Prepared(BitsPerByte(), ITEMS)}
+    found = evaluate.spaced(config, prepared, run_tokens=length)
+    assert str(found) == wanted
+    assert told in caplog.text
+    assert bool(caplog.text) == bool(told)
 
 
 def test_bits_per_byte_of_every_set_and_of_all() -> None:
