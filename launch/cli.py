@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from kernels.spelling import near
-from launch import ends, overrides, presets
+from launch import ends, overrides, presets, result
 from lm import files
 from lm.config import Config, UserError, from_mapping
 from lm.mapping import INTERRUPTED, MISTAKE, check_text, shown
@@ -178,9 +178,13 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
             std_logging.getLogger("lm").setLevel(std_logging.INFO)  # and ours are few
         return rest
 
+    def command(argv: list[str]) -> int | None:
+        with result.printed():
+            return main(argv)
+
     ends.outlast_readers()
     with mistakes_in_one_line(), ends.unwinding():
-        app.run(main, flags_parser=parser)
+        app.run(command, flags_parser=parser)
     raise AssertionError("app.run returns only by SystemExit")
 
 

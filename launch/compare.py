@@ -4,10 +4,8 @@
 
 All have equal parameters, are asked the same tasks and are timed. DIR holds a run folder for each
 pattern and seed, compare.json, compare.md, compare.html and the figures.
-
-Tasks are those of the configuration's `tasks`; --task=TASK adds another (lm/evals) with its
-defaults, --task=LABEL.OPTION=VALUE sets an option of it or of one that is there.
-
+Tasks are those of the configuration's `tasks`; --task=TASK adds another (lm/evals), and
+--task=LABEL.OPTION=VALUE sets an option of one.
 --table=FILE names the compare.json of an earlier study: what it holds of the same runs is not
 trained again. --recheck=FILE trains nothing: it judges the numbers of that compare.json anew and
 says of each verdict whether it stands; with --config, of the primary comparisons named there. Exit
@@ -18,17 +16,16 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import cli, members
+from launch import cli, members, result
 from lm.mapping import UNFINISHED, UserError
 
 _CONFIG = cli.config_flag(is_required=False, study="lm.studies.study:Study")
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of all the runs")
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
 _TABLE = flags.DEFINE_string("table", "", "compare.json of runs that are not to be done again")
+result.flag()
 _RECHECK = flags.DEFINE_string("recheck", "", "compare.json whose verdicts to judge anew")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +36,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from launch.benchmarks import machine
+    from lm import files
     from lm.data import prepare
     from lm.report import compared
     from lm.studies import compare, verdict
@@ -51,6 +49,7 @@ def main(argv: list[str]) -> int:
     if _RECHECK.value:
         page = compared.load(cli.path("recheck", _RECHECK.value))
         lines, all_stand = verdict.recheck(page, study.primary if study else ())
+        result.give({"verdicts": lines, "all_stand": all_stand})
         print("\n".join(lines))
         return int(not all_stand)
     assert study is not None
@@ -66,11 +65,12 @@ def main(argv: list[str]) -> int:
         table=compare.cells(before) if before else (),
         tell=lambda rows: compare.write(study, rows, (), head, workdir),
     )
-    recalls = None if rows is None else compare.recalled(study, workdir, before)
-    if rows is None or recalls is None:
+    if rows is None or (recalls := compare.recalled(study, workdir, before)) is None:
+        result.give({"finished": False})
         print("stopped and saved; the same command goes on")
         return UNFINISHED
     compare.write(study, rows, recalls, machine.describe("compare"), workdir)
+    result.give({"finished": True} | files.read_json(workdir / "compare.json", "remove it"))
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"compare.html, compare.json and the figures are in {workdir}")
     return 0

@@ -4,10 +4,9 @@
 
 --task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option, and
 --task=LABEL.task=TASK gives the same task a second time. Tasks of the run's configuration are asked
-too. --source=NAME:PATH adds a validation set (PATH as data.sources.*.path takes it), of each
-max_tokens are scored, evenly spread. --layer=softmax.window=512 changes options that have no
-parameters: with global_tokens and distance_ceiling a RoPE model reads on as LM-Infinite does.
---text=PATH measures that text alone, in one line: bits per byte and perplexity of all its tokens.
+too. --source=NAME:PATH adds a validation set; of each max_tokens are scored, evenly spread.
+--layer=softmax.window=512 changes options that have no parameters (LM-Infinite is with
+global_tokens and distance_ceiling). --text=PATH measures that text alone, all of it, in one line.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ import json
 from absl import flags
 from rich.console import Console
 
-from launch import cli, members, sets
+from launch import cli, members, result, sets
 from lm.config import UserError
 
 _LAYER = members.layer_flag()
@@ -29,6 +28,7 @@ _SOURCE = flags.DEFINE_multi_string("source", [], "another set, NAME:PATH; may b
 _TEXT = flags.DEFINE_string("text", "", "a file of text, or a glob, measured alone")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "of each set; 0: the run's", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
+result.flag()
 
 
 def main(argv: list[str]) -> None:
@@ -69,8 +69,9 @@ def main(argv: list[str]) -> None:
         print(sets.line(results["bits_per_byte"], _TEXT.value))
     else:
         Console().print(*evaluate.tables(results))
+    found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
+    result.give({"checkpoint": str(path)} | found)
     if out:
-        found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
         with files.one_line(f"--out={_OUT.value}"):
             files.replace(out, json.dumps(found, indent=1) + "\n")
 

@@ -13,7 +13,7 @@ import shlex
 
 from absl import flags
 
-from launch import cli
+from launch import cli, result
 
 _CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_string(
@@ -22,6 +22,7 @@ _TARGET = flags.DEFINE_string(
 _SEARCH = flags.DEFINE_bool("search", False, "choose mesh, strategies, remat and accumulation")
 _COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: by formulas alone, in seconds")
 _OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write; empty: none")
+result.flag()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the launch line")
 
 
@@ -54,8 +55,10 @@ def main(argv: list[str]) -> None:
         devices = targets.devices(target, **how)
         told["explained"] = explain.explain(found.config, devices, refusal)
         print(f"\n{told['explained']}", end="")
+    told = machine.describe("plan") | told
+    result.give(told)
     if output:
-        files.replace(output, json.dumps(machine.describe("plan") | told, indent=1) + "\n")
+        files.replace(output, json.dumps(told, indent=1) + "\n")
         print(f"\nwritten: {output}")
 
 

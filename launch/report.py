@@ -9,11 +9,12 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, presets
+from launch import cli, presets, result
 from lm import report
 from lm.config import UserError, to_mapping
 
 _OUT = flags.DEFINE_string("out", "", "file to write; default report.html in the first WORKDIR")
+result.flag()
 _DEFAULTS = flags.DEFINE_string(
     "defaults", presets.BASE, "configuration that a single run is compared with"
 )
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> None:
     if _OUT.value and not out.parent.is_dir():
         raise UserError(f"--out={out}: no such folder {out.parent}")
     defaults = to_mapping(cli.load_config(cli.read_config_file(_DEFAULTS.value)))
-    print(report.write(workdirs, out, defaults))
+    written = report.write(workdirs, out, defaults)
+    result.give({"report": str(written), "runs": report.summary(workdirs)})
+    print(written)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,31 @@ from lm.config import UserError
 from lm.report import figures, folder, page
 
 
+def summary(workdirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Where each run stands, for programs: its folder and commit, steps and tokens, the last loss,
+    bits per byte of its validation sets at their last evaluation, parameters, skipped steps and
+    seconds in training steps. None is what is not known yet.
+
+    Raises:
+      UserError: as `write`.
+    """
+    return [
+        {
+            "workdir": str(run.path),
+            "commit": run.facts.get("commit"),
+            "config": run.config,
+            "step": run.last("step"),
+            "tokens": run.last("tokens"),
+            "loss": run.last("train/loss"),
+            "validation_bits_per_byte": run.validation(),
+            "parameters": run.facts.get("parameters", {}).get("total"),
+            "skipped_steps": run.last("optim/skipped_total"),
+            "training_seconds": run.training_seconds(),
+        }
+        for run in folder.load(workdirs)
+    ]
+
+
 def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | None = None) -> Path:
     """Writes the report of the runs in `workdirs` to `out`, its figures into a folder beside it,
     and returns the absolute path of `out`.

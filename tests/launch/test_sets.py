@@ -95,8 +95,10 @@ def test_a_text_has_the_numbers_of_the_same_text_as_a_source(tmp_path: Path) -> 
     command("train", *launched.arguments(**short), f"--workdir={run}")
     (line,) = command("evaluate", f"--checkpoint={run}", f"--text={text}").splitlines()
     whole = ["--max_tokens=100000", f"--source=same:{text}", f"--out={out}"]
-    command("evaluate", f"--checkpoint={run}", *whole)
-    numbers = json.loads(out.read_text())["tasks"]["bits_per_byte"]["numbers"]
+    printed = json.loads(command("evaluate", f"--checkpoint={run}", *whole, "--json"))
+    written = json.loads(out.read_text())
+    assert printed == {"checkpoint": str(run)} | written
+    numbers = written["tasks"]["bits_per_byte"]["numbers"]
     loss, bits = numbers["loss/same"]["value"], numbers["bpb/same"]["value"]
     assert line.startswith(f"{text}: {bits:.4f} bits per byte, perplexity {math.exp(loss):.4g} (")
     assert line.endswith(" 600 tokens, 599 bytes")
