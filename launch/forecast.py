@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     run = forecast.target(config)
     with CountBar("resamples", options.bootstraps) as bar:
         limits = {"factor": _FACTOR.value, "most_compute": _MOST.value}
-        found = forecast.make(_LAW.value, rows, run, options, **limits, told=bar.advance)
+        found = forecast.make(_LAW.value, rows, run, options, **limits, progress=bar.advance)
     forecast.write(out, machine.describe("forecast"), found)
     _show(forecast.read(out))
 

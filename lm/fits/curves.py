@@ -1,10 +1,10 @@
 """Fits of the laws of whole loss curves: annealing and multi-power.
 
-    curve = Curve(rates, steps, losses)      the rate of every step, and losses at some of them
-    found = annealing([curve, ...])          the law, and what the curves leave open
+    curve = Curve(rates, steps, losses)      the rate of every step, and losses at some steps
+    found = annealing([curve, ...])          the law, and how uncertain the curves leave it
     found.predict(rates)                     the loss of every step of another schedule, with a band
 
-A curve speaks from its first peak rate on: before it the laws do not hold.
+A curve is used from its first peak rate on, because the laws do not hold before.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lm.laws.annealing import Annealing
 from lm.laws.multi_power import MultiPower
 from lm.mapping import UserError
 
-BLOCKS = 10  # of a curve, resampled whole: losses of neighboring steps are not independent
+BLOCKS = 10  # per curve, resampled as blocks: losses of neighboring steps are not independent
 FEWEST = 20  # losses of all curves together
-MULTI_POWER_POINTS = 80  # of a curve that the multi-power law is fitted to: each costs a sum
+MULTI_POWER_POINTS = 80  # per curve in a fit of the multi-power law: each point costs a sum
 _MULTI_POWER_NAMES = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 
 
 class Curve(NamedTuple):
-    """`rates` [all steps of the run], `steps` [n] counted from 1, `losses` [n] after them."""
+    """`rates` [all steps of the run], `steps` [n] from 1 on, `losses` [n] after those steps."""
 
     rates: np.ndarray
     steps: np.ndarray
@@ -38,7 +38,7 @@ class Curve(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Losses after each step asked for, and the band that holds 95 % of what a run would log."""
+    """Losses after each requested step, and the band that holds 95 % of what a run would log."""
 
     loss: np.ndarray
     low: np.ndarray
@@ -47,8 +47,8 @@ class Predicted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CurveFit:
-    """`law`: the fit. `others`: the same law fitted to resampled blocks of the curves. `residuals`:
-    log of the measured over the predicted loss of every point.
+    """A fitted law. `others` are fits of the same law to resampled blocks of the curves.
+    `residuals` are log(measured / predicted loss) for every point.
     """
 
     law: Annealing | MultiPower
@@ -56,10 +56,11 @@ class CurveFit:
     residuals: np.ndarray
 
     def predict(self, rates: np.ndarray, steps: Sequence[int] | None = None) -> Predicted:
-        """Of a schedule by the rate of every step; `steps`: those asked for, from 1 (None: all).
+        """The losses under a schedule, given by the rate of every step. `steps` are the requested
+        steps, from 1 (None: all).
 
-        The band is that of resampled fits and residuals. It says nothing about what the law itself
-        gets wrong.
+        The band comes from resampled fits and residuals. It does not include errors of the law
+        itself.
         """
         asked = np.arange(1, len(rates) + 1) if steps is None else np.asarray(steps)
         center = _curve(self.law, rates, asked)
@@ -110,8 +111,8 @@ def annealing(
 
 
 def multi_power(curves: Sequence[Curve]) -> CurveFit:
-    """The multi-power law of several curves; it has seven constants, so give three curves or more.
-    Nothing is resampled: its band is that of the residuals alone.
+    """The multi-power law of several curves. It has seven constants, so give three curves or more.
+    Nothing is resampled: the band comes from the residuals alone.
 
     Raises:
       UserError: as `annealing`.
@@ -139,7 +140,7 @@ def multi_power(curves: Sequence[Curve]) -> CurveFit:
 
 
 def _after_peak(curve: Curve, place: int) -> Curve:
-    """The losses after the first step of the largest rate."""
+    """The losses after the first step with the largest rate."""
     rates = np.asarray(curve.rates, dtype=np.float64)
     steps = np.asarray(curve.steps, dtype=np.int64)
     losses = np.asarray(curve.losses, dtype=np.float64)

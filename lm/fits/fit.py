@@ -1,8 +1,8 @@
-"""A law fitted to rows: constants, their intervals, and what the rows cannot tell.
+"""A law fitted to rows: constants, their intervals, and what the rows cannot determine.
 
-Order of steps: many starts once (solve.full) -> residuals and the condition of the problem -> 1,000
-resamples of whole clusters of rows that share trunks, each from the three best solutions -> every
-scale left out once.
+Order of steps: one fit from many starts (solve.full) -> residuals and the condition of the problem
+-> 1,000 resamples of whole clusters of rows that share trunks, each from the three best solutions
+-> fits that leave out one scale each.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from lm.laws import Columns, Equation
 from lm.mapping import UserError
 
 BOOTSTRAPS = 1000
-FEWEST_CLUSTERS = 5  # of an interval
+FEWEST_CLUSTERS = 5  # for an interval
 LEVEL = 0.95
 SCALES = ("width", "body_parameters", "parameters")
-CONDITION = 1e3  # of normalised directions; beyond it two constants trade against each other
+CONDITION = 1e3  # of normalized directions; above it two constants trade off against each other
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A scale that a fit never saw: root mean squares of log residuals of its rows, by the fit of
-    all rows and by that of the others (NaN: the others do not determine the constants).
+    """A scale that a fit did not see: the root mean squares of its rows' log residuals, under the
+    fit of all rows and under the fit without it (NaN: the other rows do not determine the
+    constants).
     """
 
     scale: str
@@ -39,8 +40,9 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-    """Of a constant against a value: the Wald statistic with errors robust to clusters, its two-
-    sided p by Student's t of clusters - 1, and whether the bootstrap interval holds the value.
+    """A test of a constant against a value: the Wald statistic with cluster-robust errors, its two-
+    sided p by Student's t with clusters - 1 degrees of freedom, and whether the bootstrap interval
+    holds the value.
     """
 
     name: str
@@ -52,9 +54,10 @@ class Test:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """`theta` [P] and `samples` [B, P] as the equation counts them; `values` and `intervals` as the
-    law does (no intervals where none were asked). `residuals` [rows]: log of measured / predicted.
-    `condition`: of the normalised directions, `weakest`: the constants of the worst one.
+    """`theta` [P] and `samples` [B, P] are in the equation's parameters; `values` and `intervals`
+    are the law's constants (no intervals without bootstraps). `residuals` [rows] are
+    log(measured / predicted). `condition` is that of the normalized directions; `weakest` are the
+    constants of the worst direction.
     """
 
     equation: Equation
@@ -87,7 +90,7 @@ class Fitted:
         return int(self.clusters.max()) + 1
 
     def predict(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-        """The target at other columns [rows], and by every bootstrap [B, rows]."""
+        """The target at other columns [rows], and from every bootstrap [B, rows]."""
         center, _ = self.equation.evaluate(self.theta[None], columns)
         made, _ = self.equation.evaluate(self.samples, columns)
         return np.exp(center[0]), np.exp(made)
@@ -100,10 +103,10 @@ def fit(
     bootstraps: int = BOOTSTRAPS,
     seed: int = 0,
     hypotheses: tuple[tuple[str, float], ...] = (),
-    told: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Fitted:
-    """One equation of a law. `hypotheses`: constants and the values to test them against. `told(n)`
-    hears of n more bootstraps.
+    """Fits one equation of a law. `hypotheses` maps constants to values to test them against.
+    `progress(n)` is called after n more bootstraps.
 
     Raises:
       UserError: too few rows, a column of one value, or too few clusters for an interval.
@@ -130,7 +133,7 @@ def fit(
     samples = np.empty((0, len(theta)))
     if bootstraps:
         drawn = cluster_weights(clusters, bootstraps, np.random.default_rng(seed))
-        samples = _determined(solve.resampled(equation, data, drawn, best.theta, told).theta)
+        samples = _determined(solve.resampled(equation, data, drawn, best.theta, progress).theta)
     if bootstraps and len(samples) < 0.9 * bootstraps:
         warnings.append(
             f"{bootstraps - len(samples)} of {bootstraps} resamples do not determine the constants "
@@ -155,10 +158,10 @@ def fit(
 
 
 def held(equation: Equation, values: Mapping[str, float]) -> Equation:
-    """The equation with some constants fixed, which are then no longer among its names.
+    """The equation with some constants fixed; its names then no longer include these.
 
     Raises:
-      UserError: a name that it does not have, or a value that it cannot have.
+      UserError: a name that the equation does not have, or a value that the constant cannot have.
     """
     for name, value in values.items():
         if name not in equation.names:
@@ -194,16 +197,16 @@ def held(equation: Equation, values: Mapping[str, float]) -> Equation:
 
 
 def cluster_weights(clusters: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each row is drawn [count, rows], clusters being drawn with replacement."""
+    """How often each row is drawn [count, rows], if clusters are drawn with replacement."""
     total = int(clusters.max()) + 1
     drawn = rng.multinomial(total, np.full(total, 1.0 / total), size=count)
     return drawn[:, clusters].astype(np.float64)
 
 
 def interval(samples: np.ndarray, num_clusters: int) -> np.ndarray:
-    """The two ends [2, ...] of the middle LEVEL of samples [B, ...], with the percentiles moved
-    outward for the number of clusters: without that, a bootstrap of n clusters is too narrow by
-    about sqrt((n - 1) / n) and the tails of Student's t (Hesterberg 2015, "expanded percentile").
+    """The two ends [2, ...] of the middle LEVEL of samples [B, ...]. The percentiles are moved
+    outward for the number n of clusters: a plain bootstrap is too narrow by about sqrt((n - 1) / n)
+    and by the tails of Student's t (Hesterberg 2015, "expanded percentile").
     """
     quantile = stats.t.ppf(0.5 + LEVEL / 2, num_clusters - 1)
     tail = stats.norm.cdf(-quantile * np.sqrt(num_clusters / (num_clusters - 1)))
@@ -211,7 +214,7 @@ def interval(samples: np.ndarray, num_clusters: int) -> np.ndarray:
 
 
 def _determined(samples: np.ndarray) -> np.ndarray:
-    """Those of the resamples that determine every constant.
+    """The resamples that determine every constant.
 
     Raises:
       UserError: none does.
@@ -224,7 +227,7 @@ def _determined(samples: np.ndarray) -> np.ndarray:
 
 def _check(equation: Equation, selected: Selected, bootstraps: int) -> None:
     columns, wanted = selected.columns, len(equation.names)
-    # Of a held equation the column of a constant that is not fitted may have one value.
+    # In an equation with held constants, the column of a held constant may have a single value.
     for name in equation.reads:
         if len(np.unique(columns[name])) == 1 and _is_flat(equation, columns, name):
             raise UserError(
@@ -253,8 +256,8 @@ def _check(equation: Equation, selected: Selected, bootstraps: int) -> None:
 
 
 def _is_flat(equation: Equation, columns: Columns, name: str) -> bool:
-    """Whether a constant of the equation goes with this column of one value: the derivatives of
-    the equation then have one direction less when the column is multiplied.
+    """Whether a constant of the equation belongs to this column, which has a single value: then
+    the equation's derivatives lose one direction when the column is multiplied.
     """
     theta = solve.starts(equation)[:1]
     both = [{**columns, name: columns[name] * factor} for factor in (1.0, 2.0)]
@@ -265,8 +268,8 @@ def _is_flat(equation: Equation, columns: Columns, name: str) -> bool:
 def _condition(
     equation: Equation, data: solve.Data, theta: np.ndarray
 ) -> tuple[float, tuple[str, ...]]:
-    """The condition number of the normalised derivatives, and the constants that carry the largest
-    part of their weakest direction.
+    """The condition number of the normalized derivatives, and the constants with the largest parts
+    in their weakest direction.
     """
     found = solve.gram(equation, data, np.ones((1, len(data.logs))), theta[None])[0]
     values, vectors = np.linalg.eigh(found)
@@ -312,7 +315,7 @@ def _test(made: Fitted, data: solve.Data, name: str, value: float) -> Test:
 
 
 def _covariance(made: Fitted, data: solve.Data) -> np.ndarray:
-    """Of theta [P, P]: the sandwich of M-estimation, with scores summed over clusters."""
+    """The covariance of theta [P, P]: the sandwich of M-estimation, scores summed over clusters."""
     _, slopes = made.equation.evaluate(made.theta[None], data.columns)
     slopes, size = slopes[0], np.abs(made.residuals)
     delta = made.equation.delta

@@ -1,4 +1,4 @@
-"""A law fitted to a table: each of its equations, from a file to constants with intervals."""
+"""A law fitted to a table: for each of its equations, from a file to constants with intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lm.fits.table import Table
 from lm.laws import Equation, Law, Selection
 from lm.mapping import UserError
 
-FEWEST = 100  # resamples: the ends of a 95 % interval are then the third of either side
+FEWEST = 100  # resamples: then an end of a 95 % interval is about the third value from its side
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`target`: the one equation to fit, "" all. `selection` "" and `delta` 0 are the law's own.
-    `hold`: constants that are not fitted.
+    """`target` is the one equation to fit; "" means all. `selection` "" and `delta` 0 mean the
+    law's own. `hold` are constants that are not fitted.
     """
 
     target: str = ""
@@ -45,7 +45,7 @@ def find(name: str) -> type[Law]:
 
 
 def equations(law: type[Law], options: Options) -> tuple[Equation, ...]:
-    """Those to fit, with what is held and the wanted delta and selection.
+    """The equations to fit, with constants held and with the requested delta and selection.
 
     Raises:
       UserError: an unknown target or selection, a constant that no equation has, a bad delta.
@@ -79,13 +79,13 @@ def fit_table(
     law: type[Law],
     table: Table,
     options: Options,
-    told: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Fitted, ...]:
-    """Every wanted equation of a law, fitted to the rows that speak for it. `told(n)`: n more
-    bootstraps are done.
+    """Every requested equation of a law, fitted to the rows that are selected for it. `progress(n)`
+    is called after n more bootstraps.
 
     Raises:
-      UserError: the table or the options do not serve.
+      UserError: the table or the options cannot be used.
     """
     return tuple(
         fit.fit(
@@ -94,14 +94,14 @@ def fit_table(
             bootstraps=options.bootstraps,
             seed=options.seed,
             hypotheses=tuple(h for h in law.hypotheses if h[0] in equation.names),
-            told=told,
+            progress=progress,
         )
         for equation in equations(law, options)
     )
 
 
 def check_bootstraps(count: int) -> None:
-    """Refuses so few resamples that the ends of an interval are single ones of them."""
+    """Refuses a number of resamples so small that single resamples are the ends of an interval."""
     if 0 < count < FEWEST:
         raise UserError(
             f"--bootstraps={count}: an interval needs {FEWEST}; set 1000, or 0 for none"
@@ -109,10 +109,10 @@ def check_bootstraps(count: int) -> None:
 
 
 def rows(equation: Equation, table: Table) -> select.Selected:
-    """The rows of a table that speak for an equation.
+    """The rows of a table that are selected for an equation.
 
     Raises:
-      UserError: the table does not serve.
+      UserError: the table cannot be used.
     """
     needed = dict.fromkeys([equation.target, *equation.reads])
     if equation.selection != "rows":
@@ -122,7 +122,7 @@ def rows(equation: Equation, table: Table) -> select.Selected:
 
 
 def fitted_law(law: type[Law], found: tuple[Fitted, ...], hold: Mapping[str, float]) -> Law:
-    """The law with the fitted and the held constants; what no equation has is as published."""
+    """The law with the fitted and the held constants; one without an equation is as published."""
     values = dict(hold)
     for one in found:
         values |= one.values

@@ -1,16 +1,16 @@
-"""The rows of a sweep that speak for a law.
+"""Selects the rows of a sweep that a law is fitted to.
 
-A sweep trains every cell (width, tokens, batch, seed, ...) at several learning rates. What a law is
-fitted to is one of
+A sweep trains every cell (width, tokens, batch, seed, ...) at several learning rates. The selection
+is one of
 
     vertex  the best rate of every cell: the vertex of the parabola through the lowest loss and its
             two neighbors, over the logarithm of the rate
-    near    every row within 0.25 % of the lowest loss of its (size, tokens), as Step Law does
+    near    every row within 0.25 % of the lowest loss of its (size, tokens), as in Step Law
     best    the lowest loss of every (size, tokens) and seed
     rows    every row
 
-A cell whose lowest loss is at the smallest or the largest rate says only where the optimum is not:
-it is left out and named, and so is one whose neighbor diverged.
+A cell whose lowest loss is at the smallest or largest rate only says where the optimum is not. Such
+a cell is left out and named, and so is one where a neighbor of the lowest loss diverged.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lm.mapping import UserError
 
 NEAR = 0.0025  # relative to the lowest loss (Li et al. 2025, arXiv 2503.04715)
 RATE, BATCH, LOSS = "learning_rate", "batch_tokens", "loss"
-# What tells cells apart, where a table has it; columns with a dot are keys of the configuration.
+# What distinguishes cells, where a table has it; columns with a dot are keys of the configuration.
 KEYS = ("width", "layers", "body_parameters", "parameters", "vocab", "context", "mixer", "schedule")
 KEYS += ("average_parameters", "tokens", BATCH, "seed")
-# Keys that name the rate, or follow from the rate, the batch and the tokens.
+# Keys that set the rate, or follow from the rate, the batch and the tokens.
 RATE_KEYS = ("schedule.peak_learning_rate",)
 BATCH_KEYS = ("data.batch_size", "steps", "run.length", "run.accumulation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """`columns` [rows] for a fit; `trunks`: the trunks of every row, rows that share one are not
-    independent. `left_out`: a sentence for each cell or group of rows that is not among them.
+    """`columns` [rows] for a fit. `trunks` are the trunks of every row; rows that share one are not
+    independent. `left_out` has one sentence for each cell or group of rows that is not selected.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -49,8 +49,8 @@ class Selected:
 
 
 def select(table: Table, kind: Selection, diverged: Table | None = None) -> Selected:
-    """The rows of a finished table by one of the four ways. `diverged`: the rows of the same sweep
-    that have no loss.
+    """The rows of a finished table by one of the four selections. `diverged` are the rows of the
+    same sweep without a loss.
 
     Raises:
       UserError: nothing remains.
@@ -66,7 +66,7 @@ def select(table: Table, kind: Selection, diverged: Table | None = None) -> Sele
 
 
 def clusters(trunks: Sequence[frozenset[str]]) -> np.ndarray:
-    """A number for each row [rows], equal where a chain of shared trunks joins two rows."""
+    """A number for each row [rows]; rows that a chain of shared trunks connects get the same."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -123,7 +123,7 @@ def _best(table: Table, diverged: Table | None) -> Selected:
 def _of_cells(
     table: Table, diverged: Table | None, is_kept: Callable[[np.ndarray], np.ndarray]
 ) -> Selected:
-    """Rows of each (size, tokens, seed), over rates and batches. Of a cell with one rate there is
+    """The rows for each (size, tokens, seed), over rates and batches. A cell with a single rate has
     no edge: its recipe is fixed.
     """
     keys = _keys(table, without=(RATE, *RATE_KEYS, BATCH, *BATCH_KEYS))
@@ -133,7 +133,7 @@ def _of_cells(
     for places in _groups(table, keys).values():
         losses = table.columns[LOSS][places]
         best = places[int(np.argmin(losses))]
-        # The edge is that of the rates trained at the batch of the lowest loss.
+        # The edge is that of the rates trained at the batch with the lowest loss.
         near_by = [p for p in places if _key(table, narrow, p) == _key(table, narrow, best)]
         rates, of_rate = _by_rate(table, np.array(near_by))
         reason = None
@@ -167,13 +167,13 @@ def _key(table: Table, keys: Sequence[str], row: int) -> tuple[object, ...]:
 
 
 def _told(table: Table, row: int, keys: Sequence[str]) -> str:
-    """A row by the keys that have more than one value in the table."""
+    """A row, named by the keys that have more than one value in the table."""
     telling = [key for key in keys if len({str(x) for x in table.columns[key]}) > 1]
     return spoken(table.columns, row, telling) or "the only cell"
 
 
 def _groups(table: Table, keys: Sequence[str]) -> dict[tuple[object, ...], np.ndarray]:
-    """The places of the rows of each cell, in the order of the table."""
+    """The indices of the rows of each cell, in the order of the table."""
     found: dict[tuple[object, ...], list[int]] = {}
     for row in range(len(table)):
         found.setdefault(_key(table, keys, row), []).append(row)
@@ -181,7 +181,7 @@ def _groups(table: Table, keys: Sequence[str]) -> dict[tuple[object, ...], np.nd
 
 
 def _walls(diverged: Table | None, keys: Sequence[str]) -> dict[tuple[object, ...], np.ndarray]:
-    """The rates of each cell at which a training diverged."""
+    """The rates of each cell at which training diverged."""
     if diverged is None or not len(diverged) or not set(keys) <= diverged.columns.keys():
         return {}
     groups = _groups(diverged, keys)
@@ -196,7 +196,7 @@ def _by_rate(table: Table, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edge(rates: np.ndarray, best: int, diverged: Sequence[float] | np.ndarray) -> str | None:
-    """Why the optimum of a cell is not inside its rates."""
+    """Why the optimum of a cell does not lie between its rates, or None."""
     if len(rates) < 3:
         return f"{len(rates)} learning rates have no lowest between two others; train three or more"
     if 0 < best < len(rates) - 1:

@@ -1,10 +1,10 @@
 """Huber regression of log residuals, many weighted problems of one equation at once.
 
-Minimised is sum_r w_r huber(log y_r - f_r(theta)). A step solves (N + mu M) step = gradient. N is
-J^T W J over the residuals within delta, the Huber loss's own curvature. M is J^T W J where one
-beyond it weighs delta / |r|: squares that touch the loss and bound it from above (Holland and
-Welsch 1977), so that a large mu always leads down and a small one is Newton's method. Bootstraps
-differ in their weights only, and are solved as one array.
+The objective is sum_r w_r huber(log y_r - f_r(theta)). A step solves (N + mu M) step = gradient. N
+is J^T W J over the residuals within delta, the Huber loss's own curvature. M is J^T W J where a
+residual beyond delta is weighted by delta / |r|: these squares touch the loss and bound it from
+above (Holland and Welsch 1977). So a large mu always goes downhill, and a small mu is Newton's
+method. Bootstraps differ only in their weights, and are solved as one array.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 from lm.laws import Columns, Equation
 
-ITERATIONS = 300  # at most; a start that is still descending then is as good as it got
-TOLERANCE = 1e-9  # relative fall of the loss in a step below which a problem is done
-CHUNK = 1 << 19  # numbers of one derivative array: what a core's cache holds
-POLISHED = 32  # starts that are descended from, of all combinations
-RIDGE = 1e-9  # of the diagonal, so that what the rows leave open stays where it is
-NUM_BEST = 3  # solutions of a fit from which its bootstraps begin
-SINGULAR = 1e-12  # of the smallest to the largest eigenvalue: the data say nothing of a direction
+ITERATIONS = 300  # at most; a start that still descends then is used as it is
+TOLERANCE = 1e-9  # a problem is done when a step lowers its loss by less, relatively
+CHUNK = 1 << 19  # numbers in one derivative array: what a core's cache holds
+POLISHED = 32  # starts from which a descent is made, of all combinations
+RIDGE = 1e-9  # of the diagonal, so that directions the rows leave open do not move
+NUM_BEST = 3  # solutions of a fit from which its bootstraps start
+SINGULAR = 1e-12  # smallest over largest eigenvalue: the data do not determine some direction
 
 
 class Data(NamedTuple):
@@ -41,15 +41,15 @@ class Solved(NamedTuple):
 
 
 def starts(equation: Equation) -> np.ndarray:
-    """Every combination of the values that an equation begins at, theta [S, P]."""
+    """Every combination of an equation's start values, theta [S, P]."""
     grids = zip(equation.starts, equation.is_log, strict=True)
     axes = [[np.log(v) if is_log else v for v in values] for values, is_log in grids]
     return np.array(list(itertools.product(*axes)), dtype=np.float64)
 
 
 def full(equation: Equation, data: Data, weights: np.ndarray) -> Solved:
-    """The best solutions [at most NUM_BEST, P] from every start, best first, that differ; of those
-    only that the rows determine, unless they determine none.
+    """The best different solutions [at most NUM_BEST, P] over all starts, best first. Solutions
+    that the rows do not determine are left out, unless there are no others.
     """
     tried = starts(equation)
     costs = cost(equation, data, weights, tried)
@@ -74,10 +74,11 @@ def resampled(
     data: Data,
     weights: np.ndarray,
     best: np.ndarray,
-    told: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Solved:
-    """The solution of each row of weights [S, R], the best of descents from each of `best` [J, P].
-    theta is NaN where the rows that have weight do not determine it. `told(n)`: n more are done.
+    """The solution for each row of weights [S, R]: the best of the descents from each of `best`
+    [J, P]. theta is NaN where the rows with weight do not determine it. `progress(n)` is called
+    after n more.
     """
     chunk = max(1, CHUNK // (len(data.logs) * best.shape[1]))
     thetas, costs = [], []
@@ -90,13 +91,13 @@ def resampled(
         theta[is_singular(equation, data, part, theta)] = np.nan
         thetas.append(theta)
         costs.append(np.stack([tried.cost for tried in tries])[winner, places])
-        told(len(part))
+        progress(len(part))
     return Solved(np.concatenate(thetas), np.concatenate(costs))
 
 
 def cost(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """The Huber loss [S] at theta [S, P] with weights [R] or [S, R]; infinite where there is none,
-    as of a prediction that is not positive.
+    """The Huber loss [S] at theta [S, P] with weights [R] or [S, R]; infinite where it does not
+    exist, for example for a prediction that is not positive.
     """
     chunk = max(1, CHUNK // (len(data.logs) * theta.shape[1]))
     rows = np.broadcast_to(weights, (len(theta), len(data.logs)))
@@ -108,7 +109,7 @@ def cost(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray)
 
 
 def descend(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> Solved:
-    """From theta [S, P] down, with weights [S, R], each problem until it is done."""
+    """Descends from theta [S, P] with weights [S, R] until each problem is done."""
     theta = theta.copy()
     costs, residuals, slopes = _state(equation, data, weights, theta)
     final = costs.copy()
@@ -134,10 +135,10 @@ def descend(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarr
 
 
 def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """J^T W J [S, P, P] of theta [S, P], each direction of an exponent less its factor's: what a
-    choice of units could change is taken out, and columns have length 1.
+    """J^T W J [S, P, P] at theta [S, P]. From each exponent's direction its factor's is projected
+    out, which removes what a choice of units could change. Columns are scaled to length 1.
     """
-    with np.errstate(all="ignore"):  # of a theta that ran off
+    with np.errstate(all="ignore"):  # theta may have diverged
         slopes = equation.evaluate(theta, data.columns)[1] * np.sqrt(weights)[:, None]
     slopes = np.nan_to_num(slopes, posinf=0.0, neginf=0.0)
     before = np.sqrt(np.sum(slopes**2, axis=2, keepdims=True))
@@ -148,7 +149,7 @@ def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray)
         )
         slopes[:, exponent] -= along[:, None] * other
     size = np.sqrt(np.sum(slopes**2, axis=2, keepdims=True))
-    # What is left of a direction that its factor explains is rounding.
+    # If a factor explains a direction fully, what remains of it is rounding.
     slopes *= np.where(size > 1e-9 * before, 1.0 / np.maximum(size, 1e-300), 0.0)
     return slopes @ np.swapaxes(slopes, 1, 2)
 
@@ -156,9 +157,9 @@ def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray)
 def is_singular(
     equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray
 ) -> np.ndarray:
-    """Of each problem [S], whether its rows leave a direction of theta open."""
+    """For each problem [S], whether its rows leave a direction of theta undetermined."""
     found = np.linalg.eigvalsh(gram(equation, data, weights, theta))
-    # A column without any length leaves a 0 on the diagonal, which is an eigenvalue.
+    # A column of length zero leaves a 0 on the diagonal, which is an eigenvalue.
     return found[:, 0] <= SINGULAR * found[:, -1]
 
 

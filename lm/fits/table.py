@@ -1,7 +1,7 @@
 """Tables of trainings: a file of JSON lines, CSV or Parquet -> columns, checked.
 
-A row is a training at the end of a decay; the columns are those of `espalier sweep`. What a law
-needs that follows from others is added: `compute` = 6 body_parameters tokens,
+A row is a training at the end of a decay. The columns are those of `espalier sweep`. Columns that
+laws need and that follow from others are added: `compute` = 6 body_parameters tokens,
 `tokens_per_parameter` = tokens / body_parameters.
 """
 
@@ -25,8 +25,8 @@ KINDS = (".jsonl", ".csv", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """`columns`: name -> values [rows], float64 (NaN: none) or text. `left_out`: a sentence for
-    each group of rows that the table does not hand on.
+    """`columns`: name -> values [rows], float64 (NaN: missing) or text. `left_out` has one sentence
+    for each group of rows that is not in the table.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def take(self, places: np.ndarray) -> Table:
-        """The rows at these places, or where a mask holds."""
+        """The rows at these indices, or where a mask is true."""
         return dataclasses.replace(self, columns={k: v[places] for k, v in self.columns.items()})
 
     def finished(self, needed: Collection[str]) -> Table:
-        """The rows that are done, checked: every needed column is there and has a positive number
-        in each of them. A table without a column `status` is done where it has a loss.
+        """The finished rows, checked: every needed column exists and has a positive number in each
+        row. In a table without a column `status`, a row with a loss is finished.
 
         Raises:
           UserError: a column is missing, a value is not a number, or not positive; no row is done.
@@ -54,16 +54,16 @@ class Table:
         else:
             is_done = np.ones(len(self), dtype=bool)
         self._check_numbers(needed, is_done)
-        told = list(self.left_out)
+        notes = list(self.left_out)
         if count := int(np.sum(~is_done)):
             kinds = ", ".join(sorted({str(x) for x in self.columns["status"][~is_done]}))
-            told.append(f"{count} of {len(self)} rows are not done ({kinds})")
+            notes.append(f"{count} of {len(self)} rows are not done ({kinds})")
         if not is_done.any():
             raise UserError(f"{self.name} has no row with status={DONE!r}; finish the sweep first")
-        return dataclasses.replace(self.take(is_done), left_out=tuple(told))
+        return dataclasses.replace(self.take(is_done), left_out=tuple(notes))
 
     def diverged(self) -> Table | None:
-        """The rows whose status says so; None of a table without that column."""
+        """The rows with status "diverged"; None if the table has no column `status`."""
         if "status" not in self.columns:
             return None
         return self.take(self.columns["status"] == "diverged")
@@ -92,11 +92,11 @@ class Table:
 
 
 def read(path: Path, renamed: Mapping[str, str] | None = None) -> Table:
-    """A table from its file, by the ending of its name. `renamed`: a column of ours -> its name in
-    the file.
+    """A table from its file, whose kind is given by its suffix. `renamed` maps a column's name here
+    to its name in the file.
 
     Raises:
-      UserError: another ending, a file that cannot be read or holds no row, a name that it lacks.
+      UserError: an unknown suffix, an unreadable file, a file without rows, or a missing column.
     """
     if path.suffix not in KINDS:
         raise UserError(f"{path} ends in {path.suffix!r}; a table is one of {', '.join(KINDS)}")
@@ -114,7 +114,7 @@ def read(path: Path, renamed: Mapping[str, str] | None = None) -> Table:
 
 
 def with_derived(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns, and those that follow from them."""
+    """The columns, and the columns that follow from them."""
     found = dict(columns)
     both = [columns.get(name) for name in ("body_parameters", "tokens")]
     if all(column is not None and column.dtype.kind == "f" for column in both):
@@ -138,7 +138,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq  # of the extra "data"
+    import pyarrow.parquet as pq  # needs the extra "data"
 
     return pq.read_table(path).to_pylist()
 
@@ -147,7 +147,7 @@ _READERS = {".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """float64 with NaN for what is absent, or text where one value is not a number."""
+    """float64 with NaN for missing values, or text if one value is not a number."""
     values = [None if value in ("", "null", "None") else value for value in values]
     if all(value is None or _is_number(value) for value in values):
         return np.array([np.nan if value is None else float(value) for value in values])
@@ -165,6 +165,6 @@ def _is_number(value: Any) -> bool:
 
 
 def spoken(columns: Mapping[str, np.ndarray], row: int, names: Iterable[str]) -> str:
-    """A row by what tells it apart: "width=64, tokens=1e+06"."""
+    """The values that identify a row: "width=64, tokens=1e+06"."""
     shown = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     return ", ".join(f"{name}={shown(columns[name][row])}" for name in names if name in columns)

@@ -1,15 +1,15 @@
 """Laws of rates, batches and losses, one file each, found by listing this folder.
 
-A file holds one frozen dataclass, named as the file in camel case. Its fields are the constants of
-the law, and their defaults are the published values: `Power()` is the published law and
-`Power(a=3.1, b=-0.4, c=0.7)` one that was fitted. `published` holds the same constants with unit,
-domain, source and evidence, and `equations` is what lm/fits can fit to a table. A method
-`rate`, `batch` or `loss` predicts the column `learning_rate`, `batch_tokens` or `loss`; where there
-is an equation for it, its arguments are the columns that the equation reads.
+A file holds one frozen dataclass, named like the file in camel case. Its fields are the constants
+of the law, and their defaults are the published values: `Power()` is the published law, and
+`Power(a=3.1, b=-0.4, c=0.7)` is one that was fitted. `published` holds the same constants with
+unit, domain, source and evidence. `equations` is what lm/fits can fit to a table. A method `rate`,
+`batch` or `loss` predicts the column `learning_rate`, `batch_tokens` or `loss`; if there is an
+equation for it, its arguments are the columns that the equation reads.
 
-Everything is float64 on the host. The columns and quantities of every law have one name and unit:
-`learning_rate` (peak), `batch_tokens` (tokens a step), `tokens` (of the run), `body_parameters`
-(without embeddings), `parameters` (all), `loss` (nats a token), `compute` (FLOPs of the run).
+Everything is float64 on the host. Columns and quantities have the same name and unit in every law:
+`learning_rate` (peak), `batch_tokens` (tokens per step), `tokens` (of the run), `body_parameters`
+(without embeddings), `parameters` (all), `loss` (nats per token), `compute` (FLOPs of the run).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-# Who has seen the number: P the paper's own text, C official code, S a reading note that quotes the
-# paper, R recomputed from public data; UNCONFIRMED numbers are to be checked before they are used.
+# The evidence for a number: P the paper's own text, C official code, S a reading note that quotes
+# the paper, R recomputed from public data; UNCONFIRMED numbers must be checked before use.
 Tag = Literal["P", "C", "S", "R", "UNCONFIRMED"]
 Selection = Literal["vertex", "near", "best", "rows"]
 Columns = Mapping[str, np.ndarray]
 
-LOSS_DELTA = 1e-3  # of the Huber loss of log losses (Hoffmann et al. 2022; arXiv 2408.11029)
-RATE_DELTA = 0.3  # of log rates: optima on a grid of factors of two scatter by 10 to 30 %
+LOSS_DELTA = 1e-3  # of the Huber loss on log losses (Hoffmann et al. 2022; arXiv 2408.11029)
+RATE_DELTA = 0.3  # on log rates: optima on a grid of factors of two scatter by 10 to 30 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Constant:
     """A published constant.
 
     Attributes:
-      unit: of the value; "1" is a pure number.
-      domain: quantity -> the smallest and the largest it was fitted to.
-      tag: who has seen the number (`Tag`).
-      low, high: the published interval or range; None: none is printed.
+      unit: the unit of the value; "1" is a pure number.
+      domain: quantity -> the smallest and the largest value it was fitted to.
+      tag: the evidence for the number (`Tag`).
+      low, high: the published interval or range; None if none is printed.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Constant:
     high: float | None = None
 
     def outside(self, **at: float) -> tuple[str, ...]:
-        """The quantities of `at` that lie outside the domain, one sentence each."""
+        """One sentence for each quantity of `at` that lies outside the domain."""
         return tuple(
             f"{key}={at[key]:.4g} lies outside {low:.4g} to {high:.4g}, where {self.name} was "
             f"fitted ({self.source})"
@@ -66,7 +66,7 @@ def constants(
     domain: Mapping[str, tuple[float, float]],
     *rows: tuple[Any, ...],
 ) -> tuple[Constant, ...]:
-    """Constants of one source and domain; a row is (name, value, unit, tag) or that with the
+    """Constants of one source and domain. A row is (name, value, unit, tag), optionally with the
     published low and high.
     """
     frozen = types.MappingProxyType(dict(domain))
@@ -78,20 +78,20 @@ def constants(
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """A law as something that a table can be fitted to.
+    """A law as an equation that can be fitted to a table.
 
     Attributes:
       target: the column that it predicts, which is positive.
-      reads: the columns that it predicts it from.
+      reads: the columns that it predicts from.
       names: the constants, in the order of theta.
-      is_log: of each constant, whether theta holds its logarithm; it is then positive.
-      starts: of each constant, the values at which a fit begins, in every combination.
-      evaluate: theta [S, P] and columns [R] -> log of the prediction [S, R] and its derivative by
-        theta [S, P, R].
-      pairs: of each exponent its place in theta and that of the factor it goes with; the two
-        trade against each other by the choice of units, which says nothing about the data.
-      delta: where the Huber loss of log residuals turns from a square to a line.
-      selection: which rows of a sweep speak for it (lm/fits/select.py).
+      is_log: for each constant, whether theta holds its logarithm; then it is positive.
+      starts: for each constant, the values from which fits start, in every combination.
+      evaluate: theta [S, P] and columns [R] -> the log of the prediction [S, R] and its derivative
+        by theta [S, P, R].
+      pairs: for each exponent, its index in theta and that of the factor it goes with. The two
+        trade off against each other by the choice of units, which says nothing about the data.
+      delta: the log residual at which the Huber loss turns from a square to a line.
+      selection: which rows of a sweep are used to fit it (lm/fits/select.py).
     """
 
     target: str
@@ -106,7 +106,7 @@ class Equation:
 
     @property
     def is_over_tokens(self) -> bool:
-        """Whether it predicts a rate or a loss from tokens, which can be drawn over them."""
+        """Whether it predicts a rate or a loss from tokens, so that it can be drawn over them."""
         return "tokens" in self.reads and self.target in ("learning_rate", "loss")
 
     def to_theta(self, values: Mapping[str, float]) -> np.ndarray:
@@ -125,7 +125,7 @@ class Law:
 
     published: ClassVar[tuple[Constant, ...]] = ()
     equations: ClassVar[tuple[Equation, ...]] = ()
-    # Constants that a fit tests against a value, as Power's exponent of the batch against 1.
+    # Constants that a fit tests against a value, such as Power's exponent of the batch against 1.
     hypotheses: ClassVar[tuple[tuple[str, float], ...]] = ()
 
     def problem(self) -> str | None:
@@ -133,7 +133,7 @@ class Law:
         return None
 
     def remarks(self, columns: Columns) -> tuple[str, ...]:
-        """What follows from the constants at the rows that they were fitted to, in sentences."""
+        """Sentences on what the constants imply at the rows that they were fitted to."""
         del columns
         return ()
 
@@ -144,20 +144,20 @@ class Law:
 
     @classmethod
     def outside(cls, **at: float) -> tuple[str, ...]:
-        """What of `at` lies outside the domains of the law's own constants (its fields): one
-        sentence a quantity and domain. `Power.outside(tokens=1e6, batch_tokens=8192)`
+        """One sentence for each quantity of `at`, and domain, that lies outside the domains of the
+        law's own constants (its fields). `Power.outside(tokens=1e6, batch_tokens=8192)`
         """
         fields = {field.name for field in dataclasses.fields(cls)}
-        told: dict[tuple[Any, ...], str] = {}
+        notes: dict[tuple[Any, ...], str] = {}
         for constant in (c for c in cls.published if c.name in fields):
             for key, (low, high) in constant.domain.items():
                 if key in at and not low <= at[key] <= high:
-                    told.setdefault(
+                    notes.setdefault(
                         (key, low, high),
                         f"{key}={at[key]:.4g} lies outside {low:.4g} to {high:.4g}, where "
                         f"{cls.__name__} was fitted ({constant.source})",
                     )
-        return tuple(told.values())
+        return tuple(notes.values())
 
     def replaced(self, values: Mapping[str, float]) -> Self:
         """The law with other constants."""
@@ -172,7 +172,7 @@ def log_linear(
     delta: float,
     selection: Selection,
 ) -> Equation:
-    """target = factor * prod_j (column_j / unit_j)^exponent_j; `exponents` maps the name of each
+    """target = factor * prod_j (column_j / unit_j)^exponent_j. `exponents` maps the name of each
     exponent to its column and unit.
     """
     names = (factor, *exponents)
@@ -203,8 +203,8 @@ def sum_of_powers(
     starts: tuple[tuple[float, ...], ...],
     selection: Selection = "best",
 ) -> Equation:
-    """target = floor + sum_j factor_j / column_j^exponent_j; a term is the names of its factor,
-    its exponent and its column. The floor and the factors are positive.
+    """target = floor + sum_j factor_j / column_j^exponent_j. A term is the names of its factor and
+    its exponent, and its column. The floor and the factors are positive.
     """
     terms = tuple(terms)
     names = (floor, *(name for factor, exponent, _ in terms for name in (factor, exponent)))

@@ -5,9 +5,9 @@
     S1(s) = sum_{i<=s} eta_i
     m_i = lambda m_{i-1} + (eta_{i-1} - eta_i),  m_0 = 0,   S2(s) = sum_{i<=s} m_i
 
-The warmup counts as if its rates were the peak, as in the authors' code. `decay` is lambda, which
-one curve does not identify: it stays fixed, and is stated. The law overrates long slow annealing
-and breaks at steps down to a very small rate; `multi_power` mends that.
+The warmup counts as if its rates were the peak, as in the authors' code. `decay` is lambda. One
+curve does not identify it, so it is held fixed and stated. The law overestimates long slow
+annealing and fails at steps down to a very small rate; `multi_power` does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DOMAIN = {"steps": (500.0, 20_000.0), "learning_rate": (0.0, 2e-4)}
 
 
 def _evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Of theta (log L0, log A, log alpha, log C)."""
+    """`evaluate` for theta = (log L0, log A, log alpha, log C)."""
     s1, s2 = np.log(columns["summed_rate"]), columns["annealed_rate"]
     alpha = np.exp(theta[:, 2, None])
     floor = np.broadcast_to(np.exp(theta[:, :1]), (len(theta), len(s1)))
@@ -34,7 +34,7 @@ def _evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarr
     annealed = np.exp(theta[:, 3, None]) * s2
     total = floor + falling - annealed
     slopes = np.stack([floor, falling, -alpha * s1 * falling, -annealed], 1)
-    # Where it is not positive there is no logarithm: the fit turns such constants down.
+    # Where the total is not positive it has no logarithm; the fit then rejects such constants.
     total = np.where(total > 0, total, np.nan)
     return np.log(total), slopes / total[:, None]
 
@@ -72,19 +72,19 @@ class Annealing(Law):
     )
 
     def loss(self, summed_rate: Any, annealed_rate: Any) -> Any:
-        """Nats a token at S1 and S2; infinite at S1 = 0."""
+        """Nats per token at S1 and S2; infinite at S1 = 0."""
         with np.errstate(divide="ignore"):
             return self.L0 + self.A * summed_rate**-self.alpha - self.C * annealed_rate
 
     def curve(self, rates: Any) -> np.ndarray:
-        """The loss after every step, nats a token [steps], from the rate of every step [steps].
-        Where no rate was above 0 yet, it is infinite.
+        """The loss after every step, nats per token [steps], from the rate of every step [steps].
+        It is infinite until the first rate above 0.
         """
         return self.loss(*sums(rates, self.decay))
 
 
 def sums(rates: Any, decay: float) -> tuple[np.ndarray, np.ndarray]:
-    """S1 and S2 after every step [steps], of the rate of every step [steps], warmup included."""
+    """S1 and S2 after every step [steps], from the rate of every step [steps] with warmup."""
     rates = flat_start(rates)
     falls = -np.diff(rates, prepend=rates[:1])
     momentum = lfilter([1.0], [1.0, -decay], falls)
@@ -92,7 +92,7 @@ def sums(rates: Any, decay: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def flat_start(rates: Any) -> np.ndarray:
-    """The rates with those before the first largest one raised to it."""
+    """The rates, where those before the first maximum are raised to it."""
     rates = np.asarray(rates, dtype=np.float64)
     peak = int(np.argmax(rates))
     return np.concatenate([np.full(peak, rates[peak]), rates[peak:]])

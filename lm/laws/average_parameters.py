@@ -17,13 +17,13 @@ from lm.laws import Constant, Equation, Law, constants, sum_of_powers
 from lm.mapping import POSITIVE, UserError
 
 Shape = Literal["linear", "cubic"]
-_POINTS = 20_001  # of the integral over compute, which is then right to 1e-8
+_POINTS = 20_001  # of the numerical integral over compute, which then has an error of 1e-8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageParameters(Law):
     """The constants of the loss are Chinchilla's (arXiv 2203.15556): the paper's form is the same,
-    and its own constants were not read.
+    and we have not read its own constants.
     """
 
     E: Annotated[float, POSITIVE] = 1.69
@@ -69,17 +69,17 @@ class AverageParameters(Law):
         return f"start={self.start}, end={self.end}: pruning needs 0 <= start < end <= 1"
 
     def loss(self, average_parameters: float, tokens: float) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.E + self.A / average_parameters**self.alpha + self.B / tokens**self.beta
 
     def kept(self, share: np.ndarray, sparsity: float, shape: Shape) -> np.ndarray:
-        """The share of the parameters that is left when a share of the run is done."""
+        """The share of the parameters that is left when a given share of the run is done."""
         u = np.clip((share - self.start) / (self.end - self.start), 0.0, 1.0)
         return 1.0 - sparsity * (u if shape == "linear" else 1.0 - (1.0 - u) ** 3)
 
     def average(self, sparsity: float, shape: Shape = "linear") -> float:
-        """N_avg / N of a run that is pruned to `sparsity` while `start` to `end` of its *tokens*
-        are seen.
+        """N_avg / N of a run that is pruned to `sparsity` between the shares `start` and `end` of
+        its *tokens*.
 
         Raises:
           UserError: a sparsity outside [0, 1).
@@ -90,9 +90,9 @@ class AverageParameters(Law):
         return 1.0 - sparsity * (filled * ramp + 1.0 - self.end)
 
     def average_over_compute(self, sparsity: float, shape: Shape = "linear") -> float:
-        """The same where `start` to `end` count *compute*, the integral of 6 N over the tokens:
-        at a share c of the compute a token costs in proportion to N(c), so that D = integral of
-        dc / N(c), and N_avg / N = 1 / that.
+        """The same where `start` and `end` are shares of the *compute*, the integral of 6 N over
+        tokens. At a share c of the compute a token costs in proportion to N(c), so D is the
+        integral of dc / N(c), and N_avg / N is 1 over that.
 
         Raises:
           UserError: a sparsity outside [0, 1).

@@ -1,4 +1,4 @@
-"""Batch and rate: what another batch does to the learning rate.
+"""Batch and rate: how the learning rate changes with the batch.
 
     linear      eta * k                       SGD below the critical batch; Power's c = 1
     sqrt        eta * sqrt(k)                 Adam (Granziol et al. 2020, arXiv 2006.09092)
@@ -21,7 +21,7 @@ RuleName = Literal["linear", "sqrt", "power", "mccandlish"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchRate(Law):
-    """`c`: the exponent of "power" and "mccandlish". `noise_batch`: the noise scale of
+    """`c` is the exponent of "power" and "mccandlish". `noise_batch` is the noise scale of
     "mccandlish", in the unit of the batches.
     """
 
@@ -46,7 +46,7 @@ class BatchRate(Law):
         return None
 
     def scale(self, rate: float, old: float, new: float) -> float:
-        """The rate at a batch of `new`, from that at `old`.
+        """The rate for a batch of `new`, from that for `old`.
 
         Raises:
           UserError: a rate or a batch that is not positive.
@@ -70,10 +70,10 @@ def scale_rate(
     c: float = 0.5,
     noise_batch: float = 0.0,
 ) -> float:
-    """The rate at a batch of `new` tokens, from that at `old`, by a rule.
+    """The rate for a batch of `new` tokens, from that for `old`, by a rule.
 
     Raises:
-      UserError: an unknown rule, or one that lacks the noise scale; a value that is not positive.
+      UserError: an unknown rule, a missing noise scale, or a value that is not positive.
     """
     rules = ("linear", "sqrt", "power", "mccandlish")
     if rule not in rules:
@@ -92,8 +92,8 @@ class AdamSettings(NamedTuple):
 
 
 def adam_sde(settings: AdamSettings, factor: float) -> AdamSettings:
-    """Adam's settings at `factor` times the batch, so that the stochastic differential equation
-    that it follows stays the same (Malladi et al. 2022, arXiv 2205.10287; UNCONFIRMED):
+    """Adam's settings for `factor` = k times the batch, chosen so that the stochastic differential
+    equation that Adam follows stays the same (Malladi et al. 2022, arXiv 2205.10287; UNCONFIRMED):
     rate * sqrt(k), 1 - beta -> k (1 - beta), epsilon / sqrt(k).
 
     Raises:
@@ -103,7 +103,7 @@ def adam_sde(settings: AdamSettings, factor: float) -> AdamSettings:
         raise UserError(f"factor={factor} must be positive")
     for name in ("beta1", "beta2"):
         beta = getattr(settings, name)
-        # 10 * (1 - 0.9) is 1, which binary fractions just miss.
+        # 10 * (1 - 0.9) should be 1, but binary fractions just miss it.
         if round(factor * (1.0 - beta), 12) >= 1.0:
             raise UserError(
                 f"{name}={beta} at {factor:g} times the batch is {1 - factor * (1 - beta):.2f}, "

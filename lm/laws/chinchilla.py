@@ -2,8 +2,9 @@
 
     L(N, D) = E + A / N^alpha + B / D^beta,   C = 6 N D
 
-N counts all parameters where Hoffmann et al. fitted it. Here it counts those without embeddings,
-which a sweep's table holds: for small models the two differ much. At C FLOPs the loss is lowest at
+Hoffmann et al. fitted it with N as all parameters. Here N counts parameters without embeddings,
+which is a column of a sweep's table; for small models the two differ much. At C FLOPs the loss is
+lowest at
 
     N_opt(C) = G (C/6)^(beta/(alpha+beta)),   G = (alpha A / (beta B))^(1/(alpha+beta))
 """
@@ -17,7 +18,7 @@ from lm.laws import Constant, Equation, Law, constants, sum_of_powers
 from lm.mapping import POSITIVE
 
 _DOMAIN = {"body_parameters": (70e6, 16e9), "tokens": (5e9, 500e9)}
-# Every combination begins a fit: E, A, alpha, B, beta.
+# A fit starts from every combination of E, A, alpha, B, beta.
 _STARTS = ((0.5, 1.5), (7.0, 400.0, 2e4), (0.2, 0.4, 0.7), (7.0, 400.0, 2e4), (0.2, 0.4, 0.7))
 
 
@@ -66,11 +67,11 @@ class Chinchilla(Law):
     )
 
     def loss(self, body_parameters: Any, tokens: Any) -> Any:
-        """Nats a token."""
+        """Nats per token."""
         return self.E + self.A / body_parameters**self.alpha + self.B / tokens**self.beta
 
     def best_parameters(self, compute: Any) -> Any:
-        """The size that has the lowest loss at `compute` = 6 N D FLOPs."""
+        """The size with the lowest loss at `compute` = 6 N D FLOPs."""
         total = self.alpha + self.beta
         factor = (self.alpha * self.A / (self.beta * self.B)) ** (1.0 / total)
         return factor * (compute / 6.0) ** (self.beta / total)

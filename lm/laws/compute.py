@@ -1,4 +1,4 @@
-"""Compute: loss from the FLOPs of a run, for a recipe that fixes how they are spent.
+"""Compute: loss from the FLOPs of a run, for a recipe that fixes how FLOPs are spent.
 
     L(C) = E + K / C^alpha
 
@@ -40,5 +40,5 @@ class Compute(Law):
     )
 
     def loss(self, compute: Any) -> Any:
-        """Nats a token."""
+        """Nats per token."""
         return self.E + self.K / compute**self.alpha

@@ -1,13 +1,13 @@
-"""Critical batch: up to which batch more tokens a step still save steps.
+"""Critical batch: the batch up to which more tokens per step still save steps.
 
     Zhang et al. 2024 (arXiv 2410.21676)      B = k (N / 1e6)^p sequences of 512 tokens
     MiniCPM (arXiv 2404.06395)                B(L) = h / L^q tokens, L the loss on C4
     McCandlish et al. 2018 (arXiv 1812.06162) (S/S_min - 1)(E/E_min - 1) = 1, B_crit = E_min/S_min
 
-and the gradient noise scale B_simple = tr(Sigma) / |G|^2, from the norms of gradients of two
-batches; the norm test (Lau et al. 2024, arXiv 2402.11215) asks the same numbers for a batch. Step
-Law's batch is in step_law.py; the three agree within about twice for models of 0.1 to
-1 B parameters at Chinchilla's tokens.
+and the gradient noise scale B_simple = tr(Sigma) / |G|^2, from gradient norms at two batch sizes.
+The norm test (Lau et al. 2024, arXiv 2402.11215) asks whether a batch is large enough by the same
+numbers. Step Law's batch is in step_law.py. The three agree within a factor of about two for models
+of 0.1 to 1 B parameters at Chinchilla's tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
 from lm.mapping import POSITIVE, UserError
 
-SEQUENCE_LEN = 512  # tokens of the sequences that Zhang et al. count
+SEQUENCE_LEN = 512  # tokens per sequence, in which Zhang et al. count
 THETA = 0.5  # of the norm test: the published command for CIFAR-10 (AdAdaGrad, 2402.11215) [C]
 _ZHANG = "Zhang et al. 2024, arXiv 2410.21676v4, constant rate with averaged weights"
 _MINICPM = "MiniCPM, arXiv 2404.06395v3, models of 9M, 30M and 170M, cosine, rate 0.01"
@@ -57,32 +57,32 @@ class CriticalBatch(Law):
     )
 
     def batch(self, body_parameters: Any) -> Any:
-        """Zhang's critical batch, tokens, of a model trained on Chinchilla's tokens."""
+        """Zhang's critical batch in tokens, for a model trained on Chinchilla's tokens."""
         return self.k * (body_parameters / 1e6) ** self.p
 
     def batch_of_loss(self, loss: Any) -> Any:
-        """MiniCPM's batch, tokens, at a loss on C4 in nats a token."""
+        """MiniCPM's batch in tokens, at a loss on C4 in nats per token."""
         return self.h / loss**self.q
 
 
 def steps_at(batch: float, steps_min: float, critical: float) -> float:
-    """Steps to a loss at `batch`, which need `steps_min` at a batch without end; batches in the
-    same unit.
+    """Steps to reach a loss at `batch`, which takes `steps_min` at an infinite batch; batches are
+    in the same unit.
     """
     return steps_min * (1.0 + critical / batch)
 
 
 def examples_at(batch: float, examples_min: float, critical: float) -> float:
-    """Examples, in the unit of the batches, to the same loss: at least `examples_min`."""
+    """Examples to reach the same loss, in the unit of the batches; at least `examples_min`."""
     return examples_min * (1.0 + batch / critical)
 
 
 def noise_scale(
     small: float, large: float, small_norm: float, large_norm: float
 ) -> tuple[float, float, float]:
-    """From the mean squared norms of gradients over a small and a large batch: |G|^2, tr(Sigma)
-    and B_simple, their ratio, in the unit of the batches. The first two are unbiased; average each
-    over many steps before dividing.
+    """|G|^2, tr(Sigma), and B_simple, their ratio, in the unit of the batches; from the mean
+    squared gradient norms over a small and over a large batch. The first two are unbiased: average
+    each over many steps before you divide.
 
     Raises:
       UserError: batches of equal size.
@@ -94,24 +94,25 @@ def noise_scale(
 
 
 def signal_and_noise(small: Any, large: Any, small_norm: Any, large_norm: Any) -> tuple[Any, Any]:
-    """As `noise_scale` without the ratio, also of arrays; of equal sizes nothing that is finite."""
+    """As `noise_scale`, without the ratio; also for arrays. Not finite where sizes are equal."""
     signal = (large * large_norm - small * small_norm) / (large - small)
     return signal, (small_norm - large_norm) / (1.0 / small - 1.0 / large)
 
 
 def norm_test(noise: Any, norm: Any, theta: float = THETA) -> Any:
-    """The batch at which the norm test holds, tr(Sigma) / B <= theta^2 |g|^2, in the unit of
-    tr(Sigma), `norm` being the squared norm |g|^2 of the gradient. For the batch behind `norm` the
-    test holds where it is as large as what is returned. At a norm without noise it is
+    """The smallest batch at which the norm test holds: tr(Sigma) / B <= theta^2 |g|^2, in the unit
+    of tr(Sigma). `norm` is the squared norm |g|^2 of the gradient. The batch that `norm` was
+    measured at passes if it is at least this large. For a norm without noise this is
     B_simple / theta^2.
     """
     return noise / (theta**2 * norm)
 
 
 def smoothed(numerator: Any, denominator: Any, memory: float) -> np.ndarray:
-    """Ratio [S] of the running means of two logs [S], exponential over `memory` records and without
-    the bias of where they begin. A ratio of two records is nearly all noise, and its mean is no
-    estimate of anything. What is not finite is left out; NaN where the mean below is not positive.
+    """The ratio [S] of the running means of two logs [S], exponential over `memory` records and
+    corrected for the start. (A ratio of two records is nearly all noise, and a mean of such ratios
+    estimates nothing.) Values that are not finite are left out; the result is NaN where the mean of
+    the denominator is not positive.
     """
     pairs = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)])
     weight, means, keep, found = 0.0, np.zeros(2), 1.0 - 1.0 / memory, []

@@ -4,7 +4,7 @@ arXiv 2405.15319, G_stack).
     log10 d = a log10 N + b / log10 C + c
 
 d: tokens of the small model; N: parameters of the grown model without embeddings; C: FLOPs of the
-whole training, 6 N D. Stack `factor` times.
+whole training, 6 N D. The blocks are stacked `factor` times.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ class GrowthTiming(Law):
     )
 
     def tokens(self, body_parameters: Any, compute: Any) -> Any:
-        """Tokens on which the small model is trained before it is stacked."""
+        """Tokens to train the small model on before it is stacked."""
         logs = self.a * np.log10(body_parameters) + self.b / np.log10(compute) + self.c
         return 10.0**logs

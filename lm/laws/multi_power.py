@@ -1,11 +1,10 @@
-"""Multi-power: the loss of every step from the learning rates up to it, where each fall of the rate
-is worth what the steps after it make of it (Luo et al. 2025, arXiv 2503.12811).
+"""Multi-power: the loss of every step from the learning rates up to it, where the gain from each
+fall of the rate grows with the steps after it (Luo et al. 2025, arXiv 2503.12811).
 
     L(s) = L0 + A S1(s)^-alpha - B sum_{k<=s} (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(s))
     G(x) = 1 - (1 + C x)^-beta,   S1(s) = sum_{i<=s} eta_i,   S_k(s) = sum_{k<=i<=s} eta_i
 
-The warmup is part of it: S1 counts its rates, and its gaps, which are negative, take part in the
-sum.
+The warmup is included: S1 counts its rates, and its rises take part in the sum as negative falls.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lm.mapping import NOT_NEGATIVE, POSITIVE
 
 _SOURCE = "Luo et al. 2025, arXiv 2503.12811, and the README of its repository"
 _DOMAIN = {"steps": (2160.0, 72_000.0), "learning_rate": (0.0, 3e-4)}
-# L0, A, alpha, B, C, beta, gamma by millions of parameters.
+# L0, A, alpha, B, C, beta, gamma, by millions of parameters.
 SHIPPED = {
     25: (3.040, 0.525, 0.508, 363.788, 2.066, 0.583, 0.641),
     100: (2.651, 0.601, 0.453, 437.946, 2.132, 0.598, 0.655),
@@ -47,7 +46,7 @@ def _constants(millions: int, suffix: str) -> tuple[Constant, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiPower(Law):
-    """The defaults are those of the model of 100M parameters."""
+    """The defaults are the constants of the model of 100M parameters."""
 
     L0: Annotated[float, NOT_NEGATIVE] = 2.651
     A: Annotated[float, NOT_NEGATIVE] = 0.601
@@ -64,8 +63,8 @@ class MultiPower(Law):
     )
 
     def curve(self, rates: Any, steps: Any = None) -> np.ndarray:
-        """The loss, nats a token, after each of `steps` (counted from 1; None: after every step),
-        from the rate of every step [steps]. Its time is that of steps asked times changes of rate.
+        """The loss, nats per token, after each of `steps` (counted from 1; None: every step), from
+        the rate of every step [steps]. Takes time in proportion to `steps` times rate changes.
         """
         rates = np.asarray(rates, dtype=np.float64)
         asked = np.arange(1, len(rates) + 1) if steps is None else np.asarray(steps)
@@ -80,7 +79,7 @@ class MultiPower(Law):
         for i, step in enumerate(asked):
             n = np.searchsorted(changes, step - 1, side="right")
             since = summed[step - 1] - before[:n]
-            # A rate of 0 has an infinite scale: its fall counts whole once a step was taken since.
+            # A rate of 0 has an infinite scale: its fall counts fully once a step has followed.
             with np.errstate(invalid="ignore"):
                 made = np.where(since > 0, scale[:n] * since, 0.0)
             gained = 1.0 - (1.0 + made) ** -self.beta

@@ -3,7 +3,7 @@
     L(C, M) = E + (a M^eta + b M^-eta) C^-eta,   M = D / N,  C = 6 N D
     Err(L)  = epsilon - k exp(-gamma L)
 
-The first is Chinchilla's law with equal exponents, eta = alpha / 2, a = A 6^eta, b = B 6^eta.
+The first law is Chinchilla's with equal exponents: eta = alpha / 2, a = A 6^eta, b = B 6^eta.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DOMAIN = {"body_parameters": (11e6, 411e6), "tokens_per_parameter": (5.0, 640.0
 
 
 def _evaluate(theta: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Of theta (log E, log a, log b, eta)."""
+    """`evaluate` for theta = (log E, log a, log b, eta)."""
     ratio, compute = np.log(columns["tokens_per_parameter"]), np.log(columns["compute"])
     eta = theta[:, 3, None]
     floor = np.broadcast_to(np.exp(theta[:, :1]), (len(theta), len(ratio)))
@@ -69,16 +69,16 @@ class OverTraining(Law):
     )
 
     def loss(self, compute: Any, tokens_per_parameter: Any) -> Any:
-        """Nats a token of a run of `compute` FLOPs at a ratio of tokens to parameters."""
+        """Nats per token of a run of `compute` FLOPs at this ratio of tokens to parameters."""
         power = np.asarray(tokens_per_parameter) ** self.eta
         return self.E + (self.a * power + self.b / power) * compute**-self.eta
 
     def error(self, loss: Any) -> Any:
-        """Mean top-1 error of downstream tasks at a validation loss."""
+        """Mean top-1 error on downstream tasks at a validation loss."""
         return self.epsilon - self.k * np.exp(-self.gamma * np.asarray(loss))
 
 
 def of_chinchilla(E: float, A: float, B: float, alpha: float) -> OverTraining:
-    """The same law as E + A / N^alpha + B / D^alpha."""
+    """The law that equals E + A / N^alpha + B / D^alpha."""
     eta = alpha / 2.0
     return OverTraining(E=E, a=A * 6.0**eta, b=B * 6.0**eta, eta=eta)

@@ -3,9 +3,9 @@
 
     eta(batch, T) = a * beta^c * T^b,   beta = batch_tokens / 4096
 
-The paper counts the batch in sequences of 4,096 tokens and takes c = 1. Step Law's public grid has
-c near 0.3 and no dependence on tokens at a fixed batch (its spec calls that decision-relevant), so
-c is free here: a fit reports whether c = 1 stands.
+The paper counts the batch in sequences of 4,096 tokens and takes c = 1. On Step Law's public grid c
+is near 0.3, and there is no dependence on tokens at a fixed batch. So c is free here, and a fit
+reports whether c = 1 is plausible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from lm.laws import RATE_DELTA, Columns, Constant, Equation, Law, constants, log_linear
 from lm.mapping import POSITIVE
 
-SEQUENCE_LEN = 4096  # tokens of the sequences that the paper's batches count
+SEQUENCE_LEN = 4096  # tokens per sequence, in which the paper counts batches
 _SOURCE = "Shen et al. 2024, arXiv 2408.13359v2"
 # 12M, 36M and 121M models of widths 128 to 512 under muP, RedPajama.
 _DOMAIN = {
@@ -30,7 +30,7 @@ _DOMAIN = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Power(Law):
-    """`eta_max` caps the rate of the schedule, not the law."""
+    """`eta_max` caps the rate of the schedule; it is not part of the law."""
 
     a: Annotated[float, POSITIVE] = 4.0
     b: float = -0.51
@@ -78,7 +78,7 @@ class Power(Law):
     )
 
     def rate(self, batch_tokens: Any, tokens: Any) -> Any:
-        """The best peak rate of a run of `tokens` at `batch_tokens` a step."""
+        """The best peak rate for a run of `tokens` with `batch_tokens` per step."""
         return self.a * (np.asarray(batch_tokens) / SEQUENCE_LEN) ** self.c * tokens**self.b
 
     def capped(self, batch_tokens: Any, tokens: Any) -> Any:
@@ -86,7 +86,7 @@ class Power(Law):
         return np.minimum(self.eta_max, self.rate(batch_tokens, tokens))
 
     def knee(self, batch_tokens: float) -> float:
-        """Tokens at which the law falls below `eta_max`."""
+        """The tokens after which the law is below `eta_max`."""
         beta = (batch_tokens / SEQUENCE_LEN) ** self.c
         return float((self.eta_max / (self.a * beta)) ** (1.0 / self.b))
 
@@ -97,8 +97,8 @@ class Power(Law):
             )
         batches = np.unique(columns["batch_tokens"])
         ends = dict.fromkeys((float(batches[0]), float(batches[-1])))
-        told = [f"{self._crossing(batch)} at a batch of {batch:g}" for batch in ends]
-        return (f"the law is below eta_max={self.eta_max:g} (its knee) {', '.join(told)}",)
+        crossings = [f"{self._crossing(batch)} at a batch of {batch:g}" for batch in ends]
+        return (f"the law is below eta_max={self.eta_max:g} (its knee) {', '.join(crossings)}",)
 
     def _crossing(self, batch_tokens: float) -> str:
         with np.errstate(over="ignore"):

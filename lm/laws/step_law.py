@@ -2,8 +2,8 @@
 
     eta(N, D) = k N^alpha D^beta,   B(D) = h D^gamma tokens
 
-N counts parameters without embeddings. Fitted to runs in the standard parametrisation under a
-cosine that ends at a fixed rate of 1e-5.
+N counts parameters without embeddings. The law was fitted to runs in the standard parametrization
+with a cosine that ends at a fixed rate of 1e-5.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ class StepLaw(Law):
         return self.k * body_parameters**self.alpha * tokens**self.beta
 
     def batch(self, tokens: Any) -> Any:
-        """The best batch, in tokens a step."""
+        """The best batch, in tokens per step."""
         return self.h * tokens**self.gamma

@@ -4,9 +4,9 @@
     at compute C          N_nv = a_nv C^e_nv,  N_v = a_v C^e_v,  H = a_h C^e_nv
     loss                  L_u = E + A / N_nv^alpha + B / N_v^beta + G / D^gamma
 
-N_nv and N_v count parameters without and of the vocabulary, H characters. L_u is the loss less that
-of a unigram model, which lets vocabularies be compared; its N and D are in billions (inferred: raw
-counts give no sensible loss). It is negative, so there is no logarithm to fit here.
+N_nv and N_v count parameters outside and inside the vocabulary, H counts characters. L_u is the
+loss minus that of a unigram model, which makes vocabularies comparable. Its N and D are in billions
+(inferred: raw counts give no sensible loss). It is negative, so no logarithm can be fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from lm.laws import Constant, Law, constants
 
 LARGEST = 200_000  # words at which f is capped
-# Approach 3: parameters without the vocabulary -> the best number of words.
+# Approach 3: parameters outside the vocabulary -> the best number of words.
 BEST = {3e9: 37e3, 7e9: 60e3, 13e9: 81e3, 30e9: 142e3, 70e9: 218e3, 300e9: 383e3}
 _SOURCE = "Tao et al. 2024, arXiv 2407.13623v3"
 
@@ -62,18 +62,18 @@ class Vocabulary(Law):
     )
 
     def tokens_per_character(self, vocab: Any) -> Any:
-        """f(V) of a tokenizer of `vocab` words."""
+        """f(V) for a tokenizer of `vocab` words."""
         log = np.log(np.minimum(vocab, LARGEST))
         return self.p * log**2 + self.q * log + self.r
 
     def loss(self, body_parameters: Any, vocab_parameters: Any, tokens: Any) -> Any:
-        """L_u, nats a token less those of a unigram model."""
+        """L_u: nats per token minus those of a unigram model."""
         n, v, d = (np.asarray(x) / 1e9 for x in (body_parameters, vocab_parameters, tokens))
         terms = self.A / n**self.alpha, self.B / v**self.beta, self.G / d**self.gamma
         return self.E + sum(terms)
 
     def at_compute(self, compute: float) -> tuple[float, float, float]:
-        """The best N_nv, N_v and characters H at `compute` FLOPs (the fit over equal FLOPs)."""
+        """The best N_nv, N_v and characters H at `compute` FLOPs (the fit at equal FLOPs)."""
         value = lambda name: self.constant(name).value
         nv, v = value("exponent of N_nv"), value("exponent of N_v")
         factors = [value(f"factor of {name}") for name in ("N_nv", "N_v", "H")]
@@ -81,8 +81,8 @@ class Vocabulary(Law):
         return n, w, h
 
     def best(self, body_parameters: float) -> float:
-        """The best number of words (approach 3), a straight line in logarithms between the
-        published sizes; outside them the line of the nearest two.
+        """The best number of words (approach 3): linear in logarithms between the published sizes,
+        and outside them on the line through the nearest two.
         """
         sizes, words = np.log(list(BEST)), np.log(list(BEST.values()))
         at = np.log(body_parameters)
@@ -91,7 +91,7 @@ class Vocabulary(Law):
         return float(np.exp(words[i] + slope * (at - sizes[i])))
 
     def advice(self, vocab: float, body_parameters: float) -> str | None:
-        """One sentence where a tokenizer is more than twice off the best."""
+        """One sentence if the size of a tokenizer is more than a factor of two from the best."""
         best = self.best(body_parameters)
         if 0.5 <= vocab / best <= 2.0:
             return None

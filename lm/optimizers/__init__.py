@@ -1,25 +1,25 @@
-"""Optimizers with per-role multipliers under one schedule, and a guard against bad steps; one file
-an optimizer, found by listing this folder.
+"""Optimizers with per-role multipliers under one schedule, and a guard against bad steps. There is
+one file per optimizer, found by listing this folder.
 
 Order of steps, all in float32:
 
     clip by global norm -> the optimizer's direction -> + weight decay of the parameters that
     declare it -> * learning-rate factor of the role -> * -schedule(tokens)
 
-With `hypergradient` the last of them has a multiplier that adapts (_hypergradient.py).
+With `hypergradient`, the last factor has a multiplier that adapts (_hypergradient.py).
 
-A file holds one frozen dataclass, named as the file in camel case, which derives from `Optimizer`;
-its fields with defaults are its options, and `direction(infos)` is what it makes of a gradient. An
-optax transformation becomes one by `unless_skipped`; one that takes norms of matrices, by
-`per_layer` of lm/optimizers/_layers.py.
+A file holds one frozen dataclass, named like the file in camel case, which derives from
+`Optimizer`. Its fields with defaults are its options, and `direction(infos)` turns a gradient into
+a direction. An optax transformation becomes one by `unless_skipped`; one that takes norms of
+matrices also needs `per_layer` of lm/optimizers/_layers.py.
 
-`update` is given the learning rate at the tokens seen, so that a skipped step does not delay it,
-and the weight decay of each group of parameters (`Multipliers.group`: the role, mostly). Every
-group follows the same curve; only static factors differ (lm/mup.py).
+`update` is given the learning rate at the tokens seen, so a skipped step does not delay it, and the
+weight decay of each group of parameters (`Multipliers.group`: mostly the role). Every group follows
+the same curve; only static factors differ (lm/mup.py).
 
 The guard skips a step whose loss, gradient norm or update is not finite, or whose gradient norm
-exceeds spike_ratio times its running mean over accepted steps. A skipped step leaves parameters and
-moments bit for bit as they were.
+exceeds spike_ratio times its running mean over accepted steps. A skipped step leaves every bit of
+the parameters and moments unchanged.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from lm.optimizers._hypergradient import HypergradientState, adapted
 from lm.params import ParamInfo, Role
 
 SPIKE_WARMUP = 20  # accepted steps before a norm can count as a spike
-SPIKE_MEMORY = 100  # steps the running mean looks back on
+SPIKE_MEMORY = 100  # steps of the running mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer has.
+    """The base of every optimizer.
 
     Attributes:
-      weight_decay: coefficient of the weight decay, of the parameters that declare it
+      weight_decay: coefficient of the weight decay, for the parameters that declare it
       weight_decay_mode: what the coefficient is multiplied by (lm/mup.py)
-      clip_norm: largest norm of the whole gradient, which is scaled down to it
-      spike_ratio: a step whose gradient norm is this many times its running mean is skipped; 0:
-        only steps that are not finite are
-      max_skipped: skipped steps in a row that stop the run
-      memory: where the moments live between steps
+      clip_norm: largest norm of the whole gradient; a larger gradient is scaled down to it
+      spike_ratio: a step is skipped if its gradient norm is this many times the running mean; 0:
+        only steps that are not finite are skipped
+      max_skipped: number of skipped steps in a row that stops the run
+      memory: where the moments are kept between steps
       hypergradient: how fast a multiplier of the learning rate follows its own gradient, kappa of
         _hypergradient.py, as 0.1; 0: there is no multiplier
     """
@@ -68,34 +68,35 @@ class Optimizer:
     memory: Annotated[Literal["device", "host"], FREE] = "device"
     hypergradient: Annotated[float, NOT_NEGATIVE, BELOW_ONE, Later(0.0)] = 0.0
 
-    # The direction has the weight decay in it already (`add_decay`), as where it is normalised.
+    # The direction already contains the weight decay (`add_decay`), for example to normalize it.
     decay_inside: ClassVar[bool] = False
-    # A gradient of another size gives the same direction, but for an eps; False where a vector's
+    # Scaling the gradient does not change the direction, apart from an eps. False where a vector's
     # direction is its gradient (lm/mup.py).
     is_scale_free: ClassVar[bool] = True
 
     @property
     def width_exponent(self) -> float:
-        """That of the width in the learning rate of hidden matrices under muP. W x must change by
-        as much at any width. -1: entries of the direction have one size and add up along x, as
-        those of Adam do (arXiv 2203.03466, table 3).
+        """The exponent of the width in the learning rate of hidden matrices under muP. W x must
+        change equally much at any width. It is -1 where the entries of the direction have one size
+        and add up along x, as Adam's do (arXiv 2203.03466, table 3).
         """
         return -1.0
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; asked before any device is touched."""
         return None
 
     def direction(self, infos: Any) -> optax.GradientTransformationExtraArgs:
         """Clipped gradient -> direction, before weight decay and learning rate. `update` is given
-        `good`, bool []: where it is False, the state stays bit for bit. `infos`: the tree of
+        `good`, bool []: where it is False, no bit of the state may change. `infos` is the tree of
         ParamInfo (letters, shape, role), for optimizers that treat matrices by their shape.
         """
         raise NotImplementedError
 
 
 class GuardState(NamedTuple):
-    """Running mean of the gradient norm over accepted steps, their number, numbers of skipped."""
+    """The running mean of the gradient norm over accepted steps, and counts of accepted and skipped
+    steps."""
 
     norm_mean: jax.Array
     good_steps: jax.Array
@@ -104,22 +105,22 @@ class GuardState(NamedTuple):
 
 
 class OptState(NamedTuple):
-    """State of `create`: `inner` is that of direction, weight decay and schedule."""
+    """The state of `create`; `inner` is the state of direction, weight decay and schedule."""
 
     inner: Any
     guard: GuardState
 
     @property
     def multiplier(self) -> jax.Array | None:
-        """What the hypergradient has made of the learning rate, float32 []; None without one."""
+        """The hypergradient's multiplier of the learning rate, float32 []; None without one."""
         return self.inner.multiplier if isinstance(self.inner, HypergradientState) else None
 
 
 def create(
     config: Optimizer, multipliers: Multipliers, infos: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`, and with a
-    hypergradient `adapts=bool`; `infos` is the tree of ParamInfo.
+    """`update(grads, state, params, loss=scalar, rate=float32, decay=decays(...))`; with a
+    hypergradient also `adapts=bool`. `infos` is the tree of ParamInfo.
     """
     parts = [config.direction(infos), _scale_groups(config, multipliers, infos)]
     if multipliers.scales_eps and config.is_scale_free:
@@ -132,13 +133,13 @@ def create(
 
 
 def decays(config: Optimizer, multipliers: Multipliers, peak: float) -> dict[str, np.float32]:
-    """group -> coefficient of weight decay, before the learning rate, whose largest is `peak`."""
+    """group -> weight-decay coefficient, before the learning rate; `peak` is the largest rate."""
     decay = functools.partial(multipliers.weight_decay, config=config, peak=peak)
     return {group: np.float32(decay(group)) for group in multipliers.groups}
 
 
 def decay_mode_problem(config: Optimizer) -> str | None:
-    """For `problem` of an optimizer with `decay_inside`: modes that say how much a step shrinks."""
+    """For `problem` of an optimizer with `decay_inside`: it cannot fix how much a step shrinks."""
     if config.weight_decay_mode == "coupled":
         return None
     return (
@@ -150,8 +151,8 @@ def decay_mode_problem(config: Optimizer) -> str | None:
 def unless_skipped(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optax transformation as a direction: its state stays where the step is skipped. (The state
-    is read and written once more; lm/optimizers/adamw.py saves that by hand.)
+    """An optax transformation as a direction; its state is kept where the step is skipped. (That
+    reads and writes the state once more, which lm/optimizers/adamw.py avoids by hand.)
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -165,7 +166,7 @@ def unless_skipped(
 
 
 def add_decay(infos: Any) -> optax.GradientTransformationExtraArgs:
-    """For a direction with `decay_inside`: + decay[role] * parameter, of those that declare it."""
+    """For a direction with `decay_inside`: adds decay[role] * parameter where it is declared."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, decay: Mapping[str, Any], **_: Any
@@ -197,8 +198,8 @@ def _scale_groups(
 def _in_expected_size(
     multipliers: Multipliers, infos: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradients over their expected size, relative to the base model's: g / c with eps is g with
-    c eps, which is how CompleteP's eps for each group comes to every optimizer that has one.
+    """Divides gradients by their expected size relative to the base model. g / c with eps equals g
+    with c eps; so every optimizer with an eps gets CompleteP's eps for each group.
     """
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
@@ -210,8 +211,8 @@ def _in_expected_size(
 
 
 def _add_decay(group: str) -> optax.GradientTransformationExtraArgs:
-    """Like optax's add_decayed_weights, with the coefficient of the group that `update` is
-    given.
+    """Like optax's add_decayed_weights, with the group's coefficient taken from the arguments of
+    `update`.
     """
 
     def update(
@@ -223,7 +224,7 @@ def _add_decay(group: str) -> optax.GradientTransformationExtraArgs:
 
 
 def _scale() -> optax.GradientTransformationExtraArgs:
-    """By the learning rate that `update` is given: no count of its own could drift."""
+    """Scales by the learning rate that `update` is given; no separate count that could drift."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, rate: jax.Array, **_: Any
@@ -240,8 +241,8 @@ def _without_state(update: Any) -> optax.GradientTransformationExtraArgs:
 def skip_bad_steps(
     inner: optax.GradientTransformationExtraArgs, *, clip_norm: float, spike_ratio: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping and the guard around `inner`, which is told whether the step is `good` and keeps its
-    state if not. spike_ratio 0 guards against non-finite values only.
+    """Clipping and the guard around `inner`. `inner` is given whether the step is `good`, and keeps
+    its state if not. spike_ratio 0 guards only against values that are not finite.
     """
 
     def init(params: Any) -> OptState:
@@ -260,10 +261,10 @@ def skip_bad_steps(
         norm = optax.tree.norm(updates)
         good = _is_good(norm, loss, state.guard, spike_ratio)
         factor = jnp.minimum(1.0, clip_norm / norm)
-        # -0.0: x + -0.0 is x, signed zeros included. Selecting, unlike lax.cond, fuses.
+        # -0.0 because x + -0.0 is x, even for signed zeros. A select, unlike lax.cond, fuses.
         clipped = jax.tree.map(lambda g: jnp.where(good, g * factor, -0.0), updates)
-        # The update is computed twice: a sum over all of it decides whether any of it is written,
-        # and keeping the moments of both for the choice would take as much memory again.
+        # The update is computed twice: a sum over all of it decides whether it is written, and
+        # keeping both versions of the moments for that choice would double their memory.
         trial, _ = inner.update(clipped, state.inner, params, good=jnp.bool_(True), **extra)
         good &= jnp.isfinite(optax.tree.norm(trial))
         updates, inner_state = inner.update(clipped, state.inner, params, good=good, **extra)
@@ -282,7 +283,7 @@ def _is_good(norm: jax.Array, loss: jax.Array, guard: GuardState, spike_ratio: f
 
 
 def _advance(guard: GuardState, norm: jax.Array, good: jax.Array) -> GuardState:
-    """The plain mean of the first SPIKE_MEMORY norms, then an exponential one."""
+    """The plain mean of the first SPIKE_MEMORY norms, then an exponential mean."""
     count = guard.good_steps + 1
     weight = 1.0 / jnp.minimum(count, SPIKE_MEMORY).astype(jnp.float32)
     norm_mean = guard.norm_mean + (norm - guard.norm_mean) * weight
@@ -296,14 +297,14 @@ def _advance(guard: GuardState, norm: jax.Array, good: jax.Array) -> GuardState:
 
 
 def learning_rates(rate: jax.Array, multipliers: Multipliers, infos: Any) -> dict[str, jax.Array]:
-    """group -> learning rate where the schedule's is `rate`, for the groups that occur."""
+    """group -> learning rate when the schedule's rate is `rate`, for the groups that occur."""
     present = {multipliers.group(info) for info in _leaves(infos)}
     factor = lambda group: np.float32(multipliers.learning_rate(group))
     return {group: rate * factor(group) for group in multipliers.groups if group in present}
 
 
 def group_norms(tree: Any, infos: Any) -> dict[str, jax.Array]:
-    """role -> norm over all leaves of that role, for gradients, updates or parameters."""
+    """role -> norm over all leaves with that role; for gradients, updates or parameters."""
     leaves = jax.tree.leaves(tree)
     roles = [info.role for info in _leaves(infos)]
     norms = {}

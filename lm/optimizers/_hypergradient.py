@@ -5,15 +5,15 @@
     u_t = the optimizer's direction, with weight decay and the factors of the groups
     update = -m_t * schedule(tokens) * u_t
 
-The loss after step t - 1 has the derivative -<g_t, u_{t-1}> by its learning rate: while a gradient
-still points where the last step went, that step was too short. In one dimension and under gradient
-descent the cosine is a sign, positive where the rate is below 1 / curvature.
+The loss after step t - 1 has the derivative -<g_t, u_{t-1}> by that step's learning rate: while a
+gradient still points where the last step went, that step was too short. In one dimension and for
+gradient descent the cosine is a sign, which is positive where the rate is below 1 / curvature.
 
-The multiplier moves in the stable phase of a schedule alone. It stays 1 in the warmup, and through
-a decay it stays as it stands there, also where the decay branches from a checkpoint: in a decay the
-cosine turns positive by itself (MiniCPM, arXiv 2404.06395 [P]). Such a multiplier looks one step
-ahead, and the rate that is best for the next step is lower than the best one for a run (Wu et al.
-2018, arXiv 1803.02021).
+The multiplier moves only in the stable phase of a schedule. It stays 1 in the warmup, and keeps its
+value through a decay, even one that branches from a checkpoint: in a decay the cosine turns
+positive by itself (MiniCPM, arXiv 2404.06395 [P]). Such a multiplier looks one step ahead, and the
+best rate for the next step is lower than the best rate for a run (Wu et al. 2018, arXiv
+1803.02021).
 
 It costs one more array of each parameter's size, in bfloat16, laid out like a moment.
 """
@@ -31,8 +31,8 @@ BOUND = 3.0  # FedHyper's for the global rate, gamma_alpha [S]
 
 
 class HypergradientState(NamedTuple):
-    """`direction`: that of the last accepted step, a tree like the parameters, bfloat16;
-    `multiplier`: float32 [].
+    """`direction` is that of the last accepted step, a tree like the parameters, bfloat16;
+    `multiplier` is float32 [].
     """
 
     inner: Any
@@ -43,8 +43,8 @@ class HypergradientState(NamedTuple):
 def adapted(
     inner: optax.GradientTransformationExtraArgs, kappa: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, which gives a direction, and its scaling by the learning rate and the multiplier.
-    `update` is given `rate`, float32 [], and `adapts`, bool []: whether the multiplier moves.
+    """`inner`, which returns a direction, scaled by the learning rate and the multiplier. `update`
+    is given `rate`, float32 [], and `adapts`, bool []: whether the multiplier moves.
     """
 
     def init(params: Any) -> HypergradientState:
@@ -75,8 +75,8 @@ def adapted(
 
 
 def cosine(a: Any, b: Any) -> jax.Array:
-    """Of the angle between two trees of equal shapes, float32 []; 0 where one of them is zero. The
-    arrays may be sharded: the sums are over all of each.
+    """The cosine of the angle between two trees of equal shapes, float32 []; 0 if one of them is
+    zero. The arrays may be sharded: the sums are over whole arrays.
     """
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     wide = [(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in pairs]

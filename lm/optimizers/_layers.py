@@ -1,8 +1,8 @@
-"""Transformations of one matrix or vector, made to see the layers of a stacked parameter apart.
+"""Transformations of one matrix or vector, applied to each layer of a stacked parameter.
 
 The layers of a group are stacked along a leading dimension L, and the heads of a matrix are
-dimensions of their own. A norm over such an array would be that of all layers at once, and a
-factored moment one over any two of its dimensions.
+dimensions of their own. A plain norm of such an array would be the norm of all layers together, and
+a factored moment would take any two of its dimensions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lm.params import ParamInfo, is_info
 def per_layer(
     choose: Callable[[ParamInfo], optax.GradientTransformation], infos: Any
 ) -> optax.GradientTransformation:
-    """The transformation that `choose` names for a parameter, on every layer's matrix [rows,
-    columns] by itself. State: a tree like `infos` of that transformation's states, whose arrays
-    have the layers in front. `update` needs the parameters.
+    """Applies the transformation that `choose` returns for a parameter to every layer's matrix
+    [rows, columns] separately. The state is a tree like `infos` of that transformation's states,
+    whose arrays have the layers as first dimension. `update` needs the parameters.
     """
     leaves, structure = jax.tree.flatten(infos, is_leaf=is_info)
     inner = [choose(info) for info in leaves]
@@ -49,8 +49,8 @@ def per_layer(
 def trust_ratio(
     infos: Any, *, coefficient: float = 1.0, eps: float = 0.0
 ) -> optax.GradientTransformation:
-    """Updates scaled to `coefficient` times the norm of their parameter, each layer's matrix by its
-    own norms; optax's scale_by_trust_ratio. Vectors (norms, biases) pass as they are.
+    """Updates scaled to `coefficient` times the norm of their parameter, for each layer's matrix
+    separately (optax's scale_by_trust_ratio). Vectors (norms, biases) pass unchanged.
     """
     scale = optax.scale_by_trust_ratio(trust_coefficient=coefficient, eps=eps)
     return per_layer(lambda info: optax.identity() if info.role == "vector" else scale, infos)

@@ -1,11 +1,12 @@
-"""Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4 and 5): moments of rows, columns.
+"""Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4, 5): row and column moments.
 
     R <- b_t R + (1 - b_t) mean_columns(g^2 + eps),  C likewise of rows,  b_t = 1 - t^-decay_power
     u = g / sqrt(R C / mean(R)),  u <- u / max(1, rms(u) / clip),  w <- w - eta max(1e-3, rms(w)) u
 
-for each layer's matrix by itself, whose heads are columns or rows of it; an embedding is such a
-matrix, a vector has a moment for every element. The state is one number a row and a column, and
-whole on every device. `relative` is the factor rms(w); `momentum` 0, as published, keeps none.
+This is done for each layer's matrix separately; its heads are among its columns or rows. An
+embedding is such a matrix too; a vector has a moment for every element. The state is one number per
+row and column, whole on every device. `relative` is the factor rms(w). `momentum` 0, as published,
+keeps no momentum.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Adafactor(Optimizer):
 
     @property
     def width_exponent(self) -> float:
-        """As Adam's -1; where the step is relative, the size of the matrix's entries is in it,
-        which falls as the root of the width, so -1/2 is left.
+        """Adam's -1. A relative step already contains the size of the matrix's entries, which falls
+        as the square root of the width, so -1/2 remains.
         """
         return -0.5 if self.relative else -1.0
 

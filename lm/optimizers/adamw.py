@@ -30,8 +30,8 @@ class Adamw(Optimizer):
 
     def direction(self, infos: Any) -> optax.GradientTransformationExtraArgs:
         """Like optax's scale_by_adam, but where `good` is False, moments and count stay. Scalars
-        choose that: arrays chosen after the update are read and copied once more, at three times
-        the cost on CPU.
+        make that choice: choosing between arrays after the update would read and copy them once
+        more, at three times the cost on a CPU.
         """
 
         def update(
@@ -44,7 +44,7 @@ class Adamw(Optimizer):
             mu = jax.tree.map(moment(self.beta1, 1), state.mu, updates)
             nu = jax.tree.map(moment(self.beta2, 2), state.nu, updates)
             count = state.count + good.astype(jnp.int32)
-            # Nothing is divided by zero where a run begins with a skipped step.
+            # Avoids a division by zero where a run begins with a skipped step.
             steps = jnp.maximum(count, 1)
             first, second = (1.0 / (1.0 - beta**steps) for beta in (self.beta1, self.beta2))
             updates = jax.tree.map(

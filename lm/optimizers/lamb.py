@@ -3,8 +3,8 @@
     u = Adam(g) + wd w,  w <- w - eta |w| / |u| u             |.| of each layer's matrix by itself
 
 Vectors (norms, biases) take u as it is. The ratio is 1 where a norm is 0, and has no bound (optax's
-phi is the identity [C]). The weight decay is inside the ratio: it turns a step, and does not shrink
-a matrix by eta wd. The published rates grow with the root of the batch.
+phi is the identity [C]). The weight decay is inside the ratio: it turns a step and does not shrink
+a matrix by eta wd. The published rates grow with the square root of the batch.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Lamb(Optimizer):
 
     @property
     def width_exponent(self) -> float:
-        """-1/2: entries of the step have the size of the matrix's, which falls as the root of the
-        width, where those of Adam's have to fall as the width.
+        """-1/2: the entries of a step have the size of the matrix's entries, which falls as the
+        square root of the width, while Adam's have to fall in proportion to the width.
         """
         return -0.5
 

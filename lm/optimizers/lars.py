@@ -4,8 +4,8 @@
                                                               |.| of each layer's matrix by itself
 
 Vectors (norms, biases) take u as it is, and the ratio is 1 where a norm is 0 (optax [C]). The
-momentum is of steps before the rate, so that a schedule acts at once; published, it is of steps
-after it, the same at a constant rate.
+momentum here averages steps before the rate is applied, so a schedule acts at once. The published
+momentum averages steps after it, which is the same at a constant rate.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Lars(Optimizer):
 
     @property
     def width_exponent(self) -> float:
-        """-1/2: a gradient of few directions has its norm as its largest singular value, and here
-        that is the norm of the matrix, which grows as the root of the width.
+        """-1/2: for a gradient with few directions the norm is about its largest singular value,
+        and here that norm is the matrix's, which grows as the square root of the width.
         """
         return -0.5
 

@@ -2,8 +2,9 @@
 
     u = sign(b1 m + (1 - b1) g),  m <- b2 m + (1 - b2) g,  w <- w - eta (u + wd w)
 
-Every entry moves by the rate, as in Adam's first step, so the width asks of it what it asks of
-Adam. Published with a rate 3 to 10 times smaller than AdamW's and a weight decay as much larger.
+Every entry moves by the rate, as in Adam's first step, so the rate depends on the width as Adam's
+does. Published with rates 3 to 10 times smaller than AdamW's, and a weight decay that many times
+larger.
 """
 
 from __future__ import annotations

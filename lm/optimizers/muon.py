@@ -3,13 +3,13 @@
     m <- b m + (1 - b) g,  O = orthogonal factor of b m + (1 - b) g, by 5 Newton-Schulz steps
     w <- w - eta (scale O + wd w)
 
-for each layer's matrix between activations by itself, whose heads are columns or rows of it.
-Embeddings, heads and vectors take Adam's step. `scale`:
+This is done for each layer's matrix between activations separately; its heads are among its columns
+or rows. Embeddings, heads and vectors take Adam's step. `scale`:
 
-    rms       0.2 sqrt(max(rows, columns)): entries as large as AdamW's usually are, so that a rate
-              of AdamW serves both kinds (Liu et al. 2025, arXiv 2502.16982, section 2.2)
-    spectral  sqrt(columns / rows), rows summed over: the change of a layer's output, relative to
-              it, is the rate (Yang et al. 2023, arXiv 2310.17813; Jordan's has max(1, .) within)
+    rms       0.2 sqrt(max(rows, columns)): entries as large as AdamW's usually are, so that one
+              rate of AdamW works for both kinds (Liu et al. 2025, arXiv 2502.16982, section 2.2)
+    spectral  sqrt(columns / rows), where rows are summed over: the rate is the relative change of a
+              layer's output (Yang et al. 2023, arXiv 2310.17813; Jordan's has max(1, .) inside)
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Muon(Optimizer):
 
     @property
     def width_exponent(self) -> float:
-        """The largest singular value of the step, in a square matrix, must not depend on the width:
-        it is 1 times `scale`, which is the root of the width (rms) or 1 (spectral).
+        """The effect of a step's largest singular value, in a square matrix, must not depend on the
+        width. That value is `scale`: the square root of the width (rms), or 1 (spectral).
         """
         return -0.5 if self.scale == "rms" else 0.0
 
@@ -91,7 +91,7 @@ class Muon(Optimizer):
 
 
 def _dimensions(info: ParamInfo) -> Any:
-    """Which dimensions are rows and which columns; any other is a matrix more."""
+    """Which dimensions are rows and which are columns; each index of the others is a matrix."""
     if not info.contracted:
         return optax.MaskedNode()
     first = int(info.is_stacked)

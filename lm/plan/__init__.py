@@ -1,8 +1,9 @@
-"""What a run would be on a machine, before it is there: size, memory, communication, time, launch.
+"""What a run would be on a machine, before the machine is there: size, memory, communication, time,
+launch.
 
     plan(config, target, launch) -> Plan      compiles the real step (lm/build.py) for the target
 
-Formulas (memory.py, traffic.py, times.py) stand beside the compiler's own account (program.py);
+Formulas (memory.py, traffic.py, times.py) are shown beside the compiler's own numbers (program.py);
 where the two are far apart, the compiler is right. Times are modelled, never measured.
 """
 
@@ -37,17 +38,17 @@ from lm.targets import Target
 KERNELS = {"tpu": "pallas_tpu", "gpu": "triton_gpu"}  # the form written for a platform
 SPARE = 0.9  # share of the usable memory that a remedy may fill
 ATTEMPTS = 3  # remedies that are compiled
-SHARED = PurePosixPath("/shared")  # stands for what all workers of a pod mount
-# Checkpoints: bytes/s that a host writes (assumed), and hours between failures of a host: 419
-# unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv 2407.21783,
-# table 5).
+SHARED = PurePosixPath("/shared")  # stands for the folder that all workers of a pod mount
+# Checkpoints: bytes/s that a host writes (assumed), and hours between failures of one host: there
+# were 419 unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv
+# 2407.21783, table 5).
 WRITE_RATE = 1e9
 HOST_HOURS = 54 * 24 * 2048 / 419
 
 
 class FormRecord(NamedTuple):
-    """Layers of one label that use an op's form; `substituted`: why it is not the platform's own
-    kernel, "" where it is.
+    """The layers of one label that use an op's form. `substituted` says why the form is not the
+    platform's own kernel; "" where it is.
     """
 
     label: str
@@ -59,7 +60,7 @@ class FormRecord(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Learning rates of the roles at a point of the run."""
+    """The learning rates of all roles at one point of the run."""
 
     at: str
     tokens: float
@@ -68,8 +69,8 @@ class Rate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saving:
-    """Checkpoints: bytes of one, and how often one is worth its time (Young 1974: the interval is
-    sqrt(2 save M), M the time between failures of all hosts); steps are None without a step time.
+    """Checkpoints: bytes of one, and how often to write one. The interval is sqrt(2 save M), with M
+    the time between failures of any host (Young 1974); steps are None without a step time.
     """
 
     bytes: int
@@ -80,10 +81,10 @@ class Saving:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`fits` is None for a target whose memory is not known (a CPU), False for what its compiler
-    refuses, whatever the reason. `remedy`: keys to change where
-    it does not fit; `mended`: the step compiled with them, None where no change is enough by the
-    formula or nothing is compiled.
+    """`fits` is None for a target whose memory is not known (a CPU), and False for a step that its
+    compiler refuses, whatever the reason. Where the run does not fit, `remedy` holds keys to
+    change, and `mended` the step compiled with them; None where the formula finds no change that is
+    enough, or nothing is compiled.
     """
 
     config: Config
@@ -107,12 +108,12 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes of a device: the compiler's if it says, else the formula's."""
+        """Bytes on one device: the compiler's number if there is one, else the formula's."""
         return _total(self.memory, self.program)
 
 
 class Launch(NamedTuple):
-    """Flags of the run as written: "--config=x.py --config.a.b=1"; and its workdir."""
+    """The flags of the run as written, "--config=x.py --config.a.b=1", and its workdir."""
 
     flags: str
     workdir: str
@@ -126,7 +127,7 @@ def plan(
     is_compiled: bool = True,
     is_advised: bool = True,
 ) -> Plan:
-    """The plan of a run; without `is_compiled` by formulas alone.
+    """The plan of a run; without `is_compiled` from formulas alone.
 
     Raises:
       UserError: a mesh that does not fit the target's devices, sizes that do not divide, a compiler
@@ -174,15 +175,16 @@ def _fits(target: Target, needs: Memory, compiled: Program | None) -> bool | Non
 
 
 def _total(needs: Memory, compiled: Program | None) -> int:
-    """The compiler's account where it gives one, else the formula's."""
+    """The compiler's number if there is one, else the formula's."""
     return needs.total if compiled is None or compiled.total is None else compiled.total
 
 
 def _mend(
     config: Config, target: Target, devices: list[Any], needs: Memory, compiled: Program | None
 ) -> tuple[Values, Program | None]:
-    """Changes that fill nine tenths of the budget or less, by the formula corrected by what the
-    compiler said of the run; compiled in turn, and more of them while that does not fit.
+    """Changes after which the run needs at most nine tenths of the memory, by the formula scaled to
+    what the compiler said about the run. They are compiled too; while that does not fit, more
+    changes are made.
     """
     budget = target.chip.usable_bytes
     if budget is None:
@@ -201,7 +203,7 @@ def _mend(
 
 
 def parameters(built: Build) -> dict[str, dict[str, int]]:
-    """Numbers by role and by part of the model, each with a "total"."""
+    """Parameters by role and by part of the model, each with a "total"."""
     infos = jax.tree.leaves(built.infos, is_leaf=params_lib.is_info)
     names = jax.tree.leaves(params_lib.names(built.infos))
     parts: dict[str, int] = {}
@@ -243,7 +245,7 @@ def saving(built: Build, target: Target, modelled: Times | None) -> Saving:
 
 
 def forms(built: Build) -> tuple[FormRecord, ...]:
-    """Forms by label, in the order of the layers."""
+    """The forms by label, in the order of the layers."""
     counts: dict[tuple[str, str, str, str], int] = {}
     for record in built.layers:
         key = record.label, record.op, record.form, record.reason
@@ -260,8 +262,8 @@ def forms(built: Build) -> tuple[FormRecord, ...]:
 
 
 def launch_line(target: Target, launch: Launch, remedy: Values) -> str:
-    """The command that starts the run on the target, with the remedy's keys. Workers of a TPU pod
-    share no checkout, so theirs names folders that all of them mount.
+    """The command that starts the run on the target, with the remedy's keys. The workers of a TPU
+    pod share no checkout, so the command names folders that all of them mount.
     """
     extra = [f"--config.{key}={value}" for key, value in remedy.items()]
     is_pod = target.chip.platform == "tpu"
@@ -286,7 +288,7 @@ def launch_line(target: Target, launch: Launch, remedy: Values) -> str:
 
 
 def to_json(found: Plan) -> dict[str, Any]:
-    """Plain values; bytes and seconds as they are."""
+    """The plan as plain values; bytes and seconds are not rounded."""
     plain = _plain({f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
     plain["config"] = to_mapping(found.config)
     plain["memory"] |= {"state": found.memory.state, "total": found.memory.total}

@@ -17,7 +17,7 @@ Values = Mapping[str, Any]
 
 
 class Change(NamedTuple):
-    """Keys with their new values; `saved` bytes of a device; `memory` after it."""
+    """Keys with their new values, the bytes that they save on a device, and the memory then."""
 
     values: Values
     saved: int
@@ -25,18 +25,18 @@ class Change(NamedTuple):
 
     @property
     def flags(self) -> str:
-        """As written on a command line."""
+        """The change as written on a command line."""
         return " ".join(f"--config.{key}={value}" for key, value in self.values.items())
 
 
 def proposed(config: Config, devices: Sequence[Any], limit: int = 3) -> list[Change]:
-    """The `limit` changes that save most, largest first; each by itself."""
+    """The `limit` changes that save most, each applied alone; the largest saving first."""
     built, needs = estimate(config, devices)
     before, found = needs.total, []
     for values in _candidates(built):
         try:
             _, after = estimate(apply(config, values), devices)
-        except UserError:  # sizes that do not divide: no advice
+        except UserError:  # sizes are not divisible: not a change to advise
             continue
         if after.total < before:
             found.append(Change(values, before - after.total, after))
@@ -44,8 +44,8 @@ def proposed(config: Config, devices: Sequence[Any], limit: int = 3) -> list[Cha
 
 
 def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Values, bool]:
-    """Changes that together save `excess` bytes by the formula, the cheapest to run with first, and
-    whether they do. What saves less than a fiftieth is left alone.
+    """Changes that together save `excess` bytes by the formula, and whether they do. Changes that
+    cost least time come first. A change that saves less than a fiftieth is not made.
     """
     values: dict[str, Any] = {}
     built, first = estimate(config, devices)
@@ -54,7 +54,7 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
         for candidate in _candidates(built):
             try:
                 changed, after = estimate(apply(built.config, candidate), devices)
-            except UserError:  # sizes that do not divide
+            except UserError:  # sizes are not divisible
                 continue
             if after.total < 0.98 * now:
                 values, built, now = values | dict(candidate), changed, after.total
@@ -62,7 +62,7 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
         else:
             return values, False
     if values.get("mesh.data") == 1:
-        values.pop("mesh.zero1", None)  # of no use any more
+        values.pop("mesh.zero1", None)  # has no effect any more
     return values, True
 
 
@@ -85,8 +85,8 @@ def _replaced(node: Any, key: str, value: Any) -> Any:
 
 
 def _candidates(built: Build) -> Iterator[Values]:
-    """Cheapest to run with first: what moves nothing more over the network, then what does, then
-    what makes the run another one.
+    """Changes in the order of their cost to the run: first those that send nothing more over the
+    network, then those that do, then those that change the computation.
     """
     config, sizes = built.config, built.mesh.shape
     data, fsdp, tensor, ranks = (sizes[axis] for axis in mesh_lib.AXES)
@@ -101,7 +101,7 @@ def _candidates(built: Build) -> Iterator[Values]:
         yield {"model.remat": "full"} | ({"model.kept": {}} if config.model.kept else {})
     if data > 1:
         yield _mesh(config, 1, fsdp * data, tensor, ranks)
-    if data * fsdp % 2 == 0:  # twice the rows for half the devices, in as many more microbatches
+    if data * fsdp % 2 == 0:  # half the devices get twice the rows, in twice as many microbatches
         half = (data // 2, fsdp) if data % 2 == 0 else (data, fsdp // 2)
         more = {"run.accumulation": 2 * config.run.accumulation}
         streamed = {"mesh.stream_over_tensor": True}
@@ -116,7 +116,7 @@ def _candidates(built: Build) -> Iterator[Values]:
 
 
 def _mesh(config: Config, *sizes: int) -> Values:
-    """Of the sizes of all axes those that differ from the configuration's."""
+    """The sizes of mesh axes that differ from the configuration's."""
     named = zip(mesh_lib.AXES, sizes, strict=True)
     return {f"mesh.{a}": n for a, n in named if getattr(config.mesh, a) != n}
 

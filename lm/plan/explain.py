@@ -1,9 +1,10 @@
-"""Out of memory, explained: the largest buffers by module, and three changes with what they save.
+"""Explains "out of memory": the largest buffers by module, and three changes with their savings.
 
     explain(config, devices, error) -> text
 
-Buffers are those the error names, where a compiler lists them; else state, gradients and what the
-forward pass keeps for the backward one, from the formulas of memory.py. Nothing is compiled or run.
+The buffers are those that the error names, where a compiler lists them. Otherwise they are state,
+gradients and the arrays kept for the backward pass, from the formulas of memory.py. Nothing is
+compiled or run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BUFFERS = 8
 
 
 class Buffer(NamedTuple):
-    """`what`: parameters, optimizer, gradients, activations, logits, or the compiler's word."""
+    """`what` is parameters, optimizer, gradients, activations, logits, or the compiler's word."""
 
     bytes: float
     what: str
@@ -35,7 +36,7 @@ class Buffer(NamedTuple):
 
 
 def explain(config: Config, devices: Sequence[Any], error: str) -> str:
-    """What takes the memory of a device and what to change, for a terminal; `error` is the message
+    """What takes the memory of a device, and what to change, for a terminal. `error` is the message
     of a RESOURCE_EXHAUSTED, or "".
     """
     built, needs = changes.estimate(config, devices)
@@ -45,19 +46,19 @@ def explain(config: Config, devices: Sequence[Any], error: str) -> str:
     found = (named or buffers(built, measured))[:BUFFERS]
     lines = [("", "bytes", "of", "shape")]
     lines += [(b.module, size(b.bytes), b.what, b.shape) for b in found]
-    told = [f"out of memory: {' '.join(error.split())[:300]}"] if error else []
+    parts = [f"out of memory: {' '.join(error.split())[:300]}"] if error else []
     needed = program.needed_bytes(error)
-    told.append(
+    parts.append(
         f"a device needs {size(needs.total)} by the formula: state {size(needs.state)}, gradients "
         f"{size(needs.gradients)}, activations {size(needs.activations)}, working "
         f"{size(needs.working)}" + (f"; the error names {size(needed)}" if needed else "")
     )
-    told.append(f"largest buffers of a device ({source})\n{rows(lines)}")
+    parts.append(f"largest buffers of a device ({source})\n{rows(lines)}")
     proposals = changes.proposed(config, devices)
     table = [("change", "saves", "leaves")]
     table += [(c.flags, size(c.saved), size(c.memory.total)) for c in proposals]
-    told.append("each by itself, by the formula\n" + rows(table))
-    return "\n\n".join(told) + "\n"
+    parts.append("each by itself, by the formula\n" + rows(table))
+    return "\n\n".join(parts) + "\n"
 
 
 def from_message(error: str) -> list[Buffer]:
@@ -76,7 +77,7 @@ def from_message(error: str) -> list[Buffer]:
 
 
 def buffers(built: Build, measured: Activations) -> list[Buffer]:
-    """By the formulas, largest first, of one device."""
+    """The buffers of one device by the formulas, largest first."""
     config = built.config
     rows_at_once, tensor = memory.rows_at_once(built), built.mesh.shape["tensor"]
     found = []

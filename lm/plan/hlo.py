@@ -3,12 +3,13 @@
     parse(text)                computations and instructions
     collectives(text, mesh)    every collective of the entry computation and all it calls
 
-A collective in a loop counts as often as the loop runs, nested loops multiply. An asynchronous one
-is counted at its start. The TPU compiler spreads one over a chain of fusions and repeats it in each
-of them: a chain is one collective. It spells reduce-scatter as an all-reduce inside a fusion whose
-computation is named all-reduce-scatter.
+A collective in a loop counts as often as the loop runs; nested loops multiply. An asynchronous
+collective is counted at its start. The TPU compiler may spread one collective over a chain of
+fusions and repeat it in each; the chain counts once. It writes a reduce-scatter as an all-reduce
+inside a fusion whose computation is named all-reduce-scatter.
 
-Bytes sent per device over R devices, X the full tensor, x the local one (ring algorithms):
+Bytes sent per device over R devices, where X is the full tensor and x the local one (ring
+algorithms):
 
     all-gather, reduce-scatter  X (R-1)/R      all-reduce  2 X (R-1)/R
     all-to-all                  x (R-1)/R      collective-permute  x
@@ -40,7 +41,7 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 
 
 class Instruction(NamedTuple):
-    """`shapes` are those of the result, a tuple's parts in order: (dtype, dimensions)."""
+    """`shapes` are those of the result, or of the parts of a tuple: (dtype, dimensions)."""
 
     name: str
     opcode: str
@@ -55,7 +56,7 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """Where the program made it, "jit(step)/.../mixer/query/dot_general"; "" if unknown."""
+        """The program's name for it, "jit(step)/.../mixer/query/dot_general"; "" if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -66,9 +67,9 @@ class Module(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """`times` per step; `bytes_sent` by one device each time; `axes` of the mesh it runs over, ()
-    where its groups are not a product of axes; `dtypes` of what is sent; `group` the device numbers
-    of its first group.
+    """One collective. It runs `times` per step; one device sends `bytes_sent` each time. `axes` are
+    the mesh axes it runs over, () where its groups are not a product of axes. `dtypes` are those of
+    what is sent, `group` the device numbers of its first group.
     """
 
     kind: str
@@ -90,10 +91,10 @@ def num_bytes(dtype: str, dims: Sequence[int]) -> int:
 
 
 def parse(text: str) -> Module:
-    """Computations by name, and the name of the entry.
+    """The computations by name, and the name of the entry computation.
 
     Raises:
-      ValueError: no HLO text.
+      ValueError: the text is not HLO.
     """
     computations: dict[str, list[Instruction]] = {}
     entry, body = "", None
@@ -101,7 +102,7 @@ def parse(text: str) -> Module:
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             body = computations[header[2]] = []
             entry = header[2] if header[1] else entry
-        elif re.match(r"\}(, execution_thread=.*)?$", line):  # a kernel's metadata has lines too
+        elif re.match(r"\}(, execution_thread=.*)?$", line):  # a kernel's metadata has such lines
             body = None
         elif body is not None and (instruction := _instruction(line)):
             body.append(instruction)
@@ -122,13 +123,13 @@ def _instruction(line: str) -> Instruction | None:
     shapes = tuple(
         (dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _SHAPE.findall(kind)
     )
-    if opcode == "constant":  # its value stands where operands do
+    if opcode == "constant":  # its value is where other instructions have operands
         return Instruction(found[2], opcode, shapes, (), rest[len(opcode) :], bool(found[1]))
     return Instruction(found[2], opcode, shapes, tuple(operands), rest[close:], bool(found[1]))
 
 
 def _closing(text: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
+    """The index after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -138,8 +139,8 @@ def _closing(text: str, start: int) -> int:
 
 
 def multiplicity(module: Module) -> dict[str, int]:
-    """How often each computation runs in one run of the entry; a loop of unknown length counts
-    once, so does every branch.
+    """How often each computation runs in one run of the entry. A loop of unknown length counts
+    once, and so does every branch.
     """
     times: dict[str, int] = {}
 
@@ -156,7 +157,7 @@ def multiplicity(module: Module) -> dict[str, int]:
 
 
 def _called(instruction: Instruction) -> Iterator[tuple[str, bool]]:
-    """Names of computations an instruction calls, and whether as a loop's body."""
+    """The computations that an instruction calls, and whether each is a loop's body."""
     if instruction.opcode.endswith(("-done", "-update")):
         return
     for role, name in _CALLED.findall(instruction.attributes):
@@ -166,8 +167,8 @@ def _called(instruction: Instruction) -> Iterator[tuple[str, bool]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """Runs of a while loop's body: as annotated, else from 0 to the bound its condition compares
-    with, in steps of what its body adds; 1 if it depends on data.
+    """How often a while loop's body runs: as annotated, or else from 0 to the bound in its
+    condition, in steps of the increment in its body; 1 if it depends on data.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
@@ -189,7 +190,7 @@ def _value(instruction: Instruction) -> re.Match[str] | None:
 
 
 def _step(module: Module, body: str, place: int) -> int:
-    """What a loop's body adds to element `place` of its state; 1 if that cannot be read."""
+    """The increment that a loop's body adds to element `place` of its state; 1 if unreadable."""
     producers = {i.name: i for i in module.computations.get(body, [])}
     root = next((i for i in producers.values() if i.is_root and i.opcode == "tuple"), None)
     found = producers.get(root.operands[place]) if root else None
@@ -202,7 +203,7 @@ def _step(module: Module, body: str, place: int) -> int:
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """All collectives that send anything; `mesh` maps axes to sizes, in the mesh's order."""
+    """All collectives that send data; `mesh` maps axes to sizes, in the mesh's order."""
     module = parse(text)
     times = multiplicity(module)
     found: dict[str, Collective] = {}
@@ -246,7 +247,7 @@ def _collective(
 
 
 def groups(attributes: str, total: int) -> list[tuple[int, ...]]:
-    """Device numbers that take part together, of any of the four spellings of replica_groups:
+    """The groups of device numbers, from any of the four notations of replica_groups:
     {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['data'=2,'fsdp'=2] {'fsdp'}.
     """
     if found := re.search(
@@ -264,8 +265,8 @@ def groups(attributes: str, total: int) -> list[tuple[int, ...]]:
 
 
 def _mesh_groups(sizes: str, wanted: str, total: int) -> list[tuple[int, ...]]:
-    """Groups along some axes of a named mesh; 'fsdp':(2)4 is the part of size 4 of an axis after a
-    part of size 2.
+    """The groups along some axes of a named mesh. 'fsdp':(2)4 means the part of size 4 of an axis,
+    after a part of size 2.
     """
     mesh = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
     assert math.prod(mesh.values()) == total, (sizes, total)
@@ -288,15 +289,15 @@ def _mesh_groups(sizes: str, wanted: str, total: int) -> list[tuple[int, ...]]:
 
 
 def axes_of(group: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which a group's devices differ; () if the group is not all of their
-    product.
+    """The mesh axes along which a group's devices differ; () if the group is not the whole product
+    of these axes.
     """
     axes = _differing(group, mesh)
     return axes if math.prod(mesh[axis] for axis in axes) == len(group) else ()
 
 
 def _moved(pairs: Sequence[tuple[int, ...]], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes that the hops of a permutation move along."""
+    """The axes along which the hops of a permutation move."""
     found = {axis for pair in pairs for axis in _differing(pair, mesh)}
     return tuple(axis for axis in mesh if axis in found)
 

@@ -1,17 +1,17 @@
-"""Bytes of device memory a training step needs, from formulas: before and without a compiler.
+"""Bytes of device memory that a training step needs, from formulas: before and without a compiler.
 
     parameters, optimizer   the shards of the abstract state (exact)
-    gradients               a float32 tree laid out as the parameters; under accumulation also the
+    gradients               a float32 tree laid out like the parameters; with accumulation also the
                             sum over microbatches
-    activations             what the backward pass reads: `jax.vjp` of the model is traced and the
-                            residuals that grow with the rows of a batch are counted, so a remat
-                            policy and any mixer are counted as they are
-    working                 the activations of the largest layer while it is differentiated, the
-                            gathered weights of a layer, of the next and of the vocabulary, a chunk
-                            of logits, the gradients of hidden states and head
-    batch                   tokens, targets, ... of a device, and the bytes of each token id
+    activations             what the backward pass reads: `jax.vjp` of the model is traced, and the
+                            residuals that grow with the rows of a batch are counted; so a remat
+                            policy and any mixer are included as they are
+    working                 the activations of the largest layer while it is differentiated; the
+                            gathered weights of a layer, of the next one and of the vocabulary; a
+                            chunk of logits; the gradients of hidden states and head
+    batch                   the tokens, targets, ... on a device, and the bytes of each token id
 
-A compiler reuses and pads buffers as it sees fit, so activations and working are estimates.
+A compiler reuses and pads buffers as it likes, so activations and working are estimates.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from lm.modules.remat import PLACES
 from lm.parallel import mesh as mesh_lib
 
 DEVICE, HOST = PLACES
-# Words of a program's names that are not modules.
-_TOP = r"groups_\d+|embed|output|final_norm"  # the modules a model is made of
-_TRACED: dict[str, tuple[Residual, ...]] = {}  # by what a trace depends on
+# Words in the names of a program that are not modules.
+_TOP = r"groups_\d+|embed|output|final_norm"  # the top modules of a model
+_TRACED: dict[str, tuple[Residual, ...]] = {}  # keyed by everything that a trace depends on
 INPUT, CARRY = "input of the layers", "carry"
 _PROGRAM = (
     "while",
@@ -47,12 +47,12 @@ _PROGRAM = (
     "shard_map",
     "eval_jaxpr",
 )
-BATCH_BYTES = 6 * 4  # of a token: the fields of a Batch are int32 or float32
+BATCH_BYTES = 6 * 4  # per token: the fields of a Batch are int32 or float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one device; `host` is what waits in host memory, per device."""
+    """Bytes on one device; `host` are bytes in host memory, per device."""
 
     parameters: int
     optimizer: int
@@ -72,8 +72,9 @@ class Memory:
 
 
 class Residual(NamedTuple):
-    """An array kept for the backward pass: the module that makes it, its shape for one row, bytes
-    that each row adds. `is_stream`: as wide as the model; `is_host`: it waits in host memory.
+    """An array kept for the backward pass: the module that makes it, its shape for one row, and the
+    bytes that each row adds. `is_stream`: it is as wide as the model. `is_host`: it is kept in host
+    memory.
     """
 
     module: str
@@ -86,13 +87,13 @@ class Residual(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What one row of the batch keeps for the backward pass, all layers; `layer_stream` and
-    `layer_inner` are bytes of one layer that keeps everything: the mean, and `largest_stream` and
-    `largest_inner` those of the layer that keeps most.
+    """What one row of the batch keeps for the backward pass, over all layers.
 
-    `stream` is as wide as the model, `inner` the rest (heads, feed-forward), which tensor
-    parallelism divides; `host` waits in host memory. Of a row whose tokens devices share it is the
-    sum over those: what each of them gathers counts as often.
+    `stream` counts arrays as wide as the model. `inner` counts the rest (heads, feed-forward),
+    which tensor parallelism divides. `host` is kept in host memory. `layer_stream` and
+    `layer_inner` are the mean bytes of a layer that keeps everything, `largest_stream` and
+    `largest_inner` those of the layer that keeps most. Where devices share the tokens of a row,
+    this is the sum over those devices: an array that each of them gathers counts for each.
     """
 
     residuals: tuple[Residual, ...]
@@ -115,7 +116,7 @@ class Activations:
 
 
 def measure(config: Config, devices: Sequence[Any]) -> Activations:
-    """Traces the backward pass of the model; a few seconds, nothing is compiled."""
+    """Traces the backward pass of the model; takes a few seconds and compiles nothing."""
     everything = dataclasses.replace(config.model, remat="none", kept={})
     whole = residuals(dataclasses.replace(config, model=everything), devices)
     layers = config.model.num_layers
@@ -130,7 +131,7 @@ def measure(config: Config, devices: Sequence[Any]) -> Activations:
 
 
 def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[float, float]]:
-    """Bytes of stream and rest that one layer keeps, by its place in the pattern."""
+    """Bytes of stream and of the rest that one layer keeps, by its place in the pattern."""
     found: dict[str, tuple[float, float]] = {}
     for i, group in enumerate(pattern_lib.parse(config.model.pattern, config.model.num_layers)):
         for j in range(len(group.labels)):
@@ -145,10 +146,10 @@ def _by_block(config: Config, whole: tuple[Residual, ...]) -> dict[str, tuple[fl
 
 
 def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
-    """What the model's forward pass hands to its backward pass and grows with the batch, largest
-    first, of a mesh of few devices along each axis that the run splits: what is kept depends on
-    which axes those are, not on their sizes. Where devices share the tokens of rows it does depend:
-    on the number of ranks, and on the heads of each. Traced once in a process.
+    """The arrays that the model's forward pass keeps for its backward pass and that grow with the
+    batch, largest first. They are traced once per process, on a small mesh with the same split
+    axes: what is kept depends on which axes are split, not on their sizes. Only where devices share
+    the tokens of rows does it also depend on the number of ranks, and on the heads of each.
     """
     data = config.data
     mesh = _small(config, devices)
@@ -160,8 +161,8 @@ def residuals(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
 
 
 def _small(config: Config, devices: Sequence[Any]) -> MeshConfig:
-    """Each axis cut to its smallest prime factor, which divides whatever the axis divides; tensor
-    and sequence as they are where time is split.
+    """The mesh with each axis reduced to its smallest prime factor, which divides whatever the axis
+    divides. Where time is split, tensor and sequence keep their sizes.
     """
     sizes = mesh_lib.create(config.mesh, devices).shape
     kept = ("tensor", "sequence") if sizes["sequence"] > 1 else ()
@@ -182,7 +183,7 @@ def _traced(config: Config, devices: Sequence[Any]) -> tuple[Residual, ...]:
         run=dataclasses.replace(config.run, accumulation=1),
     )
     built = build_lib.build(alone, devices[: math.prod(sizes)])
-    # Not of one row a device: JAX drops a dimension of size one here and there.
+    # Not with one row per device: JAX drops some dimensions of size one.
     one, two = (_trace(built, n * ways) for n in (2, 3))
     found = []
     for a, b in zip(one.outvars, two.outvars, strict=True):
@@ -232,13 +233,13 @@ def _origin(jaxpr: Any, result: Any) -> str:
         return f"{stack}/{_origin(inner, made) or name}"
     outer = equation.invars[given.index(True)]
     if name == "scan" and outer.aval.shape == inner.invars[given.index(True)].aval.shape:
-        return f"{stack}/{CARRY}"  # handed from one layer or chunk to the next
+        return f"{stack}/{CARRY}"  # passed from one layer or chunk to the next
     return _origin(jaxpr, outer) or f"{stack}/{name}"
 
 
 def module_of(name: str) -> str:
-    """The module that a name of the program or of a parameter belongs to; its last word is an
-    operation or the parameter.
+    """The module that a name in the program or a parameter's name belongs to. The last word of the
+    name is an operation or the parameter.
 
     >>> module_of("jit(step)/jvp(Model)/groups_0.layer/while/body/groups_0/blocks_0/mlp/up/dot")
     'groups_0/blocks_0/mlp/up'
@@ -255,7 +256,7 @@ def module_of(name: str) -> str:
 
 
 def estimate(built: Build, measured: Activations) -> Memory:
-    """Bytes per device of the step of `built`."""
+    """Bytes per device for the step of `built`."""
     config, mesh = built.config, built.mesh
     device, host = _by_place(built.abstract_state.opt_state, config.optimizer.memory)
     params = shard_bytes(built.abstract_state.params)
@@ -265,7 +266,7 @@ def estimate(built: Build, measured: Activations) -> Memory:
     layer = measured.largest_stream / stream + measured.largest_inner / tensor
     gradients = params * (2 if config.run.accumulation > 1 else 1)
     working = layer * at_once + _gathered(built) + _loss(built, at_once)
-    if host:  # the moments of one update are on the device while they are used
+    if host:  # the moments are on the device while an update uses them
         working += host
     return Memory(
         parameters=params,
@@ -279,29 +280,29 @@ def estimate(built: Build, measured: Activations) -> Memory:
 
 
 def rows_at_once(built: Build) -> float:
-    """Rows of a microbatch that one device holds."""
+    """The rows of a microbatch that one device holds."""
     rows = built.config.data.batch_size / build_lib.batch_ways(built.mesh)
     return rows / built.config.run.accumulation
 
 
 def tokens_of_row(built: Build) -> int:
-    """Tokens that one device holds of a row of the batch."""
+    """The tokens of a row that one device holds."""
     return built.config.data.context_length // built.mesh.shape["sequence"]
 
 
 def stream_ways(built: Build) -> int:
-    """Parts of the residual stream's time."""
+    """The number of parts into which the residual stream's time is split."""
     ways = built.mesh.shape["tensor"] if built.config.mesh.stream_over_tensor else 1
     return ways * built.mesh.shape["sequence"]
 
 
 def inner_ways(built: Build) -> int:
-    """Parts of what is as wide as heads or feed-forward."""
+    """The number of parts of arrays as wide as heads or feed-forward."""
     return built.mesh.shape["tensor"] * built.mesh.shape["sequence"]
 
 
 def shard_bytes(tree: Any) -> int:
-    """Of one device, of a tree of shapes with shardings."""
+    """Bytes that one device holds of a tree of shapes with shardings."""
     return sum(_shard(leaf) for leaf in jax.tree.leaves(tree))
 
 
@@ -314,15 +315,15 @@ def _shard(leaf: Any) -> int:
 
 
 def is_on_host(leaf: Any, place: str) -> bool:
-    """Whether a leaf of the optimizer state is in host memory, `place` being optimizer.memory.
-    Devices that are not attached may have no host memory to lay it out in (NVIDIA's compiler).
+    """Whether a leaf of the optimizer state is in host memory; `place` is optimizer.memory. Devices
+    that are not attached may have no host memory to lay it out in (NVIDIA's compiler).
     """
     kind = leaf.sharding.memory_kind
     return kind == "pinned_host" or (kind is None and place == HOST and leaf.ndim > 0)
 
 
 def _by_place(opt_state: Any, place: str) -> tuple[int, int]:
-    """Bytes of a device's shards in device memory and in host memory."""
+    """Bytes of a device's shards in device memory, and in host memory."""
     places: Mapping[bool, list[Any]] = {True: [], False: []}
     for leaf in jax.tree.leaves(opt_state):
         places[is_on_host(leaf, place)].append(leaf)
@@ -330,7 +331,7 @@ def _by_place(opt_state: Any, place: str) -> tuple[int, int]:
 
 
 def _gathered(built: Build) -> float:
-    """Weights gathered over fsdp: a layer's and the next one's, and the table, rounded."""
+    """Weights gathered over fsdp, rounded: those of a layer and of the next one, and the table."""
     ways = built.mesh.shape["fsdp"]
     if ways == 1:
         return 0.0
@@ -342,7 +343,7 @@ def _gathered(built: Build) -> float:
 
 
 def _loss(built: Build, rows: float) -> float:
-    """Chunk of logits with its exponentials and gradient, gradients of head and hidden states."""
+    """A chunk of logits with its exponentials and gradient; gradients of head and hidden states."""
     config = built.config
     tokens = rows * tokens_of_row(built)
     vocab = built.model.padded_vocab_size / built.mesh.shape["tensor"]

@@ -18,10 +18,10 @@ Written = Mapping[str, Any]
 
 
 def page(paths: Sequence[Path]) -> str:
-    """A table of the plans, and of each what was proposed, substituted and how to start it.
+    """A table of the plans; and for each what was proposed and substituted, and how to start it.
 
     Raises:
-      UserError: a file that is not a plan.
+      UserError: a file is not a plan.
     """
     plans = {path.stem: _read(path) for path in paths}
     parts = [_table(plans), *(_notes(name, plan) for name, plan in plans.items())]
@@ -88,7 +88,7 @@ def _sent(flows: Sequence[Written]) -> float:
 
 
 def _splits(splits: Sequence[Written], program: Written) -> str:
-    """What the ops send along a split time axis, a sentence."""
+    """One sentence on what the ops send along a split time axis."""
     known = [Split(**split) for split in splits]
     parts = [
         f"{size(x.forward)}, again {size(x.again)}, backward {size(x.backward)} for {x.op} of "

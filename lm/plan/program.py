@@ -1,4 +1,4 @@
-"""The step compiled for the target: its memory, its collectives, or why the compiler refuses it."""
+"""The step compiled for the target: its memory and collectives, or why the compiler refuses it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """Bytes of one device by the compiler's account (`memory_analysis`): `state` is updated in
-    place, `temporaries` are everything between. `refusal` is the compiler's message where it
-    makes no program; of one that does not fit `total` is known, as far as the message says.
-    `substituted`: what of the step could not be compiled as it would run.
+    """Bytes on one device as the compiler reports them (`memory_analysis`). `state` is updated in
+    place; `temporaries` are everything else but the batch. `refusal` is the compiler's message
+    where it makes no program; for one that does not fit, `total` is known if the message says it.
+    `substituted` names the parts of the step that could not be compiled as they would run.
     """
 
     seconds: float
@@ -37,12 +37,12 @@ class Program:
 
     @property
     def is_unsupported(self) -> bool:
-        """Refused for another reason than its size: what the compiler cannot do, or its fault."""
+        """Refused for a reason other than its size: a missing feature or a compiler fault."""
         return bool(self.refusal) and not is_out_of_memory(self.refusal)
 
 
 def create(built: Build) -> Program:
-    """Lowers and compiles the real step; what the compiler says against it is its refusal."""
+    """Lowers and compiles the real step; an error of the compiler becomes the refusal."""
     began = time.monotonic()
     try:
         executable: Any = built.lowered().compile()
@@ -51,7 +51,7 @@ def create(built: Build) -> Program:
         return _refused(built, message, time.monotonic() - began)
     account = executable.memory_analysis()
     alias = account.alias_size_in_bytes
-    # What comes out and is not the state: metrics, of no size.
+    # The outputs that are not the state are metrics, which have hardly any size.
     rest = account.argument_size_in_bytes - alias
     temporaries = account.temp_size_in_bytes + account.output_size_in_bytes - alias
     code = account.generated_code_size_in_bytes
@@ -78,7 +78,7 @@ def _substituted(built: Build) -> str:
 
 def _refused(built: Build, message: str, seconds: float) -> Program:
     total = needed_bytes(message) if is_out_of_memory(message) else None
-    if total is not None and "temporaries" in message:  # the arguments come on top
+    if total is not None and "temporaries" in message:  # the message leaves out the arguments
         total += memory.shard_bytes(built.abstract_state)
     return Program(
         seconds=seconds,
@@ -99,7 +99,7 @@ def is_out_of_memory(message: str) -> bool:
 
 
 def needed_bytes(message: str) -> int | None:
-    """What a compiler or an allocator says it would need; None if it does not say.
+    """What a compiler or an allocator says it would need; None if the message does not say.
 
     >>> needed_bytes("memory required for HLO temporaries (18.02G) exceeds available HBM (15.75G)")
     19348827668

@@ -1,11 +1,14 @@
-"""Which mesh, remat and accumulation: every one by formula, the best three by the compiler.
+"""Which mesh, remat and accumulation: all of them by formula, the best three by the compiler.
 
-Order of steps: every way to write the devices as data x fsdp x tensor x sequence (with and without
-ZeRO-1; of rows too short to share, sequence is 1) is built, which refuses sizes that do not divide;
-each gets every remat and more and more accumulation, until it fits; those that fit come first,
-ordered by the modelled time of a step, then the smallest. The best that share rows get every
-strategy and layout of the tokens besides, unless the configuration names one; the best of all are
-compiled.
+Order of steps:
+1. Every way to write the devices as data x fsdp x tensor x sequence is built, with and without
+   ZeRO-1 (sequence is 1 where rows are too short to share). The build refuses sizes that are not
+   divisible.
+2. Each mesh is tried with every remat, and with more and more accumulation until it fits.
+3. The points that fit come first, in the order of the modelled time of a step, then of size.
+4. The best points that share rows are also tried with every strategy and layout of the tokens,
+   unless the configuration names one.
+5. The best of all are compiled.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ from lm.targets import Target
 
 COMPILED = 3
 MAX_TENSOR = 16
-MIN_TOKENS = 2048  # of a row that a device has where devices share it
+MIN_TOKENS = 2048  # the least tokens of a row that one of the devices sharing it holds
 MARGIN = 0.9  # share of the usable memory that the formula may fill
 
 
 class Point(NamedTuple):
-    """`values` are the keys that differ; `plan` where it was compiled."""
+    """`values` are the keys that differ from the configuration; `plan` is set if compiled."""
 
     values: Values
     memory: Memory
@@ -53,21 +56,21 @@ def search(
     config: Config,
     target: Target,
     launch: Launch,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     is_compiled: bool = True,
 ) -> tuple[Plan, list[Point]]:
-    """The best plan that compiles and fits (else the best), and all points, best first; without
-    `is_compiled` the best by formula.
+    """The best plan that compiles and fits (or else the best), and all points, best first. Without
+    `is_compiled` the best is chosen by formula.
 
     Args:
-      told: hears a line before each long piece of work.
+      report: is called with one line before each long piece of work.
 
     Raises:
       UserError: no mesh of these devices divides the sizes.
     """
     devices = targets.devices(target, is_compiled=is_compiled)
-    told("searching by formula")
+    report("searching by formula")
     points = sorted(by_formula(config, target, devices), key=_rank)
     shared = [point for point in points[:COMPILED] if point.values["mesh.sequence"] > 1]
     others = [x for point in shared for x in _of_strategies(config, point, target, devices)]
@@ -90,10 +93,10 @@ def search(
         return planned(points[0].values), points
     best: Plan | None = None
     for i, point in enumerate(points[:COMPILED]):
-        told(f"compiling {i + 1} of {min(COMPILED, len(points))}: {_words(point.values)}")
+        report(f"compiling {i + 1} of {min(COMPILED, len(points))}: {_words(point.values)}")
         found = planned(point.values)
         if found.program and found.program.is_unsupported:
-            told(f"refused: {found.program.refusal[:300]}")
+            report(f"refused: {found.program.refusal[:300]}")
         points[i] = point._replace(plan=found)
         if best is None or _order(found) < _order(best):
             best = found
@@ -102,7 +105,7 @@ def search(
 
 
 def by_formula(config: Config, target: Target, devices: list[Any]) -> Iterator[Point]:
-    """Every point whose sizes divide, in no order."""
+    """Every point whose sizes are divisible, in no particular order."""
     most = max(1, config.data.context_length // MIN_TOKENS)
     for values in _meshes(len(devices), most):
         yield from _of_values(config, values, target, devices)
@@ -112,15 +115,15 @@ def _of_values(config: Config, values: Values, target: Target, devices: list[Any
     try:
         built = build_lib.build(changes.apply(config, values), devices)
         return list(_of_mesh(built, values, target, devices))
-    except UserError:  # sizes that do not divide
+    except UserError:  # sizes are not divisible
         return []
 
 
 def _of_strategies(
     config: Config, point: Point, target: Target, devices: list[Any]
 ) -> Iterator[Point]:
-    """The other layout of the tokens of rows, and with both the strategies that "auto" does not
-    take, of one label at a time; none where the configuration names a strategy.
+    """The point with the other layout of the tokens; and with both layouts, the strategies that
+    "auto" does not choose, for one label at a time. None if the configuration names a strategy.
     """
     if config.mesh.sequence_strategy != AUTO:
         return
@@ -136,15 +139,15 @@ def _of_strategies(
 
 
 def _strategies(config: Config) -> Iterator[str]:
-    """What mesh.sequence_strategy may say of one label: those of the main op."""
+    """The values of mesh.sequence_strategy for one label: the strategies of its main op."""
     for label, layer in layer_lib.check(config.model).items():
         op = layer.calls["main"][0].op
         yield from (f"{label}={one.name}" for one in dispatch.get(op).sequence)
 
 
 def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -> Iterator[Point]:
-    """Every remat of one mesh, which `values` say, with one microbatch, two, four, ... and as many
-    as the configuration has, up to the first that fits: more only take longer.
+    """Every remat on one mesh (`values`), with 1, 2, 4, ... microbatches and with the
+    configuration's number, up to the first that fits: more would only take longer.
     """
     config = built.config
     rows = config.batches.of(0) // build_lib.batch_ways(built.mesh)
@@ -168,8 +171,8 @@ def _of_mesh(built: Build, values: Values, target: Target, devices: list[Any]) -
 
 
 def _changed(built: Build, values: Values) -> Build | None:
-    """The build with keys that change neither shapes nor shardings; None where rows do not divide.
-    Its compiled functions are the old ones and not used here.
+    """The build with keys changed that change neither shapes nor shardings; None if rows are not
+    divisible. Its compiled functions are still the old ones; they are not used here.
     """
     accumulation = values["run.accumulation"]
     ways = build_lib.batch_ways(built.mesh) * accumulation
@@ -179,7 +182,7 @@ def _changed(built: Build, values: Values) -> Build | None:
 
 
 def _meshes(devices: int, most: int) -> Iterator[dict[str, Any]]:
-    """At most so many devices share a row."""
+    """The meshes of `devices`, where at most `most` of them share a row."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     names = [f"mesh.{axis}" for axis in mesh_lib.AXES]
     for tensor, ranks, fsdp in itertools.product(divisors, divisors, divisors):
@@ -205,7 +208,7 @@ def _order(found: Plan) -> tuple[bool, float]:
 
 
 def table(points: list[Point], limit: int = 12) -> str:
-    """The best points; times are modelled, not measured."""
+    """A table of the best points; times are modelled, not measured."""
     lines = [("", "by formula", "fits", "step, modelled", "compiled", "fits", "step, modelled")]
     for point in points[:limit]:
         found = point.plan
@@ -229,7 +232,7 @@ def _compiled(found: Plan) -> str:
 
 
 def _words(values: Values) -> str:
-    """Keys as words: what is off or 1 is left out. Of strategies "label=name" is enough."""
+    """Keys as words. What is off or 1 is left out; a strategy is just "label=name"."""
     shown = {key.split(".")[1]: value for key, value in values.items()}
     return " ".join(
         name if value is True else value if name == "sequence_strategy" else f"{name}={value}"

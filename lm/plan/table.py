@@ -26,7 +26,7 @@ def text(plan: Plan) -> str:
 
 
 def rows(lines: Iterable[Sequence[str]]) -> str:
-    """Columns two spaces apart; the first to the left, the others to the right."""
+    """Aligned columns, two spaces apart; the first is left-aligned, the others right-aligned."""
     cells = [list(line) for line in lines]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
@@ -121,16 +121,16 @@ def _memory(plan: Plan) -> str:
         None: "memory of the target is not known",
     }
     unsupported = program is not None and program.is_unsupported
-    told = [rows(lines), "REFUSED by the compiler" if unsupported else verdicts[plan.fits]]
+    parts = [rows(lines), "REFUSED by the compiler" if unsupported else verdicts[plan.fits]]
     if program is not None and program.refusal:
-        told.append(f"the compiler: {program.refusal[:300]}")
+        parts.append(f"the compiler: {program.refusal[:300]}")
     if program is not None and program.substituted:
-        told.append(f"substituted: {program.substituted}")
+        parts.append(f"substituted: {program.substituted}")
     if plan.remedy:
         flags = " ".join(f"--config.{key}={value}" for key, value in plan.remedy.items())
-        told.append(f"change: {flags}")
-        told.append(_mended(plan))
-    return "\n".join(told)
+        parts.append(f"change: {flags}")
+        parts.append(_mended(plan))
+    return "\n".join(parts)
 
 
 def _mended(plan: Plan) -> str:
@@ -167,7 +167,7 @@ def _flows(plan: Plan) -> str:
 
 
 def _splits(plan: Plan) -> str:
-    """What the strategies say that they send, and what of their kinds is compiled."""
+    """The bytes that strategies declare, and those of the same kinds in the compiled program."""
     names = ("along the split time axis", "op", "strategy", "forward", "again", "backward")
     lines: list[tuple[str, ...]] = [(*names, "formula", "compiled")]
     for split in plan.splits:

@@ -1,8 +1,8 @@
-"""What the ops of a run send, and wait for, where devices share the tokens of rows.
+"""What the ops of a run send, and how long they wait, where devices share the tokens of rows.
 
-Each op of a layer has a strategy (kernels/strategies.py) that says what a rank sends for a row:
-that times the rows of a device is what a step sends, forward, once more where the backward pass
-runs the layer again (unless remat keeps what recurrences received), and backward.
+Each op of a layer has a strategy (kernels/strategies.py), which declares what a rank sends for a
+row. A step sends that for every row of a device: in the forward pass, again where the backward pass
+recomputes the layer (unless remat keeps what recurrences received), and in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lm.build import Build
 
 
 class Split(NamedTuple):
-    """`layers` calls of an op in layers of one label, by one strategy. Bytes that a device sends in
-    a step: forward, `again` in the forward passes that remat repeats, and backward; `hops`:
-    messages of the step that wait for one another.
+    """`layers` calls of an op in the layers of one label, by one strategy. The bytes are those that
+    a device sends in a step: forward, `again` in the forward passes that remat repeats, and
+    backward. `hops` counts the messages of a step that wait for one another.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Split(NamedTuple):
 
 
 def splits(built: Build) -> tuple[Split, ...]:
-    """In the order of the layers; () where no axis of the mesh splits time."""
+    """The splits in the order of the layers; () where no mesh axis splits time."""
     config = built.config
     rows = config.data.batch_size / build_lib.batch_ways(built.mesh)
     found: dict[tuple[str, str, str], Split] = {}
@@ -53,16 +53,16 @@ def splits(built: Build) -> tuple[Split, ...]:
             forward=old.forward + rows * sent.forward,
             again=old.again + rows * sent.forward * repeats,
             backward=old.backward + rows * sent.backward,
-            # Those of a pass of both directions: half of them forward.
+            # `sent.hops` counts both passes: half of them are forward.
             hops=old.hops + config.run.accumulation * sent.hops * (1 + repeats / 2),
         )
     return tuple(found.values())
 
 
 def waiting(built: Build) -> float:
-    """FLOPs of a forward pass over a row during which all ranks wait for the one with most to do:
-    contiguous, the last tokens of a row see most; an exchange for heads and zig-zag rows share the
-    work evenly.
+    """FLOPs of a forward pass over a row for which all ranks wait for the busiest one. In a
+    contiguous layout the last tokens of a row see most keys; an exchange for heads and zig-zag rows
+    share the work evenly.
     """
     ranks, length = built.mesh.shape["sequence"], built.config.data.context_length
     if ranks == 1 or built.config.mesh.sequence_layout == "zigzag":

@@ -1,14 +1,14 @@
 """How long a step would take: modelled from the target's published rates, never measured.
 
-    compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s, of the rank with most to do
-              where devices share the tokens of rows (time_axis.py)
+    compute   (model FLOPs + recomputed FLOPs) / devices / peak FLOP/s; for the busiest rank where
+              devices share the tokens of rows (time_axis.py)
     memory    bytes to and from HBM / its bandwidth: weights read for every pass over every
-              microbatch, activations written and read, parameters, moments and gradients updated
-    network   bytes sent / bandwidth of the links they take, one collective after another, and the
-              latency of the messages along a split time axis that wait for one another
-    step      max(compute, memory) + network: nothing is hidden behind the network
+              microbatch, activations written and read; parameters, moments and gradients updated
+    network   bytes sent / bandwidth of the links, one collective after another, plus the latency
+              of the messages along a split time axis that wait for one another
+    step      max(compute, memory) + network: no communication is hidden
 
-A real step is slower where matmuls miss the peak, faster where communication is hidden.
+A real step is slower where matmuls miss the peak, and faster where communication is hidden.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lm.plan.memory import Activations, Memory
 from lm.plan.traffic import Flow
 from lm.targets import Target
 
-_UPDATE = 4 * 7  # of a parameter: p, m, v, gradient are read, p, m, v written
+_UPDATE = 4 * 7  # bytes per parameter: p, m, v and gradient are read; p, m, v are written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of a step; `mfu` is the share of peak FLOP/s that the model's own FLOPs take."""
+    """Seconds of a step; `mfu` is the model's own FLOPs as a share of peak FLOP/s."""
 
     compute: float
     memory: float
@@ -45,7 +45,7 @@ def estimate(
     measured: Activations,
     flows: list[Flow],
 ) -> Times | None:
-    """None for a target without published rates."""
+    """The times, or None for a target without published rates."""
     config = built.config
     peak = target.chip.peak_flops(config.model.precision)
     sending = traffic.seconds(flows, built.mesh, target)
@@ -72,13 +72,13 @@ def estimate(
 
 
 def recomputed(built: Build, measured: Activations) -> float:
-    """Share of the forward pass that the backward pass runs again, by FLOPs."""
+    """The share of the forward pass, by FLOPs, that the backward pass recomputes."""
     config = built.config
     if config.model.remat == "none":
         return 0.0
     everything = measured.layer_inner * config.model.num_layers
     if config.model.remat == "full" or measured.inner + measured.host < 0.05 * everything:
-        return 1.0  # a policy that keeps next to nothing
+        return 1.0  # a policy that keeps almost nothing
     length = config.data.context_length
     forward = build_lib.forward_flops(built, length)
     saved = build_lib.saved_flops(built, length)
@@ -90,7 +90,7 @@ def recomputed(built: Build, measured: Activations) -> float:
 
 
 def _hbm_bytes(built: Build, memory: Memory, measured: Activations, again: float) -> float:
-    """Of one device and step."""
+    """Bytes to and from HBM, for one device and step."""
     config, mesh = built.config, built.mesh
     tensor, tokens = mesh.shape["tensor"], memory_lib.tokens_of_row(built)
     weights = 2 * memory.parameters / 4 * mesh.shape["fsdp"]  # gathered, rounded to two bytes

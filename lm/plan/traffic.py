@@ -1,16 +1,16 @@
-"""What a training step sends between devices: by formula, by the compiled program, and how long.
+"""What a training step sends between devices: by formula, by the compiled program, and its time.
 
-Bytes sent by one device per step (lm/plan/hlo.py has the ring formulas; n a device's elements of a
-parameter, A microbatches, w bytes of a rounded weight; systems of Rajbhandari et al. 2020, arXiv
-1910.02054, and Shoeybi et al. 2019, arXiv 1909.08053):
+Bytes sent by one device per step (ring formulas: lm/plan/hlo.py). n is the number of a parameter's
+elements on a device, A the number of microbatches, w the bytes of a rounded weight. The systems are
+those of Rajbhandari et al. 2020, arXiv 1910.02054, and Shoeybi et al. 2019, arXiv 1909.08053:
 
-    data      all-reduce of gradients 8 n (R-1)/R once; under ZeRO-1 a reduce-scatter and an
-              all-gather of new parameters, 4 n (R-1)/R each
-    fsdp      per microbatch: every weight gathered for the forward and for the backward pass,
-              2 w n (R-1), gradients reduce-scattered, 4 n (R-1)
+    data      an all-reduce of gradients, 8 n (R-1)/R, once; under ZeRO-1 a reduce-scatter and an
+              all-gather of the new parameters, 4 n (R-1)/R each
+    fsdp      per microbatch every weight is gathered for the forward and for the backward pass,
+              2 w n (R-1), and gradients are reduce-scattered, 4 n (R-1)
     tensor    per layer and microbatch an all-reduce of [B, T, D] after mixer and feed-forward in
-              the forward pass and before them in the backward one, and the mixer's again where
-              remat runs the layer again; one of the embeddings, one of their gradient. Under
+              the forward pass and before them in the backward pass; the mixer's again where remat
+              recomputes the layer; one for the embeddings and one for their gradient. Under
               stream_over_tensor each is a reduce-scatter, and an all-gather comes before every
               branch, in every pass
     sequence  per microbatch an all-reduce of every gradient, 8 n (R-1)/R, and what the strategy of
@@ -35,8 +35,8 @@ from lm.plan import hlo, time_axis
 from lm.plan.time_axis import Split
 from lm.targets import Target
 
-GRADIENT = 4  # bytes of an element: gradients and parameters are float32
-# Collectives of a strategy, forward and backward.
+GRADIENT = 4  # bytes per element: gradients and parameters are float32
+# The collectives of a strategy, forward and backward.
 KINDS = {
     "all_to_all": ("all-to-all", "all-to-all"),
     "gather": ("all-gather", "reduce-scatter"),
@@ -56,7 +56,7 @@ class Flow(NamedTuple):
 
 
 def formula(built: Build) -> list[Flow]:
-    """Flows of a step of `built`, as its mesh asks for; those of a few scalars are left out."""
+    """The flows of a step of `built` on its mesh, without those of a few scalars."""
     flows: list[Flow] = []
     infos = jax.tree.leaves(built.infos, is_leaf=params_lib.is_info)
     params = jax.tree.leaves(built.abstract_state.params)
@@ -73,7 +73,7 @@ def formula(built: Build) -> list[Flow]:
 
 
 def total(flows: Iterable[Flow]) -> list[Flow]:
-    """Summed by kind and axes, largest first."""
+    """The flows summed by kind and axes, largest first."""
     sums: dict[tuple[str, tuple[str, ...]], float] = {}
     for flow in flows:
         key = flow.kind, flow.axes
@@ -83,21 +83,21 @@ def total(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def compiled(text: str, mesh: Mapping[str, int]) -> list[Flow]:
-    """Flows of a compiled step."""
+    """The flows of a compiled step."""
     found = hlo.collectives(text, mesh)
     return total(Flow(c.kind, c.axes, c.times * c.bytes_sent) for c in found)
 
 
 def of_strategies(splits: Iterable[Split], flows: Iterable[Flow]) -> float:
-    """Bytes of the flows along the time axis alone that are of the kinds of these strategies; not
-    the sums of gradients.
+    """The bytes of the flows along the time axis alone whose kinds belong to these strategies; sums
+    of gradients are not included.
     """
     kinds = {kind for split in splits for kind in KINDS[split.strategy]}
     return sum(flow.bytes for flow in flows if flow.kind in kinds and flow.axes == ("sequence",))
 
 
 def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
-    """Gathers and reductions of one parameter."""
+    """The gathers and reductions of one parameter."""
     config, sizes = built.config, built.mesh.shape
     microbatches = config.run.accumulation
     local = math.prod(param.sharding.shard_shape(param.shape))
@@ -106,17 +106,17 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
     if "fsdp" in shard.axes(param.sharding.spec):
         numerics = built.model.context.numerics
         rounded = GRADIENT if role == "vector" else numerics.operand_bytes
-        # The embedding is gathered as activations are, and again, rounded, where it is the head.
+        # The embedding is gathered like activations, and again, rounded, where it is the head.
         looked_up = numerics.compute_bytes
         reads = {"input": [looked_up], "output": [rounded]}.get(role, [rounded, rounded])
         if role == "input" and config.model.tied_embeddings:
             reads = [looked_up, rounded]
         elif role == "hidden" and platform(built.mesh) == "gpu" and config.model.remat != "none":
-            reads.append(rounded)  # XLA:GPU gathers anew for what remat runs again
+            reads.append(rounded)  # XLA:GPU gathers again for what remat recomputes
         sent = local * (ways - 1) * microbatches
         flows += [Flow("all-gather", ("fsdp",), sent * sum(reads))]
         flows += [Flow("reduce-scatter", ("fsdp",), sent * GRADIENT)]
-    elif ways > 1:  # whole on every device of a batch axis: summed over it
+    elif ways > 1:  # whole on every device of a batch axis, so summed over that axis
         sent = 2 * local * GRADIENT * (ways - 1) / ways
         flows += [Flow("all-reduce", ("fsdp",), sent * microbatches)]
     ways = sizes["sequence"]
@@ -135,20 +135,20 @@ def _weight(built: Build, role: str, param: Any, moment: Any) -> list[Flow]:
 
 
 def _tensor(built: Build) -> list[Flow]:
-    """Sums of the residual stream over the tensor axis, in the dtype of activations."""
+    """The sums of the residual stream over the tensor axis, in the dtype of activations."""
     config, ways = built.config, built.mesh.shape["tensor"]
     if ways == 1:
         return []
     tokens = config.tokens_per_step / batch_ways(built.mesh) / built.mesh.shape["sequence"]
     width = config.model.width * built.model.context.numerics.compute_bytes
     once = tokens * width * (ways - 1) / ways
-    branches = both = 0  # of all layers; layers with both a mixer and a feed-forward
+    branches = both = 0  # over all layers; `both`: layers with a mixer and a feed-forward
     for repeat, period in zip(built.model.repeats, built.model.groups, strict=True):
         with_mlp = sum(block.mlp is not None for block in period.blocks)
         branches += repeat * (len(period.blocks) + with_mlp)
         both += repeat * with_mlp
     is_remade = config.model.remat != "none"
-    # The feed-forward of a layer can be run again only after the mixer's sum.
+    # A layer's feed-forward can be recomputed only after the mixer's sum.
     again = both if is_remade and "mixer" not in config.model.kept else 0
     ends = 2  # the embeddings, and the gradient of what the head reads
     sums = 2 * branches + again + ends
@@ -167,10 +167,10 @@ def seconds(flows: Iterable[Flow], mesh: Mesh, target: Target) -> float | None:
 
 
 def bandwidth(axes: tuple[str, ...], mesh: Mesh, target: Target) -> float:
-    """Bytes/s one device sends in a collective over these axes (() counts as all of them).
+    """Bytes/s that one device sends in a collective over these axes (() counts as all of them).
 
-    Within a slice (TPU) or a host (GPU) that of its links. Between hosts every device has an
-    adapter, and those of one host that take part share the work.
+    Within a slice (TPU) or a host (GPU) this is the bandwidth of its links. Between hosts every
+    device has an adapter, and the devices of one host that take part share the work.
     """
     chip = target.chip
     assert chip.link_bandwidth is not None

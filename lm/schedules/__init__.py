@@ -1,9 +1,9 @@
-"""Learning rates as functions of tokens seen; one file a schedule, found by listing this folder.
+"""Learning rates as functions of tokens seen; one file per schedule, found by listing this folder.
 
-A file holds one frozen dataclass, named as the file in camel case, which derives from `Rule` (or
-from `Phased`: warmup, stable phase, decay; or from `Falling`: warmup, decay). Its fields with
-defaults are its options; given the length of a run, `schedule(run)` is the learning rate. Tokens
-are counted before the update: the first step sees 0. Only calling a schedule touches a device.
+A file holds one frozen dataclass, named like the file in camel case, which derives from `Rule`, or
+from `Phased` (warmup, stable phase, decay) or `Falling` (warmup, decay). Its fields with defaults
+are its options. `schedule(run)` is the learning rate for a run of a given length. Tokens are
+counted before the update: the first step sees 0. Only calling a schedule touches a device.
 """
 
 from __future__ import annotations

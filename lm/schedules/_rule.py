@@ -1,4 +1,4 @@
-"""What the rules of schedules share: options of warmup and decay, and what they refuse."""
+"""What all rules of schedules share: options of warmup and decay, and checks of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ HALF_LIFE = Duration(5000, "steps")  # MiniCPM's, 20 G tokens (arXiv 2404.06395)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What every schedule has. `can_branch`: whether a decay may begin at any checkpoint;
-    `is_continuous`: whether the rate changes without jumps; `has_stable_phase`: whether there is
-    anything between warmup and decay.
+    """The base of every schedule. `can_branch`: whether a decay may begin at any checkpoint.
+    `is_continuous`: whether the rate changes without jumps. `has_stable_phase`: whether there is a
+    phase between warmup and decay.
 
     Attributes:
       peak_learning_rate: the largest learning rate, at the base width of muP
@@ -33,12 +33,12 @@ class Rule:
     has_stable_phase: ClassVar[bool] = False
 
     def problem(self) -> str | None:
-        """What is wrong with these options by themselves, in one line."""
+        """What is wrong with these options in themselves, in one line."""
         return None
 
     def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
-        """What is wrong with them in a run of this length, or as a decay that branches from a
-        trunk; read before any device is touched.
+        """What is wrong with the options for a run of this length, or for a decay that branches
+        from a trunk; asked before any device is touched.
         """
         if is_branch and not self.can_branch:
             name = SCHEDULES.name_of(type(self))
@@ -49,18 +49,18 @@ class Rule:
         return None
 
     def schedule(self, run: Run) -> Schedule:
-        """The learning rate of a run.
+        """The learning rate for a run.
 
         Raises:
-          UserError: values that contradict the run.
+          UserError: the options contradict the run.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phased(Rule):
-    """Linear warmup, a stable phase (`stable`), a decay. The decay may branch from any checkpoint
-    of the stable phase.
+    """Linear warmup, a stable phase (`stable`), and a decay. The decay may branch from any
+    checkpoint of the stable phase.
 
     Attributes:
       warmup: length of the linear rise from 0
@@ -79,7 +79,7 @@ class Phased(Rule):
     has_stable_phase: ClassVar[bool] = True
 
     def stable(self, run: Run) -> Callable[[jax.Array], jax.Array]:
-        """Tokens, float32 -> learning rate between warmup and decay."""
+        """Tokens, float32 -> the learning rate between warmup and decay."""
         raise NotImplementedError
 
     def problem(self) -> str | None:
@@ -135,8 +135,8 @@ class Phased(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Falling(Rule):
-    """Linear warmup, then a fall (`shape`) to the horizon. There is no stable phase, hence no decay
-    that branches from a checkpoint.
+    """Linear warmup, then a fall (`shape`) to the horizon. There is no stable phase, so no decay
+    can branch from a checkpoint.
 
     Attributes:
       warmup: length of the linear rise from 0
@@ -178,7 +178,7 @@ class Falling(Rule):
 def branch_tokens(decay: Duration, decay_start: float, tokens_per_step: int) -> int:
     """Total tokens of a run that decays from a checkpoint at `decay_start` tokens.
 
-    The decay is rounded up to whole steps; percent counts in the whole branched run, decay_start
+    The decay is rounded up to whole steps. A percentage is of the whole branched run, decay_start
     plus the decay.
     """
     if decay.unit == "percent":
@@ -186,6 +186,6 @@ def branch_tokens(decay: Duration, decay_start: float, tokens_per_step: int) -> 
         tokens = decay_start * decay.value / (100.0 - decay.value)
     else:
         tokens = decay.tokens(run_tokens=decay_start, tokens_per_step=tokens_per_step)
-    # A ratio such as 3.0000000000000004 is 3 steps.
+    # A ratio such as 3.0000000000000004 means 3 steps.
     steps = max(1, math.ceil(round(tokens / tokens_per_step, 6)))
     return int(decay_start) + steps * tokens_per_step

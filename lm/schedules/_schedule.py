@@ -1,15 +1,15 @@
-"""What schedules share: phases, shapes of the decay, the product that joins them.
+"""What schedules share: phases, shapes of the decay, and the product that combines them.
 
     eta(n) = ramp(n) * stable(clip(n, Nw, Ns)) * fall(n)     n: tokens before the update, float32
     ramp(n) = min(n / Nw, 1)
     fall(n) = max(f(x), r),  x = clip((n - Ns) / Nd, 0, 1),  r = final_ratio
 
 Nw is the end of the warmup, Ns the start of the decay, Nd its length. So the warmup rises linearly
-to stable(Nw), the decay starts at stable(Ns) and stays at its last value beyond its end. `ramp` is
-exactly 1 after the warmup and `fall` exactly 1 before the decay: in between, not even the last bit
-depends on how long the run is planned.
+to stable(Nw), and the decay starts at stable(Ns) and keeps its last value beyond its end. `ramp` is
+exactly 1 after the warmup, and `fall` is exactly 1 before the decay: in between, not even the last
+bit depends on the planned length of the run.
 
-Shapes f with f(0) = 1, and f(1) = r but for the last:
+Shapes f with f(0) = 1, and f(1) = r except for the last one:
 
     exponential   A e^-x + B                    published code of Power (arXiv 2408.13359) [C]
     linear        1 - (1 - r) x
@@ -19,7 +19,7 @@ Shapes f with f(0) = 1, and f(1) = r but for the last:
     half_life     0.5^((n - Ns) / half_life)    MiniCPM (arXiv 2404.06395) [P]; 5,000 steps there
 
 optax has linear_schedule, cosine_decay_schedule and exponential_decay (geometric). They compile
-their lengths in, and count steps as integers; the tests hold these shapes to them.
+their lengths in, and count steps as integers; the tests compare these shapes with them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Fall = Callable[[jax.Array, float], jax.Array]  # x in [0, 1], final ratio -> fa
 
 
 def _dropping(drop: Callable[[jax.Array], jax.Array]) -> Fall:
-    """`drop` rises from 0 to 1."""
+    """A fall from a `drop` that rises from 0 to 1."""
     return lambda x, final_ratio: 1.0 - np.float32(1.0 - final_ratio) * drop(x)
 
 
@@ -54,19 +54,19 @@ FALLS: Mapping[str, Fall] = {
 
 
 def halving(half_lives: float) -> Partial:
-    """A fall that halves the rate so many times, whatever the final ratio."""
-    # A rate that was halved 200 times is 0 in float32.
+    """A fall that halves the rate this many times, whatever the final ratio."""
+    # A rate that is halved 200 times is 0 in float32.
     return Partial(_halved, np.float32(min(half_lives, 200.0)))
 
 
 def _halved(half_lives: Any, x: jax.Array, final_ratio: float) -> jax.Array:
-    del final_ratio  # the floor, which is the same for all falls
+    del final_ratio  # it is the floor, which is the same for all falls
     return jnp.exp2(-half_lives * x)
 
 
 class Run(NamedTuple):
-    """Where a schedule is used. `decay_start`: tokens at the checkpoint from which a decay
-    branches, at the value that the trunk had there; `tokens` then only measures a warmup given in
+    """Where a schedule is used. `decay_start` is the tokens at the checkpoint from which a decay
+    branches, at the rate that the trunk had there. `tokens` then only defines a warmup given in
     percent.
     """
 
@@ -76,8 +76,8 @@ class Run(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Ends and starts of the phases in tokens; without a decay, decay_start equals decay_end. A
-    phase shorter than a token is none.
+    """The ends and starts of the phases in tokens. Without a decay, decay_start equals decay_end. A
+    phase shorter than one token does not exist.
     """
 
     warmup_end: float
@@ -93,9 +93,9 @@ class Phases(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
     """tokens -> learning rate, both float32. Its float32 numbers are arguments of compiled code, so
-    that schedules which differ in rates and lengths alone need no compilation of their own; that a
-    phase is there, the shape of the decay and its final ratio are compiled in. Lengths come as
-    1 / tokens, for the bits: so XLA divides by what it knows, but not by an argument.
+    schedules that differ only in rates and lengths share one compilation. Compiled in are which
+    phases exist, the shape of the decay and its final ratio. Lengths are stored as 1 / tokens for
+    equal bits: XLA divides by a constant in this way, but not by an argument.
     """
 
     warmup_end: Any
@@ -116,18 +116,18 @@ class Curve:
         if self.has_decay:
             x = jnp.clip((tokens - self.decay_start) * self.decay_rate, 0.0, 1.0)
             factor = self.fall(x, self.final_ratio)
-            # Rounding may end a hair below.
+            # Rounding may end slightly below the floor.
             rate = rate * jnp.maximum(factor, np.float32(self.final_ratio))
         return rate
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Schedule:
-    """tokens -> learning rate, both float32; works on arrays and under jit and vmap. `stable` is a
-    `jax.tree_util.Partial` of a function of the numbers it depends on and of the tokens; a function
-    that has its numbers inside works too, and is compiled for each schedule anew. `shape` names a
-    fall, or is one. `is_whole`: `stable` is the rate at all tokens, warmup and decay included; the
-    phases then only say where these lie.
+    """tokens -> learning rate, both float32; works on arrays, and under jit and vmap. `stable` is a
+    `jax.tree_util.Partial` of a function of its numbers and of the tokens. A function that contains
+    its numbers works too, but is compiled for each schedule. `shape` names a fall, or is one. With
+    `is_whole`, `stable` is the rate at all tokens, warmup and decay included; the phases then only
+    say where these are.
     """
 
     phases: Phases
@@ -142,14 +142,14 @@ class Schedule:
         return self.phases.decay_end > self.phases.decay_start and self.final_ratio < 1.0
 
     def last_before_decay(self, steps_of: Callable[[float], float]) -> int | None:
-        """The last step at which the decay can still begin elsewhere: no update of it was made, and
-        its first one is due. None without a decay. `steps_of`: tokens -> steps.
+        """The last step at which the decay could still start from elsewhere: none of its updates is
+        made, and the first is due. None without a decay. `steps_of`: tokens -> steps.
         """
         return int(steps_of(self.phases.decay_start) + 1e-6) if self.has_decay else None
 
     def is_decayed(self, tokens: float, tokens_per_step: int) -> bool:
-        """Whether an update of the decay went into the weights at `tokens`, whose last step took
-        `tokens_per_step`. That update was made at so many tokens less, and at `decay_start` itself
+        """Whether the weights at `tokens` contain an update of the decay. The last step took
+        `tokens_per_step`, so its update was made that many tokens earlier; at `decay_start` itself
         the factor of the decay is 1.
         """
         last, start = tokens / tokens_per_step - 1, self.phases.decay_start / tokens_per_step
@@ -183,7 +183,7 @@ def _partial(function: Callable[..., jax.Array]) -> Partial:
 
 
 def inverse(length: float) -> np.float32:
-    """1 / length in tokens, 0 for a phase that is none."""
+    """1 / length in tokens; 0 for a phase that does not exist."""
     return np.float32(1 if length >= 1 else 0) / np.float32(max(length, 1))
 
 

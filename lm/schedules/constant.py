@@ -1,8 +1,8 @@
 """Constant: linear warmup, then the peak for as long as the run lasts.
 
-The simplest trunk: another run of it, with schedule.family=wsd and decay_from, decays from any of
-its checkpoints. optax.constant_schedule after a warmup is the same; it gives back a Python number
-whatever it is asked, so that there is nothing to wrap.
+This is the simplest trunk: another run with schedule.family=wsd and decay_from can decay from any
+of its checkpoints. It equals optax.constant_schedule after a warmup; that function returns a Python
+number whatever its argument, so there is nothing to wrap.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Infinite: warmup, cooldown to a constant rate for as long as wanted, anneal from any point of it
-(Ibrahim et al. 2024, arXiv 2403.08763; arXiv 2503.02844).
+"""Infinite: warmup, cooldown to a rate that stays constant for any length, and an anneal from any
+point of it (Ibrahim et al. 2024, arXiv 2403.08763; arXiv 2503.02844).
 
     cooldown: eta(x) = peak + (constant - peak) h(x) / h(1),   x = (n - Nw) / Nc
         cosine         h(x) = (1 - cos(pi x)) / 2
@@ -7,11 +7,11 @@
     anneal:   `decay` of Phased, by default geometric, constant (final / constant)^x
 
 Published for 405M parameters [S]: peak 3e-4, constant 1.65e-4 (0.55 of the peak), final 3e-5, a
-warmup of 1 % and a cooldown of 60 % of the iterations; alpha = 10 and an anneal over the last 25 %
-are UNCONFIRMED. `final_ratio` is in the constant rate, as for every decay.
+warmup of 1 % and a cooldown of 60 % of the iterations. alpha = 10 and an anneal over the last 25 %
+are UNCONFIRMED. `final_ratio` is relative to the constant rate, as for every decay.
 
 Give warmup and cooldown in steps or tokens: then nothing before the anneal depends on the length of
-the run, and the run can be extended or branched from without end. The anneal is
+the run, and the run can be extended or branched from at any time. The anneal is
 optax.exponential_decay (_schedule.py); optax has no inverse square root to a constant.
 """
 
@@ -60,9 +60,9 @@ class Infinite(Phased):
 
     def misfit(self, *, run_tokens: int, tokens_per_step: int, is_branch: bool) -> str | None:
         lengths = {"run_tokens": run_tokens, "tokens_per_step": tokens_per_step}
-        told = super().misfit(**lengths, is_branch=is_branch)
-        if told is not None or is_branch:
-            return told
+        problem = super().misfit(**lengths, is_branch=is_branch)
+        if problem is not None or is_branch:
+            return problem
         taken = sum(x.tokens(**lengths) for x in (self.warmup, self.cooldown, self.decay))
         if taken <= run_tokens:
             return None

@@ -2,10 +2,10 @@
 
     eta(x) = peak (1 - x),   x = (n - Nw) / (horizon - Nw)
 
-The worst-case-optimal schedule for the last iterate (Defazio et al. 2023, arXiv 2310.07831 [P]),
-whose verdict is that it is at least as good as a cosine on nearly all of their problems.
+This is the worst-case-optimal schedule for the last iterate (Defazio et al. 2023, arXiv 2310.07831
+[P]); they find it at least as good as a cosine on nearly all of their problems.
 
-It is optax.linear_schedule after a warmup, to which the tests hold it. optax counts steps and
+It equals optax.linear_schedule after a warmup; the tests compare the two. optax counts steps and
 compiles its lengths in; here they are arguments.
 """
 

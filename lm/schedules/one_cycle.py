@@ -4,10 +4,10 @@
     eta(n) = peak (s + (1 - s) (1 - cos(pi n / Nr)) / 2)                   n < Nr
     eta(n) = peak (f + (1 - f) (1 + cos(pi (n - Nr) / (N - Nr))) / 2)      Nr <= n <= N, the run
 
-`rise` is Nr; `start_ratio` s and `final_ratio` f are in the peak. The defaults are those of
-optax.cosine_onecycle_schedule: 30 %, 1 / 25 and 1 / (25 * 10^4). That function takes one step at a
-time and compiles its lengths in, so the half cosines here are optax.cosine_decay_schedule over a
-length of one, and the tests hold the whole to optax's.
+`rise` is Nr; `start_ratio` s and `final_ratio` f are relative to the peak. The defaults are those
+of optax.cosine_onecycle_schedule: 30 %, 1 / 25 and 1 / (25 * 10^4). That function takes one step at
+a time and compiles its lengths in. So the half cosines here are optax.cosine_decay_schedule over a
+length of one, and the tests compare the result with optax's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OneCycle(Rule):
         rise = self.rise.tokens(run_tokens=run.tokens, tokens_per_step=run.tokens_per_step)
         numbers = map(np.float32, (self.peak_learning_rate, self.start_ratio, self.final_ratio))
         return Schedule(
-            # What depends on the length of the run is not to be gone on with at another.
+            # A rise that depends on the length of the run cannot continue at another length.
             phases=Phases(0.0, 0.0 if self.rise.unit == "percent" else rise, end),
             peak=self.peak_learning_rate,
             stable=Partial(_cycle, *numbers, np.float32(rise), inverse(rise), inverse(end - rise)),

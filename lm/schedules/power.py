@@ -2,15 +2,16 @@
 
     eta_power(n) = min(peak, batch * a * n^b),   batch = tokens_per_step / 4096
 
-The law was fitted with batches counted in sequences of 4,096 tokens, hence the derived `batch`;
-published constants: a = 4, b = -0.51, peak = 0.02. The warmup rises to eta_power(Nw), the decay
+The law was fitted with batches counted in sequences of 4,096 tokens; hence the derived `batch`.
+Published constants: a = 4, b = -0.51, peak = 0.02. The warmup rises to eta_power(Nw), and the decay
 falls from eta_power(Ns) (_schedule.py).
 
-Evaluated as peak * (max(n, knee) / knee)^b, the knee n* = (peak / (a batch))^(1/b) being where the
-two meet: the base of the power is at least 1, so n = 0 is harmless, and float32 stays within 1e-6
-of float64 up to 1e13 tokens. A flat law (b near 0) meets the peak at a knee that no float holds:
-the rate is then the peak for as long as anyone trains. Where a batch is below the peak, the knee
-lies before the first token: the law then begins at n = 1, with a batch.
+It is evaluated as peak * (max(n, knee) / knee)^b, where the knee n* = (peak / (a * batch))^(1/b) is
+the point where the two terms are equal. The base of the power is at least 1, so n = 0 is harmless,
+and float32 stays within 1e-6 of float64 up to 1e13 tokens. A flat law (b near 0) reaches the peak
+at a knee that no float can hold; the rate is then the peak for as long as anyone trains. Where
+a * batch is below the peak, the knee lies before the first token; the law then starts at n = 1 with
+the rate a * batch.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from jax.tree_util import Partial
 from lm.mapping import SMALLEST
 from lm.schedules import Phased, Run
 
-SEQUENCE_LEN = 4096  # of the runs the published constants were fitted to
-NEVER = 1e30  # tokens that no run sees; their inverse is a float32 as well
+SEQUENCE_LEN = 4096  # tokens per sequence in the runs of the published fit
+NEVER = 1e30  # more tokens than any run sees; the inverse is still a float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Power(Phased):
-    """Its options, beside those of `Phased`.
+    """The options of the power law, in addition to those of `Phased`.
 
     Attributes:
       a: factor of the law, positive
@@ -61,13 +62,13 @@ class Power(Phased):
         return super().misfit(**lengths, is_branch=is_branch)
 
     def knee(self, tokens_per_step: int) -> float:
-        """Tokens at which the power law falls below the peak; inf where no float holds them."""
+        """Tokens after which the power law is below the peak; inf where no float can hold them."""
         first = math.log(self.a) + math.log(tokens_per_step / SEQUENCE_LEN)
         exponent = (math.log(self.peak_learning_rate) - first) / self.b
         return math.exp(exponent) if exponent < math.log(sys.float_info.max) else math.inf
 
     def _start(self, tokens_per_step: int) -> tuple[float, float]:
-        """Tokens from which the law is evaluated, and its rate there, which is its largest."""
+        """The tokens from which the law is evaluated, and its rate there, which is its largest."""
         knee = self.knee(tokens_per_step)
         if knee >= 1:
             return min(knee, NEVER), self.peak_learning_rate

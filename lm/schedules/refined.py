@@ -1,17 +1,17 @@
-"""Refined: a schedule made of the gradient norms that another run logged (Defazio et al. 2023,
+"""Refined: a schedule made from the gradient norms that another run logged (Defazio et al. 2023,
 arXiv 2310.07831).
 
     w_t = G_t^-power,   eta_t ~ w_t * sum_{p > t} w_p / sum_p w_p,   largest value 1, last 0   [C]
 
-Constant norms give a linear decay, norms that are large at first give a warmup. `profile` is the
-rate over the peak at equally spaced points of a run, the first at its start, the last at its end,
-and linear in between. The configuration holds it, so that a run depends on no other; `python -m
-espalier schedules --refine=RUN` makes one of the log of a run, by `refine`. optax has none.
+Constant norms give a linear decay; norms that are large at first give a warmup. `profile` is the
+rate divided by the peak at equally spaced points of a run, from its start to its end, and linear in
+between. The configuration holds it, so a run depends on no other run. `espalier schedules
+--refine=RUN` makes a profile from the log of a run, by `refine`. optax has no such schedule.
 
 The norms are smoothed by a running median over `window` of the run (0.1, UNCONFIRMED width; that it
-is a median with reflected ends is [C]) and clipped from below at a quantile; those that are not
+is a median with reflected ends is [C]) and clipped from below at a quantile. Norms that are not
 finite are left out. power = 2 squares the norm (SGD) [C]. The paper's variant for Adam has
-w_t = 1 / |g_t|_1 (UNCONFIRMED): power = 1, with the logged Euclidean norm in the place of that one.
+w_t = 1 / |g_t|_1 (UNCONFIRMED): here power = 1 with the logged Euclidean norm instead of the L1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jax.tree_util import Partial
 from lm.mapping import UserError
 from lm.schedules import Phases, Rule, Run, Schedule
 
-CELLS = 2000  # a longer log is taken in so many medians
+CELLS = 2000  # a longer log is reduced to this many medians
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,12 @@ def _between(table: Any, scale: Any, tokens: jax.Array) -> jax.Array:
 def refine(
     norms: np.ndarray, *, window: float, quantile: float, power: float, points: int | None
 ) -> np.ndarray:
-    """Gradient norms in order, equally far apart -> the profile, float64 with a largest value of 1.
+    """Gradient norms at equal distances -> the profile, float64, whose largest value is 1.
 
     Args:
-      window: of the running median, a share of the run; 0 leaves the norms as they are.
-      quantile: norms below it count as it.
-      points: of the profile; None: one for each norm.
+      window: the width of the running median as a share of the run; 0 means no smoothing.
+      quantile: smaller norms are raised to this quantile.
+      points: the number of points of the profile; None means one per norm.
 
     Raises:
       UserError: fewer than two norms, or none that is finite and positive.

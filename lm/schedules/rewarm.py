@@ -1,13 +1,14 @@
-"""Re-warm and re-decay: a run that continues from the weights of another on other data (Ibrahim et
+"""Re-warm and re-decay: a run that continues the weights of another on other data (Ibrahim et
 al. 2024, arXiv 2403.08763 [S]).
 
     eta(n) = peak (s + (1 - s) n / Nw)                         n < Nw: from where the other ended
     eta(n) = peak * fall((n - Nw) / (horizon - Nw))            then down again, by default a cosine
 
-`start_ratio` s is the final rate of the run before, `final_ratio` of this one, both in the peak; a
-tenth each, as published (3e-4 to 3e-5). The length of the warmup hardly mattered there (0 to 2 %),
-and moments were reset between datasets, as `init_from` does. optax.linear_schedule and
-optax.cosine_decay_schedule are its two parts; the tests hold it to them.
+`start_ratio` s is the final rate of the previous run and `final_ratio` that of this run, both
+relative to the peak; the defaults are a tenth each, as published (3e-4 to 3e-5). The length of the
+warmup hardly mattered there (0 to 2 %). Moments were reset between datasets, as `init_from` does.
+optax.linear_schedule and optax.cosine_decay_schedule are its two parts; the tests compare it with
+them.
 """
 
 from __future__ import annotations

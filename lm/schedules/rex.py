@@ -2,8 +2,9 @@
 
     eta(x) = peak (1 - x) / ((1 - d) + d (1 - x)),   x = (n - Nw) / (horizon - Nw)
 
-d = 1/2 is the paper's (UNCONFIRMED against its text), 0.9 that of a widely copied code [C], 0 is
-linear. With `final_ratio` r the rate is peak (r + (1 - r) eta(x) / peak). optax has none.
+d = 1/2 is the paper's value (UNCONFIRMED against its text), 0.9 that of a widely copied code [C],
+and 0 is linear. With `final_ratio` r the rate is peak (r + (1 - r) eta(x) / peak). optax has no
+such schedule.
 """
 
 from __future__ import annotations

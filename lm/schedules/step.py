@@ -3,9 +3,9 @@ arXiv 2401.02954 [S]: warmup of 2,000 steps, 0.316 from 80 % of the tokens, 0.1 
 
     eta(n) = peak * min(n / Nw, 1) * factors[i],   at[i] <= n < at[i + 1]      (1 before at[0])
 
-The rate at `at[i]` itself is the lower one. optax.piecewise_constant_schedule is the same with
-scales that multiply, and holds its boundaries as the keys of a dict, which no argument of a
-compiled step can be; the tests hold this one to it.
+The rate at `at[i]` itself is already the new one. optax.piecewise_constant_schedule is the same
+with scales that multiply. It takes its boundaries as the keys of a dict, which cannot be arguments
+of a compiled step; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Step(Rule):
         warmup_end = self.warmup.tokens(**lengths)
         places = [x.tokens(**lengths) for x in self.at]
         rates = np.array([1.0, *self.factors]) * self.peak_learning_rate
-        # The last step before the first lower rate.
+        # The last step before the first change of the rate.
         start = (math.ceil(places[0] / run.tokens_per_step - 1e-6) - 1) * run.tokens_per_step
         ramp = (inverse(warmup_end), np.float32(warmup_end < 1))
         return Schedule(

@@ -1,7 +1,7 @@
 """WSD: linear warmup, constant at the peak, decay (MiniCPM, arXiv 2404.06395).
 
-`decay` is the length of the decay, `decay_shape` its form; published lengths are 10 to 20 percent
-of the tokens.
+`decay` is the length of the decay and `decay_shape` its shape; published lengths are 10 to 20
+percent of the tokens.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Experiments about the framework itself, built on train.run."""
+"""Studies: many trainings that answer one question, built on train.run."""

@@ -1,8 +1,8 @@
-"""What a trained run answers to the tasks of a study, kept in its folder.
+"""What a trained run answers to the tasks of a study, stored in its folder.
 
-WORKDIR/tasks-NAME.json holds the answers of one reading of the run (its own layers, or a variant's
-options), with all they depend on: the step, those options, and of every task its own, `max_tokens`
-and the content of its files. What agrees is not asked again.
+WORKDIR/tasks-NAME.json holds the answers of one reading of the run (with its own layers, or with a
+variant's options), and everything they depend on: the step, those options, and for every task its
+options, `max_tokens` and the content of its files. What is unchanged is not evaluated again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lm.studies import grid
 
 
 class Reading(NamedTuple):
-    """A trained run, its layers under other options; `name` is the pattern's or the variant's."""
+    """A trained run, with options of its layers; `name` is the pattern's or the variant's."""
 
     workdir: Path
     name: str
@@ -38,12 +38,12 @@ class Reading(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where its answers are kept."""
+        """The file of its answers."""
         return self.workdir / f"tasks-{grid.name((self.name,))}.json"
 
 
 class Questions(NamedTuple):
-    """`asked[label]`: all that the answer to a task depends on, beside the run."""
+    """`asked[label]` is everything that the answer to a task depends on, apart from the run."""
 
     tasks: Mapping[str, Task]
     max_tokens: int
@@ -51,20 +51,21 @@ class Questions(NamedTuple):
 
 
 def questions(tasks: Mapping[str, Mapping[str, Any]], max_tokens: int) -> Questions:
-    """The tasks of a study, and bits per byte; their files are read to know them again."""
+    """The tasks of a study, and bits per byte; their files are read, to notice when they change."""
     created = evals.create({"bits_per_byte": {}} | dict(tasks), "config.tasks")
     asked = {}
     for label, task in created.items():
         options = dataclasses.asdict(task)
         found = {key: digest(value) for key, value in options.items() if isinstance(value, str)}
         contents = {key: value for key, value in found.items() if value}
-        # Contents in place of paths, which differ between machines.
+        # Contents instead of paths, which differ between machines.
         asked[label] = [type(task).__name__, options | contents, max_tokens]
     return Questions(created, max_tokens, _plain(asked))
 
 
 def digest(path: str) -> str:
-    """Of the names and contents of what a path, folder or glob means; "" where there is no file.
+    """A digest of the names and contents of the files that a path, folder or glob means; "" if
+    there are none.
 
     Raises:
       UserError: a file cannot be read.
@@ -85,7 +86,7 @@ def digest(path: str) -> str:
 
 
 def known(reading: Reading) -> dict[str, Any]:
-    """What its file holds.
+    """The content of its file.
 
     Raises:
       UserError: the file is damaged.
@@ -105,8 +106,8 @@ def known(reading: Reading) -> dict[str, Any]:
 
 
 def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Answer]:
-    """label -> what a trained run answers; a task is asked only where what that depends on
-    differs.
+    """label -> the answer of a trained run. A task is evaluated only if something that its answer
+    depends on has changed.
     """
     step = checkpoint.steps(reading.workdir)[-1]
     before, layers = known(reading), _plain(to_mapping(dict(reading.layers)))
@@ -128,9 +129,9 @@ def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Ans
         who = reading.workdir.name + (f" as {reading.name}" if reading.layers else "")
         totals = {f"{who} {k}": evaluate.num_tokens(x) for k, x in items.items()}
         with ScoringBar(totals) as bar:
-            for label, item in items.items():  # kept one by one, as each takes its minutes
-                told = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
-                results = evaluate.run({label: item}, scorer, advance=told)
+            for label, item in items.items():  # saved one by one, as each takes minutes
+                advance = lambda name, tokens: bar.advance(f"{who} {name}", tokens)
+                results = evaluate.run({label: item}, scorer, advance=advance)
                 kept |= evaluate.to_mapping(results, with_units=True)
                 done = {"step": step, "layers": layers, "found": kept}
                 done["asked"] = {name: asked[name] for name in kept}
@@ -139,5 +140,5 @@ def ask(reading: Reading, questions: Questions, data_dir: Path) -> dict[str, Ans
 
 
 def _plain(values: Any) -> Any:
-    """As JSON gives it back."""
+    """The values as JSON returns them."""
     return json.loads(json.dumps(values))

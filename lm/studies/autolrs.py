@@ -8,20 +8,21 @@ short probes while it trains.
         tau steps at the best rate
     the decay of the configuration's schedule, from the last rate
 
-A run of its own stands behind every probe and every stage (`decay_from`, with a decay that keeps
-its value), so that whatever is killed goes on, and a stage is, bit for bit, that many steps at its
-rate. The warmup is not searched: the first stage and its probes have it before them.
+Every probe and every stage is a run of its own (`decay_from`, with a decay that keeps its value).
+So a killed search continues, and a stage is, bit for bit, that many steps at its rate. The warmup
+is not searched: the first stage and its probes begin with it.
 
-What a probe gains is measured against weights that stand still. By default on its batches: all
-probes of a stage see the same ones, and so does one at a vanishing rate, whose loss is taken off;
-the noise of the batches, far larger than what a few steps change, goes with it. Or, with
-`validation`, on held-out text a few times a probe; one that is not below the loss at the stage's
-beginning throughout is then read at its end and not forecast, as in the published code [C].
+The gain of a probe is measured against weights that do not move. By default the loss is that on its
+batches. All probes of a stage see the same batches, and so does one with a vanishing rate, whose
+loss is subtracted; that removes the noise of the batches, which is far larger than the effect of a
+few steps. With `validation` the loss is that on held-out text, a few times per probe. A probe that
+is not below the loss at the stage's beginning throughout is then scored by its last loss and not by
+a forecast, as in the published code [C].
 
 After few steps a low rate looks better than it is: the loss falls because the noise of the steps
-falls, and the search ends the run's high rate too early (Wu et al. 2018, arXiv 1803.02021, the bias
-of a short horizon). With `anneal`, which is not of the paper, every probe ends in a linear decay to
-zero over so many steps, and the held-out loss after it is what the probe is worth.
+falls. So the search ends the run's high rate too early (Wu et al. 2018, arXiv 1803.02021, the bias
+of a short horizon). With `anneal`, which is not in the paper, every probe ends in a linear decay to
+zero over that many steps, and the held-out loss after the decay is the score of the probe.
 """
 
 from __future__ import annotations
@@ -43,24 +44,25 @@ from lm.studies import grid, probes
 from lm.studies.trainer import Trainer, brief
 
 FILE, STAGES, PROBE, DECAY = "search.json", "stage-{:03}", "probe-{}", "decay"
-ANNEALED = "annealed"  # within the folder of a probe
-POINTS = 4  # evaluations of a probe, where it is measured on held-out text
+ANNEALED = "annealed"  # a folder inside that of a probe
+POINTS = 4  # evaluations of a probe, if it is measured on held-out text
 STILL = 1e-30  # a rate that moves no weight
-SHARE = 10  # a probe takes one in so many steps of its stage [C]
-LEAST = 10  # steps of a probe: through fewer losses no curve can be fitted
+SHARE = 10  # a probe takes one step for this many of its stage [C]
+LEAST = 10  # steps of a probe: a curve cannot be fitted to fewer losses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """A search of the learning rate.
+    """A search for the learning rate.
 
     Attributes:
-      run: a configuration whose schedule has a warmup and a decay, which stay; its peak is not read
-      lowest: least learning rate
-      highest: largest learning rate
-      first_stage: steps of the first stage; each later one takes twice as many as the one before
-      longest_stage: steps of a stage at most
-      probes: probes of a stage
+      run: a configuration whose schedule has a warmup and a decay, which are kept; its peak is not
+        used
+      lowest: lower bound of the learning rate
+      highest: upper bound of the learning rate
+      first_stage: steps of the first stage; each later stage takes twice as many
+      longest_stage: most steps of a stage
+      probes: number of probes of a stage
       validation: tokens of every validation set on which a probe is measured; 0: it is measured on
         its batches
       anneal: steps of decay to zero after each probe; 0: none
@@ -78,9 +80,9 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """From step `start` to step `end`. `rates` and `forecasts` of its probes, in their order: the
-    change of the loss after the stage, nats a token, None where a probe diverged. `rate`: chosen,
-    0 before all probes are made.
+    """A stage from step `start` to step `end`. `rates` and `forecasts` are those of its probes in
+    order. A forecast is the change of the loss over the stage, nats per token; None if the probe
+    diverged. `rate` is the chosen rate, 0 until all probes are made.
     """
 
     start: int
@@ -137,7 +139,7 @@ def create(mapping: Mapping[str, Any]) -> Search:
 
 
 def configuration(search: Search) -> Config:
-    """The run, its records of every step, which the forecasts need."""
+    """The run, with a record of every step, which the forecasts need."""
     config = from_mapping(to_mapping(dict(search.run)))
     log = dataclasses.replace(config.log, every=Duration(1, "steps"))
     return dataclasses.replace(config, log=log)
@@ -158,7 +160,7 @@ def stages(search: Search) -> list[tuple[int, int]]:
             f"{search.first_stage}; lengthen run.length, or lower first_stage"
         )
     while start < end:
-        # What would be left over, shorter than a stage, belongs to the last one.
+        # A remainder that is shorter than a stage belongs to the last one.
         stop = end if end - start < length + search.first_stage else start + length
         found.append((start, stop))
         start, length = stop, min(2 * length, search.longest_stage)
@@ -171,9 +173,9 @@ def run(
     data_dir: Path,
     tell: Callable[[list[Stage]], None] = lambda found: None,
 ) -> list[Stage] | None:
-    """Every stage searched and trained, and the decay; None if a signal stopped it. The last run is
-    in WORKDIR/decay, or that of the last stage where the schedule has no decay. `tell` is given
-    what is known after every probe.
+    """Searches and trains every stage, and the decay; None if a signal stopped it. The last run is
+    WORKDIR/decay, or that of the last stage if the schedule has no decay. `tell` is called after
+    every probe with the stages so far.
 
     Raises:
       UserError: the folder holds another search, or all probes of a stage diverged.
@@ -205,7 +207,7 @@ class _Work:
     trainer: Trainer
 
     def probed(self, number: int, stage: Stage) -> Stage | None:
-        """The stage with a probe more, and its rate after the last; None if a signal came."""
+        """The stage with one more probe, and after the last its rate; None if a signal came."""
         search, still = self.search, self.workdir / PROBE.format("still")
         losses = lambda x: math.inf if x is None else x
         known = [losses(x) for x in stage.forecasts]
@@ -239,7 +241,7 @@ class _Work:
         )
 
     def _change(self, number: int, stage: Stage, place: Path, still: Path) -> float:
-        """The change of the loss after a stage at the rate of a probe, forecast."""
+        """The forecast change of the loss over a stage at the rate of a probe."""
         start, length = stage.start, stage.end - stage.start
         if not self.search.validation:
             pairs = zip(_losses(place, start), _losses(still, start), strict=True)
@@ -251,44 +253,44 @@ class _Work:
             last = [*_validated(place / ANNEALED, start).values()][-1]
             return last - first if math.isfinite(last) else math.inf
         found = {step - start: loss - first for step, loss in _validated(place, start).items()}
-        if number:  # at the first stage the warmup lies between
+        if number:  # in the first stage the warmup lies in between
             found = {0: 0.0} | found
         times, moved = list(found), list(found.values())
-        if not all(x < 0 for x in moved[-POINTS:]):  # what is not finite is not below either
+        if not all(x < 0 for x in moved[-POINTS:]):  # a value that is not finite is not below
             return moved[-1] if math.isfinite(moved[-1]) else math.inf
         return probes.forecast(times, moved, length)
 
     def _anneal(self, rate: float, place: Path, end: int) -> bool:
-        """The decay of a probe in `place` that has come to step `end`; whether it ended."""
+        """Runs the decay of a probe in `place` that is at step `end`; returns whether it ended."""
         config = self._decaying(rate, self.search.anneal, place / checkpoint.FOLDER / str(end))
         config = self._measured(config, every=Duration(100, "percent"))
         return self.trainer.train(config, place / ANNEALED)
 
     def _measured(self, config: Config, every: Duration) -> Config:
-        """A short run that is evaluated so often, and at its end, on the text of the search."""
+        """A short run, evaluated at intervals and at its end on the search's validation tokens."""
         config = brief(config, is_evaluated=False)
         sizes = {"every": every, "max_tokens": self.search.validation}
         return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **sizes))
 
     def _decaying(self, rate: float, steps: int, start: Path) -> Config:
-        """A linear decay to zero from a checkpoint."""
+        """A run that decays linearly to zero from a checkpoint."""
         changes = {"warmup": Duration(0, "steps"), "decay": Duration(steps, "steps")}
         schedule = dataclasses.replace(self._constant(rate), **changes, final_ratio=0.0)
         return dataclasses.replace(self.config, schedule=schedule, decay_from=str(start))
 
     def staged(self, number: int, stage: Stage) -> bool:
-        """Trains a stage at its rate; whether it ended."""
+        """Trains a stage at its rate; returns whether it ended."""
         place = self.workdir / STAGES.format(number)
         if checkpoint.steps(place)[-1:] == [stage.end] or self._later(number):
             return True
         is_done = self._train(number, stage.start, stage.end, stage.rate, place)
-        if is_done and number:  # nothing begins at the one before any more
+        if is_done and number:  # nothing starts from the previous stage any more
             before = self.workdir / STAGES.format(number - 1)
             shutil.rmtree(before / checkpoint.FOLDER, ignore_errors=True)
         return is_done
 
     def decayed(self, found: list[Stage]) -> bool:
-        """Trains the decay, an ordinary run with its report; whether it ended."""
+        """Trains the decay, an ordinary run with a report; returns whether it ended."""
         steps = self.config.steps(self.config.schedule.decay)
         if not steps:
             return True
@@ -304,14 +306,14 @@ class _Work:
         return (self.workdir / STAGES.format(number + 1)).exists()
 
     def _checkpoint(self, number: int, step: int) -> str:
-        """Where the stage before `number` ended, at `step`."""
+        """The checkpoint at `step` where the stage before `number` ended."""
         return str(self.workdir / STAGES.format(number - 1) / checkpoint.FOLDER / str(step))
 
     def _train(
         self, number: int, start: int, end: int, rate: float, place: Path, *, is_probe: bool = False
     ) -> bool:
-        """From the end of the stage before to step `end` at a constant rate, the first after the
-        warmup.
+        """Trains from the end of the previous stage to step `end` at a constant rate; the first
+        stage includes the warmup.
         """
         config, schedule = self.config, self._constant(rate)
         length = Duration(end, "steps")
@@ -325,7 +327,7 @@ class _Work:
         if is_probe and self.search.validation and (rate == STILL or not self.search.anneal):
             points = 1 if rate == STILL else POINTS
             config = self._measured(config, Duration(max(1, (end - start) // points), "steps"))
-        else:  # of an annealed probe the loss after its decay alone is read
+        else:  # for an annealed probe only the loss after its decay is used
             config = brief(config, is_evaluated=False)
         return self.trainer.train(config, place)
 
@@ -344,15 +346,15 @@ class _Work:
 
 
 def loss(workdir: Path) -> float | None:
-    """At the end of the decay, nats a token, mean of the validation sets; None where the schedule
-    has no decay.
+    """The loss at the end of the decay, nats per token, mean over the validation sets; None if the
+    schedule has no decay.
     """
     losses = [*_validated(workdir / DECAY, 0).values()]
     return losses[-1] if losses else None
 
 
 def _losses(workdir: Path, start: int) -> list[float]:
-    """Of every step after `start`, before its update."""
+    """The training losses of every step after `start`, before its update."""
     return [line["train/nll"] for line in metrics.read(workdir) if line["step"] > start]
 
 

@@ -1,7 +1,7 @@
-"""What there is: ops, their forms and where each is preferred, the mixers that call them, states,
-and what has been shown of each form on which device.
+"""What exists: ops, their forms and where each is preferred, the mixers that call them, states, and
+what has been shown of each form on which device.
 
-Proofs are files of kernels/proofs, one a device, written by the contract suite:
+Proofs are files of kernels/proofs, one per device, written by the contract suite:
 `pytest tests/kernels --proof=FILE`.
 """
 
@@ -29,8 +29,8 @@ UNPROVEN = "unproven"
 
 
 class FormRow(NamedTuple):
-    """`preferred`: targets where `auto` tries it, by rank, and devices on which it is known to win;
-    `proof`: counts, device and commit.
+    """`preferred`: the targets where `auto` tries the form, with its rank, and the devices on which
+    it is known to win. `proof`: counts, device and commit.
     """
 
     op: str
@@ -42,8 +42,8 @@ class FormRow(NamedTuple):
 
 
 class MixerRow(NamedTuple):
-    """`parameters` of the layer without feed-forward; `state` of one row, bytes, T tokens seen;
-    FLOPs of its ops, forward, at the context length.
+    """`parameters` of the layer without feed-forward; `state` of one row in bytes after T tokens;
+    forward FLOPs of its ops at the context length.
     """
 
     mixer: str
@@ -54,7 +54,7 @@ class MixerRow(NamedTuple):
 
 
 class MemberRow(NamedTuple):
-    """A file that a key of the configuration may name; its options with their defaults."""
+    """A file that a key of the configuration may name, and its options with their defaults."""
 
     kind: str
     member: str
@@ -62,12 +62,12 @@ class MemberRow(NamedTuple):
 
 
 def members() -> list[MemberRow]:
-    """A row for every member of every family, those of installed packages too."""
+    """A row for every member of every family, including those of installed packages."""
     return [
         MemberRow(
             family.noun,
             name,
-            "; ".join(f"{key} = {told}" for key, told in family.describe(name, name).items()),
+            "; ".join(f"{key} = {value}" for key, value in family.describe(name, name).items()),
         )
         for family in families.ALL
         for name in family.names()
@@ -131,12 +131,12 @@ def _proof(key: str, proofs: Sequence[Mapping[str, Any]]) -> str:
     for proof in proofs:
         counts = proof["forms"].get(key)
         if counts:
-            told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+            counted = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
             place = proof["cpu"] if proof["device"] == "cpu" else proof["device"]
-            # On a CPU the kernel of a device is evaluated by its interpreter.
+            # On a CPU an interpreter evaluates the kernel of another device.
             is_kernel = key.split("/")[1] in device.TARGETS
             how = "interpreted on" if is_kernel and proof["device"] == "cpu" else "on"
-            lines.append(f"{told} {how} {place} at {proof['commit'][:10]}")
+            lines.append(f"{counted} {how} {place} at {proof['commit'][:10]}")
     return "; ".join(lines) or UNPROVEN
 
 
@@ -163,7 +163,7 @@ def _mixer(name: str, base: Mapping[str, Any]) -> MixerRow:
 
 
 def _state(built: Build) -> str:
-    """Bytes of one row's state: fixed, and for each token."""
+    """Bytes of one row's state: the fixed part, and the part per token."""
 
     def size(length: int) -> int:
         state = jax.eval_shape(lambda: built.model.groups[0].blocks[0].mixer.init_state(1, length))

@@ -5,9 +5,9 @@ decays of one trunk.
     -> 4 cells of 2 trunks
 
 A schedule with a stable phase is the same function of tokens up to its decay, however long the run
-is planned. So the cells that differ in length and decay alone are branches of one training, the
-trunk, and the axis of tokens costs one run. Lengths and decays are rounded to whole steps here, so
-that a branch is, bit for bit, the run that its cell's configuration describes.
+is planned. So cells that differ only in length and decay are branches of one training, the trunk,
+and the axis of tokens costs one run. Lengths and decays are rounded to whole steps here, so that a
+branch is, bit for bit, the run that its cell's configuration describes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lm.mapping import lasting
 from lm.schedules import Phased
 from lm.studies import answers, grid, sizes
 
-WIDTH = "width"  # an axis of its own: heads and feed-forwards are widened with the model
-# Options of a schedule that no trunk depends on.
+WIDTH = "width"  # an axis with its own rule: heads and feed-forwards grow with the model
+# Options of a schedule that do not affect the trunk.
 DECAY = ("decay", "decay_shape", "final_ratio", "half_life")
 START = ("init_from", "decay_from")
 
 
 class Cell(NamedTuple):
-    """Coordinates of a cell in the grid (lm/studies/grid.py), which name its folder: digest of the
-    trunk, steps of the run, digest of the cell. Cells of a trunk are worked on by their steps.
+    """The coordinates of a cell in the grid (lm/studies/grid.py), which name its folder: digest of
+    the trunk, steps of the run, digest of the cell. A trunk's cells are done in order of steps.
     """
 
     trunk: str
@@ -43,8 +43,9 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """The run of a cell. `values`: what the axes set, by key. `asked`: all that the outcome depends
-    on. `start`: the step at which its decay branches from the trunk; None of a run without a trunk.
+    """The run of a cell. `values` are those that the axes set, by key. `asked` is everything that
+    the outcome depends on. `start` is the step at which its decay branches from the trunk; None for
+    a run without a trunk.
     """
 
     config: Config
@@ -54,7 +55,7 @@ class Planned:
 
     @property
     def trunk(self) -> Config:
-        """The run up to the decay; of a run without a trunk, all of it."""
+        """The run up to the decay; for a run without a trunk, the whole run."""
         if self.start is None:
             return self.config
         return dataclasses.replace(
@@ -67,12 +68,12 @@ class Planned:
 def plan(
     run: Mapping[str, Any], grids: Sequence[Mapping[str, Sequence[Any]]], min_steps: int
 ) -> dict[Cell, Planned]:
-    """Every cell of every grid, once, in the order of the grids; those of fewer than `min_steps`
-    are left out.
+    """Every cell of every grid, once, in the order of the grids, without cells of fewer than
+    `min_steps` steps.
 
     Raises:
-      UserError: an axis that is not a key of a run, without values or with one twice; a combination
-      that is refused as a run; or no cell is left.
+      UserError: an axis is not a key of a run, has no values or one value twice; a combination is
+      refused as a run; or no cell is left.
     """
     content, found = functools.cache(answers.digest), {}
     longest = 0
@@ -108,7 +109,7 @@ def _check(axes: Mapping[str, Sequence[Any]], run: Mapping[str, Any]) -> None:
 
 
 def _check_runs(found: Mapping[Cell, Planned]) -> None:
-    """Every kind of run once, as far as no device is needed."""
+    """Checks every kind of run once, as far as possible without a device."""
     checked = set()
     for planned in found.values():
         kind = json.dumps(to_mapping({"model": planned.config.model, "data": planned.config.data}))
@@ -135,7 +136,7 @@ def _plan(run: Mapping[str, Any], values: Mapping[str, Any], content: Any) -> Pl
 
 
 def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key; the member of a family by its name alone takes its own defaults."""
+    """Sets a dotted key. A member of a family given by its name alone takes its own defaults."""
     *above, last = key.split(".")
     node = mapping
     for name in above:
@@ -154,18 +155,18 @@ def _with_trunk(config: Config, values: Mapping[str, Any], content: Any) -> Plan
         decay = max(1, round(schedule.decay.tokens(**lengths) / per_step))
         phases = _in_tokens(schedule, lengths) | {"decay": Duration(decay, "steps")}
         exact = dataclasses.replace(schedule, **phases)
-        # Or there is nothing before the decay, or it falls into the growth of the batch.
+        # Otherwise there is nothing before the decay, or it falls into the batch warmup.
         if decay < steps and steps - decay >= config.batches.warmup_steps:
             config, start = dataclasses.replace(config, schedule=exact), steps - decay
-    told = config.schedule.misfit(**lengths, is_branch=False)
-    if told is not None:
-        raise UserError(f"grid cell {_shown(values)}: {told}")
+    problem = config.schedule.misfit(**lengths, is_branch=False)
+    if problem is not None:
+        raise UserError(f"grid cell {_shown(values)}: {problem}")
     return Planned(config, values, asked(config, content), start)
 
 
 def _in_tokens(schedule: Phased, lengths: Mapping[str, Any]) -> dict[str, Duration]:
-    """The warmup in tokens, and every other duration that is a percentage: of this run, and not of
-    its trunk.
+    """The warmup in tokens, and every other duration given in percent, because a percentage is of
+    this run and not of its trunk.
     """
     options = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
     return {
@@ -180,8 +181,8 @@ def _shown(values: Mapping[str, Any]) -> str:
 
 
 def asked(config: Config, content: Any) -> dict[str, Any]:
-    """What no resumed run may change, the length, and how much text is held out; contents in place
-    of paths, which differ between machines.
+    """What no resumed run may change, plus the length and how much text is held out. Contents
+    replace paths, which differ between machines.
     """
     asked = lasting(config)
     for name, source in config.data.sources.items():

@@ -1,16 +1,16 @@
-"""Runs that differ in the pattern of mixers and the seed alone, at equal parameters and tokens.
+"""Runs that differ only in the pattern of mixers and the seed, at equal parameters and tokens.
 
-    solve sizes -> time all in turn -> train each (pattern, seed) and ask it the tasks -> verdicts
+    solve sizes -> time all in turn -> train each (pattern, seed), evaluate the tasks -> verdicts
     -> compare.json -> compare.md, compare.html, figures
 
-A (pattern, seed) is a cell of a grid (lm/studies/grid.py), and so is the timing: every arrow
-resumes, and several processes share the work. Equal are the parameters outside the embedding,
-within one percent of the first pattern's (lm/studies/sizes.py). The order of the data depends on
-the seed alone.
+Each (pattern, seed) is a cell of a grid (lm/studies/grid.py), and so is the timing. So every step
+above can be resumed, and several processes share the work. "Equal" refers to the parameters outside
+the embedding, within one percent of the first pattern's (lm/studies/sizes.py). The order of the
+data depends only on the seed.
 
 The page is written whenever all patterns of a seed are trained. Its compare.json is the table of
-the study: cells it holds are not trained again where the study is begun anew with it, in any folder
-and on any machine.
+the study: a study that is started again with this table, in any folder and on any machine, does not
+train the cells that it holds.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CURVE_POINTS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run at its last step, plain as JSON holds it: its curve (`compared.Curve` of one seed), and
-    what its readings answered, answers[reading][label].
+    """A finished run, as plain values for JSON: its curve (a `compared.Curve` of one seed), and the
+    answers of its readings, answers[reading][label].
     """
 
     curve: Mapping[str, Any]
@@ -65,12 +65,12 @@ def run(
     table: Sequence[Entry[Trained]] = (),
     tell: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row] | None:
-    """The row of every pattern, from what the workdir or the table holds or by work; None if a
-    signal stopped it. `tell` takes the rows of the first seed, the first two and so on, but for the
-    last, as they are trained.
+    """The row of every pattern, from the workdir, from the table or by training; None if a signal
+    stopped it. `tell` is called with the rows of the first seed, of the first two seeds and so on
+    as they are trained, but not with all seeds.
 
     Raises:
-      UserError: parameters that cannot be made equal, or a mistake that training or a task reports.
+      UserError: parameters cannot be made equal, or training or a task reports a mistake.
     """
     for pattern in study.patterns:
         build_lib.check(configuration(study, pattern, study.seeds[0]))
@@ -96,7 +96,7 @@ def run(
 
 
 class _Plan(NamedTuple):
-    """A study, and what is worked out of it once. `readings`: the patterns themselves, and the
+    """A study, and values computed from it once. `readings` are the patterns themselves and the
     variants.
     """
 
@@ -115,14 +115,14 @@ class _Plan(NamedTuple):
         return Reading(place, name, self.readings[name].layers)
 
     def of(self, cell: Cell) -> list[Reading]:
-        """The readings of a training."""
+        """The readings of one training."""
         names = [name for name, one in self.readings.items() if one.of == cell.pattern]
         return [self.reading(name, cell.seed) for name in names]
 
 
 def _plan(study: Study, workdir: Path, data_dir: Path, table: Sequence[Entry[Trained]]) -> _Plan:
-    """What a run answers depends on the questions, too. Where those or the configuration changed,
-    the run goes on, which knows itself what may change, and is asked what it was not.
+    """An answer depends on the questions too. Where the questions or the configuration have
+    changed, the run continues if its own checks allow the change, and only new questions are asked.
     """
     solved = equal_sizes(study)
     questions = answers.questions(study.tasks, study.run["evaluate"]["max_tokens"])
@@ -144,19 +144,19 @@ def _plan(study: Study, workdir: Path, data_dir: Path, table: Sequence[Entry[Tra
 
 
 def _content(path: str) -> str:
-    """What a source's path stands for on any machine."""
+    """What a source's path stands for, on any machine."""
     return f"Python {platform.python_version()}" if path == "stdlib" else answers.digest(path)
 
 
 def _check(plan: _Plan) -> dict[Cell, Trained]:
-    """All cells, before the first of them takes its hours -> those that are finished."""
+    """Checks all cells before the first of them takes hours, and returns the finished ones."""
     cells, found = list(plan.trainings.asked), grid.read(plan.trainings)
     for cell in cells:
         record.check_unchanged(plan.trainings.place(cell), plan.config(cell))
         for reading in plan.of(cell):
             answers.known(reading)
     if len(found) < len(cells):
-        # A task that cannot be asked is told now, not after the training.
+        # A task that cannot be evaluated is reported now and not after the training.
         data = plan.config(cells[0]).data
         prepared = prepare.prepare(data, plan.data_dir)
         given = Given(prepared.tokenizer, prepared, data, plan.questions.max_tokens)
@@ -165,7 +165,7 @@ def _check(plan: _Plan) -> dict[Cell, Trained]:
 
 
 def _work(plan: _Plan, cell: Cell, place: Path) -> Trained | None:
-    """Trains a run and asks it everything; None if a signal stopped it."""
+    """Trains a run and evaluates everything; None if a signal stopped it."""
     config = plan.config(cell)
     if not is_finished(place, config):
         options = train.Options(workdir=place, data_dir=plan.data_dir)
@@ -209,11 +209,11 @@ def _row(
 
 
 def cells(before: Comparison) -> list[Entry[Trained]]:
-    """The cells that a comparison holds, of a study begun elsewhere."""
+    """The cells that a comparison holds, for a study that is started elsewhere."""
     curves: dict[str, Curve] = {}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in before.rows:
-        for i, cell in enumerate(row.cells):  # a variant has the cells of the pattern it reads
+        for i, cell in enumerate(row.cells):  # a variant has the cells of its pattern
             if row.curve is not None:
                 curves[cell] = Curve(row.curve.tokens, (row.curve.bits[i],))
             found.setdefault(cell, {})[row.pattern] = {
@@ -230,8 +230,8 @@ def cells(before: Comparison) -> list[Entry[Trained]]:
 def recalled(
     study: Study, workdir: Path, before: Comparison | None = None
 ) -> list[recall_page.Row] | None:
-    """The rows of the study of recall, from what the workdir holds, from `before`, a comparison in
-    which the same was asked, or by training; None if a signal stopped it.
+    """The rows of the study of recall: from the workdir, from `before` (a comparison with the same
+    recall study), or by training; None if a signal stopped it.
     """
     if not study.recall:
         return []
@@ -249,8 +249,8 @@ def write(
     head: Mapping[str, Any],
     workdir: Path,
 ) -> None:
-    """compare.json, compare.md, compare.html and the figures in the workdir. `rows` of all seeds or
-    the first few; `recalls`: what `recalled` gave.
+    """Writes compare.json, compare.md, compare.html and the figures to the workdir. `rows` are of
+    all seeds or of the first few; `recalls` is the result of `recalled`.
     """
     found = Comparison(
         question=study.question,
@@ -267,10 +267,10 @@ def write(
     )
     plain = compared.to_plain(found)
     text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-    # A list of numbers in one line: they are most of the file.
+    # Lists of numbers are put on one line: they are most of the file.
     text = re.sub(r"\[\s+([-\d.,e\snul]+?)\s+\]", lambda x: f"[{' '.join(x[1].split())}]", text)
     files.replace(workdir / "compare.json", text)
-    found = compared.from_mapping(plain)  # rounded: a committed file gives the same page again
+    found = compared.from_mapping(plain)  # rounded, so a committed file gives the same page again
     files.replace(workdir / "compare.md", comparison.markdown(found))
     files.replace(workdir / "compare.html", comparison.page(found))
     for name, svg in comparison.figures(found).items():
@@ -278,13 +278,13 @@ def write(
 
 
 def is_finished(workdir: Path, config: Config) -> bool:
-    """Whether the run's last step has been saved and its report written."""
+    """Whether the run's last step is saved and its report written."""
     steps = checkpoint.steps(workdir) if (workdir / "report.html").exists() else []
     return bool(steps) and steps[-1] == config.run_steps
 
 
 def _cost(built: Build, times: measure.Times, name: str) -> dict[str, Any]:
-    """The fields of a row that say what a pattern costs."""
+    """The fields of a row about the cost of a pattern."""
     step, decoding = times.training[name], times.decoding[name]
     contexts = [int(context) for context in decoding]
     return {
@@ -302,7 +302,7 @@ def _cost(built: Build, times: measure.Times, name: str) -> dict[str, Any]:
 
 
 def _curve(workdir: Path) -> Curve:
-    """Training bits per byte of a run, thinned to means of neighbors."""
+    """The training bits per byte of a run, thinned by averaging neighbors."""
     run = folder.load([workdir])[0]
     tokens, _ = run.series("train/bpb")
     parts = np.array_split(np.arange(len(tokens)), min(CURVE_POINTS, len(tokens)))
@@ -311,5 +311,5 @@ def _curve(workdir: Path) -> Curve:
 
 
 def _together(curves: Sequence[Curve]) -> Curve:
-    """Of one seed each -> of all."""
+    """Joins curves of one seed each into one curve of all seeds."""
     return Curve(curves[0].tokens, tuple(curve.bits[0] for curve in curves))

@@ -1,4 +1,4 @@
-"""The coordinate check: do activations keep their size when the model is widened, or deepened?
+"""The coordinate check: do activations keep their size when the model becomes wider, or deeper?
 
     for every pattern, parametrization, width (or depth): for every seed:
         train a few steps at a constant rate; before the first and after every step take the mean
@@ -6,16 +6,16 @@
     -> a `Curve` for each training (lm/report/coord_check.py) -> slopes of log |activation| against
        log width for every probe and step, and the verdict
 
-The protocol is that of Cerebras and EleutherAI's guide to muP: heads of one width, so
-that their number grows; AdamW with clipping; a slope from -0.1 to 0.1 passes, and the standard
-parametrization has to fail, or the check had no power.
+The protocol follows the muP guide of Cerebras and EleutherAI. Heads have a fixed width, so their
+number grows; AdamW with clipping. A slope from -0.1 to 0.1 passes. The standard parametrization
+must fail, otherwise the check had no power.
 
     embedding   the token embedding, times its multiplier
     mixer, mlp  outputs of the branches before their multiplier, mean over layers
     stream      the residual stream after the last layer
     logits      in the second half of the steps. With a readout that is not zero, logits at init are
-                a sum of m independent terms over m, and fall as m^-1/2 by design, until steps have
-                outgrown what was there at first.
+                a sum of m independent terms divided by m. They fall as m^-1/2 by design, until the
+                steps have outgrown these initial values.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from lm.report.figures import standalone
 from lm.studies import answers, grid, sizes
 
 BOTH = "both"
-# A few steps take less time than to compile them well.
+# A few steps take less time than optimizing their compiled code would.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Cell(NamedTuple):
-    """One model of the check; its trainings differ in the seed alone."""
+    """One model of the check; its trainings differ only in the seed."""
 
     pattern: str
     parametrization: str
@@ -62,8 +62,8 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """`run`: the configuration at the base width; `mup.base_width` and `mup.base_depth` are its
-    own. More than one of `depths` asks for slopes over depth, at the width of `run`.
+    """`run` is the configuration at the base width, and has its own `mup.base_width` and
+    `mup.base_depth`. With more than one of `depths`, slopes are over depth, at the width of `run`.
     """
 
     run: Config
@@ -81,7 +81,7 @@ class Check:
 
 
 class Asked(NamedTuple):
-    """What the command line gives; nothing stands for what the configuration says."""
+    """The command line's values; an empty one means the configuration's value."""
 
     patterns: Sequence[str]
     parametrization: str
@@ -136,7 +136,7 @@ def _text(pattern: Any) -> str:
 
 
 def configuration(check: Check, cell: Cell) -> Config:
-    """The run of a cell, of a length and a rate that do not depend on it."""
+    """The run of a cell; its length and rate are the same for all cells."""
     values: Any = to_mapping(check.run)
     values["model"]["pattern"] = cell.pattern
     mup = values["mup"] | {"parametrization": cell.parametrization, "base_depth": 0, "alpha": 1.0}
@@ -153,7 +153,7 @@ def configuration(check: Check, cell: Cell) -> Config:
 
 
 def digest(check: Check, cell: Cell) -> str:
-    """Of all that a curve depends on but the seed; contents in place of paths."""
+    """A digest of everything that a curve depends on except the seed; contents replace paths."""
     config = configuration(check, cell)
     asked = lasting(config) | {"steps": check.steps}
     for name, source in config.data.sources.items():
@@ -167,8 +167,8 @@ def run(
     table: Sequence[Curve],
     tell: Callable[[Cell, list[Curve]], None],
 ) -> list[Curve]:
-    """Every curve of the check and those of `table`, whose trainings are not done again.
-    `tell(cell, curves so far)` is called after each cell.
+    """Every curve of the check; those in `table` are not trained again. `tell(cell, curves so far)`
+    is called after each cell.
     """
     known = {(curve.digest, curve.seed): curve for curve in table}
     for cell in check.cells:
@@ -198,7 +198,7 @@ def trained(check: Check, cell: Cell, seeds: Sequence[int], prepared: Prepared) 
         with loader.create(prepared, config.data, seed=seed, batches=config.batches) as stream:
             batches = [built.put(next(stream)) for _ in range(check.steps + 1)]
         state, taken = init(seed), []
-        for batch in batches:  # the last step is not looked at
+        for batch in batches:  # the result of the last step is not used
             means, state = step(state, batch, batches[0], numbers)
             taken.append(means)
         values = {name: tuple(float(means[name]) for means in taken) for name in taken[0]}
@@ -218,7 +218,7 @@ def _curve(check: Check, cell: Cell, seed: int, values: Mapping[str, tuple[float
 
 
 def probes(built: Build, params: Any, batch: Batch) -> dict[str, jax.Array]:
-    """Mean |x| of every probe, over the tokens of a batch."""
+    """The mean |x| of every probe, over the tokens of a batch."""
     inputs = batch.tokens, batch.segment_ids, batch.positions
     applied: Any = built.model.apply(
         {"params": params},
@@ -238,7 +238,7 @@ def probes(built: Build, params: Any, batch: Batch) -> dict[str, jax.Array]:
 
 
 def _intermediates(built: Build, captured: Any) -> dict[str, list[jax.Array]]:
-    """The outputs of each kind of module; of a group they are stacked over its repeats."""
+    """The outputs of each kind of module; those of a group are stacked over its repeats."""
     found: dict[str, list[jax.Array]] = {"embedding": [captured["embed"]["__call__"][0]]}
     found |= {"mixer": [], "mlp": [], "stream": []}
     for i, period in enumerate(built.model.groups):
@@ -253,14 +253,14 @@ def _intermediates(built: Build, captured: Any) -> dict[str, list[jax.Array]]:
 
 
 def save(curves: Sequence[Curve], head: Mapping[str, Any], folder: Path) -> None:
-    """coord_check.json in the folder; a curve a line."""
+    """Writes coord_check.json to the folder, one curve per line."""
     rows = ",\n".join(json.dumps(to_mapping(curve)) for curve in curves)
     text = json.dumps({**head, "coord_check": []}, indent=1)
     files.replace(folder / "coord_check.json", text.replace("[]", f"[\n{rows}\n]", 1) + "\n")
 
 
 def write(curves: Sequence[Curve], head: Mapping[str, Any], folder: Path) -> None:
-    """As `save`, and coord_check.md, slopes.svg and curves.svg."""
+    """As `save`, and also coord_check.md, slopes.svg and curves.svg."""
     save(curves, head, folder)
     files.replace(folder / "coord_check.md", page.table(curves))
     files.replace(folder / "slopes.svg", standalone(page.slopes_figure(curves)))
@@ -271,7 +271,7 @@ def read(path: Path) -> list[Curve]:
     """The curves of an earlier check.
 
     Raises:
-      UserError: no such file, or not one of a check.
+      UserError: the file does not exist, or is not that of a check.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

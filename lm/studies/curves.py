@@ -1,4 +1,4 @@
-"""Two runs that should be the same computation: how far apart their curves are."""
+"""Two runs that should be the same computation: how far apart are their curves?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lm.report.folder import Run
 
-# What differs between two computers, or says nothing of the computation.
+# Metrics that differ between two computers, or do not describe the computation.
 NOT_COMPARED = ("time/", "memory/")
 
 
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
 
 def differences(one: Run, other: Run) -> dict[str, Difference]:
-    """By metric, over the steps that both have; infinite where one value alone is not finite."""
+    """By metric, over the steps of both runs; infinite where only one value is finite."""
     theirs = {record["step"]: record for record in other.records}
     found: dict[str, Difference] = {}
     for record in one.records:
@@ -47,10 +47,10 @@ def _difference(step: int, one: Any, other: Any) -> Difference | None:
 
 
 def summary(one: Run, other: Run, judged: dict[str, Difference]) -> dict[str, Any]:
-    """What a result file says of them."""
+    """What a result file records about them."""
     steps = sorted({r["step"] for r in one.records} & {r["step"] for r in other.records})
     numbers = {"steps of both": f"{len(steps)}, the last is {steps[-1]}"}
     for key, x in judged.items():
-        told = f"{x.relative:.1e} at step {x.step} ({x.one:.6f}, {x.other:.6f})"
-        numbers[f"largest relative difference of {key}"] = told
+        text = f"{x.relative:.1e} at step {x.step} ({x.one:.6f}, {x.other:.6f})"
+        numbers[f"largest relative difference of {key}"] = text
     return {"numbers": numbers}

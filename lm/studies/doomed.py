@@ -1,11 +1,11 @@
-"""A launch of launch.train that dies within a phase of its work, or measures how long each takes:
+"""A launch of launch.train that dies within a phase of its work, or measures how long phases take:
 
     python -m lm.studies.doomed PHASE COUNT SECONDS ARGUMENTS...    SIGKILL, SECONDS after PHASE
                                                                     began for the COUNT-th time
     python -m lm.studies.doomed measure 0 0 ARGUMENTS...            a line {PHASE: least seconds}
 
-A phase is a call of a function of the training program, which runs as it is. The last words on
-stderr are where the kill found it: "in PHASE" or, between two calls, "after PHASE".
+A phase is a call of a function of the training program, which itself runs unchanged. The last words
+on stderr say where the kill happened: "in PHASE" or, between two calls, "after PHASE".
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PHASES: dict[str, tuple[Any, str]] = {
 
 
 def began(
-    function: Callable[..., Any], told: Callable[[], None], ended: Callable[[float], None]
+    function: Callable[..., Any], called: Callable[[], None], ended: Callable[[float], None]
 ) -> Callable[..., Any]:
-    """`function`, telling when it is called and how long that took."""
+    """`function`, which also reports when it is called and how long the call took."""
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        told()
+        called()
         start = time.monotonic()
         try:
             return function(*args, **options)
@@ -67,7 +67,7 @@ def main() -> None:
     for name, (owner, attribute) in PHASES.items():
         calls = itertools.count(1)
 
-        def told(name: str = name, calls: Any = calls) -> None:
+        def called(name: str = name, calls: Any = calls) -> None:
             nonlocal place
             place = f"in {name}"
             if name == phase and next(calls) == count:
@@ -78,7 +78,7 @@ def main() -> None:
             place = f"after {name}"
             least[name] = min(took, least.get(name, took))
 
-        setattr(owner, attribute, began(getattr(owner, attribute), told, ended))
+        setattr(owner, attribute, began(getattr(owner, attribute), called, ended))
     sys.argv[1:] = sys.argv[4:]
     try:
         runpy.run_module("launch.train", run_name="__main__", alter_sys=True)

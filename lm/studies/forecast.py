@@ -1,11 +1,12 @@
-"""A forecast: the loss of a bigger run, written down before it starts, and its score afterwards.
+"""A forecast: the loss of a bigger run, written down before the run starts, and scored afterwards.
 
     table of small runs -> law of losses -> predicted loss with its interval -> FILE, committed
     FILE and the run's folder -> the loss of the run, and whether it lies in the interval -> FILE
 
-The file knows the run by the digest of its configuration (what no resumed run may change, its
-length and the contents of its text), when it was written, and the digest of its own forecast. A run
-that began before is not scored, nor one of another configuration.
+The file identifies the run by the digest of its configuration (what no resumed run may change, its
+length and the contents of its text). It also holds the time when it was written and the digest of
+the forecast itself. A run that began earlier is not scored, and neither is a run with another
+configuration.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from lm.report import folder
 from lm.report.folder import Run
 from lm.studies import answers, cells, grid
 
-FACTOR = 30.0  # times the compute of the largest fitted run
+FACTOR = 30.0  # the run's compute over that of the largest fitted run, at least
 READS = {"body_parameters", "tokens", "compute", "tokens_per_parameter"}
-# Columns that make losses another quantity where they differ from the run's.
+# Columns in which rows and the run must agree, because otherwise their losses are not comparable.
 SAME = ("mixer", "vocab", "context")
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The run that is forecast. `digest`: of its configuration."""
+    """The run that is forecast; `digest` is that of its configuration."""
 
     digest: str
     body_parameters: int
@@ -57,14 +58,14 @@ class Target:
 
 
 def digest(config: Config) -> str:
-    """Equal for configurations whose runs are the same run."""
+    """A digest that is equal for configurations of the same run."""
     length = Duration(config.run_steps, "steps")
     exact = dataclasses.replace(config, run=dataclasses.replace(config.run, length=length))
     return grid.digest(cells.asked(exact, answers.digest))
 
 
 def target(config: Config) -> Target:
-    """What a forecast needs of a configuration; its model is built, not trained."""
+    """What a forecast needs from a configuration; its model is built but not trained."""
     return Target(
         digest=digest(config),
         body_parameters=_body(config),
@@ -76,7 +77,7 @@ def target(config: Config) -> Target:
 
 
 def table_of(workdirs: Sequence[Path]) -> Table:
-    """Finished runs as a table: one row a run, its trunk being itself.
+    """Finished runs as a table, with one row per run and each run as its own trunk.
 
     Raises:
       UserError: a folder is not a finished run.
@@ -108,14 +109,14 @@ def make(
     *,
     factor: float = FACTOR,
     most_compute: float = 0.0,
-    told: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The forecast of a run from the rows of a table that have at most `most_compute` FLOPs (0: all
-    of them), as JSON holds it.
+    """The forecast of a run as plain values, from the rows of a table with at most `most_compute`
+    FLOPs (0: all rows).
 
     Raises:
-      UserError: the law does not predict losses from sizes and tokens, the table holds losses of
-      another kind, or the run has less than `factor` times the compute of the largest fitted one.
+      UserError: the law does not predict losses from sizes and tokens; the table's losses are not
+      comparable; or the run has less than `factor` times the compute of the largest fitted one.
     """
     law = laws.find(law_name)
     reads = {name for equation in law.equations for name in equation.reads}
@@ -140,7 +141,7 @@ def make(
         )
     with _own_advice():
         fitted = fit.fit(
-            equation, selected, bootstraps=options.bootstraps, seed=options.seed, told=told
+            equation, selected, bootstraps=options.bootstraps, seed=options.seed, progress=progress
         )
     return _plain(law_name, fitted, run, largest, options)
 
@@ -148,7 +149,7 @@ def make(
 def _plain(
     law_name: str, fitted: Fitted, run: Target, largest: float, options: laws.Options
 ) -> dict[str, Any]:
-    """What a forecast's file says of the fit and of the run."""
+    """What a forecast's file records about the fit and the run."""
     center, low, high = _interval(fitted, run, options.seed)
     compute = float(run.columns["compute"][0])
     return {
@@ -175,13 +176,12 @@ def _plain(
 
 
 def _interval(fitted: Fitted, run: Target, seed: int) -> tuple[float, float, float]:
-    """The predicted loss and the interval of what the run will come to: every bootstrap, with the
-    scatter of the rows around the law put on it. What the law itself gets wrong so far out is not
-    in it.
+    """The predicted loss and the interval for the measured loss: every bootstrap, plus the scatter
+    of the rows around the law. It does not include the error of the law itself at such a distance.
     """
     center, made = fitted.predict(run.columns)
     count, wanted = len(fitted.residuals), len(fitted.theta)
-    # Residuals are smaller than errors: a fit of `wanted` constants has taken its part.
+    # Residuals are smaller than errors, because a fit of `wanted` constants adapts to the rows.
     errors = fitted.residuals * math.sqrt(count / (count - wanted))
     drawn = np.random.default_rng(seed).choice(errors, size=len(made))
     ends = fit.interval(made[:, 0] * np.exp(drawn), int(fitted.clusters.max()) + 1)
@@ -189,10 +189,10 @@ def _interval(fitted: Fitted, run: Target, seed: int) -> tuple[float, float, flo
 
 
 def write(path: Path, head: Mapping[str, Any], forecast: Mapping[str, Any]) -> None:
-    """Writes a forecast that is not scored yet.
+    """Writes a forecast that is not yet scored.
 
     Raises:
-      UserError: the file is there.
+      UserError: the file exists already.
     """
     if path.exists():
         raise UserError(f"{path} is there, and a forecast is not written twice; name another file")
@@ -219,11 +219,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def score(path: Path, workdir: Path) -> dict[str, Any]:
-    """Adds the loss of the run to the forecast, and returns the whole.
+    """Adds the loss of the run to the forecast, and returns the complete forecast.
 
     Raises:
-      UserError: the forecast is damaged, scored already or later than the run's start; the run is
-      another one, or not finished.
+      UserError: the forecast is damaged, already scored, or later than the run's start; the run is
+      a different one, or not finished.
     """
     values = read(path)
     if values["score"] is not None:
@@ -261,14 +261,14 @@ def _save(path: Path, values: dict[str, Any]) -> None:
 
 
 def _sealed(values: Mapping[str, Any]) -> str:
-    """Of all that a file says but this."""
+    """A digest of everything in the file except itself."""
     plain = {key: value for key, value in values.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _own_advice() -> Iterator[None]:
-    """A fit's remedies are flags of espalier fit."""
+    """Replaces the remedies of a fit, which are flags of espalier fit."""
     try:
         yield
     except UserError as error:
@@ -277,7 +277,7 @@ def _own_advice() -> Iterator[None]:
 
 
 def _at_most(table: Table, compute: float) -> Table:
-    """The rows of at most so many FLOPs; 0: all."""
+    """The rows with at most this many FLOPs; 0 means all."""
     if "compute" not in table.columns or not compute:
         return table
     is_kept = table.columns["compute"] <= compute
@@ -287,8 +287,8 @@ def _at_most(table: Table, compute: float) -> Table:
             f"--most_compute={compute:g} leaves no row of {table.name}, whose least has "
             f"{least:.3g} FLOPs; raise it"
         )
-    told = f"{int(np.sum(~is_kept))} of {len(table)} rows have more than {compute:g} FLOPs"
-    return dataclasses.replace(table.take(is_kept), left_out=(*table.left_out, told))
+    note = f"{int(np.sum(~is_kept))} of {len(table)} rows have more than {compute:g} FLOPs"
+    return dataclasses.replace(table.take(is_kept), left_out=(*table.left_out, note))
 
 
 def _check_same(table: Table, run: Target) -> None:
@@ -306,7 +306,7 @@ def _check_same(table: Table, run: Target) -> None:
 
 
 def _mixer(config: Config) -> str:
-    """As a sweep's table says it (lm/studies/rows.py)."""
+    """The pattern as a sweep's table writes it (lm/studies/rows.py)."""
     pattern = config.model.pattern
     return pattern if isinstance(pattern, str) else json.dumps(to_mapping(pattern))
 
@@ -321,7 +321,7 @@ def _config(run: Run) -> Config:
 
 
 def _loss(run: Run, config: Config) -> float:
-    """The mean over validation sets after the last step, nats a token: what a table holds."""
+    """The mean over validation sets after the last step, nats per token, as in a table."""
     last = run.records[-1] if run.records else {"step": 0}
     if last["step"] < config.run_steps:
         raise UserError(
@@ -334,8 +334,8 @@ def _loss(run: Run, config: Config) -> float:
 
 
 def _began(run: Run) -> datetime.datetime:
-    """The earliest sign of the run: the start of its last launch, or the mark that its first launch
-    left, which a resumed run does not write again.
+    """The earliest sign of the run: the start of its last launch, or the mark of its first launch,
+    which a resumed run does not write again.
     """
     signs = (
         [datetime.datetime.fromisoformat(run.facts["started"])] if "started" in run.facts else []

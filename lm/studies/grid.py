@@ -1,15 +1,16 @@
-"""A grid: cells of work, each done once, whatever dies meanwhile and however many processes work.
+"""A grid: cells of work, each done once, whatever is killed and however many processes work on it.
 
     cell = its coordinates, a named tuple: Point("32", "conv,gla", 16, 0.005, 0)
     FOLDER/32-conv+gla-16-0.005-0/cell.json = {"digest", "asked", "outcome"}, written last and whole
 
-`asked` is all that the outcome depends on. It decides whether a finished cell answers the question
-of today: every cell is compared before the first is worked on. Its digest does the same for a cell
-in a table, which needs no folder: a study commits its table, and nobody works on these cells again.
+`asked` is everything that the outcome depends on. It decides whether a finished cell answers the
+present question; every cell is compared before work starts on the first. Its digest does the same
+for a cell in a table, which needs no folder: a study commits its table, and nobody computes these
+cells again.
 
-Any number of processes may run the same grid in one folder. A cell is worked on under a lock that
-goes with the process, however it ends; what the work had written in the cell's folder is there for
-whoever takes the cell next.
+Any number of processes may run the same grid in one folder. A process locks the cell it works on,
+and the lock ends with the process, however that ends. What it had written to the cell's folder is
+available to the process that takes the cell next.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WAIT_SECONDS = 1.0  # between looks at the cells of other processes
 
 
 class Entry[O](NamedTuple):
-    """A finished cell as a table holds it."""
+    """A finished cell in a table."""
 
     name: str
     digest: str
@@ -44,8 +45,8 @@ class Entry[O](NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid[C: tuple[Any, ...], O]:
     """`asked`: cell -> plain values, in the order of work. `outcome`: the frozen dataclass that
-    work on a cell gives, of values that JSON holds. `table`: cells finished elsewhere. A cell in
-    the folder that was asked something else is refused, or worked on again.
+    work on a cell returns, whose values JSON can hold. `table`: cells finished elsewhere. A cell in
+    the folder that was asked something else is refused, or computed again.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Grid[C: tuple[Any, ...], O]:
 
 
 def name(cell: tuple[Any, ...]) -> str:
-    """Of a cell's folder.
+    """The name of a cell's folder.
 
     >>> name(("32", "conv,gla", 16, 0.005, 0))
     '32-conv+gla-16-0.005-0'
@@ -70,15 +71,15 @@ def name(cell: tuple[Any, ...]) -> str:
 
 
 def digest(asked: Mapping[str, Any]) -> str:
-    """Equal for equal questions, in 16 hexadecimal digits."""
+    """A digest that is equal for equal questions, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_mapping(asked), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_names(cells: Sequence[tuple[Any, ...]]) -> None:
-    """Refuses cells that cannot have a folder each.
+    """Refuses cells that cannot each have a folder.
 
     Raises:
-      UserError: a coordinate that is not a file's name, or two cells of one name.
+      UserError: a coordinate cannot be part of a file's name, or two cells have the same name.
     """
     for cell in cells:
         for x in cell:
@@ -93,7 +94,7 @@ def check_names(cells: Sequence[tuple[Any, ...]]) -> None:
 
 
 def read_table[O](path: Path, outcome: type[O]) -> list[Entry[O]]:
-    """The entries that `entries` gave to a file, under "cells".
+    """The entries that `entries` wrote to a file, under "cells".
 
     Raises:
       UserError: the file is missing or is not such a table.
@@ -112,8 +113,8 @@ def read_table[O](path: Path, outcome: type[O]) -> list[Entry[O]]:
 def entries[C: tuple[Any, ...], O](
     grid: Grid[C, O], found: Mapping[C, O]
 ) -> list[dict[str, str | Any]]:
-    """What a table is to hold, plain: the cells found, then those of `grid.table` that are not of
-    this grid.
+    """The plain content of a table: the cells found, then those of `grid.table` that do not belong
+    to this grid.
     """
     own = [
         Entry(name(cell), digest(asked), found[cell])
@@ -126,10 +127,10 @@ def entries[C: tuple[Any, ...], O](
 
 
 def read[C: tuple[Any, ...], O](grid: Grid[C, O]) -> dict[C, O]:
-    """The finished cells, of the folder or else of the table, in the order of the grid.
+    """The finished cells, from the folder or else from the table, in the order of the grid.
 
     Raises:
-      UserError: a cell's file is damaged, or was asked something else where that is refused.
+      UserError: a cell's file is damaged, or it was asked something else where that is refused.
     """
     known = {entry.digest: entry.outcome for entry in grid.table}
     found = {}
@@ -143,7 +144,7 @@ def read[C: tuple[Any, ...], O](grid: Grid[C, O]) -> dict[C, O]:
 
 
 def all_of[C: tuple[Any, ...], O](grid: Grid[C, O]) -> Callable[[Mapping[C, O]], list[C]]:
-    """The order of work of a grid all of whose cells are wanted."""
+    """The order of work for a grid whose cells are all wanted."""
     return lambda found: [cell for cell in grid.asked if cell not in found]
 
 
@@ -152,8 +153,8 @@ def run[C: tuple[Any, ...], O](
     work: Callable[[C, Path], O | None],
     left: Callable[[Mapping[C, O]], Sequence[C]],
 ) -> dict[C, O] | None:
-    """Every cell that is wanted, from what is there or by `work(cell, its folder)`, which may find
-    there what an earlier work left and returns None when it was stopped: then so is the grid.
+    """Every wanted cell, from the folder or the table or by `work(cell, its folder)`. `work` may
+    find there what earlier work left. It returns None if it was stopped; then so does `run`.
 
     Args:
       left: what is found -> the cells that may be worked on now, the next one first. Of these none
@@ -170,7 +171,7 @@ def run[C: tuple[Any, ...], O](
                     continue
                 outcome = _read(grid, cell)  # another process may have finished it meanwhile
                 if outcome is None:
-                    _tell(found, cells, name(cell), _eta(began, num_done, len(cells)))
+                    _report(found, cells, name(cell), _eta(began, num_done, len(cells)))
                     outcome = work(cell, grid.place(cell))
                     if outcome is None:
                         return None
@@ -180,7 +181,7 @@ def run[C: tuple[Any, ...], O](
                 break
         else:
             if not is_waiting:
-                _tell(found, cells, name(cells[0]), "another process works on it; waiting")
+                _report(found, cells, name(cells[0]), "another process works on it; waiting")
             is_waiting = True
             time.sleep(WAIT_SECONDS)
     return found
@@ -215,7 +216,7 @@ def _write[C: tuple[Any, ...], O](grid: Grid[C, O], cell: C, outcome: O) -> None
 
 @contextlib.contextmanager
 def _held(place: Path) -> Iterator[bool]:
-    """Whether this process has the cell's lock, for as long as the body runs."""
+    """Whether this process has the cell's lock, which it keeps while the body runs."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = open(place / LOCK, "a")  # noqa: SIM115 (held open for as long as the lock)
@@ -232,7 +233,7 @@ def _eta(began: float, num_done: int, num_left: int) -> str:
     return f"about {minutes:,.0f} min left" if minutes >= 1 else "less than a minute left"
 
 
-def _tell(found: Mapping[Any, Any], cells: Sequence[Any], what: str, note: str) -> None:
-    """A line, and not a live bar: the work on a cell has its own."""
+def _report(found: Mapping[Any, Any], cells: Sequence[Any], what: str, note: str) -> None:
+    """Prints a line, and not a live bar: the work on a cell has its own."""
     counts = f"[{len(found) + 1}/{len(found) + len(cells)}]"
     print(f"{counts} {what}{'  ' if note else ''}{note}", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
-"""Does the best learning rate stay where it is when a model is widened?
+"""Does the best learning rate stay where it is when the model becomes wider?
 
     for every pattern, parametrization and width: loss over learning rates (lm/studies/sweep.py)
-    -> the optimum of each width -> by how many bins of the grid it moves
+    -> the optimum of each width -> the number of bins of the grid by which it moves
 
 Tensor Programs V (Yang et al. 2022, arXiv 2203.03466, fig. 1): under muP the optimum of a narrow
-model is that of a wide one, under the standard parametrization it falls with the width.
+model is that of a wide one; under the standard parametrization it falls with the width.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from lm.studies.rows import Row
 from lm.studies.sweep import Sweep
 
 PARAMETRIZATIONS = ("mup", "standard")
-MOST_BINS, LEAST_BINS = 1, 2  # under muP at most, under the standard one at least
+MOST_BINS, LEAST_BINS = 1, 2  # at most under muP, at least under the standard parametrization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Rates over widths.
+    """Learning rates over widths.
 
     Attributes:
       run: a whole configuration under muP
-      patterns: what is trained
+      patterns: the patterns that are trained
       widths: widths of the models
-      learning_rates: parametrization -> peak rates, each a constant factor above the one before,
-        the same for all widths: that factor is a bin
-      seeds: of the trainings
+      learning_rates: parametrization -> peak rates, a constant factor apart and the same for all
+        widths; that factor is a bin
+      seeds: seeds of the trainings
     """
 
     run: RunValues
@@ -45,8 +45,8 @@ class Study:
 
 class Transfer(NamedTuple):
     """A pattern under a parametrization. `losses`: width -> learning rate -> mean loss over seeds,
-    inf where a seed diverged; `best`: width -> learning rate. `shift`: bins from the narrowest to
-    the widest; `cost`: nats a token that the widest loses at the rate of the narrowest.
+    inf where a seed diverged. `best`: width -> learning rate. `shift`: bins from the narrowest to
+    the widest. `cost`: nats per token that the widest model loses at the rate of the narrowest.
     """
 
     pattern: str
@@ -58,7 +58,7 @@ class Transfer(NamedTuple):
 
     @property
     def edges(self) -> list[int]:
-        """Widths whose best rate is the least or the largest tried: the optimum may lie beyond."""
+        """Widths whose best rate is the smallest or largest tried: the optimum may lie beyond."""
         return [w for w, best in self.best.items() if best in (min(x := self.losses[w]), max(x))]
 
     @property
@@ -106,7 +106,7 @@ def _check(where: str, rates: Sequence[float]) -> None:
 
 
 def sweep(study: Study) -> Sweep:
-    """All trainings, seeds last: a study that grows has every curve of one seed first."""
+    """All trainings, seeds outermost: a growing study completes every curve of a seed first."""
     standard = {"mup.embedding_multiplier": (1.0,), "mup.residual_multiplier": (1.0,)}
     grids = tuple(
         {
@@ -125,7 +125,7 @@ def sweep(study: Study) -> Sweep:
 
 
 def judge(study: Study, rows: Sequence[Row]) -> list[Transfer]:
-    """What the rows of the sweep's cells show; a pattern without one of its curves is left out."""
+    """What the rows of the sweep's cells show; a pattern that lacks a curve is left out."""
     found = []
     for pattern in study.patterns:
         for name, rates in study.learning_rates.items():
@@ -141,7 +141,7 @@ def judge(study: Study, rows: Sequence[Row]) -> list[Transfer]:
 
 
 def plain(found: Sequence[Transfer]) -> list[dict[str, Any]]:
-    """For JSON; a loss that is not finite is None."""
+    """Plain values for JSON; a loss that is not finite is None."""
     finite = lambda x: round(x, 6) if math.isfinite(x) else None
     return [
         one._asdict()
@@ -158,7 +158,7 @@ def plain(found: Sequence[Transfer]) -> list[dict[str, Any]]:
 def _curve(
     rows: Sequence[Row], width: int, rates: Sequence[float], seeds: Sequence[int]
 ) -> dict[float, float]:
-    """learning rate -> mean loss over the seeds that all rates have; {} where there is none."""
+    """learning rate -> mean loss over the seeds that all rates have; {} if there is none."""
     found: dict[float, dict[int, float]] = {rate: {} for rate in rates}
     for row in rows:
         if row["width"] == width and row["learning_rate"] in found:

@@ -1,7 +1,7 @@
 """What a model costs: seconds and memory of a train step, seconds and state of a decode step.
 
-Times are taken in rounds that visit every side in turn, so that a slow minute of the machine hits
-all alike; the lower quartile over the rounds counts.
+Times are taken in rounds that visit every side in turn, so a slow minute of the machine affects all
+of them. The reported time is the lower quartile over the rounds.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lm.run import record
 from lm.studies import grid
 from lm.studies.grid import Grid
 
-DECODE_STEPS = 16  # in one call, so that the call's own cost does not count
+DECODE_STEPS = 16  # in one call, so that the overhead of the call does not count
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """`seconds` of a step; `peak_bytes`: arguments and temporaries of its compiled program, as the
-    compiler counts them.
+    """`seconds` of a step; `peak_bytes` are the arguments and temporaries of its compiled program,
+    as the compiler counts them.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Of every build, by name: a train step, and seconds a token by tokens in the state."""
+    """For every build, by name: a train step, and seconds per token by tokens in the state."""
 
     training: Mapping[str, Training]
     decoding: Mapping[str, Mapping[str, float]]
@@ -49,8 +49,8 @@ class Times:
 def timed(
     builds: Mapping[str, Build], rounds: int, contexts: Sequence[int], workdir: Path
 ) -> Times:
-    """Of this machine, once, kept in workdir/timing: and by one process, for two would slow each
-    other down.
+    """The times on this machine, taken once and stored in workdir/timing, by a single process,
+    because two would slow each other down.
     """
     device = jax.devices()[0]
     asked = {
@@ -75,7 +75,7 @@ def timed(
 
 
 def train_steps(builds: Mapping[str, Build], rounds: int) -> dict[str, Training]:
-    """Every build's train step on one random batch."""
+    """Times every build's train step on one random batch."""
     compiled = {name: _step(built) for name, built in builds.items()}
     seconds = quartiles({name: side for name, (side, _) in compiled.items()}, rounds)
     return {name: Training(seconds[name], peak) for name, (_, peak) in compiled.items()}
@@ -104,13 +104,13 @@ def parameters(built: Build) -> int:
 
 
 def state_bytes(model: Model, length: int) -> int:
-    """What decoding carries of one row after `length` tokens."""
+    """The bytes that decoding carries for one row after `length` tokens."""
     state = jax.eval_shape(lambda: model.init_state(1, length))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def quartiles[K](sides: Mapping[K, Callable[[], object]], rounds: int) -> dict[K, float]:
-    """Seconds of a call of every side: lower quartile over rounds that visit all."""
+    """Seconds per call of every side: the lower quartile over rounds that visit all sides."""
     samples: dict[K, list[float]] = {key: [] for key in sides}
     for i in range(rounds + 1):
         for key, side in sides.items():
@@ -149,7 +149,7 @@ def _step(built: Build) -> tuple[Callable[[], object], int]:
 
 
 def decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
-    """DECODE_STEPS greedy tokens of one row, in one compiled call."""
+    """Decodes DECODE_STEPS greedy tokens of one row, in one compiled call."""
 
     def step(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
         token, state = carry

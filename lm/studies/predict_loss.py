@@ -1,9 +1,9 @@
-"""What loss a schedule will end at, before it is trained: the annealing law, fitted to runs of the
-same model, data and batch under other schedules.
+"""The final loss of a schedule, predicted before it is trained, by the annealing law fitted to runs
+of the same model, data and batch under other schedules.
 
-Order of steps: `read` gives the rates and the logged losses of every run, `fit` the law with its
-momentum held (one curve does not identify it), `predicted` the loss of a schedule with a band,
-`scored` that of a run that was not fitted beside what it came to.
+Order of steps: `read` returns the rates and the logged losses of every run; `fit` the law with its
+momentum held (one curve does not identify it); `predicted` the loss of a schedule with a band;
+`scored` the prediction for a run that was not fitted, beside its measured loss.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lm.report.predict_loss import Line
 from lm.run import formats
 from lm.schedules import Run
 
-MEMORY = 20  # the momentum remembers so many parts of a run less than the whole: 1 - 20 / steps
-LAST = 100  # the final loss is the mean over the last hundredth of the logged ones
-FREE = ("schedule", "seed", "decay_from", "init_from")  # of what runs that are fitted may differ in
+MEMORY = 20  # the momentum remembers this fraction of a run: lambda = 1 - 20 / steps
+LAST = 100  # the final loss is the mean over the last hundredth of the logged losses
+FREE = ("schedule", "seed", "decay_from", "init_from")  # fitted runs may differ in these
 
 
 class Trained(NamedTuple):
-    """A run: its rates and losses, and the configuration that it had."""
+    """A run: its rates and losses, and its configuration."""
 
     name: str
     curve: Curve
@@ -38,14 +38,14 @@ class Trained(NamedTuple):
 
     @property
     def tokens(self) -> np.ndarray:
-        """Where a loss was logged [n]."""
+        """The tokens at which losses were logged [n]."""
         return self.curve.steps * self.config.tokens_per_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A schedule and the loss it ends at, nats a token, with its band; `measured`: what the run
-    came to, None where it was not trained or was itself fitted.
+    """A schedule and its final loss, nats per token, with a band. `measured` is the loss that the
+    run reached; None if it was not trained or was itself fitted.
     """
 
     schedule: str
@@ -57,10 +57,10 @@ class Row:
 
 
 def read(workdir: Path, key: str) -> Trained:
-    """A run folder as its rates, and what it logged under `key`.
+    """The rates of a run folder, and what it logged under `key`.
 
     Raises:
-      UserError: no run, or a key that it did not log.
+      UserError: no run there, or a key that it did not log.
     """
     run = folder.load([workdir])[0]
     if not run.config:
@@ -83,7 +83,7 @@ def read(workdir: Path, key: str) -> Trained:
 
 
 def rates(rule: Any, config: Config, decay_start: float | None = None) -> np.ndarray:
-    """The rate of every step of a run of this configuration under `rule` [steps], float64."""
+    """The rate of every step of a run with this configuration under `rule` [steps], float64."""
     run = Run(config.run_tokens, config.tokens_per_step, decay_start)
     made = rule.schedule(run)
     steps = config.run_steps
@@ -94,7 +94,7 @@ def rates(rule: Any, config: Config, decay_start: float | None = None) -> np.nda
 
 
 def check_alike(runs: Sequence[Trained]) -> None:
-    """The law is of one model, data and batch; schedules, lengths and seeds may differ.
+    """The law holds for one model, data and batch; schedules, lengths and seeds may differ.
 
     Raises:
       UserError: two runs differ in something else.
@@ -120,7 +120,7 @@ def _plain(run: Trained) -> dict[str, Any]:
 
 
 def momentum(runs: Sequence[Trained]) -> float:
-    """The default lambda: it forgets within a twentieth of the longest run.
+    """The default lambda; it forgets within a twentieth of the longest run.
 
     Raises:
       UserError: no run is longer than 20 steps.
@@ -145,14 +145,14 @@ def fit(runs: Sequence[Trained], decay: float, bootstraps: int) -> CurveFit:
 
 
 def predicted(found: CurveFit, label: str, rates: np.ndarray) -> Row:
-    """Where a schedule ends."""
+    """The final loss of a schedule."""
     made = found.predict(rates, [len(rates)])
     loss, low, high = (float(x[0]) for x in made)
     return Row(label, len(rates), loss, low, high)
 
 
 def scored(found: CurveFit, run: Trained) -> Row:
-    """A run that was not fitted, at its last losses, beside what they were."""
+    """The prediction for the last losses of a run that was not fitted, and those losses."""
     count = max(1, len(run.curve.steps) // LAST)
     steps = run.curve.steps[-count:].astype(int)
     made = found.predict(run.curve.rates, steps.tolist())
@@ -167,7 +167,7 @@ def lines(
     held_out: Sequence[Trained],
     schedules: Mapping[str, np.ndarray],
 ) -> list[Line]:
-    """For a figure: what every run logged, and what the law makes of schedules by their rates."""
+    """Lines of a figure: what every run logged, and the law's predictions for schedules."""
     per_step = runs[0].config.tokens_per_step
     asked = dict(schedules) | {f"{run.name}, predicted": run.curve.rates for run in held_out}
     measured = [Line(run.name, run.tokens, run.curve.losses) for run in (*runs, *held_out)]
@@ -175,7 +175,7 @@ def lines(
 
 
 def residual(found: CurveFit, runs: Sequence[Trained]) -> float:
-    """Median of the absolute differences between the fitted losses and the law, nats a token."""
+    """The median absolute difference between the fitted losses and the law, nats per token."""
     losses = [run.curve.losses[run.curve.steps > np.argmax(run.curve.rates)] for run in runs]
     return float(np.median(np.abs(np.expm1(-found.residuals)) * np.concatenate(losses)))
 
@@ -183,7 +183,7 @@ def residual(found: CurveFit, runs: Sequence[Trained]) -> float:
 def _course(
     found: CurveFit, rates: np.ndarray, tokens_per_step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, loss, and its band, at every step after the first peak."""
+    """Tokens, loss and its band at every step after the first peak."""
     steps = np.arange(int(np.argmax(rates)) + 1, len(rates) + 1)
     made = found.predict(rates, steps.tolist())
     return steps * tokens_per_step, made.loss, made.low, made.high

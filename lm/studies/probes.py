@@ -1,7 +1,7 @@
 """What AutoLRS needs to choose a learning rate (Jin et al. 2021, arXiv 2105.10762): the loss that a
 short probe would reach, and the next rate to probe.
 
-All on the host, in float64.
+Everything is on the host, in float64.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from numpy.typing import ArrayLike
 OUTLIERS = 0.1  # the share of points that a fit may leave out; the published code drops 3 % in each
 # of 10 rounds [C]
 KAPPA = 1000.0  # of the lower confidence bound; published as 1000 UNCONFIRMED, 1e6 in the code [C]
-SLOWEST = 3.0  # spans of the points that a curve may take to settle
-FAR = 5.0  # times the median residual: an outlier
+SLOWEST = 3.0  # the longest time to settle, in spans of the points
+FAR = 5.0  # a residual of this many medians is an outlier
 CANDIDATES = 201
-# Of the Gaussian process on [0, 1], the interval of log rates: length of the kernel, and noise.
+# The Gaussian process on [0, 1], the interval of log rates: length scale of the kernel, and noise.
 LENGTH, NOISE = 0.25, 1e-4
 
 
 def forecast(times: ArrayLike, losses: ArrayLike, at: float) -> float:
-    """The loss at time `at` > 0 by a e^(b t) + c through losses at earlier times; inf where a loss
-    is not finite.
+    """The loss at time `at` > 0 by a e^(b t) + c through losses at earlier times; inf if a loss is
+    not finite.
 
-    For every b the best a and c are a linear problem, so b alone is searched. -1 / b, the time that
-    the curve takes to settle, is at most three times the span of the points: a slower one is not
-    told from a straight line there, and a line runs away. Points far from the curve are left out.
+    For every b the best a and c are a linear problem, so only b is searched. -1 / b, the time that
+    the curve takes to settle, is at most three times the span of the points: a slower curve cannot
+    be distinguished from a straight line, which has no limit. Points far from the curve are left
+    out.
 
     >>> t = np.arange(1, 11)
     >>> round(forecast(t, 2 * np.exp(-t / 5) + 3, 100), 6)
@@ -54,7 +55,7 @@ def forecast(times: ArrayLike, losses: ArrayLike, at: float) -> float:
 def _fitted(
     t: np.ndarray, y: np.ndarray, kept: np.ndarray, settling: np.ndarray, at: float
 ) -> tuple[float, np.ndarray]:
-    """The value at `at` of the best curve through the points that are kept, and all residuals."""
+    """The value at `at` of the best curve through the kept points, and all residuals."""
     curves = np.exp(-t[None] / settling[:, None])  # [settling, points]
     x, z = curves[:, kept], y[kept]
     centered = x - x.mean(axis=1, keepdims=True)
@@ -71,8 +72,8 @@ def propose(
     rates: Sequence[float], losses: Sequence[float], low: float, high: float, kappa: float = KAPPA
 ) -> float:
     """The next rate in [low, high]: where a Gaussian process on the log of the rate, given the
-    losses so far, has the least lower confidence bound, mean - kappa * deviation. The first is the
-    middle. A loss that is not finite counts as the worst of the finite ones and once their spread.
+    losses so far, has the lowest lower confidence bound, mean - kappa * deviation. The first is the
+    middle. A loss that is not finite counts as the worst finite one plus their spread.
     """
     place = lambda rate: (np.log(rate) - np.log(low)) / (np.log(high) - np.log(low))
     if not rates:
@@ -88,7 +89,7 @@ def propose(
 
 
 def _posterior(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and deviation at CANDIDATES places of [0, 1] given `y` at `x`; unit prior variance."""
+    """Mean and deviation at CANDIDATES points of [0, 1] given `y` at `x`; unit prior variance."""
     grid = np.linspace(0.0, 1.0, CANDIDATES)
     kernel = lambda a, b: np.exp(-0.5 * ((a[:, None] - b[None]) / LENGTH) ** 2)
     known = np.linalg.cholesky(kernel(x, x) + NOISE * np.eye(len(x)))

@@ -1,13 +1,13 @@
-"""Recall against the size of the state: multi-query associative recall, learnt by each mixer.
+"""Recall against the size of the state: multi-query associative recall, learned by each mixer.
 
     for every problem, pattern, width: for every learning rate: for every seed:
-        train on generated rows until every test setting is solved or the steps are over
+        train on generated rows until every test setting is solved or the steps are used up
     -> a cell of the grid (lm/studies/grid.py), POINT/ with its run -> recall.json, .md, .svg
 
 The question and the grid are those of Zoology (Arora et al. 2023, arXiv 2312.04927, fig. 2): small
-models without a feed-forward, a width and a state that vary, the best of several learning rates by
-the test accuracy itself. Once a rate is solved for every seed, the rates after it are not trained:
-they could add less than what is missing to 1.
+models without a feed-forward, a width and a state that vary, and the best of several learning rates
+by the test accuracy itself. Once a rate is solved for every seed, later rates are not trained: they
+could only add what is missing to an accuracy of 1.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from lm.studies.grid import Entry, Grid
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is learnt. A batch is of one training set; sets are gone through in epochs.
+    """What is learned. A batch is from one training set; sets are repeated in epochs.
 
     Attributes:
       train: training sets
-      test: sets that are asked
+      test: test sets
       batch_size: rows of a batch
-      steps: steps of a training at most
+      steps: most steps of a training
       evaluate_every: steps between two evaluations
     """
 
@@ -63,14 +63,14 @@ class Study:
     """A study of recall.
 
     Attributes:
-      run: a whole configuration without sources, of which pattern, width, head_dim = width /
-        num_heads, learning rate, seed, sizes of a batch, length and evaluation are replaced
-      problems: name -> what is learnt
-      patterns: what is compared
+      run: a whole configuration without sources; the study replaces its pattern, width, head_dim =
+        width / num_heads, learning rate, seed, batch sizes, length and evaluation
+      problems: name -> what is learned
+      patterns: the patterns that are compared
       widths: widths of the models
       learning_rates: peak rates, of which the best counts
-      seeds: of the trainings
-      solved: accuracy at every test setting that ends a training
+      seeds: seeds of the trainings
+      solved: a training ends when it reaches this accuracy at every test setting
     """
 
     run: RunValues
@@ -83,7 +83,7 @@ class Study:
 
 
 class Point(NamedTuple):
-    """One training, a cell of the grid."""
+    """One training, which is a cell of the grid."""
 
     problem: str
     pattern: str
@@ -94,8 +94,8 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a training came to. `accuracy` by test setting; `seconds` with compilation, of the
-    launch that ended it.
+    """The outcome of a training: `accuracy` by test setting; `seconds` of the launch that ended it,
+    with compilation.
     """
 
     accuracy: Mapping[str, float]
@@ -126,15 +126,15 @@ def create(mapping: Mapping[str, Any]) -> Study:
         _check(problem, f"config.problems.{label}")
     grid.check_names(points(study))
     first = points(study)[0]
-    for point in points(study):  # layers by themselves, and all else with the first of them
+    for point in points(study):  # checks layers separately, and all else with the first of them
         if point[1:3] != first[1:3] and point != (first[0], *point[1:3], *first[3:]):
             continue
         config = configuration(study, point)
         layer_lib.check(config.model)
         problem = study.problems[point.problem]
         for rows in (*problem.train, *problem.test):
-            if (told := rows.setting.problem(config.data.tokenizer.vocab_size)) is not None:
-                raise UserError(f"config.problems.{point.problem}: {told}")
+            if (reason := rows.setting.problem(config.data.tokenizer.vocab_size)) is not None:
+                raise UserError(f"config.problems.{point.problem}: {reason}")
     return study
 
 
@@ -159,12 +159,12 @@ def _check(problem: Problem, where: str) -> None:
 
 
 def label(setting: mqar.Setting) -> str:
-    """Of the task that asks a test setting; labels of tasks have no dots."""
+    """The label of the task that asks a test setting; labels of tasks have no dots."""
     return setting.name.replace(".", "_")
 
 
 def points(study: Study) -> list[Point]:
-    """All that may be trained, in this order."""
+    """Everything that may be trained, in this order."""
     axes = study.problems, study.patterns, study.widths, study.learning_rates, study.seeds
     return [Point(*values) for values in itertools.product(*axes)]
 
@@ -194,7 +194,7 @@ def configuration(study: Study, point: Point) -> Config:
 
 
 def _tasks(problem: Problem, vocab_size: int) -> dict[str, dict[str, Any]]:
-    """Label -> the task of a test setting; the same rows for every seed of the study."""
+    """Label -> the task of a test setting; its rows are the same for every seed of the study."""
     return {
         label(one.setting): {
             "task": "mqar",
@@ -208,7 +208,7 @@ def _tasks(problem: Problem, vocab_size: int) -> dict[str, dict[str, Any]]:
 
 
 def training_rows(study: Study, config: Config, point: Point) -> mqar.Epochs:
-    """What a point is trained on."""
+    """The rows that a point is trained on."""
     problem = study.problems[point.problem]
     return mqar.Epochs(
         sets=problem.train,
@@ -219,7 +219,7 @@ def training_rows(study: Study, config: Config, point: Point) -> mqar.Epochs:
 
 
 def create_grid(study: Study, workdir: Path, table: Sequence[Entry[Outcome]]) -> Grid[Any, Any]:
-    """The trainings; `table`: those that are finished elsewhere."""
+    """The grid of trainings; `table` are those finished elsewhere."""
     asked = {
         point: {
             "solved": study.solved,
@@ -232,8 +232,8 @@ def create_grid(study: Study, workdir: Path, table: Sequence[Entry[Outcome]]) ->
 
 
 def run(study: Study, trainings: Grid[Point, Outcome]) -> dict[Point, Outcome] | None:
-    """Every training that is needed, from what is there or by training; None if a signal stopped
-    it.
+    """Every training that is needed, from the folder, the table, or by training; None if a signal
+    stopped it.
 
     Raises:
       UserError: the folder holds points of another configuration, or training reports a mistake.
@@ -244,8 +244,8 @@ def run(study: Study, trainings: Grid[Point, Outcome]) -> dict[Point, Outcome] |
 
 
 def left(study: Study, found: Mapping[Point, Outcome]) -> list[Point]:
-    """What is to be trained next: of each problem, pattern and width the seeds that its present
-    learning rate lacks.
+    """What to train next: for each problem, pattern and width, the seeds that are missing at its
+    current learning rate.
     """
     wanted = []
     for at in _combinations(study):
@@ -277,7 +277,7 @@ def _row(study: Study, found: Mapping[Point, Outcome], at: tuple[str, str, int])
     for rate in study.learning_rates:
         by_rate[rate] = [found[Point(*at, rate, seed)] for seed in study.seeds]
         if _is_solved(study, by_rate[rate]):
-            break  # later rates may be found, of a study that asked for more; they do not count
+            break  # rates after this one may be there, from a bigger study; they do not count
 
     def score(rate: float) -> float:
         return float(np.mean([list(one.accuracy.values()) for one in by_rate[rate]]))
@@ -299,7 +299,7 @@ def _row(study: Study, found: Mapping[Point, Outcome], at: tuple[str, str, int])
 
 
 def train_point(study: Study, point: Point, workdir: Path) -> Outcome | None:
-    """Trains one point to the end of its steps or until it is solved; None if a signal stopped
+    """Trains one point until its steps are used up or it is solved; None if a signal stopped
     it.
     """
     start, problem = time.perf_counter(), study.problems[point.problem]
@@ -329,8 +329,8 @@ def train_point(study: Study, point: Point, workdir: Path) -> Outcome | None:
 def write(
     rows: Sequence[Row], cells: Sequence[Mapping[str, Any]], head: Mapping[str, Any], workdir: Path
 ) -> None:
-    """recall.json, recall.md and recall.svg in the workdir. `cells`: as `grid.entries` gives
-    them.
+    """Writes recall.json, recall.md and recall.svg to the workdir. `cells` is the result of
+    `grid.entries`.
     """
     values = {**head, "recall": to_mapping(rows), "cells": list(cells)}
     files.replace(workdir / "recall.json", json.dumps(values, indent=1) + "\n")

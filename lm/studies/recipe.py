@@ -1,10 +1,10 @@
-"""A recipe from a budget: what the published laws say of rate, batch, warmup, decay, vocabulary and
-growth, side by side, and a configuration that follows them.
+"""A recipe from a budget: what the published laws say about rate, batch, warmup, decay, vocabulary
+and growth, side by side, and a configuration that follows them.
 
 Order of steps: `budget` from any two of FLOPs, parameters and tokens (C = 6 N D, N without
-embeddings); `sized` gives a configuration of that size; `rows` has every law's answer with the
-evidence for it and what of the budget lies outside its domain; `configured` is the recipe itself:
-Power's schedule under muP with the batch in the middle of the laws'.
+embeddings); `sized` returns a configuration of that size; `rows` has every law's answer, the
+evidence for it, and which parts of the budget lie outside its domain; `configured` is the recipe
+itself: Power's schedule under muP, with the batch in the middle of the laws'.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lm.laws.step_law import StepLaw
 from lm.laws.vocabulary import Vocabulary
 from lm.studies import sizes
 
-STEPS = 100  # a run of fewer steps has no schedule to speak of
+STEPS = 100  # a run of fewer steps has hardly a schedule
 WARMUP_STEPS, WARMUP, DECAY = 2500, 0.01, 0.10  # PowerLM [P], 1 % [S], MiniCPM's decay [P]
-FAR = 0.1  # of the parameters: a size that is further off is told
+FAR = 0.1  # a size that differs from the requested one by more than this share gets a warning
 
 
 class Budget(NamedTuple):
@@ -43,7 +43,7 @@ class Budget(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a law says. `tag` is the evidence for its constants, `notes` what lies outside its
+    """What a law says. `tag` is the evidence for its constants; `notes` say what lies outside its
     domain.
     """
 
@@ -56,8 +56,8 @@ class Row(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Of the laws of one quantity: the least, the middle (geometric mean), and how many times the
-    largest is the least.
+    """For the laws of one quantity: the smallest value, the middle (geometric mean), and the ratio
+    of the largest to the smallest.
     """
 
     quantity: str
@@ -67,10 +67,10 @@ class Spread(NamedTuple):
 
 
 def budget(flops: float | None, parameters: float | None, tokens: float | None) -> Budget:
-    """Any two give the third.
+    """The budget; any two values give the third.
 
     Raises:
-      UserError: not two of them, or one that is not positive.
+      UserError: not exactly two are given, or one is not positive.
     """
     given = {"flops": flops, "parameters": parameters, "tokens": tokens}
     known = {name: value for name, value in given.items() if value is not None}
@@ -104,11 +104,11 @@ def body_parameters(config: Config) -> int:
 
 
 def sized(base: Config, parameters: float) -> Config:
-    """`base` with about so many parameters without embeddings: heads as wide as before, width over
-    depth about as before.
+    """`base` with about this many parameters without embeddings. Heads keep their width, and the
+    ratio of width to depth stays about the same.
 
     Raises:
-      UserError: fewer than a model of one layer has.
+      UserError: fewer parameters than a model of one layer has.
     """
     m = base.model
     unit = m.width // math.gcd(m.num_heads, m.num_kv_heads, m.ffn_dim, m.width)
@@ -167,12 +167,12 @@ def _split(asked: Budget) -> Iterable[Row]:
 
 def _losses(asked: Budget) -> Iterable[Row]:
     at, n, d = _at(asked), asked.parameters, asked.tokens
-    told = "loss", "nats a token"
-    yield _row(told[0], "chinchilla", Chinchilla().loss(n, d), told[1], Chinchilla, "A", at)
+    what = "loss", "nats a token"
+    yield _row(what[0], "chinchilla", Chinchilla().loss(n, d), what[1], Chinchilla, "A", at)
     refit = chinchilla_law.refitted()
-    yield _row(told[0], "chinchilla, refit", refit.loss(n, d), told[1], refit, "A of the refit", at)
+    yield _row(what[0], "chinchilla, refit", refit.loss(n, d), what[1], refit, "A of the refit", at)
     over = OverTraining()
-    yield _row(told[0], "over_training", over.loss(asked.flops, d / n), told[1], over, "a", at)
+    yield _row(what[0], "over_training", over.loss(asked.flops, d / n), what[1], over, "a", at)
 
 
 def _batches(asked: Budget) -> Iterable[Row]:
@@ -187,8 +187,8 @@ def _batches(asked: Budget) -> Iterable[Row]:
 
 
 def _rates(asked: Budget, config: Config) -> Iterable[Row]:
-    """Peaks of a run that decays to zero; under muP the schedule's, which hidden matrices divide by
-    their multiplier.
+    """Peak rates of a run that decays to zero. Under muP they are the schedule's; the rate of
+    hidden matrices is that divided by their multiplier.
     """
     batch = config.tokens_per_step
     at = _at(asked) | {"batch_tokens": float(batch)}
@@ -228,12 +228,12 @@ def _vocabulary(asked: Budget, config: Config) -> Iterable[Row]:
 def _growth(asked: Budget) -> Iterable[Row]:
     law = GrowthTiming()
     tokens = law.tokens(asked.parameters, asked.flops)
-    told = "tokens before growth", f"growth_timing, stacked {law.factor} times"
-    yield _row(*told, tokens, "tokens", law, "a", _at(asked))
+    what = "tokens before growth", f"growth_timing, stacked {law.factor} times"
+    yield _row(*what, tokens, "tokens", law, "a", _at(asked))
 
 
 def spreads(found: Sequence[Row]) -> list[Spread]:
-    """Of every quantity that several laws speak of."""
+    """The spread of every quantity that several laws predict."""
     values: dict[str, list[float]] = {}
     for row in found:
         values.setdefault(row.quantity, []).append(row.value)
@@ -246,10 +246,10 @@ def spreads(found: Sequence[Row]) -> list[Spread]:
 
 def configured(base: Config, asked: Budget) -> Config:
     """The recipe: `base` at the size of the budget, with the middle of the laws' batches, Power's
-    schedule (which no peak is tuned for) and, for a tokenizer that is trained here, the vocabulary.
+    schedule (which needs no tuned peak) and, if a tokenizer is trained, the laws' vocabulary.
 
     Raises:
-      UserError: a budget that makes no run of it.
+      UserError: the budget does not allow such a run.
     """
     config = sized(base, asked.parameters)
     middle = {spread.quantity: spread.middle for spread in spreads([*_batches(asked)])}
@@ -263,7 +263,7 @@ def configured(base: Config, asked: Budget) -> Config:
     batch = min(2 ** round(math.log2(max(middle["batch"] / context, 1.0))), most)
     values: Any = to_mapping(config)
     values["data"]["batch_size"] = batch
-    values["data"].pop("batch_warmup", None)  # of another batch
+    values["data"].pop("batch_warmup", None)  # it belongs to another batch
     if config.data.tokenizer.kind == "bpe":
         best = Vocabulary().best(asked.parameters)
         values["data"]["tokenizer"]["vocab_size"] = max(320, 64 * round(best / 64))
@@ -305,13 +305,13 @@ def multipliers(config: Config) -> dict[str, float]:
 
 
 def warnings(found: Sequence[Row], asked: Budget, config: Config) -> list[str]:
-    """One sentence each: what lies outside a law's domain, and a size that is not the one asked."""
-    told = list(dict.fromkeys(note for row in found for note in row.notes))
+    """One sentence each: what lies outside a law's domain, and a size other than the requested."""
+    notes = list(dict.fromkeys(note for row in found for note in row.notes))
     actual = body_parameters(config)
     if abs(actual / asked.parameters - 1.0) > FAR:
-        told.append(
+        notes.append(
             f"the configuration has {actual:,} parameters without embeddings, "
             f"{asked.parameters:.3g} were asked for: widths and depths are whole"
         )
     advice = Vocabulary().advice(config.data.tokenizer.vocab_size, asked.parameters)
-    return told + ([advice] if advice else [])
+    return notes + ([advice] if advice else [])

@@ -1,13 +1,13 @@
-"""What one setting that is not tuned loses against schedules that are tuned for every budget.
+"""The loss of one untuned setting against schedules that are tuned for every budget.
 
     rows of a sweep (lm/studies/rows.py): a family of schedules without a grid of rates (Power),
-    others with one (WSD, cosine), at the same budgets, each a width, a batch and a number of tokens
-    -> on the seeds that tune: the best rate of every other family and budget
+    others with one (WSD, cosine), at the same budgets (width, batch and number of tokens)
+    -> on the seeds for tuning: the best rate of every other family and budget
     -> on the other seeds: loss of the untuned one - loss of the tuned one, paired by seed
 
-The seeds that choose a rate do not judge it: the least of several noisy means is too low, by about
-as much as the regret in question. Intervals are of Student's t over the seeds. All budgets of a
-seed are one unit, since they share their initial weights and their order of the text.
+The seeds that choose a rate do not judge it: the smallest of several noisy means is too low, by
+about as much as the regret in question. Intervals are by Student's t over the seeds. All budgets of
+a seed are one unit, because they share their initial weights and their order of the text.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class Interval(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The rates of a family that the seeds which tune have tried at a budget. `losses`: peak rate
-    -> mean loss over those seeds, by rising rate; inf where one diverged.
+    """The rates of a family that were tried at a budget with the seeds for tuning. `losses`: peak
+    rate -> mean loss over those seeds, by rising rate; inf where one diverged.
     """
 
     losses: Mapping[float, float]
 
     @property
     def best(self) -> float:
-        """The rate of the least loss."""
+        """The rate with the lowest loss."""
         return min(self.losses, key=lambda rate: self.losses[rate])
 
     @property
     def is_edge(self) -> bool:
-        """Whether that is the least or the largest rate tried: a better one may lie beyond."""
+        """Whether that is the smallest or largest rate tried: a better one may lie beyond."""
         return self.best in (min(self.losses), max(self.losses))
 
 
 class Regret(NamedTuple):
-    """Against a family: of every budget, and the mean over all of them. `tuned`: what the seeds
-    that tune saw of the family; `own`: the mean loss of the untuned one over the same seeds, None
-    where it lacks one of them; `seeds`: those that judge.
+    """The regret against one family: for every budget, and the mean over all budgets. `tuned` is
+    what the seeds for tuning found for the family. `own` is the mean loss of the untuned setting
+    over the same seeds, None if it lacks one of them. `seeds` are those that judge.
     """
 
     family: str
@@ -75,11 +75,11 @@ class Regret(NamedTuple):
 
 
 def regrets(rows: Iterable[Row], untuned: str, tuned_on: Sequence[int]) -> list[Regret]:
-    """Of the family `untuned` against every other family in the table.
+    """The regret of the family `untuned` against every other family in the table.
 
     Raises:
-      UserError: the family is not there or has several rates at a budget, a family lacks a budget
-      or a seed, or fewer than four seeds judge.
+      UserError: the family is missing or has several rates at a budget, a family lacks a budget or
+      a seed, or fewer than four seeds judge.
     """
     losses = _losses(rows)
     if untuned not in losses:
@@ -172,14 +172,14 @@ def _against(
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Student's t over independent values; one that is not finite leaves nothing known."""
+    """Student's t over independent values; infinite or NaN if one value is not finite."""
     mean, count = float(np.mean(values)), len(values)
     half = stats.t.ppf(0.5 + LEVEL / 2, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
     return Interval(mean, float(mean - half), float(mean + half))
 
 
 def plain(found: Sequence[Regret]) -> list[dict[str, Any]]:
-    """For JSON; a loss that is not finite is None."""
+    """Plain values for JSON; a loss that is not finite is None."""
     return [
         {
             "family": one.family,

@@ -1,14 +1,14 @@
-"""Proof of resume: a run killed at random moments ends exactly as one that never was.
+"""Proof of resume: a run killed at random moments ends exactly as one that was not killed.
 
     A: one uninterrupted run, which prepares its data
     B: the same run, killed (SIGKILL) again and again and resumed each time: while it prepares its
        data, in a step, in an evaluation, while it saves, while it writes its report; then launched
        once more
 
-Equal are every array of the final checkpoint, bit for bit, every record of metrics.jsonl but for
-its time/ entries, and the prepared tokens. The last launch of B must change nothing. Each launch is
-a process of its own (lm/studies/doomed.py), or several that train as one, of which one is killed
-and the others, at random, with it or left to find out.
+These must be equal: every array of the final checkpoint, bit for bit; every record of metrics.jsonl
+except its time/ entries; and the prepared tokens. The last launch of B must change nothing. Each
+launch is a process of its own (lm/studies/doomed.py), or several that train as one. Of several, one
+is killed; at random, the others are killed with it or left to find out.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from lm.mapping import UNFINISHED
 from lm.run import checkpoint
 from lm.run.items import Meta
 
-LATE = 0.1  # seconds after a phase in which a kill may fall, too
-WAIT_SECONDS = 120.0  # for processes that are left to find out that another is gone
-PATIENCE = 10  # seconds, as the flag of espalier train
+LATE = 0.1  # seconds after a phase in which a kill may still happen
+WAIT_SECONDS = 120.0  # for processes that must notice by themselves that another is gone
+PATIENCE = 10  # seconds, the value of a flag of espalier train
 WITHIN_A_RUN = ("preparation", "training", "evaluation", "save")
 
 
 class Kill(NamedTuple):
-    """`place`: "in evaluation", say, or "after save", which goes on in the background; `step`: the
-    last one recorded when it fell.
+    """`place` is for example "in evaluation", or "after save", which continues in the background.
+    `step` is the last one recorded before the kill.
     """
 
     place: str
@@ -47,7 +47,7 @@ class Kill(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """`differences`: what is not equal, in words; empty means proven."""
+    """`differences` says in words what is not equal; empty means proven."""
 
     differences: list[str]
     kills: list[Kill]
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """How a run is launched: flags of espalier train, a folder of its own, so many processes."""
+    """How a run is launched: flags of espalier train, its folder, and the number of processes."""
 
     args: Sequence[str]
     folder: Path
@@ -101,8 +101,8 @@ def by_place(kills: Sequence[Kill]) -> dict[str, int]:
 
 
 def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Random) -> list[Kill]:
-    """So many launches that were killed: those while the report is written are the last, since the
-    run is then at its end, and of the others as many in each phase as the run is long enough for.
+    """Kills this many launches. Those while the report is written come last, because the run is at
+    its end then. The others are spread evenly over the phases, as far as the run is long enough.
     """
     late = kills // (len(WITHIN_A_RUN) + 1)
     phases = [WITHIN_A_RUN[i % len(WITHIN_A_RUN)] for i in range(kills - late)]
@@ -118,7 +118,7 @@ def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Rando
         place = _launch_and_kill(run, (phase, count, moment), rng)
         if place is not None:
             fell.append(Kill(place, _last_step(run.workdir)))
-        elif phase in ("training", "evaluation", "save"):  # the run is at its end already
+        elif phase in ("training", "evaluation", "save"):  # the run is already at its end
             phases[len(fell)] = rng.choice(("preparation", "report"))
     return fell
 
@@ -140,7 +140,7 @@ def _final(workdir: Path) -> Final:
 
 
 def _differences(a: Final, b: Final, name: str) -> list[str]:
-    """The digests cover every bit of every array: see checkpoint.digest."""
+    """What differs. The digests cover every bit of every array; see checkpoint.digest."""
     found = []
     if a.meta.step != b.meta.step:
         found.append(f"{name}: final step {a.meta.step} != {b.meta.step}")
@@ -164,7 +164,7 @@ def _differences(a: Final, b: Final, name: str) -> list[str]:
 def _start(
     run: Trained, doom: tuple[str, int, float], victim: int = 0
 ) -> list[subprocess.Popen[str]]:
-    """The processes of a launch, of which `victim` has the doom; none survives a failure here."""
+    """Starts the processes of a launch; `victim` is doomed. None survives an error here."""
     flags = [*run.args, f"--workdir={run.workdir}", f"--data_dir={run.data}"]
     if run.processes > 1:
         with socket.socket() as probe:
@@ -183,7 +183,7 @@ def _start(
 
 
 def _launch(run: Trained) -> str:
-    """A launch that nobody kills; what the first process printed."""
+    """Launches without a kill; returns what the first process printed."""
     started = _start(run, ("measure", 0, 0.0))
     outputs = [process.communicate() for process in started]
     for process, (_, err) in zip(started, outputs, strict=True):
@@ -198,7 +198,7 @@ def _failed(run: Trained, status: int, err: str) -> UserError:
 
 
 def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Random) -> str | None:
-    """The place where the victim died; None if it came to its end before.
+    """The place where the victim died; None if it ended before.
 
     Raises:
       UserError: a process ended in another way.
@@ -214,14 +214,14 @@ def _launch_and_kill(run: Trained, doom: tuple[str, int, float], rng: random.Ran
             process.kill()
     for process in others:
         try:
-            _, told = process.communicate(timeout=WAIT_SECONDS)
+            _, text = process.communicate(timeout=WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             raise UserError(
                 f"a process of {run.workdir} outlived the one that was killed"
             ) from None
         if process.returncode not in (0, UNFINISHED, -signal.SIGKILL):
-            status, err = process.returncode, told
+            status, err = process.returncode, text
     if status not in (0, -signal.SIGKILL):
         raise _failed(run, status, err)
     return err.splitlines()[-1] if status else None

@@ -1,12 +1,12 @@
-"""The table of a sweep: a flat row a cell, as JSON lines and, with pyarrow, as Parquet.
+"""The table of a sweep: a flat row per cell, as JSON lines and, with pyarrow, as Parquet.
 
     {"cell": "1f0c...", "trunk": "9a3e...", "seed": 0, "learning_rate": 0.01, "batch_tokens": 4096,
      "tokens": 1003520, "steps": 245, "width": 64, ..., "loss": 3.91, "status": "done"}
 
-A row answers for its cell: `cell` is the digest of all that its outcome depends on, so that a cell
-which stands in a table is not run again, whatever machines the table grows on. `loss` is the mean
-over the validation sets, in nats a token; None of a cell that diverged. A key that an axis of the
-sweep sets has a column of its own, under its dotted name.
+A row stands for its cell: `cell` is the digest of everything that its outcome depends on, so a cell
+that is in a table is not run again, on whichever machines the table grows. `loss` is the mean over
+the validation sets, in nats per token; None for a cell that diverged. A key that an axis of the
+sweep sets has its own column, named by the dotted key.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a cell came to. `losses` by validation set, nats a token, empty where it diverged;
-    `skipped`: steps; `seconds` of this cell and of the part of the trunk that was trained for it;
-    `body_parameters`: those without embedding and head.
+    """The outcome of a cell. `losses`, by validation set, are in nats per token, empty if it
+    diverged. `skipped` counts steps. `seconds` are those of this cell and of the part of the trunk
+    that was trained for it. `body_parameters` are those without embedding and head.
     """
 
     status: Literal["done", "diverged"]
@@ -50,7 +50,7 @@ class Outcome:
         return sum(self.losses.values()) / len(self.losses) if self.losses else None
 
 
-# Of the columns that every reader relies on.
+# The columns that every reader relies on.
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("cell", "trunk", "schedule", "mixer", "status"), str),
     **dict.fromkeys(("seed", "batch_tokens", "tokens", "steps", "width"), int),
@@ -86,7 +86,7 @@ def row(cell: Cell, planned: Planned, outcome: Outcome) -> Row:
 
 
 def _text(value: Any) -> Any:
-    """A number, or text of anything else: a column of Parquet holds one kind."""
+    """A number, or text for anything else: a column of Parquet holds one kind."""
     if isinstance(value, bool | int | float | str):
         return value
     return json.dumps(to_mapping(value))
@@ -107,15 +107,15 @@ def entries(rows: Iterable[Row]) -> list[Entry[Outcome]]:
 
 
 def merged(new: Sequence[Row], old: Iterable[Row]) -> list[Row]:
-    """The rows of a table that grows: those found, then those of the table that are of no cell of
-    today's grid.
+    """The rows of a growing table: those found, then those of the table that do not belong to a
+    cell of the present grid.
     """
     known = {one["cell"] for one in new}
     return [*new, *(one for one in old if one["cell"] not in known)]
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """JSON lines at `path`, and beside it the same as .parquet where pyarrow is installed."""
+    """Writes JSON lines to `path`, and beside it the same as .parquet if pyarrow is installed."""
     text = "".join(json.dumps(one, allow_nan=False) + "\n" for one in rows)
     files.replace(path, text)
     try:
@@ -130,7 +130,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Numbers all of one kind, else text: what two grids put under one key may differ."""
+    """All numbers of one kind, else text: two grids may put different kinds under one key."""
     given = [x for x in values if x is not None]
     if any(isinstance(x, bool | str) for x in given):
         return [None if x is None else str(x) for x in values]
@@ -143,7 +143,7 @@ def read(path: Path) -> list[Row]:
     """The rows of a table written by `write`, from its JSON lines.
 
     Raises:
-      UserError: it is missing, a line is not such a row, or two are of one cell.
+      UserError: the file is missing, a line is not such a row, or two rows are of one cell.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,12 +1,12 @@
-"""Two checkouts train the same tiny runs: are the numbers equal, bit for bit?
+"""Two checkouts train the same tiny runs: are the numbers equal bit for bit?
 
     cases -> in each checkout, a process per case: python -m launch.train --config=... --workdir=...
-          -> every number of every record of metrics.jsonl but the timings, and the sum of every
+          -> every number of every record of metrics.jsonl except the timings, and the sum of every
              array of the last checkpoint
 
-Each side runs its own code, so only what a user sees of it is used: launch.train, the keys of
+Each side runs its own code, so only its user interface is used: launch.train, the keys of
 experiments/base.py, the files of a run folder. `SPELLINGS` says how earlier checkouts spell a case.
-Both sides compile for themselves, on CPU devices.
+Each side compiles for itself, on CPU devices.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lm.run.progress import GridBar
 GROUPS = ("mixers", "meshes", "accumulation", "settings")
 THIS = Path(__file__).resolve().parents[2]
 
-# Two layers of every width unlike the others, two chunks of time, two sources.
+# Two layers whose widths all differ, two chunks of time, two sources.
 SMOKE: dict[str, Any] = {
     "model.width": 32,
     "model.num_layers": 2,
@@ -88,7 +88,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def _without_families(values: dict[str, Any]) -> dict[str, Any]:
-    """One schedule with the keys of all of them."""
+    """One schedule with the keys of all schedules."""
     old = {
         "mesh.stream_over_tensor": "mesh.sequence_parallel",
         "schedule.horizon": "schedule.decay",
@@ -99,8 +99,8 @@ def _without_families(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-# A key of experiments/base.py that later checkouts lack -> a case as a checkout with it spells it,
-# from how the next one does; the newest first.
+# A key of experiments/base.py that later checkouts lack -> a function that turns the spelling of
+# the next newer checkouts into that of checkouts with the key; the newest first.
 SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "schedule.decay_from": _without_families
 }
@@ -113,7 +113,7 @@ print(json.dumps([lm.__file__, base.get_config().to_dict()]))
 
 @dataclass(frozen=True)
 class Case:
-    """One run: what it changes in `SMOKE`, and on how many devices."""
+    """One run: its changes to `SMOKE`, and its number of devices."""
 
     name: str
     changes: Mapping[str, Any]
@@ -122,7 +122,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Checkout:
-    """`keys` and `pattern`, of experiments/base.py; `commit`: "" where a file differs from it."""
+    """`keys` and `pattern` of experiments/base.py; `commit` is "" if a file differs from it."""
 
     root: Path
     mixers: frozenset[str]
@@ -139,8 +139,8 @@ class Run(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`differences`: what is not equal, in words, the first first; empty: `num_records` and
-    `num_arrays` are equal.
+    """`differences` says in words what is not equal, the first difference first. If it is empty,
+    `num_records` and `num_arrays` are equal.
     """
 
     case: str
@@ -150,10 +150,10 @@ class Verdict(NamedTuple):
 
 
 def look(root: Path) -> Checkout:
-    """A folder as a checkout.
+    """Inspects a folder as a checkout.
 
     Raises:
-      UserError: it is not a checkout, or its code is not what runs there.
+      UserError: it is not a checkout, or its processes run other code.
     """
     root = root.expanduser().absolute()
     if not (root / "launch" / "train.py").is_file():
@@ -173,7 +173,7 @@ def look(root: Path) -> Checkout:
 
 
 def cases(groups: Sequence[str], mixers: Sequence[str]) -> list[Case]:
-    """The runs of some of `GROUPS`: every mixer alone; the first of them on several meshes, with
+    """The runs of some of `GROUPS`: every mixer alone; the first mixer on several meshes, with
     accumulation and with other settings; one layer of every mixer on all axes of a mesh at once.
     """
     if unknown := [group for group in groups if group not in GROUPS]:
@@ -207,8 +207,8 @@ def compare(
 ) -> Iterator[Verdict]:
     """Trains every case in both checkouts, the older first, and yields what differs.
 
-    Runs of a commit without changes are kept in `folder` and not made again. `added`: patterns of
-    records' and arrays' names that only the second side may have.
+    Runs of a commit without changes are kept in `folder` and not repeated. `added` are patterns for
+    names of records and arrays that only the second side may have.
     """
     folder = folder.absolute()
     _write_corpus(folder / "corpus")
@@ -229,7 +229,7 @@ def compare(
 
 
 def differences(old: Run, new: Run, added: Sequence[str] = ()) -> list[str]:
-    """What of two runs is not equal: names that one lacks, then numbers in the order of steps, then
+    """What differs between two runs: names that one lacks, then numbers in the order of steps, then
     arrays.
 
     >>> differences(Run([{"step": 1, "train/loss": 5.5}], {}), Run([{"step": 1}], {}))
@@ -243,7 +243,7 @@ def differences(old: Run, new: Run, added: Sequence[str] = ()) -> list[str]:
     both = logged[0] & logged[1]
     for a, b in zip(old.records, new.records, strict=False):
         for key in (key for key in a | b if key in both):
-            if repr(a.get(key)) != repr(b.get(key)):  # NaN is equal to NaN
+            if repr(a.get(key)) != repr(b.get(key)):  # NaN counts as equal to NaN
                 found.append(f"step {a['step']}, {key}: {a.get(key)!r} != {b.get(key)!r}")
     arrays = [name for name, value in old.digest.items() if new.digest.get(name, value) != value]
     if arrays:
@@ -260,14 +260,14 @@ def _lonely(old: set[str], new: set[str], added: Sequence[str]) -> list[str]:
 def _train(
     sides: tuple[Checkout, Checkout], case: Case, folder: Path, steps: int
 ) -> list[Run | str]:
-    """Of each side the run, or why there is none. The two train at the same time."""
+    """For each side the run, or why there is none. Both train at the same time."""
     found: list[Run | str] = []
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(_started(side, case, folder, steps)) for side in sides]
         for side, (process, workdir) in zip(sides, started, strict=True):
-            told = process.communicate()[1] if process else ""
+            err = process.communicate()[1] if process else ""
             if process and process.returncode:
-                found.append(f"{side.root} fails: {files.last_line(told)}")
+                found.append(f"{side.root} fails: {files.last_line(err)}")
             else:
                 found.append(_read(workdir))
     return found
@@ -277,7 +277,7 @@ def _train(
 def _started(
     side: Checkout, case: Case, folder: Path, steps: int
 ) -> Iterator[tuple[subprocess.Popen[str] | None, Path]]:
-    """A training under way, None if its run is there already, and its run folder."""
+    """A training under way (None if its run already exists), and its run folder."""
     given = _values(side, case, folder, steps)
     arguments = [f"--config.{key}={value}" for key, value in given.items()]
     mark = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:8]
@@ -312,7 +312,7 @@ def _values(side: Checkout, case: Case, folder: Path, steps: int) -> dict[str, A
 
 
 def _read(workdir: Path) -> Run:
-    """Files that every commit writes alike, whatever this one's readers expect."""
+    """Reads files that every commit writes in the same way, whatever this one's readers expect."""
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     digest = json.loads((newest / "meta" / "metadata").read_text())["digest"]
     lines = metrics.read(workdir)
@@ -325,12 +325,12 @@ _CAPTURED: Any = {"capture_output": True, "text": True, "check": False}
 def _environment(root: Path, num_devices: int) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     platform = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
-    # Bytecode is found by a file's second and size: an edit right after a run would not count.
+    # Python finds bytecode by a file's second and size, so it could miss an edit after a run.
     return inherited | platform | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _commit(root: Path) -> str:
-    """The commit that all files are of; "" where one differs, or `root` is not a work tree."""
+    """The commit of all files; "" if a file differs, or if `root` is not a work tree."""
     git = ["git", "--no-optional-locks", "-C", str(root)]
     head = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **_CAPTURED)
     changes = subprocess.run([*git, "status", "--porcelain"], **_CAPTURED)
@@ -340,11 +340,11 @@ def _commit(root: Path) -> str:
 
 
 def _write_corpus(folder: Path) -> None:
-    """Twenty documents of unequal lengths, 00.txt to 19.txt, the same everywhere."""
+    """Writes twenty documents of unequal lengths, 00.txt to 19.txt, the same everywhere."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     letters = "eeetttaaooinshrdlu  éü\n"
     for i in range(20):
         text = "".join(letters[int(rng.random() * len(letters))] for _ in range(200 + 60 * i))
-        if not (folder / f"{i:02}.txt").exists():  # a new time would prepare the data anew
+        if not (folder / f"{i:02}.txt").exists():  # a newer time would prepare the data again
             (folder / f"{i:02}.txt").write_bytes(text.encode())

@@ -11,12 +11,12 @@ from lm import pattern as pattern_lib
 from lm.config import Config, from_mapping
 from lm.mapping import UserError, to_mapping
 
-TOLERANCE, GRAIN = 0.01, 8  # of the parameters; of the feed-forward width
+TOLERANCE, GRAIN = 0.01, 8  # share of the parameters; step of the feed-forward width
 GROWING = ("num_heads", "num_kv_heads", "ffn_dim")  # sizes that are proportional to the width
 
 
 class Size(NamedTuple):
-    """What makes a pattern as large as the first: the solved width or depth."""
+    """The width or depth that makes a pattern as large as the first."""
 
     ffn_dim: int
     num_layers: int
@@ -25,11 +25,12 @@ class Size(NamedTuple):
 def equal(
     patterns: Sequence[str], given: Size, count: Callable[[str, Size], int]
 ) -> dict[str, Size]:
-    """The size of every pattern: its feed-forward width by the straight line through two, or, where
-    no layer has one, its depth. `given` is the first pattern's; `count` gives the parameters.
+    """The size of every pattern: its feed-forward width, from the straight line through two widths;
+    or its depth, if no layer has a feed-forward. `given` is the first pattern's size; `count`
+    returns the number of parameters.
 
     Raises:
-      UserError: a pattern that has more parameters than the first at the least width.
+      UserError: a pattern with the smallest width has more parameters than the first.
     """
     first = patterns[0]
     target, sizes = count(first, given), {first: given}
@@ -52,7 +53,7 @@ def equal(
 
 
 def _equal_depth(pattern: str, given: Size, target: int, count: Callable[[str, Size], int]) -> Size:
-    """The depth nearest to `target` parameters: half a layer is the best there is."""
+    """The depth nearest to `target` parameters; it can only be exact to half a layer."""
     period = len(pattern.split(","))
     one, two = (count(pattern, given._replace(num_layers=n * period)) for n in (1, 2))
     periods = max(1, round(1 + (target - one) / (two - one)))
@@ -60,11 +61,11 @@ def _equal_depth(pattern: str, given: Size, target: int, count: Callable[[str, S
 
 
 def widened(config: Config, width: int) -> Config:
-    """`config` at another model width: heads are as wide as before and there are proportionally
-    more of them, the feed-forward grows with them; so do these sizes in the options of layers.
+    """`config` at another model width. Heads keep their width, so there are proportionally more of
+    them, and the feed-forward grows too; the same holds for these sizes in the options of layers.
 
     Raises:
-      UserError: a width at which a number of heads or the feed-forward width is not whole.
+      UserError: at that width a number of heads or the feed-forward width is not an integer.
     """
     values: Any = to_mapping(config)
 
@@ -92,7 +93,7 @@ def _times(size: int, width: int, base: int, where: str) -> int:
 
 
 def deepened(config: Config, num_layers: int) -> Config:
-    """`config` with another number of layers, of a pattern that is cycled over the depth.
+    """`config` with another number of layers; its pattern is cycled over the depth.
 
     Raises:
       UserError: a pattern of groups, whose depth is fixed.

@@ -1,18 +1,18 @@
-"""What a lower loss is worth: how much more the first pattern spends for the same one.
+"""What a lower loss is worth: how much more the first pattern spends to reach the same loss.
 
     speed-up = T_first(l) / T_pattern(l)     l = the higher of the two losses at the end of training
 
-T(l) are the tokens after which a run has come down to l; times the operations or the seconds of a
-token they are the compute-equivalent and the wall-clock speed-up. 1.25 in tokens: the first pattern
-needs 1.25 times the tokens, or this one 0.8 of them. Both have reached the higher of the two
-losses, so that nothing is extrapolated.
+T(l) is the number of tokens after which a run has come down to l. Multiplied by the operations or
+seconds per token it gives the compute-equivalent and the wall-clock speed-up. 1.25 in tokens means
+that the first pattern needs 1.25 times the tokens, or this one 0.8 of them. Both have reached the
+higher of the two losses, so nothing is extrapolated.
 
 Losses are those of training text, which every pattern reads in the same order under the same seed.
-A batch may be easy, and the first of many noisy losses below l comes too soon. T(l) is therefore
-read off a smooth curve, on a logarithmic axis of tokens: lines through a third of the points around
-each (local regression, Cleveland 1979), then the decreasing curve next to that (isotonic
-regression). The pattern that is ahead reaches l before its learning rate has come down, where a run
-of that length of its own would have less loss: the true factor lies further from 1.
+A batch may be easy, so the first of many noisy losses below l comes too early. Therefore T(l) is
+read from a smooth curve on a logarithmic axis of tokens: lines through a third of the points around
+each point (local regression, Cleveland 1979), then the nearest decreasing curve (isotonic
+regression). The better pattern reaches l before its learning rate has come down; a run planned for
+that length would have a lower loss there. So the true factor is further from 1.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Interval = tuple[float, float | None, float | None]
 
 
 def speed_ups(rows: Sequence[Row]) -> list[SpeedUp]:
-    """Of every trained pattern over the first. Left out are those whose curve was not kept or is
-    not finite, and those whose last loss one of the two had from the first point on.
+    """The speed-up of every trained pattern over the first. Left out are patterns whose curve was
+    not kept or is not finite, and those where one of the two is below l from its first point on.
     """
     first, found = rows[0], []
     for row in rows[1:]:
@@ -47,7 +47,7 @@ def speed_ups(rows: Sequence[Row]) -> list[SpeedUp]:
 
 
 def _log_tokens(base: Curve, ours: Curve) -> np.ndarray | None:
-    """log T_base(l) - log T_ours(l) of every seed [S]; None if one cannot be known."""
+    """log T_base(l) - log T_ours(l) of every seed [S]; None if one cannot be determined."""
     found = []
     for base_bits, our_bits in zip(base.bits, ours.bits, strict=True):
         if not np.isfinite([*base_bits, *our_bits]).all():
@@ -63,7 +63,7 @@ def _log_tokens(base: Curve, ours: Curve) -> np.ndarray | None:
 
 
 def _smooth(tokens: Sequence[float], bits: Sequence[float]) -> np.ndarray:
-    """[n] losses that never rise."""
+    """The losses [n] smoothed so that they never rise."""
     x, y = np.log(tokens), np.asarray(bits)
     reach, lines = max(1, len(x) // 6), []
     for i in range(len(x)):
@@ -73,8 +73,8 @@ def _smooth(tokens: Sequence[float], bits: Sequence[float]) -> np.ndarray:
 
 
 def log_reached(log_tokens: np.ndarray, losses: np.ndarray, level: float) -> float:
-    """Where `losses` [n], which never rise, first come down to `level`, between the points
-    log_tokens [n]; nan where it is below from the start.
+    """Where `losses` [n], which never rise, first reach `level`, interpolated between the points
+    log_tokens [n]; nan if they are below it from the start.
     """
     at = int(np.argmax(losses <= level))
     if at == 0:

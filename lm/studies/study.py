@@ -1,4 +1,4 @@
-"""What a comparison asks, and the configuration of each of its runs (lm/studies/compare.py)."""
+"""The question of a comparison, and the configuration of each of its runs; see compare.py."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Study:
     """A comparison of patterns. The other patterns are made equal to the first in size.
 
     Attributes:
-      question: what is asked, the title of the page
+      question: the question of the study, which is the title of its page
       run: a whole configuration
-      patterns: what is compared
-      variants: name -> a pattern's runs read with other options of layers, as --layer gives them;
-        they are not trained
-      primary: what the question rests on, at most five comparisons that are named before the study
-        is run and alone have verdicts (lm/studies/verdict.py)
-      seeds: of the runs of each pattern
+      patterns: the patterns that are compared
+      variants: name -> a pattern whose runs are read with other options of layers, as --layer sets
+        them; variants are not trained
+      primary: the comparisons that the question rests on, at most five; they are named before the
+        study is run, and only they have verdicts (lm/studies/verdict.py)
+      seeds: seeds of the runs of each pattern
       tuned_on: seeds under which learning rates or other settings were chosen; such a seed favors
-        what was chosen under it, and has no part in a verdict
-      tasks: as evaluate.tasks of a run, asked after training
-      recall: a whole study of recall (lm/studies/recall.py) that is made beside; {}: none
+        those settings, so no verdict uses it
+      tasks: like evaluate.tasks of a run, evaluated after training
+      recall: a whole study of recall (lm/studies/recall.py) that is made too; {}: none
       timing_rounds: rounds in which every pattern is timed once
       decode_contexts: tokens before the one whose time and state are measured
     """
@@ -67,7 +67,7 @@ class Study:
 
 
 class Cell(NamedTuple):
-    """One training, and what it is asked."""
+    """One training and its evaluation."""
 
     pattern: str
     seed: int
@@ -77,8 +77,8 @@ def create(mapping: Mapping[str, Any]) -> Study:
     """Nested plain values -> a study.
 
     Raises:
-      UserError: unknown or missing keys, an empty list, a name twice, a run or task that is
-      refused, or a primary comparison of what is not there or under a seed that was tuned on.
+      UserError: unknown or missing keys, an empty list, a name twice, a refused run or task, or a
+      primary comparison with something that is not there, or under a seed that was tuned on.
     """
     study: Study = convert(Study, mapping, "config")
     for name in ("patterns", "seeds"):
@@ -115,7 +115,7 @@ def create(mapping: Mapping[str, Any]) -> Study:
 
 
 def _check_names(study: Study) -> None:
-    """Runs, and patterns and variants beside each other in one, need files of their own."""
+    """Checks that runs, and patterns and variants within a run, can each have their own file."""
     grid.check_names([Cell(pattern, seed) for pattern in study.patterns for seed in study.seeds])
     grid.check_names([(name,) for name in (*study.patterns, *study.variants)])
 
@@ -133,7 +133,7 @@ def configuration(study: Study, pattern: str, seed: int, size: Size | None = Non
 def build(
     study: Study, pattern: str, size: Size, layers: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Build:
-    """Everything to train the pattern at this size, with other options of `layers`."""
+    """The build that trains the pattern at this size, with other options of `layers`."""
     config = configuration(study, pattern, study.seeds[0], size)
     model = layer_lib.change_layers(config.model, layers or {})
     return build_lib.build(dataclasses.replace(config, model=model), jax.devices())
@@ -143,7 +143,7 @@ def equal_sizes(study: Study) -> dict[str, Size]:
     """The size of every pattern.
 
     Raises:
-      UserError: parameters that cannot be made equal.
+      UserError: the parameters cannot be made equal.
     """
     model = configuration(study, study.patterns[0], study.seeds[0]).model
     count = lambda pattern, size: measure.parameters(build(study, pattern, size))

@@ -1,11 +1,11 @@
-"""A sweep: every cell of one grid or several trained once, whatever dies meanwhile and however many
-processes work, into one table.
+"""A sweep: trains every cell of one or more grids once, whatever is killed and however many
+processes work on it, into one table.
 
     cells (lm/studies/cells.py) -> for every trunk, its shortest cell first:
         trunk up to the decay of that cell -> the decay, a run that branches there -> a row
 
-Several processes may work in one folder: each takes a trunk that no other has. What a cell needs
-beside its row (checkpoints of its decay, of a trunk that is done) is removed at once.
+Several processes may work in one folder: each takes a trunk that no other has. What a cell leaves
+besides its row (checkpoints of its decay, or of a finished trunk) is removed at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lm.studies.grid import Grid
 from lm.studies.rows import Outcome, Row
 from lm.studies.trainer import Trainer, brief
 
-TRUNK, OWN = "trunk", "run"  # folders: of a trunk, and of the run of a cell
+TRUNK, OWN = "trunk", "run"  # folders: that of a trunk, and that of a cell's run
 HALVED = "schedule.peak_learning_rate"
 
 
@@ -39,11 +39,11 @@ class Sweep:
 
     Attributes:
       run: a whole configuration
-      grids: each maps keys of it (and "width", which widens heads and feed-forward too) to values;
-        a grid is every combination of its values, and a cell that is in two of them is one
+      grids: each maps keys of it (and "width", which also widens heads and feed-forward) to values;
+        a grid is every combination of its values, and a cell that is in two grids counts once
       min_steps: cells of fewer steps are left out
-      halving: after each length, of the cells that differ only in the peak learning rate one in so
-        many goes on to the next length, the best by mean loss over seeds; 0: all go on
+      halving: after each length, of the cells that differ only in the peak learning rate, one in
+        `halving` continues to the next length: the best by mean loss over seeds; 0: all continue
     """
 
     run: RunValues
@@ -71,8 +71,8 @@ def create(mapping: Mapping[str, Any]) -> Sweep:
 def completed(
     values: Mapping[str, Any], axes: Mapping[str, Any], given: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    """The values of a sweep from those of a run or of a sweep, axes that every grid takes over, and
-    numbers of it that are not None.
+    """The values of a sweep from those of a run or of a sweep. `axes` are added to every grid;
+    `given` are numbers of the sweep, where not None.
     """
     bare = {"run": values, "grids": (), "min_steps": 0, "halving": 0}
     found = dict(values) if "grids" in values else bare
@@ -82,10 +82,10 @@ def completed(
 
 
 def plan(sweep: Sweep) -> dict[Cell, Planned]:
-    """The cells, each of which could be trained.
+    """The cells, after a check that each could be trained.
 
     Raises:
-      UserError: as lm.studies.cells.plan.
+      UserError: as in lm.studies.cells.plan.
     """
     for axes in sweep.grids:
         for key, values in axes.items():
@@ -105,8 +105,8 @@ def run(
     tell: Callable[[list[Row]], None] = lambda found: None,
 ) -> list[Row] | None:
     """The rows of every cell, from the folder, from `table` or by training; None if a signal
-    stopped it. `tell` is given what is there after every trunk's cell, and the rows of `table` that
-    are of no cell of these.
+    stopped it. `tell` is called after every cell with the rows so far, and with the rows of `table`
+    that belong to no cell of the sweep.
 
     Raises:
       UserError: the folder holds cells of another configuration, or training reports a mistake.
@@ -114,11 +114,11 @@ def run(
     planned = plan(sweep)
     asked = {cell: one.asked for cell, one in planned.items()}
     cells = Grid(folder=workdir / "cells", outcome=Outcome, asked=asked, table=rows.entries(table))
-    told = lambda found: rows.merged(_rows(planned, found), table)
+    merged = lambda found: rows.merged(_rows(planned, found), table)
     trainer = Trainer(data_dir)
 
     def left(found: Mapping[Cell, Outcome]) -> list[Cell]:
-        tell(told(found))
+        tell(merged(found))
         return [] if trainer.is_stopped else _left(sweep, planned, found)
 
     found = grid.run(cells, _Worker(planned, trainer), left)
@@ -136,7 +136,7 @@ def _rows(planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome]) -> lis
 def _left(
     sweep: Sweep, planned: Mapping[Cell, Planned], found: Mapping[Cell, Outcome]
 ) -> list[Cell]:
-    """The next cell of every trunk: its shortest that is not found, if halving lets it go on."""
+    """The next cell of every trunk: the shortest one not found yet, if halving lets it continue."""
     nexts: dict[str, Cell] = {}
     for cell, one in planned.items():
         if cell in found:
@@ -163,8 +163,8 @@ def _survives(
     cell: Cell,
     bracket: Sequence[Cell],
 ) -> bool:
-    """Whether a cell is among the best of the length before, all of which must be found. `bracket`:
-    the cells that it competes with, itself among them.
+    """Whether a cell is among the best of the previous length; all of those must be found.
+    `bracket` are the cells that it competes with, including itself.
     """
     lengths = sorted({x.steps for x in bracket})
     survivors = {planned[x].config.schedule.peak_learning_rate for x in bracket}
@@ -175,7 +175,7 @@ def _survives(
             if x.steps != length or rate not in survivors:
                 continue
             if x not in found:
-                return False  # it is not known yet
+                return False  # not known yet
             loss = found[x].loss
             losses.setdefault(rate, []).append(math.inf if loss is None else loss)
         ranked = sorted(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
@@ -197,14 +197,14 @@ class _Worker:
     trainer: Trainer
 
     def __call__(self, cell: Cell, place: Path) -> Outcome | None:
-        """A cell; None if a signal stopped it. The folder of its trunk lies beside its own."""
+        """Trains a cell; None if a signal stopped it. The folder of its trunk is beside its own."""
         began = time.perf_counter()
         own, trunk = place / OWN, place.parent / f"{TRUNK}-{cell.trunk}"
         try:
             if not self._train(self.planned[cell], own, trunk):
                 return None
         except train.DivergedError:
-            # In the trunk, unless the decay had begun.
+            # It diverged in the trunk, unless the decay had begun.
             return self._outcome(cell, own if metrics.read(own) else trunk, "diverged", began)
         found = self._outcome(cell, own, "done", began)
         shutil.rmtree(own / checkpoint.FOLDER)
@@ -215,7 +215,7 @@ class _Worker:
         if one.start is not None:
             steps = checkpoint.steps(trunk)
             if steps and steps[-1] > one.start:
-                shutil.rmtree(trunk)  # it went on for a longer cell, and begins again
+                shutil.rmtree(trunk)  # it had continued for a longer cell, so it starts again
             if not self.trainer.train(brief(one.trunk, is_evaluated=False), trunk):
                 return False
             start = trunk / checkpoint.FOLDER / str(one.start)
@@ -223,7 +223,7 @@ class _Worker:
         return self.trainer.train(brief(config, is_evaluated=True), own)
 
     def _outcome(self, cell: Cell, folder: Path, status: Any, began: float) -> Outcome:
-        """Of a run, as its last record has it."""
+        """The outcome of a run, from its last record."""
         last, infos = metrics.read(folder)[-1], self.trainer.like(self.planned[cell].config).infos
         losses = metrics.validation_losses(last)
         is_finite = status == "done" and all(map(math.isfinite, losses.values()))

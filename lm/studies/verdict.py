@@ -1,24 +1,24 @@
-"""Which pattern is better at what, said only where two sources of chance leave no doubt.
+"""Which pattern is better at what: a verdict only if two sources of chance leave no doubt.
 
-A comparison is of two patterns at one task, and is tested on its own differences, whether they were
-trained or are readings of trained runs. Two patterns saw the same data in the same order under the
-same seed, which makes the seeds pairs.
+A comparison is between two patterns on one task. It is tested on its own differences, whether the
+patterns were trained or are readings of trained runs. Under the same seed two patterns saw the same
+data in the same order, so the seeds form pairs.
 
-Seeds: with d_s the difference under seed s, the test is Student's paired t of d over seeds. Nothing
-is borrowed from other patterns: one that explodes has far more noise than the others, and a common
-estimate would be wrong for all of them. Of fewer than three seeds there is no verdict; of three,
-one that finds a difference of ten times the noise and hardly one of five (the power is simulated in
+Seeds: with d_s the difference under seed s, the test is Student's paired t of d over seeds. It uses
+no other patterns: one that explodes has far more noise than the others, and a common estimate would
+be wrong for all of them. With fewer than three seeds there is no verdict. With three, the test
+finds a difference of ten times the noise, but hardly one of five times (the power is simulated in
 tests/lm/studies/test_verdict.py).
 
 Items: the difference of the two, averaged over seeds, with its interval over documents or items
 (lm/evaluation/statistics.py), where the task keeps them.
 
-Who looks at sixty differences finds three at p < 0.05 where there is none. A study therefore names
-beforehand the comparisons its question rests on, five at most; their p-values are corrected
-together by Holm (1979), over all that were named. A named difference is called significant if its
-corrected p is below 0.05 and the interval over items leaves out 0. All other differences are given
-with their intervals and no verdict. A task at chance in both patterns has no verdict, nor has one
-with a value that is not finite.
+Among sixty differences three have p < 0.05 by chance. Therefore a study names in advance the
+comparisons that its question rests on, at most five. Their p-values are corrected together by Holm
+(1979), over all that were named. A named difference is called significant if its corrected p is
+below 0.05 and the interval over items excludes 0. All other differences are reported with their
+intervals and without a verdict. There is no verdict on a task at chance in both patterns, or with a
+value that is not finite.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from lm.report.compared import Asked, Comparison, Difference, Row
 ALPHA = 0.05
 MOST_PRIMARY = 5
 FEWEST_SEEDS = 3
-DIGITS = 9  # behind the point of a difference; what is below is rounding
-NOTHING = 1e-9  # a spread below that share of the values is rounding
+DIGITS = 9  # decimals of a difference; anything smaller is rounding
+NOTHING = 1e-9  # a spread below this share of the values is rounding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Primary:
 
 def check(primary: Sequence[Primary], patterns: Collection[str], tasks: Collection[str]) -> None:
     """Raises:
-    UserError: too many, one twice, or one of a task or pattern that is not in the study.
+    UserError: too many comparisons, one twice, or a task or pattern that is not in the study.
     """
     if len(primary) > MOST_PRIMARY:
         raise UserError(
@@ -83,7 +83,7 @@ def check(primary: Sequence[Primary], patterns: Collection[str], tasks: Collecti
 
 
 def judge(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
-    """The verdict on every primary comparison, in their order."""
+    """The verdicts on all primary comparisons, in their order."""
     found = [_measured(rows, one) for one in primary]
     tests = [_test(rows, one) for one in primary]
     return [
@@ -93,8 +93,8 @@ def judge(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
 
 
 def rest(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
-    """Every other pattern against the first at every task, where that is not a primary comparison:
-    differences and intervals.
+    """Every other pattern against the first on every task, except primary comparisons: differences
+    and intervals.
     """
     first, *others = [row.pattern for row in rows]
     every = [
@@ -107,11 +107,11 @@ def rest(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
 
 
 def recheck(found: Comparison, primary: Sequence[Primary] = ()) -> tuple[list[str], bool]:
-    """The verdicts of a comparison, judged anew from its numbers: a line each, and whether all of
-    them stand. `primary`: the comparisons to judge; else those that the page names.
+    """The verdicts of a comparison, computed again from its numbers: one line each, and whether all
+    of them stand. `primary` are the comparisons to judge; by default those that the page names.
 
     Raises:
-      UserError: there is nothing to judge, or a comparison is of what the page does not hold.
+      UserError: there is nothing to judge, or a comparison with something the page does not hold.
     """
     asked = list(primary) or [Primary(**one) for one in found.primary]
     if not asked:
@@ -138,8 +138,8 @@ def seed_p_values(
     values: Mapping[str, np.ndarray], variants: Collection[str] = ()
 ) -> dict[str, float | None]:
     """values[name] [S] -> Holm's corrected p of every name against the first; None where it cannot
-    be measured: with too few seeds, or with nothing left to chance. `variants`, those of the names
-    that were not trained, are tested as all others.
+    be computed: too few seeds, or no random differences. `variants` are the names that were not
+    trained; they are tested like all others.
     """
     first, *others = values
     assert set(variants) <= set(others), "a variant has values of its own"
@@ -148,8 +148,9 @@ def seed_p_values(
 
 
 def p_value(differences: np.ndarray, values: np.ndarray) -> float | None:
-    """Of the paired t-test over seeds, not corrected. `values` [S] give the differences [S] their
-    scale: 1 where all differences are 0, None where they are equal otherwise, or too few.
+    """The p of the paired t-test over seeds, not corrected. `values` [S] set the scale of the
+    differences [S]. It is 1 if all differences are 0, and None if they are otherwise equal or too
+    few.
     """
     seeds = len(differences)
     if seeds < FEWEST_SEEDS or not np.isfinite(differences).all():
@@ -163,7 +164,7 @@ def p_value(differences: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def over_seeds(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of the mean of [S] by Student's t; None of one seed."""
+    """The 95 % interval of the mean of [S] by Student's t; None for one seed."""
     seeds = len(differences)
     if seeds < 2 or not np.isfinite(differences).all():
         return None, None
@@ -173,8 +174,8 @@ def over_seeds(differences: np.ndarray) -> tuple[float, float] | tuple[None, Non
 
 
 def corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    """By Holm. One that has no p counts among those it was named with: leaving it out would be a
-    choice made after looking.
+    """Corrected by Holm. A comparison without a p still counts among those named together: leaving
+    it out would be a choice made after looking.
     """
     found = holm(np.array([1.0 if p is None else p for p in p_values]))
     return [None if p is None else float(c) for p, c in zip(p_values, found, strict=True)]
@@ -204,7 +205,7 @@ def _test(rows: Sequence[Row], one: Primary) -> float | None:
 
 
 def _measured(rows: Sequence[Row], one: Primary) -> Difference:
-    """The difference, its intervals, and why there is nothing to say where there is not."""
+    """The difference and its intervals, or why there is nothing to report."""
     ours, base = _sides(rows, one)
     differences = ours.headlines - base.headlines
     what = one.task if one.task == ours.headline else f"{one.task} {ours.headline}"
@@ -229,7 +230,7 @@ def _measured(rows: Sequence[Row], one: Primary) -> Difference:
 
 
 def _over_items(ours: Asked, base: Asked) -> tuple[float, float] | None:
-    """The interval of the difference over items, averaged over seeds first; nan of one item."""
+    """The interval of the difference over items, after averaging over seeds; nan for one item."""
     sides = []
     for side in (ours, base):
         kept = [seed.numbers[side.headline].units for seed in side.seeds]
@@ -252,7 +253,7 @@ def _verdict(
     num_seeds, names = len(base.seeds), f"{one.pattern} and {one.against}"
     if found.outcome == "diverged":
         sides = (one.pattern, ours), (one.against, base)
-        lost = [n for n, x in sides if _is_lost(x)] or [n for n, _ in sides]  # their difference is
+        lost = [n for n, x in sides if _is_lost(x)] or [n for n, _ in sides]  # or their difference
         return found._replace(
             sentence=f"{found.task}: {' and '.join(lost)} diverged; no verdict on {names}."
         )
@@ -282,7 +283,7 @@ def _is_lost(side: Asked) -> bool:
 
 
 def _outcome(found: Difference, p: float | None, base: Asked) -> str:
-    """Both sources of chance must leave no doubt; where no items were kept, that of seeds."""
+    """Both sources of chance must leave no doubt; without items, that of the seeds."""
     if len(base.seeds) < FEWEST_SEEDS or p is None:
         return "none"
     assert found.difference is not None
@@ -317,7 +318,7 @@ def _intervals(found: Difference, side: Asked) -> str:
         over.append(f"{found.seeds_low:+.3g} to {found.seeds_high:+.3g} over seeds")
     if found.low is not None and (found.low, found.high) != (0, 0):
         over.append(f"{found.low:+.3g} to {found.high:+.3g} over {num} units")
-    told = f", 95 % {' and '.join(over)}" if over else ""
+    text = f", 95 % {' and '.join(over)}" if over else ""
     if found.low is not None:
-        return told if found.low or found.high else f"{told}; none of {num} units differs"
-    return told + ("; one unit has no interval" if num == 1 else "; no units were kept")
+        return text if found.low or found.high else f"{text}; none of {num} units differs"
+    return text + ("; one unit has no interval" if num == 1 else "; no units were kept")

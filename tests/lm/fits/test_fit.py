@@ -238,7 +238,7 @@ def test_refusals(change: dict[str, Any], told: str) -> None:
 def test_a_seed_gives_the_same_intervals() -> None:
     assert recovered(3, bootstraps=100).intervals == recovered(3, bootstraps=100).intervals
     heard: list[int] = []
-    recovered(3, bootstraps=100, told=heard.append)
+    recovered(3, bootstraps=100, progress=heard.append)
     assert sum(heard) == 100
 
 
