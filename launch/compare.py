@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         workdir,
         prepare.resolve_data_dir(_DATA_DIR.value),
         table=compare.cells(before) if before else (),
-        tell=lambda rows: compare.write(study, rows, (), head, workdir),
+        report=lambda rows: compare.write(study, rows, (), head, workdir),
     )
     if rows is None or (recalls := compare.recalled(study, workdir, before)) is None:
         result.give({"finished": False})

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         workdir,
         prepare.resolve_data_dir(_DATA_DIR.value),
         table=table,
-        tell=lambda found: rows.write(found, workdir / "sweep.jsonl"),
+        report=lambda found: rows.write(found, workdir / "sweep.jsonl"),
     )
     if found is None:
         print("stopped and saved; the same command goes on")

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
         data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
         tell = lambda found: rows.write(found, workdir / "sweep.jsonl")
-        found = sweep.run(asked, workdir, data_dir, table=table, tell=tell)
+        found = sweep.run(asked, workdir, data_dir, table=table, report=tell)
         if found is None:
             print("stopped and saved; the same command goes on")
             return UNFINISHED

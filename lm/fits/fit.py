@@ -121,8 +121,8 @@ def fit(
     clusters = select.clusters(selected.trunks)
     if solve.is_singular(equation, data, ones[None], theta[None])[0]:
         raise UserError(
-            f"the rows do not tell {' and '.join(weakest)} apart: what they go with changes "
-            "together, or not at all; sweep them apart, or hold one by --hold=NAME=VALUE"
+            f"the rows do not tell {' and '.join(weakest)} apart: the columns they act on "
+            "change together, or not at all; vary them separately, or hold one by --hold=NAME=VALUE"
         )
     warnings = []
     if condition > CONDITION:

@@ -168,8 +168,8 @@ def _key(table: Table, keys: Sequence[str], row: int) -> tuple[object, ...]:
 
 def _told(table: Table, row: int, keys: Sequence[str]) -> str:
     """A row, named by the keys that have more than one value in the table."""
-    telling = [key for key in keys if len({str(x) for x in table.columns[key]}) > 1]
-    return spoken(table.columns, row, telling) or "the only cell"
+    varying = [key for key in keys if len({str(x) for x in table.columns[key]}) > 1]
+    return spoken(table.columns, row, varying) or "the only cell"
 
 
 def _groups(table: Table, keys: Sequence[str]) -> dict[tuple[object, ...], np.ndarray]:

@@ -171,10 +171,10 @@ def run(
     search: Search,
     workdir: Path,
     data_dir: Path,
-    tell: Callable[[list[Stage]], None] = lambda found: None,
+    report: Callable[[list[Stage]], None] = lambda found: None,
 ) -> list[Stage] | None:
     """Searches and trains every stage, and the decay; None if a signal stopped it. The last run is
-    WORKDIR/decay, or that of the last stage if the schedule has no decay. `tell` is called after
+    WORKDIR/decay, or that of the last stage if the schedule has no decay. `report` is called after
     every probe with the stages so far.
 
     Raises:
@@ -192,7 +192,7 @@ def run(
                 return None
             stage = probed
             _write(workdir, asked, [*found, stage])
-            tell([*found, stage])
+            report([*found, stage])
         found.append(stage)
         if not work.staged(number, stage):
             return None

@@ -63,10 +63,10 @@ def run(
     data_dir: Path,
     *,
     table: Sequence[Entry[Trained]] = (),
-    tell: Callable[[list[Row]], None] = lambda rows: None,
+    report: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row] | None:
     """The row of every pattern, from the workdir, from the table or by training; None if a signal
-    stopped it. `tell` is called with the rows of the first seed, of the first two seeds and so on
+    stopped it. `report` is called with the rows of the first seed, of the first two seeds and so on
     as they are trained, but not with all seeds.
 
     Raises:
@@ -91,7 +91,7 @@ def run(
             return None
         rows = [_row(plan, name, costs[name], found, study.seeds[:num]) for name in builds]
         if num < len(study.seeds) and not known.keys() >= set(cells):
-            tell(rows)
+            report(rows)
     return rows
 
 

@@ -165,10 +165,10 @@ def run(
     check: Check,
     prepared: Prepared,
     table: Sequence[Curve],
-    tell: Callable[[Cell, list[Curve]], None],
+    report: Callable[[Cell, list[Curve]], None],
 ) -> list[Curve]:
-    """Every curve of the check; those in `table` are not trained again. `tell(cell, curves so far)`
-    is called after each cell.
+    """Every curve of the check; those in `table` are not trained again. After each cell,
+    `report(cell, curves so far)` is called.
     """
     known = {(curve.digest, curve.seed): curve for curve in table}
     for cell in check.cells:
@@ -176,7 +176,7 @@ def run(
         missing = [seed for seed in check.seeds if (name, seed) not in known]
         for curve in trained(check, cell, missing, prepared) if missing else ():
             known[name, curve.seed] = curve
-        tell(cell, list(known.values()))
+        report(cell, list(known.values()))
     return list(known.values())
 
 

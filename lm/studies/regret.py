@@ -110,7 +110,7 @@ def _losses(rows: Iterable[Row]) -> dict[str, Curves]:
         if row["seed"] in seeds:
             raise UserError(
                 f"two rows of {row['schedule']} with rate {row['learning_rate']:g} and seed "
-                f"{row['seed']} at {_told(budget)}; they differ in something else: keep one kind"
+                f"{row['seed']} at {_spelled(budget)}; they differ in something else: keep one kind"
             )
         seeds[row["seed"]] = loss
     return found
@@ -119,7 +119,7 @@ def _losses(rows: Iterable[Row]) -> dict[str, Curves]:
 def _check_one_rate(curve: Curve, family: str, budget: Budget) -> None:
     if len(curve) > 1:
         raise UserError(
-            f"{family} has {len(curve)} peak rates at {_told(budget)}; one setting is untuned: "
+            f"{family} has {len(curve)} peak rates at {_spelled(budget)}; one setting is untuned: "
             "keep the rows of one"
         )
 
@@ -139,16 +139,16 @@ def _against(
     found, before, differences = {}, {}, {}
     for budget, curve in own.items():
         if budget not in curves:
-            raise UserError(f"{family} has no row at {_told(budget)}; train it there too")
+            raise UserError(f"{family} has no row at {_spelled(budget)}; train it there too")
         found[budget] = tried = Tuned(_tried(curves[budget], tuned_on))
         if len(tried.losses) < 2:
             raise UserError(
-                f"{family} has {len(tried.losses)} rates at {_told(budget)} with the seeds "
+                f"{family} has {len(tried.losses)} rates at {_spelled(budget)} with the seeds "
                 f"{sorted(tuned_on)}; tuning needs at least two"
             )
         if not np.isfinite(tried.losses[tried.best]):
             raise UserError(
-                f"{family} diverged at every rate tried at {_told(budget)}; train lower ones"
+                f"{family} diverged at every rate tried at {_spelled(budget)}; train lower ones"
             )
         before[budget] = next(iter(_tried(curve, tuned_on).values()), None)
         (mine,), others = curve.values(), curves[budget][tried.best]
@@ -156,7 +156,7 @@ def _against(
         for seed in judged:
             if not np.isfinite(mine[seed]) or not np.isfinite(others[seed]):
                 raise UserError(
-                    f"seed {seed} diverged at {_told(budget)}, so that there is no mean regret "
+                    f"seed {seed} diverged at {_spelled(budget)}, so that there is no mean regret "
                     f"against {family}; leave that budget out"
                 )
         differences[budget] = {s: mine[s] - others[s] for s in judged}
@@ -203,5 +203,5 @@ def _plain_budget(one: Regret, budget: Budget) -> dict[str, Any]:
     }
 
 
-def _told(budget: Budget) -> str:
+def _spelled(budget: Budget) -> str:
     return f"width {budget.width}, {budget.batch_tokens} tokens a step, {budget.tokens:,} tokens"

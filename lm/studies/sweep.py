@@ -102,11 +102,11 @@ def run(
     data_dir: Path,
     *,
     table: Sequence[Row] = (),
-    tell: Callable[[list[Row]], None] = lambda found: None,
+    report: Callable[[list[Row]], None] = lambda found: None,
 ) -> list[Row] | None:
     """The rows of every cell, from the folder, from `table` or by training; None if a signal
-    stopped it. `tell` is called after every cell with the rows so far, and with the rows of `table`
-    that belong to no cell of the sweep.
+    stopped it. `report` is called after every cell with the rows so far, and with the rows of
+    `table` that belong to no cell of the sweep.
 
     Raises:
       UserError: the folder holds cells of another configuration, or training reports a mistake.
@@ -118,7 +118,7 @@ def run(
     trainer = Trainer(data_dir)
 
     def left(found: Mapping[Cell, Outcome]) -> list[Cell]:
-        tell(merged(found))
+        report(merged(found))
         return [] if trainer.is_stopped else _left(sweep, planned, found)
 
     found = grid.run(cells, _Worker(planned, trainer), left)

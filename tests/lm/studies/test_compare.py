@@ -208,7 +208,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     study = study_lib.create(values(**changes))
     workdir, data = tmp_path / "study", tmp_path / "data"
     told: list[list[Row]] = []
-    rows = compare.run(study, workdir, data, tell=told.append)
+    rows = compare.run(study, workdir, data, report=told.append)
     assert rows is not None
     assert [[len(row.cells) for row in rows] for rows in told] == [[1, 1]], "after the first seed"
     assert [row.pattern for row in rows] == ["softmax", "gla"]

@@ -160,7 +160,7 @@ def test_a_sweep_that_was_stopped_goes_on(
 ) -> None:
     asked, told = sweep.create(values(corpus)), []
     worked = pretend(monkeypatch, stops_at=4)
-    assert sweep.run(asked, tmp_path, tmp_path, tell=told.append) is None
+    assert sweep.run(asked, tmp_path, tmp_path, report=told.append) is None
     assert (len(worked), [len(found) for found in told]) == (4, [0, 1, 2, 3, 4])
     again = pretend(monkeypatch)
     found = sweep.run(asked, tmp_path, tmp_path)
