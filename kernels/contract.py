@@ -277,7 +277,7 @@ def everywhere(form: str, reason: str, **kernels: str) -> dict[str, tuple[tuple[
 
 
 def thinned(*factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """A third of the product of these settings, in which any two settings still meet.
+    """A third of the product of these settings, in which any two settings still occur together.
 
     The indices of a combination must add up to a multiple of three. Whatever two of the settings
     are, a third factor with three or more settings can complete the sum.

@@ -113,7 +113,7 @@ def apply(
     document.
 
     In a packed row, inputs that are not finite affect only their own document; see `quarantine`.
-    The tokens of a document must stand together: where an id comes again later, attention
+    The tokens of a document must be contiguous: where an id comes again later, attention
     sees one document and a recurrence two. Padding inside a document is refused where the op counts
     places (softmax with a window, blocks or ALiBi: `Op.counts_places`), because forms would count
     it and a cache would not. Under jit ids have no values yet; there the caller must ensure this.
@@ -384,7 +384,7 @@ def _check_segments(segment_ids: Any, dims: Dims, op: Op, options: Options) -> N
     if (place := segments.parted(np.asarray(segment_ids))) is not None:
         raise ValueError(
             f"segment_ids have padding inside a document (row {place[0]}, token {place[1]}), and "
-            f"{op.name} counts places with these options; put padding behind each document"
+            f"{op.name} counts places with these options; put padding after each document"
         )
 
 

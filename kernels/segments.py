@@ -73,7 +73,7 @@ def continued(
 
 
 def parted(segment_ids: np.ndarray) -> tuple[int, int] | None:
-    """Row and index of the first padding in [B, T] that stands between tokens of one document."""
+    """Row and index of the first padding in [B, T] that lies between tokens of one document."""
     index = np.arange(segment_ids.shape[1])
     is_token = segment_ids != 0
     last = np.maximum.accumulate(np.where(is_token, index, 0), axis=1)

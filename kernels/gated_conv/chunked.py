@@ -4,7 +4,7 @@ The forward pass and the cotangent of x are each one fused pass of W multiply-ad
 The cotangent of the weight is a loop over chunks of tokens that adds into [B, W, H, K]. Only the
 inputs are saved.
 
-Where padding stands between tokens of one document, a gather first moves the tokens together, and
+Where there is padding between tokens of one document, a gather first moves the tokens together, and
 the outputs are moved back. A condition at run time skips this for all other batches.
 """
 
@@ -56,7 +56,7 @@ type PerToken = tuple[Array, Any]
 def _without_gaps(
     line: Line | None, call: Callable[..., PerToken], *arrays: Float[Array, "B T H K"]
 ) -> PerToken:
-    """`call(age, *arrays)`, with arrays in which neighbors in a document stand side by side.
+    """`call(age, *arrays)`, with arrays in which neighbors in a document are adjacent.
 
     The first result must have one row for each token.
     """

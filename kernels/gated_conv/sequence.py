@@ -89,7 +89,7 @@ def _leave(x: Array, segment_ids: Array | None, entry: Int[Array, " B"], taps: i
 
 
 def _compose(far: Left, near: Left) -> Left:
-    """What two stretches leave together; `near` is right behind `far`."""
+    """What two stretches leave together; `near` comes right after `far`."""
     taps = near.tail.shape[1]
     place = jnp.arange(taps, dtype=jnp.int32) + near.count[:, None]
     moved = gaps.take(far.tail, jnp.minimum(place, taps - 1))

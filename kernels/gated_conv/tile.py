@@ -34,7 +34,7 @@ FIELDS = (("tail", "B H W K"), ("segment", "B"))
 
 
 class Line(NamedTuple):
-    """Where tokens stand, and how many tokens of its document are before each one (at least W in
+    """The places of tokens, and how many tokens of its document are before each one (at least W in
     the document that came in)."""
 
     places: Gaps

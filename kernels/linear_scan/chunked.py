@@ -173,7 +173,7 @@ def _modal(
     else:
         places = gaps.gaps(segment_ids, belongs, state.segment)
         x = segments.blank_padding(x, segment_ids)
-        # Powers of lambda count places, so the tokens of a document must stand side by side.
+        # Powers of lambda count places, so the tokens of a document must be adjacent.
         x, ids = lax.cond(
             places.any,
             lambda *arrays: tuple(gaps.together(array, places) for array in arrays),
@@ -220,7 +220,7 @@ def _leave(
     document: Int[Array, "B T"],
     last: Int[Array, " B"],
 ) -> Float[Array, "D B 2N"]:
-    """The state after the last token of each row, which may stand anywhere in its chunk. Documents
+    """The state after the last token of each row, which may be anywhere in its chunk. Documents
     are counted, and the document of the state is number 0.
     """
     x, entries = seen
@@ -365,7 +365,7 @@ def _within(
 def _within_products(
     x: Float[Array, "D N B C"], y: Float[Array, "D N B C"], ranked: Ranked
 ) -> Float[Array, "D C C"]:
-    """`_products`, where each token meets only tokens of its own document."""
+    """`_products`, where each token is paired only with tokens of its own document."""
 
     def add(rank: Array, total: Array) -> Array:
         own = ranked.rank == rank

@@ -1,6 +1,6 @@
 """Recurrences cut into chunks of C tokens, and the masks for documents inside a chunk.
 
-Arrays `[B, T, H, ...]` become `[N, B, H, C, ...]`, with zeros behind the last token. A document
+Arrays `[B, T, H, ...]` become `[N, B, H, C, ...]`, with zeros after the last token. A document
 that starts inside a chunk must not read the state carried into the chunk, nor earlier tokens. A
 document that ends inside a chunk must not reach the carried state. Let `doc(i)` be the document of
 token i, `entered` the document of the state at the chunk's entry, `left` that of its last token:
@@ -47,7 +47,7 @@ class Documents(NamedTuple):
 
 
 def cut(x: Array, length: int) -> Array:
-    """`[B, T, H, ...]` -> `[N, B, H, C, ...]`, with zeros behind the last token."""
+    """`[B, T, H, ...]` -> `[N, B, H, C, ...]`, with zeros after the last token."""
     batch, time, heads = x.shape[:3]
     padded = round_up(time, length)
     widths = [(0, 0), (0, padded - time)] + [(0, 0)] * (x.ndim - 2)

@@ -2,7 +2,7 @@
 
     [a, 0, b, c, 0, 0]  ->  [a, b, c, 0, 0, 0]        `together`, and `back` undoes it
 
-Padding behind the last token of a document and before the next document does no harm.
+Padding after the last token of a document and before the next document does no harm.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def take(x: Array, index: Int[Array, "B M"]) -> Array:
 
 
 def together(x: Array, places: Gaps) -> Array:
-    """Moves the tokens of each row to the left, with zeros behind them."""
+    """Moves the tokens of each row to the left, with zeros after them."""
     number = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), places.count.shape)
     is_there = number < places.count[:, -1:]
     return segments.put(0.0, ~is_there, take(x, find(places, number)))

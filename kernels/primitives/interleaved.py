@@ -5,8 +5,8 @@ Keys run down the rows of a tile. In a run of 128 keys, row 8 r + s holds key 16
     rows 0 .. 7      keys 0  16  32 ..  112
     rows 8 .. 15          1  17  33 ..  113    ..
 
-A register holds 8 rows. So the key after a key is in the same row of the next register, and adding
-registers sums 16 consecutive keys; only the sums of 16 keys cross rows.
+A register holds 8 rows, so a run is 16 registers. Their rows s hold keys 16 s ... 16 s + 15, in
+order. Adding the registers sums these 16 keys; only the sums of 16 keys are added across rows.
 
 With keys in their natural order the sums would be products with triangles of ones, which need more
 passes of the matrix unit than the attention itself. Keys are put in this order by a product with a

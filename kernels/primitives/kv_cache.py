@@ -158,8 +158,8 @@ def _part(slot: Array, segment: Array | None, position: Array, block: int) -> Ar
 
 
 class Tokens(NamedTuple):
-    """Where tokens stand that are stored in any order: slot in the row, document (0: padding or an
-    empty slot), index in the document.
+    """The places of tokens that are stored in any order: slot in the row, document (0: padding or
+    an empty slot), index in the document.
     """
 
     slot: Int[Array, "B T"]

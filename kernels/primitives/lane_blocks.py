@@ -1,8 +1,9 @@
 """Attention with time along lanes: how blocks are laid out for a TPU kernel.
 
-Queries, keys and values are [rows, width, T], so what is kept for each token is not padded to 128
-lanes. Tiles are [keys, queries]. Which blocks of keys a block of queries needs is decided by the
-shapes where each row is one document, otherwise by the first and last document of each block.
+Queries, keys and values are [rows, width, T]. So a number per token lies along lanes, instead of
+taking 128 lanes for each token. Tiles are [keys, queries]. The blocks of keys that a block of
+queries needs follow from the shapes where each row is one document; otherwise they follow from the
+first and last document of each block.
 """
 
 from typing import Any, NamedTuple

@@ -59,7 +59,7 @@ class Block(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Where tokens stand: this rank's queries (`own`), the keys of all ranks, rank after rank
+    """The places of tokens: this rank's queries (`own`), the keys of all ranks, rank after rank
     (`row`), and the keys of the cache (`cached`).
     """
 

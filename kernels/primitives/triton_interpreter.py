@@ -1,10 +1,11 @@
 """Triton's interpreter on numpy arrays: without a GPU, without torch, and correct in bfloat16.
 
-The interpreter reads the addresses of tensors; `_Tensor` wraps arrays so that they look like some.
-It holds bfloat16 as raw bits: by itself it would truncate when it rounds, and multiply the bits as
-integers. Casts and products are replaced here by those of a GPU (rounding to nearest, ties to even;
-products of bfloat16 summed in float32). A kernel must do all other arithmetic in float32, as ours
-do. Where a kernel uses a hardware approximation of a function, the exact function replaces it.
+The interpreter reads the addresses of tensors; `_Tensor` wraps an array so that it looks like one.
+The interpreter holds bfloat16 as raw bits: it truncates where it should round, and multiplies the
+bits as integers. Casts and products are replaced here by those of a GPU (rounding to nearest, ties
+to even; products of bfloat16 summed in float32). A kernel must do all other arithmetic in float32,
+as ours do. Where a kernel uses a hardware approximation of a function, the exact function replaces
+it.
 """
 
 import threading

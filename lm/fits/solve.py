@@ -2,9 +2,9 @@
 
 The objective is sum_r w_r huber(log y_r - f_r(theta)). A step solves (N + mu M) step = gradient. N
 is J^T W J over the residuals within delta, the Huber loss's own curvature. M is J^T W J where a
-residual beyond delta is weighted by delta / |r|: these squares touch the loss and bound it from
-above (Holland and Welsch 1977). So a large mu always goes downhill, and a small mu is Newton's
-method. Bootstraps differ only in their weights, and are solved as one array.
+residual beyond delta is weighted by delta / |r|: this quadratic touches the loss at theta and
+bounds it from above (Holland and Welsch 1977). So a large mu always goes downhill, and a small mu
+is Newton's method. Bootstraps differ only in their weights, and are solved as one array.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lm.laws import Columns, Equation
 ITERATIONS = 300  # at most; a start that still descends then is used as it is
 TOLERANCE = 1e-9  # a problem is done when a step lowers its loss by less, relatively
 CHUNK = 1 << 19  # numbers in one derivative array: what a core's cache holds
-POLISHED = 32  # starts from which a descent is made, of all combinations
-RIDGE = 1e-9  # of the diagonal, so that directions the rows leave open do not move
+POLISHED = 32  # number of starts, the best of all combinations, from which a descent is made
+RIDGE = 1e-9  # relative to the diagonal; keeps undetermined directions from moving
 NUM_BEST = 3  # solutions of a fit from which its bootstraps start
 SINGULAR = 1e-12  # smallest over largest eigenvalue: the data do not determine some direction
 
@@ -48,7 +48,7 @@ def starts(equation: Equation) -> np.ndarray:
 
 
 def full(equation: Equation, data: Data, weights: np.ndarray) -> Solved:
-    """The best different solutions [at most NUM_BEST, P] over all starts, best first. Solutions
+    """The best distinct solutions [at most NUM_BEST, P] over all starts, best first. Solutions
     that the rows do not determine are left out, unless there are no others.
     """
     tried = starts(equation)
@@ -135,8 +135,8 @@ def descend(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarr
 
 
 def gram(equation: Equation, data: Data, weights: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """J^T W J [S, P, P] at theta [S, P]. From each exponent's direction its factor's is projected
-    out, which removes what a choice of units could change. Columns are scaled to length 1.
+    """J^T W J [S, P, P] at theta [S, P]. The column of each exponent is made orthogonal to that of
+    its factor, so that the result does not depend on units. Columns are scaled to length 1.
     """
     with np.errstate(all="ignore"):  # theta may have diverged
         slopes = equation.evaluate(theta, data.columns)[1] * np.sqrt(weights)[:, None]

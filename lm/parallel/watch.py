@@ -1,7 +1,7 @@
 """How several processes end together.
 
 Each process sends a sign of life every second and looks for those of the others. When one fails or
-falls silent, every other process says so in one line and exits, wherever it waits: a collective
+falls silent, every other process reports it in one line and exits, wherever it waits: a collective
 whose peer is gone can be neither cancelled nor timed out. Messages go through the key-value service
 of JAX's process 0.
 

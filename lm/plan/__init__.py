@@ -38,7 +38,7 @@ from lm.targets import Target
 KERNELS = {"tpu": "pallas_tpu", "gpu": "triton_gpu"}  # the form written for a platform
 SPARE = 0.9  # share of the usable memory that a remedy may fill
 ATTEMPTS = 3  # remedies that are compiled
-SHARED = PurePosixPath("/shared")  # stands for the folder that all workers of a pod mount
+SHARED = PurePosixPath("/shared")  # represents the folder that all workers of a pod mount
 # Checkpoints: bytes/s that a host writes (assumed), and hours between failures of one host: there
 # were 419 unexpected interruptions in 54 days on 16,384 GPUs of 2,048 hosts (Llama 3, arXiv
 # 2407.21783, table 5).

@@ -2,7 +2,7 @@
 
     eta_power(n) = min(peak, batch * a * n^b),   batch = tokens_per_step / 4096
 
-The law was fitted with batches counted in sequences of 4,096 tokens; hence the derived `batch`.
+The law was fitted with batches counted in sequences of 4,096 tokens, hence the unit of `batch`.
 Published constants: a = 4, b = -0.51, peak = 0.02. The warmup rises to eta_power(Nw), and the decay
 falls from eta_power(Ns) (_schedule.py).
 

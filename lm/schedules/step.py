@@ -52,8 +52,8 @@ class Step(Rule):
         for before, after in itertools.pairwise(places):
             if before.tokens(**lengths) >= after.tokens(**lengths):
                 return (
-                    f"schedule.at: {after} does not come after {before}; set points that rise, "
-                    f"behind schedule.warmup={self.warmup}"
+                    f"schedule.at: {after} does not come after {before}; set increasing points "
+                    f"after schedule.warmup={self.warmup}"
                 )
         return super().misfit(**lengths, is_branch=is_branch)
 

@@ -123,7 +123,7 @@ def create(mapping: Mapping[str, Any]) -> Search:
         )
     config = configuration(search)
     if config.init_from or config.decay_from:
-        raise UserError("a search starts its run anew; set init_from and decay_from to ''")
+        raise UserError("a search starts its run from step 0; set init_from and decay_from to ''")
     if first := config.data.batch_warmup.first:
         raise UserError(
             f"data.batch_warmup.first={first}, and a search finds the rate of one batch size; "
@@ -372,7 +372,7 @@ def _read(workdir: Path, asked: Mapping[str, Any]) -> list[Stage]:
     path = workdir / FILE
     if not path.exists():
         return []
-    values = files.read_json(path, "remove the folder to search anew")
+    values = files.read_json(path, "remove the folder to search again")
     if values.get("asked") != json.loads(json.dumps(asked)):
         raise UserError(f"{workdir} holds another search; choose a new workdir")
     return [convert(Stage, x, f"{path}: stage {i}") for i, x in enumerate(values["stages"])]

@@ -121,7 +121,7 @@ def read_proofs(folder: Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); write it anew") from None
+            raise UserError(f"{path} is damaged ({error}); write it again") from None
     return found
 
 

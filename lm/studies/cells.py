@@ -131,7 +131,9 @@ def _plan(run: Mapping[str, Any], values: Mapping[str, Any], content: Any) -> Pl
         raise UserError(f"grid cell {_shown(values)}: {error}") from None
     for key in START:
         if getattr(config, key):
-            raise UserError(f"{key}={getattr(config, key)!r}: a sweep starts its runs anew; set ''")
+            raise UserError(
+                f"{key}={getattr(config, key)!r}: a sweep starts its runs from step 0; set ''"
+            )
     return _with_trunk(config, values, content)
 
 

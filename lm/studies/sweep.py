@@ -1,5 +1,5 @@
-"""A sweep: trains every cell of one or more grids once, whatever is killed and however many
-processes work on it, into one table.
+"""A sweep trains every cell of one or more grids into one table. Each cell is trained once, even
+if processes are killed or several work on the sweep.
 
     cells (lm/studies/cells.py) -> for every trunk, its shortest cell first:
         trunk up to the decay of that cell -> the decay, a run that branches there -> a row
@@ -64,7 +64,7 @@ def create(mapping: Mapping[str, Any]) -> Sweep:
     if sweep.min_steps < 0:
         raise UserError(f"config.min_steps={sweep.min_steps} must be >= 0")
     if sweep.halving < 0 or sweep.halving == 1:
-        raise UserError(f"config.halving={sweep.halving} must be 0 (all go on) or at least 2")
+        raise UserError(f"config.halving={sweep.halving} must be 0 (all continue) or at least 2")
     return sweep
 
 

@@ -115,7 +115,7 @@ def test_padding_inside_a_document_is_refused_where_places_count(options: dict[s
         with pytest.raises(ValueError, match=r"inside a document \(row 0, token 3\)"):
             call(arrays, segment_ids=ids)
     short = {name: x[:, :3] for name, x in arrays.items()}
-    ids = jnp.asarray(PARTED[:, :3])  # padding behind a document
+    ids = jnp.asarray(PARTED[:, :3])  # padding after a document
     assert jax.eval_shape(lambda x: call(x, segment_ids=ids)[0], short).shape == (2, 3, 1, 4)
 
 

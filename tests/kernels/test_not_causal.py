@@ -126,7 +126,7 @@ def test_flops_count_the_pairs_that_are_seen(declared: Any):
 
 
 def test_nan_voids_all_of_its_document_and_no_other(declared: Any):
-    """Also the tokens before it, and those behind padding that splits the document."""
+    """NaN also reaches the tokens before it, and those after padding that splits the document."""
     ids = jnp.array([[1, 1, 2, 2, 0, 2, 3, 0]], jnp.int32)
     x = jnp.ones((1, 8, 4, 8)).at[0, 5, 2, 0].set(jnp.nan)
     for past, void in ((False, [2, 3, 5]), (True, [5])):

@@ -125,7 +125,7 @@ def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, pack
     first = (segments.positions(ids)[0] if packed else index) < sight.global_tokens
     kinds = (seen & near, seen & first & ~near) if sight.apart else (seen & (near | first),)
     needed = [np.asarray(kind).reshape(5, 32, 5, 32).any(axis=(1, 3)) for kind in kinds]
-    # Pairs beyond the window stand on the diagonal of a matrix twice as large.
+    # Pairs beyond the window form the second diagonal block of a matrix twice as large.
     needed = np.block([[needed[0], np.zeros((5, 5))], [np.zeros((5, 5)), needed[-1]]])
     needed = needed if sight.apart else needed[:5]
     assert listed == {tuple(pair) for pair in np.argwhere(needed).tolist()}

@@ -1,4 +1,4 @@
-"""A split time axis: by each strategy an op gives what one device gives, or refuses."""
+"""A split time axis: with each strategy an op returns what it returns on one device, or refuses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ IDS = np.array(
     ],
     np.int32,
 )
-# For a recurrence padding may split a document: the first document of row 0 continues behind it.
+# For a recurrence padding may split a document: the first document of row 0 continues after it.
 PARTED = np.array([np.repeat([1, 0, 1, 2], [8, 10, 11, 19]), IDS[1]], np.int32)
 SPLITS: dict[str, tuple[dict[str, int], dict[str, tuple[str, ...]]]] = {
     "eight": ({"sequence": 2, "tensor": 4}, {"T": ("sequence", "tensor")}),
@@ -158,8 +158,8 @@ def _zeros(name: str, case: Case, problem: contract.Problem) -> list[jax.Array]:
 
 
 def split_cases() -> Iterator[Any]:
-    """(op, strategy, layout, options, kind). Fast are the cases of an op's first setting. Of a
-    strategy that one earlier op has, only carried cases are fast; of one that two have, none are.
+    """(op, strategy, layout, options, kind). The cases of an op's first setting are fast, with two
+    exceptions: if one earlier op has the strategy, only carried cases are; if two have it, none.
     """
     seen: list[Any] = []
     for name, *how in STRATEGIES:
@@ -214,8 +214,8 @@ def test_split_time_in_every_form(name: str, form: str, strategy: str, layout: s
 
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_nan_stays_in_its_document_across_borders(name: str, strategy: str, layout: str):
-    """Exactly what one device makes NaN. The documents: one that continues behind a shard of
-    padding or ends there, one that ends at a border, and one that came in with the state.
+    """NaN appears exactly where it does on one device. The documents: one that continues after a
+    shard of padding or ends there, one that ends at a border, and one that came in with the state.
     """
     case, problem = a_problem(name, "carried", FIRST[name])
     d_out = jnp.zeros(out_shape(name, case), jnp.float32)

@@ -167,7 +167,7 @@ def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds another search"):
         autolrs.run(autolrs.create(values(corpus)), tmp_path, tmp_path)
     (tmp_path / "search.json").write_text("{")
-    with pytest.raises(UserError, match="remove the folder to search anew"):
+    with pytest.raises(UserError, match="remove the folder to search again"):
         autolrs.run(autolrs.create(values(corpus)), tmp_path, tmp_path)
 
 
