@@ -2,7 +2,7 @@
 
 The forms mask tokens of other documents with zero weights, and zero times NaN is NaN. So, where a
 row is packed, the op runs on inputs in which NaN and infinities are replaced by zeros. Then NaN is
-put where the bad tokens (those with such a value) would have had an effect:
+written where the bad tokens (those with such a value) would have had an effect:
 
     out(t) = NaN      from the first bad token of a document to the document's end; in the whole
                       document where the op is not causal

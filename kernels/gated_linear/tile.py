@@ -6,7 +6,7 @@ With S the state that enters the chunk, and D_ij = prod_{j < s <= i} decay_s for
     P_ij  = D_ij (q_i . k_j)             D inside the sum over K where the decay is per channel
     O     = (row q) S + P V              S' = total S + (col k)^T V
 
-Every factor is a product of decays, so at most one. Backward, with dS' the cotangent of S':
+Every factor is a product of decays, so it is at most 1. Backward, with dS' the cotangent of S':
 
     dP = dO V^T where P is not masked    dV = P^T dO + (col k) dS'
     d(row q) = dO S^T                    d(col k) = V dS'^T        dS = total dS' + (row q)^T dO
@@ -17,7 +17,7 @@ contain it: P dP for D, (row q) d(row q), (col k) d(col k), total <S, dS'>. It i
 chunk. A sum of q dq - k dk from the end of the whole sequence would be equal, but large terms would
 have to cancel in it.
 
-Where documents meet inside the chunk, the masks of `chunks.Documents` set factors to zero.
+Where a document begins inside the chunk, the masks of `chunks.Documents` set factors to zero.
 """
 
 from typing import NamedTuple

@@ -4,10 +4,10 @@ Queries `[B, T, H, K]` become `[I, N, rows, K]`: I blocks, N = B G, and `rows` h
 queries of all heads that read one key head. So a tile is one batched matrix product for any
 grouping of heads. Keys become `[J, N, block_kv, K]`.
 
-Tiles (i, j) are listed with i rising and, for one i, j falling: nearest keys first. A backward pass
-walks the list from its end. A tile outside the list is never computed. What the shapes alone decide
-(causality, window) is decided here at trace time. What depends on documents or on a cache is
-decided on the device: the needed tiles are sorted to the front and counted.
+Tiles (i, j) are listed by ascending i and, for each i, by descending j: nearest keys first. A
+backward pass walks the list from its end. A tile outside the list is never computed. What the
+shapes alone decide (causality, window) is decided here at trace time. What depends on documents or
+on a cache is decided on the device: the needed tiles are sorted to the front and counted.
 
 With I = J = 2 and no window the list is (0,0) (1,1) (1,0): tile (0,1) lies in the future.
 
@@ -17,8 +17,8 @@ window = 2 and global_tokens = 1, the pairs (2, 0) and (3, 0) are beyond the win
 (0,0) (1,1) (1,0) and then (3,2), which is tile (1,0) once more, for those two pairs.
 
 `parts` = P > 1 cuts the N rows of every block into P blocks of N / P rows, each with its own tiles:
-block i P + p of queries meets block j P + p of keys. So a tile can be skipped for one head and
-computed for another. With P = N = 2 and one block each way, the tiles are (0,0) and (1,1).
+block i P + p of queries is paired with block j P + p of keys. So a tile can be skipped for one head
+and computed for another. With P = N = 2 and one block each way, the tiles are (0,0) and (1,1).
 """
 
 import itertools

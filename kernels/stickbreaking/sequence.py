@@ -9,9 +9,9 @@ row) and recomputed within a block; it is never recovered by subtracting from a 
 always runs the tiles of `chunked`, whichever form is named.
 
 A tile is skipped where its sticks are used up. With a tolerance that means that no row has more
-than the tolerance left, for each row of the batch and key head by itself. Without one it means that
-less than e^-104 is left, so that every farther weight is 0 in float32. Skipped blocks still travel
-on to other ranks. The backward pass visits the tiles that the forward pass visited.
+than the tolerance left, separately for each row of the batch and each key head. Without one it
+means that less than e^-104 is left, so that every farther weight is 0 in float32. Skipped blocks
+still travel on to other ranks. The backward pass visits the tiles that the forward pass visited.
 """
 
 import math

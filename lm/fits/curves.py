@@ -1,7 +1,7 @@
 """Fits of the laws of whole loss curves: annealing and multi-power.
 
     curve = Curve(rates, steps, losses)      the rate of every step, and losses at some steps
-    found = annealing([curve, ...])          the law, and how uncertain the curves leave it
+    found = annealing([curve, ...])          the law and its uncertainty
     found.predict(rates)                     the loss of every step of another schedule, with a band
 
 A curve is used from its first peak rate on, because the laws do not hold before.

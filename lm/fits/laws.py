@@ -14,7 +14,7 @@ from lm.fits.table import Table
 from lm.laws import Equation, Law, Selection
 from lm.mapping import UserError
 
-FEWEST = 100  # resamples: then an end of a 95 % interval is about the third value from its side
+FEWEST = 100  # resamples: an end of a 95 % interval is then about the third value from that side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find(name: str) -> type[Law]:
     if law.equations:
         return law
     fittable = [n for n in LAWS.names() if LAWS.find(n, "LAW").equations]
-    raise UserError(f"law {name!r} has no equation that a table fits; {', '.join(fittable)} have")
+    raise UserError(f"law {name!r} has no equation to fit; choose one of {', '.join(fittable)}")
 
 
 def equations(law: type[Law], options: Options) -> tuple[Equation, ...]:
@@ -104,7 +104,7 @@ def check_bootstraps(count: int) -> None:
     """Refuses a number of resamples so small that single resamples are the ends of an interval."""
     if 0 < count < FEWEST:
         raise UserError(
-            f"--bootstraps={count}: an interval needs {FEWEST}; set 1000, or 0 for none"
+            f"--bootstraps={count}: an interval needs at least {FEWEST}; set 1000, or 0 for none"
         )
 
 

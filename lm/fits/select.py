@@ -96,7 +96,7 @@ def _vertices(table: Table, diverged: Table | None) -> Selected:
         rates, losses = _by_rate(table, places)
         best = int(np.argmin(losses))
         if (reason := _edge(rates, best, walls.get(key, ()))) is not None:
-            left_out.append(f"{_told(table, places[0], keys)}: {reason}")
+            left_out.append(f"{_described(table, places[0], keys)}: {reason}")
             continue
         x, y = np.log(rates[best - 1 : best + 2]), losses[best - 1 : best + 2]
         curvature, slope, height = np.polyfit(x - x[1], y, 2)
@@ -141,7 +141,7 @@ def _of_cells(
             wall = walls.get(_key(table, narrow, best), ())
             reason = _edge(rates, int(np.argmin(of_rate)), wall)
         if reason is not None:
-            left_out.append(f"{_told(table, best, narrow)}: {reason}")
+            left_out.append(f"{_described(table, best, narrow)}: {reason}")
             continue
         kept += list(places[is_kept(losses)])
     taken = table.take(np.array(kept, dtype=int))
@@ -166,7 +166,7 @@ def _key(table: Table, keys: Sequence[str], row: int) -> tuple[object, ...]:
     return tuple(str(table.columns[name][row]) for name in keys)
 
 
-def _told(table: Table, row: int, keys: Sequence[str]) -> str:
+def _described(table: Table, row: int, keys: Sequence[str]) -> str:
     """A row, named by the keys that have more than one value in the table."""
     varying = [key for key in keys if len({str(x) for x in table.columns[key]}) > 1]
     return spoken(table.columns, row, varying) or "the only cell"

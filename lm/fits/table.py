@@ -77,7 +77,7 @@ class Table:
             )
         if self.columns[column].dtype.kind != "f":
             word = next(str(x) for x in self.columns[column] if not _is_number(x))
-            raise UserError(f"{self.name}: {column}={word!r} is not a number; mend that row")
+            raise UserError(f"{self.name}: {column}={word!r} is not a number; correct that row")
 
     def _check_numbers(self, needed: Collection[str], is_done: np.ndarray) -> None:
         for column in needed:
@@ -87,7 +87,7 @@ class Table:
                 row = int(np.flatnonzero(wrong)[0])
                 raise UserError(
                     f"{self.name}: {column}={values[row]} in row {row + 1}, which is done; it must "
-                    "be a positive number: mend the row, or set its status to 'diverged'"
+                    "be a positive number: correct the row, or set its status to 'diverged'"
                 )
 
 

@@ -8,7 +8,7 @@
 These must be equal: every array of the final checkpoint, bit for bit; every record of metrics.jsonl
 except its time/ entries; and the prepared tokens. The last launch of B must change nothing. Each
 launch is a process of its own (lm/studies/doomed.py), or several that train as one. Of several, one
-is killed; at random, the others are killed with it or left to find out.
+is killed. The others are killed with it or left to notice, which is drawn at random.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def verify(
     seconds = json.loads(_launch(whole).splitlines()[-1])
     last = metrics.read(whole.workdir)[-1]["step"]
     if last < 2:
-        raise UserError("a run of one step cannot be killed on its way; lengthen run.length")
+        raise UserError("a run of one step cannot be killed midway; lengthen run.length")
     fell = _kill(broken, kills, seconds, random.Random(seed))
     _launch(broken)
     before = _final(broken.workdir)
@@ -101,8 +101,8 @@ def by_place(kills: Sequence[Kill]) -> dict[str, int]:
 
 
 def _kill(run: Trained, kills: int, seconds: dict[str, float], rng: random.Random) -> list[Kill]:
-    """Kills this many launches. Those while the report is written come last, because the run is at
-    its end then. The others are spread evenly over the phases, as far as the run is long enough.
+    """Kills this many launches. Kills while the report is written come last, because the run has
+    then ended. The others are spread evenly over the phases, as far as the run is long enough.
     """
     late = kills // (len(WITHIN_A_RUN) + 1)
     phases = [WITHIN_A_RUN[i % len(WITHIN_A_RUN)] for i in range(kills - late)]

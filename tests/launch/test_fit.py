@@ -60,7 +60,10 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
         (["compute", "TABLE", "--figure=x.svg"], "--figure=x.svg: compute has no tokens to draw"),
         (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a finite number"),
         (["power", "TABLE", "--hold=c=nan"], "--hold=c=nan is not a finite number"),
-        (["power", "TABLE", "--bootstraps=1"], "--bootstraps=1: an interval needs 100; set 1000"),
+        (
+            ["power", "TABLE", "--bootstraps=1"],
+            "--bootstraps=1: an interval needs at least 100; set 1000",
+        ),
     ],
 )
 def test_mistakes_are_one_line(sweep: Path, arguments: list[str], told: str) -> None:

@@ -124,7 +124,11 @@ def test_a_law_of_two_columns(tmp_path: Path) -> None:
     ("name", "options", "told"),
     [
         ("powr", {}, "LAW: unknown law 'powr'; did you mean 'power'?"),
-        ("growth_timing", {}, "law 'growth_timing' has no equation that a table fits; annealing, "),
+        (
+            "growth_timing",
+            {},
+            "law 'growth_timing' has no equation to fit; choose one of annealing, ",
+        ),
         ("power", {"target": "loss"}, "--target=loss: the law predicts learning_rate"),
         ("power", {"selection": "all"}, "--select=all is not one of vertex, near, best, rows"),
         ("power", {"delta": -1.0}, "--delta=-1 must be positive, or 0 for the law's own"),
