@@ -90,6 +90,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
   .broad { display: none; }
   .narrow { display: block; }
   .key { position: static; }
+  .card .value { font-size: 19px; white-space: normal; overflow-wrap: anywhere; }
   .bar { min-width: 40px; }
   figure.wide { overflow-x: auto; }
   figure.wide > svg { min-width: 640px; }

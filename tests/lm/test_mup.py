@@ -1,6 +1,7 @@
 """The multipliers against the published tables, and what stays the same over widths under them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from experiments.base import get_config
 from lm import mup, optimizers
 from lm.config import Config, from_mapping
 from lm.params import ParamInfo, Role
+from tests.lm import tiny
 
 
 def config(parametrization: str = "mup", width: int = 1024) -> Config:
@@ -233,3 +235,20 @@ def test_a_vector_of_lars_moves_with_the_inverse_of_its_gradient() -> None:
     values["mup"] |= {"parametrization": "completep", "base_depth": 6}
     got = mup.create(from_mapping(values))
     assert (got.learning_rate("vector"), got.learning_rate("layer_vector")) == (4.0, 16.0)
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_the_first_logits_are_as_wide_as_the_guide_says(width: int) -> None:
+    """docs/first_run.md: init_std base_width / sqrt(width), by which a first loss is above ln V. The
+    token that was read is left out: its embedding is a row of the head.
+    """
+    changes = {"model.width": width, "mup.base_width": 48.0, "model.pattern": "softmax"}
+    built = tiny.create(changes)
+    params = built.init(0).params
+    batch = tiny.batch()
+    at = batch.tokens, batch.segment_ids, batch.positions
+    hidden, _ = built.model.apply({"params": params}, *at)
+    logits = np.array(hidden @ params["embed"]["table"].T)[..., : tiny.VOCAB]
+    np.put_along_axis(logits, batch.tokens[..., None], np.nan, axis=-1)
+    spread = float(np.nanstd(logits[batch.segment_ids > 0]))
+    assert spread == pytest.approx(0.1 * 48 / math.sqrt(width), rel=0.1)
