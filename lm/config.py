@@ -183,7 +183,7 @@ def validate(config: Config) -> None:
             f"run.accumulation={config.run.accumulation}; set run.accumulation="
             f"{math.gcd(d.batch_warmup.first, config.run.accumulation)}"
         )
-    if not all(config.log.samples):
+    if not all(config.log.samples) and not config.data.tokenizer.bos:
         raise UserError(
             "log.samples holds an empty prompt, and nothing is known of a first token; remove it"
         )

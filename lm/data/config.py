@@ -20,11 +20,17 @@ class TokenizerConfig:
         of ranks
       path: the file that `json` and `tiktoken` read; empty for the others
       vocab_size: tokens, with the end of text; the model has as many
+      pattern: how a file of tiktoken splits text; Llama 3's is `cl100k_base`
+      end_of_text: the name of the token that ends every document; empty: the tokenizer's usual one
+      bos: the name of the token that begins every document; empty: none
     """
 
     kind: Literal["bytes", "bpe", "json", "tiktoken"]
     path: str
     vocab_size: Annotated[int, Bound("must be >= 257 (bytes and end of text)", lambda n: n >= 257)]
+    pattern: Annotated[Literal["gpt2", "cl100k_base", "o200k_base"], Later("gpt2")]
+    end_of_text: Annotated[str, Later("")]
+    bos: Annotated[str, Later("")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,11 @@ def check(data: DataConfig) -> None:
     if data.tokenizer.kind in ("json", "tiktoken") and not data.tokenizer.path:
         raise UserError(
             f"data.tokenizer.kind={data.tokenizer.kind!r} needs data.tokenizer.path; set it"
+        )
+    if data.tokenizer.kind != "tiktoken" and data.tokenizer.pattern != "gpt2":
+        raise UserError(
+            f"data.tokenizer.pattern={data.tokenizer.pattern!r} is of tiktoken files, and kind="
+            f"{data.tokenizer.kind!r} reads none; set data.tokenizer.pattern=gpt2"
         )
     if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
         raise UserError(

@@ -1,6 +1,7 @@
 """Store: one split of one source as token ids on disk.
 
-    tokens.bin   documents, each followed by its end of text; uint16 up to 65,535 ids, else uint32
+    tokens.bin   documents, each followed by its end of text, and after its start where the
+                 tokenizer has one; uint16 up to 65,535 ids, else uint32
     docs.idx     int64 offsets into tokens.bin, one more than there are documents
     chunks.sum   16 bytes of digest for every 64 KiB of tokens.bin
     meta.json    counts, dtype, split, source, bytes of every id; sha256 of the tokenizer, of the
@@ -105,6 +106,7 @@ class Writer:
         self._hash = hashlib.sha256()
         self._offsets = array("q", [0])
         self.num_tokens = 0  # so far
+        self._is_inside = False  # a document
         self._bytes = 0
         self._chunk, self._digests = bytearray(), bytearray()
         folder.mkdir(parents=True)
@@ -112,8 +114,12 @@ class Writer:
 
     def append(self, ids: np.ndarray, num_bytes: int, *, is_last: bool = True) -> None:
         """Adds a piece of a document, of `num_bytes` UTF-8 bytes, which ends it where `is_last`;
-        `ids` come without end of text.
+        `ids` come without end of text, and with or without the tokenizer's start.
         """
+        start = self._tokenizer.start
+        if start and not self._is_inside and ids[:1].tolist() != start:
+            ids = np.concatenate([start, ids])
+        self._is_inside = not is_last
         if is_last:
             ids = np.append(ids, self._tokenizer.end_of_text)
             self._offsets.append(self.num_tokens + len(ids))

@@ -33,8 +33,9 @@ class Window(NamedTuple):
 
 
 def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> list[np.ndarray]:
-    """The first `most` documents of so many `tokens` or more, in order: int32 [n] each, without
-    end of text. `path` is as in data.sources.*.path; "": the run's validation documents.
+    """The first `most` documents of so many `tokens` or more, in order: int32 [n] each.
+    `path` is as in data.sources.*.path; "": the run's validation documents. Neither start nor
+    end of text is among them.
 
     Raises:
       UserError: no document is that long, or the files cannot be read.
@@ -95,7 +96,7 @@ def _stored(given: Given) -> Iterator[np.ndarray]:
         if source.valid_fraction > 0:
             store = given.prepared.stores[name]["valid"]
             for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
-                yield store.tokens[start : end - 1]
+                yield store.tokens[start + len(given.tokenizer.start) : end - 1]
 
 
 def _read(

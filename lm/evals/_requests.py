@@ -5,8 +5,8 @@
 as lm-evaluation-harness cuts them, and as there white space at the end of the context belongs to
 the continuation. At least one token is scored, should the last of the context join the
 continuation; where both join into a single token, as "Ans" and "wer" may, each is encoded by
-itself. The models here have no token for the start of a text, and the end of one is never read: so
-after an empty context the first token of the continuation is given, not scored.
+itself. With a start of texts (data.tokenizer.bos), that is given before every context. Without one,
+which is the usual, the first token of a continuation after an empty context is given, not scored.
 
 Bytes are those of the tokens scored, which is what the nats are of: white space taken from the
 context counts, a first token that is given does not.
@@ -118,14 +118,15 @@ def split(requests: Sequence[Request], tokenizer: Tokenizer) -> list[tuple[np.nd
     contexts = [one.context[:end] for one, end in zip(requests, cut, strict=True)]
     different = list(dict.fromkeys(contexts))
     lengths = dict(zip(different, map(len, tokenizer.encode_batch(different)), strict=True))
-    found = []
+    found, start = [], tokenizer.start
     whole = tokenizer.encode_batch([one.context + one.continuation for one in requests])
     for request, context, ids in zip(requests, contexts, whole, strict=True):
         if len(ids) == 1 and context and request.continuation:
             ids = [*tokenizer.encode(context), *tokenizer.encode(request.continuation)]
+        ids = np.asarray([*start, *ids], np.int32)
         if len(ids) < 2 or not request.continuation:
             raise UserError(f"{request.place}: the continuation needs a token with one before it")
-        found.append((np.asarray(ids, np.int32), min(max(1, lengths[context]), len(ids) - 1)))
+        found.append((ids, min(max(1, len(start) + lengths[context]), len(ids) - 1)))
     return found
 
 

@@ -13,7 +13,8 @@ ties counts half.
 
     log p(sentence) = log p_unigram(first token) + log p(the rest | first token)
 
-since the models here have no distribution of first tokens. In 88 of 100 pairs the sentences begin
+since a model without a start token has no distribution of first tokens; one that has a start reads
+it before every sentence and gives log p(sentence) itself. In 88 of 100 pairs the sentences begin
 with the same word, and what stands for it cancels.
 
 The path is a .tar or .tar.gz, read where it is, or a folder; in either, of the folder with the most
@@ -104,7 +105,10 @@ class Blimp:
         )
         phenomenon = np.array([line.text("linguistics_term") for line in lines])
         first, baselines = _baselines(counts, sentences)
-        rows = _documents.rows((ids, 1) for ids in sentences)
+        start = given.tokenizer.start
+        if start:  # the model has a distribution of first tokens
+            first = np.zeros_like(first)
+        rows = _documents.rows((np.asarray([*start, *x], np.int32), 1) for x in sentences)
         return Items(rows, Pairs(phenomenon, first, baselines))
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:

@@ -10,7 +10,8 @@ Picking: logits / temperature, then the top_k largest, then the smallest set of 
 row). Temperature 0 takes the largest logit, which no filter removes. Ids from vocab_size on (the
 padding of the vocabulary) are never picked.
 
-A prompt needs at least one token: documents are trained without a start token and end of text is
+Where the tokenizer has a start (data.tokenizer.bos), every prompt begins with it and may be empty.
+Else a prompt needs at least one token: documents are trained without a start and end of text is
 only ever a target, so the model has no distribution of first tokens.
 """
 
@@ -99,7 +100,7 @@ def complete(loaded: Loaded, prompts: Sequence[str], options: GenerateOptions) -
     """The continuation of each prompt as text; bytes that are not UTF-8 become U+FFFD."""
     tokenizer = loaded.tokenizer
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text)
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    ids = [tokenizer.start + tokenizer.encode(prompt) for prompt in prompts]
     new = generate(loaded.model, loaded.params, ids, options=options, vocabulary=vocabulary)
     return [tokenizer.decode(row) for row in new]
 
@@ -240,8 +241,8 @@ def _check(prompts: Sequence[Sequence[int]], vocabulary: Vocabulary) -> None:
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(
-                f"prompt {i} is empty: the model was trained without a start token; "
-                "give at least one character"
+                f"prompt {i} is empty: the model was trained without a start token "
+                "(data.tokenizer.bos); give at least one character"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocabulary.size:
             wrong = next(token for token in prompt if not 0 <= token < vocabulary.size)

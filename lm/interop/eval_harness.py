@@ -19,9 +19,10 @@ espalier eval_harness does: a `!function` and an unconfined template run code of
 
 Set DISABLE_MULTIPROC=1, or its bootstrap forks a process in which JAX runs.
 
-The harness puts its prefix token (here: end of text) before a text without context. Models here
-never read end of text: it is left out, and the first token of such a text is given, not scored. So
-log-likelihoods of whole texts lack their first token, and bits per byte divide by all bytes.
+The harness puts its prefix token before a text without context. Where the run has a start of texts
+(data.tokenizer.bos), it is that one, and contexts begin with it. Where it has none, the first token
+of such a text is given, not scored: log-likelihoods of whole texts lack their first token, and bits
+per byte divide by all bytes.
 """
 
 from __future__ import annotations
@@ -68,11 +69,17 @@ class EspalierLM(TemplateLM):
         super().__init__()
         self._loaded, self._seed = loaded, seed
         self._scorer = Scorer(loaded.build, loaded.params)
+        self._start = loaded.tokenizer.start
         self.max_length = max_length or loaded.config.data.context_length
 
     @property
     def eot_token_id(self) -> int:
         return self._loaded.tokenizer.end_of_text
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self._loaded.tokenizer.bos
+        return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
@@ -92,7 +99,7 @@ class EspalierLM(TemplateLM):
             return super()._encode_pair(context, continuation)
         request = Request(f"lm-eval's {context!r}", context, continuation)
         ((ids, first),) = _requests.split([request], self._loaded.tokenizer)
-        return ids[:first].tolist(), ids[first:].tolist()
+        return ids[:first].tolist(), ids[first:].tolist()  # the start is among them
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -118,7 +125,7 @@ class EspalierLM(TemplateLM):
             ids = self.tok_encode(text)
             rolling = utils.get_rolling_token_windows(ids, self.eot_token_id, self.max_length, 1)
             for pair in map(utils.make_disjoint_window, rolling):
-                if len(ids) > 1:  # of a single token nothing can be scored
+                if len(ids) + len(self._start) > 1:  # of a single token nothing can be scored
                     windows.append((text, *pair))
                     owners.append(i)
         sums = [0.0] * len(requests)
@@ -139,7 +146,7 @@ class EspalierLM(TemplateLM):
                     f"a task asks for {options.max_new_tokens} new tokens and max_length is "
                     f"{self.max_length}; set max_gen_toks in the task, or max_length"
                 )
-            ids = self.tok_encode(context)[-room:]
+            ids = [*self._start, *self.tok_encode(context)][-room:]
             if not ids:
                 raise UserError(
                     f"task {request.task_name}, document {request.doc_id}: its context is empty, "
@@ -156,7 +163,7 @@ class EspalierLM(TemplateLM):
         return found
 
     def _row(self, texts: Any, context: list[int], continuation: list[int]) -> Row:
-        if context[:1] == [self.eot_token_id]:
+        if not self._start and context[:1] == [self.eot_token_id]:
             context = context[1:]
         if not continuation:
             raise UserError(f"lm-eval asks for {texts!r}: the continuation is empty; leave it out")

@@ -75,7 +75,11 @@ def run(
         config, entries = to_own(built, longest), layout.own(built)
         shutil.copyfile(workdir / checkpoint.TOKENIZER, out / TOKENIZER)
     tokenizer = tokenizers.load(workdir / checkpoint.TOKENIZER)
-    ends = {"bos_token_id": None, "eos_token_id": tokenizer.end_of_text, "pad_token_id": None}
+    ends = {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.end_of_text,
+        "pad_token_id": None,
+    }
     ids = {key: known.get(key, default) for key, default in ends.items()}
     _write(out / "config.json", config | ids | {"dtype": dtype, "torch_dtype": dtype})
     _write_tokenizer(out, workdir, tokenizer, longest)
@@ -125,7 +129,7 @@ def to_own(built: Build, longest: int) -> dict[str, Any]:
     under "espalier" the sections of our configuration that `from_own` reads.
     """
     values = to_mapping(built.config)
-    tokenizer = {key: values["data"]["tokenizer"][key] for key in ("kind", "vocab_size")}
+    tokenizer = {k: x for k, x in values["data"]["tokenizer"].items() if k != "path"}
     return {
         "architectures": [ARCHITECTURE],
         "model_type": KEY,
@@ -170,7 +174,8 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     earlier = formats.MODEL_OF_1 if own["format"] == 1 else {}
     values |= {"model": {**earlier, **own["model"], **kept}, "mup": own["mup"]}
-    values["data"]["tokenizer"] = {"kind": kind, "path": paths[kind], "vocab_size": size}
+    named = {k: own["tokenizer"][k] for k in tokenizers.Options._fields if k in own["tokenizer"]}
+    values["data"]["tokenizer"] = {"kind": kind, "path": paths[kind], "vocab_size": size, **named}
     context = values["data"]["context_length"]
     longest = hf_config.number(hf, "max_position_embeddings", where, int, context)
     values["data"]["context_length"] = min(longest, context)

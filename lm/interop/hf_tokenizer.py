@@ -17,7 +17,8 @@ from typing import Any
 
 import tokenizers as hf
 
-from lm.data.tokenizers import END_OF_TEXT, Tokenizer, byte_alphabet
+from lm.data.codecs import PATTERNS, byte_alphabet
+from lm.data.tokenizers import Tokenizer
 
 
 def payload(path: Path) -> str:
@@ -26,25 +27,40 @@ def payload(path: Path) -> str:
 
 
 def to_json(tokenizer: Tokenizer, content: str) -> str:
-    """tokenizer.json for a tokenizer of ours and its payload."""
+    """tokenizer.json for a tokenizer of ours and its payload; it puts our start before texts."""
+    text = _to_json(tokenizer, content)
+    if tokenizer.bos is None:
+        return text
+    made = hf.Tokenizer.from_str(text)
+    name = made.id_to_token(tokenizer.bos)
+    template = f"{name}:0 $A:0"
+    made.post_processor = hf.processors.TemplateProcessing(
+        single=template, special_tokens=[(name, tokenizer.bos)]
+    )
+    return made.to_str()
+
+
+def _to_json(tokenizer: Tokenizer, content: str) -> str:
     if tokenizer.kind == "tokenizers":
         return content
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     if tokenizer.kind == "bytes":
-        return _byte_level({letters[i]: i for i in range(256)}, [], is_split=False)
+        return _byte_level({letters[i]: i for i in range(256)}, [], tokenizer)
     ranks = {}
     for line in content.splitlines():
         token, rank = line.split()
         ranks["".join(letters[byte] for byte in base64.b64decode(token))] = int(rank)
-    return _byte_level(ranks, _merges(ranks), is_split=True)
+    return _byte_level(ranks, _merges(ranks), tokenizer)
 
 
 def config(tokenizer: Tokenizer, text: str, max_length: int) -> dict[str, Any]:
     """tokenizer_config.json beside a tokenizer.json `text`."""
-    end = hf.Tokenizer.from_str(text).id_to_token(tokenizer.end_of_text)
+    name = hf.Tokenizer.from_str(text).id_to_token
+    bos = {} if tokenizer.bos is None else {"bos_token": name(tokenizer.bos)}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": end,
+        "eos_token": name(tokenizer.end_of_text),
+        **bos,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
@@ -60,12 +76,22 @@ def first_ids(path: Path) -> list[int]:
     return whole[: places[0]] if places else []
 
 
-def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], *, is_split: bool) -> str:
-    """`is_split`: by GPT-2's pattern, which that of our tiktoken kind is."""
-    made = hf.Tokenizer(hf.models.BPE(vocab, merges, ignore_merges=is_split))
-    made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_split)
+def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], tokenizer: Tokenizer) -> str:
+    """Split by the pattern of a tiktoken tokenizer, bytes not at all."""
+    is_split = tokenizer.kind == "tiktoken"
+    made = hf.Tokenizer(hf.models.BPE(vocab | tokenizer.named, merges, ignore_merges=is_split))
+    of_gpt2 = tokenizer.options.pattern == "gpt2"
+    level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_split and of_gpt2)
+    if is_split and not of_gpt2:
+        pattern = hf.Regex(PATTERNS[tokenizer.options.pattern])
+        split = hf.pre_tokenizers.Split(pattern, behavior="isolated")
+        made.pre_tokenizer = hf.pre_tokenizers.Sequence([split, level])
+    else:
+        made.pre_tokenizer = level
     made.decoder = hf.decoders.ByteLevel()
-    made.add_special_tokens([hf.AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    made.add_special_tokens(
+        [hf.AddedToken(name, special=True, normalized=False) for name in tokenizer.named]
+    )
     return made.to_str()
 
 

@@ -223,13 +223,18 @@ def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
 def _tokenizer(source: Path, values: dict[str, Any], is_own: bool) -> Tokenizer:
     if is_own:
         tokenizer = tokenizers.load(source / exporting.TOKENIZER)
-        config = TokenizerConfig(**values["data"]["tokenizer"])
+        usual = tokenizers.Options()._asdict()
+        config = TokenizerConfig(**usual | values["data"]["tokenizer"])
         tokenizers.check_vocab_size(tokenizer, config)
         return tokenizer
     path = source / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{source} has no tokenizer.json; save the tokenizer's fast form there")
-    tokenizer = tokenizers.create(TokenizerConfig(kind="json", path=str(path), vocab_size=1 << 31))
+    tokenizer = tokenizers.create(
+        TokenizerConfig(
+            kind="json", path=str(path), vocab_size=1 << 31, pattern="gpt2", end_of_text="", bos=""
+        )
+    )
     size = values["data"]["tokenizer"]["vocab_size"]
     if tokenizer.vocab_size > size:
         raise UserError(

@@ -324,7 +324,12 @@ def test_origins_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_another_tokenizer_is_refused(lab: Lab, tmp_path: Path) -> None:
-    other = tokenizers.create(TokenizerConfig(kind="bpe", path="", vocab_size=257), ["a b c"])
+    other = tokenizers.create(
+        TokenizerConfig(
+            kind="bpe", path="", vocab_size=257, pattern="gpt2", end_of_text="", bos=""
+        ),
+        ["a b c"],
+    )
     workdir = copy(lab.whole, tmp_path / "run")
     other.save(workdir / "tokenizer.json")
     assert "tokenizer.json has sha256" in refused(lab, workdir)

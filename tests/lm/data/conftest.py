@@ -21,7 +21,9 @@ def source(path: object, **changes: object) -> SourceConfig:
 
 def data_config(sources: dict[str, SourceConfig], **changes: object) -> DataConfig:
     values = {
-        "tokenizer": TokenizerConfig(kind="bytes", path="", vocab_size=512),
+        "tokenizer": TokenizerConfig(
+            kind="bytes", path="", vocab_size=512, pattern="gpt2", end_of_text="", bos=""
+        ),
         "sources": sources,
         "context_length": 16,
         "batch_size": 4,

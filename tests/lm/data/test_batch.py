@@ -20,7 +20,11 @@ def row(targets: list[int], weights: list[float]) -> Batch:
 
 def test_bits_per_byte_of_a_uniform_model_over_bytes_is_eight() -> None:
     """End of text is left out of both sums, padding too: 8.0 and not 8.0 * 6 / 5."""
-    tokenizer = tokenizers.create(TokenizerConfig(kind="bytes", path="", vocab_size=257))
+    tokenizer = tokenizers.create(
+        TokenizerConfig(
+            kind="bytes", path="", vocab_size=257, pattern="gpt2", end_of_text="", bos=""
+        )
+    )
     batch = stack([row([*b"hello", 256, 0, 0], [1.0] * 6 + [0.0, 0.0])])
     for arrays, token_bytes in (
         (batch, tokenizer.token_bytes),

@@ -46,7 +46,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
     paths = [write_corpus(folder / name, 12, repeat) for name, repeat in (("a", 30), ("b", 3))]
     (paths[0] / "bad.txt").write_bytes(b"\xff")
     sources = {path.name: source(path / "*.txt") for path in paths}
-    tokenizer = TokenizerConfig(kind="bpe", path="", vocab_size=270)
+    tokenizer = TokenizerConfig(
+        kind="bpe", path="", vocab_size=270, pattern="gpt2", end_of_text="", bos=""
+    )
     config = data_config(sources, tokenizer=tokenizer)
     return Room(config, folder / "data", read(config, folder / "data"))
 

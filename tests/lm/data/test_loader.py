@@ -179,7 +179,8 @@ from lm.data import loader
 from lm.data.prepare import prepare
 source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3,
                       token_dtype="", max_tokens=0)
-tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=512)
+tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=512,
+                            pattern="gpt2", end_of_text="", bos="")
 config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)
 prepared = prepare(config, Path(sys.argv[2]), progress=False)

@@ -22,7 +22,7 @@ from lm.data.tokenizers import Tokenizer
 
 MakeConfig = Callable[..., DataConfig]
 MakeSource = Callable[..., SourceConfig]
-BPE = TokenizerConfig(kind="bpe", path="", vocab_size=300)
+BPE = TokenizerConfig(kind="bpe", path="", vocab_size=300, pattern="gpt2", end_of_text="", bos="")
 
 CHILD = """
 import sys
@@ -32,7 +32,8 @@ from lm.data.growth import NO_WARMUP
 from lm.data.prepare import prepare
 source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.3,
                       token_dtype="", max_tokens=0)
-tokenizer = TokenizerConfig(kind=sys.argv[3], path="", vocab_size=300)
+tokenizer = TokenizerConfig(kind=sys.argv[3], path="", vocab_size=300,
+                            pattern="gpt2", end_of_text="", bos="")
 config = DataConfig(tokenizer=tokenizer, sources={"text": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)
 prepared = prepare(config, Path(sys.argv[2]), progress=False)
@@ -168,7 +169,14 @@ def test_a_lossy_tokenizer_is_refused(config: DataConfig, tmp_path: Path) -> Non
         [], hf.trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special)
     )
     lossy.save(str(tmp_path / "lossy.json"))
-    tokenizer = TokenizerConfig(kind="json", path=str(tmp_path / "lossy.json"), vocab_size=300)
+    tokenizer = TokenizerConfig(
+        kind="json",
+        path=str(tmp_path / "lossy.json"),
+        vocab_size=300,
+        pattern="gpt2",
+        end_of_text="",
+        bos="",
+    )
     words = "document '001.txt': 'the quick' comes back from its tokens as 'the ': a lossy"
     with pytest.raises(UserError, match=words):
         prepare(dataclasses.replace(config, tokenizer=tokenizer), tmp_path / "data", progress=False)

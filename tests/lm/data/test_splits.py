@@ -18,7 +18,7 @@ from lm.data.splits import HASH, RANK, TAILS
 
 MakeConfig = Callable[..., DataConfig]
 MakeSource = Callable[..., SourceConfig]
-BPE = TokenizerConfig(kind="bpe", path="", vocab_size=300)
+BPE = TokenizerConfig(kind="bpe", path="", vocab_size=300, pattern="gpt2", end_of_text="", bos="")
 
 
 def texts(prepared: Prepared, split: str) -> list[str]:

@@ -20,7 +20,11 @@ TEXTS = ["first", "é", "a longer third one"]
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    return tokenizers.create(TokenizerConfig(kind="bytes", path="", vocab_size=257))
+    return tokenizers.create(
+        TokenizerConfig(
+            kind="bytes", path="", vocab_size=257, pattern="gpt2", end_of_text="", bos=""
+        )
+    )
 
 
 @pytest.fixture

@@ -62,7 +62,12 @@ def test_mistakes(
     tmp_path: Path, make_config: MakeConfig, make_source: MakeSource, datasets: None
 ) -> None:
     def refusal(path: str, **changes: Any) -> str:
-        tokenizer = changes.pop("tokenizer", TokenizerConfig(kind="bytes", path="", vocab_size=257))
+        tokenizer = changes.pop(
+            "tokenizer",
+            TokenizerConfig(
+                kind="bytes", path="", vocab_size=257, pattern="gpt2", end_of_text="", bos=""
+            ),
+        )
         config = make_config({"text": make_source(path, **changes)}, tokenizer=tokenizer)
         with pytest.raises(UserError) as caught:
             prepare(config, tmp_path / "data", progress=False)
@@ -71,7 +76,9 @@ def test_mistakes(
     assert "set data.sources.text.max_tokens=1000000" in refusal("datasets:a:train")
     for path in ("datasets:a", "datasets:a::train", "datasets:a:b:c:d"):
         assert "write datasets:NAME:SPLIT or" in refusal(path, max_tokens=9)
-    bpe = TokenizerConfig(kind="bpe", path="", vocab_size=300)
+    bpe = TokenizerConfig(
+        kind="bpe", path="", vocab_size=300, pattern="gpt2", end_of_text="", bos=""
+    )
     told = refusal("datasets:a:train", max_tokens=9, tokenizer=bpe)
     assert "data.sources.text is a stream, which is read once, and data.tokenizer.kind=" in told
     assert "has no key 'body'" in refusal("datasets:a:train", max_tokens=9, text_key="body")

@@ -8,27 +8,28 @@ import random
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers as hf
 
 from lm.config import TokenizerConfig, UserError
-from lm.data import tokenizers
+from lm.data import codecs, tokenizers
 from lm.data.tokenizers import Tokenizer
 
 TEXTS = [
-    "def f(x):\n    return x + 1\n" * 20,
+    *["def f(x):\n    return x + 1\n" * 20, "e\u0301 is not é"],
     "été naïve 日本語 🎉 \x00\x1f\x7f\t\r\n    tabs\t\t",
     "a<|endoftext|>b <|endoftext|><|endoftext|>",
-    "e\u0301 is not é",
     " leading and trailing  ",
     "</s> [EOS] <|end_of_text|>",
 ]
 
 
 def config(kind: str, path: object = "", vocab_size: int = 400) -> TokenizerConfig:
-    return TokenizerConfig(kind=kind, path=str(path), vocab_size=vocab_size)  # pyright: ignore[reportArgumentType]
+    values: Any = {"kind": kind, "path": str(path), "vocab_size": vocab_size}
+    return TokenizerConfig(**values, **codecs.Options()._asdict())
 
 
 def bpe(vocab_size: int = 300) -> Tokenizer:

@@ -25,7 +25,9 @@ TEXT = f"{PREFIX}{FILLER} What is the pass key? The pass key is. Remember it. 12
 def tokenizer(kind: str) -> Tokenizer:
     """`bytes`; `bpe`, trained here, which knows the words of the passkey and joins digits."""
     size = {"bytes": 257, "bpe": 400}[kind]
-    config = TokenizerConfig(kind=kind, path="", vocab_size=size)  # pyright: ignore[reportArgumentType]
+    config = TokenizerConfig(
+        kind=kind, path="", vocab_size=size, pattern="gpt2", end_of_text="", bos=""
+    )  # pyright: ignore[reportArgumentType]
     return tokenizers.create(config, [TEXT] * 4)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tokenizers as hf
 
 from lm.config import TokenizerConfig
-from lm.data import tokenizers
+from lm.data import codecs, tokenizers
 from lm.data.tokenizers import Tokenizer
 from lm.interop import hf_tokenizer
 
@@ -24,7 +24,12 @@ CORPUS = [*TEXTS, "the quick brown fox returns the number of the function " * 5]
 
 
 def trained(size: int) -> Tokenizer:
-    return tokenizers.create(TokenizerConfig(kind="bpe", path="", vocab_size=size), CORPUS)
+    return tokenizers.create(
+        TokenizerConfig(
+            kind="bpe", path="", vocab_size=size, pattern="gpt2", end_of_text="", bos=""
+        ),
+        CORPUS,
+    )
 
 
 def ranks(folder: Path) -> str:
@@ -32,7 +37,7 @@ def ranks(folder: Path) -> str:
     path = folder / "trained.json"
     trained(330).save(path)
     found = hf.Tokenizer.from_str(hf_tokenizer.payload(path))
-    alphabet = tokenizers.byte_alphabet()
+    alphabet = codecs.byte_alphabet()
     tokens = sorted((i, t) for t, i in found.get_vocab().items() if t != tokenizers.END_OF_TEXT)
     pieces = [bytes(alphabet[letter] for letter in token) for _, token in tokens]
     lines = (f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate(pieces))

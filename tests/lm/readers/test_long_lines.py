@@ -68,7 +68,8 @@ from lm.data.growth import NO_WARMUP
 from lm.data.prepare import prepare
 source = SourceConfig(path=sys.argv[1], text_key="text", weight=1.0, valid_fraction=0.0,
                       token_dtype="", max_tokens=0)
-tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=257)
+tokenizer = TokenizerConfig(kind="bytes", path="", vocab_size=257,
+                            pattern="gpt2", end_of_text="", bos="")
 config = DataConfig(tokenizer=tokenizer, sources={"s": source}, context_length=16, batch_size=4,
                     packing="concat", batch_warmup=NO_WARMUP)
 store = prepare(config, Path(sys.argv[2]), progress=False).stores["s"]["train"]

@@ -97,7 +97,9 @@ def test_the_tokenizer_is_declared_and_has_every_id(tmp_path: Path) -> None:
     np.array([1, 2, 300, 256], "<u2").tofile(tmp_path / "x.bin")
     with pytest.raises(UserError, match=r"document 'x.bin:1' has id 300 and the tokenizer 257 ids"):
         prepare(config(tmp_path / "x.bin"), tmp_path / "data", progress=False)
-    bpe = TokenizerConfig(kind="bpe", path="", vocab_size=300)
+    bpe = TokenizerConfig(
+        kind="bpe", path="", vocab_size=300, pattern="gpt2", end_of_text="", bos=""
+    )
     trained = dataclasses.replace(config(tmp_path / "x.bin"), tokenizer=bpe)
     words = r"data.sources.text holds ids, and data.tokenizer.kind='bpe' is trained on files"
     with pytest.raises(UserError, match=words):
