@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     if figure is not None:
         files.replace(figure, figures.standalone(fit.over_tokens(found)))
     if out is not None:
-        files.replace(out, fit.page(found))
+        fit.write(found, out)
     if summary is not None:
         from launch.benchmarks import machine
 

@@ -5,7 +5,8 @@ rates against tokens with other published exponents, what was left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
+from lm import files
 from lm.fits.fit import Fitted
 from lm.laws import Law
 from lm.laws.power import Power
 from lm.laws.step_law import StepLaw
-from lm.report import legends
+from lm.report import figures, legends
 from lm.report.figures import INK, PALETTE, canvas
 from lm.report.page import document, section, table, text
 
@@ -184,8 +186,16 @@ def _terminal_table(title: str, head: Sequence[str], lines: Sequence[Sequence[st
     return made
 
 
-def page(found: Found) -> str:
-    """The fit as one offline HTML page."""
+def write(found: Found, path: Path) -> None:
+    """The fit as one offline HTML page, and its figures beside it as SVG files."""
+    pictures = _pictures(found)
+    files.replace(path, _page(found, pictures))
+    name = lambda title: title.replace(":", "").replace(" ", "_")
+    figures.save(path, {name(title): svg for title, (svg, _) in pictures.items()})
+
+
+def _page(found: Found, pictures: Mapping[str, tuple[str, bool]]) -> str:
+    drawn = [_figure(title, svg, is_wide=wide) for title, (svg, wide) in pictures.items()]
     title = f"{found.name} fitted to {found.table.rsplit('/', 1)[-1]}"
     cards = table(rows(found), HEAD)
     lines = "".join(f"<li>{text(line)}</li>" for line in sentences(found))
@@ -195,7 +205,7 @@ def page(found: Found) -> str:
         f"<header><h1>{text(title)}</h1></header>\n",
         section("Constants", cards),
         section("What follows", f"<ul>{lines}</ul>"),
-        section("Figures", f'<div class="figures">{"".join(_figures(found))}</div>'),
+        section("Figures", f'<div class="figures">{"".join(drawn)}</div>'),
         section("Each scale left out once", table(others, SCALE_HEAD) if others else ""),
         section("Left out", f"<ul>{dropped}</ul>" if dropped else ""),
     ]
@@ -210,22 +220,22 @@ def over_tokens(found: Found) -> str:
         return finish()
 
 
-def _figures(found: Found) -> list[str]:
-    parts = []
+def _pictures(found: Found) -> dict[str, tuple[str, bool]]:
+    """title -> SVG element, and whether it is wide."""
+    drawn: dict[str, tuple[str, bool]] = {}
     for one in found.fits:
         target = one.equation.target.replace("_", " ")
-        parts.append(_figure(f"{target}: measured over predicted", _fit, one, is_wide=False))
-        parts.append(_figure(f"{target}: residuals", _residuals, one, is_wide=False))
+        titles = {f"{target}: measured over predicted": _fit, f"{target}: residuals": _residuals}
         if one.equation.is_over_tokens:
-            title = f"best {target} against tokens"
-            parts.append(_figure(title, _tokens, one, is_wide=True))
-    return parts
+            titles[f"best {target} against tokens"] = _tokens
+        for title, draw in titles.items():
+            with canvas(title, draw is _tokens) as (axes, finish):
+                draw(axes, one)
+                drawn[title] = finish(), draw is _tokens
+    return drawn
 
 
-def _figure(title: str, draw: Callable[[Axes, Fitted], None], one: Fitted, *, is_wide: bool) -> str:
-    with canvas(title, is_wide) as (axes, finish):
-        draw(axes, one)
-        svg = finish()
+def _figure(title: str, svg: str, *, is_wide: bool) -> str:
     wide = ' class="wide"' if is_wide else ""
     return f"<figure{wide}><figcaption><h3>{text(title)}</h3></figcaption>{svg}</figure>\n"
 

@@ -41,6 +41,9 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "c = 1 is rejected" in done.stdout
     assert "power fitted to table.jsonl" in out.read_text()
+    drawn = {path.name for path in (tmp_path / "fit_figures").iterdir()}
+    assert "best_learning_rate_against_tokens.svg" in drawn
+    assert len(drawn) == out.read_text().count("<svg")
     values = json.loads(summary.read_text())
     assert values["command"].startswith("espalier fit power ")
     assert len(values["commit"]) >= 40

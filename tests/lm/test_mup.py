@@ -239,8 +239,8 @@ def test_a_vector_of_lars_moves_with_the_inverse_of_its_gradient() -> None:
 
 @pytest.mark.parametrize("width", [16, 64])
 def test_the_first_logits_are_as_wide_as_the_guide_says(width: int) -> None:
-    """docs/first_run.md: init_std base_width / sqrt(width), by which a first loss is above ln V. Left
-    out is the token that was read: its embedding is a row of the head.
+    """docs/first_run.md: init_std base_width / sqrt(width), so that a first loss is above ln V.
+    The token that was read is left out: its embedding is a row of the head.
     """
     changes = {"model.width": width, "mup.base_width": 48.0, "model.pattern": "softmax"}
     built = tiny.create(changes)
