@@ -5,12 +5,14 @@
     --config=mine.py:argument        a file: its name ends in .py
 
 A preset imports other experiments as `experiments.NAME`. While it is executed, that name means the
-folder it comes from, whatever folder of the user's has the name too.
+folder it comes from, whatever folder of the user's has the name too. In a file of the user's, the
+name finds what that folder holds, then the presets.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import re
@@ -80,7 +82,14 @@ def read(argument: str) -> tuple[Path, Any]:
 @contextlib.contextmanager
 def _importable(path: Path) -> Iterator[None]:
     """Around the execution of an experiment's file: what `experiments` means in it."""
-    if FOLDER not in path.resolve().parents or _imported_from() == FOLDER:
+    if _imported_from() == FOLDER:
+        yield
+        return
+    if FOLDER not in path.resolve().parents:
+        with contextlib.suppress(*CONFIG_FILE_ERRORS):  # told where the file imports it
+            places = importlib.import_module(PACKAGE).__path__
+            if isinstance(places, list) and str(FOLDER) not in places:
+                places.append(str(FOLDER))
         yield
         return
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_within(name)}

@@ -277,8 +277,12 @@ def cpu() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about this checkout; "" outside one."""
-    here = Path(__file__).parent
+    """What git prints about this checkout; "" outside one, as in an environment that lies within
+    another project's.
+    """
+    here = Path(__file__).resolve().parent
+    if not (here.parents[1] / ".git").exists():
+        return ""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", *arguments],

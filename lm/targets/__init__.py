@@ -18,7 +18,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -67,14 +67,39 @@ class Target:
         return self.devices // self.hosts
 
 
+class Memory(NamedTuple):
+    """A memory of a device, or one of its host that the device reaches."""
+
+    kind: str
+
+
+class Client:
+    """What JAX asks of the runtime of a stand-in: the process that asks has the first devices."""
+
+    def process_index(self) -> int:
+        """The number of this process."""
+        return 0
+
+
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-    """What a build and the formulas of a plan ask of a device; no compiler takes it."""
+    """What a build, the formulas of a plan and JAX's shardings ask of a device; no compiler takes
+    it.
+    """
 
     id: int
     platform: str
     device_kind: str
     process_index: int
+    client: Client
+
+    def default_memory(self) -> Memory:
+        """Where an array lies whose sharding names no memory."""
+        return self.addressable_memories()[0]
+
+    def addressable_memories(self) -> list[Memory]:
+        """What `optimizer.memory` may name: the device's own memory, and that of its host."""
+        return [Memory("device"), Memory("pinned_host")]
 
 
 def names() -> list[str]:
@@ -157,8 +182,11 @@ def devices(target: Target, *, is_compiled: bool = True) -> list[Any]:
     """
     if not is_compiled:
         chip, per_host = target.chip, target.devices_per_host
-        numbers = range(target.devices)
-        return [StandIn(n, chip.platform, chip.device_kind, n // per_host) for n in numbers]
+        client = Client()
+        return [
+            StandIn(n, chip.platform, chip.device_kind, n // per_host, client)
+            for n in range(target.devices)
+        ]
     if target.chip.platform == "tpu":
         return _tpu(target)
     if target.chip.platform == "gpu":

@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SHADOW = "raise ImportError('not this one')\n"
 
 
+MINE = """
+from experiments import own, quickstart
+
+def get_config():
+    config = quickstart.get_config()
+    config.seed = own.seed
+    return config
+"""
+
+
 def call(
     folder: Path,
     *words: str,
@@ -93,7 +103,8 @@ def test_presets_are_files_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Also where the user has a package `experiments`, which is left as it is."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("mine = True\n")
-    (tmp_path / "mine.py").write_text("import experiments\n\ndef get_config():\n    return {}\n")
+    (tmp_path / "experiments" / "own.py").write_text("seed = 5\n")
+    (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
         monkeypatch.delitem(sys.modules, name)
@@ -104,7 +115,7 @@ def test_presets_are_files_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert path.is_relative_to(ROOT / "experiments")
         assert values
     assert sys.modules["experiments"] is users
-    assert presets.read(str(tmp_path / "mine.py"))[1] == {}
+    assert presets.read(str(tmp_path / "mine.py"))[1].seed == 5
 
 
 def test_lines_work_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
