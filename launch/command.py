@@ -15,7 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+import lm
 from launch import cli, ends, presets
+from lm.extras import DISTRIBUTION
 from lm.mapping import UserError
 
 HERE = Path(__file__).parent
@@ -60,6 +62,9 @@ def run(words: list[str]) -> NoReturn:
     name, *flags = words or ["help"]
     if name in HELP:
         print(listing())
+        raise SystemExit(0)
+    if name == "--version":
+        print(f"{DISTRIBUTION} {lm.__version__}")
         raise SystemExit(0)
     with cli.mistakes_in_one_line():
         if name not in (known := names()):

@@ -22,7 +22,6 @@ from lm.config import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- numbers: (\S+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
-LAWS = "docs/laws.md"
 PAGES = ["README.md"] + [
     str(path.relative_to(ROOT))
     for pattern in ("docs/*.md", "experiments/*/README.md", "kernels/**/README.md")
@@ -43,9 +42,9 @@ def main(argv: list[str]) -> None:
     if _WORKDIR.value:
         values = summary(Path(_WORKDIR.value).expanduser())
         files.replace(ROOT / "results" / "quickstart.json", json.dumps(values, indent=2) + "\n")
-    pages = {LAWS: laws.markdown(), reference.PAGE: reference.page()} | pictures(ROOT)
-    pages |= {page: filled((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
-    for page, text in pages.items():
+    pages = {"docs/laws.md": laws.markdown(), reference.PAGE: reference.page()} | pictures(ROOT)
+    texts = {page: filled((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
+    for page, text in (pages | texts).items():
         (ROOT / page).write_text(text, encoding="utf-8")
 
 

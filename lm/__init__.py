@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm.run.checkpoint import Loaded
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "load"]
 
 
 def load(
