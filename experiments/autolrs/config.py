@@ -18,8 +18,9 @@ TUNED = 2.0**-8  # of the grid of `tuned`, known before the searches were run
 
 
 def run() -> ConfigDict:
-    """The quickstart's model and tokens, at a constant rate before the decay."""
+    """The quickstart's model and tokens, base.py's constants, a constant rate before the decay."""
     config = quickstart.get_config()
+    config.mup.update({"base_width": 256.0, "init_std": 0.1, "embedding_multiplier": 12.0})
     config.schedule = {
         "family": "wsd",
         "peak_learning_rate": TUNED,
