@@ -82,7 +82,9 @@ def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strateg
     if strategy != "auto":
         return one, Way(one.name, "named by the user", sent)
     told = ", ".join(f"{link.told(x)} by {name}" for name, (_, x) in found.items())
-    return one, Way(one.name, "; ".join([f"a rank sends for a row {told}", *refused]), sent)
+    return one, Way(
+        one.name, "; ".join([f"the least time, as a rank sends for a row {told}", *refused]), sent
+    )
 
 
 def check_name(op: Op, strategy: str) -> None:

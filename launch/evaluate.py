@@ -2,11 +2,11 @@
 
     espalier evaluate --checkpoint=WORKDIR [--task=position] [--task=blimp.path=FILE ...]
 
---task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option, and
---task=LABEL.task=TASK gives the same task a second time. Tasks of the run's configuration are asked
-too. --source=NAME:PATH adds a validation set; of each max_tokens are scored, evenly spread.
---layer=softmax.window=512 changes options that have no parameters (LM-Infinite is with
-global_tokens and distance_ceiling). --text=PATH measures that text alone, all of it, in one line.
+--task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option,
+--task=LABEL.task=TASK gives a task a second time; tasks of the run are asked too.
+--source=NAME:PATH adds a set, of which max_tokens are scored. --layer=softmax.window=512 changes
+options without parameters (LM-Infinite: global_tokens, distance_ceiling). --text=PATH measures that
+text alone, in one line. --mesh=sequence=4 splits rows that one device cannot hold.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from rich.console import Console
 from launch import cli, members, result, sets
 from lm.config import UserError
 
-_LAYER = members.layer_flag()
+_LAYER, _MESH = members.layer_flag(), members.mesh_flag()
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from lm.run.progress import ScoringBar
 
     tasks = evals.create(asked, "--task")
-    loaded = checkpoint.load(path, layers)
+    loaded = checkpoint.load(path, layers, members.mesh(_MESH.value))
     config, tokenizer = loaded.config, loaded.tokenizer
     if _TEXT.value:
         data, most = sets.alone(config.data, _TEXT.value), sets.WHOLE

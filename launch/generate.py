@@ -15,7 +15,7 @@ from absl import flags
 from launch import cli, members
 from lm.config import UserError
 
-_LAYER = members.layer_flag()
+_LAYER, _MESH = members.layer_flag(), members.mesh_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
@@ -30,7 +30,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
-    prompts, layers = _prompts(), members.layers(_LAYER.value)
+    prompts, path = _prompts(), cli.path("checkpoint", _CHECKPOINT.value)
+    layers, mesh = members.layers(_LAYER.value), members.mesh(_MESH.value)
     from lm.evaluation import generate  # after the flags are known to be right: imports jax
     from lm.run import checkpoint
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         top_p=_TOP_P.value,
         seed=_SEED.value,
     )
-    loaded = checkpoint.load(cli.path("checkpoint", _CHECKPOINT.value), layers)
+    loaded = checkpoint.load(path, layers, mesh)
     for i, (prompt, text) in enumerate(
         zip(prompts, generate.complete(loaded, prompts, options), strict=True)
     ):

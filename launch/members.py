@@ -12,11 +12,14 @@ from typing import Any
 from absl import flags
 
 from launch import values
+from lm.config import MeshConfig
 from lm.families import MIXERS, TASKS, Family
-from lm.mapping import UserError
+from lm.mapping import UserError, annotations, nearest
 
 # The launcher that asks for the flag owns it, so that `--help` lists it.
 flags.disclaim_key_flags()
+
+KEYS = annotations(MeshConfig)
 
 
 def layer_flag() -> flags.FlagHolder[list[str]]:
@@ -33,6 +36,26 @@ def layers(given: Iterable[str]) -> dict[str, dict[str, Any]]:
         label: _options(MIXERS, label, options, f"--layer={label}")
         for label, options in found.items()
     }
+
+
+def mesh_flag() -> flags.FlagHolder[list[str]]:
+    """Defines the repeatable `--mesh=KEY=VALUE`, read by `mesh`."""
+    return flags.DEFINE_multi_string(
+        "mesh", [], "KEY=VALUE, as sequence=4: all devices share the work so; else one has it all"
+    )
+
+
+def mesh(given: Iterable[str]) -> dict[str, Any]:
+    """Keys of a configuration's mesh: ["sequence=4"] -> {"sequence": 4}."""
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (equals and key in KEYS):
+            raise UserError(f"--mesh={text}: write KEY=VALUE, as sequence=4; {nearest(key, KEYS)}")
+        if key in found:
+            raise UserError(f"--mesh={key} is given twice")
+        found[key] = values.read(KEYS[key], value, f"--mesh={key}")
+    return found
 
 
 def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -249,17 +249,20 @@ def _context(config: Config, mesh: Mesh) -> Context:
     )
 
 
-def local(config: Config, decay_start: float | None = None) -> Build:
-    """For one device of this machine, whatever mesh and memory the configuration asks for; the
-    configuration itself is kept.
+def local(
+    config: Config, decay_start: float | None = None, mesh: MeshConfig | None = None
+) -> Build:
+    """For one device of this machine, whatever mesh and memory the configuration asks for, or for
+    all of its devices on `mesh`; but for `mesh` the configuration itself is kept.
     """
-    alone = dataclasses.replace(
+    here = dataclasses.replace(
         config,
-        mesh=ONE_DEVICE,
+        mesh=mesh or ONE_DEVICE,
         optimizer=dataclasses.replace(config.optimizer, memory="device"),
         log=dataclasses.replace(config.log, gradient_noise=False),
     )
-    return dataclasses.replace(build(alone, jax.devices()[:1], decay_start), config=config)
+    built = build(here, jax.devices()[: None if mesh else 1], decay_start)
+    return dataclasses.replace(built, config=dataclasses.replace(config, mesh=mesh or config.mesh))
 
 
 def schedule_end(config: Config, decay_start: float | None) -> int:

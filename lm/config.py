@@ -205,7 +205,7 @@ def validate(config: Config) -> None:
     if told is not None:
         raise UserError(told)
     _validate_parametrization(config.mup, config.model.num_layers)
-    _validate_mesh(config.mesh)
+    validate_mesh(config.mesh)
 
 
 def _validate_sizes(config: Config) -> None:
@@ -256,7 +256,8 @@ def _validate_parametrization(mup: MupConfig, num_layers: int) -> None:
                 )
 
 
-def _validate_mesh(mesh: MeshConfig) -> None:
+def validate_mesh(mesh: MeshConfig) -> None:
+    """UserError for sizes that no number of devices has, and letters that are not replicable."""
     sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "sequence": mesh.sequence}
     if [*sizes.values()].count(-1) > 1 or any(s == 0 or s < -1 for s in sizes.values()):
         given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())

@@ -35,6 +35,7 @@ from lm.data.tokenizers import Tokenizer
 from lm.evals import Given
 from lm.evaluation import evaluate, generate
 from lm.evaluation.scoring import Scorer
+from lm.parallel import mesh as mesh_lib
 from lm.parallel import processes, watch
 from lm.plan import explain
 from lm.plan import program as plan
@@ -107,6 +108,7 @@ def run(config: Config, options: Options) -> Outcome:
     track = trackers.opener(config, workdir)
     is_first = processes.is_first()
     processes.check_equal("config", to_mapping(config))
+    mesh_lib.create(config.mesh, jax.devices())  # what it refuses, before any text is read
     with contextlib.ExitStack() as stack, watch.one_fate():
         with processes.first_alone():
             stack.enter_context(record.locked(workdir))
@@ -126,7 +128,7 @@ def run(config: Config, options: Options) -> Outcome:
             told = read, decay_start, options.until
             lost_until = step if is_lost else 0
             record.write(workdir, built, prepared.tokenizer, *told, lost_until=lost_until)
-            _log_layers(built, options.like)
+            _log_start(built, options, step)
         saver.remove_old()  # not before everything above is known to be right
         stop = stack.enter_context(processes.stop_signals())
         bar = stack.enter_context(_bar(config, step, end))
@@ -207,9 +209,13 @@ def run(config: Config, options: Options) -> Outcome:
     return Outcome(step, finished, stopped, _last_evaluation(workdir), samples, page, built)
 
 
-def _log_layers(built: Build, like: Build | None) -> None:
-    """Which form each op takes, and how it splits rows; once for runs that compile alike."""
-    if like is None or like.layers != built.layers:
+def _log_start(built: Build, options: Options, step: int) -> None:
+    """Where a run goes on; and which form each op takes and how it splits rows, once for runs that
+    compile alike.
+    """
+    if step:
+        log.info("%s goes on from step %d", options.workdir, step)
+    if options.like is None or options.like.layers != built.layers:
         for line in layers.summary(built.layers):
             log.info("%s", line)
 

@@ -69,7 +69,7 @@ def strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
     own = _by_label(text)
     if own is None:
         tidy = re.sub(r"[{}()'\"\s]", "", text).replace(":", "=")
-        advice = tidy if _by_label(tidy) else AUTO
+        advice = ",".join(part for part in tidy.split(",") if _by_label(part)) or AUTO
         raise UserError(
             f"mesh.sequence_strategy={text!r} is not auto, the name of a strategy or "
             f"LABEL=NAME,LABEL=NAME; set mesh.sequence_strategy={_quoted(advice)}"
@@ -101,7 +101,9 @@ def _check_word(config: MeshConfig, word: str, known: Collection[str], problem: 
         return
     text, close = config.sequence_strategy, near(word, known)
     mended = re.sub(rf"(?<![^,\s]){re.escape(word)}(?=\s*(=|$))", close or "", text)
-    advice = f"set mesh.sequence_strategy={_quoted(mended)}" if close else nearest(word, known)
+    advice = f"set mesh.sequence_strategy={_quoted(mended if close else AUTO)}"
+    if not close:
+        advice = f"{nearest(word, known)}; {advice}"
     raise UserError(f"mesh.sequence_strategy={text!r}: {problem}; {advice}")
 
 

@@ -25,7 +25,7 @@ from lm import build as build_lib
 from lm import layers as layer_lib
 from lm import params as params_lib
 from lm.build import Build
-from lm.config import Config, UserError
+from lm.config import Config, MeshConfig, UserError, convert, to_mapping, validate_mesh
 from lm.data import tokenizers
 from lm.model import Model
 from lm.parallel import processes
@@ -156,26 +156,36 @@ def read_params(path: Path, params: Any) -> Any:
 
 
 def load(
-    workdir: str | os.PathLike[str], layers: Mapping[str, Mapping[str, Any]] | None = None
+    workdir: str | os.PathLike[str],
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    mesh: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """`lm.load(workdir)`: the newest checkpoint of a run (or the checkpoint given) on this
-    machine's devices. `layers` maps labels to options that differ from the run's.
+    """`lm.load(workdir)`: the newest checkpoint of a run (or the checkpoint given) on one device of
+    this machine, or on all of them where `mesh` says how: {"sequence": 4}, keys of `MeshConfig`
+    that differ from one device. `layers` maps labels to options that differ from the run's.
 
     Raises:
-      UserError: damaged; an unknown label or option; options that ask for other parameters.
+      UserError: damaged; an unknown label or option; options that ask for other parameters; sizes
+      that the mesh does not divide.
     """
-    path = locate(Path(workdir))
+    path, split = locate(Path(workdir)), _mesh(mesh) if mesh else None
     with _naming_a_whole_one(path):
         config, meta = _read_config(path), _read_meta(path)
         if layers:
             model = layer_lib.change_layers(config.model, layers)
             config = dataclasses.replace(config, model=model)
-        built = build_lib.local(config, meta.decay_start)
+        built = build_lib.local(config, meta.decay_start, split)
         if layers:
             _check_shapes(path, built.abstract_state, "change only options without parameters")
         params = _read_params(path, built.abstract_state.params)
     tokenizer = tokenizers.load(path.parent.parent / TOKENIZER)
     return Loaded(built.model, params, tokenizer, config, meta.step, built)
+
+
+def _mesh(changes: Mapping[str, Any]) -> MeshConfig:
+    mesh = convert(MeshConfig, to_mapping(build_lib.ONE_DEVICE) | dict(changes), "mesh")
+    validate_mesh(mesh)
+    return mesh
 
 
 def _read_meta(path: Path) -> Meta:
