@@ -1,10 +1,10 @@
 """Is mixer A better than mixer B, at what length, at what cost? One command, one page.
 
 Command: espalier compare --config=compare:cpu,DATA --workdir=DIR
-         presets smoke, cpu, gpu; any value can be set, as --config.patterns="('softmax','gla')" or
-         --config.run.run.length="3e7 tokens" for a night or a pod
-Cost:    smoke two minutes, cpu about three hours on two CPU cores, gpu about ten minutes on one
-         H100 (not yet measured); the same command resumes.
+         presets smoke, minutes, cpu, gpu; any value can be set, as
+         --config.patterns="('softmax','gla')" or --config.run.run.length="3e7 tokens" for a night
+Cost:    on two CPU cores: smoke two minutes, minutes about ten (not yet measured), cpu about three
+         hours; gpu about ten minutes on one H100 (not yet measured); the same command resumes.
 Expected: README.md beside this file holds the page of a measured run.
 
 Without DATA the text is the standard library's own sources, and tasks are those that need no files.
@@ -30,6 +30,18 @@ PRESETS = {
         "decode_contexts": (64, 256),
         "max_tokens": 4096,
         "items": 20,
+    },
+    # The fewest tokens and tasks that still end in a verdict: notebooks/compare.ipynb.
+    "minutes": {
+        "model": {"width": 128, "num_layers": 2, "num_heads": 4, "head_dim": 32, "ffn_dim": 352},
+        "length": "400000 tokens",
+        "context_length": 256,
+        "batch_size": 8,
+        "patterns": ("softmax", "stickbreaking"),
+        "seeds": (0, 1, 2, 3),
+        "decode_contexts": (256, 1024),
+        "max_tokens": 65536,
+        "items": 0,
     },
     "cpu": {
         "model": {"width": 128, "num_layers": 4, "num_heads": 4, "head_dim": 32, "ffn_dim": 352},
@@ -71,13 +83,16 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     if name == "smoke":
         run.data.tokenizer.update({"kind": "bytes", "vocab_size": 257})
         run.schedule.warmup = "1024 tokens"
+    if name == "minutes":
+        run.data.tokenizer.vocab_size = 2048
+        run.schedule.warmup = "10 percent"
     if name == "gpu":
         run.model.precision = "bfloat16"
     run.data.context_length = context = preset["context_length"]
     run.data.batch_size = preset["batch_size"]
     run.run.length = preset["length"]
     run.log.samples = ()
-    run.evaluate.every = "50 percent"
+    run.evaluate.every = "100 percent" if name == "minutes" else "50 percent"
     run.evaluate.max_tokens = preset["max_tokens"]
     return ConfigDict(
         {
@@ -100,11 +115,11 @@ def get_config(arg: str = "cpu") -> ConfigDict:
 
 
 def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
-    """What is asked of every run; `items` of each task that has items."""
-    found: dict[str, dict[str, object]] = {
-        "position": {},
-        "forgetting": {"max_items": items // 4, "segment": context // 8},
-    }
+    """What is asked of every run: `items` of each task that has items, or with 0 none of those."""
+    found: dict[str, dict[str, object]] = {"position": {}}
+    if not items:
+        return found
+    found |= {"forgetting": {"max_items": items // 4, "segment": context // 8}}
     if context >= 256:  # the prompt alone has more letters
         found |= {"passkey": {}}
     if not data:

@@ -18,10 +18,12 @@ _INTRODUCTION = """# Published laws
 
 What the field has written down about learning rates, batches and losses, as `lm/laws` holds it. One
 file is one law. Its fields are its constants, and their defaults are the published values:
-`Power()` is the published law, and `Power(a=0.6, b=-0.35, c=0.4)` one that was fitted. `espalier
-fit` fits those that have an equation to a table of trainings:
+`Power()` is the published law, and `Power(a=0.6, b=-0.35, c=0.4)` one that was fitted.
+`espalier fit` fits those that have an equation to a table of trainings:
 
-    espalier fit power runs/sweep/sweep.jsonl --out=fit.html
+```bash
+espalier fit power runs/sweep/sweep.jsonl --out=runs/fit.html
+```
 
 Evidence: **P** the paper's own text was read, **C** official code was read, **S** a reading note
 that quotes the paper was read, **R** recomputed from public data; **UNCONFIRMED** is to be checked

@@ -18,7 +18,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -67,10 +67,17 @@ class Target:
         return self.devices // self.hosts
 
 
-class Memory(NamedTuple):
-    """A memory of a device, or one of its host that the device reaches."""
+class Memory(str):
+    """The kind of a memory: the device's own, or one of its host that the device reaches. JAX asks
+    for `kind` of some devices' memories, and compares those of others with the kind itself.
+    """
 
-    kind: str
+    __slots__ = ()
+
+    @property
+    def kind(self) -> str:
+        """As a sharding names it."""
+        return str(self)
 
 
 class Client:

@@ -86,7 +86,10 @@ def plan_of(changes: dict[str, Any], *, is_compiled: bool = False) -> plan_lib.P
 ROWS = {"data.batch_size": 64}
 
 
-@pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8", "h100-4", "cpu-64"])
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("v4-8", "v5p-8", "v6e-4", "tpu7x-8")]
+
+
+@pytest.mark.parametrize("name", ["v5e-4", "h100-4", "cpu-64", *SLOW])
 def test_formulas_need_no_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of no target, and no more devices of the CPU than there are."""
     found_spec = importlib.util.find_spec

@@ -1,0 +1,106 @@
+"""The commands of README.md, CONTRIBUTING.md and docs/*.md: every line of their bash blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from launch import cli
+from launch import command as command_lib
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+# What looks like a command outside a block: a reader would type it, and no test would.
+INDENTED = re.compile(r"^ {4,}(espalier|python -m|launch/\w+|\.venv/bin/) .*$", re.MULTILINE)
+FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*")
+OWN = frozenset(flags.FLAGS)  # absl's
+
+
+class Command(NamedTuple):
+    """One command of a page: `env` stands before it on its line, `words` are as a shell reads
+    them.
+    """
+
+    page: str
+    env: dict[str, str]
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.words[0] == "espalier"
+
+
+def commands(path: Path) -> list[Command]:
+    """Every command of the bash blocks of a page, in order."""
+    page = str(path.relative_to(ROOT))
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [found for _, block in blocks for found in _commands(page, block)]
+
+
+def _commands(page: str, block: str) -> Iterator[Command]:
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            first, words = words[:end], words[end + 1 :]
+            count = next((i for i, x in enumerate(first) if not ASSIGNMENT.fullmatch(x)), 0)
+            env = dict(x.split("=", 1) for x in first[:count])
+            yield Command(page, env, tuple(first[count:]))
+
+
+def unfenced(path: Path) -> list[str]:
+    """Lines of a page that look like commands and stand in no block."""
+    return INDENTED.findall(FENCED.sub("", path.read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def launcher(name: str) -> Iterator[Any]:
+    """The module of a command, imported anew, with its flags alone."""
+
+    def forget() -> None:
+        for flag in set(flags.FLAGS) - OWN:
+            delattr(flags.FLAGS, flag)
+        flags.FLAGS.unparse_flags()
+        sys.modules.pop(f"launch.{name}", None)
+
+    forget()
+    try:
+        yield importlib.import_module(f"launch.{name}")
+    finally:
+        forget()
+
+
+def check(words: tuple[str, ...]) -> None:
+    """Reads the command line of `espalier` as far as its flags, its configuration and the overrides
+    go; a configuration of a run is checked whole.
+
+    Raises:
+      UserError: a mistake in it.
+    """
+    name, *arguments = words[1:] or ["help"]
+    if name == "help":
+        return
+    assert name in command_lib.names(), name
+    with launcher(name) as module:
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        default = ["--config=base"] if name == "import_hf" else []  # as its last lines do
+        argv = [f"launch/{name}.py", *default, *arguments]
+        if "--help" in arguments:
+            return
+        cli.parse(argv, flags.FLAGS, are_positional_allowed="positional=True" in text)
+        config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if config is not None and not isinstance(config, str) and "model" in config:
+            cli.load_config(config)
