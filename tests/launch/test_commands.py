@@ -30,7 +30,6 @@ NOT_RUN = {
     "launch/tpu_pod.sh": "needs a pod; tests/launch/test_launchers.py runs it with stand-ins",
     "espalier eval_harness": "names tasks of the reader's; tests/lm/interop runs the harness",
     "espalier compare --config=compare:cpu": "takes three hours; compare:smoke is run",
-    "espalier plan --config=plans:3b --target=v5e-256 --search": "the compiler takes an hour",
     "espalier plan --config=plans:1b_long": "the compiler takes minutes; tests/aot compiles",
 }
 # Every training is short, and its numbers are those of a small model; what a page sets itself wins.
