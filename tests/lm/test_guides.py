@@ -1,0 +1,73 @@
+"""The Python of the README, CONTRIBUTING and the guides runs; tests/launch/test_commands.py has
+their commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import base
+from lm.config import Duration, from_mapping
+from lm.mapping import UserError
+from lm.schedules import Run, Schedule
+from lm.studies import study as study_lib
+from tests.lm.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    pytest.param(text, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, text in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+]
+
+
+def test_there_are_blocks() -> None:
+    assert len(BLOCKS) >= 4
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_a_block_runs(text: str, lab: Lab) -> None:
+    """A block is an experiment file, a member of a family, values of a configuration, or what a
+    notebook does with a finished run.
+    """
+    names: dict[str, Any] = {"__name__": "block"}
+    if text.startswith("config."):
+        names["config"] = base.get_config()
+    code = text.replace('"runs/quickstart"', repr(str(lab.whole)))
+    exec(compile(code, "block", "exec", dont_inherit=True), names)
+    made = [
+        x for x in names.values() if isinstance(x, type) and getattr(x, "__module__", "") == "block"
+    ]
+    if "get_config" in names:
+        values = names["get_config"]().to_dict()
+        study_lib.create(values) if "patterns" in values else from_mapping(values)
+    elif "config" in names and text.startswith("config."):
+        from_mapping(names["config"].to_dict())
+    elif made:
+        _check_schedule(made[0])
+    else:
+        assert "lm.load(" in text, "a test knows how to run this block"
+        assert names["params"]
+        assert names["tokenizer"]
+
+
+def _check_schedule(kind: type[Any]) -> None:
+    """It falls somewhere, and never rises above its peak."""
+    made: Any = kind(peak_learning_rate=0.01, warmup=Duration(1, "steps"))
+    assert dataclasses.is_dataclass(made)
+    schedule: Schedule = made.schedule(Run(100_000, 100, None))
+    rates = [float(schedule(float(tokens))) for tokens in range(1000, 90_000, 1000)]
+    assert max(rates) <= 0.01
+    assert min(rates) < 0.006
+
+
+def test_a_wrong_block_is_found(lab: Lab) -> None:
+    with pytest.raises(UserError, match="widht"):
+        test_a_block_runs("config.model.unlock()\nconfig.model.widht = 3\n", lab)
