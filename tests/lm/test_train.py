@@ -19,7 +19,6 @@ import pytest
 from lm import metrics
 from lm.config import TokenizerConfig, UserError, from_mapping, to_mapping
 from lm.data import prepare, tokenizers
-from lm.evaluation import scoring
 from lm.run import checkpoint, formats
 from tests.lm import lab as lab_lib
 from tests.lm.lab import (
@@ -307,20 +306,6 @@ def test_init_from_takes_weights_alone(lab: Lab, tmp_path: Path) -> None:
     assert first[0].step == 0
     assert all(not np.any(x) for x in jax.tree.leaves(first[0].opt_state))
     assert records(tmp_path)[0]["tokens"] == 4 * 32
-
-
-def test_a_checkpoint_is_scored_on_a_mesh(lab: Lab) -> None:
-    """As on one device, where four of eight share the tokens of each row."""
-    rows = [scoring.row(np.arange(2, length)) for length in (40, 21, 9)]
-    scores = []
-    for mesh in (None, {"data": 2, "sequence": 4, "sequence_layout": "zigzag"}):
-        loaded = checkpoint.load(lab.whole, mesh=mesh)
-        assert loaded.build.mesh.size == (8 if mesh else 1)
-        scored = scoring.Scorer(loaded.build, loaded.params)(rows)
-        scores.append(np.concatenate([one.nll for one in scored]))
-    np.testing.assert_allclose(*scores, rtol=1e-5)
-    with pytest.raises(UserError, match="sequence=3 needs 3 devices, found 8"):
-        checkpoint.load(lab.whole, mesh={"sequence": 3})
 
 
 def test_origins_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 
 from lm import build as build_lib
 from lm.build import Build
+from lm.config import UserError
 from lm.data.batch import Batch
 from lm.evaluation.scoring import Cost, Row, Scorer, row
+from lm.run import checkpoint
 from tests.lm import tiny
+from tests.lm.lab import Lab
 
 
 class Device:
@@ -157,3 +160,17 @@ def test_cost_counts_tokens_without_padding(built: Build) -> None:
 
 def test_no_rows(built: Build) -> None:
     assert Scorer(built, None)([]) == []
+
+
+def test_a_checkpoint_is_scored_on_a_mesh(lab: Lab) -> None:
+    """As on one device, where four of eight share the tokens of each row."""
+    rows = [row(np.arange(2, length)) for length in (40, 21, 9)]
+    scores = []
+    for mesh in (None, {"data": 2, "sequence": 4, "sequence_layout": "zigzag"}):
+        loaded = checkpoint.load(lab.whole, mesh=mesh)
+        assert loaded.build.mesh.size == (8 if mesh else 1)
+        scored = Scorer(loaded.build, loaded.params)(rows)
+        scores.append(np.concatenate([one.nll for one in scored]))
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+    with pytest.raises(UserError, match="sequence=3 needs 3 devices, found 8"):
+        checkpoint.load(lab.whole, mesh={"sequence": 3})
