@@ -4,6 +4,7 @@ a schedule comes from an installed package instead.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lm", "launch", "experiments")
@@ -157,6 +160,20 @@ class Longest(Position):
         count = np.asarray([float(len(row.tokens)) for row in items.rows])
         return {"tokens": statistics.ratio(self.share * count, np.ones_like(count))}
 """,
+    "lm/readers/shout.py": """
+import dataclasses
+
+from lm.readers import Reader, Row
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shout(Reader):
+    endings = (".shout",)
+    packs = True
+
+    def rows(self, opened, asked):
+        data = opened.whole(asked).upper()
+        yield Row(opened.file.name, data, opened.file.size, str(opened.file.path))
+""",
     "experiments/all_of_it.py": """
 from experiments import base
 
@@ -229,7 +246,9 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     text = tmp_path / "text" / "a.txt"
     plant(tmp_path, {"text/a.txt": "A line of text, and another. " * 40, "text/b.txt": "b" * 400})
-    pattern = str(text.parent / "*.txt")
+    with gzip.open(text.parent / "c.shout.gz", "wt") as file:
+        file.write("read by a reader of its own " * 20)
+    pattern = str(text.parent / "*")
     plant(copy, {name: source.replace("TEXT", pattern) for name, source in ADDED.items()})
     plant(site, INSTALLED)
     where = os.pathsep.join((str(copy), str(site)))
@@ -246,6 +265,8 @@ def test_one_file_adds_one_of_each_kind(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    stored = [np.fromfile(path, "<u2") for path in tmp_path.glob("data/text-*/*/tokens.bin")]
+    assert any(b"READ BY A READER OF ITS OWN" in bytes(x[x < 256].tolist()) for x in stored)
     config: dict[str, Any] = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["schedule"] == {
         "family": "sawtooth",

@@ -32,6 +32,7 @@ from rich.progress import Progress
 from lm import files
 from lm.config import DataConfig, UserError
 from lm.data import documents, sources, splits, tokenizers, writing
+from lm.data.addresses import is_address
 from lm.data.sources import Corpus, LeftOut
 from lm.data.store import SPLITS, Store, open_store
 from lm.data.tokenizers import Tokenizer
@@ -76,9 +77,18 @@ class _Place:
 
 
 def resolve_data_dir(flag: str = "") -> Path:
-    """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder."""
+    """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder.
+
+    Raises:
+      UserError: an address, as s3://, is named.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = flag or os.environ.get("ESPALIER_DATA") or os.path.join(cache, "espalier")
+    if is_address(chosen):  # as a path it would be a folder named s3: here
+        raise UserError(
+            f"--data_dir (or ESPALIER_DATA) is {chosen}, an address; name a folder of a mounted "
+            "file system (sources may be addresses)"
+        )
     return Path(os.path.expanduser(chosen)).absolute()
 
 

@@ -365,3 +365,5 @@ def test_data_dir_flag_environment_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("ESPALIER_DATA", "~/data")
     assert resolve_data_dir() == Path("/home/someone/data")
     assert resolve_data_dir("/flag") == Path("/flag")
+    with pytest.raises(UserError, match="s3://bucket, an address; name a folder of a mounted file"):
+        resolve_data_dir("s3://bucket")
