@@ -39,13 +39,24 @@ SMALL = {
     "config.model.num_kv_heads": "2",
     "config.model.head_dim": "32",
     "config.model.ffn_dim": "128",
-    "config.data.context_length": "128",
+    "config.data.context_length": "256",
     "config.data.tokenizer.vocab_size": "512",
     "config.evaluate.max_tokens": "1024",
     "config.log.sample_tokens": "8",
     "config.run.length": "40 steps",
     "config.schedule.warmup": "4 steps",
     "config.checkpoint.every": "25 percent",
+}
+
+# What the commands of a page may go on from without making it: the first run's guide does.
+RATES, LENGTHS = "schedule.peak_learning_rate=0.01,0.02", "run.length=5e5 tokens,1e6 tokens"
+MADE = {
+    name: Command("", {}, ("espalier", *words, f"--workdir=runs/{name}"))
+    for name, words in {
+        "quickstart": ("train", "--config=quickstart"),
+        "softmax": ("train", "--config=quickstart:softmax"),
+        "sweep": ("sweep", "--config=quickstart", f"--grid={RATES}", f"--grid={LENGTHS}"),
+    }.items()
 }
 
 
@@ -127,6 +138,12 @@ def small(found: Command) -> list[str]:
     return [name, *rest, *more]
 
 
+def is_missing(name: str, run: list[Command]) -> bool:
+    """Whether commands read a run folder that none before them makes."""
+    first = next((x for x in run if re.search(rf"\bruns/{name}\b", str(x))), None)
+    return first is not None and f"--workdir=runs/{name}" not in first.words
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_run(page: Path, tmp_path: Path) -> None:
@@ -143,14 +160,14 @@ def test_commands_run(page: Path, tmp_path: Path) -> None:
     stand_ins.git(checkout, "add", "-A")
     stand_ins.git(checkout, "commit", "-q", "-m", "all")
     env = os.environ | {"ESPALIER_DATA": str(tmp_path / "data"), "JAX_NUM_CPU_DEVICES": "1"}
-    first = Command(str(page), {}, ("espalier", "train", "--config=quickstart"))
-    train = [*small(first), "--workdir=runs/quickstart"]
-    done = [(train, {})] if any("runs/quickstart" in str(x) for x in run) else []
+    before = [make for name, make in MADE.items() if is_missing(name, run)]
     wrong = []
-    for words, more in [*done, *((small(x), x.env) for x in run)]:
-        words = [_kept(word, checkout) for word in words]
+    for found in [*before, *run]:
+        words = [_kept(word, checkout) for word in small(found)]
         line = [sys.executable, str(checkout / "espalier.py"), *words]
-        ended = subprocess.run(line, cwd=checkout, env=env | more, capture_output=True, text=True)
+        ended = subprocess.run(
+            line, cwd=checkout, env=env | found.env, capture_output=True, text=True
+        )
         # 1: of studies whose verdict is no
         if ended.returncode not in (0, 1) or "Traceback" in ended.stderr:
             wrong.append(f"{shlex.join(words)}\n{ended.stderr[-2000:]}")
