@@ -79,6 +79,7 @@ def run(built: Build, folder: Path, name: str, *, until: int) -> None:
     options = train.Options(workdir=folder / name, data_dir=folder / "data")
     with (
         mock.patch.object(mesh_lib, "foreseen", return_value=(built.mesh.size, ("cpu",))),
+        mock.patch.object(jax, "devices", return_value=list(built.mesh.devices.flat)),
         mock.patch.object(build_lib, "build", small),
         mock.patch.object(Loader, "__next__", told),
     ):
