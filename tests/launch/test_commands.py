@@ -124,8 +124,11 @@ def test_a_wrong_command_is_found(words: str, told: str) -> None:
 
 
 def small(found: Command) -> list[str]:
-    """A command as it is run here: what trains is small, unless the page says how large."""
+    """A command as it is run here: what trains is small, unless the page says how large, and
+    short.
+    """
     name, *rest = found.words[1:] or ["help"]
+    rest = [re.sub(r"^(--config.run.length=).* tokens$", r"\g<1>40 steps", word) for word in rest]
     given = {word.lstrip("-").partition("=")[0] for word in rest}
     more: list[str] = []
     if name in ("train", "sweep", "autolrs", "prepare") and "init_from" not in str(found):
