@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         return UNFINISHED
     values = machine.describe("autolrs") | page.plain(found, autolrs.loss(workdir))
     files.replace(workdir / "autolrs.json", json.dumps(values, indent=1) + "\n")
-    print(page.told(values))
+    print(page.summary(values))
     print(f"autolrs.svg, search.json and the runs of the stages are in {workdir}")
     return 0
 

@@ -52,10 +52,10 @@ def main(argv: list[str]) -> None:
     from lm.run.progress import Waiting
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
-    told = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
+    settings = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
     base = cli.read_config_file(presets.BASE).to_dict()
-    options = problem.Options(base=base, workdir=_WORKDIR.value, **told)
-    head = machine.describe("bench") | told
+    options = problem.Options(base=base, workdir=_WORKDIR.value, **settings)
+    head = machine.describe("bench") | settings
     console, results = Console(highlight=False, markup=False), list[Any]()
     cases = {n: importlib.import_module(f"launch.benchmarks.{n}") for n in _CASES.value}
     for case in cases.values():
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         first = len(results)
         with Waiting(name) as waiting:
             for result in case.run(options):
-                waiting.told(result.name)
+                waiting.show(result.name)
                 results.append(result)
                 if partial is not None:
                     rows = [row.to_mapping() for row in results]

@@ -69,12 +69,12 @@ def config_flag(
     """Defines the `--config=file.py[:arg]` with overrides `--config.key=value`. `study`: the
     dataclass of what a file may give in place of a run, as "lm.studies.sweep:Sweep".
     """
-    told = (
+    text = (
         "Python file with get_config(arg), as file.py or file.py:arg, or the name of a preset, as "
         "quickstart:arg; --config.key=value overrides a value; --help_config prints every key, and "
         "--help_config=KEY those under one"
     )
-    flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, told)
+    flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, text)
     flag.study = study
     holder = flags.DEFINE_flag(flag, flag_values)
     if is_required:
@@ -196,9 +196,9 @@ def mistakes_in_one_line() -> Iterator[None]:
     except UserError as error:
         _fail(error)
     except Exception as error:  # whatever a library raises where the system fails
-        if (told := files.told(error)) is None:
+        if (text := files.message_of(error)) is None:
             raise
-        _fail(told)
+        _fail(text)
     except ends.Stopped as stopped:
         print(f"{stopped}; the same command starts again", file=sys.stderr)
         raise

@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
 
         def tell(cell: coord_check.Cell, curves: list[page.Curve]) -> None:
             coord_check.save(curves, head, workdir)
-            bar.told(" ".join(map(str, cell)), check.steps, "done")
-            bar.told("", 0, "")
+            bar.update(" ".join(map(str, cell)), check.steps, "done")
+            bar.update("", 0, "")
 
         curves = coord_check.run(check, data, earlier, tell)
     coord_check.write(curves, head, workdir)

@@ -67,9 +67,9 @@ def page() -> str:
     head = INTRO.format(free=reference.FREE_KEYS, grammar=grammar, by_kind=by_kind)
     parts = [head, "## A run\n", reference.markdown(reference.sections(Config, base))]
     for study, commands in studies().items():
-        told = " and ".join(f"`espalier {command}`" for command in commands)
+        names = " and ".join(f"`espalier {command}`" for command in commands)
         found = reference.sections(study_class(study), {})[:1]  # the rest are members, as of a run
-        parts += [f"## A study of {told}\n", reference.markdown(found)]
+        parts += [f"## A study of {names}\n", reference.markdown(found)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
         ):
             differ += bool(verdict.differences)
             equal = f"equal: {verdict.num_records} records, {verdict.num_arrays} final arrays"
-            told = verdict.differences[:5] or [equal]
-            print(f"{verdict.case}: {'; '.join(told)}", flush=True)
+            lines = verdict.differences[:5] or [equal]
+            print(f"{verdict.case}: {'; '.join(lines)}", flush=True)
     print(f"{len(asked) - differ} of {len(asked)} equal, bit for bit")
     return 1 if differ else 0
 

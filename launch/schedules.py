@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
     if out.suffix == ".svg":
         files.replace(out, figures.standalone(schedules.figure(drawn)))
     else:
-        told = f"{tokens:,.0f} tokens in steps of {per_step:,}"
-        files.replace(out, schedules.document(drawn, told))
+        title = f"{tokens:,.0f} tokens in steps of {per_step:,}"
+        files.replace(out, schedules.document(drawn, title))
     print(f"written: {out}" + (f", {experiment}" if experiment else ""))
 
 

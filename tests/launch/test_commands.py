@@ -109,7 +109,7 @@ def test_what_is_not_run_is_still_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("espalier trian --config=quickstart", "trian"),
         ("espalier train --config=quickstart --workdri=x", "unknown flag --workdri"),
@@ -118,8 +118,8 @@ def test_what_is_not_run_is_still_there() -> None:
         ("espalier train --config=quickstart --workdir=x --config.run.length=3", "run.length"),
     ],
 )
-def test_a_wrong_command_is_found(words: str, told: str) -> None:
-    with pytest.raises(Exception, match=told):
+def test_a_wrong_command_is_found(words: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
         documents.check(tuple(shlex.split(words)))
 
 
