@@ -226,7 +226,7 @@ WRONG = [
     ("a.jsonl", [line(), line(idx=1, request=[])], "a.jsonl:2: 'request' is a list"),
     ("a.jsonl", [line(), line(idx=1, request={"context": ""})], "no key 'continuation'"),
     ("a.jsonl", [line(), line(idx=1, request={"context": "\ud800", "continuation": "x"})],
-     "a.jsonl:2: 'context' holds half a surrogate"),
+     "a.jsonl:2: 'context' holds a lone surrogate"),
     ("a.jsonl", [line(), line()], "a.jsonl:2: idx=0 is also at .*a.jsonl:1"),
     ("a.jsonl", [line(label=2), line(idx=1, label=2)], r"label=2 is not one of idx \[0, 1\]: no"),
     ("a.jsonl", [line(), line(idx=1, label=1)], "a.jsonl:1: label=0 and 1 is not one of idx"),
