@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
     output, workdir = cli.out_file("output", _OUTPUT.value), cli.path("workdir", _WORKDIR.value)
     from launch.benchmarks import machine
-    from lm import files, layers, targets  # after the config is known to be right: this imports jax
+    from lm import files, layers, targets  # imports jax, so only after the config was checked
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
     from lm.run.progress import Waiting

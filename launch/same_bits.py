@@ -3,10 +3,10 @@
     git worktree add ../before main
     espalier same_bits ../before
 
-compares the checkout it is started in with ../before: 20 steps of every mixer, of meshes, of
+compares the checkout in which it is started with ../before: 20 steps of every mixer, of meshes, of
 accumulation and of other settings; the numbers of every step, and the final parameters and moments.
-Exit status 0: all equal; 1: the differences are printed. A number or an array that only this
-checkout has is a difference unless --added=NAME says that it is meant (`--added='task/*'`).
+Exit status 0: all are equal; 1: the differences are printed. A number or array that only this
+checkout has is a difference, unless --added=NAME says that it is intended (`--added='task/*'`).
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "an unexpected tensor": (
         "tied",
         weights(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[GATE]})),
-        "has the tensor model.layers.0.self_attn.q_proj.bias, which the model of",
+        "has the tensor model.layers.0.self_attn.q_proj.bias, which its config.json's",
     ),
     "a wrong shape": (
         "tied",
