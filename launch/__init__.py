@@ -1,7 +1,7 @@
 """Command lines: absl mains of at most 80 lines, and the shell scripts that start them.
 
-`launch` works with the packages `lm` and `kernels` that lie beside it. Where Python would import
-others of these names (a folder of the user's, another distribution), one line says so.
+`launch` works with the packages `lm` and `kernels` that lie beside it. If Python would import other
+packages of these names (a user's folder, another distribution), it says so in one line and exits.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ BESIDE = Path(__file__).resolve().parent.parent
 
 
 def _shadow() -> str | None:
-    """What Python would import in place of `lm` or `kernels`, in one line; None if it is right."""
+    """What Python would import instead of `lm` or `kernels`, in one line; None if it is right."""
     for name in ("lm", "kernels"):
         spec = importlib.util.find_spec(name)
         places = list(spec.submodule_search_locations or (spec.origin,)) if spec else ["nothing"]
@@ -27,7 +27,7 @@ def _shadow() -> str | None:
 _told = _shadow()
 if _told is not None and sys.argv[:1] != ["-m"]:
     raise ImportError(_told)
-if sys.argv[:1] == ["-m"]:  # Python looks for the launcher to run, whose imports take a second
+if sys.argv[:1] == ["-m"]:  # Python is looking for a launcher, whose imports take a second
     if _told is not None:
         print(f"error: {_told}", file=sys.stderr)
         raise SystemExit(2)

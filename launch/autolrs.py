@@ -1,12 +1,12 @@
-"""Trains a run, searching its learning rate meanwhile (AutoLRS).
+"""Trains a run while searching its learning rate (AutoLRS).
 
 `espalier autolrs --config=autolrs --workdir=DIR`, or
 `espalier autolrs --config=RUN.py --config.schedule=wsd --lowest=1e-4 --highest=1e-1
     --workdir=DIR`; the same command resumes.
 
---config names a run, or a file whose get_config gives a search. The warmup and the decay of the
-schedule stay; the rate between them is chosen stage by stage. A stage of N steps costs P probes of
-N / 10 steps besides (at least 10, and --anneal): with 10 probes a second training. DIR holds
+--config names a run, or a file whose get_config gives a search. The schedule's warmup and decay are
+kept; the rate between them is chosen stage by stage. A stage of N steps also costs P probes of N /
+10 steps (at least 10, plus --anneal): 10 probes cost as much as a second training. DIR holds
 search.json, autolrs.json, autolrs.md, autolrs.svg, a run folder for each stage, and decay/, the run
 that ends it.
 """
@@ -36,7 +36,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def _values() -> dict[str, Any]:
-    """The search that the flags describe, plain."""
+    """The search that the flags describe, as plain values."""
     values = _CONFIG.value.to_dict()
     if "lowest" not in values:
         values = {"run": values, "lowest": 1e-4, "highest": 0.1, "first_stage": 100}
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     search = autolrs.create(_values())
     workdir = cli.workdir(_WORKDIR.value, "autolrs")
-    # Probes compile to the same programs, and those of a search that is resumed too.
+    # Probes compile to the same programs, also when a search is resumed.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
 
     def tell(found: list[autolrs.Stage]) -> None:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         return UNFINISHED
     values = machine.describe("autolrs") | page.plain(found, autolrs.loss(workdir))
     files.replace(workdir / "autolrs.json", json.dumps(values, indent=1) + "\n")
-    print(page.told(values))
+    print(page.summary(values))
     print(f"autolrs.svg, search.json and the runs of the stages are in {workdir}")
     return 0
 

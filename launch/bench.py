@@ -2,15 +2,15 @@
 
     espalier bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
 
-train_step: against the same step by hand. matmul_fraction: of the machine's matmul rate. ops: our
-two of attention and jax.nn's. recurrences: every op beside softmax, and how recurrent ones grow.
-memory: largest arrays. compile: 24 layers, or 2. decode: a token against the state's length.
-evaluation: its share of a run. Named only: schedules (the share of a step that each takes), kernels
+train_step: against the same step written by hand. matmul_fraction: share of the machine's matmul
+rate. ops: our two forms of attention and jax.nn's. recurrences: every op beside softmax, and how
+recurrent ones grow. memory: largest arrays. compile: 24 layers, or 2. decode: a token against the
+state's length. evaluation: its share of a run. Only if named: schedules (share of a step), kernels
 (of a GPU or TPU, beside softmax's, chunked and the device's ceilings), peers (beside
 flash-linear-attention's and the stick-breaking authors'), skipping (stick-breaking with a tolerance
-on what the run --workdir computes), meshes (formulas and the TPU compiler), compiled (what
-compilers make of kernels for absent devices), sequence (a time axis split over eight devices: bytes
-and collectives beside those declared, a layer's memory).
+on the data of --workdir), meshes (formulas and the TPU compiler), compiled (what compilers make of
+kernels for absent devices), sequence (a time axis split over eight devices: bytes and collectives
+beside those declared, a layer's memory).
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
     out = cli.out_file("out", _OUT.value, makes_folder=True)
     partial = out.with_name(f"{out.name}.partial") if out else None  # rows as they come
-    import jax  # after the flags are known to be right
+    import jax  # only after the flags have been checked
 
     from launch.benchmarks import machine, problem, timing
     from lm import files
     from lm.run.progress import Waiting
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be true
-    told = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
+    settings = {"pairs": _PAIRS.value, "precision": _PRECISION.value}
     base = cli.read_config_file(presets.BASE).to_dict()
-    options = problem.Options(base=base, workdir=_WORKDIR.value, **told)
-    head = machine.describe("bench") | told
+    options = problem.Options(base=base, workdir=_WORKDIR.value, **settings)
+    head = machine.describe("bench") | settings
     console, results = Console(highlight=False, markup=False), list[Any]()
     cases = {n: importlib.import_module(f"launch.benchmarks.{n}") for n in _CASES.value}
     for case in cases.values():
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         first = len(results)
         with Waiting(name) as waiting:
             for result in case.run(options):
-                waiting.told(result.name)
+                waiting.show(result.name)
                 results.append(result)
                 if partial is not None:
                     rows = [row.to_mapping() for row in results]

@@ -2,8 +2,8 @@
 
     espalier catalog [--config=base] [--out=catalog.json]
 
-An op has its forms, mixers, state and proof; a mixer the costs of one layer of --config; whatever
-else a key of the configuration may name has its options. --out writes the tables as JSON.
+An op has its forms, mixers, state and proof; a mixer has the costs of one layer of --config;
+whatever else a key of the configuration may name has its options. --out writes the tables as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from launch import cli, presets
 
-WIDTH = 160  # of a table: narrower ones break every cell
+WIDTH = 160  # columns of a table; a narrower table breaks every cell
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,10 +1,10 @@
-"""Command lines: one `--config` flag, and mistakes told in one line.
+"""Command lines: one `--config` flag, and mistakes reported in one line.
 
-`run(main)` is what every launcher ends with. Order of steps: parse the flags (the config file is
-executed, overrides `--config.key=value` are checked against it), call `main`, and turn every
-mistake the user can mend (a flag, the config file, `lm.config.UserError`, a full disk) into
-`error: ...` on stderr with exit status 2; signals are in launch/ends.py. Nothing here imports JAX,
-so a wrong command touches no device.
+Every launcher ends with `run(main)`. It parses the flags (executes the config file and checks the
+overrides `--config.key=value` against it), calls `main`, and turns every mistake that the user can
+fix (a flag, the config file, `lm.config.UserError`, a full disk) into `error: ...` on stderr with
+exit status 2. Signals are handled in launch/ends.py. Nothing here imports JAX, so a wrong command
+touches no device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAME = "config"
 
 
 class _ConfigFlag(flags.Flag[Any]):
-    """`--config`; `study`: the dataclass that a file may give in place of a run, "module:Class";
+    """`--config`. `study`: the dataclass that a file may give instead of a run, "module:Class".
     `words`: the flag and its overrides as they were given.
     """
 
@@ -44,7 +44,7 @@ class _ConfigFlag(flags.Flag[Any]):
     words: tuple[str, ...] = ()
 
     def kind(self, values: Mapping[str, Any]) -> Any:
-        """The dataclass of which these are the values; None where nothing says."""
+        """The dataclass that these values belong to; None if nothing says."""
         if "model" in values:
             return Config
         if not self.study:
@@ -54,7 +54,7 @@ class _ConfigFlag(flags.Flag[Any]):
 
 
 def _help_config(flag: _ConfigFlag, argv: list[str]) -> None:
-    """Prints the keys of a configuration and ends, if a flag asks for that."""
+    """If a flag asks for it, prints the keys of a configuration and exits."""
     for word in argv:
         if match := re.fullmatch(r"--?help_config(?:=(.*))?", word):
             from launch import reference  # here, since it imports jax
@@ -66,15 +66,15 @@ def _help_config(flag: _ConfigFlag, argv: list[str]) -> None:
 def config_flag(
     flag_values: flags.FlagValues = flags.FLAGS, *, is_required: bool = True, study: str = ""
 ) -> flags.FlagHolder[ConfigDict]:
-    """Defines the `--config=file.py[:arg]` with overrides `--config.key=value`. `study`: the
-    dataclass of what a file may give in place of a run, as "lm.studies.sweep:Sweep".
+    """Defines `--config=file.py[:arg]` with overrides `--config.key=value`. `study`: the dataclass
+    that a file may give instead of a run, such as "lm.studies.sweep:Sweep".
     """
-    told = (
+    text = (
         "Python file with get_config(arg), as file.py or file.py:arg, or the name of a preset, as "
         "quickstart:arg; --config.key=value overrides a value; --help_config prints every key, and "
         "--help_config=KEY those under one"
     )
-    flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, told)
+    flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, text)
     flag.study = study
     holder = flags.DEFINE_flag(flag, flag_values)
     if is_required:
@@ -106,8 +106,8 @@ def load_config(config: ConfigDict) -> Config:
 
 
 def _todays(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The config.json of a run, which the experiment beside an imported folder hands on, in today's
-    format; any other configuration is in it.
+    """The values in the current format. They may be the config.json of an imported run, passed on
+    by the experiment beside it; any other configuration is in the current format already.
     """
     if "format" not in values and "decay_from" not in values.get("schedule", {}):
         return values
@@ -137,8 +137,8 @@ def workdir(value: str, maker: str) -> Path:
 
 
 def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | None:
-    """A file to write at the end of long work, so its folder is looked at, or made, before; None:
-    not asked for.
+    """A file that is written at the end of long work. Its folder is therefore checked, or made,
+    now. None if no file was asked for.
     """
     if not value:
         return None
@@ -158,7 +158,7 @@ def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | Non
 
 
 def check_suffix(flag: str, path: Path | None, suffix: str) -> None:
-    """Refuses a file to write whose name says that it holds something else."""
+    """Refuses an output file whose name says that it holds something else."""
     if path is not None and path.suffix != suffix:
         raise UserError(f"--{flag}={path} does not end in {suffix}, which is what it will hold")
 
@@ -168,7 +168,7 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     mistake, 75 if a signal stopped it, 130 if interrupted.
 
     Args:
-      positional: whether arguments that are no flags are allowed; `main` finds them in argv[1:].
+      positional: whether arguments that are not flags are allowed; `main` gets them in argv[1:].
     """
 
     def parser(argv: list[str]) -> list[str]:
@@ -190,15 +190,15 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Ends the process with one line on stderr for what the user can mend; other errors pass."""
+    """Exits with one line on stderr for mistakes that the user can fix; other errors pass."""
     try:
         yield
     except UserError as error:
         _fail(error)
-    except Exception as error:  # whatever a library raises where the system fails
-        if (told := files.told(error)) is None:
+    except Exception as error:  # any type that a library raises for a failure of the system
+        if (text := files.message_of(error)) is None:
             raise
-        _fail(told)
+        _fail(text)
     except ends.Stopped as stopped:
         print(f"{stopped}; the same command starts again", file=sys.stderr)
         raise
@@ -247,7 +247,7 @@ def parse(
 
 
 def _overridden(flag: _ConfigFlag, asked: Mapping[str, overrides.Text]) -> ConfigDict:
-    """The values of the file that the flag names, with the overrides."""
+    """The values of the file that the flag names, with the overrides applied."""
     if flag.value is None:
         raise UserError(f"missing flag --{NAME}; set --{NAME}=...")
     changes = [f"--{NAME}.{key}={value}" for key, value in asked.items()]
@@ -271,7 +271,7 @@ def _flag_hint(word: str, known: Iterable[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """absl's message, shorter where its words do not help."""
+    """absl's message, in plainer words where its own do not help."""
     if found := re.match(r"flag --([\w.]+)=None: Flag --\1 must have a value", message):
         return f"missing flag --{found[1]}; set --{found[1]}=..."
     patterns = (

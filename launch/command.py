@@ -1,7 +1,8 @@
-"""What `espalier` does with its first word: it starts a file of this folder, as `python -m` does.
+"""The console command `espalier`: its first word starts a file of this folder, as `python -m`
+would.
 
 A command is a file that ends in `cli.run(main)`; the first sentence of its docstring says what it
-does. Nothing lists commands, and nothing here imports one that was not asked for.
+does. There is no list of commands, and only the command that is asked for is imported.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def summary(name: str) -> str:
 
 
 def listing() -> str:
-    """What bare `espalier` prints."""
+    """The text that `espalier` prints without arguments."""
     known = names()
     width = max(map(len, known))
     lines = [f"  {name:{width}}  {summary(name)}" for name in known]
@@ -57,7 +58,7 @@ def run(words: list[str]) -> NoReturn:
     """Starts the command that the first word names, with the other words as its command line.
 
     Raises:
-      SystemExit: always; its status is that of the command, 2 where there is no such command.
+      SystemExit: always, with the command's status, or 2 if there is no such command.
     """
     name, *flags = words or ["help"]
     if name in HELP:

@@ -1,4 +1,4 @@
-"""Checks that activations of a wider or deeper model keep size.
+"""Checks that wider or deeper models keep the size of activations.
 
 `espalier coord_check --config=coord_check --widths=64,128,256,512
     --workdir=DIR`, or --depths=2,4,8,16 in place of widths; --mixer names patterns, one a flag.
@@ -9,8 +9,8 @@ logits in the second half of the steps; under the standard parametrization (over
 must exceed 0.3, or the check has no power. DIR holds coord_check.json, coord_check.md, slopes.svg
 and curves.svg. Exit status 0 if all holds, 1 if not.
 
---table=FILE names the coord_check.json of an earlier check, of which nothing is trained again; what
-stands in DIR is not, either.
+--table=FILE names the coord_check.json of an earlier check. Trainings that it or DIR already holds
+are not repeated.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
 
         def tell(cell: coord_check.Cell, curves: list[page.Curve]) -> None:
             coord_check.save(curves, head, workdir)
-            bar.told(" ".join(map(str, cell)), check.steps, "done")
-            bar.told("", 0, "")
+            bar.update(" ".join(map(str, cell)), check.steps, "done")
+            bar.update("", 0, "")
 
         curves = coord_check.run(check, data, earlier, tell)
     coord_check.write(curves, head, workdir)

@@ -1,11 +1,11 @@
-"""How a command ends when it is not left to: signals, and readers of its output that are gone.
+"""How a command ends early: signals, and readers of its output that are gone.
 
-    SIGTERM, SIGHUP   the work is unwound, one line, status UNFINISHED
+    SIGTERM, SIGHUP   the work is unwound, one line is printed, status UNFINISHED
     SIGINT            the same by KeyboardInterrupt, status 130
-    output            what a closed terminal or pipe no longer takes is dropped; the work goes on
+    output            what a closed terminal or pipe does not take is dropped; the work goes on
 
-Training takes these signals itself once it has something to save (lm/parallel/processes.py). One
-that is ignored from the start stays so: nohup and launch/slurm.sh ask for that.
+Training handles these signals itself once it has something to save (lm/parallel/processes.py). A
+signal that is ignored from the start stays ignored, as nohup and launch/slurm.sh require.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # and SIGINT, which Python makes an e
 
 
 class Stopped(SystemExit):
-    """Raised where a signal finds the process."""
+    """Raised in the main thread when a signal arrives."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(UNFINISHED)
@@ -35,7 +35,7 @@ class Stopped(SystemExit):
 
 
 def at_once() -> None:
-    """While a launcher is imported there is nothing to unwind: a line, and the end."""
+    """While a launcher is being imported there is nothing to unwind: prints a line and exits."""
 
     def end(signum: int, frame: object) -> None:
         del frame
@@ -49,7 +49,7 @@ def at_once() -> None:
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """A signal raises `Stopped` in the body; a second one of its kind acts as it would have."""
+    """In the body, a signal raises `Stopped`. A second one of its kind acts as it would without."""
     before = {s: signal.getsignal(s) for s in SIGNALS}
     taken = {s: handler for s, handler in before.items() if handler is not signal.SIG_IGN}
 
@@ -70,7 +70,7 @@ def unwinding() -> Iterator[None]:
 
 
 class _Outlet(io.FileIO):
-    """Takes everything, and gives on what is still taken."""
+    """Accepts all output, and passes on what is still taken."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -80,7 +80,7 @@ class _Outlet(io.FileIO):
 
 
 def outlast_readers() -> None:
-    """Standard output and error no longer raise when nobody reads them."""
+    """Makes standard output and error not raise when nobody reads them."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):  # closed from the start, or somebody's own

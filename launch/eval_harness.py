@@ -1,9 +1,9 @@
-"""Asks a checkpoint tasks of lm-evaluation-harness.
+"""Evaluates a checkpoint on tasks of lm-evaluation-harness.
 
     espalier eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
 
 Needs the extra `eval`. The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how
-one is local), of which nothing is executed without --trust_tasks; without FOLDER they are the
+to make one local); nothing in them is executed without --trust_tasks. Without FOLDER they are the
 harness's own, which load their data from the Hugging Face hub. `--layer` is as in espalier
 evaluate, which needs no harness and has intervals for everything.
 """

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         prepared = prepare.prepare(data, data_dir, tokenizer=tokenizer)
     if not _TEXT.value:
         saved = checkpoint.read_loader(checkpoint.locate(path)).get("identity", {})
-        loader.tell_changed(saved, loader.held_out(prepared, config.data))
+        loader.warn_changed(saved, loader.held_out(prepared, config.data))
     max_tokens = _MAX_TOKENS.value or most
     questions = evaluate.prepare(tasks, evals.Given(tokenizer, prepared, data, max_tokens))
     with ScoringBar({k: evaluate.num_tokens(x) for k, x in questions.items()}) as bar:

@@ -1,4 +1,4 @@
-"""Experiments that a launcher writes: one file of `get_config`, with every key of a run."""
+"""Writes experiments: one file with `get_config` that states every key of a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def get_config() -> ConfigDict:
 
 
 def write(path: Path, title: str, values: Mapping[str, Any]) -> None:
-    """`values` (of lm.config.to_mapping) as an experiment that every launcher takes.
+    """Writes `values` (from lm.config.to_mapping) as an experiment that every launcher takes.
 
     Args:
-      title: sentences for its docstring; a line break stays.
+      title: sentences for its docstring; line breaks are kept.
     """
     shown = pprint.pformat(_frozen(values), width=98, compact=True, sort_dicts=False)
     title = title.replace("\\", "/").replace('"""', "'''")
@@ -39,7 +39,7 @@ def write(path: Path, title: str, values: Mapping[str, Any]) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, which flags can set."""
+    """Converts lists to tuples, which flags can set."""
     if isinstance(value, Mapping):
         return {key: _frozen(inner) for key, inner in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

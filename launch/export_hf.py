@@ -2,9 +2,9 @@
 
     espalier export_hf --checkpoint=WORKDIR --folder=OUT [--dtype=bfloat16]
 
-Softmax patterns become Llama or Granite, which transformers loads. What has no class there becomes
-a folder of our own (lm/interop/README.md), which espalier import_hf reads, and the reason is
-printed.
+Softmax patterns become Llama or Granite, which transformers loads. A model for which transformers
+has no class becomes a folder of our own (lm/interop/README.md), which espalier import_hf reads; the
+reason is printed.
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ _MAX_SHARD_SIZE = flags.DEFINE_string("max_shard_size", "4GB", "of one file, as 
 _LONGEST = flags.DEFINE_integer(
     "max_position_embeddings",
     0,
-    "as told to transformers; 0: that of the imported model, else the run's context length",
+    "max_position_embeddings; 0: that of the imported model, else the run's context length",
     lower_bound=0,
 )
 

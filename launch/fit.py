@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--figure={figure}: {argv[1]} has no tokens to draw over; leave it out")
     total = _BOOTSTRAPS.value * len(equations)
     rows = table.read(cli.path("TABLE", argv[2]), dict(overrides.pairs("column", _COLUMN.value)))
-    # These import much: a mistake above is told without waiting for them.
+    # These import much, so the mistakes above are reported first.
     from lm.report import figures, fit
     from lm.run.progress import CountBar
 

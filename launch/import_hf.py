@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", requ
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     source, workdir = cli.path("folder", _FOLDER.value), cli.path("workdir", _WORKDIR.value)
-    cli.load_config(_CONFIG.value)  # mistakes in it are told before anything is read
+    cli.load_config(_CONFIG.value)  # reports its mistakes before anything is read
     from lm import params  # after the flags are known to be right: imports jax
     from lm.interop import folder, importing
     from lm.run import record

@@ -1,4 +1,4 @@
-"""Says whether the best rate of a narrow model serves a wide one.
+"""Says whether the best rate of a narrow model suits a wide one.
 
 `espalier lr_transfer --config=lr_transfer:cpu --workdir=DIR`; the
 same command resumes, and several of it in one DIR share the trainings. DIR holds sweep.jsonl,
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     study = lr_transfer.create(_CONFIG.value.to_dict())
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
     workdir = cli.workdir(_WORKDIR.value, "lr_transfer")
-    # Rates and seeds, and a study that is resumed, compile to the same programs.
+    # All rates and seeds, and resumed studies, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     found = sweep.run(
         lr_transfer.sweep(study),

@@ -1,6 +1,6 @@
 """Options of members of families on a command line: `--layer`, `--task` and `--schedule`.
 
-Values are read as launch/values.py says, by what the option holds where its member is known.
+Values are read as launch/values.py says, by the type of the option if its member is known.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def mesh(given: Iterable[str]) -> dict[str, Any]:
         found[key] = values.read(KEYS[key], value, f"--mesh={key}")
     return found
 
-
-def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The same for `--task`, where a bare word is a task with its defaults: ["position"] ->
+    """The same for `--task`, where a single word is a task with its defaults: ["position"] ->
     {"position": {}}.
     """
     bare = {text: {} for text in given if re.fullmatch(r"[\w-]+", text)}
@@ -75,7 +73,7 @@ def member(flag: str, text: str, family: Family) -> dict[str, Any]:
     {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}.
 
     Raises:
-      UserError: no such member, or another form.
+      UserError: there is no such member, or the text has another form.
     """
     name, colon, rest = text.partition(":")
     family.find(name, f"--{flag}={text}")
@@ -108,8 +106,8 @@ def _assignments(flag: str, given: Iterable[str], example: str) -> dict[str, dic
 def _options(
     family: Family, name: str | None, options: Mapping[str, str], where: str
 ) -> dict[str, Any]:
-    """The values of options of a member, each read as what its option holds; as it is written where
-    the member, or the option, is not known here.
+    """The values of a member's options, each read by the type of its option. If the member or the
+    option is not known here, the text is kept.
     """
     kinds = family.kinds(name, where) if name in family.names() else {}
     return {

@@ -1,4 +1,4 @@
-"""What a notebook does before it trains: install what is missing, find a folder for its run.
+"""What a notebook does before it trains: installs what is missing, and finds a folder for its run.
 
 Only Python's own library is imported here, since nothing else may be installed yet.
 """

@@ -3,8 +3,8 @@
     espalier numbers                              rewrites them, docs/laws.md, docs/reference.md
     espalier numbers --workdir=runs/quickstart    first takes the quickstart's file anew
 
-A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test compares the two. FILE is
-of `espalier bench` or `espalier compare`, or a summary of a run; `FILE OP`: the kernels of OP.
+A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test checks it. FILE is
+written by `espalier bench` or `compare`, or is a run's summary; `FILE OP`: only the kernels of OP.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def summary(workdir: Path) -> dict[str, Any]:
-    """What results/quickstart.json says of a run."""
+    """The contents of results/quickstart.json for a run."""
     from lm.report import folder
 
     run = folder.load([workdir])[0]
@@ -67,7 +67,7 @@ def summary(workdir: Path) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """`text` with every block written anew from its file."""
+    """`text` with every block regenerated from its file."""
 
     def block(found: re.Match[str]) -> str:
         head, file, op, end = found.groups(default="")

@@ -1,12 +1,12 @@
-"""Overrides on a command line, `--config.key=value`: what they set in the values of a file.
+"""Overrides on a command line, `--config.key=value`: how they change the values of a file.
 
     argv -- split --> other words, {key: text} -- apply --> the values of the file, changed
 
-The dataclasses (lm/config.py, the studies) and the families say which keys there are and what each
-holds, so a flag can set what the file leaves out: an option of a member, a label of `model.layers`,
-a source, a task. Naming another member of a family drops the options of the one before; where among
-the flags that stands makes no difference. Where no dataclass describes a key, it must be in the
-file, and its value is read as one of the type that it has there.
+The dataclasses (lm/config.py, the studies) and the families define which keys exist and what each
+holds. So a flag can set what the file leaves out: an option of a member, a label of `model.layers`,
+a source, a task. Naming another member of a family drops the options of the previous one, wherever
+the flag stands. A key that no dataclass describes must be in the file, and its value is read as the
+type that it has there.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from lm.config import UserError, flatten, nearest
 from lm.families import Family, Labels
 from lm.mapping import OWN, Holds, annotations, field_marks
 
-Text = str | bool  # of an override; a boolean where the flag stands alone
+Text = str | bool  # of an override; a boolean if the flag has no value
 ABSENT = object()
 TYPES = (bool, int, float, str)
 NAMING = {family.key for family in families.ALL}
 
 
 def split(argv: list[str], name: str) -> tuple[list[str], dict[str, Text]]:
-    """The words of a command line that are no overrides, and the overrides by dotted key, of which
-    the last counts. `--config.a.b 1` is `--config.a.b=1`; a flag that stands alone is True, and
+    """The words of a command line that are not overrides, and the overrides by dotted key, of which
+    the last counts. `--config.a.b 1` is `--config.a.b=1`; a flag without a value is True, and
     `--noconfig.a.b` is False.
     """
     rest: list[str] = []
@@ -63,10 +63,10 @@ def split(argv: list[str], name: str) -> tuple[list[str], dict[str, Text]]:
 
 def axes(flag: str, given: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """Axes of a grid: ["seed=0,1", "model.pattern=[gla, 'gla,softmax']"] -> {"seed": (0, 1), ...}.
-    The values are a list in [] or stand between commas.
+    The values are a list in [], or are separated by commas.
 
     Raises:
-      UserError: no key or no values, or a key twice.
+      UserError: a key or its values are missing, or a key is given twice.
     """
     found: dict[str, tuple[Any, ...]] = {}
     for text in given:
@@ -88,12 +88,12 @@ def apply(
     flag: str,
     base: Callable[[], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The values `given` of a dataclass `kind` (None: of what no dataclass describes) with the
-    overrides `asked`. A new source, or another section that is not in the file, begins as the one
-    that stands there in `base`.
+    """The values `given` with the overrides `asked`. `kind` is their dataclass, None if no
+    dataclass describes them. A new source, or another section that the file lacks, starts with the
+    values it has in `base`.
 
     Raises:
-      UserError: an unknown key, a value that cannot be read, or a mapping given after a key in it.
+      UserError: a key is unknown, a value cannot be read, or a mapping follows a key inside it.
     """
     changed = copy.deepcopy(dict(given))
     setting = _Setting(changed, flag, base)
@@ -104,7 +104,7 @@ def apply(
             raise UserError(
                 f"{flag}.{key} comes after {flag}.{inside}, which it would undo; exchange them"
             )
-    # A mapping before the keys in it, and the name of a member before its options.
+    # A mapping comes before the keys in it, and the name of a member before its options.
     order = lambda key: (key.count("."), key.rpartition(".")[2] not in NAMING)
     for key in sorted(asked, key=order):
         setting.set(changed, kind, key.split("."), asked[key], flag)
@@ -112,13 +112,13 @@ def apply(
 
 
 class _Label(NamedTuple):
-    """The kind of an entry of a mapping marked with Labels."""
+    """The type of an entry in a mapping marked with Labels."""
 
     labels: Labels
 
 
 class _Setting(NamedTuple):
-    """`whole`: all values, for hints; `flag`: what the dotted keys follow in messages."""
+    """`whole`: all values, for hints. `flag`: what precedes the dotted keys in messages."""
 
     whole: Mapping[str, Any]
     flag: str
@@ -143,7 +143,7 @@ class _Setting(NamedTuple):
         return node
 
     def begun(self, kind: Any, where: str) -> dict[str, Any]:
-        """What a group that is not in the file begins with."""
+        """The values with which a group that the file lacks begins."""
         plain = _plain(kind)
         if not is_dataclass(plain):
             return {}
@@ -156,7 +156,7 @@ class _Setting(NamedTuple):
         return {key: copy.deepcopy(x) for key, x in found.items() if key not in own}
 
     def kind_of(self, node: Mapping[str, Any], kind: Any, key: str, where: str) -> Any:
-        """What `node[key]` holds, an annotated type or _Label.
+        """The type of `node[key]`, an annotated type or _Label.
 
         Raises:
           UserError: there is no such key.
@@ -201,8 +201,8 @@ class _Setting(NamedTuple):
         family: Family | None,
         where: str,
     ) -> str:
-        """Whose option it is, else the nearest key of the group, else one of the same name
-        elsewhere, else the keys of the group.
+        """A hint: whose option the key is, or the nearest key of the group, or one of the same name
+        elsewhere, or the keys of the group.
         """
         if family is not None:
             owners = [x for x in family.names() if unknown in family.kinds(x, where)]
@@ -220,8 +220,8 @@ class _Setting(NamedTuple):
 
 
 def _named(node: Any, kind: Any, family: Family | None, text: Text, where: str) -> Any:
-    """A member named by a word, which keeps the options only of the same member; None where `text`
-    is not a word, or the kind is not a family.
+    """A member named by a single word; it keeps the options only if it is the same member. None if
+    `text` is not a single word, or the kind is not a family.
     """
     if family is None or isinstance(text, bool):
         return None
@@ -232,7 +232,7 @@ def _named(node: Any, kind: Any, family: Family | None, text: Text, where: str) 
     if isinstance(node, dict) and node.get(family.key, label) == name:
         return node
     if label is None and name not in family.names():
-        return name  # such as "none", or a mistake, which is told when it is converted
+        return name  # such as "none"; a mistake is reported when the name is converted
     parts = kind.labels.parts if isinstance(kind, _Label) and isinstance(node, dict) else {}
     return {family.key: name} | {key: node[key] for key in parts if key in node}
 
@@ -247,7 +247,7 @@ def _read(kind: Any, text: Text, where: str) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """Without marks; of a mapping that is converted later, the dataclass that it will be."""
+    """A type without marks; for a mapping that is converted later, its dataclass."""
     if holds := _mark(kind, Holds):
         return holds.kind
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
@@ -263,7 +263,7 @@ def _family(kind: Any) -> Family | None:
 
 
 def _type(value: Any) -> Any:
-    """The kind of a value that no dataclass describes."""
+    """The type of a value that no dataclass describes."""
     if isinstance(value, Mapping):
         return None
     if isinstance(value, list | tuple):

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(_CONFIG.value)
     output, workdir = cli.out_file("output", _OUTPUT.value), cli.path("workdir", _WORKDIR.value)
     from launch.benchmarks import machine
-    from lm import files, layers, targets  # after the config is known to be right: this imports jax
+    from lm import files, layers, targets  # imports jax, so only after the config was checked
     from lm import plan as plan_lib
     from lm.plan import explain, search, table
     from lm.run.progress import Waiting
@@ -43,22 +43,22 @@ def main(argv: list[str]) -> None:
     how = {"is_compiled": _COMPILE.value}
     with Waiting(f"planning for {target.name}") as waiting:
         if _SEARCH.value:
-            found, points = search.search(config, target, launch, waiting.told, **how)
+            found, points = search.search(config, target, launch, waiting.show, **how)
         else:
             found = plan_lib.plan(config, target, launch, **how)
     if points:
         print(search.table(points), end="\n\n")
     print(table.text(found), end="")
-    told = plan_lib.to_json(found) | {"search": search.to_json(points)}
+    values = plan_lib.to_json(found) | {"search": search.to_json(points)}
     if found.fits is False and not (found.program and found.program.is_unsupported):
         refusal = found.program.refusal if found.program else ""
         devices = targets.devices(target, **how)
-        told["explained"] = explain.explain(found.config, devices, refusal)
-        print(f"\n{told['explained']}", end="")
-    told = machine.describe("plan") | told
-    result.give(told)
+        values["explained"] = explain.explain(found.config, devices, refusal)
+        print(f"\n{values['explained']}", end="")
+    values = machine.describe("plan") | values
+    result.give(values)
     if output:
-        files.replace(output, json.dumps(told, indent=1) + "\n")
+        files.replace(output, json.dumps(values, indent=1) + "\n")
         print(f"\nwritten: {output}")
 
 

@@ -1,12 +1,12 @@
-"""What --config names: a file of get_config, or a preset, an experiment that comes with Espalier.
+"""What --config names: a file with get_config, or a preset, an experiment that Espalier includes.
 
     --config=quickstart:softmax      experiments/quickstart.py with the argument "softmax"
     --config=compare:smoke           experiments/compare/config.py
     --config=mine.py:argument        a file: its name ends in .py
 
-A preset imports other experiments as `experiments.NAME`. While it is executed, that name means the
-folder it comes from, whatever folder of the user's has the name too. In a file of the user's, the
-name finds what that folder holds, then the presets.
+A preset imports other experiments as `experiments.NAME`. While a preset is executed, that name
+means its own folder, even if the user has a folder of this name. In a user's file, the name finds
+what the user's folder holds, and then the presets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
 STUDY = "config.py"  # the file of an experiment that is a folder
 BASE = "base"  # the preset that states every key
 
-# What a mistake in a config file raises when it is executed.
+# Exceptions that a mistake in a config file raises when it is executed.
 CONFIG_FILE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -54,10 +54,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a preset; whatever cannot be the name of one is a path.
+    """The file of a preset. A word that cannot be a preset's name is taken as a path.
 
     Raises:
-      UserError: it could be a name, and there is no such preset.
+      UserError: it could be a preset's name, but there is no such preset.
     """
     if not re.fullmatch(r"[\w-]+", name):
         return Path(name)
@@ -71,7 +71,7 @@ def read(argument: str) -> tuple[Path, Any]:
     """The file that "NAME" or "NAME:arg" names, and what its get_config gives.
 
     Raises:
-      UserError: there is no such file, or a mistake in it.
+      UserError: there is no such file, or it has a mistake.
     """
     name, _, arg = argument.partition(":")
     path = find(name)
@@ -81,12 +81,12 @@ def read(argument: str) -> tuple[Path, Any]:
 
 @contextlib.contextmanager
 def _importable(path: Path) -> Iterator[None]:
-    """Around the execution of an experiment's file: what `experiments` means in it."""
+    """While an experiment's file is executed, makes `experiments` mean the right folder."""
     if _imported_from() == FOLDER:
         yield
         return
     if FOLDER not in path.resolve().parents:
-        with contextlib.suppress(*CONFIG_FILE_ERRORS):  # told where the file imports it
+        with contextlib.suppress(*CONFIG_FILE_ERRORS):  # reported where the file imports it
             places = importlib.import_module(PACKAGE).__path__
             if isinstance(places, list) and str(FOLDER) not in places:
                 places.append(str(FOLDER))
@@ -105,7 +105,7 @@ def _importable(path: Path) -> Iterator[None]:
 
 
 def _imported_from() -> Path | None:
-    """Where Python looks first for `experiments`; None where it finds nothing."""
+    """Where Python finds `experiments` first; None if nowhere."""
     spec = importlib.util.find_spec(PACKAGE)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]).resolve() if places else None

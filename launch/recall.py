@@ -6,8 +6,8 @@ The recall is multi-query: many keys and values in one row.
 resumes it, and several of it in one DIR share the trainings. DIR holds points/ with a run folder
 for each training, recall.json, recall.md and recall.svg.
 
---table=FILE names the recall.json of an earlier study: what it holds of the same configuration is
-not trained again, and recall.json holds it beside what is new.
+--table=FILE names the recall.json of an earlier study. What it holds for the same configuration is
+not trained again, and is part of the new recall.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     study = recall.create(_CONFIG.value.to_dict())
     workdir = cli.workdir(_WORKDIR.value, "recall")
     table = _TABLE.value and grid.read_table(cli.path("table", _TABLE.value), recall.Outcome)
-    # Seeds of a pattern and width, and a study that is resumed, compile to the same programs.
+    # Seeds of a pattern and width, and resumed studies, compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     trainings = recall.create_grid(study, workdir, table or ())
     found = recall.run(study, trainings)

@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
         title = f"{asked.parameters:.3g} parameters, {asked.tokens:.3g} tokens, by espalier recipe."
         experiments.write(out, title, to_mapping(config))
     if summary is not None:
-        told = json.dumps(machine.describe("recipe") | {"recipe": values}, indent=1)
-        files.replace(summary, told + "\n")
+        text = json.dumps(machine.describe("recipe") | {"recipe": values}, indent=1)
+        files.replace(summary, text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `--help_config` prints, and docs/reference.md: every key of a configuration (lm/report).
+"""The text of `--help_config` and docs/reference.md: every key of a configuration (lm/report).
 
 The page holds the keys of a run and those of every study that a command takes by `--config`.
 """
@@ -42,10 +42,11 @@ The same for every flag that takes one:
 
 
 def shown(study: str, under: str) -> str:
-    """The keys of a run, or of the study "module:Class" and of its run; those inside `under` alone
-    if it is not empty.
+    """The keys of a run, or of the study "module:Class" and of its run. If `under` is not empty,
+    only the keys inside it.
 
     Raises:
+      UserError: there is no key `under`.
       UserError: there is no key `under`.
     """
     kinds = [Config] if not study else [study_class(study), Config]
@@ -59,17 +60,17 @@ def shown(study: str, under: str) -> str:
 
 
 def page() -> str:
-    """docs/reference.md."""
+    """The text of docs/reference.md."""
     base = cli.read_config_file(presets.BASE).to_dict()
     about, grammar, by_kind = (inspect.getdoc(values) or "").split("\n\n")
-    del about  # the heading says it
+    del about  # the heading replaces it
     grammar = textwrap.dedent(grammar)
     head = INTRO.format(free=reference.FREE_KEYS, grammar=grammar, by_kind=by_kind)
     parts = [head, "## A run\n", reference.markdown(reference.sections(Config, base))]
     for study, commands in studies().items():
-        told = " and ".join(f"`espalier {command}`" for command in commands)
-        found = reference.sections(study_class(study), {})[:1]  # the rest are members, as of a run
-        parts += [f"## A study of {told}\n", reference.markdown(found)]
+        names = " and ".join(f"`espalier {command}`" for command in commands)
+        found = reference.sections(study_class(study), {})[:1]  # the rest are members, as in a run
+        parts += [f"## A study of {names}\n", reference.markdown(found)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -1,11 +1,11 @@
-"""Says what one untuned setting loses against tuned schedules.
+"""Says how much one untuned setting loses against tuned schedules.
 
 `espalier regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]
     [--figure=regret.svg]`
 
-The table is of espalier sweep, with the same budgets (width, batch, tokens) under several
-schedules. The rate of every other schedule is chosen at each budget on the seeds of --tuned_on; the
-other seeds, at least four, judge.
+The table is made by espalier sweep, with the same budgets (width, batch, tokens) under several
+schedules. The rate of every other schedule is tuned at each budget on the seeds of --tuned_on; at
+least four other seeds judge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Results that programs read: with `--json` a command prints one JSON object to stdout and nothing
-else there; what it would print for people goes to stderr.
+else there. What it would print for people goes to stderr.
 
-A command defines the flag by `flag()` and says its result by `give(values)`; `cli.run` prints it. A
-mistake is one line on stderr and status 2, as ever, and then stdout is empty.
+A command defines the flag by `flag()` and passes its result to `give(values)`; `cli.run` prints it.
+A mistake is still one line on stderr and status 2, and stdout is then empty.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def flag() -> None:
 
 
 def give(values: Mapping[str, Any]) -> None:
-    """Says what the result of the command is; a second call replaces keys of the first."""
+    """Sets the result of the command; a second call adds to it and replaces equal keys."""
     _given.update(values)
 
 
 @contextlib.contextmanager
 def printed() -> Iterator[None]:
-    """Around a command: with --json its result alone is on stdout."""
+    """Around a command: with --json, only its result is on stdout."""
     asked = flags.FLAGS[NAME] if NAME in flags.FLAGS else None  # noqa: SIM401 (it has no get)
     if asked is None or asked.value is not True:  # --json of another command may name a file
         yield
@@ -46,7 +46,8 @@ def printed() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """What is not finite as text, as in metrics.jsonl: JSON has no such numbers."""
+    """Plain values in which what is not finite is text, as in metrics.jsonl: JSON has no such
+    numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

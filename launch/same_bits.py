@@ -3,10 +3,10 @@
     git worktree add ../before main
     espalier same_bits ../before
 
-compares the checkout it is started in with ../before: 20 steps of every mixer, of meshes, of
+compares the checkout in which it is started with ../before: 20 steps of every mixer, of meshes, of
 accumulation and of other settings; the numbers of every step, and the final parameters and moments.
-Exit status 0: all equal; 1: the differences are printed. A number or an array that only this
-checkout has is a difference unless --added=NAME says that it is meant (`--added='task/*'`).
+Exit status 0: all are equal; 1: the differences are printed. A number or array that only this
+checkout has is a difference, unless --added=NAME says that it is intended (`--added='task/*'`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
         ):
             differ += bool(verdict.differences)
             equal = f"equal: {verdict.num_records} records, {verdict.num_arrays} final arrays"
-            told = verdict.differences[:5] or [equal]
-            print(f"{verdict.case}: {'; '.join(told)}", flush=True)
+            lines = verdict.differences[:5] or [equal]
+            print(f"{verdict.case}: {'; '.join(lines)}", flush=True)
     print(f"{len(asked) - differ} of {len(asked)} equal, bit for bit")
     return 1 if differ else 0
 

@@ -2,9 +2,9 @@
 
     espalier same_curve A B [--tolerance=1e-4] [--metrics=train/loss,eval/] [--out=FILE]
 
-For every metric of the records of both, but times and counts of tokens, the largest difference at
-one step, relative to the larger value. Exit status 1 if one that is named by --metrics is above the
-tolerance. --out writes them as JSON, with the commands of both runs.
+For every metric in the records of both runs, except times and token counts, it prints the largest
+difference at one step, relative to the larger value. Exit status 1 if a metric named by --metrics
+is above the tolerance. --out writes them as JSON, with the commands of both runs.
 """
 
 from __future__ import annotations

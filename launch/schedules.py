@@ -7,8 +7,8 @@
 --schedule names a file of lm/schedules with its options, repeatable; --config adds the schedule of
 an experiment, and gives the length of run and step. --out is a page (.html) or a picture (.svg).
 
---refine=RUN adds the one that the gradient norms in the log of RUN ask for (arXiv 2310.07831); with
---experiment=FILE.py the experiment --config is written to FILE with it, for espalier train.
+--refine=RUN adds the schedule derived from the gradient norms that RUN logged (arXiv 2310.07831).
+With --experiment=FILE.py, the experiment --config is written to FILE with it, for espalier train.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
     if out.suffix == ".svg":
         files.replace(out, figures.standalone(schedules.figure(drawn)))
     else:
-        told = f"{tokens:,.0f} tokens in steps of {per_step:,}"
-        files.replace(out, schedules.document(drawn, told))
+        title = f"{tokens:,.0f} tokens in steps of {per_step:,}"
+        files.replace(out, schedules.document(drawn, title))
     print(f"written: {out}" + (f", {experiment}" if experiment else ""))
 
 

@@ -1,4 +1,4 @@
-"""Sets of text that a command line names, to measure a checkpoint on."""
+"""Sets of text named on the command line, on which a checkpoint is measured."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WHOLE = 1 << 62  # tokens of a set: all of it
 
 
 def added(data: DataConfig, values: Iterable[str]) -> DataConfig:
-    """The data of a run with the sets of `--source=NAME:PATH` beside its own.
+    """The data of a run, with the sets of `--source=NAME:PATH` added to its own.
 
     Raises:
-      UserError: another form, a name that is given twice or that the run has.
+      UserError: the flag has another form, or a name is given twice or belongs to the run.
     """
     sources = dict(data.sources)
     for value in values:
@@ -45,10 +45,10 @@ def alone(data: DataConfig, path: str) -> DataConfig:
 
 @contextlib.contextmanager
 def by_flag() -> Iterator[None]:
-    """Mistakes of the set of --text name the flag, not a key of the run's data.
+    """Makes mistakes in the set of --text name the flag instead of a key of the run's data.
 
     Raises:
-      UserError: what was raised inside.
+      UserError: the mistake, with the flag's name.
     """
     try:
         yield
@@ -58,8 +58,8 @@ def by_flag() -> Iterator[None]:
 
 
 def line(result: Result, path: str) -> str:
-    """What --text prints of the result of BitsPerByte. The end of a text is a token and has no
-    bytes; a first token that nothing predicts is not counted.
+    """The line that --text prints for a result of BitsPerByte. The end of a text counts as a token
+    without bytes; a first token that nothing predicts is not counted.
     """
     numbers = result.numbers
     bits, nats, units = numbers[f"bpb/{TEXT}"], numbers[f"loss/{TEXT}"], numbers["bpb"].units

@@ -1,5 +1,5 @@
-"""Lines that a user can type as they are printed: the command of this environment, how the
-environment is entered, and what can be done with a run.
+"""Lines that a user can copy as they are printed: the command of this environment, how to enter the
+environment, and what can be done with a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ENTER["tcsh"] = _ENTER["csh"]
 
 def line(name: str, words: Sequence[str] = ()) -> str:
     """A command line of espalier that works in the current folder, whether or not the environment
-    is entered.
+    has been entered.
     """
     found = _script()
     if _is_entered(found):
@@ -33,7 +33,7 @@ def line(name: str, words: Sequence[str] = ()) -> str:
 
 
 def enter() -> str | None:
-    """The line that enters this environment in the user's shell; None where it is entered, or
+    """The line that enters this environment in the user's shell; None if it has been entered, or if
     there is nothing to enter.
     """
     shell = Path(os.environ.get("SHELL", "")).name
@@ -45,7 +45,7 @@ def enter() -> str | None:
 
 
 def next_lines(workdir: Path) -> str:
-    """What can be done with a finished run: lines for a shell, each with what it does."""
+    """What can be done with a finished run: shell lines, each with what it does."""
     run = files.short(workdir)
     lines = [(text, "enter the environment, once a shell") for text in [enter()] if text]
     lines += [
@@ -66,11 +66,11 @@ def next_lines(workdir: Path) -> str:
 
 
 def _script() -> Path:
-    """Where an installation puts the console command."""
+    """The path at which an installation puts the console command."""
     return Path(sys.executable).parent / "espalier"
 
 
 def _is_entered(script: Path) -> bool:
-    """Whether `espalier` alone would start the command of this environment."""
+    """Whether `espalier` alone starts the command of this environment."""
     found = shutil.which("espalier")
     return found is not None and script.is_file() and os.path.samefile(found, script)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     kept = tuning.kept(path, names)
     rows: list[dict[str, object]] = []
     with Waiting(f"kernels of {place.device_kind}") as waiting:
-        for row in tuning.rows(place, names, waiting.told):
+        for row in tuning.rows(place, names, waiting.show):
             rows.append(row)
             files.replace(path, json.dumps(head | {"rows": kept + rows}, indent=1) + "\n")
     if not rows:

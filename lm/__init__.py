@@ -23,13 +23,13 @@ def load(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     mesh: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """The newest checkpoint of a run, or the checkpoint folder given: model, params, tokenizer,
-    config. `layers`: options of layer labels that differ from the run's, {"softmax": {"window":
-    512}}. `mesh`: how all devices of this machine share the work, {"sequence": 4}; one device has
-    all of it unless set.
+    """Loads the newest checkpoint of a run, or the checkpoint folder given: model, params,
+    tokenizer and config. `layers` changes options of layer labels: {"softmax": {"window": 512}}.
+    `mesh`: how all devices of this machine share the work, such as {"sequence": 4}; without it, one
+    device does all the work.
 
     Raises:
-      UserError: nothing there, or damaged; options that the model has not, or that have parameters.
+      UserError: there is no checkpoint, or it is damaged; an option is unknown or has parameters.
     """
     from lm.run import checkpoint  # here, since it imports jax
 

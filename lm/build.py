@@ -1,5 +1,5 @@
-"""From a configuration and devices to everything compiled code needs; devices may be a topology
-that is not attached.
+"""Builds everything that compiled code needs from a configuration and devices. The devices may be a
+topology that is not attached.
 
     config -> mesh -> model (forms resolved) -> abstract parameters -> schedule, tx -> abstract
     state, shardings -> step
@@ -50,8 +50,8 @@ ONE_DEVICE = MeshConfig(
     sequence_layout="contiguous",
 )
 
-# Sections and keys of a configuration that no compiled function depends on, but by its arguments;
-# of log there is one that it does, gradient_noise.
+# Sections and keys of a configuration on which no compiled function depends, because a step takes
+# what they say as arguments. The one exception is log.gradient_noise.
 ARGUMENTS = (
     "seed",
     "init_from",
@@ -65,8 +65,9 @@ ARGUMENTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Build(Parts):
-    """The parts of a step, and three jitted functions of them: `init(seed)`, `step(state, batch,
-    token_bytes, numbers, frozen)` and `score(params, batch, frozen)` of lm/step.py.
+    """The parts of a step, and three jitted functions made of them: `init(seed)`, and the functions
+    of lm/step.py `step(state, batch, token_bytes, numbers, frozen)` and `score(params, batch,
+    frozen)`.
     """
 
     layers: list[LayerRecord]
@@ -77,12 +78,12 @@ class Build(Parts):
 
     @property
     def last_before_decay(self) -> int | None:
-        """As `schedules.Schedule.last_before_decay`: a run keeps the checkpoint of this step."""
+        """As `schedules.Schedule.last_before_decay`. A run keeps the checkpoint of this step."""
         return self.schedule.last_before_decay(self.config.steps_of)
 
     def due(self, step: int, every: Duration) -> bool:
-        """Whether a multiple of `every` falls on this step; a fraction of a step counts, so that
-        the last quarter of a run ends with the run. Steps are counted as such, of whatever batch.
+        """Whether a multiple of `every` falls on this step. Fractions of a step count: for the last
+        25 percent of a run, this is the last step. A duration in steps counts steps of any size.
         """
         if every.unit == "steps":
             period, now, before = max(1.0, every.value), float(step), step - 1.0
@@ -92,7 +93,7 @@ class Build(Parts):
         return every.value > 0 and int(now / period + 1e-9) > int(before / period + 1e-9)
 
     def keeps(self, step: int) -> bool:
-        """Whether the checkpoint of this step stays when newer ones come."""
+        """Whether the checkpoint of this step stays when newer ones are saved."""
         every = self.config.checkpoint.keep_every
         return self.due(step, every) or step == self.last_before_decay
 
@@ -123,7 +124,7 @@ class Build(Parts):
         return jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding.replicated(self.mesh))
 
     def lowered(self) -> jax.stages.Lowered:
-        """The step on abstract arguments, to be compiled; the devices may be absent ones."""
+        """The step lowered on abstract arguments, ready to compile, even for absent devices."""
         step: Any = self.step
         like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
         replicated = sharding.replicated(self.mesh)
@@ -133,7 +134,7 @@ class Build(Parts):
         )
 
     def put(self, batch: Batch) -> Batch:
-        """The rows of `share` as global arrays on the mesh."""
+        """The rows that this process loads (`share`) -> global arrays on the mesh."""
         return placement.put(batch, self.mesh, self.config.mesh.sequence_layout)
 
     def put_replicated(self, x: Any) -> jax.Array:
@@ -141,10 +142,10 @@ class Build(Parts):
 
 
 def check(config: Config) -> None:
-    """What `build` refuses, as far as it can be told before a device is initialized.
+    """Checks what `build` would refuse, as far as possible before a device is initialized.
 
     Raises:
-      UserError: as `build`.
+      UserError: the same as `build`.
     """
     count, targets = mesh_lib.foreseen()
     mesh = mesh_lib.before(config.mesh, count)
@@ -164,12 +165,13 @@ def build(
     *,
     like: Build | None = None,
 ) -> Build:
-    """`decay_start`: tokens at the trunk checkpoint of decay_from, None for a run of its
-    own. `like`: an earlier build whose compiled functions serve again where the two configurations
-    differ only in what a step takes as an argument; elsewhere it is of no use and does no harm.
+    """Builds a run's step for `devices`. `decay_start`: tokens at the trunk checkpoint of
+    decay_from, None for a run without a trunk. `like`: an earlier build, whose compiled functions
+    are reused if the two configurations differ only in what a step takes as arguments, and which is
+    ignored otherwise.
 
     Raises:
-      UserError: sizes that do not fit the mesh, unknown layers or options, a schedule that
+      UserError: sizes do not fit the mesh, a layer or an option is unknown, or the schedule
       contradicts itself.
     """
     if like is not None and compiles_alike(config, like.config, devices, like.mesh):
@@ -217,9 +219,9 @@ def build(
 
 
 def compiles_alike(a: Config, b: Config, devices: Sequence[Any], mesh: Mesh) -> bool:
-    """Whether a build of `a` on `devices` would compile the functions that one of `b` on `mesh`
-    has: they differ in nothing but the seed, the schedule, the length, where the run starts, and
-    what it evaluates, tells and keeps.
+    """Whether building `a` on `devices` would compile the same functions as `b` on `mesh` has. So
+    it does if they differ only in the seed, the schedule, the length, where the run starts, and
+    what it evaluates, logs and keeps.
     """
     same: dict[str, Any] = {name: getattr(b, name) for name in ARGUMENTS}
     run = dataclasses.replace(a.run, length=b.run.length)
@@ -252,8 +254,8 @@ def _context(config: Config, mesh: Mesh) -> Context:
 def local(
     config: Config, decay_start: float | None = None, mesh: MeshConfig | None = None
 ) -> Build:
-    """For one device of this machine, whatever mesh and memory the configuration asks for, or for
-    all of its devices on `mesh`; but for `mesh` the configuration itself is kept.
+    """A build for one device of this machine, or for all of its devices on `mesh`, whatever mesh
+    and memory the configuration asks for. Except for `mesh`, its `config` is the given one.
     """
     here = dataclasses.replace(
         config,
@@ -275,25 +277,23 @@ def schedule_end(config: Config, decay_start: float | None) -> int:
 
 
 def flops_per_token(built: Build) -> float:
-    """Model FLOPs of forward and backward per token at the training context length, never of
-    recomputed work.
-
-    Three times the forward's. Kaplan et al. 2020, sec. 2.1, with attention counted.
+    """Model FLOPs of forward and backward per token at the training context length, without
+    recomputed work: three times the forward's (Kaplan et al. 2020, sec. 2.1, but with attention).
     """
     length = built.config.data.context_length
     return 3.0 * forward_flops(built, length) / length
 
 
 def forward_flops(built: Build, length: int) -> float:
-    """Model FLOPs of a forward pass over one row of `length` tokens: of the layers, as they say
-    themselves, and two a token for every element of the head (a lookup has none).
+    """Model FLOPs of a forward pass over one row of `length` tokens: those that the layers state,
+    and two per token for every element of the head. An embedding lookup has none.
     """
     head = 2.0 * built.config.model.width * built.model.padded_vocab_size * length
     return head + sum(n * block.flops(sizes, length) for n, block, sizes in _layers(built))
 
 
 def saved_flops(built: Build, length: int) -> dict[str, float]:
-    """The layers' FLOPs that a tensor saves the backward pass where model.kept names it."""
+    """Tensor -> FLOPs that the backward pass need not repeat if model.kept names the tensor."""
     found: dict[str, float] = {}
     for repeat, block, _ in _layers(built):
         for name, flops in block.saved(length).items():
@@ -302,8 +302,8 @@ def saved_flops(built: Build, length: int) -> dict[str, float]:
 
 
 def _layers(built: Build) -> Iterator[tuple[int, Block, dict[str, int]]]:
-    """Every block of a period, how often it is there, and the elements of the matrices of its
-    parts.
+    """For every block of a period: how often it occurs, the block, and the number of matrix
+    elements in each of its parts.
     """
     for i, (repeat, period) in enumerate(zip(built.model.repeats, built.model.groups, strict=True)):
         for j, block in enumerate(period.blocks):
@@ -313,7 +313,7 @@ def _layers(built: Build) -> Iterator[tuple[int, Block, dict[str, int]]]:
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    """Those of weights that every layer has, by letter."""
+    """Letter -> size, for weights that every layer has."""
     vocab = model_lib.padded_vocab_size(config.data.tokenizer.vocab_size)
     return {"D": config.model.width, "vocab": vocab}
 
@@ -321,8 +321,8 @@ def _sizes(config: Config) -> dict[str, int]:
 def _check_objective(config: Config, is_causal: bool) -> None:
     if config.objective.is_causal and not is_causal:
         raise UserError(
-            f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, which "
-            f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts; change either"
+            f"model.pattern={config.model.pattern!r} has a mixer that sees later tokens, but "
+            f"objective {OBJECTIVES.name_of(type(config.objective))!r} predicts them; change either"
         )
 
 
@@ -333,10 +333,10 @@ def _check_noise(config: Config, mesh: AnyMesh) -> None:
     rows = config.batches.of(0) // batch_ways(mesh)
     count = next((n for n in range(2, rows + 1) if rows % n == 0), None)
     key = "data.batch_warmup.first" if config.data.batch_warmup.first else "data.batch_size"
-    told = f"run.accumulation={count}" if count else f"{key}={2 * batch_ways(mesh)}"
+    message = f"run.accumulation={count}" if count else f"{key}={2 * batch_ways(mesh)}"
     raise UserError(
         "log.gradient_noise=True compares gradients of parts of a batch, and run.accumulation=1 on "
-        f"mesh.data=1 is one part; set {told}, or log.gradient_noise=False"
+        f"mesh.data=1 is one part; set {message}, or log.gradient_noise=False"
     )
 
 
@@ -369,7 +369,7 @@ def _check_batch(config: Config, mesh: AnyMesh) -> None:
 
 
 def batch_ways(mesh: AnyMesh) -> int:
-    """How many parts the rows of a batch are cut into."""
+    """The number of parts into which the rows of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
 
 

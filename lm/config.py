@@ -1,10 +1,10 @@
 """The configuration of a run: frozen dataclasses, and the checks that involve more than one field.
 
-Order of steps: a file in experiments/ gives nested values, flags override some of them,
-`from_mapping` turns the result into `Config` once. Nothing below reads the mapping again. No field
-has a default: experiments/base.py states every key. The sections are in lm/sections.py. A field
-marked with a family (lm/families.py) holds a member of it; options and checks of a member are in
-its own file.
+A file in experiments/ gives nested values, flags override some of them, and `from_mapping` turns
+the result into `Config` once. Nothing after that reads the mapping. No field has a default:
+experiments/base.py states every key. The sections are in lm/sections.py. A field marked with a
+family (lm/families.py) holds a member of it; the options and checks of a member are in its own
+file.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ class Config:
     """One run.
 
     Attributes:
-      seed: of the parameters and of the order of the data
+      seed: seed of the parameters and of the order of the data
       init_from: checkpoint, WORKDIR or WORKDIR/checkpoints/STEP, whose weights the run starts from;
         empty: random ones
-      decay_from: checkpoint of a trunk whose decay this run is (lm/run/origin.py); empty: the run
-        has its own trunk
+      decay_from: checkpoint of another run, its trunk, from which this run decays
+        (lm/run/origin.py); empty: the run has no trunk but its own
       model: the model
       mup: its parametrization
-      data: what it reads
+      data: the training data
       schedule: the learning rate as a function of tokens
       optimizer: the optimizer
-      objective: the sum of token losses whose gradient is taken
+      objective: the loss, summed over tokens, whose gradient is taken
       loss: the cross-entropy
       mesh: the devices
       run: the length of the run
@@ -111,21 +111,21 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a step with the full batch."""
+        """Tokens of a step with the full batch size."""
         return self.data.batch_size * self.data.context_length
 
     @property
     def batches(self) -> Batches:
-        """The rows of every batch."""
+        """The number of rows of every batch."""
         data = self.data
         return growth.batches(data.batch_size, data.batch_warmup, data.context_length)
 
     def tokens_before(self, step: int) -> int:
-        """Tokens of all steps before number `step`, from 0."""
+        """Tokens of all steps before number `step`; the first step is number 0."""
         return self.batches.before(step) * self.data.context_length
 
     def steps_of(self, tokens: float) -> float:
-        """The inverse of `tokens_before`, between whole steps too."""
+        """The inverse of `tokens_before`; a token count between two steps gives a fraction."""
         return self.batches.steps(tokens / self.data.context_length)
 
     @property
@@ -140,12 +140,12 @@ class Config:
         return self.tokens_before(self.run_steps)
 
     def steps(self, duration: Duration) -> int:
-        """A duration in whole steps of the full batch, at least 1 (0 stays 0: never)."""
+        """A duration in whole steps of the full batch, at least 1; a duration of 0 stays 0."""
         tokens = duration.tokens(run_tokens=self.run_tokens, tokens_per_step=self.tokens_per_step)
         return max(1, round(tokens / self.tokens_per_step)) if tokens > 0 else 0
 
 
-# Of a study: the plain values of a whole run, which each of its trainings changes.
+# In a study: the plain values of a whole run, which each of its trainings changes.
 RunValues = Annotated[Mapping[str, Any], Holds(Config)]
 
 
@@ -153,7 +153,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
     """Nested plain values -> validated Config.
 
     Raises:
-      UserError: an unknown or missing key, a value of the wrong type, or two values that contradict
+      UserError: a key is unknown or missing, a value has the wrong type, or two values contradict
       each other.
     """
     config = typing.cast(Config, convert(Config, mapping, "config"))
@@ -185,7 +185,7 @@ def validate(config: Config) -> None:
         )
     if not all(config.log.samples) and not config.data.tokenizer.bos:
         raise UserError(
-            "log.samples holds an empty prompt, and nothing is known of a first token; remove it"
+            "log.samples holds an empty prompt, and the model predicts no first token; remove it"
         )
     if config.run.length.unit == "percent" or config.run.length.value <= 0:
         raise UserError(
@@ -197,19 +197,19 @@ def validate(config: Config) -> None:
             f"init_from={config.init_from!r} and decay_from={config.decay_from!r} exclude each "
             "other; set one of them to ''"
         )
-    told = config.schedule.misfit(
+    message = config.schedule.misfit(
         run_tokens=config.run_tokens,
         tokens_per_step=config.tokens_per_step,
         is_branch=bool(config.decay_from),
     )
-    if told is not None:
-        raise UserError(told)
+    if message is not None:
+        raise UserError(message)
     _validate_parametrization(config.mup, config.model.num_layers)
     validate_mesh(config.mesh)
 
 
 def _validate_sizes(config: Config) -> None:
-    """Products that outgrow the integers they are counted in, or any machine."""
+    """Checks that products of sizes fit the integers that count them, and fit any machine."""
     m, d = config.model, config.data
     if config.tokens_per_step >= 1 << 31:
         raise UserError(
@@ -244,7 +244,7 @@ def _validate_parametrization(mup: MupConfig, num_layers: int) -> None:
     for name, neutral in (("base_depth", 0), ("alpha", 1.0)):
         if mup.parametrization != "completep" and getattr(mup, name) != neutral:
             raise UserError(
-                f"mup.{name}={getattr(mup, name)} is read by completep alone, and "
+                f"mup.{name}={getattr(mup, name)} is only used by completep, and "
                 f"mup.parametrization={mup.parametrization!r}; set mup.{name}={neutral}"
             )
     if mup.parametrization == "standard":
@@ -264,7 +264,7 @@ def validate_mesh(mesh: MeshConfig) -> None:
         wrong = [axis for axis, size in sizes.items() if size < 1]
         key = next((axis for axis in wrong if sizes[axis] != -1), wrong[-1])
         raise UserError(
-            f"mesh {given}: a size is positive, and one of them may be -1 (all that is left); set "
+            f"mesh {given}: sizes must be positive, and one may be -1 (all that is left); set "
             f"mesh.{key}=1"
         )
     for letter in mesh.replicate:

@@ -1,4 +1,4 @@
-"""Extras: packages that one part of Espalier needs and that a plain installation does not bring."""
+"""Extras: packages that one part of Espalier needs and a plain installation does not include."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _FOLDER = Path(__file__).absolute().parent
 
 
 def command(extra: str) -> str:
-    """The command that installs an extra into this environment, in versions that are known to work
-    together: that of a checkout, or that of an installed wheel. It works in the current folder.
+    """The command, run from the current folder, that installs an extra into this environment, in
+    versions that are known to work together. It differs between a checkout and a wheel.
     """
     python, root = files.short(Path(sys.executable)), _FOLDER.parent
     if (root / "pyproject.toml").is_file():

@@ -1,21 +1,21 @@
-"""Families: a folder of files is what one key of the configuration may name.
+"""Families: each key of the configuration that names a member lists the files of one folder.
 
-A family is a folder, say lm/schedules. Each file in it holds one class, named as the file in camel
-case (`wsd.py`: `Wsd`), and the fields of that class are its options:
+A family is a folder, such as lm/schedules. Each file in it holds one class, named like the file in
+camel case (`wsd.py`: `Wsd`), and the fields of that class are its options:
 
     {"family": "wsd", "decay": "10 percent"}             what an experiment or a flag writes
     -> lm/schedules/wsd.py: Wsd                          found by listing the folder
     -> Wsd(decay=Duration(10, "percent"), warmup=...)    converted and checked, defaults filled in
     -> problem()                                         its own checks: one line, or None
 
-Adding a member is adding its file. An installed package adds one without a fork, by an entry point
-of the group "espalier.<folder>":
+To add a member, add its file. An installed package can add one without a fork, by an entry point in
+the group "espalier.<folder>":
 
     [project.entry-points."espalier.schedules"]
     sawtooth = "my_package.sawtooth:Sawtooth"
 
-Members whose class is a Flax module need a built model before they can be made; the configuration
-then holds a `Choice`, the member's name with all its options.
+Members whose class is a Flax module cannot be made before the model is built. The configuration
+then holds a `Choice`: the member's name with all its options.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from lm.mapping import (
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A member by name, with its options: those given and the defaults of the others."""
+    """A member by name with all its options, those given and the defaults of the rest."""
 
     name: str
     options: Mapping[str, Any]
@@ -55,9 +55,9 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """`folder` of lm; `noun` names a member in messages; `key` is the entry of a mapping that names
-    it. `given`: fields of a Flax module that the model fills in, which are not options. `needs`:
-    what the class of a member must have.
+    """`folder`: the folder of lm. `noun`: what messages call a member. `key`: the entry of a
+    mapping that names the member. `given`: fields of a Flax module that the model fills in, which
+    are not options. `needs`: attributes that the class of a member must define.
     """
 
     folder: str
@@ -71,15 +71,15 @@ class Family:
         return f"lm.{self.folder}"
 
     def names(self) -> tuple[str, ...]:
-        """Every member: files without a leading underscore, and what installed packages add."""
+        """All members: files without a leading underscore, and those from installed packages."""
         return tuple(sorted({*self._files(), *self._installed()}))
 
     def find(self, name: Any, where: str) -> type[Any]:
-        """The class of a member; `where` is the key that names it, for messages.
+        """The class of a member. `where` is the key that names it, for messages.
 
         Raises:
-          UserError: no such member, or no such class in its file; two members of one name; a class
-          that is not a member (`_check`).
+          UserError: there is no such member, or its file has no such class, or two members have
+          this name, or the class is not a valid member (`_check`).
         """
         if name not in self.names():
             near = nearest(str(name), self.names())
@@ -95,21 +95,21 @@ class Family:
         module = importlib.import_module(f"{self.package}.{name}")
         wanted = "".join(part.capitalize() for part in name.split("_"))
         if not hasattr(module, wanted):
-            raise UserError(f"{module.__file__} has no class {wanted}; name the class so")
+            raise UserError(f"{module.__file__} has no class {wanted}; give its class that name")
         return self._check(getattr(module, wanted), f"lm/{self.folder}/{name}.py: {wanted}")
 
-    def _check(self, member: type[Any], told: str) -> type[Any]:
-        """What a class must be for the configuration to hold it, so that a slip in its file is told
-        when it is named, and not by what goes wrong later.
+    def _check(self, member: type[Any], place: str) -> type[Any]:
+        """Checks that the configuration can hold this class, so that a slip in its file is reported
+        when the member is named and not by a later failure.
         """
-        # Not hasattr: every class can be called, so that has `__call__`.
+        # Not hasattr: every class is callable, so hasattr would always find `__call__`.
         written = {name for kind in member.__mro__[:-1] for name in vars(kind)}
         if missing := [need for need in self.needs if need not in written]:
             raise UserError(
-                f"{told} has no {missing[0]!r}; see what a {self.noun} needs in CONTRIBUTING.md"
+                f"{place} has no {missing[0]!r}; see what a {self.noun} needs in CONTRIBUTING.md"
             )
         if not dataclasses.is_dataclass(member):
-            raise UserError(f"{told} is not a dataclass; write @dataclasses.dataclass above it")
+            raise UserError(f"{place} is not a dataclass; write @dataclasses.dataclass above it")
         options = self._options(member)
         own = annotations(member)
         undeclared = [
@@ -120,35 +120,35 @@ class Family:
         ]
         if undeclared:
             raise UserError(
-                f"{told}: {undeclared[0]!r} is not a field; write @dataclasses.dataclass("
+                f"{place}: {undeclared[0]!r} is not a field; write @dataclasses.dataclass("
                 "frozen=True, kw_only=True) above the class"
             )
         if self.key in options:
-            raise UserError(f"{told}: an option cannot be named {self.key!r}; rename it")
+            raise UserError(f"{place}: an option cannot be named {self.key!r}; rename it")
         for name, field in options.items():
             if self.given is not None and name in SIZES:
                 continue
             if field.default in (dataclasses.MISSING, None):
                 raise UserError(
-                    f"{told}: the option {name!r} has no default; give it a number, a word, a "
+                    f"{place}: the option {name!r} has no default; give it a number, a word, a "
                     "Duration or a tuple of them in its file"
                 )
         return member
 
     def name_of(self, member: type[Any]) -> str:
-        """The inverse of `find`."""
+        """The name of a member's class; the inverse of `find`."""
         package, _, name = member.__module__.rpartition(".")
         if package == self.package:
             return name
         return next(n for n, point in self._installed().items() if point.load() is member)
 
     def defaults(self, name: Any, where: str) -> dict[str, Any]:
-        """What a member's options are where nothing is said, as values that a flag can override."""
+        """The default options of a member, as plain values that a flag can override."""
         plain = lambda x: tuple(map(to_mapping, x)) if isinstance(x, tuple) else to_mapping(x)
         return {key: plain(x) for key, x in self._defaults(self.find(name, where), where).items()}
 
     def _defaults(self, member: type[Any], where: str) -> dict[str, Any]:
-        """As annotated: 1 is 1.0 where a float is wanted."""
+        """The defaults, converted to their annotated types: 1 becomes 1.0 for a float."""
         hints = annotations(member)
         return {
             key: convert(hints[key], to_mapping(field.default), f"{where}.{key}")
@@ -157,20 +157,19 @@ class Family:
         }
 
     def class_of(self, value: Any) -> type[Any]:
-        """That of a member as the configuration holds it."""
+        """The class of a member that the configuration holds."""
         return self.find(value.name, self.noun) if isinstance(value, Choice) else type(value)
 
     def choose(self, value: Any, where: str) -> Choice:
         """A name, or a mapping of the key and options -> the name and all options, converted.
-
         Raises:
-          UserError: an unknown member or option, a value of another type.
+          UserError: the member or an option is unknown, or a value has the wrong type.
         """
         if isinstance(value, str):
             value = {self.key: value}
         if not isinstance(value, Mapping) or self.key not in value:
-            told = f"name a {self.noun}, {{{self.key!r}: NAME, ...}}"
-            raise UserError(f"{where}={shown(value)}: {told}")
+            message = f"name a {self.noun}, {{{self.key!r}: NAME, ...}}"
+            raise UserError(f"{where}={shown(value)}: {message}")
         name = value[self.key]
         member = self.find(name, where)
         fields, hints = self._options(member), annotations(member)
@@ -184,10 +183,10 @@ class Family:
         return Choice(name, types.MappingProxyType(options))
 
     def create(self, value: Any, where: str) -> Any:
-        """As `choose`, and the member itself, checked.
+        """As `choose`, but makes the member itself and runs its own checks.
 
         Raises:
-          UserError: what `choose` raises; options that contradict each other.
+          UserError: as `choose`; or the options contradict each other.
         """
         chosen = self.choose(value, where)
         made = self.find(chosen.name, where)(**chosen.options)
@@ -196,7 +195,7 @@ class Family:
         return made
 
     def convert(self, value: Any, where: str) -> Any:
-        """What a field of the configuration that is marked with this family holds."""
+        """The value of a configuration field marked with this family."""
         return self.create(value, where) if self.given is None else self.choose(value, where)
 
     def to_mapping(self, value: Any) -> dict[str, Any]:
@@ -213,7 +212,7 @@ class Family:
         return {key: annotations(member)[key] for key in self._options(member)}
 
     def describe(self, name: Any, where: str) -> dict[str, str]:
-        """The options of a member, each with its default and what it must be, in words."""
+        """Option -> its default and what it must be, in words, for all options of a member."""
         member = self.find(name, where)
         found = {}
         defaults = self._defaults(member, where)
@@ -238,7 +237,7 @@ class Family:
 
 @functools.cache
 def _listed(package: str) -> tuple[str, ...]:
-    """The folder is read once: every matrix of a model that is traced asks for its kind."""
+    """The files of a folder. Cached, because tracing a model asks for every matrix's kind."""
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return tuple(module.name for module in found if not module.name.startswith("_"))
 
@@ -265,9 +264,9 @@ def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     return found
 
 
-# Fields that take a size of the model unless a layer says otherwise; they need no default.
+# Fields that take the model's size unless a layer sets them; they need no default.
 SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_dim")
-LAYER = ("parent", "name", "context", "width")  # what the model gives to every module of a layer
+LAYER = ("parent", "name", "context", "width")  # what the model passes to every module of a layer
 
 SCHEDULES = Family("schedules", "schedule")
 OPTIMIZERS = Family("optimizers", "optimizer")
@@ -282,9 +281,9 @@ TASKS = Family(
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Mark of a mapping from labels to members of a family, each {key: name, **options}; a label
-    that is itself a member's name needs no key. `parts`: keys beside the options that name members
-    of other families.
+    """Mark of a mapping from labels to members of a family, each {key: name, **options}. A label
+    that is itself a member's name needs no key. `parts`: keys beside the options, each of which
+    names a member of another family.
     """
 
     family: Family

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks on them, and failures in one line with what to do."""
+"""Atomic writes, file locks, and one-line messages for failures that say what to do."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import IO, Any
 
 from lm.mapping import UserError
 
-# What flock says where another process holds the lock, and where the file system has no locks.
+# Error codes of flock: another process holds the lock; the file system has no locks.
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-MARK = ".made_by"  # in a folder of results
-# How libraries write the code of a failure: safetensors and other Rust, tensorstore.
+MARK = ".made_by"  # a file in every folder of results
+# How libraries write an error code into text: safetensors and other Rust code, tensorstore.
 CODES = re.compile(r"(?:\(os error |\bos_error_code='|\[Errno |\bOS error )(\d+)")
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory"  # of a device, as XLA begins to tell it
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory"  # how XLA's message begins
 _ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",
@@ -38,14 +38,13 @@ _ADVICE = {
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Writes a whole file, or leaves what was there: a kill at any time, of the process or of the
-    machine, leaves one of the two.
+    """Writes a whole file or leaves the old one, even if the process or the machine is killed.
 
     Raises:
-      OSError: it cannot be written; nothing is left behind.
+      OSError: the file cannot be written; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # A name of a file that is not UTF-8 comes as half surrogate pairs, which are shown escaped.
+    # A file name that is not UTF-8 arrives with lone surrogates, which are written escaped.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:
@@ -62,12 +61,13 @@ def replace(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def one_line(what: str, advice: str = "") -> Iterator[None]:
-    """Around calls of a library that reads what a user gave: whatever it raises becomes one line,
-    "WHAT: the reason; ADVICE". Readers of formats raise what they please, and those written in Rust
-    panic with exceptions that are not an Exception, so there is no list of kinds here.
+    """Wraps calls of a library that reads a user's file: whatever it raises becomes one line,
+    "WHAT: the reason; ADVICE". There is no list of exception types, because readers of formats
+    raise what they please, and those written in Rust panic with exceptions that are not an
+    Exception.
 
     Raises:
-      UserError: the library raised anything, or this was raised inside.
+      UserError: the library raised something, or the block itself raised a UserError.
 
     >>> with one_line("cannot read a.json", "mend it"):
     ...     [][0]
@@ -82,15 +82,15 @@ def one_line(what: str, advice: str = "") -> Iterator[None]:
         known = isinstance(error, OSError) and error.strerror
         known = known or (isinstance(error, KeyError) and f"there is no {error}")
         reason = " ".join(str(known or error).split())[:200] or type(error).__name__
-        told = f"{what}: {reason}" + (f"; {advice}" if advice else "")
-        raise UserError(told.replace("\n", "\\n")) from error
+        message = f"{what}: {reason}" + (f"; {advice}" if advice else "")
+        raise UserError(message.replace("\n", "\\n")) from error
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object that a file is.
+    """Reads a file that holds one JSON object.
 
     Raises:
-      UserError: it cannot be read, is not JSON in UTF-8, or is not an object.
+      UserError: the file cannot be read, is not JSON in UTF-8, or does not hold an object.
     """
     with one_line(f"{path} is damaged or cannot be read", advice):
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -100,10 +100,10 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Returns when what a file holds, or the names in a folder, are on the disk."""
+    """Returns when the contents of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        # Some network file systems have no such call for folders, and need none.
+        # Some network file systems do not support this call for folders, and do not need it.
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
             os.fsync(descriptor)
     finally:
@@ -111,17 +111,17 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """The same for all that is in a folder, before it gets its name."""
+    """Syncs everything in a folder, before the folder is renamed to its final name."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def claim(folder: Path, maker: str) -> None:
-    """Makes a folder of results if need be, and marks it as that of a command, as "train".
+    """Makes a folder of results if it does not exist, and marks it with a command, such as "train".
 
     Raises:
-      UserError: another command made it, and has left something there.
-      OSError: it cannot be made.
+      UserError: another command made the folder and left something in it.
+      OSError: the folder cannot be made.
     """
     mark = folder / MARK
     made = mark.read_text(encoding="utf-8", errors="replace").strip() if mark.exists() else maker
@@ -137,11 +137,12 @@ def claim(folder: Path, maker: str) -> None:
 
 
 def lock(file: IO[Any], *, is_waiting: bool = False) -> bool:
-    """Whether the lock of an open file is now this process's, which holds it until it closes the
-    file or ends, however it ends; `is_waiting`: it waits for who holds it.
+    """Tries to lock an open file; returns whether this process now holds the lock. It holds it
+    until it closes the file or ends, however it ends. With `is_waiting` it waits for the current
+    holder.
 
     Raises:
-      OSError: its file system has no locks, or another failure.
+      OSError: the file system has no locks, or another failure.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
@@ -154,16 +155,16 @@ def lock(file: IO[Any], *, is_waiting: bool = False) -> bool:
     return True
 
 
-def told(error: BaseException) -> str | None:
-    """A failure of the operating system in one line, with what to do; None of other errors.
-    Libraries written in Rust and C++ raise theirs as other kinds, with the system's code in the
-    text; memory that runs out is told likewise.
+def message_of(error: BaseException) -> str | None:
+    """A failure of the operating system in one line, with what to do; None for other errors.
+    Libraries in Rust and C++ raise other exception types, with the system's error code in the
+    text. Running out of memory is handled here too.
     """
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {advice(error)}"
     text = " ".join(str(error).split())[:200]
-    if text.startswith("Symlink loop"):  # of pathlib, which drops the code
+    if text.startswith("Symlink loop"):  # raised by pathlib, which drops the error code
         return f"{text}; {advice(OSError(errno.ELOOP, text))}"
     if isinstance(error, MemoryError) or text.startswith(OUT_OF_MEMORY):
         return f"too little memory: {text or 'no more was given'}; ask for less at a time"
@@ -174,13 +175,13 @@ def told(error: BaseException) -> str | None:
 
 
 def short(path: Path) -> str:
-    """A path as it is written in the current folder: without that folder, where it lies there."""
+    """A path as one would type it in the current folder: relative if it lies inside it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def last_line(text: str, otherwise: str = "no output") -> str:
-    """What a process that failed said last; `otherwise` if it said nothing.
+    """The last line that a failed process printed; `otherwise` if it printed nothing.
 
     >>> last_line("Traceback ...\\nValueError: no\\n")
     'ValueError: no'

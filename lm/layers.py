@@ -1,10 +1,10 @@
-"""The layers of a model before there is one: labels to mixers and their options, the forms of their
-ops, and how these split a time axis.
+"""The layers of a model before the model exists: which mixer and options a label stands for, which
+form each op takes, and how the ops split a time axis.
 
     pattern --pattern.parse--> groups of labels --block--> modules whose ops' forms are resolved
 
-Mixers, feed-forwards, blocks and kinds of matrix are families
-(lm/families.py); what a layer does not say of them is the model's.
+Mixers, feed-forwards, blocks and kinds of matrix are families (lm/families.py). Where a layer does
+not name one of them, it takes the model's.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from lm.parallel.rows import AUTO, Rows, alternatives, changed, check_known, str
 from lm.parallel.sharding import AnyMesh
 from lm.targets import chips
 
-# Of dimensions of an op; the rest is at most 2^20. A convolution's taps are unrolled.
+# Largest size of a dimension of an op, by letter; others are at most 2^20. W is a convolution's
+# number of taps, which are unrolled.
 MOST = {"W": 1024}
 
 
 class LayerRecord(NamedTuple):
-    """What run.json says of an op of one layer: the layer's index, label and mixer, the op's form
-    and why that form; `sequence`: the strategy of a split time axis and why, "" where it is whole;
-    `sent`: what a rank then sends for one row.
+    """One op of one layer, as run.json records it: the layer's index, label and mixer, the op's
+    form and the reason for it. `sequence`: the strategy for a split time axis and the reason, "" if
+    it is not split. `sent`: what a rank then sends for one row.
     """
 
     layer: int
@@ -54,7 +55,7 @@ class LayerRecord(NamedTuple):
 
 
 def summary(records: Iterable[LayerRecord]) -> list[str]:
-    """One line for each op of each label: its layers, its form, how it splits time, and why."""
+    """One line per op and label: its layers, its form, how it splits time, and why."""
     found: dict[LayerRecord, list[int]] = {}
     for record in records:
         layers = found.setdefault(record._replace(layer=0, sent=None), [])
@@ -67,11 +68,12 @@ def summary(records: Iterable[LayerRecord]) -> list[str]:
 
 
 def check(config: ModelConfig) -> dict[str, Layer]:
-    """Everything about layers that needs no device: pattern, labels, options and their types; of a
-    cycled pattern those too that the depth leaves out. The layers of the model, by label.
+    """Checks everything about layers that needs no device: pattern, labels, options and their
+    types. In a cycled pattern it also checks labels that the depth leaves out. Returns the layers
+    of the model by label.
 
     Raises:
-      UserError: one line on the first mistake.
+      UserError: the first mistake, in one line.
     """
     groups = pattern_lib.parse(config.pattern, config.num_layers)
     cycle = pattern_lib.parse(config.pattern, pattern_lib.depth(config.pattern, 1 << 16))
@@ -82,17 +84,16 @@ def check(config: ModelConfig) -> dict[str, Layer]:
             raise UserError(f"unknown tensor model.kept.{name}; {nearest(name, NAMES)}")
     if config.kept and config.remat != "named":
         raise UserError(
-            f"model.kept={dict(config.kept)} is of model.remat='named', which is {config.remat!r}; "
+            f"model.kept={dict(config.kept)} needs model.remat='named', which is {config.remat!r}; "
             "set one of them"
         )
     return {label: found[label] for group in groups for label in group.labels}
 
 
 def change_layers(config: ModelConfig, layers: Mapping[str, Mapping[str, Any]]) -> ModelConfig:
-    """`config` with other options of labels that its pattern has; `layers` maps label to options.
-
+    """`config` with changed options for labels in its pattern; `layers` maps a label to options.
     Raises:
-      UserError: a label or an option that is not there, or a value of another type.
+      UserError: a label or an option does not exist, or a value has the wrong type.
     """
     groups = pattern_lib.parse(config.pattern, config.num_layers)
     known = sorted({label for group in groups for label in group.labels})
@@ -119,8 +120,8 @@ class Member(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a label stands for; `mlp` None: the mixer alone. `calls`: the ops of the mixer, each
-    with the form that was asked for.
+    """What a label stands for. `mlp` is None if the layer has only a mixer. `calls`: the ops of the
+    mixer, each with the form that was asked for.
     """
 
     mixer: Member
@@ -132,11 +133,11 @@ class Layer(NamedTuple):
 
 
 def _layer(label: str, config: ModelConfig) -> Layer:
-    """The members that a label names, or leaves to the model, checked.
+    """The members that a label names or takes from the model, checked.
 
     Raises:
-      UserError: an unknown label, member or option, a value of another type, options that
-      contradict each other, a call of the mixer without a field for its form.
+      UserError: a label, member or option is unknown, a value has the wrong type, options
+      contradict each other, or the mixer calls an op without having a field for its form.
     """
     names, where = families.MIXERS.names(), f"model.layers.{label}"
     if label not in config.layers and label not in names:
@@ -176,7 +177,7 @@ def _layer(label: str, config: ModelConfig) -> Layer:
 
 
 def _without_mesh(matrix: Choice) -> Context:
-    """Settings in which a module can be asked what it is; nothing is computed in them."""
+    """A context in which a module can be asked about itself; nothing is computed in it."""
     multipliers = Multipliers(
         width=1.0,
         embedding=1.0,
@@ -201,7 +202,7 @@ def _without_mesh(matrix: Choice) -> Context:
 
 
 def _member(family: Family, value: Any, config: ModelConfig, where: str) -> Member:
-    """A member with the model's sizes filled in where its options do not say otherwise."""
+    """A member, with the model's sizes filled in where its options do not set them."""
     if not isinstance(value, Choice):
         value = family.choose(value, where)
     kind, options = family.find(value.name, where), dict(value.options)
@@ -216,11 +217,11 @@ def _member(family: Family, value: Any, config: ModelConfig, where: str) -> Memb
 def check_devices(
     layers: Mapping[str, Layer], config: Config, mesh: AnyMesh, targets: Iterable[str]
 ) -> None:
-    """What of `block` can be told before there are devices: each op has a form on one of `targets`,
-    and its heads and tokens divide over `mesh`.
+    """Checks of `block` that need no devices: each op has a form on one of `targets`, and its heads
+    and tokens divide over `mesh`.
 
     Raises:
-      UserError: the first that has not, or do not.
+      UserError: an op has no such form, or does not divide.
     """
     rules = sharding.activations(config.mesh, mesh)
     dtype = Numerics.create(config.model.precision).compute_dtype
@@ -232,7 +233,7 @@ def check_devices(
                         f"model.layers.{label}: {letter}={size} of the op {call.op} must be at "
                         f"most {most}; lower the sizes of the layer"
                     )
-            told: list[str] = []
+            message: list[str] = []
             for target in targets:
                 dims = {**call.dims, "T": config.data.context_length}
                 problem = {"dims": dims, "dtype": dtype, "options": call.options}
@@ -240,9 +241,9 @@ def check_devices(
                     dispatch.resolve(call.op, form, target=target, **problem)
                     break
                 except ValueError as error:
-                    told.append(str(error))
+                    message.append(str(error))
             else:
-                raise UserError(f"model.layers.{label}: {told[0]}")
+                raise UserError(f"model.layers.{label}: {message[0]}")
             _check_split(label, call, mesh, rules)
     rows = Rows(
         config.data.context_length, dtype, mesh, rules, config.mesh.sequence_layout, LEAST_BYTES
@@ -251,8 +252,8 @@ def check_devices(
 
 
 def _check_rows(layers: Mapping[str, Layer], config: MeshConfig, rows: Rows) -> None:
-    """Every layer splits its rows over the mesh, or a UserError says what to set instead: settings
-    with which every layer does.
+    """Checks that every layer can split its rows over the mesh. If not, the UserError names
+    settings with which every layer can.
     """
     ops = {x: y.calls["main"][0].op for x, y in layers.items() if "main" in y.calls}
     check_known(config, layers, ops.values())
@@ -269,7 +270,7 @@ def _check_rows(layers: Mapping[str, Layer], config: MeshConfig, rows: Rows) -> 
 def _fitting(
     layers: Mapping[str, Layer], configs: Iterable[MeshConfig], rows: Rows
 ) -> list[MeshConfig]:
-    """Those with which every layer can split its rows."""
+    """Those of `configs` with which every layer can split its rows."""
     fitting = []
     for config in configs:
         with contextlib.suppress(UserError):
@@ -287,11 +288,11 @@ def _check_split(
 
 
 def ways(label: str, layer: Layer, config: MeshConfig, rows: Rows) -> dict[str, Way]:
-    """How each op of a layer splits rows over the mesh, {} where it does not. A strategy that is
-    named is that of the main op.
+    """How each op of a layer splits rows over the mesh; {} if they are not split. A strategy named
+    in the configuration applies to the main op only.
 
     Raises:
-      UserError: an op has no strategy for that, or not the one that is named.
+      UserError: an op has no strategy for this mesh, or not the one that is named.
     """
     common, own = strategies(config)
     found: dict[str, Way] = {}
@@ -313,11 +314,11 @@ def ways(label: str, layer: Layer, config: MeshConfig, rows: Rows) -> dict[str, 
 def block(
     label: str, config: ModelConfig, context: Context, mesh: MeshConfig
 ) -> tuple[Block, list[LayerRecord]]:
-    """The module of a label, the forms of its ops resolved for the devices of `context`, and how
-    they split the time axis; and what run.json says of those.
+    """The module of a label, with the forms of its ops and their split of the time axis resolved
+    for the devices of `context`, and their records for run.json.
 
     Raises:
-      UserError: as `check`; a form that cannot run there, heads that the mesh does not divide.
+      UserError: as `check`; a form cannot run there; the mesh does not divide the heads.
     """
     layer = _layer(label, config)
     for call, _ in layer.calls.values():
@@ -345,8 +346,8 @@ def block(
         except ValueError as error:
             raise UserError(f"model.layers.{label}: {error}") from None
         forms[form_field(key)] = resolved.form
-        told = f"{split[key].strategy}: {split[key].reason}" if key in split else ""
+        message = f"{split[key].strategy}: {split[key].reason}" if key in split else ""
         sent = split[key].sent if key in split else None
-        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, told, sent))
+        records.append(LayerRecord(0, label, layer.mixer.name, call.op, *resolved, message, sent))
     mlp = layer.mlp and layer.mlp.kind(context, config.width, **layer.mlp.options)
     return layer.block.kind(context, mixer.clone(**forms), mlp, **layer.block.options), records

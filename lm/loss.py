@@ -1,21 +1,22 @@
-"""Cross-entropy from hidden states, a chunk of tokens at a time: no [B, T, vocab] array exists.
+"""Cross-entropy from hidden states, one chunk of tokens at a time. No [B, T, vocab] array exists.
 
 Per token, with logits l = W h and lse = log sum exp l:
 
     nll = lse - l[target]
     objective = sum over tokens of weight * (nll + z * lse^2)      (z-loss: PaLM, sec. 5)
 
-The gradient is formed while the chunk's logits are at hand: with p = softmax(l)
+The gradient is computed while the chunk's logits exist: with p = softmax(l),
 
     dl = weight * (p (1 + 2 z lse) - onehot(target))        dh = dl W        dW += dl^T h
 
-where p - 1 of the target is minus the sum of the other p: a difference would have no digits where
-the target is nearly certain. The backward pass only multiplies by the scalar cotangent. So the
-logits matmul runs once, at the price of holding dW in float32, which is valid because a sum is
-linear in its terms.
+For the target, p - 1 is computed as minus the sum of the other p. As a difference it would have no
+correct digits when the target is nearly certain. The backward pass only multiplies by the scalar
+cotangent, which is valid because the result is linear in it. So the logits matmul runs once, at the
+price of holding dW in float32.
 
 On a mesh every device does this for its own tokens and its own part of the vocabulary (Shoeybi et
-al. 2019, arXiv 1909.08053, sec. 3): only the maxima, sums and target entries of logits travel.
+al. 2019, arXiv 1909.08053, sec. 3). Devices exchange only maxima, sums and target entries of
+logits.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from lm.config import LossConfig
 
 
 class LossOptions(NamedTuple):
-    """Static. `vocab_size` masks the padded rows of the head; `operand_dtype` is what the logits
-    matmul multiplies; `axes` are mesh axes by what they split: "B" rows and "T" time of the tokens,
-    "vocab" and "D" the head.
+    """Static options. `vocab_size` masks the padded rows of the head. `operand_dtype` is the dtype
+    of the logits matmul's operands. `axes` maps what is split to mesh axes: "B" the rows and "T"
+    the time of the tokens, "vocab" and "D" the head.
     """
 
     z_loss: float
@@ -65,8 +66,8 @@ def objective(
     """Sum of weighted losses and the per-token negative log-likelihood.
 
     hidden [B, T, D], head [vocab, D], targets int32 [B, T], weights float32 [B, T] -> float32 [],
-    float32 [B, T]. The sum is over the whole batch, undivided; only it carries a gradient (to
-    hidden and head).
+    float32 [B, T]. The sum is over the whole batch and not divided. Only the sum carries a
+    gradient, to hidden and head.
     """
     return _sum(mesh, options, hidden, head, targets, weights)
 
@@ -75,7 +76,7 @@ def score(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, mesh: Mesh, options: LossOptions
 ) -> tuple[jax.Array, jax.Array]:
     """The negative log-likelihood of every target, float32 [B, T], and whether the target is the
-    likeliest token (of equals the first), bool [B, T].
+    likeliest token, bool [B, T]. If several are equally likely, the first counts as the likeliest.
 
     hidden [B, T, D], head [vocab, D], targets int32 [B, T].
     """
@@ -95,8 +96,8 @@ def score(
 
 
 class _Vocab(NamedTuple):
-    """The part of the vocabulary held here: mesh axes that split it (none: all of it), its first id
-    and its size.
+    """The part of the vocabulary on this device: the mesh axes that split it (none: it is whole),
+    its first id, and its size.
     """
 
     axes: tuple[str, ...]
@@ -113,7 +114,7 @@ class _Vocab(NamedTuple):
         return jax.lax.pmax(x, self.axes) if self.axes else x
 
     def at(self, x: jax.Array, target: jax.Array) -> jax.Array:
-        """x [C, size] at the targets [C], of all parts."""
+        """x [C, size] at the targets [C], which may lie in any part."""
         if not self.axes:
             return jnp.take_along_axis(x, target[:, None], axis=1)[:, 0]
         place, is_here = shard.local_index(target, self.axes, self.size)
@@ -121,7 +122,7 @@ class _Vocab(NamedTuple):
         return self.sum(jnp.where(is_here, found, 0.0))
 
     def first_best(self, logits: jax.Array) -> jax.Array:
-        """The first of the likeliest ids [C]."""
+        """The likeliest id [C]; the first one if several are equally likely."""
         best = self.first + jnp.argmax(logits, axis=-1)
         if not self.axes:
             return best
@@ -131,7 +132,9 @@ class _Vocab(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """exp(l - max) [C, part of vocab], its sums over all parts, losses of a chunk's tokens [C]."""
+    """For one chunk of tokens: exp(l - max) [C, part of vocab], and over the whole vocabulary its
+    sum, the log-sum-exp and the nll [C].
+    """
 
     exp: jax.Array
     norm: jax.Array
@@ -140,8 +143,8 @@ class _Chunk(NamedTuple):
 
 
 def _logits(options: LossOptions, vocab: _Vocab, h: jax.Array, head: jax.Array) -> jax.Array:
-    """h [C, D], head [vocab, D] -> float32 [C, vocab], -inf at the padding of the vocabulary; of
-    the part held here.
+    """h [C, D], head [vocab, D] -> float32 [C, vocab], for the part of the vocabulary on this
+    device, with -inf at the vocabulary's padding.
     """
     logits = jnp.einsum(
         "cd,vd->cv",
@@ -169,7 +172,7 @@ def _weighted(options: LossOptions, chunk: _Chunk, weight: jax.Array) -> jax.Arr
 def _forward(
     options: LossOptions, vocab: _Vocab, hidden: jax.Array, head: jax.Array, *rows: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One part; `rows` are targets and weights: sum [], nll [b, T]."""
+    """On one part; `rows` are targets and weights. Returns the sum [] and nll [b, T]."""
 
     def body(total: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         h, target, weight = x
@@ -184,8 +187,8 @@ def _forward(
 def _forward_and_gradient(
     options: LossOptions, vocab: _Vocab, hidden: jax.Array, head: jax.Array, *rows: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One part: sum [], nll [b, T], and the sum's gradient: d_hidden [b, T, D], d_head float32
-    [vocab, D].
+    """On one part: the sum [], nll [b, T], and the gradient of the sum, d_hidden [b, T, D] and
+    d_head float32 [vocab, D].
     """
     low = head.astype(options.operand_dtype)
 
@@ -215,7 +218,7 @@ def _forward_and_gradient(
 
 
 def _split(x: jax.Array, chunk_size: int) -> jax.Array:
-    """[b, T, ...] -> [N, C, ...]: flattened to tokens, padded with zeros to whole chunks."""
+    """[b, T, ...] -> [N, C, ...]: flattened to tokens and padded with zeros to whole chunks."""
     tokens = x.reshape(-1, *x.shape[2:])
     size = min(chunk_size, len(tokens))
     pad = [(0, -len(tokens) % size)] + [(0, 0)] * (tokens.ndim - 1)
@@ -272,12 +275,13 @@ _sum.defvjp(_sum_fwd, _sum_bwd)
 def _over_parts(
     function: Callable[..., tuple[jax.Array, ...]], outputs: str, mesh: Mesh, options: LossOptions
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """`function(vocab, hidden, head, *rows)` over the parts of batch, time and vocabulary; of its
-    outputs "r" are rows, "+" summed over them, and "h" is summed so and laid out as the head.
+    """Runs `function(vocab, hidden, head, *rows)` on the parts of batch, time and vocabulary.
+    `outputs` has one letter per output: "r" is laid out like the rows, "+" is summed over the
+    parts, and "h" is summed over tokens and laid out like the head.
     """
     here, axes = shard.here(mesh, dict(options.axes))
     rows, time, split, features = (axes.get(letter, ()) for letter in ("B", "T", "vocab", "D"))
-    tokens = rows + time  # over which the tokens are spread
+    tokens = rows + time  # axes over which the tokens are spread
     if not (tokens or split or features):
         return lambda hidden, head, *rows: function(_Vocab((), 0, len(head)), hidden, head, *rows)
 
@@ -286,7 +290,7 @@ def _over_parts(
 
     def part(hidden: jax.Array, head: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
         if features:
-            # Rounded first: half the bytes travel.
+            # Rounded before the gather, so that half as many bytes are sent.
             low = head.astype(options.operand_dtype)
             head = jax.lax.all_gather(low, features, axis=1, tiled=True)
         first = jax.lax.axis_index(split) * len(head) if split else 0

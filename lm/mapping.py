@@ -1,9 +1,8 @@
-"""Plain nested values and typed frozen dataclasses: the one conversion between them, in both
-directions.
+"""The one conversion between plain nested values and typed frozen dataclasses, in both directions.
 
-`convert` walks annotations (scalars, Literal, tuple, Mapping, nested dataclasses, Duration) and
-rejects unknown keys, missing keys and wrong types with one line each. No field has a default:
-whoever writes the values states everything.
+`convert` walks annotations (scalars, Literal, tuple, Mapping, nested dataclasses, Duration). It
+rejects unknown keys, missing keys and wrong types, each in one line. No field has a default: the
+values must state everything.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from typing import Annotated, Any, Literal
 
 from kernels.spelling import nearest
 
-# Exit statuses: of a mistake, which would be made again; of work that is not finished, with which
-# the same command goes on (EX_TEMPFAIL of sysexits.h); of an interruption from the keyboard.
+# Exit statuses: a mistake, which a second try would repeat; unfinished work, which the same command
+# continues (EX_TEMPFAIL in sysexits.h); an interruption from the keyboard.
 MISTAKE, UNFINISHED, INTERRUPTED = 2, 75, 130
 
 
 class UserError(Exception):
-    """A mistake the user can mend, told in one line: what, the two values, what to set. Launchers
-    exit with 2.
+    """A mistake that the user can fix, described in one line: what is wrong, the two values, what
+    to set. Launchers exit with status 2.
     """
 
 
-# Arrays are of 32 bits: whole numbers lie below INTEGERS in size, others that are not 0 from
-# SMALLEST to LARGEST. Tokens are counted exactly to 2^53; durations end there.
+# Arrays have 32 bits: integers must be below INTEGERS in magnitude, other nonzero numbers must lie
+# between SMALLEST and LARGEST. Tokens are counted exactly up to 2^53, the longest duration.
 INTEGERS, SMALLEST, LARGEST, LONGEST = 1 << 31, 2.0**-126, 2.0**128, 2.0**53
 
-# Of kinds of values whose own name is not what a file would hold.
+# Names of kinds of values as one writes them in a file, where they differ from Python's.
 NAMES: dict[Any, str] = {Mapping: "dict", list | tuple: "list"}
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, however large."""
+    """A value as messages show it, shortened if it is long."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or more"
     text = repr(value)
@@ -84,7 +83,7 @@ class Duration:
 
 
 def to_mapping(value: Any) -> Any:
-    """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can hold."""
+    """The inverse of `from_mapping`: nested dicts, lists and scalars that JSON can store."""
     if isinstance(value, Duration):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -115,14 +114,14 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, flattened: key -> (old, new); None stands for an absent key."""
+    """Flattened keys whose values differ: key -> (old, new). None stands for an absent key."""
     a, b = flatten(old), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Mark of a field: what its values must be, as a message says it."""
+    """Mark of a field: a condition on its values, and the words in which a message states it."""
 
     must: str
     holds: Callable[[Any], bool]
@@ -133,30 +132,31 @@ NOT_NEGATIVE = Bound("must be >= 0", lambda x: x >= 0)
 SHARE = Bound("must lie in [0, 1]", lambda x: 0.0 <= x <= 1.0)
 BELOW_ONE = Bound("must lie in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
-# Mark of a field (or of a whole section) that may differ when a run is resumed: it changes how long
-# a run is, what it tells, or where its numbers are and in which order they are summed; never what a
-# step computes, but for what a module draws (lm/step.py: a key for each place of the data axis).
+# Mark of a field (or of a whole section) that may differ when a run is resumed. Such a field
+# changes the length of a run, what it logs, on which devices its arrays are, or the order of sums.
+# It never changes what a step computes, except for what a module draws (lm/step.py: each place on
+# the data axis has its own key).
 FREE = "free"
 
 
-# Mark of a field that a new entry of a mapping (a source that a flag adds) has to say itself.
+# Mark of a field that a new entry of a mapping (say a source added by a flag) must set itself.
 OWN = "own"
 
 
 @dataclasses.dataclass(frozen=True)
 class Later:
-    """Mark of a field that came after configurations without it had been written: a mapping without
-    the key means `neutral`, and `to_mapping` leaves the key out where the field holds that. So what
-    was written before reads as it did, and has the digest that it had. An option of a family has
-    `neutral` as its default too.
+    """Mark of a field that was added after configurations without it had been written. A mapping
+    without the key means `neutral`, and `to_mapping` omits the key when the field has that value.
+    So an old configuration still reads the same, and still has the same digest. An option of a
+    family must have `neutral` as its default.
     """
 
     neutral: Any
 
 
 def is_neutral(marks: tuple[Any, ...], value: Any) -> bool:
-    """Whether a field with these marks holds what a mapping without its key means. Of a member of a
-    family that is the mapping which names it.
+    """Whether a field with these marks has the value that a mapping without its key means. For a
+    member of a family, the mapping that names the member is compared.
     """
     neutral = [mark.neutral for mark in marks if isinstance(mark, Later)]
     if not neutral:
@@ -166,8 +166,8 @@ def is_neutral(marks: tuple[Any, ...], value: Any) -> bool:
 
 
 def completed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of a dataclass with the keys of its `Later` fields, and of those of the dataclasses
-    inside it, so that a flag can name them. Options of families are completed by their defaults.
+    """`values` of a dataclass with its missing `Later` keys added, also in dataclasses inside it,
+    so that a flag can name them. The defaults of families' options are added elsewhere.
     """
     found = dict(values)
     hints = annotations(kind)
@@ -184,14 +184,14 @@ def completed(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Mark of a number: what it counts, said after it in messages."""
+    """Mark of a number: what it counts, which messages say after it."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Holds:
-    """Mark of a field whose plain mapping is converted later: its keys are the fields of `kind`."""
+    """Mark of a field whose plain mapping is converted later; its keys are the fields of `kind`."""
 
     kind: type[Any]
 
@@ -201,7 +201,7 @@ Tokens = Annotated[int, POSITIVE, Unit("tokens")]
 
 
 class Reader(typing.Protocol):
-    """Mark of a field whose values convert themselves (lm/families.py)."""
+    """Mark of a field whose values have their own conversion (lm/families.py)."""
 
     def convert(self, value: Any, where: str) -> Any: ...
 
@@ -212,7 +212,7 @@ class Reader(typing.Protocol):
 
 @functools.cache
 def annotations(kind: Any) -> dict[str, Any]:
-    """Those of a class, with marks; to evaluate them took most of a conversion's time."""
+    """Annotations of a class, with marks. Cached: evaluating them dominated a conversion's time."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
@@ -229,7 +229,7 @@ def field_marks(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def free_keys(value: Any, prefix: str = "") -> tuple[str, ...]:
-    """Dotted keys of the fields of a dataclass, and of those inside it, that are marked FREE."""
+    """Dotted keys of all fields marked FREE, in a dataclass and in those inside it."""
     found: list[str] = []
     for name, marks in field_marks(type(value)).items():
         inner = getattr(value, name)
@@ -245,7 +245,7 @@ def free_keys(value: Any, prefix: str = "") -> tuple[str, ...]:
 
 
 def lasting(value: Any) -> dict[str, Any]:
-    """What no resumed run may change, plain and by dotted key: all but what is FREE."""
+    """Everything that a resumed run must not change, as plain values by dotted key."""
     free = free_keys(value)
     return {
         key: plain
@@ -259,7 +259,7 @@ def _reader(marks: tuple[Any, ...]) -> Reader | None:
 
 
 def _reads(kind: Any) -> bool:
-    """Whether a value of this kind, or one inside it, converts itself."""
+    """Whether a value of this kind, or one inside it, has its own conversion."""
     if typing.get_origin(kind) is Annotated:
         return _reader(typing.get_args(kind)[1:]) is not None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
@@ -281,8 +281,8 @@ def _marked(kind: Any, value: Any, where: str) -> Any:
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:
-    """A plain value -> an annotated type (scalar, Literal, tuple, Mapping, dataclass, and any of
-    them with marks); UserError names `where`.
+    """Converts a plain value to an annotated type (scalar, Literal, tuple, Mapping or dataclass,
+    each with or without marks). A UserError names `where`.
     """
     origin = typing.get_origin(kind)
     if origin is Annotated:
@@ -329,14 +329,14 @@ def _fields(kind: Any, value: Any, where: str) -> Any:
     for key in hints:
         if key not in value:
             raise UserError(f"missing key {where}.{key}; experiments/base.py states every key")
-    # What converts itself comes last: the file of a family imports JAX, and a mistake elsewhere is
-    # told without waiting for that.
+    # Values with their own conversion come last: the file of a family imports JAX, and a mistake
+    # elsewhere is reported without waiting for that.
     order = sorted(hints, key=lambda key: _reads(hints[key]))
     return kind(**{key: convert(hints[key], value[key], f"{where}.{key}") for key in order})
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
-    """Also that it is a number that arrays can hold, or text that files can."""
+    """Checks the type, and that arrays can hold the number or files can hold the text."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < LARGEST else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -354,9 +354,11 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises:
-    UserError: text that no file holds as UTF-8 (a byte of a command line that is not UTF-8 is
-    half a surrogate in it), or a NUL, which ends a name.
+    """Checks that a file can hold the text.
+
+    Raises:
+      UserError: the text is not UTF-8 (a byte of a command line that is not UTF-8 becomes a lone
+      surrogate), or contains a NUL, which would end a file name.
     """
     try:
         text.encode()

@@ -1,14 +1,14 @@
 """The numbers of a run: metrics.jsonl, and the peak rates that MFU divides by.
 
-One JSON object a line, each written with one call, so that a killed run leaves at most one partial
-line, the last:
+metrics.jsonl holds one JSON object per line. Each is written with one call, so a killed run leaves
+at most one partial line, the last:
 
     {"step": 20, "tokens": 81920, "train/loss": 5.25, ..., "time/tokens_per_second": 10400.0}
 
-Everything but the entries under time/ is a function of the configuration alone. A step that stands
-there twice was evaluated when it was resumed: the later line counts. JSON has no word
-for a number that is not finite: it is written as null and named in "non_finite" ({"train/loss":
-"nan"}); `read` puts it back.
+Everything except the entries under time/ is a function of the configuration alone. If a step
+appears twice, it was evaluated when the run was resumed, and the later line counts. JSON cannot
+express numbers that are not finite: they are written as null and listed under "non_finite"
+({"train/loss": "nan"}), and `read` puts them back.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ GIVE_UP = "--accept_lost_records"  # of espalier train
 
 log = logging.getLogger(__name__)
 
-# Dense peak FLOP/s of one JAX device: (first words of its device_kind, bfloat16, float32 as XLA
-# multiplies it by default: TF32 on NVIDIA, one bfloat16 pass on TPU). The first match counts.
+# Dense peak FLOP/s of one JAX device: (prefix of its device_kind, bfloat16, float32 as XLA
+# multiplies it by default: TF32 on NVIDIA, one bfloat16 pass on TPU). The first match is used.
 # NVIDIA: the A100, H100 and H200 Tensor Core GPU datasheets, halved where they count sparsity.
 # TPU: "System architecture" pages of the Cloud TPU documentation, per chip.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
@@ -56,7 +56,7 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device_kind: str, precision: str) -> float | None:
-    """Peak FLOP/s of one device under a precision policy of the model; None if not known.
+    """Peak FLOP/s of one device at a model's precision; None if unknown.
 
     >>> peak_flops("TPU v5 lite", "bfloat16")
     197000000000000.0
@@ -70,7 +70,9 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
 
 
 class Records(NamedTuple):
-    """What a checkpoint knows of metrics.jsonl: its first `size` bytes, and their SHA-256."""
+    """The part of metrics.jsonl that a checkpoint counts on: its first `size` bytes and their
+    SHA-256.
+    """
 
     size: int
     sha256: str
@@ -88,11 +90,11 @@ class Shown(Protocol):
 
 
 class Writer:
-    """Appends records to metrics.jsonl, and shows them in a tracker; a context manager.
+    """Appends records to metrics.jsonl and shows them in a tracker; a context manager.
 
     Args:
-      track: opens the tracker at the first step that will be written; None: there is none.
-      is_active: False writes nothing at all, for every process but the first.
+      track: opens the tracker at the first step that will be written; None: no tracker.
+      is_active: False writes nothing; every process but the first passes it.
     """
 
     def __init__(
@@ -110,13 +112,13 @@ class Writer:
         before = read(workdir)
         first_step = before[-1]["step"] + 1 if before else 0
         try:
-            self._file = open(workdir / FILE, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+            self._file = open(workdir / FILE, "ab", buffering=0)  # noqa: SIM115 (_close)
             self._add((workdir / FILE).read_bytes())
             self._shown = None if track is None else track(first_step)
         except OSError as error:
             self._close()
-            told = f"{error.filename}: {error.strerror}; choose a workdir to write in"
-            raise UserError(told) from None
+            message = f"{error.filename}: {error.strerror}; choose a workdir to write in"
+            raise UserError(message) from None
 
     def __enter__(self) -> Writer:
         return self
@@ -130,11 +132,11 @@ class Writer:
         try:
             self._close()
         except OSError:
-            if error is None:  # what ended the run is told, not what that led to
+            if error is None:  # otherwise the error that ended the run is the one to report
                 raise
 
     def _close(self) -> None:
-        """Both are closed, also where the tracker's last records no longer fit on the disk."""
+        """Closes both, even if the tracker's last records no longer fit on the disk."""
         if self._file is not None:
             self._file.close()
         if self._shown is not None:
@@ -145,8 +147,8 @@ class Writer:
         self._sha256.update(data)
 
     def sealed(self) -> Records | None:
-        """All that was written, which is on the disk on return, for the checkpoint that counts on
-        it; None where nothing is written.
+        """Everything written so far, for the checkpoint that counts on it. It is on the disk when
+        this returns. None if this process writes nothing.
         """
         if self._file is None:
             return None
@@ -154,12 +156,12 @@ class Writer:
         return Records(self._size, self._sha256.hexdigest())
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record: "step", "tokens" and scalars. It is on its way to disk on return."""
+        """Writes one record ("step", "tokens" and scalars), without waiting for the disk."""
         if self._file is None:
             return
         values = {key: _scalar(value) for key, value in record.items()}
         line = _line(values)
-        if self._file.write(line) < len(line):  # what a disk does that is about to be full
+        if self._file.write(line) < len(line):  # a disk that is almost full writes a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         self._add(line)
         if self._shown is not None:
@@ -168,13 +170,13 @@ class Writer:
 
 
 def validation_losses(record: Mapping[str, Any]) -> dict[str, float]:
-    """validation set -> its loss in a record, nats a token; {} of a step that was not evaluated."""
+    """Validation set -> its loss in a record, nats per token; {} if there was no evaluation."""
     pairs = ((re.fullmatch(r"eval/(.*)/loss", key), value) for key, value in record.items())
     return {match[1]: value for match, value in pairs if match}
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; [] before the first. A partial last line is left out.
+    """The records of a run, oldest first; [] if there are none. A partial last line is skipped.
 
     Raises:
       UserError: a line before the last is damaged.
@@ -184,10 +186,10 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check(workdir: Path, step: int, records: Records) -> None:
-    """Refuses records that are not those which the checkpoint of `step` counts on.
+    """Refuses metrics.jsonl if it does not begin with what the checkpoint of `step` counts on.
 
     Raises:
-      UserError: they are lost, or others.
+      UserError: those records are lost or changed.
     """
     path = workdir / FILE
     data = _bytes(path)
@@ -196,12 +198,13 @@ def check(workdir: Path, step: int, records: Records) -> None:
 
 
 def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: bool) -> bool:
-    """Drops what was recorded after `step`, before a run goes on from there; whether records that
-    the checkpoint of that step counts on (`records`; None: it does not say) are lost.
+    """Drops the records after `step`, before a run continues from there. Returns whether records
+    that the checkpoint of that step counts on are lost. `records` is what the checkpoint says of
+    them, None if it says nothing.
 
     Raises:
-      UserError: they are, and that is not accepted; or, where the checkpoint does not say, a line
-      is damaged.
+      UserError: they are lost and that is not accepted; or a line is damaged and the checkpoint
+      says nothing.
     """
     path = workdir / FILE
     data = _bytes(path)
@@ -221,7 +224,7 @@ def cut(workdir: Path, step: int, records: Records | None, *, is_loss_accepted: 
 
 
 def _until(step: int, records: Iterable[dict[str, Any] | None]) -> bytes:
-    """The lines of the records up to `step`, without those that are damaged (None)."""
+    """The lines of the records up to `step`, without damaged ones (None)."""
     return b"".join(_line(record) for record in records if record and record["step"] <= step)
 
 
@@ -230,11 +233,11 @@ def _holds(data: bytes, records: Records) -> bool:
 
 
 def _lost(path: Path, data: bytes, step: int, records: Records) -> UserError:
-    told = f"{len(data)} of {records.size} bytes are left"
+    message = f"{len(data)} of {records.size} bytes are left"
     return UserError(
         f"{path} is not what the checkpoint of step {step} counts on: "
-        f"{told if len(data) < records.size else 'its bytes are others'}; restore it, or give up "
-        f"the records that are lost: train with {GIVE_UP}"
+        f"{message if len(data) < records.size else 'its bytes are others'}; restore it, or give "
+        f"up the records that are lost: train with {GIVE_UP}"
     )
 
 
@@ -243,7 +246,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _records(path: Path, data: bytes) -> list[dict[str, Any]]:
-    """As `read`, of the bytes of the file."""
+    """As `read`, from the bytes of the file."""
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(_lines(data), start=1):
         record = _parsed(line)
@@ -254,12 +257,12 @@ def _records(path: Path, data: bytes) -> list[dict[str, Any]]:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """Whole ones: after the last of them there is nothing, or the partial line of a killed run."""
+    """The whole lines. What follows the last newline is nothing, or a killed run's partial line."""
     return data.split(b"\n")[:-1]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A record; None of a line that is not one."""
+    """A record; None if the line is not one."""
     try:
         record = json.loads(line)
         record |= {k: float(v) for k, v in record.pop(NON_FINITE, {}).items()}

@@ -31,12 +31,12 @@ from lm.modules.remat import remat_policy
 from lm.parallel import placement
 from lm.params import STACKED
 
-FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of keys, of modules
+FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of random keys
 
 
 class ModelState(NamedTuple):
-    """Decode state: per group a tuple over labels of mixer states with leading L; `positions` int32
-    [B], the next.
+    """Decode state. `groups`: for each group a tuple over labels of mixer states, stacked along a
+    leading L. `positions` int32 [B]: the next position of each row.
     """
 
     groups: tuple[Any, ...]
@@ -52,7 +52,7 @@ class Period(nn.Module):
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, states: Any
     ) -> tuple[jax.Array, Any, Losses]:
-        """x [B, T, D]; `states` a tuple over blocks, or None in training."""
+        """x [B, T, D]; `states` is a tuple over blocks, or None in training."""
         out, found = [], []
         for i, block in enumerate(self.blocks):
             given = None if states is None else states[i]
@@ -70,20 +70,20 @@ class Period(nn.Module):
         return x, tuple(out)
 
     def _rematted(self, kind: type[Block]) -> Any:
-        """A block's forward pass under the policy of the configuration: one block at a time is run
-        again, whatever the length of the period.
+        """A block's forward pass under the configured remat policy. Each block is recomputed on its
+        own, whatever the length of the period.
         """
         if self.config.remat == "none":
             return kind.__call__
-        # A scan alone keeps the two passes apart; several blocks in its body need the barrier, or
-        # a compiler may run all of them again before the backward pass of the last.
+        # For one block, scan itself keeps forward and backward apart. Several blocks in its body
+        # need the barrier, or a compiler may recompute all of them before the last one's backward.
         prevent_cse = self.config.unroll or len(self.blocks) > 1
         policy = remat_policy(self.config)
         return nn.remat(kind.__call__, policy=policy, prevent_cse=prevent_cse)
 
 
 class Model(nn.Module):
-    """Group i is `repeats[i]` times the layers of `groups[i]`. Build one with `create`."""
+    """Group i repeats the layers of `groups[i]` `repeats[i]` times. Use `create` to build one."""
 
     context: Context
     config: ModelConfig
@@ -105,10 +105,10 @@ class Model(nn.Module):
         state: ModelState | None = None,
     ) -> tuple[jax.Array, ModelState | None]:
         """tokens, segment_ids, positions int32 [B, T] -> hidden [B, T, D], ready for the head; and
-        the state if given.
+        the new state if one is given.
 
-        With a state this is a prefill that continues it: rows are left-aligned, padding (segment 0)
-        at the right.
+        With a state this is a prefill that continues it. Rows must be left-aligned, with padding
+        (segment 0) on the right.
         """
         hidden, states, _ = self._span(tokens, segment_ids, positions, state)
         if state is None:
@@ -121,7 +121,7 @@ class Model(nn.Module):
         self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, Losses]:
         """hidden [B, T, D] as from a call, and the losses of all layers (lm/modules/losses.py).
-        Modules that draw do so where `apply` is given rngs={"dropout": key}.
+        Modules draw random numbers if `apply` is given rngs={"dropout": key}.
         """
         hidden, _, losses = self._span(tokens, segment_ids, positions, None)
         return hidden, losses
@@ -136,13 +136,13 @@ class Model(nn.Module):
         states = [None] * len(self.groups) if state is None else state.groups
         x, found = self._through(layer, self.embed(tokens), states)
         hidden = self.final_norm(x) * self.context.multipliers.logits
-        # Of one group the losses are stacked over its repeats.
+        # Each group's losses are stacked over its repeats.
         over_layers = lambda losses: {k: jnp.sum(loss, axis=0) for k, loss in losses.items()}
         losses = together(over_layers(losses) for _, losses in found)
         return hidden, tuple(after for after, _ in found), losses
 
     def step(self, tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
-        """tokens int32 [B], the next of each row -> hidden [B, D] and the state after them."""
+        """tokens int32 [B], one per row -> hidden [B, D] and the new state."""
         x = self.embed(tokens)
 
         def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
@@ -155,7 +155,7 @@ class Model(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether no token sees a later one; only then a model can decode."""
+        """Whether no token sees a later one. Only such a model can decode."""
         return all(block.mixer.is_causal() for period in self.groups for block in period.blocks)
 
     def head(self) -> jax.Array:
@@ -163,7 +163,7 @@ class Model(nn.Module):
         return self.embed.table if self.config.tied_embeddings else self.output()
 
     def init_all(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> None:
-        """Touches every parameter; what `init` traces."""
+        """Touches every parameter; `init` traces this."""
         self(tokens, segment_ids, positions)
         self.head()
 
@@ -195,17 +195,16 @@ class Model(nn.Module):
 def create(
     config: ModelConfig, vocab_size: int, context: Context, mesh: MeshConfig
 ) -> tuple[Model, list[LayerRecord]]:
-    """The model for the devices of a mesh, its ops' forms resolved once; and the record of every
-    layer.
+    """The model for the devices of a mesh, with its ops' forms resolved, and a record per layer.
 
     Raises:
-      UserError: an unknown label, mixer or option, a pattern that does not fit the depth, a form
-      that cannot run.
+      UserError: a label, mixer or option is unknown, the pattern does not fit the depth, or a form
+      cannot run.
     """
     groups = pattern_lib.parse(config.pattern, config.num_layers)
     periods, layers = [], []
     for group in groups:
-        # A block per place, not per label: Flax shares the parameters of one module used twice.
+        # One block per place, not per label: if a module is used twice, Flax shares its parameters.
         made = [layer_lib.block(label, config, context, mesh) for label in group.labels]
         periods.append(Period(tuple(block for block, _ in made), config))
         layers += [found for _, found in made] * group.repeat
@@ -216,14 +215,16 @@ def create(
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """The next multiple of 128 (a TPU lane), so that matmuls and vocabulary shards stay aligned."""
+    """The next multiple of 128 (a TPU lane), which keeps matmuls and vocabulary shards aligned."""
     return -(-vocab_size // 128) * 128
 
 
 def _next_positions(
     before: jax.Array, segment_ids: jax.Array, positions: jax.Array, places: np.ndarray
 ) -> jax.Array:
-    """`places`: of every column of the arrays in its row."""
+    """The position after the last token of each row. `places`: the place in the row of every
+    column.
+    """
     length = jnp.sum(segment_ids != 0, axis=1)
     is_last = places == (length - 1)[:, None]
     last = jnp.sum(jnp.where(is_last, positions, 0), axis=1)

@@ -1,4 +1,4 @@
-"""Parametrizations: multipliers of init, learning rate, decay, logits, attention and branches.
+"""Parametrizations: multipliers for init, learning rate, decay, logits, attention and branches.
 
 With m = width / base_width, s = init_std (arXiv 2203.03466, in Cerebras-GPT's and Granite's form):
 
@@ -13,15 +13,15 @@ With m = width / base_width, s = init_std (arXiv 2203.03466, in Cerebras-GPT's a
     logits                 1                1 / m           of the hidden states, before the head
     embedding, residual    1                constants of the config: Granite's 12 and 0.22
 
-The rate of hidden matrices is Adam's; an optimizer whose update is measured by a norm of the matrix
+The rate of hidden matrices is Adam's. An optimizer that measures its update by a norm of the matrix
 has another power of m (`Optimizer.width_exponent`).
 
-CompleteP (Dey et al. 2025, arXiv 2505.01618, branch code read [C]) is muP with the depth, m_L =
-num_layers / base_depth and alpha from 1/2 to 1:
+CompleteP (Dey et al. 2025, arXiv 2505.01618, branch code read [C]) extends muP to the depth, with
+m_L = num_layers / base_depth and alpha from 1/2 to 1:
 
     branches of layers                      * m_L^-alpha
     rate of all parameters of layers        * m_L^(alpha - 1)
-    eps of the optimizer                    / m, of parameters of layers / (m m_L^alpha)
+    eps of the optimizer                    / m; for parameters of layers / (m m_L^alpha)
     weight decay of hidden matrices         * m, so that the coupled shrink does not fall with m
 """
 
@@ -34,11 +34,11 @@ import typing
 from lm.config import Config
 from lm.params import ParamInfo, Role
 
-IN_LAYERS = "layer_"  # prefix of a role: the group of its parameters in layers, under CompleteP
+IN_LAYERS = "layer_"  # prefix of a parameter group: parameters inside layers, under CompleteP
 
 
 class Decay(typing.Protocol):
-    """What an optimizer says of weight decay."""
+    """What an optimizer states about weight decay."""
 
     @property
     def weight_decay(self) -> float: ...
@@ -54,10 +54,10 @@ ROLES: tuple[Role, ...] = typing.get_args(Role)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multipliers:
-    """`width` is m, 1 under `standard`; `embedding` and `residual` multiply the output of the
-    embedding and of each residual branch; `attention_exponent` is that of head_dim;
-    `width_exponent` and `is_scale_free` are the optimizer's. `depth` is m_L, None but under
-    CompleteP, and `alpha` its exponent.
+    """`width` is m, 1 under `standard`. `embedding` and `residual` multiply the output of the
+    embedding and of each residual branch. `attention_exponent` is the exponent of head_dim.
+    `width_exponent` and `is_scale_free` are the optimizer's. `depth` is m_L under CompleteP and
+    None otherwise; `alpha` is its exponent.
     """
 
     width: float
@@ -77,18 +77,18 @@ class Multipliers:
 
     @property
     def scales_eps(self) -> bool:
-        """Whether the eps of the optimizer follows the size of gradients."""
+        """Whether the optimizer's eps follows the size of gradients."""
         return self.depth is not None
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups of parameters that have a learning rate and a decay of their own."""
+        """Names of the parameter groups that have their own learning rate and decay."""
         in_layers = tuple(f"{IN_LAYERS}{role}" for role in ROLES if role != "hidden")
         return ROLES if self.depth is None else ROLES + in_layers
 
     def group(self, info: ParamInfo) -> str:
-        """That of a parameter: its role. CompleteP tells those in layers from the others; hidden
-        matrices are all in layers.
+        """The group of a parameter, which is its role. CompleteP keeps parameters in layers apart
+        from the others, except for hidden matrices, all of which are in layers.
         """
         is_apart = self.depth is not None and info.is_stacked and info.role != "hidden"
         return f"{IN_LAYERS}{info.role}" if is_apart else info.role
@@ -103,14 +103,14 @@ class Multipliers:
         )
 
     def gradient(self, group: str) -> float:
-        """The size of a gradient's entries, relative to the base model's: what comes back through
-        the logits' multiplier, and in layers through that of their branch.
+        """The size of a gradient's entries relative to the base model's: it has passed backward
+        through the logits' multiplier, and in layers also through the branch's multiplier.
         """
         in_layers = self.depth is not None and _is_in_layers(group)
         return 1.0 / self.width / ((self.depth or 1.0) ** self.alpha if in_layers else 1.0)
 
     def learning_rate(self, group: str) -> float:
-        """Factor of the schedule's value."""
+        """The factor on the schedule's value."""
         factor = 1.0
         if group == "hidden":
             factor = 1.0 / self.width**-self.width_exponent
@@ -121,13 +121,14 @@ class Multipliers:
         return factor
 
     def weight_decay(self, group: str, *, config: Decay, peak: float) -> float:
-        """Coefficient of a decaying parameter in the update, before learning_rate(group) * eta.
+        """The weight decay coefficient in the update, before learning_rate(group) * eta is applied.
 
         The parameter's shrink per step is then
-          coupled          eta * learning_rate(group) * weight_decay   hidden: m times less, but
-                                                                       under CompleteP
+          coupled          eta * learning_rate(group) * weight_decay   m times less for hidden ones,
+                                                                       except under CompleteP
           width_invariant  eta * weight_decay
-          independent      eta / peak * weight_decay                   the schedule's form alone
+          independent      eta / peak * weight_decay                   depends on the schedule's
+          shape
         """
         if config.decay_inside:
             return config.weight_decay

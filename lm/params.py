@@ -1,9 +1,9 @@
-"""What a parameter is: letters, role and decay, declared where it is created.
+"""What a parameter is: its letters, role and decay, declared where it is created.
 
 `declare` wraps an initializer so that the variable arrives boxed in `Declared`, our own Flax axis
-metadata (letters are not mesh axes, which is why `nn.with_partitioning` does not serve). `split`
-unboxes a freshly initialised tree once, into arrays and a static tree of `ParamInfo`; sharding, muP
-groups, the decay mask and the parameter table all read that tree.
+metadata. (`nn.with_partitioning` would need mesh axes; letters are not mesh axes.) `split` unboxes
+a freshly initialized tree once, into arrays and a static tree of `ParamInfo`. Sharding, muP groups,
+the decay mask and the parameter table all read that tree.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ STACKED = "L"  # the letter of the dimension along which `nn.scan` stacks the la
 
 
 class ParamInfo(NamedTuple):
-    """`letters` name the dimensions (the glossary's, space separated), `shape` their sizes. Of a
-    matrix between activations the first `contracted` dimensions after the layers' L are summed
-    over; it is 0 of everything else.
+    """`letters` name the dimensions (the glossary's, separated by spaces), `shape` gives their
+    sizes. For a matrix between activations, `contracted` is the number of dimensions, after the
+    layers' L, that are summed over. It is 0 for everything else.
     """
 
     letters: str
@@ -35,13 +35,14 @@ class ParamInfo(NamedTuple):
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the first dimension is the layers of a group: this is a parameter of a layer."""
+        """Whether the first dimension is the layers of a group: this is a layer's parameter."""
         return self.letters.split()[0] == STACKED if self.letters else False
 
     @property
     def matrices(self) -> tuple[int, int, int]:
-        """(layers, rows, columns) of the matrices that the array holds, rows summed over. What is
-        no matrix between activations has its first dimension as rows, a vector one column.
+        """(layers, rows, columns) of the matrices in the array; rows are summed over. A parameter
+        that is not a matrix between activations has its first dimension as rows; a vector has one
+        column.
         """
         layers, *sizes = self.shape if self.is_stacked else (1, *self.shape)
         rows = math.prod(sizes[: max(self.contracted, 1)])
@@ -78,8 +79,9 @@ class Declared(struct.PyTreeNode, meta.AxisMetadata[Any]):
 def declare(
     init: Callable[..., Any], letters: str, role: Role, decay: bool, contracted: int = 0
 ) -> Callable[..., Any]:
-    """An initializer for `self.param` whose value carries `letters` ("D F"), `role`, whether it
-    decays, and of a matrix between activations the number of dimensions that are summed over.
+    """An initializer for `self.param` whose value carries its `letters` ("D F"), its `role`,
+    whether it decays, and for a matrix between activations the number of dimensions that are summed
+    over.
     """
 
     def boxed(key: jax.Array, shape: tuple[int, ...], *args: Any) -> Declared:
@@ -96,7 +98,7 @@ def split(boxed: Any) -> tuple[Any, Any]:
     `jax.eval_shape`.
 
     Raises:
-      TypeError: a parameter that was not declared.
+      TypeError: a parameter was not declared.
     """
 
     def info(keys: tuple[Any, ...], leaf: Any) -> ParamInfo:
@@ -128,8 +130,8 @@ def names(tree: Any) -> Any:
 
 
 def count(infos: Any, *, without: str = "") -> dict[str, int]:
-    """Number of parameters by role, and "total". Those of which the letter `without` is a dimension
-    are not counted.
+    """Number of parameters by role, and "total". Parameters with the letter `without` are not
+    counted.
     """
     counts: dict[str, int] = {}
     for info in jax.tree.leaves(infos, is_leaf=is_info):
@@ -146,8 +148,8 @@ def matrix_elements(infos: Any) -> int:
 
 
 def table(infos: Any) -> str:
-    """Plain text, one parameter a line: name, letters, shape, role, decay, size; the run folder's
-    params.txt.
+    """A plain-text table, one parameter per line: name, letters, shape, role, decay, size. It is
+    the run folder's params.txt.
     """
     leaves = jax.tree.leaves(infos, is_leaf=is_info)
     rows = [("name", "letters", "shape", "role", "decay", "size")]

@@ -1,8 +1,8 @@
 """The pattern language of `model.pattern`: which layer stands where.
 
-A pattern is data: "a" or "a,b" or a tuple is one group cycled over the depth (a remainder its own
-group), and ((repeat, labels), ...) are groups. A label is an entry of model.layers, or a bare mixer
-name with its defaults; lm/layers.py says what it stands for.
+A pattern is data. "a", "a,b" or a tuple of labels is cycled over the depth; a remainder becomes a
+group of its own. ((repeat, labels), ...) lists the groups. A label is an entry of model.layers, or
+the name of a mixer with its default options (lm/layers.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lm.config import UserError
 
 
 class Group(NamedTuple):
-    """`repeat` times the layers `labels`, in order; one scan."""
+    """The layers `labels`, in order, repeated `repeat` times in one scan."""
 
     repeat: int
     labels: tuple[str, ...]
@@ -45,7 +45,7 @@ def parse(pattern: Any, num_layers: int) -> tuple[Group, ...]:
 
 
 def depth(pattern: Any, num_layers: int) -> int:
-    """The layers that explicit groups add up to; `num_layers` for a cycled pattern."""
+    """The number of layers in explicit groups; `num_layers` for a cycled pattern."""
     if not isinstance(pattern, tuple) or all(isinstance(label, str) for label in pattern):
         return num_layers
     return sum(group.repeat * len(group.labels) for group in _groups(pattern))
@@ -66,7 +66,7 @@ def _groups(pairs: Any) -> tuple[Group, ...]:
 
 
 def _listed(labels: Any) -> tuple[Any, ...]:
-    """The labels of a group, a tuple or text such as "a,b"; (None,) of anything else."""
+    """The labels of a group, a tuple or text such as "a,b"; (None,) for anything else."""
     if isinstance(labels, str):
         return tuple(labels.split(","))
     return labels if isinstance(labels, tuple) else (None,)

@@ -1,9 +1,9 @@
 """The sections of a run's configuration: model, parametrization, loss, mesh and the rest.
 
-No field has a default: experiments/base.py states every key. What a single field must be, and
-whether a resumed run may differ in it, are marks on the field (lm/mapping.py). What a field means
-is in the section "Attributes:" of its class, where docs/reference.md and --help_config have it
-from. Sections of the data are in lm/data/config.py.
+No field has a default: experiments/base.py states every key. Marks on a field (lm/mapping.py) state
+its bounds, and whether a resumed run may differ in it. The meaning of a field stands in the section
+"Attributes:" of its class; docs/reference.md and --help_config are generated from there. The
+sections of the data are in lm/data/config.py.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ModelConfig:
       num_kv_heads: key and value heads G of a softmax or stick-breaking layer; divides `num_heads`
       head_dim: width K of a head
       ffn_dim: width F of the feed-forward
-      layers: label -> {"mixer", **options of the mixer}, and "mlp", "residual" or "matrix" where
-        the layer differs from the model in them; mlp "none" leaves the mixer alone; the name of a
-        mixer is a label by itself
+      layers: label -> {"mixer", **options of the mixer}; add "mlp", "residual" or "matrix" where
+        the layer differs from the model; mlp "none" means the mixer alone; the name of a mixer is a
+        label by itself
       pattern: labels or names of mixers: "a", "a,b" or a list of them cycled over the depth, or
         groups ((repeat, labels), ...)
       mlp: the feed-forward of every layer
@@ -39,13 +39,13 @@ class ModelConfig:
       matrix: what the matrices between activations are made of
       tied_embeddings: whether the embedding is also the output matrix
       norm_eps: added to the mean square in every norm
-      precision: of activations and products; bfloat16_operands rounds only what is multiplied;
-        parameters are float32
-      remat: what the backward pass computes anew: nothing, everything, all but products of
-        matrices, or all but the tensors of `kept`
-      kept: tensor (a name of lm/modules/remat.py) -> where it waits for the backward pass, under
+      precision: precision of activations and products; bfloat16_operands rounds only the operands
+        of products; parameters are float32
+      remat: what the backward pass recomputes: nothing, everything, all but matrix products, or all
+        but the tensors in `kept`
+      kept: tensor (a name in lm/modules/remat.py) -> where it is kept for the backward pass, under
         remat "named"
-      unroll: whether the layers of a group are compiled one after the other, and not as one scan
+      unroll: whether the layers of a group are compiled one after another instead of as one scan
     """
 
     width: Count
@@ -72,14 +72,14 @@ class MupConfig:
     """Parametrization: how rates and initial values change with width and depth (lm/mup.py).
 
     Attributes:
-      parametrization: muP, the standard one, or CompleteP, which is muP over depth too
+      parametrization: muP, the standard one, or CompleteP, which extends muP to the depth
       base_width: width at which the learning rate and the initial values are stated
       init_std: standard deviation of initial weights at the base width
       embedding_multiplier: factor of the embedding's output; 1 under `standard`
       residual_multiplier: factor of each residual branch; 1 under `standard`
-      base_depth: layers at which the rates are stated, under `completep`; 0 elsewhere
+      base_depth: layers at which the rates are stated, under `completep`; 0 otherwise
       alpha: exponent with which residual branches shrink with the depth, under `completep`; 1
-        elsewhere
+        otherwise
     """
 
     parametrization: Literal["mup", "standard", "completep"]
@@ -98,6 +98,7 @@ class LossConfig:
     Attributes:
       z_loss: factor of the squared log normalizer that is added to the loss; 0: none
       chunk_size: tokens whose logits exist at a time
+      chunk_size: tokens whose logits are in memory at a time
     """
 
     z_loss: Annotated[float, NOT_NEGATIVE]
@@ -106,14 +107,14 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The devices along each axis; one of the four may be -1, which takes the rest.
+    """The number of devices along each axis; one of the four may be -1, which takes the rest.
 
     Attributes:
       data: copies of the model, each with its rows of the batch
       fsdp: parts of parameters and optimizer state, gathered layer by layer (ZeRO-3)
       tensor: parts of heads, feed-forward and vocabulary
       sequence: parts of the tokens of a row (docs/sequence.md)
-      replicate: letters of dimensions that need not divide and are then repeated: D, F, H, G, vocab
+      replicate: letters of dimensions that are replicated if they do not divide: D, F, H, G, vocab
       zero1: whether the optimizer state is split over the data axis
       stream_over_tensor: whether the residual stream is split over time on the tensor axis
         (Korthikanti et al. 2022, arXiv 2205.05198, who call it sequence parallelism)
@@ -140,7 +141,7 @@ class RunConfig:
 
     Attributes:
       length: length of the run
-      accumulation: microbatches of a step, one after the other
+      accumulation: microbatches per step, processed one after another
     """
 
     length: Annotated[Duration, FREE]
@@ -152,11 +153,11 @@ class EvaluateConfig:
     """What is measured while a run trains.
 
     Attributes:
-      every: how often the validation sets and the tasks are evaluated; the end is too; 0 steps:
-        only the end
-      share: of the FLOPs of training, what evaluations may take where `every` is in percent: a
-        short run is then evaluated less often, and at the end in any case; 0: no limit
-      max_tokens: tokens of each validation set that are scored, evenly spread
+      every: how often the validation sets and the tasks are evaluated; the end of the run always
+        is; 0 steps: only the end
+      share: largest part of the training FLOPs that evaluations may take if `every` is in percent;
+        a short run is then evaluated less often, but always at the end; 0: no limit
+      max_tokens: tokens scored in each validation set, evenly spread over it
       tasks: label -> {"task", **options of the task}; the name of a task is a label by itself
     """
 
@@ -172,11 +173,11 @@ class LogConfig:
 
     Attributes:
       every: how often a step is written to metrics.jsonl
-      samples: prompts that are continued at every evaluation
-      sample_tokens: tokens of a continuation
+      samples: prompts that are continued at the end of the run
+      sample_tokens: length of a continuation
       gradient_noise: whether a step measures the noise scale of its gradient (lm/step.py: Noise),
-        which needs two parts of a batch
-      tracker: what shows the records while the run trains
+        which needs at least two parts of a batch
+      tracker: where the records are shown while the run trains
     """
 
     every: Duration
@@ -192,8 +193,8 @@ class CheckpointConfig:
 
     Attributes:
       every: how often a checkpoint is saved
-      keep_last: newest checkpoints that are kept
-      keep_every: checkpoints at multiples of this are kept too; 0 steps: none
+      keep_last: number of newest checkpoints that are kept
+      keep_every: checkpoints at multiples of this are also kept; 0 steps: none
     """
 
     every: Duration

@@ -4,13 +4,13 @@
     divide once by the sum of all token weights
     guard, clip, optimizer, schedule (lm/optimizers) -> parameters
 
-so a token counts the same whatever microbatch or device it falls on. Microbatch i of A takes rows
-i, i + A, i + 2A, ...: every device keeps working on its own rows. Losses that layers add are losses
-of tokens too (lm/modules/losses.py). Modules that draw have a key of this step, place of the data
-axis and microbatch: the same when a run is resumed, on any devices of the other axes.
-
-The gradient is formed inside a shard_map over the data axis and reduced after the last microbatch,
-once, into the layout of the optimizer state (lm/parallel/reduction.py).
+A token therefore counts the same whatever microbatch or device it falls on. Microbatch i of A takes
+rows i, i + A, i + 2A, ..., so every device keeps working on its own rows. Losses that layers add
+count per token too (lm/modules/losses.py). Modules that draw random numbers get a key for this
+step, place on the data axis and microbatch. So they draw the same when a run is resumed, whatever
+the sizes of the other mesh axes. The gradient is formed inside a shard_map over the data axis.
+After the last microbatch it is reduced once, into the layout of the optimizer state
+(lm/parallel/reduction.py).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-    """What a step is made of, all static. `infos` is the tree of ParamInfo; `abstract_state`
-    carries shapes, dtypes and shardings.
+    """What a step is made of, all static. `infos` is the tree of ParamInfo. `abstract_state` has
+    shapes, dtypes and shardings.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class Parts:
 
     @property
     def numbers(self) -> Numbers:
-        """Of this configuration, on the host."""
+        """The numbers of this configuration, on the host."""
         multipliers, peak = self.model.context.multipliers, self.schedule.peak
         decay = optimizers.decays(self.config.optimizer, multipliers, peak)
         start, end, _ = map(np.float32, self.schedule.phases)
@@ -74,7 +74,7 @@ class Parts:
 
     @property
     def gradients(self) -> Any:
-        """The layout of the gradient that updates the parameters, a tree of NamedSharding."""
+        """The layout of the gradient that updates the parameters: a tree of NamedSharding."""
         return sharding.moments(self.infos, self.mesh, self.config.mesh)
 
     @property
@@ -86,9 +86,10 @@ class Parts:
 
 
 class Numbers(NamedTuple):
-    """What a step takes as arguments, so that runs which differ in it alone share one compilation:
-    `seed` uint32 [], the learning rate as a function of tokens, the weight decay of every role, and
-    with a hypergradient the tokens at which the stable phase begins and ends.
+    """What a step takes as arguments, so that runs which differ only in these share one
+    compilation: `seed` uint32 [], the learning rate as a function of tokens, and the weight decay
+    of every group. With a hypergradient also `stable`, the tokens at which the stable phase begins
+    and ends.
     """
 
     seed: Any
@@ -98,15 +99,15 @@ class Numbers(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Of the gradients of the parts of a batch: microbatches, on each place of the data axis.
-    `squares`: sum over parts of |sum of token gradients|^2 / weight of the tokens; `count`: parts
-    of a weight that is not 0. float32 [].
+    """Statistics over the parts of a batch: the microbatches on each place of the data axis.
+    `squares`: sum over parts of |sum of token gradients|^2 / weight of the tokens. `count`: number
+    of parts whose weight is not 0. Both float32 [].
 
-    With W the weight of the batch, squares / W is the mean of |g_k|^2 over the parts, by weight,
-    and its expectation |G|^2 + tr(Sigma) count / W: that of parts of W / count tokens. This is
-    exact where tokens have weight 0 or 1, whatever number of them each part has, and their
-    gradients are drawn alike and independently. Tokens of a document are not, so that the noise of
-    a batch of longer rows counts as that of its tokens.
+    With W the weight of the batch, squares / W is the mean of |g_k|^2 over the parts, by weight.
+    Its expectation is |G|^2 + tr(Sigma) count / W, as for parts of W / count tokens each. This is
+    exact if tokens have weight 0 or 1 and their gradients are independent and identically
+    distributed, however many tokens each part has. Tokens of one document are not independent, so
+    longer rows change the noise that is measured per token.
     """
 
     squares: jax.Array
@@ -114,9 +115,9 @@ class Noise(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Over tokens: objective and weighted nats; of what is text (no end of text) nats and UTF-8
-    bytes; and the losses of layers, which `objective` has in it. float32 []. `noise`: None where
-    the log has none.
+    """Sums over tokens, float32 []: objective, weighted nats, nats and UTF-8 bytes of text (end of
+    text excluded), and the losses of layers, which `objective` includes. `noise` is None if the log
+    does not ask for it.
     """
 
     objective: jax.Array
@@ -128,8 +129,8 @@ class Sums(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a gradient reads besides parameters and batch: UTF-8 bytes of each id, int32 [vocab];
-    a key for the modules that draw; and what is frozen.
+    """What a gradient reads besides parameters and batch: UTF-8 bytes of each id, int32 [vocab]; a
+    random key for modules that draw; and frozen arrays.
     """
 
     token_bytes: jax.Array
@@ -141,7 +142,8 @@ def score(
     parts: Parts, params: Any, batch: Batch, frozen: Frozen = NOTHING
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of every target, float32 [B, T], and whether no other token was
-    likelier, bool [B, T]; padding included, weigh it. Nothing is drawn and no layer adds a loss.
+    likelier, bool [B, T]. Padding is included: weight it by zero. Nothing is drawn at random, and
+    layers add no losses.
     """
     hidden, _ = parts.model.apply(_variables(params, frozen), *_inputs(batch))
     head = _head(parts, params)
@@ -188,7 +190,7 @@ def create(parts: Parts) -> Callable[..., tuple[TrainState, Metrics]]:
 
 
 def _of_batch(data: DataConfig, rows: int, rate: jax.Array) -> jax.Array:
-    """The learning rate of a batch that may not have grown to its size yet."""
+    """The learning rate of a batch, which may still be growing to its full size."""
     factor = (rows / data.batch_size) ** data.batch_warmup.rate_exponent
     return rate if factor == 1.0 else rate * np.float32(factor)
 
@@ -201,7 +203,7 @@ def _on_device(parts: Parts, opt_state: Any) -> Any:
 
 
 def _objective(parts: Parts, params: Any, batch: Batch, given: Given) -> tuple[jax.Array, Found]:
-    """The sum over tokens that is differentiated, losses of layers included, and its parts."""
+    """The sum over tokens that is differentiated, including losses of layers; and its parts."""
     model_key, own_key = jax.random.split(given.key)
 
     def hidden(params: Any, batch: Batch) -> Hidden:
@@ -229,8 +231,8 @@ def _head(parts: Parts, params: Any) -> jax.Array:
 
 
 def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tuple[Any, Sums]:
-    """Over the rows of one place of the data axis. A key of its own goes to every place of the data
-    axis and to every microbatch, so that what is drawn depends on the number of both.
+    """The gradient over the rows of one place on the data axis. Each place and each microbatch has
+    its own key, so what is drawn depends on the number of both.
     """
     place = jax.lax.axis_index("data") if parts.mesh.shape["data"] > 1 else 0
     key = jax.random.fold_in(given.key, place)
@@ -268,14 +270,14 @@ def _local_gradient(parts: Parts, params: Any, batch: Batch, given: Given) -> tu
 
 
 def _noise(grads: Any, weight: jax.Array) -> Noise:
-    """Of one part: its gradient, summed over tokens, and their weight."""
+    """The noise statistics of one part, from its gradient summed over tokens and their weight."""
     is_there = weight > 0
     square = optax.tree.norm(grads, squared=True) / jnp.where(is_there, weight, 1.0)
     return Noise(jnp.where(is_there, square, 0.0), is_there.astype(jnp.float32))
 
 
 def _noise_metrics(noise: Noise, weight: jax.Array, norm: jax.Array) -> Metrics:
-    """Estimates from one step, |G|^2 and tr(Sigma) in tokens, both unbiased and either of any sign;
+    """Estimates from one step: |G|^2 and tr(Sigma) in tokens, both unbiased and of either sign;
     their ratio; and the batch in tokens that the norm test asks for. Average the first two over
     steps before dividing (lm/laws/critical_batch.py: smoothed).
     """

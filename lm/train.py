@@ -3,9 +3,9 @@
     config -> data -> devices, build -> restore or init -> record -> loop -> samples -> report
 
 The loop never waits for the device: the metrics of step n are fetched after step n + 1 is
-dispatched. One record a step goes to metrics.jsonl, complete before the checkpoint of that step
-starts, so that a run killed anywhere and resumed leaves the same records and the same parameters,
-bit for bit. Several processes run the same lines; the first writes what is written once.
+dispatched. Each step has one record in metrics.jsonl, which is complete before the checkpoint of
+that step starts. So a run that is killed anywhere and resumed leaves the same records and the same
+parameters, bit for bit. All processes run the same lines; the first one writes the shared files.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ from lm.run.saver import Checkpointer
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-EVALUATED = ("eval/", "task/")  # begin the names of what an evaluation adds to a record
+EVALUATED = ("eval/", "task/")  # prefixes of the names that an evaluation adds to a record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where a run lives and reads from. `profile_steps` of them are traced into workdir/profile (0:
-    none). `rows`: what it trains on in place of data.sources, which are empty then. `until`: label
-    of a task -> value; an evaluation at which the headline of each of these tasks is at least as
-    good ends the run. `accept_lost_records`: a run goes on although metrics.jsonl has lost some.
-    `like`: a build whose compiled functions serve again (lm/build.py). `with_report`: whether the
-    page and the samples are written, which take seconds; a study of many runs has its own page.
+    """Where a run lives, and what it reads. `profile_steps`: number of steps traced into
+    workdir/profile. `rows`: generated rows to train on in place of data.sources, which must then be
+    empty. `until`: label of a task -> value; the run ends once the headline of every such task is
+    at least that good. `accept_lost_records`: continue although metrics.jsonl has lost records.
+    `like`: a build whose compiled functions may be reused (lm/build.py). `with_report`: write the
+    report, which takes seconds; a study of many runs has a page of its own.
     """
 
     workdir: Path
@@ -74,10 +74,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`step` is the last; `finished` False: stopped by a signal, saved at `step`; `stopped`: a
-    signal came, maybe after the last step, and whoever has more to do stops. `evaluation`:
-    bits per byte by validation set; `samples`: records of samples.jsonl; `report`: the page, None
-    of a run without one; `build`: what trained.
+    """`step`: the last step. `finished`: False if a signal stopped the run, which was then saved at
+    `step`. `stopped`: whether a signal came, even after the last step; a study should then stop
+    too. `evaluation`: bits per byte by validation set. `samples`: records of samples.jsonl.
+    `report`: the page, None if none was written. `build`: what trained.
     """
 
     step: int
@@ -90,12 +90,12 @@ class Outcome:
 
 
 class DivergedError(UserError):
-    """Too many steps in a row were skipped: the run is stopped."""
+    """The run was stopped because too many steps in a row were skipped."""
 
 
 def run(config: Config, options: Options) -> Outcome:
-    """Trains to the end of the configuration's length, or until `options.until` is reached,
-    resuming what the workdir holds.
+    """Trains to the end of the configured length, or until `options.until` is reached. Resumes from
+    whatever the workdir holds.
 
     Raises:
       UserError: a mistake in the configuration, the data, the workdir or a checkpoint.
@@ -125,9 +125,9 @@ def run(config: Config, options: Options) -> Outcome:
             is_accepted = options.accept_lost_records
             is_lost = metrics.cut(workdir, step, records, is_loss_accepted=is_accepted)
             read = loader.identity | {"left_out": prepared.left_out_counts}
-            told = read, decay_start, options.until
+            facts = read, decay_start, options.until
             lost_until = step if is_lost else 0
-            record.write(workdir, built, prepared.tokenizer, *told, lost_until=lost_until)
+            record.write(workdir, built, prepared.tokenizer, *facts, lost_until=lost_until)
             _log_start(built, options, step)
         saver.remove_old()  # not before everything above is known to be right
         stop = stack.enter_context(processes.stop_signals())
@@ -185,7 +185,7 @@ def run(config: Config, options: Options) -> Outcome:
             if not (is_evaluated or is_saved):
                 finish(before, {})
                 continue
-            # The host waits here: one lap for both steps, or the second would seem to take no time.
+            # The host waits here, so both steps share one lap; the second would seem to take none.
             jax.block_until_ready(arrays)
             timing = clock.lap(step)
             finish(before, {}, timing)
@@ -210,8 +210,8 @@ def run(config: Config, options: Options) -> Outcome:
 
 
 def _log_start(built: Build, options: Options, step: int) -> None:
-    """Where a run goes on; and which form each op takes and how it splits rows, once for runs that
-    compile alike.
+    """Logs the step at which a resumed run continues; and, unless `options.like` has the same
+    layers, which form each op takes and how it splits rows.
     """
     if step:
         log.info("%s goes on from step %d", options.workdir, step)

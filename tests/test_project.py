@@ -33,8 +33,8 @@ def test_the_version_has_one_home() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lm.__version__"}
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
     command = [sys.executable, str(ROOT / "espalier.py"), "--version"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told == f"espalier-lm {lm.__version__}\n"
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out == f"espalier-lm {lm.__version__}\n"
 
 
 def test_the_change_log_begins_with_what_is_not_released() -> None:

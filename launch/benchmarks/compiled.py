@@ -58,10 +58,10 @@ class Problem(NamedTuple):
     @property
     def name(self) -> str:
         dims = self.case.dims
-        told = [f"K{dims['K']}", *([f"G{dims['G']}"] if dims["G"] != dims["H"] else [])]
-        told += [f"{key}={value}" for key, value in self.case.options.items()]
-        told += [self.case.documents] if self.case.documents != "none" else []
-        return f"{self.op} {' '.join(told)}/{self.passes}"
+        parts = [f"K{dims['K']}", *([f"G{dims['G']}"] if dims["G"] != dims["H"] else [])]
+        parts += [f"{key}={value}" for key, value in self.case.options.items()]
+        parts += [self.case.documents] if self.case.documents != "none" else []
+        return f"{self.op} {' '.join(parts)}/{self.passes}"
 
 
 class Kernel(NamedTuple):
@@ -113,9 +113,9 @@ def table(results: list[Result]) -> Table:
     for column in ("program", *tables.PROGRAM):
         table.add_column(column, overflow="fold")
     for result in results:
-        told = [result.to_mapping()]
+        mapping = result.to_mapping()
         op, passes = result.facts["op"], result.facts["name"].split("/")[1]
-        table.add_row(f"{op} {passes}", *next(tables.programs(told, (passes,))))
+        table.add_row(f"{op} {passes}", *next(tables.programs([mapping], (passes,))))
     return table
 
 
@@ -254,8 +254,8 @@ def _assemble(result: Any) -> Kernel:
         source = Path(folder) / "kernel.ptx"
         source.write_text(result.binary)
         command = [knobs.nvidia.ptxas.path, "-arch=sm_90a", "-v", str(source), "-o", os.devnull]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    count = lambda pattern: sum(int(x) for x in re.findall(pattern, told))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    count = lambda pattern: sum(int(x) for x in re.findall(pattern, output))
     return Kernel(
         result.name,
         result.shared_mem_bytes,

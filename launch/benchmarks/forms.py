@@ -77,9 +77,9 @@ class Timed(NamedTuple):
     @property
     def title(self) -> str:
         """T2048/gated_linear decay=none-K64, T2048/stickbreaking K64 shy keys."""
-        told = [f"{k}={v}" for k, v in self.case.options.items()]
-        told = "-".join([*told, f"K{self.case.dims['K']}"])
-        return f"T{self.case.dims['T']}/{' '.join(x for x in (self.op, told, self.keys) if x)}"
+        settings = [f"{k}={v}" for k, v in self.case.options.items()]
+        settings = "-".join([*settings, f"K{self.case.dims['K']}"])
+        return f"T{self.case.dims['T']}/{' '.join(x for x in (self.op, settings, self.keys) if x)}"
 
 
 class Chosen(NamedTuple):
@@ -173,7 +173,7 @@ def timer(problem: Timed, form: str, which: str, inputs: Any) -> timing.Timer:
     return run
 
 
-def told(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of what one of REFUSALS says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

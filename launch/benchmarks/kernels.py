@@ -98,5 +98,5 @@ def _compiled(
         try:
             timers[side] = forms.timer(problem, form, which, inputs)
         except forms.REFUSALS as error:
-            refused[side] = forms.told(error)
+            refused[side] = forms.reason(error)
     return timers, refused

@@ -41,10 +41,10 @@ def command(words: Sequence[str]) -> str:
     """Without the folders of this machine, which are of no use to who repeats it: a workdir is DIR,
     an argument of an experiment DATA, and any other file has its name alone.
     """
-    told = [
+    words = [
         "DIR" if before == "--workdir" else word
         for before, word in zip(("", *words), words, strict=False)
     ]
-    told = [re.sub(r"^--workdir=.*", "--workdir=DIR", word) for word in told]
-    told = [re.sub(r"^(--config=.*?[:,])([/~]|\.\./).*", r"\1DATA", word) for word in told]
-    return shlex.join(re.sub(r"(^|=)([/~]|\.\./).*/(?=[^/])", r"\1", word) for word in told)
+    words = [re.sub(r"^--workdir=.*", "--workdir=DIR", word) for word in words]
+    words = [re.sub(r"^(--config=.*?[:,])([/~]|\.\./).*", r"\1DATA", word) for word in words]
+    return shlex.join(re.sub(r"(^|=)([/~]|\.\./).*/(?=[^/])", r"\1", word) for word in words)

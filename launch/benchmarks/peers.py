@@ -63,7 +63,7 @@ class PeerError(Exception):
 class Process(NamedTuple):
     """A peer's. `told` is what it says of itself; `ask(pass, runs)` are the seconds they took."""
 
-    told: Callable[[], str]
+    describe: Callable[[], str]
     ask: Callable[[str, int], float]
 
 
@@ -119,13 +119,13 @@ def _beside(peer: str, problem: Timed, pairs: int, limits: Ceilings) -> Iterator
             facts["refused"] = dict(kernel.refused)
             name = f"peers/{problem.title}/{which}/over {peer}"
             try:
-                facts["peer"] = process.told()
+                facts["peer"] = process.describe()
                 samples = _turns(process, problem, kernel.form, which, pairs)
             except PeerError as error:
                 facts["refused"]["peer"] = str(error)
                 yield timing.refused(name, **facts)
             except forms.REFUSALS as error:
-                facts["refused"]["ours"] = forms.told(error)
+                facts["refused"]["ours"] = forms.reason(error)
                 yield timing.refused(name, **facts)
             else:
                 facts["of_ceilings"] = {
@@ -164,17 +164,17 @@ def started(command: list[str]) -> Iterator[Process]:
             errors.seek(0)
             raise PeerError(files.last_line(errors.read(), f"status {status}"))
 
-        told: list[str] = []
+        said: list[str] = []
 
-        def tell() -> str:
-            if not told:
-                told.append(read().removeprefix("ready").strip())
-            return told[0]
+        def describe() -> str:
+            if not said:
+                said.append(read().removeprefix("ready").strip())
+            return said[0]
 
         def ask(which: str, runs: int) -> float:
-            tell()
+            describe()
             with suppress(BrokenPipeError):  # what it said last is read below
                 to.write(f"{which} {runs}\n".encode())
             return float(read())
 
-        yield Process(tell, ask)
+        yield Process(describe, ask)

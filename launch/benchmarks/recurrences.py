@@ -52,9 +52,9 @@ def _settings(dims: Mapping[str, int], dtype: str) -> Iterator[tuple[str, tuple[
         for case in dispatch.get(op).cases:
             if case.tag == "bench":
                 sizes = {k: v for k, v in case.dims.items() if k in "NW"} | dict(dims)
-                told = [f"{k}={v}" for k, v in case.options.items()]
-                told += [f"W={sizes['W']}"] if "W" in sizes else []
-                yield " ".join([op, *told]), (op, Case(sizes, case.options, dtype=dtype))
+                parts = [f"{k}={v}" for k, v in case.options.items()]
+                parts += [f"W={sizes['W']}"] if "W" in sizes else []
+                yield " ".join([op, *parts]), (op, Case(sizes, case.options, dtype=dtype))
 
 
 def _beside(found: Mapping[str, tuple[str, Case]], time: int, pairs: int) -> list[Result]:

@@ -107,7 +107,7 @@ def _ways(op: Op) -> Iterator[tuple[Strategy, Layout]]:
 
 
 def _sent(op: Op, settings: Settings, strategy: Strategy, layout: Layout) -> Iterator[Result]:
-    told = " ".join([op.name, *(f"{key}={value}" for key, value in settings.items())])
+    call = " ".join([op.name, *(f"{key}={value}" for key, value in settings.items())])
     bound = dispatch.bind_options(op, settings, DIMS)
     forward, both = _collectives(op, settings, strategy, layout, DIMS)
     want = strategy.sent(op, DIMS, bound, 4, RANKS)
@@ -121,11 +121,11 @@ def _sent(op: Op, settings: Settings, strategy: Strategy, layout: Layout) -> Ite
         for time in times[1:]
     ]
     declared = [strategy.sent(op, DIMS | {"T": time}, bound, 4, RANKS) for time in times]
-    facts = {"op": told, "strategy": strategy.name, "layout": layout, "ranks": RANKS}
+    facts = {"op": call, "strategy": strategy.name, "layout": layout, "ranks": RANKS}
     facts |= {"declared": want._asdict(), "program": counted._asdict(), "dims": DIMS}
     facts |= {"times": times, "program_bytes": [_total(both), *longer]}
     facts |= {"declared_bytes": [x.forward + x.backward for x in declared]}
-    name = f"{told} by {strategy.name} {layout}"
+    name = f"{call} by {strategy.name} {layout}"
     value = worst if calls == dict(want.calls) else max(worst, 1.0)
     yield Result(name=f"sent/{name}", value=value, goal=EQUAL, facts=facts)
     if strategy.name in FIXED:

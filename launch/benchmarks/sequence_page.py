@@ -28,11 +28,11 @@ def table(results: Results) -> str:
     """As Markdown: what is sent by each op, strategy and layout, then what a layer holds."""
     head = results[0]["facts"]
     dims = ", ".join(f"{letter} {size:,}" for letter, size in head["dims"].items())
-    told = f"Sent by one of {head['ranks']} ranks at {dims}, float32:\n\n"
+    head_line = f"Sent by one of {head['ranks']} ranks at {dims}, float32:\n\n"
     held = next(r for r in results if r["name"].startswith("memory/"))["facts"]["layer"]
     width, time = held["model.width"], held["data.context_length"]
     between = f"\nMB of a device for one layer of width {width} and a row of {time:,} tokens:\n\n"
-    return told + markdown(SENT, _sent(results)) + between + markdown(HELD, _held(results))
+    return head_line + markdown(SENT, _sent(results)) + between + markdown(HELD, _held(results))
 
 
 def _sent(results: Results) -> Iterator[Sequence[str]]:

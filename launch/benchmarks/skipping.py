@@ -170,7 +170,7 @@ def compare(layers: Sequence[Layer], pairs: int, facts: dict[str, Any]) -> list[
             try:
                 programs[name] = _compiled(given, which)
             except forms.REFUSALS as error:
-                refused[name] = forms.told(error)
+                refused[name] = forms.reason(error)
         timers = {name: timing.queueing(x.run, x.given) for name, x in programs.items()}
         samples = timing.take_turns(timers, pairs)
         if which == "both":

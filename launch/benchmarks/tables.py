@@ -47,7 +47,7 @@ def render(values: dict[str, Any], op: str = "") -> str:
     if "searched" in values:
         from lm.report import autolrs
 
-        return f"{where}\n\n{autolrs.told(values)}"
+        return f"{where}\n\n{autolrs.summary(values)}"
     if "regrets" in values:
         from lm.report import regret
 
@@ -86,10 +86,10 @@ def programs(
     """
     for result in results:
         facts = result["facts"]
-        told, which = facts["name"].split("/")
+        label, which = facts["name"].split("/")
         if which not in passes:
             continue
-        _, width, *setting = told.split()
+        _, width, *setting = label.split()
         sizes = [f"{facts[key] / 1e6:.1f}" for key in ("argument", "output", "temp", "kept")]
         most = [
             "" if None in found else f"{max(found) // unit:,}"

@@ -121,13 +121,13 @@ def kept(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def rows(
-    place: Absent | Here, names: Sequence[str], told: Callable[[str], object]
+    place: Absent | Here, names: Sequence[str], show: Callable[[str], object]
 ) -> Iterator[dict[str, Any]]:
     """A row of kernels/measured for every problem that the kernel takes."""
     for name, case in forms.problems(names):
         form = forms.kernel(name, place.platform)
         assert form is not None
-        told(f"{name} {case.name}")
+        show(f"{name} {case.name}")
         if forms.refusal(name, case, form, place.platform) is None:
             yield _row(place, name, case, form)
 
@@ -145,7 +145,7 @@ def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, An
         "options": dict(case.options),
         "dims": dict(case.dims),
         "dtype": case.dtype,
-        "tried": {side: _told(costs) for side, costs in tried.items()},
+        "tried": {side: _costs(costs) for side, costs in tried.items()},
         "refused": sorted(candidates.keys() - tried.keys()),
     }
     if not tried:
@@ -156,14 +156,14 @@ def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, An
         sides[KERNEL] = candidates[best]
     found = {KERNEL: tried[best]} | place.costs(name, case, sides, 0)
     ours = found[KERNEL]
-    row |= {"blocks": dataclasses.asdict(candidates[best][1]), KERNEL: _told(ours)}
+    row |= {"blocks": dataclasses.asdict(candidates[best][1]), KERNEL: _costs(ours)}
     if BASELINE not in found:  # it does not even compile
         return row | {"ratio": {}, "peak": {}, "wins": True}
     theirs = found[BASELINE]
     ratio = {which: a.seconds / b.seconds for which, a, b in _pairs(ours, theirs)}
     peak = {which: a.peak / b.peak for which, a, b in _pairs(ours, theirs)}
-    told = {BASELINE: _told(theirs), "ratio": ratio, "peak": peak}
-    return row | told | {"wins": wins(ratio, peak, place.evidence)}
+    times = {BASELINE: _costs(theirs), "ratio": ratio, "peak": peak}
+    return row | times | {"wins": wins(ratio, peak, place.evidence)}
 
 
 def wins(ratio: Mapping[str, float], peak: Mapping[str, float], evidence: str) -> bool:
@@ -175,7 +175,7 @@ def _pairs(a: Costs, b: Costs) -> Iterator[tuple[str, Any, Any]]:
     yield from zip(Costs._fields, a, b, strict=True)
 
 
-def _told(costs: Costs) -> dict[str, Any]:
+def _costs(costs: Costs) -> dict[str, Any]:
     return {which: cost._asdict() for which, cost in costs._asdict().items()}
 
 

@@ -1,4 +1,4 @@
-"""Text in, batches out.
+"""From text to batches.
 
 sources -> documents -> tokenizers -> store -> packing -> mixture -> loader -> batch
 """

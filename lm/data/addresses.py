@@ -1,8 +1,9 @@
 """Files at addresses of object stores and other file systems (s3://, gs://, https://, memory://),
-by fsspec, which needs a package for most of them (s3fs, gcsfs, ...) and finds credentials itself.
+read with fsspec. Most kinds of address need another package (s3fs, gcsfs, ...), which also finds
+the credentials.
 
-A glob is one of fsspec. A file's `version` is a digest of what its store says of it: size, time,
-entity tag.
+Globs follow fsspec's rules. A file's `version` is a digest of what the store reports about it:
+size, time, entity tag.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lm.readers import File, package
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """A file of a file system of fsspec; opened as a path is."""
+    """A file of an fsspec file system; it has the `open` method of a path."""
 
     url: str
     system: Any
@@ -33,7 +34,7 @@ class Address:
         return self.system.open(self.path, mode)
 
     def state(self) -> tuple[int, str]:
-        """Size in bytes, and what differs once the content does."""
+        """The size in bytes, and a version that changes when the content changes."""
         return _state(self.system.info(self.path))
 
 
@@ -42,7 +43,7 @@ def is_address(path: str) -> bool:
 
 
 def listed(url: str) -> list[File]:
-    """The files that an address names, or a glob of addresses, in order of their names.
+    """The files that an address or a glob of addresses names, sorted by name.
 
     Raises:
       UserError: fsspec, or the package of this kind of address, is not installed.
@@ -72,12 +73,13 @@ def listed(url: str) -> list[File]:
 
 
 def _state(info: dict[str, Any]) -> tuple[int, str]:
-    told = repr(sorted((str(key), _plain(value)) for key, value in info.items()))
-    return int(info.get("size") or 0), hashlib.sha256(told.encode()).hexdigest()[:16]
+    facts = repr(sorted((str(key), _plain(value)) for key, value in info.items()))
+    return int(info.get("size") or 0), hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> str:
-    """A time as seconds: some stores give it as a number in a listing, and else as an object."""
+    """A value as text. Some stores give a time as a number in a listing and as an object elsewhere;
+    both become seconds."""
     if isinstance(value, datetime.datetime):
         value = value.timestamp()
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,10 +1,10 @@
 """Batch: what a training or evaluation step receives, all arrays `[B, T]`.
 
-`segment_ids` number the documents of a row from 1; 0 is padding and stands only at the tail.
+`segment_ids` number the documents of a row from 1; 0 is padding, which is only at the end of a row.
 `positions` count from 0 inside a segment. `loss_weights` are 1 on real targets and 0 on padding.
 
-Bits per byte of a document leaves out its end of text, which has no bytes, and its first token,
-which nothing predicts:
+Bits per byte of a document excludes its end of text, which has no bytes, and its first token, which
+nothing predicts:
 
     bpb = sum(nll * weights) / (ln 2 * sum(num_bytes))
     num_bytes = bytes of the target, weights = loss_weights where num_bytes > 0
@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one process loads of every batch, whose rows are cut into `num_parts` equal parts: those
-    of these numbers, ascending.
+    """The part of every batch that one process loads. The rows of a batch are cut into `num_parts`
+    equal parts, and `parts` are the numbers of this process's parts, in ascending order.
 
     >>> Share((1, 3), 4).rows(8)
     [2, 3, 6, 7]
@@ -46,7 +46,7 @@ WHOLE = Share((0,), 1)
 
 
 def byte_weights(batch: Batch, token_bytes: Any) -> tuple[Any, Any]:
-    """(weights, num_bytes) of each target, numpy or jax arrays like those given.
+    """(weights, num_bytes) of each target, as numpy or jax arrays like the inputs.
 
     >>> one = np.ones((1, 2), np.int32)
     >>> batch = Batch(one, np.array([[7, 9]]), one, one, one, np.ones((1, 2), np.float32))

@@ -1,4 +1,4 @@
-"""Codecs: what each kind of tokenizer does; lm/data/tokenizers.py adds what all of them share.
+"""Codecs: how each kind of tokenizer encodes; lm/data/tokenizers.py adds what all of them share.
 
 bytes      id = byte, 256 = end of text
 tokenizers byte-level BPE of the `tokenizers` package
@@ -24,12 +24,12 @@ from lm.config import UserError, nearest
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
-_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}  # those that occur in text
-_MOST_IDS = 1 << 24  # of a tokenizer.json: an id far out would ask for that many parameters
-_LONGEST_BLANK = 1 << 19  # letters of white space that tiktoken splits at once; 2^20 make it panic
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}  # bytes that UTF-8 text has
+_MOST_IDS = 1 << 24  # largest vocabulary: the model has embeddings for all ids up to the largest
+_LONGEST_BLANK = 1 << 19  # characters of white space for tiktoken to split at once; 2^20 panic
 
-# As published in openai_public.py of tiktoken up to 0.7; later versions write the same faster, in
-# forms that other readers of patterns do not share. Llama 3's are split as cl100k_base.
+# As published in openai_public.py of tiktoken up to 0.7. Later versions write the same patterns in
+# a faster form, which other programs cannot read. Llama 3 splits text like cl100k_base.
 PATTERNS = {
     "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
     "cl100k_base": (
@@ -44,8 +44,8 @@ PATTERNS = {
         r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
     ),
 }
-# Special tokens that have published ids, by pattern and number of ranks: p50k_base leaves 50256
-# free for its end of text, cl100k_base never uses 100256. 128,000 ranks are Llama 3's.
+# Special tokens with published ids, by pattern and number of ranks. p50k_base leaves 50256 free for
+# its end of text; cl100k_base does not use 100256. Llama 3 has 128,000 ranks.
 _PUBLISHED = {
     ("gpt2", 50280): {END_OF_TEXT: 50256},
     ("cl100k_base", 100256): {END_OF_TEXT: 100257, "<|endofprompt|>": 100276},
@@ -63,8 +63,8 @@ _PUBLISHED = {
 
 
 class Options(NamedTuple):
-    """`pattern`: a name of PATTERNS, for tiktoken. `end_of_text`, `bos`: names of tokens; "": the
-    tokenizer's own end, and no start.
+    """`pattern`: for tiktoken, a key of PATTERNS. `end_of_text`, `bos`: names of tokens. An empty
+    name means the tokenizer's usual end of text, and no bos.
     """
 
     pattern: str = "gpt2"
@@ -73,15 +73,17 @@ class Options(NamedTuple):
 
 
 class Codec:
-    """What a kind of tokenizer does. `end_of_text`, `bos`: ids, the latter None where texts have no
-    start; `named`: both by name; `token_bytes[id]`: UTF-8 bytes that an id stands for; `added`:
-    tokens that are found in a text before it is split.
+    """One kind of tokenizer. `end_of_text`, `bos`: ids; `bos` is None if texts have no start token.
+    `named`: both ids by name. `token_bytes[id]`: number of UTF-8 bytes that an id stands for.
+    `added`: tokens that are found in a text before it is split.
     """
 
     added: Sequence[str] = ()
 
     def __init__(self, pieces: list[bytes], ids: Mapping[str, int], options: Options):
-        """`pieces[id]`: bytes of an id; `ids` by name, of tokens that may end or begin a text."""
+        """`pieces[id]`: the bytes of an id. `ids`: name -> id of tokens that may end or begin a
+        text.
+        """
         end = _checked(ids, options)
         self.named = {name: ids[name] for name in (end, options.bos) if name}
         self.end_of_text = ids[end]
@@ -103,7 +105,7 @@ def _checked(ids: Mapping[str, int], options: Options) -> str:
     """The name of the token that ends texts.
 
     Raises:
-      ValueError: there is none, or no token that an option names.
+      ValueError: there is none, or an option names a token that does not exist.
     """
     end = options.end_of_text or next((name for name in _END_NAMES if name in ids), None)
     if end is None:
@@ -210,7 +212,7 @@ KINDS: dict[str, Any] = {"bytes": _Bytes, "tokenizers": _HuggingFace, "tiktoken"
 
 
 def _cut_blanks(text: str) -> list[str]:
-    """A text in parts whose runs of white space tiktoken can split."""
+    """A text cut so that tiktoken can split every run of white space in it."""
     if len(text) <= _LONGEST_BLANK:
         return [text]
     runs = [match.span() for match in re.finditer(r"\s+", text)]
@@ -220,7 +222,9 @@ def _cut_blanks(text: str) -> list[str]:
 
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
-    """Letter -> byte of byte-level BPE: printable Latin-1 is itself, the rest U+0100 onwards."""
+    """Character -> byte of byte-level BPE: printable Latin-1 is itself, the rest is from U+0100
+    on.
+    """
     plain = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

@@ -1,4 +1,4 @@
-"""What a run reads: its tokenizer, sources and batches, and the checks of more than one field."""
+"""The data configuration: tokenizer, sources and batches, and checks of more than one field."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lm.mapping import NOT_NEGATIVE, OWN, SHARE, Bound, Count, Later, Tokens, Us
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """What turns text into tokens.
+    """The tokenizer, which turns text into tokens.
 
     Attributes:
       kind: `bytes`; `bpe`, trained on the sources; `json`, a tokenizer.json; or `tiktoken`, a file
         of ranks
       path: the file that `json` and `tiktoken` read; empty for the others
-      vocab_size: tokens, with the end of text; the model has as many
-      pattern: how a file of tiktoken splits text; Llama 3's is `cl100k_base`
+      vocab_size: number of tokens, including the end of text; the model has as many
+      pattern: how `tiktoken` splits text; Llama 3 uses `cl100k_base`
       end_of_text: the name of the token that ends every document; empty: the tokenizer's usual one
       bos: the name of the token that begins every document; empty: none
     """
@@ -35,17 +35,17 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Text, with its share of the training.
+    """A source of text, and its share of the training.
 
     Attributes:
-      path: `stdlib`, or a file or a glob of files of any kind that lm/readers has a reader for
+      path: `stdlib`, or a file or glob of files of any kind that lm/readers has a reader for
       text_key: key of the text in JSON lines and Parquet
       weight: share of the training tokens, relative to the other sources; 0: not trained on
-      valid_fraction: share of the text that forms the validation set of this source's name (0:
+      valid_fraction: share of the text held out as the validation set of this source's name (0:
         none, 1: all): whole documents, chosen by the hash of their path or id, or the ends of
         documents where there are few (lm/data/splits.py)
-      token_dtype: type of the ids of .bin files, which do not say it
-      max_tokens: documents are read until they have so many tokens; 0: all
+      token_dtype: type of the ids in .bin files, which do not state it
+      max_tokens: reading stops after this many tokens; 0: read everything
     """
 
     path: Annotated[str, OWN]
@@ -57,7 +57,7 @@ class SourceConfig:
 
 
 def held_out(path: str, text_key: str) -> SourceConfig:
-    """A source that is measured on and not trained on."""
+    """A source that is only evaluated on."""
     return SourceConfig(
         path=path, text_key=text_key, weight=0.0, valid_fraction=1.0, token_dtype="", max_tokens=0
     )
@@ -65,14 +65,15 @@ def held_out(path: str, text_key: str) -> SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads, and its batches.
+    """The text that a run reads, and its batches.
 
     Attributes:
       tokenizer: the tokenizer
-      sources: name -> text that is read
-      context_length: tokens of a row
-      batch_size: rows of a batch
-      packing: how documents fill rows: cut wherever a row ends, or whole where they fit
+      sources: name -> source of text
+      context_length: tokens in a row
+      batch_size: rows in a batch
+      packing: how documents fill rows: concat cuts them where a row ends; best_fit keeps documents
+        that fit a row whole
       batch_warmup: how the batch grows to its size
     """
 
@@ -88,11 +89,11 @@ def check(data: DataConfig) -> None:
     """Checks that involve several fields.
 
     Raises:
-      UserError: nothing to train on, a source or a tokenizer that contradicts itself, or a batch
-      that cannot grow to its size.
+      UserError: there is nothing to train on, a source or tokenizer contradicts itself, or the
+      batch cannot grow to its size.
     """
-    if (told := data.batch_warmup.problem(data.batch_size)) is not None:
-        raise UserError(told)
+    if (message := data.batch_warmup.problem(data.batch_size)) is not None:
+        raise UserError(message)
     if data.sources and not any(source.weight > 0 for source in data.sources.values()):
         raise UserError(
             "data.sources has no source with weight > 0; set "
@@ -116,8 +117,8 @@ def check(data: DataConfig) -> None:
         )
     if data.tokenizer.kind != "tiktoken" and data.tokenizer.pattern != "gpt2":
         raise UserError(
-            f"data.tokenizer.pattern={data.tokenizer.pattern!r} is of tiktoken files, and kind="
-            f"{data.tokenizer.kind!r} reads none; set data.tokenizer.pattern=gpt2"
+            f"data.tokenizer.pattern={data.tokenizer.pattern!r} is only for tiktoken files, and "
+            f"kind={data.tokenizer.kind!r} reads none; set data.tokenizer.pattern=gpt2"
         )
     if data.tokenizer.kind in ("bytes", "bpe") and data.tokenizer.path:
         raise UserError(

@@ -1,20 +1,21 @@
-"""Documents of the files of a source, which lm/readers reads, and the pieces in which they are
+"""The documents in the files of a source, read by lm/readers, and the pieces in which they are
 tokenized.
 
-A document's key is the name of its file, with a line or row number where a file holds many, or its
-`id` field where it has one. By its key it is held out or not (lm/data/splits.py). Where several
-documents have one `id`, their content decides in its place: so of the same text under one name all
-copies lie on one side. Of documents whose tails are held out, both parts have the key.
+A document's key is its `id` field if it has one. Otherwise it is the name of its file, with a line
+or row number if the file holds many. The key decides whether the document is held out
+(lm/data/splits.py). If several documents share an `id`, their content decides instead, so that all
+copies of one text lie on the same side. If the tails of documents are held out, both parts have the
+document's key.
 
-A byte order mark is not a part of a text. A document that is empty or damaged (not UTF-8, not JSON)
-is left out and counted, and so is a file that holds none. A file that cannot be read is told in one
-line with its name, whatever the library raised. A key that is not there, or holds something else
-than text, is a mistake of the configuration and told at once.
+A byte order mark is not part of a text. A document that is empty or damaged (not UTF-8, not JSON)
+is left out and counted, and so is a file without documents. If a file cannot be read, the error is
+one line with its name, whatever the library raised. A key that is missing, or does not hold text,
+is a mistake in the configuration and is raised at once.
 
-Memory: a document is held as its UTF-8 bytes, twice for a moment, and never as one string, which
-takes up to four bytes a letter; one is tokenized in pieces of at most 256 KiB. Lines of JSON over
-16 MiB are read in pieces too (lm/readers/_long_lines.py). A document of more than 2 GiB is refused,
-so that a small .gz that unpacks to the size of a disk is an error and not a kill for memory.
+Memory: a document is held as UTF-8 bytes, for a moment twice. It is never one Python string, which
+takes up to four bytes per character; it is tokenized in pieces of at most 256 KiB. Lines of JSON
+over 16 MiB are read in pieces too (lm/readers/_long_lines.py). A document of more than 2 GiB is
+refused, so that a small .gz that unpacks to terabytes is an error and does not exhaust memory.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from lm.data.splits import Split
 from lm.data.streams import Stream
 from lm.readers import EMPTY, UNDECODABLE, Data, Row
 
-PIECE = 1 << 18  # bytes that are tokenized as one: a tokenizer takes hundreds of bytes for each
-_WINDOW = 1 << 16  # bytes before the end of a piece in which it is cut between words
+PIECE = 1 << 18  # bytes tokenized at once: a tokenizer needs hundreds of bytes of memory for each
+_WINDOW = 1 << 16  # bytes before the end of a piece in which a place between words is searched
 
 
 class Document(NamedTuple):
-    """`data`: UTF-8, or the ids [n] of a file of tokens; not empty. `is_valid`: held out."""
+    """`data`: UTF-8, or the ids [n] from a file of tokens; never empty. `is_valid`: held out."""
 
     key: str
     data: Data | np.ndarray
@@ -49,7 +50,7 @@ class Document(NamedTuple):
 
     @property
     def utf8(self) -> Data:
-        """The data of a document that is not of tokens."""
+        """The data of a document of text, as opposed to ids."""
         assert not isinstance(self.data, np.ndarray), self.key
         return self.data
 
@@ -63,7 +64,8 @@ def documents(
     left_out: LeftOut,
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> Iterator[Document]:
-    """Documents in order. `left_out` is told of what is not one; `advance`, of bytes read.
+    """Documents in order. What is not a document is added to `left_out`; `advance` is called with
+    numbers of bytes read.
 
     Raises:
       UserError: a file cannot be read, changed meanwhile, or has no text under the key.
@@ -81,8 +83,8 @@ def documents(
 
 @functools.lru_cache(maxsize=16)
 def split(corpus: Corpus) -> Split:
-    """Which documents, or parts of them, are held out: read once for the tokenizer and the tokens
-    that are made of them.
+    """Which documents, or parts of documents, are held out. Cached: training a tokenizer and
+    tokenizing both need it.
     """
     keys = (key for _, key in _keyed(corpus, LeftOut(), lambda num_bytes: None))
     return splits.choose(keys, corpus.config.valid_fraction)
@@ -91,7 +93,7 @@ def split(corpus: Corpus) -> Split:
 def _keyed(
     corpus: Corpus, left_out: LeftOut, advance: Callable[[int], object]
 ) -> Iterator[tuple[Row, str]]:
-    """Rows that hold text, each with the key that decides whether it is held out."""
+    """Rows that hold text, each with the key that decides whether the row is held out."""
     repeated = _repeated(corpus)
     for file in corpus.files:
         position, is_empty = 0, True
@@ -105,7 +107,7 @@ def _keyed(
                 left_out.add(wrong, row.place)
                 continue
             key = row.key
-            # Whether ids repeat in a stream could be known only by reading all of it.
+            # A stream is read only once, so whether its ids repeat cannot be known beforehand.
             if is_stream or (row.has_id and _short_hash(key) in repeated):
                 key = hashlib.sha256(row.data).hexdigest()
             yield row, key
@@ -116,8 +118,8 @@ def _keyed(
 
 
 def pieces(data: Data) -> Iterator[str]:
-    """A text in strings of at most 256 KiB, cut where a word ends and a space begins, as tokenizers
-    do in any case. Where no such place is near, it is cut between two letters.
+    """A text in strings of at most 256 KiB, cut between a word and a space, where tokenizers cut
+    anyway. If there is no such place nearby, it is cut between two characters.
     """
     start = 0
     while len(data) - start > PIECE:
@@ -128,7 +130,7 @@ def pieces(data: Data) -> Iterator[str]:
 
 
 def parts(ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Ids in arrays of at most so many."""
+    """Ids in arrays of at most PIECE ids."""
     return (ids[start : start + PIECE] for start in range(0, len(ids), PIECE))
 
 
@@ -142,7 +144,7 @@ def _cut(data: Data, end: int) -> int:
 
 
 def _whole(data: Data, place: int) -> int:
-    """The last place at or before this one where a letter begins."""
+    """The last place at or before `place` at which a character begins."""
     while data[place] & 0xC0 == 0x80:
         place -= 1
     return place
@@ -164,8 +166,8 @@ def _wrong(data: Data | np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _repeated(corpus: Corpus) -> frozenset[int]:
-    """Hashes of the ids that several documents have; a pass over the files that can hold ids, once
-    for the tokenizer and the tokens that are made of them.
+    """Hashes of the ids that several documents share. It takes a pass over the files that can hold
+    ids. Cached: training a tokenizer and tokenizing both need it.
     """
     if not 0 < corpus.config.valid_fraction < 1:
         return frozenset()

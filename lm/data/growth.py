@@ -1,13 +1,12 @@
-"""Batch-size warmup: a batch that doubles until it has its full size.
+"""Batch-size warmup: the batch doubles until it has its full size.
 
     data.batch_size 64, first 8, length "3e6 tokens", rows of 1,024 tokens
     -> 8, 16 and 32 rows for a third of 3e6 tokens each, rounded up to full batches, then 64
 
 MiniCPM-1.2B doubles once, from 2 to 4 M tokens (arXiv 2404.06395) [P]; GPT-3 grows linearly over
 its first 4 to 12 G tokens (arXiv 2005.14165, appendix B) UNCONFIRMED. Doubling needs one
-compilation for each size. The batch stays a pure function of the step, and every size takes the
-rows of whole full batches, so that after the warmup the steps end at the tokens where they would
-without it.
+compilation per size. The batch remains a pure function of the step. Every size takes a whole number
+of full batches' rows, so that after the warmup steps end at the same tokens as without it.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ EXPONENT = Bound("must lie in [0, 1]; set 0.5", lambda x: 0.0 <= x <= 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchWarmup:
-    """A batch that doubles until it has its full size.
+    """The batch-size warmup: the batch doubles until it has its full size.
 
     Attributes:
       first: rows of the first batch; 0: no warmup
-      length: of the warmup, in tokens, or in steps of the full batch
-      rate_exponent: c: meanwhile the learning rate is multiplied by (rows / batch_size)^c; 0.5 is
-        the rule of the square root, 1 that of SGD (lm/laws/batch_rate.py)
+      length: length of the warmup, in tokens or in steps of the full batch
+      rate_exponent: c: during the warmup the learning rate is multiplied by (rows / batch_size)^c;
+        0.5 is the square-root rule, 1 the rule of SGD (lm/laws/batch_rate.py)
     """
 
     first: Annotated[int, NOT_NEGATIVE]
@@ -38,7 +37,7 @@ class BatchWarmup:
     rate_exponent: Annotated[float, EXPONENT]
 
     def problem(self, batch_size: int) -> str | None:
-        """What is wrong with it, in one line."""
+        """What is wrong with the warmup, in one line."""
         where = f"data.batch_warmup.first={self.first}"
         if not self.first:
             if not (self.length.value or self.rate_exponent):
@@ -60,14 +59,14 @@ class BatchWarmup:
         return None
 
 
-# For who can only do without.
+# For commands that do not support a warmup.
 REMEDY = "set first=0, length='0 tokens' and rate_exponent=0 of data.batch_warmup"
 NO_WARMUP = BatchWarmup(first=0, length=Duration(0.0, "tokens"), rate_exponent=0.0)
 
 
 class Batches(NamedTuple):
-    """The rows of every batch: `size`, before which `doublings` smaller sizes take `span` full
-    batches of rows each.
+    """The number of rows of every batch. `size` is the full size; before it come `doublings`
+    smaller sizes, each of which takes the rows of `span` full batches.
     """
 
     size: int
@@ -76,7 +75,7 @@ class Batches(NamedTuple):
 
     @property
     def stages(self) -> Iterator[tuple[int, int]]:
-        """The smaller sizes: rows, and steps that have them."""
+        """For each smaller size: its rows, and the number of its steps."""
         for i in range(self.doublings, 0, -1):
             yield self.size >> i, self.span << i
 
@@ -85,11 +84,11 @@ class Batches(NamedTuple):
         return sum(steps for _, steps in self.stages)
 
     def of(self, step: int) -> int:
-        """Rows of the batch that step number `step`, from 0, takes."""
+        """Rows of the batch at step number `step`; the first step is number 0."""
         return self.before(step + 1) - self.before(step)
 
     def before(self, step: int) -> int:
-        """Rows of all batches before that of step number `step`."""
+        """Rows of all batches before step number `step`."""
         rows = 0
         for size, steps in self.stages:
             if step < steps:
@@ -98,7 +97,7 @@ class Batches(NamedTuple):
         return rows + self.size * step
 
     def steps(self, rows: float) -> float:
-        """How many steps take so many rows: the inverse of `before`, between whole steps too."""
+        """How many steps take `rows` rows: the inverse of `before`, with fractions of a step."""
         done = 0
         for size, steps in self.stages:
             if rows < size * steps:
@@ -108,7 +107,7 @@ class Batches(NamedTuple):
 
 
 def batches(size: int, warmup: BatchWarmup, context_length: int) -> Batches:
-    """The rows of every batch under a warmup that has no problem."""
+    """The rows of every batch under a warmup whose `problem` is None."""
     if not warmup.first:
         return Batches(size)
     per_step, doublings = size * context_length, _doublings(warmup.first, size)

@@ -2,13 +2,12 @@
 
     store -> plan of an epoch -> rows, shuffled per epoch -> mixture -> rows of a share -> batch
 
-Rows that no text holds come from a `Rows`, which gives the batch of a step by itself.
+Rows that are not read from text come from a `Rows`, which generates the batch of a step.
 
-All of it is random access (Grain's MapDataset), so the state is one integer, and a process reads
-its share of the rows of the same global batch, however many there are; B may grow
-(lm/data/growth.py), and the rows stand in one order whatever batches they come in. One
-background thread prefetches: tokenising was done before. Validation rows come in file order,
-without shuffling.
+Everything is random access (Grain's MapDataset), so the state is one integer. Each process reads
+its share of the rows of the same global batch, whatever the number of processes. The batch size may
+grow (lm/data/growth.py); the order of rows does not depend on it. One background thread prefetches;
+tokenization was done beforehand. Validation rows come in file order, without shuffling.
 """
 
 from __future__ import annotations
@@ -45,20 +44,21 @@ _INDIVISIBLE = (
 
 
 class Rows(Protocol):
-    """Training rows that are generated, not read from text."""
+    """Training rows that are generated instead of read from text."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything the rows depend on, apart from the step; kept with a checkpoint."""
+        """Everything the rows depend on, except the step; saved in checkpoints."""
         ...
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of a step [B, T], always the same; T may differ between steps."""
+        """The whole batch of a step [B, T]. It depends only on the step; T may differ by step."""
         ...
 
 
 class Windows(grain.MapDataset):
-    """Rows of one source. Index i is the row read as number i % num_rows in epoch i // num_rows."""
+    """Rows of one source. Index i is row number i % num_rows, in reading order, of epoch i //
+    num_rows."""
 
     def __init__(self, store: Store, packer: Packer, context_length: int, source_id: int):
         super().__init__()
@@ -77,7 +77,7 @@ class Windows(grain.MapDataset):
 
 
 def window(store: Store, plan: Plan, row: int, context_length: int, source_id: int) -> Batch:
-    """One row of a plan as arrays `[T]`; places after its last piece are padding, all zero."""
+    """One row of a plan as arrays `[T]`. Places after its last piece are padding, all zero."""
     pieces = slice(plan.row_ptr[row], plan.row_ptr[row + 1])
     length = plan.length[pieces]
     begins = np.cumsum(length) - length
@@ -140,10 +140,10 @@ def create(
     batches: Batches,
     share: Share = WHOLE,
 ) -> Loader:
-    """A share of the training stream; `batches` are global.
+    """A loader of this process's share of the training stream; `batches` are the global ones.
 
     Raises:
-      UserError: a batch does not divide into the parts of the share.
+      UserError: the batch does not divide into the parts of the share.
     """
     _check_parts(batches.of(0), share)
     streams, shares = [], []
@@ -155,7 +155,7 @@ def create(
         packer = Packer(store.lengths, config.context_length, config.packing, key)
         rows = Windows(store, packer, config.context_length, source_id)
         streams.append(rows.repeat())
-        # Rows of a source with more padding must come more often. Exact: a quotient may overflow.
+        # A source with more padding needs more rows. Fractions are exact; a float could overflow.
         shares.append(Fraction(source.weight) / Fraction(packer.fill))
     rows = grain.MapDataset.select_from_datasets(streams, _Order(Mixture(shares)))
     dataset = _Batches(rows, batches, share)
@@ -163,7 +163,7 @@ def create(
 
 
 def generated(rows: Rows, *, batch_size: int, share: Share = WHOLE) -> Loader:
-    """A share of generated rows as the training stream; `batch_size` is global.
+    """A loader of this process's share of generated rows; `batch_size` is the global one.
 
     Raises:
       UserError: the batch does not divide into the parts of the share.
@@ -178,7 +178,7 @@ def _check_parts(batch_size: int, share: Share) -> None:
 
 
 class _Generated(grain.MapDataset):
-    """Item i is a share of the batch of step i."""
+    """Item i is this process's share of the batch of step i."""
 
     def __init__(self, rows: Rows, share: Share):
         super().__init__()
@@ -206,11 +206,11 @@ class _Order(grain.transforms.DatasetSelectionMap):
 
 
 class _Batches(grain.MapDataset):
-    """Item i is a share of the batch of step i."""
+    """Item i is this process's share of the batch of step i."""
 
     def __init__(self, rows: grain.MapDataset, batches: Batches, share: Share):
         super().__init__()
-        self._rows: Any = rows  # of a dataset without end, no row is None
+        self._rows: Any = rows  # the dataset is endless, so no row is None
         self._batches, self._share = batches, share
 
     def __len__(self) -> int:
@@ -222,8 +222,8 @@ class _Batches(grain.MapDataset):
 
 
 def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches) -> dict[str, Any]:
-    """Everything the training stream depends on, apart from the step, and under "validation" what
-    the validation sets hold; kept with a checkpoint.
+    """Everything the training stream depends on, except the step; and under "validation" digests of
+    the validation sets. Saved in checkpoints.
     """
     trained = {name: source for name, source in config.sources.items() if source.weight > 0}
     mixed = {"mixture_version": mixture_lib.VERSION} if len(trained) > 1 else {}
@@ -252,7 +252,7 @@ def identity(prepared: Prepared, config: DataConfig, seed: int, batches: Batches
 
 
 def held_out(prepared: Prepared, config: DataConfig) -> dict[str, str]:
-    """sha256 of the tokens of every validation set, by its name."""
+    """Name of each validation set -> sha256 of its tokens."""
     return {
         name: prepared.stores[name]["valid"].meta["tokens_sha256"]
         for name, source in config.sources.items()
@@ -260,8 +260,8 @@ def held_out(prepared: Prepared, config: DataConfig) -> dict[str, str]:
     }
 
 
-def tell_changed(saved: Mapping[str, Any], held_out: Mapping[str, str]) -> None:
-    """Tells of validation sets that are not those of the checkpoint whose identity is `saved`."""
+def warn_changed(saved: Mapping[str, Any], held_out: Mapping[str, str]) -> None:
+    """Warns if validation sets differ from those of the checkpoint with the identity `saved`."""
     for name, (old, new) in difference(saved.get("validation", {}), held_out).items():
         if old and new:
             log.warning(
@@ -274,16 +274,16 @@ def tell_changed(saved: Mapping[str, Any], held_out: Mapping[str, str]) -> None:
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to continue a stream of batches with a different one, and tells of validation sets
-    that changed, whose numbers before and after are of different texts.
+    """Refuses to continue a stream of batches with a different one. Warns if validation sets
+    changed, because losses before and after are then of different texts.
 
     Raises:
-      UserError: another order of rows, or other rows.
+      UserError: the rows, or their order, differ.
     """
-    tell_changed(saved, current.get("validation", {}))
+    warn_changed(saved, current.get("validation", {}))
     trained = [{k: v for k, v in x.items() if k != "validation"} for x in (saved, current)]
     differing = difference(*trained)
-    # Last, since the order of rows has a number of its own only where several sources are mixed.
+    # Versions come last: another order of rows is reported only if nothing else differs.
     for key in sorted(differing, key=lambda key: key.endswith("_version")):
         old, new = differing[key]
         if key.endswith("_version"):
@@ -301,7 +301,8 @@ def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
 def validation_rows(
     prepared: Prepared, config: DataConfig, max_tokens: int
 ) -> dict[str, ValidationRows]:
-    """Held-out rows of every source that has any; of each `max_tokens` or one row at most."""
+    """Held-out rows of every source that has any, at most `max_tokens` per source but at least one
+    row."""
     sets = {}
     for source_id, (name, source) in enumerate(config.sources.items()):
         if source.valid_fraction == 0:
@@ -317,11 +318,11 @@ def validation_rows(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ValidationRows(Sequence[Batch]):
-    """Rows of a plan, made when read; fields [T]."""
+    """Rows of a plan, made when they are read; their fields are [T]."""
 
     store: Store
     plan: Plan
-    rows: np.ndarray  # in file order; where not all may be read, spread evenly
+    rows: np.ndarray  # in file order; evenly spread if only some are read
     context_length: int
     source_id: int
 
@@ -335,7 +336,7 @@ class ValidationRows(Sequence[Batch]):
         return window(self.store, self.plan, row, self.context_length, self.source_id)
 
     def documents(self, index: int) -> np.ndarray:
-        """The document of the store that each place is of [T], -1 at padding."""
+        """For each place [T] the document of the store that it belongs to, -1 for padding."""
         pieces = slice(*self.plan.row_ptr[self.rows[index] : self.rows[index] + 2])
         found = np.repeat(self.plan.doc[pieces], self.plan.length[pieces])
         return np.pad(found, (0, self.context_length - len(found)), constant_values=-1)

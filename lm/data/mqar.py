@@ -3,16 +3,16 @@
     tokens   k1 v1 k2 v2 ... | k2  .  .  .  k1  .  .  .      pairs, then queries among filler
     targets   .  .  .  . ... | v2  .  .  .  v1  .  .  .      an answer is the target of its query
 
-Ids: 0 is blank, keys are 1 .. vocab/2 - 1, values vocab/2 .. vocab - 1; those of a row are all
-different. The queries stand at even distances 2 g behind the pairs, the g drawn
-one after the other without replacement, p(g) ~ (g + 1)^(power - 1). The i-th draw is for the i-th
-key, so that early keys are asked early.
+Ids: 0 is blank, keys are 1 .. vocab/2 - 1, values are vocab/2 .. vocab - 1. All keys of a row
+differ and all its values differ. The queries stand at even distances 2 g behind the pairs. The g
+are drawn one after another without replacement, p(g) ~ (g + 1)^(power - 1). The i-th draw is for
+the i-th key, so early keys are asked early.
 
-With `repeats`, that many of the pairs bind a key that the row binds elsewhere too, in a random
-order; the answer is the value of the last. (Each key is asked once still.)
+With `repeats`, that many of the pairs bind a key that another pair of the row also binds, in random
+order. The answer is then the value bound last. (Each key is still asked once.)
 
-Places without a question hold the blank, or with filler "random" any id. What a row binds are its
-first 2 * pairs places alone.
+Places without a question hold the blank, or any id if the filler is "random". Only the first 2 *
+pairs places of a row bind keys.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from lm.config import UserError, to_mapping
 from lm.data.batch import Batch
 
 # The second of the three numbers that seed training rows. A test is seeded by one number, which
-# NumPy fills up with zeros: so no test has the rows of a training.
+# NumPy extends with zeros, so no test has the rows of a training.
 TRAIN = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One kind of row.
+    """The options of one kind of row.
 
     Attributes:
       length: tokens of a row
-      pairs: bindings of a row
-      repeats: bindings of a key that the row binds elsewhere too
-      filler: what stands where nothing is asked
+      pairs: bindings in a row
+      repeats: bindings of a key that another binding of the row also has
+      filler: ids at places without a question
       power: spread of the queries: 1 is even, 0.01 (the paper's) puts most of them near the pairs
     """
 
@@ -52,12 +52,12 @@ class Setting:
 
     @property
     def num_keys(self) -> int:
-        """Of a row, and so its questions."""
+        """Number of different keys in a row, which is also its number of questions."""
         return self.pairs - self.repeats
 
     @property
     def name(self) -> str:
-        """64x8, and what differs from the paper."""
+        """The name of the setting: 64x8, followed by what differs from the paper."""
         name = f"{self.length}x{self.pairs}"
         name += f"-r{self.repeats}" if self.repeats else ""
         name += "-random" if self.filler == "random" else ""
@@ -98,9 +98,9 @@ class Set:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epochs:
-    """Rows to train on (lm.data.loader.Rows). An epoch goes through every set once, in a new order,
-    by batches of one set each, the batches of all sets shuffled; the rest of a set that makes no
-    batch waits for another epoch.
+    """Rows to train on (lm.data.loader.Rows). An epoch goes through every set once, in a new order.
+    Each batch is of one set, and the batches of all sets are shuffled. The rows of a set that do
+    not fill a batch are left out of that epoch.
     """
 
     sets: tuple[Set, ...]
@@ -113,7 +113,7 @@ class Epochs:
         return {"mqar": to_mapping(self)}
 
     def batch(self, step: int) -> Batch:
-        """[B, T], T of the set whose turn it is."""
+        """The batch [B, T]; T is the length of the set that this step uses."""
         epoch, i = divmod(step, sum(one.examples // self.batch_size for one in self.sets))
         index, chosen = _plan(self, epoch)[i]
         return batch(Examples(*(field[chosen] for field in _rows(self)[index])))
@@ -121,7 +121,7 @@ class Epochs:
 
 @functools.lru_cache(maxsize=2)
 def _plan(epochs: Epochs, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """(set, its rows) of every batch of an epoch, in order."""
+    """For every batch of an epoch, in order: the set, and the rows of the set."""
     size = epochs.batch_size
     rng = np.random.default_rng([epochs.seed, TRAIN, len(epochs.sets), epoch])
     plan = []
@@ -142,7 +142,7 @@ def _rows(epochs: Epochs) -> list[Examples]:
 
 
 class Examples(NamedTuple):
-    """Rows of a setting. `last` is the place of the key of the binding that answers a question."""
+    """Rows of a setting. `last` is the place of the key in the binding that answers a question."""
 
     tokens: np.ndarray  # int32 [N, T]
     targets: np.ndarray  # int32 [N, T], 0 where nothing is asked
@@ -151,7 +151,7 @@ class Examples(NamedTuple):
 
 
 def examples(setting: Setting, vocab_size: int, num: int, seed: Sequence[int]) -> Examples:
-    """`num` rows, the same for the same arguments.
+    """`num` rows; the same arguments give the same rows.
 
     Raises:
       UserError: the setting does not fit its length or the vocabulary.
@@ -166,7 +166,7 @@ def examples(setting: Setting, vocab_size: int, num: int, seed: Sequence[int]) -
     rows = np.arange(num)
     last = np.zeros((num, num_keys), np.int32)
     count = np.zeros((num, num_keys), np.int32)
-    for i in range(pairs):  # in order: the later binding stays
+    for i in range(pairs):  # in order, so that the last binding of a key remains
         last[rows, bound[:, i]] = i
         count[rows, bound[:, i]] += 1
 
@@ -185,7 +185,7 @@ def examples(setting: Setting, vocab_size: int, num: int, seed: Sequence[int]) -
 
 
 def batch(rows: Examples) -> Batch:
-    """Rows as one document each; only answers have weight."""
+    """A batch in which each row is one document, and only answers have weight."""
     ones = np.ones_like(rows.tokens)
     return Batch(
         tokens=rows.tokens,
@@ -209,7 +209,7 @@ def _bindings(rng: np.random.Generator, num: int, setting: Setting) -> np.ndarra
 def _gaps(rng: np.random.Generator, num: int, setting: Setting) -> np.ndarray:
     """The g of every question, distinct in a row, int [num, num_keys]."""
     space = (setting.length - 2 * setting.pairs) // 2
-    # Of clocks that ring at rates p, i is first with probability p_i; then the next of the rest.
+    # If clocks ring at rates p, clock i rings first with probability p_i; then the rest likewise.
     weight = np.arange(1, space + 1, dtype=np.float32) ** np.float32(setting.power - 1)
     clock = rng.standard_exponential((num, space), np.float32) / weight
     return np.argsort(clock, axis=1)[:, : setting.num_keys]
@@ -218,7 +218,7 @@ def _gaps(rng: np.random.Generator, num: int, setting: Setting) -> np.ndarray:
 def _distinct(rng: np.random.Generator, num: int, size: int, count: int) -> np.ndarray:
     """`count` different numbers below `size` in random order, int32 [num, count].
 
-    Floyd's algorithm draws the set (Bentley, CACM 1987), whose order is then shuffled.
+    Floyd's algorithm draws the set (Bentley, CACM 1987); its order is then shuffled.
     """
     chosen = np.zeros((num, count), np.int32)
     for i, top in enumerate(range(size - count, size)):

@@ -1,12 +1,12 @@
-"""Unigram and bigram probabilities of a run's own training tokens: what a task can be answered with
+"""Unigram and bigram probabilities of a run's own training tokens: the baseline that a task reaches
 without a model.
 
     p(b)     = (count(b) + 1) / (tokens + vocab)
     p(b | a) = (count(ab) + kinds(a) p(b)) / (count(a) + kinds(a))
 
-kinds(a) is how many different tokens follow a: the interpolation of Witten & Bell 1991 (IEEE
-Transactions on Information Theory 37(4), method C), which needs no parameter. A pair across two
-documents is not a pair.
+kinds(a) is the number of different tokens that follow a. This is the interpolation of Witten & Bell
+1991 (IEEE Transactions on Information Theory 37(4), method C), which has no parameter. Two tokens
+of different documents do not form a pair.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from lm.data.store import Store
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ngrams:
-    """`counts` [vocab] of tokens; `pairs` [P] of different pairs a * vocab + b, sorted, and
-    `pair_counts` [P]; `followed`, `kinds` [vocab]: the pairs that start with a, all and different.
+    """`counts` [vocab] of tokens. `pairs` [P]: the different pairs as a * vocab + b, sorted;
+    `pair_counts` [P]. `followed`, `kinds` [vocab]: how many pairs, and how many different pairs,
+    start with a.
     """
 
     counts: np.ndarray
@@ -37,7 +38,7 @@ class Ngrams:
         return np.log(self.counts.sum() + len(self.counts)) - np.log(self.counts[ids] + 1.0)
 
     def bigram(self, ids: np.ndarray) -> np.ndarray:
-        """Nats of every token given the one before it; the first's are the unigram's. [n]"""
+        """Nats of every token given the one before it; for the first token, the unigram's. [n]"""
         nats = self.unigram(ids)
         a, b = np.asarray(ids[:-1], np.int64), np.asarray(ids[1:], np.int64)
         code = a * len(self.counts) + b
@@ -52,7 +53,7 @@ class Ngrams:
 
 
 def count(parts: Sequence[np.ndarray], vocab_size: int, end_of_text: int) -> Ngrams:
-    """Counts of stretches of ids, in each of which documents end with `end_of_text`."""
+    """Counts in stretches of ids, in which every document ends with `end_of_text`."""
     counts = np.zeros(vocab_size, np.int64)
     codes = [np.zeros(0, np.int64)]
     for part in parts:
@@ -73,7 +74,9 @@ def of_training(
     vocab_size: int,
     end_of_text: int,
 ) -> Ngrams:
-    """Counts of the first training tokens of every source, `most` in all, shared out by weight."""
+    """Counts in the first training tokens of every source: about `most` in all, shared by
+    weight.
+    """
     trained = {name: weight for name, weight in weights.items() if weight > 0}
     shares = {name: math.ceil(most * w / sum(trained.values())) for name, w in trained.items()}
     parts = [stores[name]["train"].tokens[:share] for name, share in shares.items()]

@@ -1,17 +1,18 @@
-"""Packing: the pieces of documents that make up each row of `context_length` training pairs.
+"""Packing: which pieces of documents make up each row of `context_length` training pairs.
 
-A document of n tokens and its end of text is x[0..n]; its pairs are (x[i], x[i+1]) for i < n, made
-before packing. So no target belongs to another document, none is lost at the edge of a row, and the
-end of text is a target but never an input. An epoch holds every pair exactly once.
+A document of n tokens and its end of text is x[0..n]. Its pairs (x[i], x[i+1]) for i < n are made
+before packing. So no target belongs to another document, no pair is lost at the edge of a row, and
+the end of text is a target but never an input. An epoch holds every pair exactly once.
 
-- concat: documents, shuffled per epoch, end to end, cut every `context_length` pairs; only the last
-  row is padded.
-- best_fit: documents longer than a row are cut into whole rows and a rest; rests and short
-  documents go, longest first, into the row with the least space that holds them (Ding et al., arXiv
-  2404.10830). No document that fits is cut.
+- concat: documents, shuffled per epoch, are joined end to end and cut every `context_length` pairs.
+  Only the last row is padded.
+- best_fit: documents longer than a row are cut into whole rows and a rest. Rests and short
+documents
+  are placed, longest first, in the row with the least space that still holds them (Ding et al.,
+  arXiv 2404.10830). No document that fits a row is cut.
 
-A plan is a pure function of (lengths, context_length, packing, seed, epoch); so is the
-order of its rows. (Grain's shuffle takes milliseconds per row where there are few rows.)
+A plan is a pure function of (lengths, context_length, packing, seed, epoch), and so is the order of
+its rows. (Grain's shuffle takes milliseconds per row if there are few rows.)
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-VERSION = 1  # of the order of rows: raise it when the same seed gives other batches
+VERSION = 1  # of the order of rows: raise it if the same seed gives other batches
 _CACHED_EPOCHS = 2  # prefetching looks one epoch ahead of the one being read
 
 
 class Plan(NamedTuple):
-    """Row r holds pieces row_ptr[r]..row_ptr[r+1]: `length` pairs of `doc` from `start` on."""
+    """Row r holds the pieces row_ptr[r] .. row_ptr[r+1] - 1. Piece i is `length[i]` pairs of
+    document `doc[i]` from pair `start[i]` on."""
 
     row_ptr: np.ndarray
     doc: np.ndarray
@@ -61,7 +63,7 @@ class Packer:
 
     @property
     def fill(self) -> float:
-        """Share of a row's places that hold a pair, on average; the same in every epoch."""
+        """Average share of a row's places that hold a pair; the same in every epoch."""
         return float(self._lengths.sum()) / (self.num_rows * self._context_length)
 
     def epoch(self, epoch: int) -> tuple[Plan, np.ndarray]:
@@ -101,7 +103,7 @@ def concat(lengths: np.ndarray, context_length: int, order: np.ndarray) -> Plan:
 
 
 def best_fit(lengths: np.ndarray, context_length: int, order: np.ndarray, bins: np.ndarray) -> Plan:
-    """Whole rows of long documents, then rests by `bins`; of equal rests, `order` decides."""
+    """Whole rows of long documents, then rests by `bins`. `order` decides among equal rests."""
     whole = lengths // context_length
     row_docs = np.repeat(np.arange(len(lengths)), whole)
     row_starts = (
@@ -124,7 +126,7 @@ def best_fit(lengths: np.ndarray, context_length: int, order: np.ndarray, bins: 
 
 
 def best_fit_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The bin of each length (longest first): the fullest that still holds it, else a new one.
+    """The bin of each length (longest first): the fullest that still holds it, or a new one.
 
     >>> best_fit_bins(np.array([6, 5, 4, 3, 2]), 10).tolist()
     [0, 1, 0, 1, 1]

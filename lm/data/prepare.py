@@ -1,13 +1,13 @@
-"""Prepare: sources -> tokenizer -> stores below a data folder, made once and found again.
+"""Prepare: sources -> tokenizer -> stores below a data folder, made once and reused.
 
     <data_dir>/tokenizer-<hash>/tokenizer.json    if trained: hash of its size and training files
     <data_dir>/tokenizer-<hash>/sha256            of that file
     <data_dir>/<source>-<hash>/tokenizer.json     the tokenizer of these tokens
     <data_dir>/<source>-<hash>/{train,valid}/...  hash of files, split and tokenizer; see store.py
 
-Each folder is written under a temporary name and renamed when complete, holding a lock file, so
-that of two processes the second waits and reuses, and one that dies leaves nothing that counts.
-What was left out of a source is told in one line.
+Each folder is written under a temporary name while a lock file is held, and renamed when complete.
+So a second process waits and reuses the result, and a process that dies leaves nothing that is
+used. What was left out of a source is logged in one line.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from lm.data.sources import Corpus, LeftOut
 from lm.data.store import SPLITS, Store, open_store
 from lm.data.tokenizers import Tokenizer
 
-FORMAT = 3  # raise when the meaning of the files changes: old folders are then not found any more
+FORMAT = 3  # raise when the meaning of the files changes: then old folders are no longer found
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Everything a loader reads: the tokenizer and, by source and split, the opened stores; and by
-    source what was left out.
+    """What a loader reads: the tokenizer, the opened stores by source and split, and by source what
+    was left out.
     """
 
     tokenizer: Tokenizer
@@ -52,19 +52,19 @@ class Prepared:
 
     @property
     def left_out_counts(self) -> dict[str, dict[str, int]]:
-        """{source: {reason: number}}, of the sources of which anything was left out."""
+        """{source: {reason: number}}, for sources of which something was left out."""
         return {name: left.counts for name, left in self.left_out.items() if left.counts}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """The folder of prepared data, as this process sees it."""
+    """The folder of prepared data, for a process that writes it or one that only reads it."""
 
     data_dir: Path
     is_writer: bool
 
     def once(self, name: str, write: Callable[[Path], None]) -> Path:
-        """The folder of this name, filled by `write` unless it exists."""
+        """The folder of this name; `write` fills it unless it exists."""
         folder = self.data_dir / name
         if self.is_writer:
             _once(folder, write)
@@ -77,10 +77,10 @@ class _Place:
 
 
 def resolve_data_dir(flag: str = "") -> Path:
-    """Where prepared data live: the flag, else ESPALIER_DATA, else the user's cache folder.
+    """Where prepared data is kept: the flag, or ESPALIER_DATA, or the user's cache folder.
 
     Raises:
-      UserError: an address, as s3://, is named.
+      UserError: it is an address, such as s3://...
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = flag or os.environ.get("ESPALIER_DATA") or os.path.join(cache, "espalier")
@@ -101,11 +101,11 @@ def prepare(
     verify: bool = False,
     is_writer: bool = True,
 ) -> Prepared:
-    """Prepares what is missing, opens everything; `tokenizer` (a run's own) replaces the config's.
-    Where not `is_writer`, another process has prepared it.
+    """Prepares what is missing and opens everything. `tokenizer`, if given, is used instead of the
+    config's. If not `is_writer`, another process must have prepared the data.
 
     Raises:
-      UserError: a source, the tokenizer or a store cannot be used; nothing half-written is left.
+      UserError: a source, the tokenizer or a store cannot be used. Nothing is left half written.
     """
     place = _Place(data_dir, is_writer)
     corpora = {name: sources.create(name, source) for name, source in config.sources.items()}
@@ -127,22 +127,22 @@ def prepare(
         stores[name] = {split: open_split(folder / split, verify=verify) for split in SPLITS}
     left_out = {name: _left_out(corpus, stores[name]) for name, corpus in corpora.items()}
     for name, source in config.sources.items():
-        kept, told = sum(x.num_documents for x in stores[name].values()), str(left_out[name])
+        kept, message = sum(x.num_documents for x in stores[name].values()), str(left_out[name])
         if not kept:
             raise UserError(
-                f"data.sources.{name} holds no text (left out: {told or 'nothing'}); set another "
-                "path"
+                f"data.sources.{name} holds no text (left out: {message or 'nothing'}); set "
+                "another path"
             )
         _check_splits(name, source.weight, source.valid_fraction, stores[name])
         if 0 < source.valid_fraction < 1 and is_writer and progress:
             _say(_held_out(name, stores[name]))
-        if told and is_writer:
-            sources.tell(f"data.sources.{name}: {kept:,} documents", told)
+        if message and is_writer:
+            sources.warn_left_out(f"data.sources.{name}: {kept:,} documents", message)
     return Prepared(tokenizer, stores, left_out)
 
 
 def _left_out(corpus: Corpus, splits: Mapping[str, Store]) -> LeftOut:
-    """Files that are not listed now, and documents that were not in those that were read."""
+    """Files that were not listed, and documents that were left out of the files that were read."""
     found = LeftOut()
     found.include(corpus.left_out)
     found.include(LeftOut(**splits["train"].meta["left_out"]))
@@ -173,7 +173,7 @@ def _check_splits(
 
 
 def _held_out(name: str, stores: Mapping[str, Store]) -> str:
-    """What is held out of a source, in one line."""
+    """One line that says how much of a source is held out."""
     train, valid = (stores[split].num_documents for split in SPLITS)
     sizes = [stores[split].meta["bytes"] for split in SPLITS]
     share = f"{100 * sizes[1] / sum(sizes):.3g} % of the bytes"
@@ -238,7 +238,7 @@ def _tokenized(corpus: Corpus, tokenizer: Tokenizer, place: _Place, bar: Progres
 
 
 def _once(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fills `folder` by `write` unless it exists; one process at a time, all or nothing."""
+    """Lets `write` fill `folder` unless it exists. One process at a time, all or nothing."""
     try:
         if folder.is_dir():
             return
@@ -279,7 +279,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 @functools.cache
 def _say(line: str) -> None:
-    """Once in a process: a study reads the same data for each of its runs."""
+    """Prints a line once per process: a study reads the same data for each of its runs."""
     print(line, file=sys.stderr, flush=True)
 
 

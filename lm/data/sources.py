@@ -1,17 +1,17 @@
-"""Sources of text: which files.
+"""Sources of text: which files a path stands for.
 
-- `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB of
-  code).
-- `datasets:NAME:SPLIT`: a set of the Hugging Face hub (lm/data/streams.py).
-- an address or a glob of addresses (lm/data/addresses.py).
-- a glob (`~` and `**` allowed) of the files that lm/readers read, or a folder that one of them
-  knows to be a data set. A part of it that has
-  no * or ? and exists as it is written is taken literally: "x[v1]/*.txt" is the folder x[v1].
+- `stdlib`: the running Python's own `*.py`, without tests and installed packages (about 12 MB).
+- `datasets:NAME:SPLIT`: a data set on the Hugging Face hub (lm/data/streams.py).
+- An address or a glob of addresses (lm/data/addresses.py).
+- A glob (`~` and `**` allowed) of files that lm/readers can read, or a folder that one of the
+readers
+  recognizes as a data set. A part of the path without * or ? that exists as written is taken
+  literally: "x[v1]/*.txt" is the folder x[v1].
 
-A file has its path below the root (the glob's part without wildcards) as its name, and is one file
-however many symbolic links lead to it: of these paths the one without links is taken, else the
-shortest, and the others are counted as duplicates. Two hard links are two files. Files are visited
-in the order of their names.
+A file's name is its path below the root, which is the part of the glob before any wildcard. A file
+counts once, however many symbolic links lead to it. Of these paths the one without links is taken,
+or else the shortest, and the others are counted as duplicates. Two hard links are two files. Files
+are read in the order of their names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lm.readers import Asked, File
 
 log = logging.getLogger(__name__)
 
-# Why left out.
+# Reasons why something is left out.
 BROKEN, SPECIAL = "broken link", "special file"
 DUPLICATE, DUPLICATE_FOLDER = "duplicate file", "duplicate folder"
 _STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -48,7 +48,7 @@ _STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-package
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """What is not read, by reason: how many, and the first of each."""
+    """What is not read, by reason: how many, and the first one."""
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -58,7 +58,7 @@ class LeftOut:
         self.first.setdefault(reason, place)
 
     def include(self, other: LeftOut) -> None:
-        """Takes over what was left out elsewhere, of other reasons."""
+        """Adds what was left out elsewhere, for other reasons."""
         self.counts.update(other.counts)
         self.first.update(other.first)
 
@@ -71,20 +71,22 @@ class LeftOut:
 
 
 @functools.cache
-def tell(where: str, told: str) -> None:
-    """What was left out, once in a process: a study reads the same data for each of its runs."""
-    log.warning("%s; left out: %s", where, told)
+def warn_left_out(where: str, message: str) -> None:
+    """Logs what was left out, once per process: a study reads the same data for each of its
+    runs.
+    """
+    log.warning("%s; left out: %s", where, message)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # itself alone: its files may change meanwhile
+@dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself: its files may change
 class Corpus:
-    """The files of one source, listed but not read, and the paths that were not listed."""
+    """The files of one source, listed but not yet read, and the paths that were left out."""
 
     name: str
     config: SourceConfig
     files: tuple[File, ...]
     left_out: LeftOut
-    end_of_text: int | None = None  # of the tokenizer that made the ids, where files hold ids
+    end_of_text: int | None = None  # the tokenizer's, if the files hold ids
 
     @property
     def num_bytes(self) -> int:
@@ -92,7 +94,7 @@ class Corpus:
 
     @property
     def holds_tokens(self) -> bool:
-        """Whether any file holds ids and not text."""
+        """Whether any file holds ids instead of text."""
         found = (readers.find(file.name) for file in self.files)
         return any(reader is not None and reader.has_tokens for reader in found)
 
@@ -102,12 +104,12 @@ class Corpus:
 
     @property
     def asked(self) -> Asked:
-        """What its readers are asked."""
+        """What the readers are asked for."""
         return Asked(self.name, self.config.text_key, self.config.token_dtype, self.end_of_text)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides the content of the documents and of the two splits, and nothing else."""
+        """Exactly what determines the documents and the two splits."""
         listing = json.dumps([[f.name, f.size, f.version] for f in self.files]).encode()
         return {
             "path": self.config.path,
@@ -124,7 +126,7 @@ def create(name: str, config: SourceConfig) -> Corpus:
     """Lists the files of a source.
 
     Raises:
-      UserError: nothing matches, or a match is not a kind of file that can be read.
+      UserError: nothing matches, or a matching file is of a kind that cannot be read.
     """
     where = f"data.sources.{name}.path={config.path!r}"
     left_out = LeftOut()
@@ -154,7 +156,7 @@ def create(name: str, config: SourceConfig) -> Corpus:
 def _streamed(name: str, config: SourceConfig, where: str) -> tuple[File, ...]:
     if not config.max_tokens:
         raise UserError(
-            f"{where} is read from its start, as far as max_tokens says; set "
+            f"{where} is a stream, read until it has given max_tokens; set "
             f"data.sources.{name}.max_tokens=1000000 or another number"
         )
     stream = streams.parse(config.path, where)
@@ -180,9 +182,9 @@ def _raise(error: OSError) -> None:
 
 
 def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
-    """What a path or glob (`~` allowed) names, in order, below the folder above its first wildcard:
-    names below that one stay the same when a tree is moved as a whole. A folder is looked through
-    once, however many links lead to it.
+    """The folder before the first wildcard of a path or glob (`~` allowed), and the sorted paths
+    that match. Names relative to that folder stay the same if a tree is moved as a whole. Each
+    folder is searched once, however many links lead to it.
 
     Raises:
       UserError: a folder cannot be read.
@@ -195,7 +197,7 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
         parts = (*parts, "*")
     found: list[Path] = []
     broken: set[Path] = set()
-    # Folders behind links wait, so that what is there without a link is found without one.
+    # Folders behind links wait, so that a file reachable without a link is found without one.
     waiting = [(root, parts)] if parts else []
     behind_links: list[tuple[int, Path, tuple[str, ...]]] = []  # a heap: the shortest first
     seen: set[tuple[str, tuple[str, ...]]] = set()
@@ -222,7 +224,7 @@ def matches(path: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
                     waiting.append((entry, after))
             elif entry.is_symlink() and not entry.exists():
                 broken.add(entry)
-    for entry in sorted(broken.difference(found)):  # what was a folder, or a file
+    for entry in sorted(broken.difference(found)):  # broken links that stood for a folder or file
         left_out.add(BROKEN, str(entry))
     return root, sorted(found)
 
@@ -235,7 +237,7 @@ def _is_literal(path: Path) -> bool:
 
 
 def _entries(folder: Path, part: str) -> list[Path]:
-    """What of a folder a part of a glob names; "**" names all."""
+    """The entries of a folder that match one part of a glob; "**" matches all."""
     if _is_literal(folder / part):
         return [folder / part] if os.path.lexists(folder / part) else []
     with files.one_line(f"cannot read the folder {folder}"):
@@ -245,10 +247,10 @@ def _entries(folder: Path, part: str) -> list[Path]:
 
 
 def check_unchanged(file: File, corpus: Corpus) -> None:
-    """Refuses a file that is not as it was listed.
+    """Refuses a file that changed since it was listed.
 
     Raises:
-      UserError: its size or its time differ, or it is gone.
+      UserError: its size or time differs, or it is gone.
     """
     if isinstance(file.path, Stream):
         return
@@ -274,7 +276,7 @@ def _stdlib_paths(root: Path) -> list[Path]:
 
 
 def _listed(paths: Iterable[Path], root: Path, left_out: LeftOut) -> list[File]:
-    """Regular files, each once: by its path without links, else by its shortest and first."""
+    """Regular files, each once: by the path without links, or else by the shortest, first path."""
     real_folder = functools.cache(os.path.realpath)
     chosen: dict[str, tuple[bool, File]] = {}
     for path in sorted(paths, key=lambda path: (len(path.parts), path)):

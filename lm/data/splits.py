@@ -1,14 +1,16 @@
-"""Splits: which text of a source is held out for validation.
+"""Splits: which text of a source is held out for validation. There are three rules:
 
-    by hash   whole documents: those whose sha256(key), read as a fraction in [0, 1), is below
-              `valid_fraction`. It stays so when other documents come and go.
-    by rank   where the hashes select none or all of n documents and n is large enough to hold out
-              whole ones (n valid_fraction >= 1, n (1 - valid_fraction) >= 1): those of the smallest
-              hashes, as many as come nearest to the share.
-    tails     otherwise: of every document its last share of bytes or tokens, at least one letter,
-              cut where a line begins if one is near, else before a space, else between two letters.
+    by hash   Whole documents: those whose sha256(key), read as a fraction in [0, 1), is below
+              `valid_fraction`. Adding or removing other documents does not change this.
+    by rank   If the hashes select none or all of n documents, but n is large enough to hold out
+              whole ones (n valid_fraction >= 1, n (1 - valid_fraction) >= 1): the documents with
+              the smallest hashes, in the number nearest to the share.
+    tails     Otherwise: the last part of every document, by bytes or tokens, at least one
+    character.
+              It is cut at the beginning of a line if one is near, or else before a space, or else
+              between two characters.
 
-So a single file has a training and a validation part, however small the share.
+So even a single file has a training and a validation part, however small the share.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ import numpy as np
 from lm.readers import Data
 
 HASH, RANK, TAILS = "hash", "rank", "tails"
-_WINDOW = 1 << 16  # bytes around the cut in which a line or a word may begin
+_WINDOW = 1 << 16  # bytes around the cut that are searched for the beginning of a line or word
 
 
 class Split(NamedTuple):
-    """`threshold`: documents with a fraction below it are held out, unless the rule is TAILS."""
+    """Documents whose fraction is below `threshold` are held out, unless the rule is TAILS."""
 
     rule: str
     threshold: float
@@ -35,7 +37,7 @@ class Split(NamedTuple):
 
 def fraction_of(key: str) -> float:
     """sha256 of a key as a fraction in [0, 1)."""
-    # A key may hold half a surrogate pair: from JSON, or from a file name that is not UTF-8.
+    # A key may hold a lone surrogate: from JSON, or from a file name that is not UTF-8.
     digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
     return int(digest[:16], 16) / 2.0**64
 
@@ -50,7 +52,7 @@ def is_valid(key: str, threshold: float) -> bool:
 
 
 def choose(keys: Iterable[str], valid_fraction: float) -> Split:
-    """The split of the documents with these keys, of which as many are read as decide it.
+    """The split of the documents with these keys. It reads keys only until the split is decided.
 
     >>> choose(["a", "b", "c"], 0.5).rule, choose(["a"], 0.5).rule
     ('hash', 'tails')
@@ -65,7 +67,7 @@ def choose(keys: Iterable[str], valid_fraction: float) -> Split:
         if len(sides) == 2:
             return Split(HASH, valid_fraction)
     ordered, wanted = sorted(found), len(found) * valid_fraction
-    # Between equal hashes, which copies of one document have, there is no cut.
+    # Copies of one document have equal hashes; they are never separated.
     cuts = [n for n in range(1, len(ordered)) if ordered[n - 1] < ordered[n]]
     if cuts and 1 <= wanted <= len(ordered) - 1:
         return Split(RANK, ordered[min(cuts, key=lambda n: abs(n - wanted))])
@@ -73,8 +75,8 @@ def choose(keys: Iterable[str], valid_fraction: float) -> Split:
 
 
 def tail(data: Data | np.ndarray, valid_fraction: float) -> int:
-    """Where the part of a text, or of token ids, that is held out begins; 0 < place < len(data). A
-    single letter or id has no such place: len(data).
+    """Where the held-out part of a text, or of token ids, begins: 0 < place < len(data). A single
+    character or id cannot be split and gives len(data).
 
     >>> tail(b"one line\\nanother line\\nthe last", 0.3)
     22

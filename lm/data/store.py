@@ -1,14 +1,14 @@
 """Store: one split of one source as token ids on disk.
 
-    tokens.bin   documents, each followed by its end of text, and after its start where the
+    tokens.bin   the documents; each ends with the end of text, and begins with the bos if the
                  tokenizer has one; uint16 up to 65,535 ids, else uint32
     docs.idx     int64 offsets into tokens.bin, one more than there are documents
-    chunks.sum   16 bytes of digest for every 64 KiB of tokens.bin
+    chunks.sum   a digest of 16 bytes for every 64 KiB of tokens.bin
     meta.json    counts, dtype, split, source, bytes of every id; sha256 of the tokenizer, of the
                  other files, and of the rest of itself
 
-Opening compares everything but the tokens. A chunk of them is compared when it is first read, once
-in a process; `verify` reads them all.
+Opening a store checks everything except the tokens. Each chunk of tokens is checked when it is
+first read in a process; `verify` checks all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lm.data.sources import LeftOut
 from lm.data.tokenizers import Tokenizer
 
 SPLITS = ("train", "valid")
-CHUNK = 1 << 16  # bytes; small, since the first row to read of a chunk has it read whole
+CHUNK = 1 << 16  # bytes; small, because reading one row may need to read and check a whole chunk
 _DIGEST = 16  # bytes
 _META_KEYS = {
     "documents", "tokens", "bytes", "dtype", "end_of_text", "left_out", "split", "split_by",
@@ -39,10 +39,10 @@ _META_KEYS = {
 
 
 class Tokens:
-    """The ids of a split, `tokens[a:b]` or `tokens[places]`, read from the file when asked for.
+    """The ids of a split, `tokens[a:b]` or `tokens[places]`, read from the file on demand.
 
     Raises:
-      UserError: on reading a chunk of the file that is not as it was written.
+      UserError: a chunk that is read differs from what was written.
     """
 
     def __init__(self, path: Path, ids: np.ndarray, digests: bytes):
@@ -79,7 +79,9 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Store:
-    """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, end of text last."""
+    """An opened split. Document i is `tokens[offsets[i] : offsets[i + 1]]`, with its end of
+    text.
+    """
 
     folder: Path
     tokens: Tokens
@@ -97,7 +99,7 @@ class Store:
 
 
 class Writer:
-    """Appends encoded documents to a new split; `finish` writes what completes it."""
+    """Appends encoded documents to a new split; `finish` writes the other files."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer):
         self._folder = folder
@@ -106,15 +108,15 @@ class Writer:
         self._hash = hashlib.sha256()
         self._offsets = array("q", [0])
         self.num_tokens = 0  # so far
-        self._is_inside = False  # a document
+        self._is_inside = False  # whether a document has begun and not ended
         self._bytes = 0
         self._chunk, self._digests = bytearray(), bytearray()
         folder.mkdir(parents=True)
         self._stream: IO[bytes] = (folder / "tokens.bin").open("wb")
 
     def append(self, ids: np.ndarray, num_bytes: int, *, is_last: bool = True) -> None:
-        """Adds a piece of a document, of `num_bytes` UTF-8 bytes, which ends it where `is_last`;
-        `ids` come without end of text, and with or without the tokenizer's start.
+        """Adds a piece of a document, of `num_bytes` UTF-8 bytes; `is_last` ends the document.
+        `ids` come without the end of text, and with or without the tokenizer's start.
         """
         start = self._tokenizer.start
         if start and not self._is_inside and ids[:1].tolist() != start:
@@ -135,7 +137,7 @@ class Writer:
         del self._chunk[:whole]
 
     def finish(self, source: Mapping[str, Any], left_out: LeftOut, split_by: str) -> None:
-        """`split_by`: the rule of lm/data/splits.py."""
+        """Completes the split. `split_by` names the rule of lm/data/splits.py."""
         self._stream.close()
         digests = bytes(self._digests + (_digest(self._chunk) if self._chunk else b""))
         offsets = np.array(self._offsets, "<i8").tobytes()
@@ -168,7 +170,7 @@ class Writer:
 def open_store(
     folder: Path, tokenizer_sha256: str, source: Mapping[str, Any], *, verify: bool = False
 ) -> Store:
-    """Opens the split that a folder is named by, of tokens that `source` was made into.
+    """Opens a split; the folder is named after it. `source` describes what the tokens were made of.
 
     Raises:
       UserError: a file is missing or damaged, or the tokens are of another split, source or
@@ -202,7 +204,7 @@ def _digest(data: bytes | bytearray) -> bytes:
 
 
 def _sha256(meta: Mapping[str, Any]) -> str:
-    """The digest that meta.json holds: of all its other entries."""
+    """The digest in meta.json, which covers all its other entries."""
     rest = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 

@@ -1,9 +1,9 @@
 """Data sets of the Hugging Face hub, streamed by `datasets` and read once, into the store.
 
-    datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT, as datasets:allenai/c4:en:train
+    datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT, for example datasets:allenai/c4:en:train
 
-NAME may be a local folder. What `max_tokens` asks for is read; no file of the set is kept. What was
-read is found again by the path, also where the set on the hub has changed since.
+NAME may be a local folder. Only `max_tokens` are read, and no file of the data set is kept. The
+tokens are found again by the path, even if the data set on the hub has changed since.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX = "datasets:"
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """`config` "": the set has only one."""
+    """`config` is "" if the data set has only one."""
 
     name: str
     config: str
@@ -30,10 +30,10 @@ class Stream:
         return PREFIX + ":".join(filter(None, (self.name, self.config, self.split)))
 
     def rows(self, asked: Asked) -> Iterator[Row]:
-        """Every document, in the order of the set.
+        """All documents, in the order of the data set.
 
         Raises:
-          UserError: the package is missing, the set cannot be read, or has no text under the key.
+          UserError: the package is missing, or the data set cannot be read or has no text there.
         """
         datasets = package("datasets", f"{self} is streamed")
         with files.one_line(f"cannot read {self} of data.sources.{asked.source}"):
@@ -50,12 +50,12 @@ def parse(path: str, where: str) -> Stream:
     """The stream that a path names.
 
     Raises:
-      UserError: another form.
+      UserError: the path has another form.
     """
     parts = path.removeprefix(PREFIX).split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(
-            f"{where}: write datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT, as "
+            f"{where}: write datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT, for example "
             "datasets:allenai/c4:en:train"
         )
     return Stream(parts[0], parts[1] if len(parts) == 3 else "", parts[-1])

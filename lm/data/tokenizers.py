@@ -1,21 +1,22 @@
-"""Tokenizers: text <-> ids with exact bytes per id, kept in one file of any kind.
+"""Tokenizers: text <-> ids, with the exact bytes of every id; every kind is saved in one file.
 
     bytes      id = byte, 256 = end of text
     tokenizers byte-level BPE of the `tokenizers` package, trained here or from a tokenizer.json
     tiktoken   byte-level BPE from a file of ranks, split by a published pattern
 
-All are lossless: the bytes of a document's ids are its UTF-8 bytes, which preparation compares
-document by document. So a Unicode normal form (NFC, ...) in a tokenizer.json is taken out: it
-changes nothing on normalised text and loses bytes elsewhere. So is BPE dropout, under which a text
-has other ids each time. Two tokens of one id are refused. Encoding takes text literally:
-"<|endoftext|>" inside a document is encoded by its letters and never as the special id.
+All are lossless: the bytes of a document's ids are its UTF-8 bytes, and preparation checks this for
+every document. So two things are removed from a tokenizer.json. A Unicode normal form (NFC, ...)
+changes nothing in normalized text and loses bytes elsewhere. BPE dropout would give a text other
+ids each time. Two tokens with the same id are refused. Encoding takes text literally:
+"<|endoftext|>" inside a document is encoded by its characters and never as the special id.
 
-A document ends with the end of text, the one token that a model writes and never reads. With `bos`
-it also begins with a token, which is read and never written: then there is a distribution of first
-tokens, and texts can be continued from nothing. It may be the end of text itself (GPT-2's custom).
+A document ends with the end of text, the one token that a model predicts but never reads. With
+`bos` a document also begins with a token, which the model reads but never predicts. Then there is a
+distribution of first tokens, and an empty prompt can be continued. The bos may be the end of text
+itself (GPT-2's custom).
 
-File: JSON {"kind", "payload"} and the options that are not the usual; the tokenizer's sha256 is
-that of the file.
+The file is JSON: {"kind", "payload"}, and the options that differ from the defaults. The
+tokenizer's sha256 is that of the file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from lm.data import codecs
 from lm.data.codecs import END_OF_TEXT, Codec, Options
 
 _NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-# What a lossy tokenizer.json changes: case, accents, compatibility forms, blanks, control letters.
+# What a lossy tokenizer.json may change: case, accents, compatibility forms, blanks, controls.
 _PROBE = (
     "don't "
     + "".join(map(chr, range(32, 127)))
@@ -46,8 +47,9 @@ _PROBE = (
 
 
 class Tokenizer:
-    """Text <-> ids. `named`: ids of end and start of text by name; `token_bytes[id]`: UTF-8 bytes
-    an id stands for, 0 for these two; `added`: tokens that are found in a text before it is split.
+    """Text <-> ids. `named`: ids of end and start of text by name. `token_bytes[id]`: number of
+    UTF-8 bytes that an id stands for, 0 for these two. `added`: tokens found in a text before
+    splitting.
     """
 
     def __init__(self, kind: str, payload: str, options: Options = Options()):  # noqa: B008
@@ -65,7 +67,7 @@ class Tokenizer:
 
     @property
     def start(self) -> list[int]:
-        """What every document begins with: [bos], or nothing."""
+        """The ids that every document begins with: [bos], or nothing."""
         return [] if self.bos is None else [self.bos]
 
     def encode(self, text: str) -> list[int]:
@@ -77,13 +79,13 @@ class Tokenizer:
         return self._codec.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; start and end of text give nothing, and bytes that are not UTF-8 become
+        """The text of ids. Start and end of text are dropped, and bytes that are not UTF-8 become
         U+FFFD.
         """
         return self._codec.decode_bytes([int(i) for i in ids]).decode("utf-8", errors="replace")
 
     def lost(self, text: str, ids: np.ndarray) -> str:
-        """What is wrong where the bytes of `ids` are not those of the text they encode, else ""."""
+        """What is wrong if `ids` do not decode to the bytes of `text`, else ""."""
         wanted, found = text.encode(), self._codec.decode_bytes(ids.tolist())
         if found == wanted and not np.any(np.isin(ids, [self.end_of_text, *self.start])):
             return ""
@@ -96,12 +98,12 @@ class Tokenizer:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the one file that `load` reads, atomically."""
+        """Writes the file that `load` reads, atomically."""
         files.replace(Path(path), self._content)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote, of whatever kind."""
+    """Reads a tokenizer of any kind that `Tokenizer.save` wrote."""
     advice = "restore the file, or prepare again if it lies among prepared data"
     content = _read(path, advice)
     with files.one_line(f"{path} is not a saved tokenizer", advice):
@@ -110,10 +112,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
-    """The tokenizer of a config; only `bpe` reads `texts`, to be trained on them.
+    """The tokenizer of a config. `bpe` is trained on `texts`; the others ignore them.
 
     Raises:
-      UserError: the file is missing, malformed, not byte-level, or has more ids than `vocab_size`.
+      UserError: the file is missing, malformed or not byte-level, or has more ids than
+        `vocab_size`.
     """
     options = Options(config.pattern, config.end_of_text, config.bos)
     if config.kind in ("bpe", "bytes"):
@@ -124,7 +127,8 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
         kind = {"json": "tokenizers", "tiktoken": "tiktoken"}[config.kind]
         path = os.path.expanduser(config.path)
         content = _read(path, "set data.tokenizer.path")
-        with files.one_line(f"data.tokenizer.path={config.path!r} is no {config.kind} tokenizer"):
+        where = f"data.tokenizer.path={config.path!r}"
+        with files.one_line(f"{where} is not a {config.kind} tokenizer"):
             patterns: list[str] = []
             if kind == "tokenizers":
                 settings = json.loads(content)
@@ -132,17 +136,17 @@ def create(config: TokenizerConfig, texts: Iterable[str] = ()) -> Tokenizer:
             tokenizer = Tokenizer(kind, content, options)
             strings = [*tokenizer.added, *patterns]
             text = _PROBE + "".join(f"a  {string}  " for string in strings)
-            # With a space in front, which some drop, and without, where others add one.
+            # With a leading space, which some drop, and without one, where some add it.
             texts = [text, f" {text}"]
             lost = [*filter(None, map(tokenizer.lost, texts, tokenizer.encode_batch(texts)))]
         if lost:
-            raise UserError(f"data.tokenizer.path={config.path!r}: {lost[0]}")
+            raise UserError(f"{where}: {lost[0]}")
     check_vocab_size(tokenizer, config)
     return tokenizer
 
 
 def check_vocab_size(tokenizer: Tokenizer, config: TokenizerConfig) -> None:
-    """The model's vocabulary must hold every id; a smaller tokenizer (a tiny corpus) is fine."""
+    """The model's vocabulary must hold every id. A smaller tokenizer (of a tiny corpus) is fine."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"data.tokenizer.vocab_size={config.vocab_size} is below the tokenizer's "
@@ -165,7 +169,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> str:
 
 
 def _lossless(settings: dict[str, Any]) -> str:
-    """A tokenizer.json for corpus text: whole documents, no padding, no Unicode normal form, no
+    """A tokenizer.json changed to encode whole documents, without padding, Unicode normal form or
     dropout.
     """
     settings = settings | {"truncation": None, "padding": None, "post_processor": None}
@@ -174,7 +178,8 @@ def _lossless(settings: dict[str, Any]) -> str:
     model = settings["model"]
     if model.get("dropout"):
         model["dropout"] = None
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):  # their reader may panic
+    # `tokenizers` may panic on these keys.
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(f"its {key} is {model[key]!r}; byte-level tokens have none")
     _check_added(settings.get("added_tokens") or (), model["vocab"])
@@ -182,7 +187,7 @@ def _lossless(settings: dict[str, Any]) -> str:
 
 
 def _check_added(tokens: Sequence[dict[str, Any]], vocab: Any) -> None:
-    """Their reader gives an added token whose id is taken another, without a word."""
+    """Refuses two tokens with one id: `tokenizers` would silently give the added one another id."""
     names = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
     for token in tokens:
         other = names.setdefault(token["id"], token["content"])
@@ -193,7 +198,7 @@ def _check_added(tokens: Sequence[dict[str, Any]], vocab: Any) -> None:
 
 
 def _patterns(settings: Mapping[str, Any]) -> list[str]:
-    """The strings, not regular expressions, that a tokenizer.json replaces or splits at."""
+    """The literal strings, not regular expressions, that a tokenizer.json replaces or splits at."""
     found, pending = [], [settings.get("normalizer"), settings.get("pre_tokenizer")]
     while pending:
         node = pending.pop()

@@ -22,8 +22,8 @@ _BATCH = 1 << 20  # bytes of text, or ids, that are held at once
 
 
 class _Piece(NamedTuple):
-    """A text that is tokenized as one, or ids that are taken as they are. A document is one of them
-    or several, the last of which `is_last`.
+    """A text that is tokenized in one call, or ids that are taken as they are. A document is one or
+    more of these pieces; its final piece has `is_last`.
     """
 
     key: str
@@ -35,8 +35,8 @@ class _Piece(NamedTuple):
 def write_splits(
     corpus: Corpus, tokenizer: Tokenizer, folder: Path, advance: Callable[[int], object]
 ) -> None:
-    """Writes both splits below a folder. Of a source with `max_tokens` the document that reaches
-    them is the last.
+    """Writes both splits below a folder. For a source with `max_tokens`, the document that reaches
+    this limit is the last one.
 
     Raises:
       UserError: a document cannot be tokenized, loses bytes, or holds an unknown id.
@@ -57,7 +57,7 @@ def write_splits(
 
 
 def _num_bytes(piece: _Piece, ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of a piece, checked against its ids."""
+    """The number of UTF-8 bytes of a piece. Also checks that its ids stand for these bytes."""
     if isinstance(piece.content, str):
         if lost := tokenizer.lost(piece.content, ids):
             raise UserError(f"document {piece.key!r}: {lost}")
@@ -86,7 +86,7 @@ def _encoded(batch: list[_Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
     except UserError:
         if len(batch) == 1:
             raise
-    half = len(batch) // 2  # to name the one that cannot
+    half = len(batch) // 2  # split until the document that cannot be tokenized is alone
     return _encoded(batch[:half], tokenizer) + _encoded(batch[half:], tokenizer)
 
 

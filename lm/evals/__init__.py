@@ -1,12 +1,12 @@
-"""Tasks: what is asked of a model, one file each, found by listing this folder.
+"""Tasks: what a model is evaluated on, one file per task, found by listing this folder.
 
     items(given)            text, files, a generator -> rows to score and what is known of them
     scorer(items.rows)      the only step that sees the model (lm/evaluation/scoring.py)
     numbers(items, scored)  -> {name: Number}, each with its interval
 
-A task is a frozen dataclass, named as its file in camel case, whose fields with defaults are its
-options. The names of its numbers are words; of a curve, `word@x` with a number x. `headline` is the
-number that stands for the task where there is room for one.
+A task is a frozen dataclass, named like its file in camel case, whose fields with defaults are its
+options. Its numbers are named by words; a point of a curve is named `word@x` with a number x.
+`headline` is the number that stands for the task where there is room for only one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["Given", "Items", "Number", "Row", "Scored", "Task", "create"]
 
 
 class Given(NamedTuple):
-    """What a task may read: the run's tokenizer, its data, prepared, and `max_tokens` of each
-    validation set. A task's own file comes from its options.
+    """What a task may read: the run's tokenizer, its configuration of data, the prepared data, and
+    `max_tokens` of each validation set. A file that only the task reads is named in its options.
     """
 
     tokenizer: Tokenizer
@@ -39,15 +39,15 @@ class Given(NamedTuple):
 
 
 class Items(NamedTuple):
-    """`about` is the task's own: labels, units, whatever `numbers` needs beside the scores."""
+    """`about` belongs to the task: labels, units, whatever `numbers` needs besides the scores."""
 
     rows: list[Row]
     about: Any
 
 
 class Task(Protocol):
-    """One question. `headline`: a name of `numbers`; `is_better`: which way it should go; `unit`:
-    what it counts, in words.
+    """One task. `headline`: the name of one of its `numbers`. `is_better`: whether higher or lower
+    is better. `unit`: the unit of the headline, in words.
     """
 
     headline: ClassVar[str]
@@ -57,28 +57,29 @@ class Task(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; called before any device is touched."""
         ...
 
     def items(self, given: Given) -> Items:
         """The rows to score.
 
         Raises:
-          UserError: a file that is missing, empty or damaged; a row over the limit.
+          UserError: a file is missing, empty or damaged, or a row exceeds the limit.
         """
         ...
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
-        """`scored[i]` is of `items.rows[i]`."""
+        """The numbers of the task. `scored[i]` belongs to `items.rows[i]`."""
         ...
 
 
 def create(tasks: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Task]:
-    """label -> {"task": name, **options} -> the tasks; a label that is a task's name needs no
-    "task". `where` names the mapping in mistakes.
+    """label -> {"task": name, **options} becomes label -> task. A label that is the name of a task
+    needs no "task". `where` names the mapping in messages.
 
     Raises:
-      UserError: an unknown task or option, a value of another type, options that contradict.
+      UserError: a task or option is unknown, a value has the wrong type, or options contradict each
+      other.
     """
     for label in tasks:
         if not re.fullmatch(r"[\w-]+", label):

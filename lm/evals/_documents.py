@@ -1,9 +1,9 @@
-"""Documents as token ids, windows inside them, and rows that share what is the same.
+"""Documents as token ids, windows inside them, and rows that share equal arrays.
 
 files or validation sets -> documents long enough -> windows -> rows
 
-Windows cross no document and do not overlap; those of one document lie evenly spread, with equal
-gaps around them, so that title pages and licences at either end are seldom met.
+A window lies inside one document, and windows do not overlap. The windows of a document are evenly
+spread, with equal gaps around them, so that they rarely meet title pages and licences at its ends.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lm.evaluation.scoring import Row
 
 
 class Window(NamedTuple):
-    """`ids` [length]; `unit` counts the documents that windows were taken from."""
+    """`ids` [length]; `unit` is the number of the document that the window was taken from."""
 
     unit: int
     ids: np.ndarray
 
 
 def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> list[np.ndarray]:
-    """The first `most` documents of so many `tokens` or more, in order: int32 [n] each.
-    `path` is as in data.sources.*.path; "": the run's validation documents. Neither start nor
-    end of text is among them.
+    """The first `most` documents of at least `tokens` tokens, in order: int32 [n] each. `path` is
+    as in data.sources.*.path; "" means the run's validation documents. The ids exclude the start
+    and the end of text.
 
     Raises:
       UserError: no document is that long, or the files cannot be read.
@@ -50,7 +50,7 @@ def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> 
             if len(found) == most:
                 break
     if left_out.counts:
-        sources.tell(f"path={path!r}: {len(found):,} documents", str(left_out))
+        sources.warn_left_out(f"path={path!r}: {len(found):,} documents", str(left_out))
     if not found:
         where = f"path={path!r}" if path else "the run's validation sets"
         raise UserError(
@@ -63,7 +63,7 @@ def at_least(given: Given, path: str, text_key: str, tokens: int, most: int) -> 
 def windows(
     documents: Sequence[np.ndarray], length: int, per_document: int, most: int
 ) -> list[Window]:
-    """At most `most` windows of `length` ids, of as many documents as that allows."""
+    """At most `most` windows of `length` ids, from as many documents as possible."""
     num = min(len(documents), most)
     chosen = [documents[i * len(documents) // num] for i in range(num)]
     counts = [min(per_document, len(ids) // length) for ids in chosen]
@@ -78,8 +78,8 @@ def windows(
 
 
 def rows(pieces: Iterable[tuple[np.ndarray, int]]) -> list[Row]:
-    """`scoring.row(ids, first)` of every piece. Tokens and targets are views of its ids; rows alike
-    in length and `first` share the rest.
+    """`scoring.row(ids, first)` of every piece. Tokens and targets are views of its ids. Rows of
+    the same length and `first` share their other arrays.
     """
     alike: dict[tuple[int, int], Row] = {}
     found = []
@@ -102,8 +102,8 @@ def _stored(given: Given) -> Iterator[np.ndarray]:
 def _read(
     tokenizer: Tokenizer, path: str, text_key: str, tokens: int, left_out: LeftOut
 ) -> Iterator[np.ndarray]:
-    """Documents that may be long enough, then the longest of the others, to be told of: a document
-    has no more tokens than bytes, and most need not be tokenized.
+    """The documents that may be long enough; then the longest of the others, so that an error can
+    name its length. A document has no more tokens than bytes, so most need not be tokenized.
     """
     longest = b""
     try:
@@ -117,7 +117,7 @@ def _read(
                 yield tokenizer.encode_batch([document.text])[0]
             elif len(document.data) > len(longest):
                 longest = bytes(document.data)
-    except UserError as error:  # it names a source of the run's data, and this is none
-        told = str(error).replace("data.sources.task.", "").replace(" of data.sources.task", "")
-        raise UserError(told) from error
+    except UserError as error:  # it names a source of the run, but this is not one
+        message = str(error).replace("data.sources.task.", "").replace(" of data.sources.task", "")
+        raise UserError(message) from error
     yield tokenizer.encode_batch([longest.decode()])[0]

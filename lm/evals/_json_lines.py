@@ -1,4 +1,4 @@
-"""Lines of JSON in .jsonl and .jsonl.gz files, each with the place to name when it is wrong."""
+"""Lines of JSON in .jsonl and .jsonl.gz files, each with its place for error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = {str: "a string", int: "an integer", dict: "an object"}
 
 
 class Line(NamedTuple):
-    """An object, and "FILE:LINE" where it stands."""
+    """An object, and the place "FILE:LINE" where it stands."""
 
     place: str
     record: dict[str, Any]
@@ -41,18 +41,18 @@ class Line(NamedTuple):
             raise UserError(f"{self.place} has no key {key!r}; {nearest(key, record)}")
         value = record[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            told = type(value).__name__
-            raise UserError(f"{self.place}: {key!r} is a {told}; it must be {_NAMES[kind]}")
+            message = type(value).__name__
+            raise UserError(f"{self.place}: {key!r} is a {message}; it must be {_NAMES[kind]}")
         if isinstance(value, str) and not _is_unicode(value):
-            raise UserError(f"{self.place}: {key!r} holds half a surrogate pair, which is not text")
+            raise UserError(f"{self.place}: {key!r} holds a lone surrogate, which is not text")
         return value
 
 
 def files(path: str) -> list[Path]:
-    """The files of a path or glob, `~` allowed, sorted.
+    """The files that match a path or glob (`~` allowed), sorted.
 
     Raises:
-      UserError: there are none, or one has another kind of name.
+      UserError: there are none, or a name has another ending.
     """
     with one_line(f"path={path!r}"):
         found = sources.matches(path, sources.LeftOut())[1]
@@ -65,10 +65,10 @@ def files(path: str) -> list[Path]:
 
 
 def read(file: Path) -> list[Line]:
-    """Every line that is not blank.
+    """Every line of a file that is not blank.
 
     Raises:
-      UserError: it cannot be read, holds nothing, or a line is no JSON object.
+      UserError: the file cannot be read or is empty, or a line is not a JSON object.
     """
     with one_line(f"cannot read {file}"):
         data = file.read_bytes()
@@ -77,7 +77,7 @@ def read(file: Path) -> list[Line]:
 
 
 def lines(name: str, stream: IO[bytes]) -> list[Line]:
-    """The same of an opened file; `name` is told of mistakes."""
+    """As `read`, for a file that is already open; `name` names it in error messages."""
     found = []
     for number, raw in enumerate(stream, start=1):
         if not raw.strip():
@@ -94,7 +94,7 @@ def lines(name: str, stream: IO[bytes]) -> list[Line]:
 
 
 def spread[T](values: Sequence[T], most: int) -> list[T]:
-    """At most `most` values, evenly spread over all; 0: all of them.
+    """At most `most` of the values, evenly spread; 0: all of them.
 
     >>> spread("abcdef", 3)
     ['a', 'c', 'e']

@@ -1,26 +1,26 @@
-"""Requests: how likely a continuation is after its context, and documents that ask several.
+"""Requests: how likely a continuation is after its context; and documents made of several requests.
 
     ids = encode(context + continuation), of which the context's are the first len(encode(context))
 
-as lm-evaluation-harness cuts them, and as there white space at the end of the context belongs to
-the continuation. At least one token is scored, should the last of the context join the
-continuation; where both join into a single token, as "Ans" and "wer" may, each is encoded by
-itself. With a start of texts (data.tokenizer.bos), that is given before every context. Without one,
-which is the usual, the first token of a continuation after an empty context is given, not scored.
+This cut is lm-evaluation-harness's. As there, white space at the end of the context belongs to the
+continuation. At least one token is scored, even if the last token of the context also covers the
+continuation. If both join into a single token, as "Ans" and "wer" may, each is encoded by itself.
+If texts have a start token (data.tokenizer.bos), it precedes every context. Without one, as is
+usual, the first token of a continuation after an empty context is given and not scored.
 
-Bytes are those of the tokens scored, which is what the nats are of: white space taken from the
-context counts, a first token that is given does not.
+Bytes are counted for exactly the scored tokens: white space taken from the context counts, a first
+token that is given does not.
 
 Files of requests (AllenAI's OLMo-in-loop-evals) hold one JSON object per line:
 
     {"request": {"context": "...", "continuation": "..."}, "doc_id": 7, "idx": 2, "label": 0}
 
-`idx` counts the choices of a document and `label` is the idx of the right one; of a document with
-one choice it says nothing. doc_id 1,000,007 is document 7 again, with its question left out.
+`idx` numbers the choices of a document, and `label` is the idx of the right one; it means nothing
+if there is only one choice. doc_id 1,000,007 is document 7 again, without its question.
 
 Files of PIQA hold {"goal": "...", "sol1": "...", "sol2": "..."} and come with a file of labels, one
-0 or 1 per line; they are rendered in the words of the others. Which of the two a file is, the keys
-of its first line say.
+0 or 1 per line. They are rendered in the same format as the others. The keys of a file's first line
+decide which of the two kinds it is.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from lm.evaluation import scoring
 from lm.evaluation.scoring import Row
 from lm.files import one_line
 
-BARE = 1_000_000  # from here on a doc_id means the document so much below it, without its question
+BARE = 1_000_000  # doc_id n + BARE is document n without its question
 REQUEST, PIQA = {"request", "doc_id"}, {"goal", "sol1", "sol2"}
-TIE = 1e-6  # what float32 leaves open of a log-probability
+TIE = 1e-6  # differences of log-probabilities that float32 cannot resolve
 
 
 class Request(NamedTuple):
-    """`place` is told where it is wrong or too long."""
+    """`place` names the request in error messages."""
 
     place: str
     context: str
@@ -54,8 +54,8 @@ class Request(NamedTuple):
 
 
 class Document(NamedTuple):
-    """Choices in the order of their idx, of which `gold` is right; `bare`: the same continuations
-    without their question, or none.
+    """`choices` in the order of their idx; `gold` is the right one. `bare`: the same continuations
+    without their question; empty if the file has none.
     """
 
     place: str
@@ -66,15 +66,15 @@ class Document(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Options of the tasks that read requests.
+    """Options of tasks that read requests.
 
     Attributes:
       path: .jsonl or .jsonl.gz files
-      max_items: documents, evenly spread over the files; 0: all
-      max_len: tokens that a request may read, without its last one, which is predicted; 0: the
-        run's context length
-      overlong: what happens to a longer request: it is refused, or it loses the start of its
-        context
+      max_items: number of documents, evenly spread over the files; 0: all
+      max_len: most tokens that the model may read for a request, which excludes the last one, as it
+        is only predicted; 0: the run's context length
+      overlong: what happens to a longer request: it is refused, or the start of its context is cut
+        off
     """
 
     path: str = ""
@@ -109,7 +109,7 @@ class Asked:
 
 
 def split(requests: Sequence[Request], tokenizer: Tokenizer) -> list[tuple[np.ndarray, int]]:
-    """Ids int32 [n] of every request, and how many of them are given: at least one.
+    """For every request its ids, int32 [n], and how many of them are given, at least one.
 
     Raises:
       UserError: nothing is left to score.
@@ -139,7 +139,7 @@ def documents(path: str, labels: str = "") -> list[Document]:
     found: list[Document] = []
     files = _json_lines.files(path)
     if labels and len(files) > 1:
-        raise UserError(f"labels={labels!r} is of one file and path={path!r} matches {len(files)}")
+        raise UserError(f"labels={labels!r} is for one file and path={path!r} matches {len(files)}")
     for file in files:
         lines = _json_lines.read(file)
         keys = lines[0].record.keys()
@@ -156,18 +156,18 @@ def documents(path: str, labels: str = "") -> list[Document]:
 
 
 def logprobs(scored: Sequence[Scored]) -> np.ndarray:
-    """Nats of every row's continuation, <= 0, float64 [rows]."""
+    """The log-probability of every row's continuation in nats, <= 0, float64 [rows]."""
     return -np.array([one.nll.sum(dtype=np.float64) for one in scored])
 
 
 def num_bytes(rows: Sequence[Row], tokenizer: Tokenizer) -> np.ndarray:
-    """UTF-8 bytes of what every row scores, int64 [rows]."""
+    """UTF-8 bytes of the scored tokens of every row, int64 [rows]."""
     scored = (tokenizer.token_bytes[row.targets[row.weights > 0]] for row in rows)
     return np.array([sizes.sum() for sizes in scored], np.int64)
 
 
 def credit(scores: np.ndarray, gold: int) -> float:
-    """1 if the right one of the choices [k] has the largest score; of m that share it, 1 / m."""
+    """1 if the right choice has the largest of the scores [k]; 1 / m if m choices share it."""
     best = np.isclose(scores, scores.max(), rtol=TIE, atol=TIE)
     return float(best[gold] / max(1, best.sum()))
 
@@ -208,12 +208,12 @@ def _document(
 
 
 def _label(lines: Sequence[Line], order: Sequence[int]) -> int:
-    """The one label of a document, which is an idx."""
+    """The label that all choices of a document share; it must be one of their idx."""
     labels = {repr(line.record.get("label")): line.record.get("label") for line in lines}
     label = next(iter(labels.values()))
     if len(labels) > 1 or type(label) is not int or label not in order:
-        told = f"label={' and '.join(labels)} is not one of idx {list(order)}"
-        raise UserError(f"{lines[0].place}: {told}: no right answer")
+        message = f"label={' and '.join(labels)} is not one of idx {list(order)}"
+        raise UserError(f"{lines[0].place}: {message}: no right answer")
     return label
 
 

@@ -1,15 +1,17 @@
-"""A key of five digits said once in a long text and asked for at its end; what the text is made of
-is the task's (passkey, needle).
+"""A key of five digits is stated once in a long text and asked for at its end. The task decides
+what the text is made of (passkey, needle).
 
     [example] prefix, hay, " The pass key is 12345. Remember it. 12345 is the pass key.", hay,
     " What is the pass key? The pass key is", " 12345"
 
-After Mohtashami & Jaggi 2023 (arXiv 2305.16300), with an exact budget: prompt and answer together
-have L tokens. Every part is encoded by itself and the ids are joined, the key with the space before
-it, so that its ids are the same wherever it stands; hay fills what is left. The answer is teacher
-forced: all its tokens likeliest is what greedy decoding would write. A wrong key is drawn with the
-right one, both uniform among those of as many tokens, and neither is in the hay; so the gap between
-their log-probabilities has mean 0 under guessing, long before a small model gets a key right.
+After Mohtashami & Jaggi 2023 (arXiv 2305.16300), but with an exact budget: prompt and answer have L
+tokens together. Every part is encoded by itself and the ids are joined. The key includes the space
+before it, so its ids are the same wherever it stands. Hay fills the rest.
+
+The answer is teacher forced: if all its tokens are the likeliest, greedy decoding would write it. A
+wrong key is drawn too. Both keys are uniform among those with the same number of tokens, and
+neither is in the hay. So the gap between their log-probabilities has mean 0 under guessing, and it
+moves long before a small model gets a key right.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ Hay = Callable[[int, float, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Parts:
-    """The fixed texts, encoded: what stands between them is hay and keys."""
+    """The fixed texts, encoded; hay and keys go between them."""
 
     def __init__(self, tokenizer: Tokenizer, shots: int) -> None:
         self.encode = lambda text: tokenizer.encode_batch([text])[0]
@@ -53,7 +55,7 @@ class Parts:
 
     @property
     def most_tokens(self) -> int:
-        """Of prompt and answer without hay; a key is at most its bytes."""
+        """Tokens of prompt and answer without hay. A key has at most as many tokens as bytes."""
         key = np.zeros(DIGITS + 1, np.int32)
         nothing = key[:0]
         return len(self.prompt([key, key], nothing, nothing)) + len(key)
@@ -63,7 +65,7 @@ class Parts:
         return np.concatenate([is_, key, remember, key, was])
 
     def prompt(self, keys: list[np.ndarray], before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """The first key is the one asked for, the second that of the example, if there is one."""
+        """`keys`: the key to ask for, and that of the example, if there is one."""
         key, other = keys
         example = [self.statement(other), self._asked, other, self._end] * self._shots
         hay = [self._prefix, before, self.statement(key), after]
@@ -71,7 +73,7 @@ class Parts:
 
 
 class Item(NamedTuple):
-    """What two rows are, the right key's and the wrong one's; `size` of either in tokens."""
+    """One key, which makes two rows: the right and the wrong answer, each of `size` tokens."""
 
     length: int
     depth: float
@@ -83,10 +85,10 @@ class Retrieval:
     """Options of the tasks that hide a key in a text.
 
     Attributes:
-      lengths: tokens of a row, answer included; none: powers of two up to the run's context length,
-        and that
-      depths: number of places of the key, even from the start of the text to its end
-      seeds: keys at each place
+      lengths: tokens of a row, including the answer; none: powers of two up to the run's context
+        length, and that length
+      depths: number of places of the key, evenly spread from the start of the text to its end
+      seeds: number of keys at each place
       shots: solved examples that come first, 0 or 1
     """
 
@@ -112,7 +114,7 @@ class Retrieval:
         return None
 
     def hay(self, given: Given, parts: Parts, longest: int) -> Hay:
-        """What surrounds the key, of up to `longest` tokens."""
+        """A function that makes the hay around the key, for rows of up to `longest` tokens."""
         raise NotImplementedError
 
     def items(self, given: Given) -> Items:
@@ -172,7 +174,9 @@ class Retrieval:
 def _draw(
     parts: Parts, hay: Hay, length: int, place: tuple[float, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prompt, right and wrong answer; keys are drawn until they suit each other and the hay."""
+    """Prompt, right answer and wrong answer. Keys are drawn until they fit each other and the
+    hay.
+    """
     while True:
         drawn = [f" {key:0{DIGITS}d}" for key in rng.integers(10**DIGITS, size=3)]
         right, wrong, other = (parts.encode(text) for text in drawn)
@@ -188,7 +192,7 @@ def _draw(
 
 
 def occurrences(ids: np.ndarray, key: np.ndarray) -> int:
-    """How often the ids of `key` [k] stand in `ids` [n] one after the other."""
+    """How often the ids of `key` [k] occur consecutively in `ids` [n]."""
     if len(ids) < len(key):
         return 0
     spans = np.lib.stride_tricks.sliding_window_view(ids, len(key))

@@ -3,7 +3,7 @@
     bpb  = sum(nll) / (ln 2 * sum(bytes))    over targets that have bytes
     loss = sum(nll) / number of targets      nats per token, end of text included
 
-Each token is scored once. The interval is over documents, of which a long one lies in many rows.
+Each token is scored once. The interval is over documents; a long one covers many rows.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lm.evaluation.scoring import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitsPerByte:
-    """Its option.
+    """The options of this task.
 
     Attributes:
-      max_tokens: tokens of each validation set; 0: the run's evaluate.max_tokens
+      max_tokens: tokens scored in each validation set; 0: the run's evaluate.max_tokens
     """
 
     max_tokens: int = 0
@@ -49,18 +49,18 @@ class BitsPerByte:
         for name, table in tables.items():
             found[f"bpb/{name}"] = statistics.ratio(table[2] / math.log(2), table[3])
             found[f"loss/{name}"] = statistics.ratio(table[0], table[1])
-        # Every set at once; documents of different sets are different units.
+        # All sets together; documents of different sets are different units.
         whole = np.concatenate(list(tables.values()), axis=1) if tables else np.zeros((4, 0))
         bits = whole[2] / math.log(2)
         return {"bpb": statistics.ratio(bits, whole[3], keep_units=True)} | found
 
 
 def held_out(given: Given, max_tokens: int) -> Items:
-    """The validation rows of every source. `about`: "sets" name -> row indices; of every row
-    "documents" [n], -1 at padding, and "num_bytes" [n] of the targets.
+    """The validation rows of every source. `about`: "sets" maps names to row indices. For each row,
+    "documents" [n] has its documents, -1 for padding, and "num_bytes" [n] the bytes of its targets.
 
     Raises:
-      UserError: no source holds out any text.
+      UserError: no source holds out text.
     """
     if not has_sets(given.data):
         raise UserError(

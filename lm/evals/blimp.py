@@ -1,24 +1,24 @@
-"""BLiMP: minimal pairs of sentences of which one breaks a rule of grammar; the likelier is chosen
-(Warstadt et al. 2020, arXiv 1912.00582).
+"""BLiMP: minimal pairs of sentences, one of which breaks a rule of grammar. The model chooses the
+likelier one (Warstadt et al. 2020, arXiv 1912.00582).
 
-    accuracy            share of pairs; the mean over paradigms, since each gives as many
-    accuracy/NAME       of a phenomenon, which has several paradigms
-    baseline_unigram    the same asked of counts of the run's training tokens (lm/data/ngram.py),
-    baseline_bigram     of pairs of neighbors (bigram/NAME: of a phenomenon),
-    baseline_length     and of the number of tokens: the shorter sentence is chosen
-    over_bigram         accuracy - baseline_bigram, pair by pair; "chance": no difference
+    accuracy            share of pairs; also the mean over paradigms, which have equally many pairs
+    accuracy/NAME       the same for a phenomenon, which has several paradigms
+    baseline_unigram    the same for counts of the run's training tokens (lm/data/ngram.py),
+    baseline_bigram     for counts of pairs of neighbors (bigram/NAME: for a phenomenon),
+    baseline_length     and for the number of tokens: the shorter sentence is chosen
+    over_bigram         accuracy - baseline_bigram, pair by pair; at "chance" there is no difference
 
-A paradigm may be decided by the words in it: read the accuracy beside the baselines. A pair that
-ties counts half.
+The words in the sentences may decide a paradigm, so compare the accuracy with the baselines. A tie
+counts as half.
 
     log p(sentence) = log p_unigram(first token) + log p(the rest | first token)
 
-since a model without a start token has no distribution of first tokens; one that has a start reads
-it before every sentence and gives log p(sentence) itself. In 88 of 100 pairs the sentences begin
-with the same word, and what stands for it cancels.
+is used because a model without a start token has no distribution of first tokens. A model with a
+start token reads it before every sentence and gives log p(sentence) itself. In 88 of 100 pairs the
+sentences begin with the same word, whose term cancels.
 
-The path is a .tar or .tar.gz, read where it is, or a folder; in either, of the folder with the most
-.jsonl files each is a paradigm, named by its file.
+The path is a .tar or .tar.gz, which is read in place, or a folder. In it, the folder with the most
+.jsonl files is used; each of its files is a paradigm, named after the file.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ BASELINES = ("unigram", "bigram", "length")
 
 
 class Pairs(NamedTuple):
-    """`phenomenon` [pairs]; `first` [pairs, 2] log-probabilities of the first tokens; `baselines`
-    name -> scores [pairs, 2]. The good sentence is 0, the bad one 1.
+    """`phenomenon` [pairs]. `first` [pairs, 2]: log-probabilities of the first tokens. `baselines`:
+    name -> scores [pairs, 2]. Index 0 is the good sentence, 1 the bad one.
     """
 
     phenomenon: np.ndarray
@@ -58,12 +58,12 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blimp:
-    """Its options.
+    """The options of this task.
 
     Attributes:
       path: blimp.tar.gz, or a folder of .jsonl files
       max_items: pairs of each paradigm, evenly spread; 0: all
-      max_len: tokens of a sentence at most; 0: the run's context length
+      max_len: most tokens of a sentence; 0: the run's context length
       ngram_tokens: training tokens that the baselines count
     """
 
@@ -165,7 +165,7 @@ def _paradigms(path: str) -> dict[str, list[Line]]:
 
 
 def _largest(path: str, names: Sequence[str]) -> list[str]:
-    """Those of the folder that has most of them; of two alike, the first's."""
+    """The files of the folder that has the most of them; among equals, of the first folder."""
     folders = collections.Counter(str(PurePosixPath(name).parent) for name in names)
     if not folders:
         raise UserError(f"path={path!r} holds no .jsonl file; set it to BLiMP's")

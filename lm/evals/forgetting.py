@@ -1,14 +1,15 @@
-"""The forgetting curve (Liu et al. 2024, arXiv 2410.04727): is text of n tokens ago still known?
+"""The forgetting curve (Liu et al. 2024, arXiv 2410.04727): does a model remember text n tokens
+ago?
 
     copy  segment, gap of n tokens, segment     how many tokens of the second copy are the likeliest
     lm    other text, gap of n tokens, segment  the same tokens, gap and positions, no first copy
 
-There the copied text itself grows; here it keeps its size, and every n asks for the same tokens.
-Teacher forced, so it asks for no skill at following prompts and works for models of any size. The
-segment, the gap after it and the other text (as long as the segment, from behind the longest gap)
-are one stretch of a document. The first token of the second copy is not scored: nothing before it
-says that a copy begins. `lm` is what can be had without memory, and is the chance level of `copy`.
-Documents are the units of the intervals.
+In the paper the copied text itself grows. Here its size is fixed, so every n scores the same
+tokens. The task is teacher forced, so it needs no skill at following prompts and works for models
+of any size. The segment, the gap after it, and the other text (as long as the segment, taken from
+behind the longest gap) are one stretch of a document. The first token of the second copy is not
+scored: nothing before it says that a copy begins. `lm` is what a model without memory achieves, and
+is the chance level of `copy`. Documents are the units of the intervals.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SHORTEST_GAP = 16
 
 
 class _About(NamedTuple):
-    """`unit` of every segment; rows go by segment, gap, then copy and lm."""
+    """`unit` of every segment. The rows are ordered by segment, then gap, then copy and lm."""
 
     unit: np.ndarray
     gaps: tuple[int, ...]
@@ -35,16 +36,16 @@ class _About(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """Its options.
+    """The options of this task.
 
     Attributes:
       path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of
         the run
       text_key: key of the text in JSON lines and Parquet
-      segment: tokens of what is copied
-      gaps: tokens between the two copies; none: powers of two from 16 that fit the run's context
-        length with both copies
-      max_items: segments in all, spread over the documents
+      segment: tokens of the copied text
+      gaps: tokens between the two copies; none: the powers of two from 16 on that, with both
+        copies, fit the run's context length
+      max_items: number of segments in all, spread over the documents
     """
 
     path: str = ""
@@ -98,7 +99,7 @@ class Forgetting:
         hits = hits.reshape(len(about.unit), len(about.gaps), 2)
 
         def both(hits: np.ndarray, at: str) -> dict[str, Number]:
-            """hits [segments, gaps, 2] of all the gaps together."""
+            """The numbers for hits [segments, gaps, 2], all gaps together."""
             sums = np.bincount(about.unit) * hits.shape[1] * float(self.segment - 1)
             copy, lm = (np.bincount(about.unit, hits[:, :, i].sum(axis=1)) for i in range(2))
             without = statistics.share_of_several(lm, sums)

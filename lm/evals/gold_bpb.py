@@ -1,6 +1,6 @@
-"""Bits per byte of the right answer, which falls smoothly with the size of a model where its share
-of right answers is still at chance (lm/evals/_requests.py has the files: HumanEval, GSM8K, LAMBADA
-and others as requests; of several choices the gold one is scored).
+"""Bits per byte of the right answer. It falls smoothly with model size even while the share of
+right answers is still at chance. lm/evals/_requests.py describes the files: HumanEval, GSM8K,
+LAMBADA and others as requests. If there are several choices, the right one is scored.
 
     bpb  = sum(nll) / (ln 2 * sum(bytes))    over the answers of all documents
     loss = sum(nll) / number of tokens       nats
@@ -23,7 +23,7 @@ from lm.evaluation import statistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GoldBpb(_requests.Asked):
-    """Its options, beside those of `Asked`.
+    """The options of this task, in addition to those of `Asked`.
 
     Attributes:
       labels: PIQA's file of labels

@@ -1,12 +1,13 @@
-"""LAMBADA: the last word of a passage, which people guess from the passage and not from its last
-sentence (Paperno et al. 2016, arXiv 1606.06031); lines of {"text": "..."}, as OpenAI's test set.
+"""LAMBADA: the last word of a passage, which people can guess from the passage but not from its
+last sentence (Paperno et al. 2016, arXiv 1606.06031). Lines of {"text": "..."}, as in OpenAI's test
+set.
 
     the word    " " + what follows the last space
-    accuracy    every token of it is the likeliest: greedy decoding would write it
-    perplexity  exp(mean nats of a word)
+    accuracy    share of words of which every token is the likeliest: greedy decoding writes them
+    perplexity  exp(mean nats per word)
     bpb         bits per byte of the words
 
-The cut is lm-evaluation-harness's, white space other than a space included.
+The cut at the last space is lm-evaluation-harness's; other white space does not count.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
-"""Does a model read on beyond the length it was trained at? Three protocols over windows of long
-documents, all of the same T = `max_len` tokens and targets, in nats per token:
+"""Does a model use context beyond the length it was trained at? Three protocols over windows of
+long documents, all windows with the same T = `max_len` tokens and targets, in nats per token:
 
-    A  window@L    every target, read in disjoint rows of L = shortest, 2 shortest, ..., T tokens
+    A  window@L    all targets, read in disjoint rows of L = shortest, 2 shortest, ..., T tokens
     B  context@c   the last `targets` targets of each window, read in rows of L tokens that end with
-                   it, so that c = L - targets tokens stand before them
+                   it, so that c = L - targets tokens precede them
     C  position@t  the window read whole: targets predicted from t tokens and up to the next t;
                    there are 8 t in each octave
 
-The text of A is the same for every L, the targets of B for every c: what changes is the use of
-context. The row of B is the last row of A, and that of C the whole window, so a row is scored once.
+A scores the same text for every L, and B the same targets for every c; only the use of context
+changes. The row of B is the last row of A, and that of C is the whole window, so no row is scored
+twice.
 
-`gain` is B at the longest context minus B where the row is as long as the training length (the
-nearest): negative where longer context helps, positive where it hurts; above 0.1 nats per token
-the model explodes. It has no chance level: a model that does not look gives 0, which then lies in
-the interval. Documents are the units of all intervals, and keep their order in all numbers.
+`gain` is B at the longest context minus B in the row whose length is nearest to the training
+length. It is negative if longer context helps and positive if it hurts; above 0.1 nats per token
+the model explodes. It has no chance level: a model that ignores the additional context gives 0,
+which the interval then contains. Documents are the units of all intervals, in the same order in all
+numbers.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ MOST_TARGETS = 1024
 
 
 class _About(NamedTuple):
-    """`pieces`: window, L and whether it is the window's last row, of every row; `unit`,
-    `num_bytes` of every window. `nearest`: the L that stands for the training length.
+    """`pieces`: for every row its window, its L, and whether it is the last row of the window.
+    `unit`, `num_bytes`: for every window. `nearest`: the L that is nearest to the training length.
     """
 
     pieces: list[tuple[int, int, bool]]
@@ -48,20 +50,21 @@ class _About(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
-    """Its options.
+    """The options of this task.
 
     Attributes:
       path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of
         the run
       text_key: key of the text in JSON lines and Parquet
-      max_len: longest rows, `shortest` times a power of two
-      shortest: shortest rows, in tokens
-      windows_per_document: windows of each document at most
-      max_windows: windows in all
-      targets: last tokens of a row that are scored; 0: half of the training length, at most 1,024;
-        with more than `train_len`, `gain` starts from rows longer than that
+      max_len: tokens of the longest rows, `shortest` times a power of two
+      shortest: tokens of the shortest rows
+      windows_per_document: most windows of a document
+      max_windows: most windows in all
+      targets: number of last tokens of a row that are scored; 0: half of the training length, at
+        most 1,024; with more than `train_len`, `gain` starts from rows longer than that
       train_len: context length of the training; 0: the run's
-      protocols: some of A, B and C (above); B costs nothing beside A, and C nothing beside B
+      protocols: some of A, B and C (above); B costs nothing in addition to A, nor C in addition to
+        B
     """
 
     path: str = ""
@@ -96,7 +99,7 @@ class Length:
         if unknown := set(self.protocols) - {"A", "B", "C"}:
             return f"protocols holds {sorted(unknown)[0]!r}; known: A, B, C"
         if "B" not in self.protocols:
-            return f"protocols={self.protocols} lacks B, of which the headline {self.headline} is"
+            return f"protocols={self.protocols} lacks B, which gives the headline {self.headline}"
         return None
 
     @property
@@ -127,7 +130,9 @@ class Length:
         return Items(_documents.rows(pieces), about)
 
     def _columns(self, train_len: int, targets: int) -> tuple[list[int], int]:
-        """Row lengths that leave the targets context, and which stands for training."""
+        """Row lengths that leave context before the targets; and which of them stands for
+        training.
+        """
         distance = lambda length: abs(math.log2(length / train_len))
         if min(self._lengths, key=distance) == self.max_len:
             raise UserError(
@@ -172,7 +177,7 @@ def _positions(unit: np.ndarray, nll: np.ndarray) -> dict[str, Number]:
     length = nll.shape[1]
     octaves = np.arange(PER_OCTAVE * math.ceil(math.log2(length + 1)) + 1) / PER_OCTAVE
     edges = np.unique(np.ceil(2.0**octaves).astype(np.int64))
-    edges = np.append(edges[edges < length], length + 1)  # the last target gets no bucket alone
+    edges = np.append(edges[edges < length], length + 1)  # the last target is not alone in a bucket
     found = {}
     for first, end in itertools.pairwise(edges):
         sums = nll[:, first - 1 : end - 1].sum(axis=1, dtype=np.float64)
@@ -182,6 +187,6 @@ def _positions(unit: np.ndarray, nll: np.ndarray) -> dict[str, Number]:
 
 
 def _ratio(unit: np.ndarray, numerators: np.ndarray, denominators: np.ndarray) -> Number:
-    """Of windows, with their documents as units."""
+    """The ratio over windows, with their documents as units."""
     sums = [np.bincount(unit, values) for values in (numerators, denominators)]
     return statistics.ratio(*sums, keep_units=True)

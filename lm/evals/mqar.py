@@ -1,8 +1,8 @@
 """Multi-query associative recall, generated (lm/data/mqar.py): a probe for models trained on it.
 
-A row binds keys to values and asks every key once; an answer is right where no token is likelier
-than its value. Chance is 1 / pairs, one of the row's own values: a model that knows no more than
-which ids are values is far below. Rows are the units that the intervals resample.
+A row binds keys to values and asks for every key once. An answer is right if no token is likelier
+than its value. Chance is 1 / pairs, guessing among the row's own values; a model that only knows
+which ids are values is far below that. Rows are the units of the intervals.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lm.evaluation.scoring import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mqar:
-    """A setting of lm/data/mqar.py.
+    """The options of this task, which include a setting of lm/data/mqar.py.
 
     Attributes:
-      length: tokens of a row
-      pairs: bindings of a row
-      repeats: bindings of a key that the row binds elsewhere too
-      filler: what stands where nothing is asked
+      length: tokens in a row
+      pairs: bindings in a row
+      repeats: bindings of a key that another binding of the row also has
+      filler: ids at places without a question
       power: spread of the queries: 1 is even, 0.01 (the paper's) puts most of them near the pairs
       rows: number of rows
-      seed: of the rows
-      vocab_size: ids in use, whose lower half are keys; 0: those of the tokenizer, which may be
-        fewer than the model's
+      seed: seed of the rows
+      vocab_size: number of ids in use, whose lower half are keys; 0: those of the tokenizer, which
+        may be fewer than the model's
     """
 
     length: int = 64
@@ -54,7 +54,7 @@ class Mqar:
                 f"rows={self.rows} must be positive, seed={self.seed} and "
                 f"vocab_size={self.vocab_size} not negative"
             )
-        # A tokenizer's vocabulary is known to `items` alone.
+        # Only `items` knows a tokenizer's vocabulary.
         return self.setting.problem(self.vocab_size or 4 * self.length)
 
     @property
@@ -74,8 +74,8 @@ class Mqar:
         return questions(found)
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
-        """`accuracy@x`: answers bound x to 2 x tokens before; with repeats `accuracy/once` and
-        `accuracy/repeated`, of keys bound once and again.
+        """`accuracy@x`: of answers bound between x and 2 x tokens before. With repeats also
+        `accuracy/once` and `accuracy/repeated`: of keys bound once, and more than once.
         """
         examples: mqar.Examples = items.about
         hit = np.stack([one.hit for one in scored])
@@ -103,7 +103,7 @@ class Mqar:
 
 
 def questions(examples: mqar.Examples) -> Items:
-    """Rows to score, and the examples they are of."""
+    """The rows to score, and the examples that they were made from."""
     batch = mqar.batch(examples)
     fields = batch.tokens, batch.targets, batch.segment_ids, batch.positions, batch.loss_weights
     return Items([Row(*one) for one in zip(*fields, strict=True)], examples)

@@ -1,14 +1,14 @@
-"""Multiple choice: the continuation a model finds likeliest after the question
-(lm/evals/_requests.py has the files: HellaSwag, ARC, CommonsenseQA, ... as requests, and PIQA).
+"""Multiple choice: the model chooses the continuation that it finds likeliest after the question.
+lm/evals/_requests.py describes the files: HellaSwag, ARC, CommonsenseQA, ... as requests, and PIQA.
 
     none      log p(continuation | context)
-    per_char  the same over its characters, the space at its start included; as published files and
-              lm-evaluation-harness count them, whatever of them is scored
+    per_char  the same divided by the number of characters of the continuation, including the space
+              at its start; lm-evaluation-harness counts them like this, whatever part is scored
     pmi       log p(continuation | context) - log p(continuation | "Answer:")
 
 After Brown et al. 2020 (arXiv 2005.14165, sec. 2.4) and Holtzman et al. 2021 (arXiv 2104.08315);
-OLMES (arXiv 2406.08446) says which goes with which set. Choices that tie share the credit, so that
-a model which knows nothing is at chance and not at the first answer.
+OLMES (arXiv 2406.08446) says which normalization belongs to which set. Choices that tie share the
+credit, so a model that knows nothing scores at chance, and not as if it chose the first answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from lm.evaluation import statistics
 
 
 class Choice(NamedTuple):
-    """A document of k rows, or with its bare ones 2 k; `chars` [k], `num_bytes` of the gold."""
+    """A document of k rows, or 2 k with its bare ones. `chars` [k]; `num_bytes` of the right
+    choice.
+    """
 
     gold: int
     chars: np.ndarray
@@ -35,13 +37,13 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultipleChoice(_requests.Asked):
-    """`accuracy` under `normalization`, `accuracy_sum` under none; of the right answer `bpb`, bits
-    per byte, and `gold_logprob`, nats. Options are these and those of `Asked`.
+    """`accuracy` uses `normalization`, `accuracy_sum` none. For the right answer `bpb` is bits per
+    byte and `gold_logprob` nats. The options are these and those of `Asked`.
 
     Attributes:
       labels: PIQA's file of labels
-      normalization: what the log-probability of a choice is divided by, or compared with: its
-        characters, nothing, or its probability without the question
+      normalization: what the log-probability of a choice is divided by or compared with: its number
+        of characters, nothing, or its log-probability without the question
     """
 
     labels: str = ""
@@ -59,9 +61,9 @@ class MultipleChoice(_requests.Asked):
             requests += document.choices
             if self.normalization == "pmi":
                 if not document.bare:
-                    told = f"doc_id + {_requests.BARE:,}"
+                    message = f"doc_id + {_requests.BARE:,}"
                     raise UserError(
-                        f"{document.place}: normalization=pmi needs {told}; set another"
+                        f"{document.place}: normalization=pmi needs {message}; set another"
                     )
                 requests += document.bare
         rows = self.rows(requests, given)

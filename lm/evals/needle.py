@@ -1,8 +1,8 @@
-"""The key of lm/evals/passkey.py, and its numbers, in a stretch of natural text, which is full of
-other things to remember.
+"""The key of lm/evals/passkey.py, with the same numbers, in natural text, which is full of other
+things to remember.
 
-The text is of one document, from a place that depends on the seed only. The key stands at the depth
-asked for, moved to the nearest full stop if one is within the length of passkey's filler.
+The text is a stretch of one document; where it starts depends only on the seed. The key stands at
+the depth asked for, or at the nearest full stop if one is within the length of passkey's filler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm.evals._retrieval import FILLER, Hay, Parts, Retrieval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needle(Retrieval):
-    """Its options, beside those of `Retrieval`.
+    """The options of this task, in addition to those of `Retrieval`.
 
     Attributes:
       path: files of documents, as data.sources.NAME.path takes them; empty: the validation sets of

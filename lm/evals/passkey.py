@@ -1,13 +1,13 @@
-"""A key of five digits among sentences that say nothing, asked for at the end
+"""A key of five digits among meaningless sentences, asked for at the end
 (lm/evals/_retrieval.py).
 
-    exact@L           all digits likeliest, at L tokens in all; chance is 1e-5
+    exact@L           all digits are the likeliest, at L tokens in all; chance is 1e-5
     logprob@L         nats per token of the key
     gap@L             log-probability of the key minus that of a wrong one, nats; chance is 0
-    exact_at_depth@d  by where the key stands, 0 at the start of the sentences, 1 at their end
+    exact_at_depth@d  by the place of the key, 0 at the start of the sentences, 1 at their end
 
-The sentences are repeated whole, but for the first, whose beginning is cut so that the budget is
-met; the key stands between two of them, the nearest place to the depth asked for.
+The sentences are repeated whole, except that the beginning of the first one is cut to meet the
+budget. The key stands between two sentences, at the place nearest to the depth asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Passkey(Retrieval):
     """The options are those of `Retrieval`."""
 
     def hay(self, given: Given, parts: Parts, longest: int) -> Hay:
-        del given, longest  # the same sentences for every run, as many as are wanted
+        del given, longest  # the sentences are the same for every run
         filler = parts.encode(FILLER)
 
         def sentences(size: int, depth: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,5 @@
-"""Loss by position in the document, in buckets [0, 1), [1, 2), [2, 4), [4, 8), ...: how much
-context helps shows on a logarithmic axis.
+"""Loss by position in the document, in buckets [0, 1), [1, 2), [2, 4), [4, 8), ...: on a
+logarithmic axis this shows how much context helps.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lm.evaluation import statistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """Its option.
+    """The options of this task.
 
     Attributes:
-      max_tokens: tokens of each validation set; 0: the run's evaluate.max_tokens
+      max_tokens: tokens scored in each validation set; 0: the run's evaluate.max_tokens
     """
 
     max_tokens: int = 0
@@ -35,9 +35,9 @@ class Position:
         return held_out(given, self.max_tokens or given.max_tokens)
 
     def numbers(self, items: Items, scored: Sequence[Scored]) -> dict[str, Number]:
-        """`loss@x`: positions from x up to twice x (x = 0 and 1: that one)."""
+        """`loss@x`: positions from x up to 2 x - 1; for x = 0, position 0."""
         documents = np.concatenate(items.about["documents"])
-        # Documents of different sets share numbers; rows know which set they are of.
+        # Documents of different sets have the same numbers, so rows are told apart by their set.
         sets = items.about["sets"].values()
         offsets = [
             np.full(len(items.rows[i].tokens), s) for s, set_ in enumerate(sets) for i in set_

@@ -1,1 +1,1 @@
-"""What a trained model says: scores of given text, text of its own, and numbers with intervals."""
+"""What a trained model says: scores of given text, generated text, and numbers with intervals."""

@@ -1,4 +1,4 @@
-"""Tasks over one model: items once, scores of them all, numbers with intervals, and what it cost.
+"""Evaluates tasks on one model: prepared items, their scores, numbers with intervals, and the cost.
 
 tasks -> items -> scorer -> numbers -> {label: Result} -> evaluation JSON, tables
 """
@@ -22,23 +22,23 @@ from lm.parallel import processes
 
 log = logging.getLogger(__name__)
 
-ALWAYS = ""  # the label of the task of `always`; none of a configuration can have it
+ALWAYS = ""  # the label of the task in `always`; a configuration cannot use this label
 
 
 def always(data: DataConfig) -> dict[str, Task]:
-    """The task every run has that holds out text."""
+    """The task that every run with held-out text has."""
     return {ALWAYS: BitsPerByte()} if bits_per_byte.has_sets(data) else {}
 
 
 class Result(NamedTuple):
-    """The numbers of a task by name, and what they took."""
+    """The numbers of a task by name, and what scoring them cost."""
 
     numbers: dict[str, Number]
     cost: Cost
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the user asked)
-    """A stop was asked for between two batches."""
+    """The user asked to stop; raised between two batches."""
 
 
 class Prepared(NamedTuple):
@@ -49,11 +49,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(tasks: Mapping[str, Task], given: Given) -> dict[str, Prepared]:
-    """Reads what every task asks.
+    """Reads the items of every task.
 
     Raises:
-      UserError: a task's file is missing, empty or damaged, or a row is over its limit; the label
-      is named.
+      UserError: a task's file is missing, empty or damaged, or a row exceeds the limit; the message
+      names the label.
     """
     return {label: Prepared(task, _items(label, task, given)) for label, task in tasks.items()}
 
@@ -71,8 +71,8 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[str, int], object] = lambda label, tokens: None,
 ) -> dict[str, Result]:
-    """The result of every task. `stop()` is asked after each batch; `advance(label, tokens)` is
-    told progress.
+    """The result of every task. `stop()` is called after each batch; `advance(label, tokens)`
+    reports progress.
 
     Raises:
       Stopped: `stop()` became true.
@@ -81,12 +81,12 @@ def run(
     for label, (task, items) in prepared.items():
         before = scorer.cost
 
-        def told(tokens: int, label: str = label) -> None:
+        def report(tokens: int, label: str = label) -> None:
             advance(label, tokens)
             if stop():
                 raise Stopped
 
-        scored = scorer(items.rows, told)
+        scored = scorer(items.rows, report)
         cost = Cost(
             scorer.cost.tokens - before.tokens,
             scorer.cost.flops - before.flops,
@@ -97,8 +97,8 @@ def run(
 
 
 def to_record(results: Mapping[str, Result]) -> dict[str, float]:
-    """The values as metrics.jsonl holds them: eval/SET/bpb and eval/SET/loss of the task every run
-    has, task/LABEL/NAME of the others.
+    """The values under the names they have in metrics.jsonl: eval/SET/bpb and eval/SET/loss for the
+    task that every run has, task/LABEL/NAME for the others.
     """
     found = {}
     for label, result in results.items():
@@ -114,8 +114,8 @@ def to_record(results: Mapping[str, Result]) -> dict[str, float]:
 def is_enough(
     until: Mapping[str, float], tasks: Mapping[str, Task], record: Mapping[str, Any]
 ) -> bool:
-    """Whether a record, as `to_record` makes it, holds the headline of every task of `until` (label
-    -> value), each at least as good as its value; of nothing asked, False.
+    """Whether a record made by `to_record` reaches the goal: the headline of every task in `until`
+    (label -> value) is at least as good as its value. False if `until` is empty.
     """
 
     def is_good(label: str, value: float) -> bool:
@@ -129,14 +129,14 @@ def is_enough(
 
 
 def num_tokens(prepared: Prepared) -> int:
-    """What `advance` of `run` adds up to."""
+    """The sum of the tokens that `run` passes to `advance`."""
     return sum(len(row.tokens) for row in prepared.items.rows)
 
 
 def spaced(config: Config, prepared: Mapping[str, Prepared], run_tokens: float) -> Duration:
-    """How often a run that ends at `run_tokens` is evaluated: `evaluate.every`, or where that is in
-    percent the least multiple of it that keeps to `evaluate.share`. Scoring a token costs a third
-    of training on it: the backward pass is twice a forward pass.
+    """How often a run that ends at `run_tokens` is evaluated. This is `evaluate.every`, or if that
+    is in percent the least multiple of it that keeps to `evaluate.share`. Scoring a token costs a
+    third of training on it, since the backward pass costs twice a forward pass.
     """
     every, share = config.evaluate.every, config.evaluate.share
     if every.unit != "percent" or not (every.value and share):
@@ -155,8 +155,8 @@ def spaced(config: Config, prepared: Mapping[str, Prepared], run_tokens: float) 
 
 
 def to_mapping(results: Mapping[str, Result], *, with_units: bool = False) -> dict[str, Any]:
-    """Plain values for JSON: label -> {"numbers": {name: ...}, "cost": ...}; with the sums of every
-    unit where models are to be compared unit by unit.
+    """Plain values for JSON: label -> {"numbers": {name: ...}, "cost": ...}. `with_units` adds the
+    sums of every unit, so that models can be compared unit by unit.
     """
     return {
         label: {
@@ -171,7 +171,7 @@ def to_mapping(results: Mapping[str, Result], *, with_units: bool = False) -> di
 
 
 def tables(results: Mapping[str, Result]) -> list[Table]:
-    """What a person reads: a table of words and one of curves for every task, and what it cost."""
+    """Tables for people: for every task one of its numbers, one per curve, and its cost."""
     found = []
     for label, (numbers, cost) in results.items():
         words = {name: x for name, x in numbers.items() if "@" not in name}

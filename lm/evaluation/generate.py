@@ -1,18 +1,18 @@
-"""Continuations of prompts: one prefill, then a step per token, all in one compiled call.
+"""Continues prompts: one prefill, then one step per token, all in one compiled call.
 
-    tokens [B, P] left-aligned, padded at the right with segment 0, P as scored rows have it
+    tokens [B, P] left-aligned, padded on the right with segment 0; P is rounded as for scored rows
     hidden, state = model(tokens, empty state of P + max_new_tokens places)      prefill
     token = pick(head hidden of each row's last prompt token)
     while some row has not ended: hidden, state = model.step(token, state); token = pick(...)
 
-Picking: logits / temperature, then the top_k largest, then the smallest set of at least top_p mass
-(Holtzman et al. 2020, arXiv 1904.09751, sec. 3.1), then one draw whose key is (seed, token index,
-row). Temperature 0 takes the largest logit, which no filter removes. Ids from vocab_size on (the
-padding of the vocabulary) are never picked.
+To pick a token, logits are divided by the temperature, then the top_k largest are kept, then the
+smallest set with at least top_p mass (Holtzman et al. 2020, arXiv 1904.09751, sec. 3.1). One token
+is drawn from it with the key (seed, token index, row). Temperature 0 takes the largest logit, which
+no filter removes. Ids from vocab_size on, the padding of the vocabulary, are never picked.
 
-Where the tokenizer has a start (data.tokenizer.bos), every prompt begins with it and may be empty.
-Else a prompt needs at least one token: documents are trained without a start and end of text is
-only ever a target, so the model has no distribution of first tokens.
+If the tokenizer has a start token (data.tokenizer.bos), every prompt begins with it and may be
+empty. Otherwise a prompt needs at least one token: documents are trained without a start, and the
+end of text is only ever a target, so the model has no distribution of first tokens.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from lm.run.checkpoint import Loaded
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """temperature 0: greedy. top_k 0: all tokens. top_p 1: all tokens. Logits of float32 keep their
-    order and stay finite over the temperatures that are allowed.
+    """temperature 0: greedy. top_k 0: all tokens. top_p 1: all tokens. Over the allowed
+    temperatures, float32 logits keep their order and stay finite.
     """
 
     max_new_tokens: int
@@ -62,14 +62,14 @@ class GenerateOptions:
 
 
 class Vocabulary(NamedTuple):
-    """`size` is the tokenizer's: ids from there on are padding."""
+    """`size` is the tokenizer's; larger ids are padding."""
 
     size: int
     end_of_text: int
 
 
 class _Picking(NamedTuple):
-    """The options as arrays, so that other values need no new compilation."""
+    """The options as arrays, so that other values do not need a new compilation."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -79,7 +79,9 @@ class _Picking(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Program:
-    """What the compiled call depends on besides shapes; equal only for the same model object."""
+    """What the compiled call depends on besides shapes. Two are equal only for the same model
+    object.
+    """
 
     model: Model
     max_new_tokens: int
@@ -156,7 +158,7 @@ def trace(
     prompt_len: int,
     max_new_tokens: int,
 ) -> jax.stages.Traced:
-    """The call that `generate` compiles for prompts of these sizes; params may be abstract."""
+    """The call that `generate` compiles for prompts of these sizes. The params may be abstract."""
     tokens = jax.ShapeDtypeStruct((rows, prompt_len), jnp.int32)
     lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -170,16 +172,17 @@ def trace(
 def _run(
     program: _Program, params: Any, tokens: jax.Array, lengths: jax.Array, picking: _Picking
 ) -> jax.Array:
-    """tokens int32 [B, P], in the layout of time, and lengths int32 [B] -> new tokens int32 [B, N],
-    filled up with end of text.
+    """tokens int32 [B, P], in the layout of the time axis, and lengths int32 [B] -> new tokens
+    int32 [B, N], filled with end of text.
     """
     model, variables = program.model, {"params": params}
     end, count = program.vocabulary.end_of_text, program.max_new_tokens
     batch, time = tokens.shape
     index = jnp.asarray(placement.columns(time, model.context.mesh, model.context.layout))
     segment_ids = (index < lengths[:, None]).astype(jnp.int32)
-    # Zeros that XLA must take as they come: what the prefill asks of a state that it sees to be
-    # empty it would work out as it compiles, an element at a time, in seconds that grow with B.
+    # The barrier hides from XLA that the state is all zeros. Otherwise XLA would evaluate what the
+    # prefill does with it while compiling, element by element, which takes seconds and grows with
+    # B.
     state = jax.lax.optimization_barrier(model.init_state(batch, time + count))
     hidden, state = model.apply(variables, tokens, segment_ids, index * segment_ids, state)
     column = jnp.argsort(index)[lengths - 1]
@@ -224,13 +227,13 @@ def _pick(
 
 
 def _filtered(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """logits [B, vocab] with -inf outside the top_k largest and the top_p mass; ties stay in."""
+    """logits [B, vocab], with -inf outside the top_k largest and the top_p mass; ties are kept."""
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
     ordered = jnp.where(rank < top_k, ordered, -jnp.inf)
     mass = jax.nn.softmax(ordered, axis=-1)
-    # A token stays if those before it hold less than top_p; the largest always does, and all do at
-    # 1, which rounded sums reach before the last token.
+    # A token stays if the tokens before it hold less than top_p. The largest always stays. At top_p
+    # 1 all stay: rounded sums may reach 1 before the last token.
     held = jnp.cumsum(mass, axis=-1) - mass
     stays = ((held < top_p) | (top_p >= 1) | (rank == 0)) & (ordered > -jnp.inf)
     smallest = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)

@@ -2,10 +2,10 @@
 
     rows, any lengths -> by length into buckets -> batches of one shape a bucket -> device -> rows
 
-A bucket is the training context length, or a power of two that is rounded up to a multiple of
-mesh.sequence. Its batches hold as many tokens as a training step where a row is at most that long;
-so the device function is compiled at most once per bucket. Everything an evaluation asks of a model
-goes through here.
+A bucket is the training context length, or a power of two rounded up to a multiple of
+mesh.sequence. Its batches hold as many tokens as a training step, unless one row is longer than
+that. The device function is compiled at most once per bucket. Every evaluation of a model goes
+through here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ SMALLEST_BUCKET = 32
 
 
 class Row(NamedTuple):
-    """One row to score, numpy arrays [n]; fields as in `Batch`. What has weight 0 is not scored."""
+    """One row to score, numpy arrays [n]; fields as in `Batch`. Targets of weight 0 are not
+    scored.
+    """
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -37,8 +39,8 @@ class Row(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Of a row's targets [n]: nats, and whether no other token was likelier (of equals the first).
-    What has weight 0 is 0 and False.
+    """For each target [n] of a row: its nats, and whether no other token was likelier (of equal
+    ones the first counts). For targets of weight 0 they are 0 and False.
     """
 
     nll: np.ndarray
@@ -47,7 +49,7 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What scoring took. `tokens` without padding; `flops` of the model's forward pass on them."""
+    """What scoring cost. `tokens` excludes padding; `flops` is the forward pass on these tokens."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -60,7 +62,7 @@ class Cost:
 
 
 def row(tokens: Sequence[int] | np.ndarray, first: int = 1) -> Row:
-    """One document of which tokens[first:] are scored, each given all before it; [len - 1].
+    """One document; each of tokens[first:] is scored given all tokens before it. Arrays [len - 1].
 
     >>> row([5, 6, 7], first=2).weights.tolist()
     [0.0, 1.0]
@@ -73,7 +75,7 @@ def row(tokens: Sequence[int] | np.ndarray, first: int = 1) -> Row:
 
 
 class Scorer:
-    """`score(params, batch) -> nll, hit` of a build, over rows of any length."""
+    """Applies a build's `score(params, batch) -> nll, hit` to rows of any length."""
 
     def __init__(self, built: Build, params: Any) -> None:
         self._built, self._params = built, params
@@ -84,8 +86,8 @@ class Scorer:
     def __call__(
         self, rows: Sequence[Row], advance: Callable[[int], object] = lambda tokens: None
     ) -> list[Scored]:
-        """One `Scored` per row, in their order. `advance` is told tokens done, for a bar or to stop
-        by raising.
+        """One `Scored` per row, in order. `advance` is called with numbers of tokens done; it may
+        update a bar, or raise to stop.
         """
         start = time.perf_counter()
         found: list[Scored | None] = [None] * len(rows)
@@ -94,7 +96,7 @@ class Scorer:
             batch = self._built.put(self._batch(rows, chosen, bucket))
             dispatched = chosen, self._built.score(self._params, batch)
             self.buckets.add(bucket)
-            if pending is not None:  # the device works on the next batch meanwhile
+            if pending is not None:  # meanwhile the device works on the next batch
                 self._collect(rows, pending, found)
             pending = dispatched
             advance(sum(len(rows[i].tokens) for i in chosen))
@@ -110,8 +112,8 @@ class Scorer:
         return context if length <= context < bucket else bucket
 
     def _batches(self, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[int]]]:
-        """(bucket, indices of rows) of every batch, long ones first: memory runs out at once or
-        never.
+        """(bucket, indices of rows) of every batch, longest first, so that memory runs out at once
+        or not at all.
         """
         by_bucket: dict[int, list[int]] = {}
         for i, one in enumerate(rows):
@@ -126,7 +128,7 @@ class Scorer:
         return -(-wanted // ways) * ways
 
     def _batch(self, rows: Sequence[Row], chosen: Sequence[int], bucket: int) -> Batch:
-        """The rows of this process's share among those chosen."""
+        """The part of the chosen rows that this process loads."""
         held = self._built.share.rows(self._num_rows(bucket))
         shape = len(held), bucket
         fields = [np.zeros(shape, np.int32) for _ in range(4)] + [np.zeros(shape, np.float32)]
@@ -145,8 +147,8 @@ class Scorer:
         nll, hit = (placement.shards(*where).in_order(x, 1) for x in (nll, hit))
         for place, i in enumerate(chosen):
             used = rows[i].weights > 0
-            # A place of weight 0 is left out, not multiplied by 0: padding need not give a finite
-            # nll.
+            # A target of weight 0 is replaced, not multiplied by 0: the nll of padding need not be
+            # finite.
             values = np.where(used, nll[place, : len(used)], 0.0).astype(np.float32)
             found[i] = Scored(values, hit[place, : len(used)] & used)
 
@@ -161,7 +163,7 @@ def check_length(what: str, tokens: int, limit: int, advice: str) -> None:
     """Refuses a row longer than a task's limit.
 
     Raises:
-      UserError: it is.
+      UserError: the row is longer.
     """
     if tokens > limit:
         raise UserError(f"{what} has {tokens:,} tokens, the limit is {limit:,}; {advice}")

@@ -1,13 +1,15 @@
-"""Numbers with the interval that the sample leaves open, and whether two of them differ.
+"""Numbers with the confidence interval that their sample allows, and differences of two of them.
 
-The unit is what was drawn independently: a document, a book, an item; never a token. A ratio of
-sums (nats per token, bits per byte) moves when a unit is left out, and how far says how much chance
-is in it: the jackknife's variance, with Student's t. Units of unlike size have fewer degrees of
-freedom than units of one size: nine books of which one holds half the text have 2 and not 8 (Bell &
-McCaffrey 2002; MacKinnon, Nielsen & Webb 2023). Of one size, this is the usual t interval of a
-mean. Where 95 % is stated it covers 94 to 99 %, from 2 units on and with sizes that differ a
-hundredfold; where errors have a long tail, as an exponential has, and units are few, 91 % (measured
-in tests/lm/evaluation/test_statistics.py). One unit has no interval. Shares of items take Wilson's
+The unit is what was drawn independently: a document, a book, an item, but never a token. A ratio of
+sums (nats per token, bits per byte) moves when a unit is left out, and how far it moves shows how
+much of it is chance. This is the jackknife's variance, used with Student's t. Units of unequal size
+have fewer degrees of freedom than units of equal size: nine books, one of which holds half the
+text, have 2 and not 8 (Bell & McCaffrey 2002; MacKinnon, Nielsen & Webb 2023). For equal sizes this
+is the usual t interval of a mean.
+
+A stated 95 % interval covers 94 to 99 %, from 2 units on and with sizes that differ a hundredfold.
+If errors have a long tail, as an exponential has, and units are few, it covers 91 % (measured in
+tests/lm/evaluation/test_statistics.py). One unit gives no interval. Shares of items use Wilson's
 interval (1927), which does not collapse at 0 and 1.
 """
 
@@ -26,9 +28,9 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """`low`, `high`: the 95 % interval over `num` independent units, nan where they give none.
-    `chance`: what guessing gives (None: not a number that has one). `units` [num, 2], numerator and
-    denominator of each unit in a fixed order, where two models may be compared unit by unit.
+    """`low`, `high`: the 95 % interval over `num` independent units; nan if there is none.
+    `chance`: what guessing gives; None if that has no meaning. `units` [num, 2]: numerator and
+    denominator of each unit in a fixed order, kept if models may be compared unit by unit.
     """
 
     value: float
@@ -40,17 +42,18 @@ class Number:
 
     @property
     def is_at_chance(self) -> bool:
-        """Whether guessing explains it: no verdict may rest on such a number."""
+        """Whether guessing explains it. No verdict may rest on such a number."""
         return self.chance is not None and not self.low > self.chance
 
     def interval(self, form: str) -> str:
-        """ "low to high" for people, or why there is none; `form` as ".4f"."""
+        """ "LOW to HIGH" for people, or the reason why there is no interval; `form` as ".4f"."""
         if math.isnan(self.low):
             return "one unit: no interval" if self.num == 1 else "no interval"
         return f"{self.low:{form}} to {self.high:{form}}"
 
     def to_mapping(self, *, with_units: bool = False) -> dict[str, Any]:
-        """Plain values; None where a value is not finite, and no units then: JSON has no nan."""
+        """Plain values; None if a value is not finite, since JSON has no nan. Units are then left
+        out."""
         plain = {
             key: _plain(getattr(self, key)) for key in ("value", "low", "high", "num", "chance")
         }
@@ -79,7 +82,7 @@ def ratio(
     chance: float | None = None,
     keep_units: bool = False,
 ) -> Number:
-    """sum(numerators) / sum(denominators) over units [num]; nan of no units."""
+    """sum(numerators) / sum(denominators) over units [num]; nan without units."""
     units = np.stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)], 1)
     units = units[units[:, 1] > 0] if not keep_units else units
     if not units[:, 1].sum() > 0:
@@ -90,7 +93,7 @@ def ratio(
 
 
 def share(hits: Sequence[float] | np.ndarray, *, chance: float | None = None) -> Number:
-    """The mean of hits [num] in [0, 1] with Wilson's interval; a tie among k may count 1/k."""
+    """The mean of hits [num] in [0, 1], with Wilson's interval. A tie among k may count 1/k."""
     hits = np.asarray(hits, np.float64)
     if not len(hits):
         return Number(math.nan, math.nan, math.nan, 0, chance)
@@ -106,7 +109,7 @@ def share_of_several(
     keep_units: bool = False,
 ) -> Number:
     """sum(hits) / sum(asked), where each unit [num] was asked several times. The interval is that
-    of a ratio within [0, 1]; where all units agree, which would leave it no width, Wilson's.
+    of a ratio, cut to [0, 1]. If all units agree, it would have no width, and Wilson's is used.
     """
     number = ratio(hits, asked, chance=chance, keep_units=keep_units)
     if math.isnan(number.low):
@@ -123,10 +126,10 @@ def mean(values: Sequence[float] | np.ndarray, *, chance: float | None = None) -
 
 
 def difference(ours: Number, theirs: Number) -> Number:
-    """ours - theirs over the same units: what the two share cancels.
+    """ours - theirs over the same units, so that what both share cancels.
 
     Raises:
-      ValueError: the numbers keep no units, or not of the same sample.
+      ValueError: the numbers have no units, or units of different samples.
     """
     a, b = ours.units, theirs.units
     if a is None or b is None or a.shape != b.shape:
@@ -136,7 +139,7 @@ def difference(ours: Number, theirs: Number) -> Number:
 
 
 def _interval(units: np.ndarray, value: float) -> tuple[float, float]:
-    """Around the ratio of units [num, 2], or the difference of two ratios of units [num, 4]."""
+    """The interval of a ratio of units [num, 2], or of a difference of two ratios, [num, 4]."""
     units = units[(units[:, 1::2] > 0).any(axis=1)]
     if len(units) < 2:
         return math.nan, math.nan
@@ -150,9 +153,9 @@ def _interval(units: np.ndarray, value: float) -> tuple[float, float]:
 
 
 def _left_out(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
-    """How far each unit moves sum(a) / sum(b) away from the ratio of all others [num], and the
-    degrees of freedom of the sum of its squares (Satterthwaite's for a = ratio * b + an error of
-    variance b, as Bell & McCaffrey 2002 take it).
+    """How far each unit moves sum(a) / sum(b) from the ratio of all others [num], and the degrees
+    of freedom of the sum of squares of these moves (Satterthwaite's, for a = ratio * b + an error
+    of variance b, as in Bell & McCaffrey 2002).
 
     >>> _left_out(np.ones(9), np.ones(9))[1]
     8.0
@@ -170,7 +173,7 @@ def _wilson(p: float, num: int) -> tuple[float, float]:
     z = float(special.ndtri(0.5 + CONFIDENCE / 2))
     middle = (p + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(p * (1 - p) / num + z**2 / (4 * num**2))
-    # Rounding leaves 1 - 1e-17 of an exact 1.
+    # Rounding makes 1 - 1e-17 of an exact 1.
     return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
 
 

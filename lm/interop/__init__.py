@@ -1,1 +1,1 @@
-"""Ways to and from other software: Hugging Face folders (README.md), and between patterns."""
+"""Conversion to and from other software (Hugging Face folders, README.md), and between patterns."""

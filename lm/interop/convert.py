@@ -1,11 +1,11 @@
-"""Weights of one pattern of layers put into another: softmax into a hybrid, say.
+"""Puts the weights of one pattern of layers into another, for example softmax into a hybrid.
 
-Layer n takes from layer n whatever has the same name within the layer and the same shape: norms,
-the feed-forward, and query, key, value and out of mixers that have them. Embedding, head and final
-norm likewise. The rest is initialized, and the report says which.
+Layer n takes from layer n everything with the same name within the layer and the same shape: norms,
+the feed-forward, and query, key, value and out of mixers that have them. The same holds for
+embedding, head and final norm. The rest is initialized, and the report says what.
 
-A label that the source has not takes over the options of the source's layers of the same mixer
-(the base of RoPE, say); what differs all the same is in the report too.
+A label that the source does not have takes the options of the source's layers with the same mixer,
+such as the base of RoPE. Options that still differ are in the report too.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from lm.config import ModelConfig
 from lm.interop.hf_config import FLAX_FIELDS
 from lm.run.progress import WeightsBar
 
-# Layer (None: outside of layers) and the parameter's name within it.
+# Layer (None: outside of layers), and the parameter's name within it.
 Key = tuple[int | None, str]
 
 
 class Place(NamedTuple):
-    """Where a parameter of one layer is: the row (None: all) of a leaf, and its shape there."""
+    """Where a layer's parameter lies: the row of a leaf (None: the whole leaf), and its shape
+    there.
+    """
 
     leaf: str
     row: int | None
@@ -40,8 +42,8 @@ class Place(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Parameters by layer and name: taken over; new and initialized; of the source, without a
-    place. `changed`: options of layers, with both values in place of a name.
+    """Parameters by layer and name: copied; new and initialized; in the source but unused.
+    `changed` lists options of layers, with both values instead of a parameter's name.
     """
 
     copied: list[Key]
@@ -51,14 +53,14 @@ class Report(NamedTuple):
 
     def lines(self) -> list[str]:
         """One line for each list."""
-        return [f"{name}: {_told(keys)}" for name, keys in self._asdict().items()]
+        return [f"{name}: {_listed(keys)}" for name, keys in self._asdict().items()]
 
 
 def model_config(
     source: ModelConfig, pattern: Any, given: Mapping[str, Mapping[str, Any]]
 ) -> ModelConfig:
-    """`source` with another pattern, as deep as its groups say, and the options `given` by label;
-    what they leave open is as in the source.
+    """`source` with another pattern, as deep as its groups say, and with the options `given` by
+    label. Options that are not given are the source's.
     """
     num_layers = pattern_lib.depth(pattern, source.num_layers)
     target = dataclasses.replace(source, pattern=pattern, num_layers=num_layers)
@@ -88,7 +90,7 @@ def _mixers(config: ModelConfig) -> dict[str, str]:
 
 
 def _shared(source: ModelConfig, mixer: str, labels: Iterable[str]) -> dict[str, Any]:
-    """The options that all those of `labels` with this mixer set alike."""
+    """The options that have the same value in all of `labels` with this mixer."""
     mixers = _mixers(source)
     alike = [dict(source.layers.get(x, {})) for x in labels if mixers[x] == mixer]
     return {k: v for k, v in alike[0].items() if all(o.get(k) == v for o in alike)} if alike else {}
@@ -97,7 +99,7 @@ def _shared(source: ModelConfig, mixer: str, labels: Iterable[str]) -> dict[str,
 def convert(
     params_from: Any, built_from: Build, built_to: Build, seed: int = 0
 ) -> tuple[Any, Report]:
-    """The parameters of `built_to`: those of `params_from` that fit, the rest initialized from
+    """The parameters of `built_to`: those of `params_from` that fit, and the rest initialized from
     `seed`.
     """
     source, target = places(built_from.infos), places(built_to.infos)
@@ -121,7 +123,7 @@ def convert(
 
 
 def changed(built_from: Build, built_to: Build) -> Iterator[Key]:
-    """Options of layers that keep their mixer, "rope_theta 500000.0 -> 10000.0"."""
+    """Changed options of layers that keep their mixer, such as "rope_theta 500000.0 -> 10000.0"."""
     pairs = zip(_blocks(built_from), _blocks(built_to), strict=False)
     for layer, (a, b) in enumerate(pairs):
         if type(a.mixer) is type(b.mixer):
@@ -139,8 +141,8 @@ def _blocks(built: Build) -> list[Any]:
 
 
 def places(infos: Any) -> dict[Key, Place]:
-    """Every parameter of every layer, from a tree of ParamInfo: groups in order, repeats of a group
-    in order, blocks within a repeat.
+    """The place of every parameter of every layer, from a tree of ParamInfo. Layers are numbered by
+    group, then by repeat, then by block within a repeat.
     """
     named = dict(_by_name(infos))
     inside = [name for name in named if name.startswith("groups_")]
@@ -161,7 +163,7 @@ def places(infos: Any) -> dict[Key, Place]:
 
 
 def _init(built: Build, seed: int) -> Any:
-    """Parameters alone: `built.init` would make an optimizer's state too."""
+    """Initial parameters alone; `built.init` would make an optimizer's state too."""
 
     def init() -> Any:
         inputs = model_lib.dummy_inputs(
@@ -182,10 +184,10 @@ def _number(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
-def _told(keys: Iterable[Key]) -> str:
-    """ "embed/table, mlp/up/kernel of layers 0 1 2" """
+def _listed(keys: Iterable[Key]) -> str:
+    """Parameters by name with their layers: "embed/table, mlp/up/kernel of layers 0 1 2"."""
     layers: dict[str, list[int]] = {}
     for layer, part in keys:
         layers.setdefault(part, []).extend([] if layer is None else [layer])
-    told = [f"{p} of layers {' '.join(map(str, n))}" if n else p for p, n in layers.items()]
-    return ", ".join(told) or "nothing"
+    parts = [f"{p} of layers {' '.join(map(str, n))}" if n else p for p, n in layers.items()]
+    return ", ".join(parts) or "nothing"

@@ -1,5 +1,5 @@
-"""A model of this project in EleutherAI's lm-evaluation-harness (lm-eval 0.4.13); no torch.
-The extra `eval` brings the harness.
+"""Evaluates a model of this project with EleutherAI's lm-evaluation-harness (lm-eval 0.4.13),
+without torch. The extra `eval` installs the harness.
 
     import lm
     from lm_eval import evaluator, tasks
@@ -14,15 +14,16 @@ or espalier eval_harness --checkpoint=runs/quickstart --tasks_dir=my_tasks --tas
 A task of my_tasks/my_task.yaml is local if it says `dataset_path: json` and `dataset_kwargs:
 {data_files: {test: FILE.jsonl}}`; the harness's own tasks load data from the Hugging Face hub.
 
-Tasks of others are checked by lm/interop/harness_tasks.py before they are read, and `confine`d, as
-espalier eval_harness does: a `!function` and an unconfined template run code of whoever wrote them.
+Tasks written by others are checked by lm/interop/harness_tasks.py before they are read, and their
+templates are `confine`d, as espalier eval_harness does. Otherwise a `!function` or a template could
+run code of whoever wrote it.
 
-Set DISABLE_MULTIPROC=1, or its bootstrap forks a process in which JAX runs.
+Set DISABLE_MULTIPROC=1, or the harness's bootstrap forks this process while JAX is running in it.
 
-The harness puts its prefix token before a text without context. Where the run has a start of texts
-(data.tokenizer.bos), it is that one, and contexts begin with it. Where it has none, the first token
-of such a text is given, not scored: log-likelihoods of whole texts lack their first token, and bits
-per byte divide by all bytes.
+The harness puts its prefix token before a text without context. If the run has a start token
+(data.tokenizer.bos), it is the prefix token, and contexts begin with it. If not, the first token of
+such a text is given and not scored. Log-likelihoods of whole texts then lack their first token, and
+bits per byte still divide by all bytes.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from lm.evaluation.generate import GenerateOptions, Vocabulary, generate
 from lm.evaluation.scoring import Row, Scorer
 from lm.run.checkpoint import Loaded
 
-MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
-ROWS = 16  # prompts of one compiled call
+MAX_NEW_TOKENS = 256  # if a task does not say; the harness's own default
+ROWS = 16  # prompts per compiled call
 
 
 def confine() -> None:
-    """From here on templates of tasks (doc_to_text, ...) reach their document and nothing else of
-    the process.
+    """From now on templates of tasks (doc_to_text, ...) can reach only their document and nothing
+    else in the process.
     """
     found = utils.env
     utils.env = SandboxedEnvironment(
@@ -61,8 +62,9 @@ def confine() -> None:
 
 
 class EspalierLM(TemplateLM):
-    """`max_length` tokens are read at most (0: the run's context length): contexts lose their
-    start, texts are cut into windows, as the harness prescribes. All requests run in one process.
+    """The harness's interface to a loaded run. At most `max_length` tokens are read (0: the run's
+    context length). Longer contexts lose their start and longer texts are cut into windows, as the
+    harness prescribes. All requests run in one process.
     """
 
     def __init__(self, loaded: Loaded, max_length: int = 0, seed: int = 0) -> None:
@@ -88,12 +90,12 @@ class EspalierLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """There are no special tokens to add."""
+        """The ids of a text. There are no special tokens to add."""
         return self._loaded.tokenizer.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As our own tasks cut them, so that a token over the join is scored. What has nothing to
-        score is told by `_row`.
+        """Cuts a request as our own tasks do, so that a token across the join is scored. If nothing
+        can be scored, `_row` reports it.
         """
         if not context.strip() or not continuation:
             return super()._encode_pair(context, continuation)
@@ -104,7 +106,7 @@ class EspalierLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """[(texts, context ids, continuation ids)] -> [(sum of log p, whether greedy)]"""
+        """[(texts, context ids, continuation ids)] -> [(sum of log p, whether greedy)]."""
         rows = [self._row(texts, *ids) for texts, *ids in requests]
         return [
             (
@@ -117,15 +119,15 @@ class EspalierLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """[text] -> [sum of log p of all tokens but the first]; windows of max_length."""
-        del disable_tqdm  # one call of the scorer: nothing to show in between
+        """[text] -> [sum of log p of all tokens but the first], in windows of max_length."""
+        del disable_tqdm  # the scorer is called once, so there is no progress to show
         windows, owners = [], []
         for i, request in enumerate(requests):
             (text,) = request.args
             ids = self.tok_encode(text)
             rolling = utils.get_rolling_token_windows(ids, self.eot_token_id, self.max_length, 1)
             for pair in map(utils.make_disjoint_window, rolling):
-                if len(ids) + len(self._start) > 1:  # of a single token nothing can be scored
+                if len(ids) + len(self._start) > 1:  # a single token cannot be scored
                     windows.append((text, *pair))
                     owners.append(i)
         sums = [0.0] * len(requests)
@@ -134,7 +136,7 @@ class EspalierLM(TemplateLM):
         return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """[(context, options)] -> [continuation up to the first of options["until"]]"""
+        """[(context, options)] -> [continuation up to the first text in options["until"]]."""
         del disable_tqdm
         groups: dict[tuple[int, GenerateOptions], list[_Prompt]] = collections.defaultdict(list)
         for i, request in enumerate(requests):
@@ -150,7 +152,7 @@ class EspalierLM(TemplateLM):
             if not ids:
                 raise UserError(
                     f"task {request.task_name}, document {request.doc_id}: its context is empty, "
-                    "and nothing is known of a first token; change doc_to_text or leave it out"
+                    "and the model predicts no first token; change doc_to_text or leave it out"
                 )
             groups[(len(ids) - 1).bit_length(), options].append(_Prompt(i, ids, until))
         found = [""] * len(requests)
@@ -170,7 +172,7 @@ class EspalierLM(TemplateLM):
         given = 1 if not context else 0
         if len(continuation) <= given:
             raise UserError(
-                f"lm-eval asks for {texts!r}: nothing is known of a first token; change "
+                f"lm-eval asks for {texts!r}: the model predicts no first token; change "
                 "doc_to_text, or leave the document out"
             )
         if len(continuation) - given > self.max_length:
@@ -197,7 +199,7 @@ class EspalierLM(TemplateLM):
         return found, until
 
     def _continue(self, prompts: Sequence[_Prompt], options: GenerateOptions) -> list[str]:
-        """Always ROWS rows, the last ones repeated, so that a length is compiled once."""
+        """Continues prompts in ROWS rows, repeating the last, so that a length is compiled once."""
         tokenizer = self._loaded.tokenizer
         rows = [prompts[min(i, len(prompts) - 1)].ids for i in range(ROWS)]
         vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text)
@@ -207,7 +209,7 @@ class EspalierLM(TemplateLM):
 
 
 class _Prompt(NamedTuple):
-    """`place` among the requests; `until`: what ends the continuation."""
+    """`place`: its number among the requests. `until`: texts that end the continuation."""
 
     place: int
     ids: list[int]

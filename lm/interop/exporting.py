@@ -1,12 +1,13 @@
-"""A run as a folder for transformers, where it has a class for the model, else as one of our own
-(README.md).
+"""Exports a run as a folder for transformers if that has a class for the model, or else as a folder
+of our own (README.md).
 
     config.json, tokenizer.json, tokenizer_config.json, generation_config.json
     model.safetensors, or shards of at most max_shard_size and model.safetensors.index.json
 
 Weights are read from the checkpoint one leaf at a time, without the optimizer's state, and a shard
-is written when it is full. Memory: one leaf as it is stored and as float32, and one shard: for
-8.0e9 parameters one matrix of the feed-forward in all layers, 3.5 and 7.0 GiB, and 4 GB.
+is written when it is full. Memory: one leaf, both as stored and as float32, and one shard. For
+8.0e9 parameters the leaf is a feed-forward matrix of all layers, 3.5 and 7.0 GiB, and the shard is
+4 GB.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from lm.run import checkpoint, formats
 
 KEY = "espalier"
 ARCHITECTURE = "EspalierForCausalLM"
-FORMAT = formats.FORMAT  # that of the sections of a configuration
+FORMAT = formats.FORMAT  # the format of a configuration's sections
 TOKENIZER = "espalier_tokenizer.json"
 RANKS = "tokenizer.tiktoken"
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": bfloat16}
-ORIGIN = "hf"  # in a run folder that was imported: the small files it came from
+ORIGIN = "hf"  # a folder in an imported run: the small files it came from
 
 
 class Exported(NamedTuple):
-    """`architecture` of the folder, `obstacle` why it is not one of transformers (None: it is one),
-    bytes of weights.
+    """`architecture` of the folder; `obstacle`, why no class of transformers fits (None: one does);
+    `size`, bytes of weights.
     """
 
     architecture: str
@@ -54,11 +55,11 @@ def run(
     path: Path, out: Path, *, built: Build, dtype: str, max_shard_size: str, longest: int = 0
 ) -> Exported:
     """Fills the empty folder `out` from the checkpoint folder `path`, whose model is `built`.
-    `longest`: max_position_embeddings; 0: that of the folder the run was imported from, else the
-    context length it was trained at.
+    `longest`: max_position_embeddings; 0: that of the folder the run was imported from, or else the
+    context length of the run.
 
     Raises:
-      UserError: a dtype or size that is none, or a damaged checkpoint.
+      UserError: the dtype or the size is invalid, or the checkpoint is damaged.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
@@ -94,7 +95,7 @@ def run(
 def _tensors(
     path: Path, built: Build, entries: list[Entry], dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Entries of one leaf follow each other; the leaf is let go before the next is read."""
+    """The tensors of `entries`, leaf by leaf; a leaf is freed before the next one is read."""
     held, leaf = "", np.zeros(0)
     for entry in entries:
         if entry.leaf != held:
@@ -103,12 +104,12 @@ def _tensors(
             (array,) = jax.tree.leaves(checkpoint.read_params(path, wanted))
             held, leaf = entry.leaf, np.asarray(array)
             del array
-        # a copy, also where nothing changes: a view would keep the whole leaf
+        # Always a copy, even if nothing changes: a view would keep the whole leaf alive.
         yield entry.name, entry.take(leaf).astype(dtype, order="C", copy=True)
 
 
 def _write_tokenizer(out: Path, workdir: Path, tokenizer: Tokenizer, longest: int) -> None:
-    """The files of the folder the run came from as they were, else our tokenizer as theirs."""
+    """Copies the tokenizer files that the run was imported with, or else converts our tokenizer."""
     origin = workdir / ORIGIN
     for path in sorted(origin.glob("*.json")):
         if path.name != "config.json":
@@ -125,8 +126,8 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def to_own(built: Build, longest: int) -> dict[str, Any]:
-    """config.json of a folder of our own: sizes under the usual names for who looks at them, and
-    under "espalier" the sections of our configuration that `from_own` reads.
+    """config.json of a folder of our own. It has the sizes under their usual names for people who
+    look at them, and under "espalier" the sections of our configuration that `from_own` reads.
     """
     values = to_mapping(built.config)
     tokenizer = {k: x for k, x in values["data"]["tokenizer"].items() if k != "path"}
@@ -150,7 +151,7 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     """`base` with the model, muP and vocabulary that `to_own` wrote.
 
     Raises:
-      UserError: a part is missing, or of a later format.
+      UserError: a part is missing, or its format is later than this version's.
     """
     own = hf[KEY]
     needed = {"format", "model", "mup", "tokenizer"}

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and the safetensors in them, one tensor at a time.
+"""Folders that are complete or not there, and the safetensors in them, one tensor at a time.
 
 A folder of weights holds `model.safetensors`, or `model.safetensors.index.json` with a weight_map
 from the names of tensors to shards beside it. Pickled weights (.bin, .pt, .pth) are refused:
@@ -34,7 +34,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class Header(NamedTuple):
-    """What is known of a tensor before it is read; `file` is the path of its shard."""
+    """What is known about a tensor before it is read; `file` is the path of its shard."""
 
     file: Path
     dtype: Any
@@ -43,7 +43,7 @@ class Header(NamedTuple):
 
 @contextlib.contextmanager
 def created(path: Path) -> Iterator[Path]:
-    """A folder to fill, beside `path`, which becomes `path` at the end, or nothing if that fails.
+    """A folder to fill, beside `path`. It is renamed to `path` at the end, or removed on failure.
     What a killed process left of the same folder is removed.
 
     Raises:
@@ -69,7 +69,9 @@ def created(path: Path) -> Iterator[Path]:
 
 
 def _left(parent: Path, name: str) -> list[Path]:
-    """Folders for `name` of processes that have ended; of this one's number: an earlier one's."""
+    """Folders left for `name` by processes that have ended. With this process's id: an earlier
+    one.
+    """
     pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
     named = [(path, pattern.fullmatch(path.name)) for path in parent.iterdir()]
     return [path for path, found in named if found and not _is_other_alive(int(found[1]))]
@@ -82,17 +84,17 @@ def _is_other_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process belongs to another user
         return True
     return True
 
 
 class Tensors:
-    """The tensors of a folder: `headers` by name, and each read when asked for.
+    """The tensors of a folder: `headers` by name, and each tensor read on demand.
 
     Raises:
-      UserError: no safetensors, a shard that is missing, damaged or cut short, or an index that
-      disagrees with its shards.
+      UserError: there are no safetensors, a shard is missing, damaged or cut short, or the index
+      disagrees with the shards.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +113,7 @@ class Tensors:
             raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; give a model's folder")
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as it is stored."""
+        """The tensor with the dtype it is stored in."""
         try:
             return self._open[self.headers[name].file].get_tensor(name)
         except (safetensors.SafetensorError, OSError) as error:
@@ -140,7 +142,7 @@ class Tensors:
 
     def _read_file(self, path: Path) -> None:
         try:
-            # pread: pages of a mapped file would count as memory of this process
+            # With pread: pages of a memory-mapped file would count as memory of this process.
             opened = safetensors.safe_open(path, framework="np", backend="pread")
             for name in opened.keys():  # noqa: SIM118 (no mapping)
                 part = opened.get_slice(name)
@@ -166,7 +168,7 @@ def parse_size(text: str) -> int:
     """ "4GB" -> 4e9 bytes.
 
     Raises:
-      UserError: another way of writing, or nothing.
+      UserError: the text is not a size, or the size is zero.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text)
     size = round(float(found[1]) * UNITS[found[2]]) if found else 0
@@ -176,7 +178,9 @@ def parse_size(text: str) -> int:
 
 
 def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Names in their order, cut into runs of at most `limit` bytes; a larger tensor is alone."""
+    """Names in order, cut into runs of at most `limit` bytes. A larger tensor is a run of its
+    own.
+    """
     found: list[list[str]] = []
     room = 0
     for name, size in sizes.items():
@@ -191,8 +195,8 @@ def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 def write_tensors(
     folder: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> None:
-    """Writes `tensors`, which come in the order of `sizes` (bytes by name), holding one shard in
-    memory; with an index if there are several.
+    """Writes `tensors`, which must come in the order of `sizes` (bytes by name). One shard is held
+    in memory. If there are several shards, an index is written too.
     """
     parts = shards(sizes, limit)
     files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
@@ -208,7 +212,7 @@ def write_tensors(
                 del value
                 bar.advance(sizes[name])
             save_file(held, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)  # the library writes it for its owner alone
+            (folder / file).chmod(0o644)  # the library makes it readable by its owner only
     if len(parts) > 1:
         weight_map = {n: file for file, names in zip(files, parts, strict=True) for n in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

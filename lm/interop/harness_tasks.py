@@ -1,7 +1,8 @@
-"""Whether the tasks of a folder for lm-evaluation-harness are data, read without executing them.
+"""Checks, without executing anything, that the tasks of a folder for lm-evaluation-harness are
+data.
 
 A task is a .yaml file and the files that it includes. `!function module.name` in one of them
-imports the Python file module.py beside it, before anything is asked of the task.
+imports the Python file module.py beside it before the task is used.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ PYTHON = f"{PLAIN}python/"
 
 
 def check_is_data(folder: Path) -> None:
-    """Raises:
-    UserError: a file is no YAML, or holds a value that is made by code.
+    """Checks every task file of a folder.
+
+    Raises:
+      UserError: a file is not YAML, or holds a value that is made by code.
     """
     pending, seen = sorted(folder.rglob("*.yaml")), set()
     while pending:
@@ -31,8 +34,8 @@ def check_is_data(folder: Path) -> None:
             seen.add(path)
             root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
         except (OSError, yaml.YAMLError, ValueError, RuntimeError) as error:
-            told = " ".join(str(getattr(error, "problem", None) or error).split())
-            raise UserError(f"{path}: cannot be read ({told}); mend or remove it") from None
+            message = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise UserError(f"{path}: cannot be read ({message}); mend or remove it") from None
         for node in _nodes(root):
             if not node.tag.startswith(PLAIN) or node.tag.startswith(PYTHON):
                 raise UserError(
@@ -43,7 +46,7 @@ def check_is_data(folder: Path) -> None:
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
-    """All nodes, each once: an alias may lead back to one above."""
+    """All nodes, each once, since an alias may lead back to a node above it."""
     pending, seen = [root], set()
     while pending:
         node = pending.pop()
@@ -58,8 +61,8 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
 
 
 def _included(root: yaml.Node | None) -> list[str]:
-    """The files that a key `include` names, one or a list, wherever it stands: a merge (`<<`) lifts
-    it to the task, and a group holds tasks.
+    """The files that a key `include` names, one or a list, at any depth: a merge (`<<`) can lift it
+    to the task, and a group holds tasks.
     """
     mappings = [node for node in _nodes(root) if isinstance(node, yaml.MappingNode)]
     pairs = [pair for node in mappings for pair in node.value]

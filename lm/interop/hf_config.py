@@ -1,5 +1,5 @@
-"""config.json of transformers <-> our configuration, for the two families that are our softmax
-pattern with SwiGLU: Llama, and Granite, which is Llama with four constants.
+"""Converts between config.json of transformers and our configuration. It covers the two families
+that are our softmax pattern with SwiGLU: Llama, and Granite, which is Llama with four constants.
 
     Granite                    ours
     embedding_multiplier       mup.embedding_multiplier
@@ -8,9 +8,10 @@ pattern with SwiGLU: Llama, and Granite, which is Llama with four constants.
     logits_scaling             width / mup.base_width: a divisor of the logits
     initializer_range          mup.init_std / sqrt(width / base_width), of hidden matrices
 
-Llama is parametrization `standard`, where the four are 1, 1, head_dim^-1/2 and 1.
+Llama is parametrization `standard`, where the four constants are 1, 1, head_dim^-1/2 and 1.
 
-Every key of a config.json is read as transformers 5.24 reads it, refused, or named by `ignored`.
+Every key of a config.json is read as transformers 5.24 reads it, or refused, or listed by
+`ignored`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ SIZES = {
     "num_attention_heads": "num_heads",
     "intermediate_size": "ffn_dim",
 }
-# Of a layer; every other option of the mixer must have its default to be a transformers layer.
+# Options of a layer. All other options of the mixer must have their defaults for transformers.
 SHARED_OPTIONS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "rope_scaling", "scale")
 FREE_OPTIONS = ("form", *SHARED_OPTIONS)
 FLAX_FIELDS = ("context", "width", "parent", "name")
 LABEL = "softmax"
 ORIGINAL = "original_max_position_embeddings"
-# Kinds of stretched RoPE and their numbers besides the factor, in the mixer's order.
+# Kinds of stretched RoPE, and their numbers besides the factor, in the mixer's order.
 ROPE_CUTS = {"linear": (), "llama3": ("low_freq_factor", "high_freq_factor", ORIGINAL)}
 ROPE_KEYS = ("rope_scaling", "rope_parameters")  # the first that is set and not empty is read
 LONGEST = "max_position_embeddings"
@@ -48,8 +49,8 @@ READ = (*SIZES, "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_emb
 READ += ("initializer_range", "vocab_size", "rope_theta", *ROPE_KEYS)
 GRANITES = tuple(f"{x}_multiplier" for x in ("embedding", "attention", "residual"))
 GRANITES += ("logits_scaling",)
-# Keys that say how a model is stored, run or trained on, and nothing of what it computes. The ids
-# of special tokens are looked at beside the tokenizer (lm/interop/importing.py).
+# Keys that say how a model is stored, run or trained, but not what it computes. Ids of special
+# tokens are checked against the tokenizer (lm/interop/importing.py).
 OF_USE = (
     *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version"),
     *("_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset"),
@@ -59,7 +60,7 @@ OF_USE = (
 _OWN_WEIGHTS = "give the folder of plain weights"
 _WITHIN = "the model is a part of another; give a folder of its own"
 _ALL_TOKENS = "every layer here reads all tokens before; it cannot be read"
-# Keys that change the function: what they may be, and why nothing else can be read.
+# Keys that change the function: their allowed values, and why other values cannot be read.
 MAY_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "attention_bias": ((False, None), "our layers have no biases, so it cannot be read"),
     "mlp_bias": ((False, None), "our layers have no biases, so it cannot be read"),
@@ -83,10 +84,10 @@ def from_transformers(
     hf: Mapping[str, Any], base: Mapping[str, Any], where: Path
 ) -> dict[str, Any]:
     """`base`, a whole configuration as nested values, with the model, muP and vocabulary of a
-    transformers config.json; data.tokenizer.path is left to the caller.
+    transformers config.json. The caller must set data.tokenizer.path.
 
     Raises:
-      UserError: a key that is missing or has a wrong type, or says what our layers do not do.
+      UserError: a key is missing, has a wrong type, or asks for something our layers cannot do.
     """
     family = architecture(hf, where)
     _check_supported(hf, where)
@@ -125,10 +126,10 @@ def from_transformers(
 
 
 def architecture(hf: Mapping[str, Any], where: Path) -> str:
-    """The one class a config.json names, which is one of ours to read.
+    """The one class that a config.json names, which must be one that we can read.
 
     Raises:
-      UserError: none, or another.
+      UserError: it names none, or another.
     """
     named = hf.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
@@ -140,7 +141,7 @@ def architecture(hf: Mapping[str, Any], where: Path) -> str:
 
 
 def _check_supported(hf: Mapping[str, Any], where: Path) -> None:
-    """What would change the function and has no place in our layers."""
+    """Refuses keys that change the function and that our layers cannot represent."""
     for key, (allowed, reason) in MAY_BE.items():
         if key in hf and hf[key] not in allowed:
             value = " is set" if isinstance(hf[key], dict | list) else f"={json.dumps(hf[key])}"
@@ -154,7 +155,7 @@ def _check_supported(hf: Mapping[str, Any], where: Path) -> None:
 
 
 def _rope_of(hf: Mapping[str, Any], where: Path) -> tuple[str, Mapping[str, Any]]:
-    """The key whose RoPE is read, and what it holds."""
+    """The key whose RoPE is read, and its value."""
     key = next((key for key in ROPE_KEYS if hf.get(key)), ROPE_KEYS[-1])
     found = hf.get(key) or {}
     if not isinstance(found, Mapping):
@@ -165,8 +166,8 @@ def _rope_of(hf: Mapping[str, Any], where: Path) -> tuple[str, Mapping[str, Any]
 
 
 def _meant(hf: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind and the numbers of a RoPE, raw: `rope_theta` within goes before the one beside it,
-    the original length beside it before the one within.
+    """The kind and the numbers of a RoPE, as stored. A `rope_theta` inside it takes precedence over
+    the one beside it; for the original length it is the other way round.
     """
     values = {"rope_theta": hf.get("rope_theta", 1e4), ORIGINAL: hf.get(LONGEST, 2048), **found}
     if ORIGINAL in hf:
@@ -177,7 +178,7 @@ def _meant(hf: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The mixer's options."""
+    """The mixer's options for RoPE."""
     _, found = _rope_of(hf, where)
     meant = _meant(hf, found)
     if (kind := meant.pop("rope_type")) not in ("default", *ROPE_CUTS):
@@ -190,8 +191,8 @@ def _rope(hf: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def ignored(hf: Mapping[str, Any], where: Path) -> list[str]:
-    """Keys that are set and not read, those within a RoPE with its name, each with the key that
-    is read in its place if there is one.
+    """Keys that are set but not read. Those inside a RoPE include its name. If another key is read
+    instead, it is named too.
     """
     key, found = _rope_of(hf, where)
     meant = _meant(hf, found)
@@ -199,22 +200,22 @@ def ignored(hf: Mapping[str, Any], where: Path) -> list[str]:
     read = {*READ, *OF_USE, *MAY_BE, "partial_rotary_factor", *(meant.keys() & {ORIGINAL})}
     read |= {*GRANITES} if hf["architectures"] == [GRANITE] else set()
     read |= {"attention_dropout"} if hf.get("attention_dropout") == 0 else set()
-    told = [name for name, value in hf.items() if name not in read and value is not None]
-    told += [f"{key}.{name}" for name in found if name not in inside]
+    unread = [name for name, value in hf.items() if name not in read and value is not None]
+    unread += [f"{key}.{name}" for name in found if name not in inside]
     other = next(x for x in ROPE_KEYS if x != key)
     if hf.get(other) and (not isinstance(hf[other], Mapping) or _meant(hf, hf[other]) != meant):
-        told.append(f"{other} ({key} is read)")
+        unread.append(f"{other} ({key} is read)")
     if hf.get("rope_theta") not in (None, meant["rope_theta"]):
-        told.append(f"rope_theta ({key}.rope_theta is read)")
+        unread.append(f"rope_theta ({key}.rope_theta is read)")
     if ORIGINAL in meant and found.get(ORIGINAL, meant[ORIGINAL]) != meant[ORIGINAL]:
-        told.append(f"{key}.{ORIGINAL} ({ORIGINAL} is read)")
+        unread.append(f"{key}.{ORIGINAL} ({ORIGINAL} is read)")
     if found.get("type", meant["rope_type"]) != meant["rope_type"]:
-        told.append(f"{key}.type ({key}.rope_type is read)")
-    return told
+        unread.append(f"{key}.type ({key}.rope_type is read)")
+    return unread
 
 
 def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:
-    """The mixer's `rope_scaling` in their words; None: none."""
+    """The mixer's `rope_scaling` in transformers' terms; None if there is none."""
     if not scaling:
         return None
     kind = next(kind for kind, cuts in ROPE_CUTS.items() if len(cuts) == len(scaling) - 1)
@@ -224,7 +225,9 @@ def _scaling_of(scaling: tuple[float, ...]) -> dict[str, Any] | None:
 
 
 def number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: Any = None) -> Any:
-    """hf[key], positive, below 2^31 if it is whole; `default` where the key is absent or null."""
+    """hf[key], which must be positive, and below 2^31 if an integer; `default` if absent or
+    null.
+    """
     value = hf.get(key)
     value = default if value is None else value
     if value is None:
@@ -238,7 +241,7 @@ def number(hf: Mapping[str, Any], key: str, where: Path, kind: type, default: An
 
 
 def _flag(hf: Mapping[str, Any], key: str, where: Path) -> bool:
-    """hf[key]; false where the key is absent or null."""
+    """hf[key]; false if the key is absent or null."""
     value = hf.get(key)
     if value is not None and not isinstance(value, bool):
         raise UserError(f"{where}: {key}={value!r} is neither true nor false")
@@ -246,7 +249,7 @@ def _flag(hf: Mapping[str, Any], key: str, where: Path) -> bool:
 
 
 def to_transformers(built: Build, max_position_embeddings: int) -> dict[str, Any]:
-    """config.json of a model for which `obstacle` is None, without dtype and token ids."""
+    """config.json for a model whose `obstacle` is None, without dtype and token ids."""
     m, mixer, multipliers = built.config.model, _mixers(built)[0], built.model.context.multipliers
     scale, divisor = float(mixer.op_options()["scale"]), float(f"{multipliers.width:.12g}")
     factors = (multipliers.embedding, multipliers.residual, divisor)
@@ -264,7 +267,7 @@ def to_transformers(built: Build, max_position_embeddings: int) -> dict[str, Any
         "head_dim": mixer.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": m.norm_eps,
-        "rope_theta": mixer.rope_theta,  # this line and the next for older versions
+        "rope_theta": mixer.rope_theta,  # older versions read this line and the next
         "rope_scaling": scaling,
         "rope_parameters": rope,
         "max_position_embeddings": max_position_embeddings,
@@ -282,7 +285,7 @@ def to_transformers(built: Build, max_position_embeddings: int) -> dict[str, Any
 
 
 def obstacle(built: Build) -> str | None:
-    """Why no class of transformers is this model; None if Llama or Granite is."""
+    """Why no class of transformers fits this model; None if Llama or Granite does."""
     for mixer in (mixers := _mixers(built)):
         kind = type(mixer).__name__
         if type(mixer) is not Softmax:
@@ -304,5 +307,5 @@ def obstacle(built: Build) -> str | None:
 
 
 def _mixers(built: Build) -> list[Any]:
-    """One for each place of the pattern, repeats left out."""
+    """The mixer at each place of the pattern, without repeats."""
     return [block.mixer for period in built.model.groups for block in period.blocks]

@@ -1,11 +1,11 @@
 """Our tokenizers as a tokenizer.json of the `tokenizers` package.
 
-    bytes       byte-level BPE without merges: 256 letters for bytes, ids as ours, and end of text
-    tokenizers  is one
-    tiktoken    byte-level BPE; its merges are every cut of a token into two tokens, in the order
-                of ranks, and a word that is a token is taken whole, as tiktoken does
+    bytes       byte-level BPE without merges: 256 letters for bytes, with our ids, and end of text
+    tokenizers  already is one
+    tiktoken    byte-level BPE. Its merges are all ways to cut a token into two tokens, in the order
+                of ranks. A word that is a token is taken whole, as in tiktoken
 
-Theirs reads "<|endoftext|>" inside a text as the special token; ours encodes its letters.
+That package reads "<|endoftext|>" inside a text as the special token; ours encodes its characters.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lm.data.tokenizers import Tokenizer
 
 
 def payload(path: Path) -> str:
-    """What a saved tokenizer of ours was made from."""
+    """The payload of a saved tokenizer of ours."""
     return json.loads(path.read_text(encoding="utf-8"))["payload"]
 
 
 def to_json(tokenizer: Tokenizer, content: str) -> str:
-    """tokenizer.json for a tokenizer of ours and its payload; it puts our start before texts."""
+    """tokenizer.json for a tokenizer of ours and its payload; it puts our bos before texts."""
     text = _to_json(tokenizer, content)
     if tokenizer.bos is None:
         return text
@@ -54,7 +54,7 @@ def _to_json(tokenizer: Tokenizer, content: str) -> str:
 
 
 def config(tokenizer: Tokenizer, text: str, max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json beside a tokenizer.json `text`."""
+    """tokenizer_config.json for a tokenizer.json with the content `text`."""
     name = hf.Tokenizer.from_str(text).id_to_token
     bos = {} if tokenizer.bos is None else {"bos_token": name(tokenizer.bos)}
     return {
@@ -67,7 +67,7 @@ def config(tokenizer: Tokenizer, text: str, max_length: int) -> dict[str, Any]:
 
 
 def first_ids(path: Path) -> list[int]:
-    """What the tokenizer of transformers puts before every text: tokenizer.json does."""
+    """The ids that tokenizer.json, and so the tokenizer of transformers, puts before every text."""
     plain, whole = (
         hf.Tokenizer.from_file(str(path)).encode("a", add_special_tokens=special).ids
         for special in (False, True)
@@ -77,7 +77,9 @@ def first_ids(path: Path) -> list[int]:
 
 
 def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], tokenizer: Tokenizer) -> str:
-    """Split by the pattern of a tiktoken tokenizer, bytes not at all."""
+    """Byte-level BPE. Text is split by a tiktoken tokenizer's pattern; for bytes it is not
+    split.
+    """
     is_split = tokenizer.kind == "tiktoken"
     made = hf.Tokenizer(hf.models.BPE(vocab | tokenizer.named, merges, ignore_merges=is_split))
     of_gpt2 = tokenizer.options.pattern == "gpt2"

@@ -1,16 +1,16 @@
-"""A folder of transformers, or one that `exporting` wrote, as a run folder of ours.
+"""Imports a folder of transformers, or one that `exporting` wrote, as a run folder.
 
     config.json -> our configuration -> build (shapes only)
     headers of all tensors checked against it, the embedding's before anything is built
     one leaf at a time: read its tensors, stack, to the device -> checkpoint of step 0, weights only
 
-Weights are stored in the type they come in (bfloat16 stays so, mixed types become float32) and read
-back as float32. Memory: all weights once in their own type, 15.0 GiB for 8.0e9 of 16 bits; where
-the device is not this machine's CPU, here only one leaf at a time, at most 3.5 GiB for such a model
-(one of the feed-forward's matrices, of all layers).
+Weights are stored in their own type (bfloat16 stays bfloat16, mixed types become float32) and read
+back as float32. Memory: all weights once in their own type, 15.0 GiB for 8.0e9 weights of 16 bits.
+If the device is not this machine's CPU, host memory only holds one leaf at a time, at most 3.5 GiB
+for such a model (one of the feed-forward's matrices, of all layers).
 
 The run folder also holds `hf/`, the small files it came from, and `experiment.py`, a configuration
-that goes on training from it.
+that continues training from it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEPT = (
     "special_tokens_map.json",
     "generation_config.json",
 )
-# Buffers that old versions saved, and that follow from the configuration.
+# Buffers that old versions saved; they follow from the configuration.
 COMPUTED = ".rotary_emb.inv_freq"
 TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
 
 
 class Imported(NamedTuple):
-    """What was read, for the record of the run. `notes` are lines for the user."""
+    """What was read, for the record of the run. `notes` are lines to show the user."""
 
     build: Build
     tokenizer: Tokenizer
@@ -91,11 +91,11 @@ class Imported(NamedTuple):
 
 def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) -> Imported:
     """Fills `partial`, which will be renamed to `workdir`, from the folder `source`. `base` is a
-    whole configuration as nested values, of which everything but model, mup and data.tokenizer is
-    kept, and of the model precision, remat, kept and unroll.
+    whole configuration as nested values. It is kept except for model, mup and data.tokenizer; of
+    the model its precision, remat, kept and unroll are kept too.
 
     Raises:
-      UserError: what the folder lacks, or holds that cannot be read.
+      UserError: the folder lacks something, or holds something that cannot be read.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
@@ -129,7 +129,7 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
 
 @contextlib.contextmanager
 def _naming(where: Path) -> Iterator[None]:
-    """Mistakes are told with the file they are in; their words are our keys."""
+    """Adds the file to an error message, which names our keys."""
     try:
         yield
     except UserError as error:
@@ -137,13 +137,13 @@ def _naming(where: Path) -> Iterator[None]:
 
 
 def write_experiment(partial: Path, workdir: Path) -> None:
-    """experiment.py of a folder that is to be `workdir`."""
+    """Writes experiment.py in a folder that will become `workdir`."""
     text = EXPERIMENT.replace("{path}", str(workdir / "experiment.py"))
     (partial / "experiment.py").write_text(text, encoding="utf-8")
 
 
 def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> tuple[Any, list[str]]:
-    """The tree of parameters, leaf by leaf; names of tensors that hold NaN or infinity."""
+    """The tree of parameters, read leaf by leaf; and the names of tensors with NaN or infinity."""
     kinds = {tensors.headers[entry.name].dtype for entry in entries}
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
     by_leaf: dict[str, list[Entry]] = {}
@@ -169,7 +169,7 @@ def read_params(built: Build, tensors: Tensors, entries: list[Entry]) -> tuple[A
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Aligned to 64 bytes: then the CPU's device takes the memory over and copies nothing."""
+    """An array aligned to 64 bytes: then the CPU device uses its memory without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -177,7 +177,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _check_table(tensors: Tensors, config: Config, source: Path, is_own: bool) -> None:
-    """The embedding's shape, without a model: of sizes beyond reason none can be made."""
+    """Checks the embedding's shape before a model is made: absurd sizes would fail to make one."""
     size, width = config.data.tokenizer.vocab_size, config.model.width
     name = "embed.table" if is_own else layout.TABLES["embed/table"]
     shape = (model_lib.padded_vocab_size(size) if is_own else size, width)
@@ -192,10 +192,10 @@ def _other_shape(source: Path, name: str, found: Any, wanted: Any) -> UserError:
 
 
 def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
-    """Names and shapes, before any tensor is read.
+    """Checks names and shapes before any tensor is read.
 
     Raises:
-      UserError: a tensor is missing, unexpected, or of another shape.
+      UserError: a tensor is missing or unexpected, or has another shape.
     """
     found, wanted = dict(tensors.headers), {entry.name: entry.shape for entry in entries}
     head, table = TIED
@@ -213,7 +213,7 @@ def check_tensors(tensors: Tensors, entries: list[Entry], source: Path) -> None:
     if extra := sorted(found.keys() - wanted.keys()):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(
-            f"{source} has the tensor {extra[0]}{more}, which the model of its config.json has not"
+            f"{source} has the tensor {extra[0]}{more}, which its config.json's model does not have"
         )
     for name, shape in wanted.items():
         if found[name].shape != shape:
@@ -246,7 +246,7 @@ def _tokenizer(source: Path, values: dict[str, Any], is_own: bool) -> Tokenizer:
 
 
 def _keep(source: Path, origin: Path, values: Mapping[str, Any]) -> None:
-    """Copies the small files into hf/, the tokenizer among them."""
+    """Copies the small files into hf/, including the tokenizer."""
     origin.mkdir()
     for name in KEPT:
         if (source / name).exists():
@@ -277,19 +277,19 @@ def _of_end(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
 
 
 def _of_start(source: Path, hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """Of a start token: one that tokenizer.json puts first, or that config.json names."""
+    """Notes on a start token that tokenizer.json puts first, or that config.json names."""
     first = hf_tokenizer.first_ids(source / "tokenizer.json")
     named = hf.get("bos_token_id")
     if not first and named in (None, tokenizer.end_of_text):
         return []
-    told = f"tokenizer.json puts {first} before texts" if first else f"bos_token_id={named}"
+    message = f"tokenizer.json puts {first} before texts" if first else f"bos_token_id={named}"
     return [
-        f"{told}; here no text begins with a start token, so a model that was trained with one "
+        f"{message}; here no text begins with a start token, so a model that was trained with one "
         "does worse at first tokens (lm/interop/README.md)"
     ]
 
 
 def _of_broken(names: list[str]) -> list[str]:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    told = "hold values that are not finite" if more else "holds values that are not finite"
-    return [f"{names[0]}{more} {told}; what the model says may be NaN"] if names else []
+    message = "hold values that are not finite" if more else "holds values that are not finite"
+    return [f"{names[0]}{more} {message}; what the model says may be NaN"] if names else []

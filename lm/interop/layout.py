@@ -9,11 +9,11 @@
     model.layers.N.self_attn.o_proj.weight        .../mixer/out/kernel [L]     [D, H K]: [H, K, D]
     model.layers.N.mlp.gate_proj.weight           .../mlp/gate/kernel [L]      [F, D]: [D, F]
 
-Their matrices are [out, in], ours [in, out] with the heads cut out; ours of all layers of a group
-are stacked, L first. Both sides pair the halves of a head in RoPE, so nothing is permuted. Rows of
-our tables beyond the vocabulary are padding.
+Their matrices are [out, in]. Ours are [in, out] with the heads as separate dimensions, and the
+matrices of all layers of a group are stacked, L first. Both sides pair the halves of a head in
+RoPE, so nothing is permuted. Rows of our tables beyond the vocabulary are padding.
 
-Our own folders (README.md) hold our leaves as they are, "/" written as ".".
+Folders of our own (README.md) hold our leaves unchanged, with "." for "/" in their names.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ LAYER = {
 
 
 class Entry(NamedTuple):
-    """One tensor of theirs: its name and shape, and its place `row` (None: all) of our `leaf`.
-    `is_matrix`: turned and cut into heads.
+    """One tensor of theirs: its name and shape, and the row of our `leaf` where it lies (None: the
+    whole leaf). `is_matrix`: it is transposed, and cut into heads.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     is_matrix: bool
 
     def put(self, value: np.ndarray, leaf: np.ndarray) -> None:
-        """Their tensor into our leaf, with the leaf's dtype."""
+        """Puts their tensor into our leaf, converting it to the leaf's dtype."""
         if self.row is not None:
             leaf[self.row] = (value.T if self.is_matrix else value).reshape(leaf.shape[1:])
         elif self.leaf in TABLES:
@@ -64,7 +64,7 @@ class Entry(NamedTuple):
             leaf[...] = value
 
     def take(self, leaf: np.ndarray) -> np.ndarray:
-        """Their tensor out of our leaf."""
+        """Takes their tensor out of our leaf."""
         if self.row is None:
             return leaf[: self.shape[0]] if self.leaf in TABLES else leaf
         return leaf[self.row].reshape(self.shape[::-1]).T if self.is_matrix else leaf[self.row]
@@ -78,7 +78,7 @@ def leaves(built: Build) -> dict[str, tuple[int, ...]]:
 
 
 def places(built: Build) -> list[tuple[str, int]]:
-    """For each layer of the model, its block's prefix in names and its row of the stack."""
+    """For each layer of the model, the prefix of its block's names, and its row in the stack."""
     found = []
     for g, (repeat, period) in enumerate(zip(built.model.repeats, built.model.groups, strict=True)):
         blocks = range(len(period.blocks))
@@ -87,8 +87,8 @@ def places(built: Build) -> list[tuple[str, int]]:
 
 
 def transformers(built: Build) -> list[Entry]:
-    """The tensors of a transformers folder, those of one leaf together, so that a leaf is read or
-    written once.
+    """The tensors of a transformers folder. Those of one leaf are together, so that a leaf is read
+    or written once.
     """
     size = built.config.data.tokenizer.vocab_size
     layer_of = {place: n for n, place in enumerate(places(built))}
@@ -118,7 +118,7 @@ def _of_layers(
 
 
 def own(built: Build) -> list[Entry]:
-    """The tensors of a folder of our own: our leaves."""
+    """The tensors of a folder of our own, which are our leaves."""
     return [
         Entry(leaf.replace("/", "."), shape, leaf, None, False)
         for leaf, shape in leaves(built).items()
@@ -126,6 +126,6 @@ def own(built: Build) -> list[Entry]:
 
 
 def subtree(tree: Any, leaf: str) -> Any:
-    """The part of a nested dict that leads to one leaf, and nothing beside it."""
+    """The part of a nested dict that leads to one leaf, without anything else."""
     key, _, rest = leaf.partition("/")
     return {key: subtree(tree[key], rest) if rest else tree[key]}

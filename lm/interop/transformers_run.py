@@ -1,10 +1,10 @@
-"""What `transformers` makes of a folder; a script for an interpreter that has it and torch, which
-shares no code with this project and is never imported by it.
+"""Runs a folder with `transformers`. This is a script for an interpreter that has transformers and
+torch. It shares no code with this project, which never imports it.
 
     python transformers_run.py REQUEST.json FOLDER
 
 REQUEST is {"model": folder, "dtype": "float32", "rows": [[ids], ..], "prompts": ["text", ..],
-"max_new_tokens": n, "end_of_text": id, "num_ids": n}; ids from num_ids on are never drawn. FOLDER
+"max_new_tokens": n, "end_of_text": id, "num_ids": n}. Ids from num_ids on are never drawn. FOLDER
 gets logits.npz ("0", "1", ..: [T, vocab] float32 of each row) and answer.json: {"class", "dtype",
 "ids": [[ids of prompt], ..], "new": [[greedy], ..], "text": [..]}.
 """

@@ -1,9 +1,9 @@
-"""The same model here and in `transformers`: logits, and greedy continuations.
+"""Compares a model here and in `transformers`: logits, and greedy continuations.
 
     max |difference|   over all logits of all positions
     KL(ours || theirs) = sum p_ours (log p_ours - log p_theirs), nats, mean over positions
     argmax agreement   share of positions where both prefer the same token
-    greedy             tokens of each prompt until the first that differs
+    greedy             tokens of each prompt before the first that differs
 
 torch is never imported here: `transformers_run.py` runs in the interpreter that
 ESPALIER_INTEROP_PYTHON names, and answers in files.
@@ -39,8 +39,8 @@ SEED = 0
 
 
 class Comparison(NamedTuple):
-    """`same_tokens` of `new_tokens` greedy ones are equal up to the first difference of a prompt;
-    `same_ids`: both tokenizers read all prompts alike.
+    """Of `new_tokens` greedy tokens, `same_tokens` are equal, up to the first difference of a
+    prompt. `same_ids`: both tokenizers encode all prompts alike.
     """
 
     theirs: str
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
     texts: list[tuple[str, str, str]]
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether no logit differs by more; one that is not finite does."""
+        """Whether no logit differs by more. A logit that is not finite counts as different."""
         return self.max_difference <= tolerance
 
 
@@ -63,7 +63,7 @@ def interpreter() -> str:
     """The interpreter that has torch and transformers.
 
     Raises:
-      UserError: none is named, or what is named is none.
+      UserError: none is named, or the name is not a program.
     """
     named = os.environ.get(VARIABLE, "")
     if not named:
@@ -77,21 +77,21 @@ def interpreter() -> str:
 
 
 def check(folder: Path, vocab_size: int, prompts: Sequence[str]) -> None:
-    """Whether `compare` has something to compare, before anything is loaded.
+    """Checks that `compare` has something to compare, before anything is loaded.
 
     Raises:
-      UserError: no folder, one of our own, another vocabulary than `vocab_size`, or a prompt
-      without text.
+      UserError: there is no folder, it is one of our own, its vocabulary is not `vocab_size`, or a
+      prompt is empty.
     """
     if not all(prompts):
-        raise UserError("a prompt is empty; nothing is known of a first token")
+        raise UserError("a prompt is empty; the model predicts no first token")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     where = folder / "config.json"
     hf = files.read_json(where, AGAIN)
     if exporting.KEY in hf:
         raise UserError(
-            f"{folder} holds {exporting.ARCHITECTURE}, which transformers has not; "
+            f"{folder} holds {exporting.ARCHITECTURE}, which transformers does not have; "
             "espalier import_hf reads it"
         )
     size = hf_config.number(hf, "vocab_size", where, int)
@@ -111,11 +111,11 @@ def compare(
     length: int = 64,
     max_new_tokens: int = 32,
 ) -> Comparison:
-    """A loaded checkpoint and a folder, on the prompts and two rows of `length` random ids; ids
-    beyond the tokenizer's are drawn by neither side.
+    """Compares a loaded checkpoint and a folder, on the prompts and on two rows of `length` random
+    ids. Neither side generates ids beyond the tokenizer's.
 
     Raises:
-      UserError: no interpreter for transformers, or it cannot load the folder.
+      UserError: there is no interpreter with transformers, or it cannot load the folder.
     """
     python, tokenizer = interpreter(), loaded.tokenizer
     rng = np.random.default_rng(SEED)
@@ -156,7 +156,7 @@ def compare(
 
 
 def logits(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """For each row of ids its logits [T, vocab], float32, without the vocabulary's padding."""
+    """The logits [T, vocab] of each row of ids, float32, without the vocabulary's padding."""
     size = loaded.config.data.tokenizer.vocab_size
     dtype = loaded.model.context.numerics.operand_dtype
 
@@ -175,7 +175,7 @@ def logits(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
 def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
     """Logits [N, vocab] -> max |difference|, RMS of ours, mean KL, argmax agreement."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what is not finite makes the difference NaN
+    with np.errstate(invalid="ignore"):  # a logit that is not finite makes the difference NaN
         log_p, log_q = a - _log_sum_exp(a), b - _log_sum_exp(b)
         kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
         agreement = float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
@@ -203,6 +203,6 @@ def _ask(python: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     differs = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(differs, min(len(a), len(b)))

@@ -174,7 +174,7 @@ def _gone(process: int) -> str:
 
 def status(error: BaseException) -> int:
     """The exit status with which launch/cli.py would end the process."""
-    if isinstance(error, UserError) or files.told(error) is not None:
+    if isinstance(error, UserError) or files.message_of(error) is not None:
         return MISTAKE
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code

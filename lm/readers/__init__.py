@@ -1,11 +1,11 @@
-"""Readers: a kind of file -> its documents; one file each, found by listing this folder.
+"""Readers: each turns one kind of file into documents. One file per reader; this folder is listed.
 
-    name of the file -> the reader one of whose `endings` it has
-    file -> bytes, unpacked where the name goes on with .gz or .zst -> rows(opened, asked) -> Row
+    name of the file -> the reader that has the name's ending among its `endings`
+    file -> bytes, decompressed if the name ends with .gz or .zst -> rows(opened, asked) -> Row
 
-A reader yields every document that a file should hold, also those that are damaged: a row says what
-is wrong with it, and is counted. A key that is not there, or holds something else than text, is a
-mistake of the configuration and raised at once. What a library raises becomes one line here.
+A reader yields every document that a file should hold, even damaged ones; a row then says what is
+wrong, and is counted. A key that is missing, or does not hold text, is a mistake in the
+configuration and is raised at once. Whatever a library raises becomes one line here.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from lm import extras, files
 from lm.families import READERS
 from lm.mapping import UserError
 
-MOST = 1 << 31  # bytes of a document, or of the line or file of JSON that holds it
-EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # why left out
+MOST = 1 << 31  # bytes of a document, or of the line or JSON file that holds it
+EMPTY, UNDECODABLE, NOT_JSON = "empty", "undecodable", "not JSON"  # reasons for leaving it out
 PACKED = (".gz", ".zst")
-_EXTRA = {"datasets": "stream", "fsspec": "data", "pyarrow": "data"}  # that a package is in
+_EXTRA = {"datasets": "stream", "fsspec": "data", "pyarrow": "data"}  # package -> extra with it
 
 Data = bytes | bytearray | memoryview
 
 
 class Place(Protocol):
-    """Where a file lies; a `Path` is one. `str()` of it is what messages show."""
+    """Where a file lies, for example a `Path`. Messages show its `str()`."""
 
     def open(self, mode: str = "rb", /) -> Any: ...
 
 
 class File(NamedTuple):
-    """`name`: relative to the root, with forward slashes. `version` differs once the content does:
-    of a local file the time of its last change in nanoseconds.
+    """`name`: relative to the root, with forward slashes. `version` changes when the content does;
+    for a local file it is the time of the last change in nanoseconds.
     """
 
     path: Any
@@ -52,8 +52,8 @@ class File(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a source asks: its name and keys, of tokens the id that ends a text; `only_ids`: rows
-    that have an id, without their data.
+    """What a source asks of a reader: its name and keys and, for files of tokens, the id that ends
+    a text. `only_ids`: only rows that have an id, without their data.
     """
 
     source: str
@@ -64,8 +64,8 @@ class Asked(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One document as its file holds it: UTF-8, or token ids [n]. `end`: where the reader stands in
-    the file then; `place` is what messages show. `wrong` says why there are no data.
+    """One document as stored in its file: UTF-8, or token ids [n]. `end`: how far the reader is in
+    the file. `place`: how messages name it. `wrong`: why there is no data.
     """
 
     key: str
@@ -76,13 +76,13 @@ class Row(NamedTuple):
     has_id: bool = False
 
     def with_id(self, value: Any) -> Row:
-        """The row under its own id, where `value` is a string or an integer."""
+        """The row with its own id as key, if `value` is a string or an integer."""
         is_name = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
         return self._replace(key=str(value), has_id=True) if is_name else self
 
 
 class Opened(NamedTuple):
-    """A file that is read: its bytes, unpacked, and how many of the file's own are read so far."""
+    """A file being read: its decompressed bytes, and how many of the file's own bytes are read."""
 
     stream: IO[bytes]
     file: File
@@ -92,15 +92,15 @@ class Opened(NamedTuple):
         """All bytes, as one document.
 
         Raises:
-          UserError: they are more than MOST.
+          UserError: there are more than MOST.
         """
         return limited(self.stream.read(MOST + 1), str(self.file.path), asked)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
-    """`endings` of names; `packs`: also with .gz or .zst behind; `has_ids`: a document may have an
-    id; `has_tokens`: the rows are token ids.
+    """`endings`: endings of file names. `packs`: they may be followed by .gz or .zst. `has_ids`:
+    documents may have an id. `has_tokens`: the rows are token ids.
     """
 
     endings: ClassVar[tuple[str, ...]]
@@ -109,11 +109,11 @@ class Reader:
     has_tokens: ClassVar[bool] = False
 
     def problem(self) -> str | None:
-        """A reader has no options that could be wrong."""
+        """None: a reader has no options that could be wrong."""
         return None
 
     def members(self, folder: Path) -> list[Path] | None:
-        """The files of a folder that is one data set of this kind, in order; None: it is not.
+        """The files of a folder that is one data set of this kind, in order; None if it is not.
 
         Raises:
           UserError: it holds several data sets.
@@ -125,13 +125,13 @@ class Reader:
         """Every document of a file, in order.
 
         Raises:
-          UserError: no text under the key that is asked for; a document over the limit.
+          UserError: a row has no text under the key, or a document exceeds the limit.
         """
         raise NotImplementedError
 
 
 def find(name: str) -> Reader | None:
-    """The reader of files of this name."""
+    """The reader for files of this name; None if there is none."""
     plain = name
     for ending in PACKED:
         plain = plain.removesuffix(ending)
@@ -142,7 +142,7 @@ def find(name: str) -> Reader | None:
 
 @functools.cache
 def every() -> tuple[Reader, ...]:
-    """One of each reader, also those of installed packages."""
+    """One instance of each reader, including those of installed packages."""
     return tuple(READERS.create(name, "readers") for name in READERS.names())
 
 
@@ -150,14 +150,14 @@ def known() -> str:
     """The endings of all readers, for messages."""
     whole = sorted(e for r in every() for e in r.endings)
     packs = sorted(e for r in every() for e in r.endings if r.packs)
-    return f"{' '.join(whole)} ({' '.join(packs)} also with .gz or .zst behind)"
+    return f"{' '.join(whole)} ({' '.join(packs)} also followed by .gz or .zst)"
 
 
 def rows(file: File, asked: Asked) -> Iterator[Row]:
     """Every document of a file, in order.
 
     Raises:
-      UserError: a mistake of the configuration, or whatever the library that reads the file raised.
+      UserError: a mistake in the configuration, or whatever the library that reads the file raises.
     """
     with files.one_line(f"cannot read {file.path} of data.sources.{asked.source}"):
         reader = find(file.name)
@@ -179,21 +179,21 @@ def _unpacked(raw: IO[bytes], name: str) -> Iterator[Any]:
 
 
 def limited(data: bytes, place: str, asked: Asked) -> bytes:
-    """The same bytes, if they are not more than one document may have.
+    """The same bytes, if they do not exceed the limit for one document.
 
     Raises:
-      UserError: they are.
+      UserError: they do.
     """
     if len(data) > MOST:
         raise UserError(
-            f"{place} of data.sources.{asked.source} has more than {MOST:,} bytes, the most of one "
-            "document; divide it"
+            f"{place} of data.sources.{asked.source} has more than {MOST:,} bytes, the limit for "
+            "one document; divide it"
         )
     return data
 
 
 def package(name: str, why: str) -> Any:
-    """A package that not every installation has.
+    """Imports a package that not every installation has.
 
     Raises:
       UserError: it is not installed.

@@ -1,4 +1,5 @@
-"""Columns of Arrow: a document a row, of batches that Parquet and Arrow files are read in."""
+"""Columns of Arrow data, in the batches in which Parquet and Arrow files are read; one document per
+row."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from lm.readers import Asked, File, Row, package
 
 
 def arrow(file: File) -> Any:
-    """The package, for a file that needs it.
+    """The pyarrow package, which reads `file`.
 
     Raises:
       UserError: it is not installed.
@@ -19,11 +20,11 @@ def arrow(file: File) -> Any:
 
 
 def wanted(schema: Any, file: File, asked: Asked) -> list[str]:
-    """The columns to read: that of the text and, where it can name documents, `id`; none: no row is
-    asked for.
+    """The columns to read: that of the text and, if it can name documents, `id`. Empty if no rows
+    are needed.
 
     Raises:
-      UserError: there is no such column, or it holds something else than text.
+      UserError: there is no such column, or it does not hold text.
     """
     text_key, name, types = asked.text_key, asked.source, arrow(file).types
     if text_key not in schema.names:
@@ -54,7 +55,7 @@ def rows(
     asked: Asked,
     end: Callable[[int], int],
 ) -> Iterator[Row]:
-    """The rows of batches; `end(n)` is where the reader stands in the file after n of them."""
+    """The rows of batches; `end(n)` is how far the reader is in the file after n of them."""
     number, pyarrow = 0, arrow(file)
     for batch in batches:
         found = {name: batch.column(name) for name in columns}
@@ -76,18 +77,19 @@ def _is_string(kind: Any, types: Any) -> bool:
 
 
 def _is_binary(kind: Any, types: Any) -> bool:
-    """Text that some writers do not declare to be UTF-8."""
+    """Whether a column is bytes: text that some writers do not declare as UTF-8."""
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _is_id(kind: Any, types: Any) -> bool:
-    """Others, as times, name no document and are not read: not all of them are values of Python."""
+    """Whether a column can name documents. Others, such as times, are not read: some of their
+    values have no Python type."""
     return _is_string(kind, types) or types.is_integer(kind)
 
 
 def _binary(column: Any, pyarrow: Any) -> Any:
-    """Bytes of a column of text; whether they are UTF-8 is not looked at."""
+    """The bytes of a text column; this does not check that they are UTF-8."""
     if pyarrow.types.is_dictionary(column.type):  # pyarrow cannot decode one of views
         values = column.dictionary.cast(pyarrow.large_binary())
         column = pyarrow.DictionaryArray.from_arrays(column.indices, values)
@@ -95,7 +97,7 @@ def _binary(column: Any, pyarrow: Any) -> Any:
 
 
 def _ids(column: Any, pyarrow: Any) -> list[Any]:
-    """Strings that are not UTF-8 with half surrogate pairs, as file names have them."""
+    """The ids. Strings that are not UTF-8 get lone surrogates, as Python's file names do."""
     if not _is_string(column.type, pyarrow.types):
         return column.to_pylist()
     found = _binary(column, pyarrow).to_pylist()

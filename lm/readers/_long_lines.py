@@ -1,8 +1,8 @@
-"""A line of JSON whose strings may be long, in memory of about the line and its text.
+"""Reads a line of JSON with long strings, using memory of about the line and its text.
 
-Of a line over 16 MiB the strings over 1 MiB are cut out, so that what is left is small; the one
-that is asked for is given as UTF-8 bytes, unescaped piece by piece. Python's own reader makes a
-string of the line, and of the text in it another, of up to four bytes a letter each.
+Strings over 1 MiB are cut out of a line over 16 MiB, so that what remains is small. The string that
+is asked for is returned as UTF-8 bytes, unescaped piece by piece. Python's own reader would make
+one string of the line and another of the text, each with up to four bytes per character.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import re
 from typing import Any
 
 LONG_LINE, LONG_STRING, _PIECE = 1 << 24, 1 << 20, 1 << 22  # bytes
-# Possessive (++, *+): nothing is kept to go back to.
+# Possessive quantifiers (++, *+): the matcher keeps no state to backtrack.
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _UNITS = re.compile(rb"(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\[^u])*+", re.DOTALL)
 
 
 def loads(line: bytes, key: str) -> Any:
-    """The value of a line of JSON in UTF-8. Of a long line the long string under `key` comes as its
-    bytes, and in place of every other long string stands a short one.
+    """The value of a line of JSON in UTF-8. In a long line, a long string under `key` is returned
+    as bytes, and every other long string is replaced by a short one.
 
     Raises:
-      ValueError: it is not JSON, or not UTF-8, or a long string holds half a surrogate pair (these
-      two are UnicodeError).
+      ValueError: it is not JSON, or it is not UTF-8, or a long string holds a lone surrogate (the
+      last two are UnicodeError).
       RecursionError: it is nested too deeply.
     """
     if len(line) < LONG_LINE:
         return json.loads(str(line, "utf-8"))
-    mark = hashlib.sha256(line).hexdigest()  # no line holds its own
+    mark = hashlib.sha256(line).hexdigest()  # cannot occur in the line: no line holds its own hash
     spans: dict[str, tuple[int, int]] = {}
     rest, done = [], 0
     for match in _STRING.finditer(line):
@@ -46,7 +46,7 @@ def loads(line: bytes, key: str) -> Any:
 
 
 def _unescaped(line: bytes, start: int, end: int) -> bytearray:
-    """The string between two quotes; a pair of surrogates may lie on both sides of a cut."""
+    """The string between two quotes. A cut may separate the two surrogates of a pair."""
     found, before = bytearray(), ""
     while start < end:
         match = _UNITS.match(line, start, min(start + _PIECE, end))
@@ -56,7 +56,7 @@ def _unescaped(line: bytes, start: int, end: int) -> bytearray:
         if stop <= start:
             raise ValueError("an escape is cut short")
         text = before + json.loads(f'"{str(line[start:stop], "utf-8")}"')
-        if before:  # joined, if it is the other half
+        if before:  # joined, if this piece begins with the other half
             text = text[:2].encode("utf-16", "surrogatepass").decode("utf-16") + text[2:]
         before = text[-1] if "\ud800" <= text[-1] < "\udc00" and stop < end else ""
         found += (text[:-1] if before else text).encode()

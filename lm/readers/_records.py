@@ -1,4 +1,4 @@
-"""Records of JSON: objects with the text of a document under one key, and maybe its `id`."""
+"""JSON records: objects with the text of a document under one key, and possibly its `id`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lm.readers import MOST, NOT_JSON, UNDECODABLE, Asked, Opened, Row, _long_li
 
 
 def lines(opened: Opened, asked: Asked, first: bytes = b"") -> Iterator[Row]:
-    """A document a line; `first` is what was read of the file before."""
+    """One document per line; `first` is what was already read of the file."""
     number, file = 0, opened.file
     while line := first or opened.stream.readline(MOST + 1):
         first = b""
@@ -29,7 +29,7 @@ def _line(line: bytes, row: Row, asked: Asked) -> Row:
         record = _long_lines.loads(line.removeprefix(codecs.BOM_UTF8), asked.text_key)
     except UnicodeError:
         return row._replace(wrong=UNDECODABLE)
-    except (ValueError, RecursionError):  # nested a thousandfold, a number of many thousand digits
+    except (ValueError, RecursionError):  # nested too deeply, or a number of thousands of digits
         return row._replace(wrong=NOT_JSON)
     if not isinstance(record, dict):
         raise UserError(
@@ -40,7 +40,7 @@ def _line(line: bytes, row: Row, asked: Asked) -> Row:
 
 
 def of(record: dict[str, Any], row: Row, asked: Asked) -> Row:
-    """The row of an object.
+    """The row of a JSON object.
 
     Raises:
       UserError: it has no text under the key.
@@ -55,7 +55,7 @@ def of(record: dict[str, Any], row: Row, asked: Asked) -> Row:
     if isinstance(text, str):
         try:
             text = text.encode()
-        except UnicodeError:  # JSON can spell half a surrogate pair
+        except UnicodeError:  # JSON can escape a lone surrogate
             text, row = b"", row._replace(wrong=UNDECODABLE)
     if not isinstance(text, bytes | bytearray):
         raise UserError(

@@ -1,8 +1,9 @@
-"""Arrow, as `datasets` of Hugging Face saves it: a document a row, the text in column `text_key`.
+"""Arrow as saved by Hugging Face's `datasets`: one document per row, the text in column `text_key`.
 
-A folder that `Dataset.save_to_disk` wrote is a source: state.json lists its files. One that
-`DatasetDict.save_to_disk` wrote holds such a folder for each split. `datasets` writes the streaming
-format; the file format (Feather) is read too. No network is needed, nor the package `datasets`.
+A folder written by `Dataset.save_to_disk` is a source; its state.json lists the files. A folder
+written by `DatasetDict.save_to_disk` holds one such folder per split. `datasets` writes Arrow's
+streaming format; the file format (Feather) can be read too. This needs neither a network nor the
+package `datasets`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _MAGIC = b"ARROW1"  # of the file format
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arrow(Reader):
-    """The key of a document is its `id`, else the name of the file and the number of the row."""
+    """A document's key is its `id`, or else the name of the file and the number of the row."""
 
     endings = (".arrow", ".feather")
 

@@ -1,7 +1,7 @@
-"""JSON: an array of objects or of strings, one object, or JSON lines under another name (C4's
-.json.gz are those). A file whose first line is a whole object holds lines.
+"""JSON: an array of objects or of strings, one object, or JSON lines (as C4's .json.gz are). A file
+whose first line is a complete object is read as JSON lines.
 
-An array is read whole: in memory it takes a few times its size.
+An array is read whole and takes a few times its size in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from lm.readers import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonFile(Reader):
-    """The key of a document is its `id`, else the name of the file and its number in it."""
+    """A document's key is its `id`, or else the name of the file and the document's number in
+    it.
+    """
 
     endings = (".json",)
     packs = True

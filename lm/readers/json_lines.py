@@ -1,4 +1,4 @@
-"""JSON lines: a document a line, the text under `text_key`."""
+"""JSON lines: one document per line, the text under `text_key`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lm.readers import Asked, Opened, Reader, Row, _records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonLines(Reader):
-    """The key of a document is its `id`, else the name of the file and the number of the line."""
+    """A document's key is its `id`, or else the name of the file and the number of the line."""
 
     endings = (".jsonl", ".ndjson")
     packs = True

@@ -1,5 +1,5 @@
-"""Parquet: a document a row, the text in the column `text_key` (of strings, of bytes, dictionaries
-and views of these).
+"""Parquet: one document per row, the text in column `text_key`. The column may hold strings or
+bytes, also as dictionaries or views.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lm.readers import Asked, Opened, Reader, Row, _columns, package
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parquet(Reader):
-    """The key of a document is its `id`, else the name of the file and the number of the row."""
+    """A document's key is its `id`, or else the name of the file and the number of the row."""
 
     endings = (".parquet",)
 

@@ -1,4 +1,4 @@
-"""Plain text: a file is one document, without its byte order mark."""
+"""Plain text: each file is one document, without its byte order mark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lm.readers import Asked, Opened, Reader, Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plain(Reader):
-    """The key of the document is the name of the file."""
+    """A document's key is the name of the file."""
 
     endings = (".txt", ".md", ".py")
     packs = True

@@ -1,12 +1,12 @@
-"""Tokens: ids that a tokenizer has made, in files as other projects write them.
+"""Tokens: ids already made by a tokenizer, in files as other projects write them.
 
-    .npy   an array of one dimension; its header says the type
-    .bin   ids alone, of the type `token_dtype` (nanoGPT's train.bin: uint16), or of uint16 after
-           the header of 1,024 bytes that llm.c writes (20240520, 1, number of ids as int32)
+    .npy   a one-dimensional array; its header states the type
+    .bin   only ids, of the type `token_dtype` (nanoGPT's train.bin: uint16); or uint16 after the
+           header of 1,024 bytes that llm.c writes (20240520, 1, number of ids as int32)
 
 A document ends with the end of text of the tokenizer in data.tokenizer, which must be the one that
-made the ids; ends of text before the first and between documents (llm.c puts one at the start) are
-not documents. The file is mapped, not read whole, where it is local.
+made the ids. Additional ends of text, before the first document or between documents, are skipped;
+llm.c puts one at the start. A local file is memory-mapped and not read whole.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from lm.mapping import UserError
 from lm.readers import Asked, Opened, Reader, Row
 
-_MAGIC, _HEADER = (20240520, 1), 256  # of llm.c: the first two of so many int32
-_CHUNK = 1 << 24  # ids that are searched for ends at once
+_MAGIC, _HEADER = (20240520, 1), 256  # llm.c's header: its first two values, and its int32 values
+_CHUNK = 1 << 24  # ids searched at once for the end of text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens(Reader):
-    """The key of a document is the name of the file and the number of the document."""
+    """A document's key is the name of the file and the document's number in it."""
 
     endings = (".bin", ".npy")
     has_ids = False
@@ -86,8 +86,10 @@ def _bin(opened: Opened, asked: Asked) -> np.ndarray:
     kind = np.dtype(dtype).newbyteorder("<")
     size = opened.file.size - start
     if size % kind.itemsize or count not in (None, size // kind.itemsize):
-        told = f"{size:,} bytes of {dtype}" + (f" for {count:,} ids" if count is not None else "")
-        raise UserError(f"{path} has {told}: it is cut short, or of another type; set {where}")
+        message = f"{size:,} bytes of {dtype}" + (
+            f" for {count:,} ids" if count is not None else ""
+        )
+        raise UserError(f"{path} has {message}: it is cut short, or of another type; set {where}")
     if not size:
         return np.zeros(0, kind)
     if isinstance(path, Path):

@@ -1,5 +1,5 @@
-"""report.html: one file, readable offline, about one run or several side by side; and each of its
-figures as a file, report_figures/NAME.svg.
+"""report.html: one file, readable offline, about one run or several side by side. Each of its
+figures is also written as a file, report_figures/NAME.svg.
 
 Order of steps: read the run folders (folder.py), draw the curves (figures.py), lay out the page
 (page.py, style.py), replace the old page in one step, write the figures.
@@ -17,9 +17,9 @@ from lm.report import figures, folder, page
 
 
 def summary(workdirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Where each run stands, for programs: its folder and commit, steps and tokens, the last loss,
-    bits per byte of its validation sets at their last evaluation, parameters, skipped steps and
-    seconds in training steps. None is what is not known yet.
+    """The state of each run, for programs: its folder and commit, steps and tokens, the last loss,
+    bits per byte of its validation sets at their last evaluation, parameters, skipped steps, and
+    seconds spent in training steps. What is not known yet is None.
 
     Raises:
       UserError: as `write`.
@@ -42,8 +42,8 @@ def summary(workdirs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def write(workdirs: Sequence[Path], out: Path, defaults: Mapping[str, Any] | None = None) -> Path:
-    """Writes the report of the runs in `workdirs` to `out`, its figures into a folder beside it,
-    and returns the absolute path of `out`.
+    """Writes the report of the runs in `workdirs` to `out` and its figures into a folder beside it.
+    Returns the absolute path of `out`.
 
     Args:
       defaults: a configuration (as lm.config.to_mapping gives it) to compare a single run with;

@@ -1,4 +1,4 @@
-"""What a search for learning rates found: its rates over the steps, with every probe."""
+"""The result of a search for learning rates: its rates over the steps, with every probe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shown(Protocol):
 
 
 def table(stages: Sequence[Shown]) -> str:
-    """As Markdown; forecasts are changes of the loss over the stage, in nats a token."""
+    """A Markdown table; forecasts are changes of the loss over the stage, in nats per token."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for stage in stages:
         known = dict(zip(stage.rates, stage.forecasts, strict=True))
@@ -39,13 +39,13 @@ def table(stages: Sequence[Shown]) -> str:
 
 
 def plain(stages: Sequence[Shown], loss: float | None) -> dict[str, Any]:
-    """For JSON. `loss`: at the end of the decay, if there was one."""
+    """Plain values for JSON. `loss`: the loss at the end of the decay, None without a decay."""
     keys = ("start", "end", "rates", "forecasts", "rate")
     return {"searched": [{k: getattr(x, k) for k in keys} for x in stages], "loss": loss}
 
 
-def told(values: Mapping[str, Any]) -> str:
-    """Table and loss of what `plain` gives, as Markdown."""
+def summary(values: Mapping[str, Any]) -> str:
+    """The values of `plain` as Markdown: the table, and the loss."""
     stages: list[Any] = [SimpleNamespace(**stage) for stage in values["searched"]]
     text = table(stages)
     if values["loss"] is None:

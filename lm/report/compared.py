@@ -1,4 +1,4 @@
-"""What a comparison of patterns found (lm/studies/compare.py), as compare.json holds it."""
+"""The result of a comparison of patterns (lm/studies/compare.py), as stored in compare.json."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from lm.report import recall
 
 class Difference(NamedTuple):
     """`difference` = pattern - against, mean over seeds, with its 95 % intervals over seeds and
-    over items; None where that source of chance could not be measured.
+    over items. An interval is None if that source of chance could not be measured.
 
-    Of a primary comparison (lm/studies/verdict.py) `sentence` says the verdict, `p` is over seeds,
-    corrected, and `outcome` is better, worse, same (no significant difference), none (there is no
-    test), at chance or diverged. Of all others `outcome` is "", at chance or diverged.
+    For a primary comparison (lm/studies/verdict.py), `sentence` states the verdict, `p` is over
+    seeds and corrected, and `outcome` is better, worse, same (no significant difference), none
+    (there is no test), at chance or diverged. For other comparisons `outcome` is "", at chance or
+    diverged.
     """
 
     task: str
@@ -41,9 +42,9 @@ class Difference(NamedTuple):
 
 
 class SpeedUp(NamedTuple):
-    """How many times what `pattern` needs the first pattern needs for the same loss
-    (lm/studies/speedup.py), mean over seeds with its 95 % interval, None of one seed: in tokens,
-    floating-point operations and seconds.
+    """What the first pattern needs for the same loss, divided by what `pattern` needs
+    (lm/studies/speedup.py): in tokens, floating-point operations and seconds. Mean over seeds with
+    its 95 % interval, which is None for one seed.
     """
 
     pattern: str
@@ -54,7 +55,7 @@ class SpeedUp(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one run answered to a task: its numbers by name. `cost` None: it was not kept."""
+    """The numbers of one run at a task, by name. `cost` is None if it was not kept."""
 
     numbers: Mapping[str, Number]
     cost: Cost | None
@@ -62,7 +63,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A task as one pattern answered it, seed by seed. The first three are those of the task."""
+    """A task and one pattern's answers, seed by seed. The first three fields are the task's."""
 
     headline: str
     is_better: Literal["higher", "lower"]
@@ -70,18 +71,18 @@ class Asked:
     seeds: tuple[Answer, ...]
 
     def values(self, name: str) -> np.ndarray:
-        """A number by its name, of every seed [S]."""
+        """The number of this name for every seed [S]."""
         return np.array([seed.numbers[name].value for seed in self.seeds])
 
     @property
     def headlines(self) -> np.ndarray:
-        """[S]"""
+        """The headline for every seed [S]."""
         return self.values(self.headline)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Training bits per byte of every seed [S][n] over tokens [n]."""
+    """Training bits per byte [S][n] of every seed over tokens [n]."""
 
     tokens: tuple[float, ...]
     bits: tuple[tuple[float, ...], ...]
@@ -89,10 +90,10 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A pattern, or a variant. `parameters` outside the embedding; `seconds` and `peak_bytes` of a
-    train step (None: not known); `decode_seconds` a token and `state_bytes` a row, by tokens in the
-    state; `curve` None of what was not trained, or not kept; `cells`: by seed the digest of
-    all that the training it reads and the answers depend on.
+    """A pattern, or a variant. `parameters` exclude the embedding. `seconds` and `peak_bytes` are
+    of a train step, None if not known. `decode_seconds` per token and `state_bytes` per row are
+    given by tokens in the state. `curve` is None if the row was not trained or no curve was kept.
+    `cells`: for each seed, the digest of everything that its training and answers depend on.
     """
 
     pattern: str
@@ -112,9 +113,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`tokens` of each training; `primary`: as the study names them (lm/studies/verdict.py), with a
-    verdict each; `recall_asked`: the digest of the study of recall; `facts`: where, when and with
-    what it was made.
+    """`tokens` of each training. `primary`: the comparisons that the study names
+    (lm/studies/verdict.py), each with a verdict. `recall_asked`: the digest of the study of recall.
+    `facts`: where, when and with what it was made.
     """
 
     question: str
@@ -131,10 +132,10 @@ class Comparison:
 
 
 def load(path: Path) -> Comparison:
-    """From compare.json.
+    """Reads compare.json.
 
     Raises:
-      UserError: it is missing or is not of a comparison.
+      UserError: the file is missing, or does not hold a comparison.
     """
     advice = "name the compare.json of a study"
     values = files.read_json(path, advice)
@@ -145,9 +146,11 @@ def load(path: Path) -> Comparison:
 
 
 def _check(found: Comparison) -> None:
-    """Raises:
-    ValueError: two rows of one name, rows that are not of the same tasks and seeds, or a primary
-      comparison that is none.
+    """Checks that the parts of a comparison fit each other.
+
+    Raises:
+      ValueError: two rows have the same name, rows have other tasks or seeds, or a primary
+        comparison is invalid.
     """
     names, num_seeds = [row.pattern for row in found.rows], len(found.seeds)
     if not names or len(set(names)) < len(names) or not num_seeds:
@@ -161,13 +164,13 @@ def _check(found: Comparison) -> None:
             own = row.tasks[label]
             if len(own.seeds) != num_seeds or own.headline != task.headline:
                 raise ValueError(f"{row.pattern!r} has other seeds or numbers at {label!r}")
-            own.headlines  # noqa: B018 (every seed has it)
+            own.headlines  # noqa: B018 (raises if a seed lacks it)
         if row.cells and len(row.cells) != num_seeds:
             raise ValueError(f"{row.pattern!r} has other cells than seeds")
 
 
 def from_mapping(values: Mapping[str, Any]) -> Comparison:
-    """The inverse of `to_plain`; what a file from before primary comparisons lacks is empty."""
+    """The inverse of `to_plain`. In a file from before primary comparisons, those are empty."""
     own = {field.name for field in dataclasses.fields(Comparison)} - {"facts"}
     return Comparison(
         question=values["question"],
@@ -188,8 +191,8 @@ def from_mapping(values: Mapping[str, Any]) -> Comparison:
 
 
 def to_plain(found: Comparison) -> dict[str, Any]:
-    """Plain values for JSON, which has no word for what is not finite: None. Of all numbers but the
-    headlines without the sums of every unit, which would be most of the file.
+    """Plain values for JSON; None for what is not finite. The sums of every unit are kept for
+    headlines only, since for all numbers they would be most of the file.
     """
     return {
         **found.facts,
@@ -207,13 +210,13 @@ def to_plain(found: Comparison) -> dict[str, Any]:
 
 
 def answer(values: Mapping[str, Any]) -> Answer:
-    """From the plain values of `evaluate.to_mapping`."""
+    """An answer from the plain values of `evaluate.to_mapping`."""
     numbers = {name: Number.from_mapping(x) for name, x in values["numbers"].items()}
     return Answer(numbers, Cost(**values["cost"]) if "cost" in values else None)
 
 
 def curve(values: Mapping[str, Any]) -> Curve:
-    """From the plain values of one."""
+    """A curve from its plain values."""
     return Curve(_floats(values["tokens"]), tuple(map(_floats, values["bits"])))
 
 
@@ -249,7 +252,7 @@ def _plain_row(row: Row) -> dict[str, Any]:
 
 
 def plain_answer(found: Answer, headline: str) -> dict[str, Any]:
-    """The inverse of `answer`, rounded; units of the headline alone."""
+    """The inverse of `answer`, rounded; the units of the headline only."""
     digits = lambda x: round(x, 6) if isinstance(x, float) else x
     numbers = {
         name: {key: digits(x) for key, x in number.to_mapping(with_units=name == headline).items()}
@@ -259,7 +262,7 @@ def plain_answer(found: Answer, headline: str) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Plain values with None for what is not finite."""
+    """Plain values in which what is not finite is None."""
     if isinstance(value, Mapping):
         return {key: finite(x) for key, x in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """The page of a comparison: verdicts first, then curves, recall against state, speed, every number.
 
-Everything is drawn from what compare.json holds (lm/report/compared.py), so that a committed file
-gives its page again.
+Everything is drawn from compare.json (lm/report/compared.py), so a committed file reproduces its
+page.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
 from lm.report.page import Html, amount, card, document, duration, section, table, text
 
-FEWEST = 64  # positions below hold too few tokens for a curve
-MOST_COLUMNS = 12  # of a table of a curve; longer ones are drawn
+FEWEST = 64  # smallest position drawn: those below hold too few tokens for a curve
+MOST_COLUMNS = 12  # in the table of a curve; longer curves are only drawn
 
 
 def page(found: Comparison) -> str:
@@ -59,7 +59,7 @@ def markdown(found: Comparison) -> str:
 
 
 def tables(found: Comparison) -> str:
-    """What `markdown` says below its title."""
+    """The body of `markdown`, without its title."""
     rows = found.rows
     lines = [f"- {verdict.sentence}" for verdict in found.verdicts] or [f"- {verdicts.NO_PRIMARY}"]
     for title, (body, head) in (
@@ -96,7 +96,7 @@ TITLES = {
 
 
 def figures(found: Comparison) -> dict[str, str]:
-    """SVG by name, of those for which there are data."""
+    """Name -> SVG, for the figures that have data."""
     rows = found.rows
     drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide=True)}
     for name, label, word in (
@@ -199,7 +199,7 @@ def _decode(axes: Axes, row: Row, ink: str) -> None:
 
 
 def curve(row: Row, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
-    """The curve `word@x` of a task: x [n], values [seeds, n]."""
+    """The curve `word@x` of a task: x [n] and values [seeds, n]."""
     task = row.tasks[label]
     first = task.seeds[0].numbers
     names = [name for name in first if name.partition("@")[0] == word and "@" in name]
@@ -209,7 +209,7 @@ def curve(row: Row, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(task, word) of every curve."""
+    """All curves, as (task, word)."""
     found = {
         (label, name.partition("@")[0]): None
         for label, task in rows[0].tasks.items()
@@ -251,14 +251,14 @@ def _cards(found: Comparison) -> str:
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Least bits per byte first; what is not finite last."""
+    """Rows by bits per byte, lowest first; what is not finite comes last."""
     key = lambda row: np.nan_to_num(row.tasks["bits_per_byte"].values("bpb").mean(), nan=np.inf)
     return sorted(rows, key=key)
 
 
 def _results(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
-    """Of every task the headline: mean over seeds (by seed). A row a pattern, best bits first; or a
-    row a task, where there are more of those.
+    """The headline of every task: mean over seeds (each seed). One row per pattern, best bits
+    first; or one row per task if there are more tasks than patterns.
     """
     ranked, tasks = _ranked(rows), rows[0].tasks
     heads = [f"{label} {task.headline}" for label, task in tasks.items()]
@@ -308,7 +308,7 @@ def _curve_table(rows: Sequence[Row], label: str, word: str) -> tuple[list[list[
 
 
 def _task(rows: Sequence[Row], label: str) -> str:
-    """Every number of a task: mean over seeds, interval of the first seed."""
+    """Every number of a task: mean over seeds, and the interval of the first seed."""
     names = list(rows[0].tasks[label].seeds[0].numbers)
     body = []
     for name in names:

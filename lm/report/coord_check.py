@@ -1,4 +1,4 @@
-"""A coordinate check as a table, a verdict and figures (lm/studies/coord_check.py takes it)."""
+"""A coordinate check (lm/studies/coord_check.py) as a table, a verdict and figures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lm.config import convert
 from lm.report import legends
 from lm.report.figures import PALETTE, STYLE, element, svg
 
-FLAT, POWER = 0.1, 0.3  # the guide's bound of a slope that passes; of one that shows power
-# By what the slopes are over: the parametrizations that have to be flat; one that has to fail.
+FLAT, POWER = 0.1, 0.3  # the guide's largest slope that passes; the slope that shows power
+# By what the slopes are taken over: parametrizations that must be flat, and one that must fail.
 JUDGED = {"width": ("mup", "completep"), "layers": ("completep",)}
 CONTROL = {"width": "standard", "layers": "mup"}
 PROBES = ("embedding", "mixer", "mlp", "stream", "logits")
-LATE = ("logits",)  # judged in the second half of the steps
+LATE = ("logits",)  # probes judged in the second half of the steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One training. `probes`: mean |activation| before the first and after every step. `over`: the
-    field that its slopes are taken against, width or layers. `digest`: of all but the seed.
+    """One training. `probes`: mean |activation| before the first step and after every step. `over`:
+    width or layers, whichever its slopes are taken against. `digest`: of everything but the seed.
     """
 
     pattern: str
@@ -47,13 +47,13 @@ class Curve:
 
 
 def judged(probe: str, steps: int) -> range:
-    """The steps at which a probe is judged, of 0 to `steps`."""
+    """The steps, from 0 to `steps`, at which a probe is judged."""
     return range(-(-steps // 2) if probe in LATE else 0, steps + 1)
 
 
 class Verdict(NamedTuple):
-    """Of one pattern, parametrization and optimizer. `slopes`: probe -> slope at every step;
-    `worst`: probe and step of the steepest of those that are judged; `sizes`: those trained.
+    """The verdict on one pattern, parametrization and optimizer. `slopes`: probe -> slope at every
+    step. `worst`: probe and step of the steepest slope that is judged. `sizes`: the trained sizes.
     """
 
     pattern: str
@@ -75,29 +75,29 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Flat where it has to be, and steep where the check has to have power."""
+        """Whether slopes are flat where they must be, and steep where the check must have power."""
         if self.is_judged:
             return abs(self.steepest) <= FLAT
         return abs(self.steepest) > POWER
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         if self.is_judged:
             return "flat" if self.holds else "not flat"
         return "fails, as it should" if self.holds else "does not fail: no power"
 
 
 def curves_of(values: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """From JSON.
+    """Curves from JSON.
 
     Raises:
-      UserError: they are not such curves.
+      UserError: the values are not such curves.
     """
     return [convert(Curve, row, f"coord_check[{i}]") for i, row in enumerate(values)]
 
 
 def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
-    """In the order of the curves; one size alone, of a check that is under way, has no slope."""
+    """Verdicts in the order of the curves. An unfinished check with one size has no slopes."""
     groups: dict[tuple[str, str, str, str], list[Curve]] = {}
     for curve in curves:
         key = curve.pattern, curve.parametrization, curve.optimizer, curve.over
@@ -114,17 +114,17 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
 
 
 def steepest(probe: str, slopes: np.ndarray) -> int:
-    """The step of the steepest slope of those that are judged."""
+    """The step with the steepest slope among those that are judged."""
     return max(judged(probe, len(slopes) - 1), key=lambda step: _steepness(slopes[step]))
 
 
 def _steepness(slope: float) -> float:
-    """What is not finite is steeper than all else, so that it cannot pass."""
+    """What is not finite counts as steepest, so it cannot pass."""
     return abs(slope) if math.isfinite(slope) else math.inf
 
 
 def means(curves: Sequence[Curve], probe: str) -> tuple[np.ndarray, np.ndarray]:
-    """sizes [N], and the mean over seeds of log |activation| [N, steps + 1], NaN where one is 0."""
+    """sizes [N]; and the mean over seeds of log |activation| [N, steps + 1], NaN if one is 0."""
     sizes = sorted({curve.size for curve in curves})
     logs = []
     for size in sizes:
@@ -134,7 +134,7 @@ def means(curves: Sequence[Curve], probe: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _slopes(curves: Sequence[Curve], probe: str) -> np.ndarray:
-    """Least squares of log |activation| on log size, for every step."""
+    """The least-squares slope of log |activation| against log size, at every step."""
     sizes, logs = means(curves, probe)
     x = np.log(sizes) - np.mean(np.log(sizes))
     return x @ logs / (x @ x)
@@ -144,7 +144,7 @@ HEAD = ("mixers", "optimizer", "parametrization", "over", *PROBES, "")
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """The steepest slope of every probe of the steps at which it is judged, as Markdown."""
+    """For every probe the steepest slope among the steps at which it is judged, as Markdown."""
     lines = [f"| {' | '.join(HEAD[:-1])} | |", "|" + "---|" * len(HEAD)]
     for verdict in verdicts(curves):
         cells = [verdict.pattern, verdict.optimizer, verdict.parametrization]
@@ -156,13 +156,13 @@ def table(curves: Sequence[Curve]) -> str:
             slopes = verdict.slopes[probe]
             step = steepest(probe, slopes)
             cells.append(f"{slopes[step]:+.3f} (step {step})")
-        lines.append(f"| {' | '.join(cells)} | {verdict.told} |")
+        lines.append(f"| {' | '.join(cells)} | {verdict.message} |")
     return "\n".join(lines) + "\n"
 
 
 def slopes_figure(curves: Sequence[Curve]) -> str:
-    """An SVG element: slope over steps, a panel for each probe, a line for each verdict; the band
-    is what passes.
+    """An SVG element: slope over steps, one panel per probe, one line per verdict. Slopes in the
+    band pass.
     """
     found = verdicts(curves)
     style: Any = {**STYLE, "svg.hashsalt": "slopes"}
@@ -188,8 +188,8 @@ def slopes_figure(curves: Sequence[Curve]) -> str:
 
 
 def curves_figure(curves: Sequence[Curve]) -> str:
-    """An SVG element for the first pattern and optimizer: |activation| over width for every step, a
-    row for each parametrization, a panel for each probe.
+    """An SVG element for the first pattern and optimizer: |activation| over width for every step,
+    one row per parametrization, one panel per probe.
     """
     first = [
         c for c in curves if (c.pattern, c.optimizer) == (curves[0].pattern, curves[0].optimizer)
@@ -233,7 +233,7 @@ def _panels(down: int, across: int, **shared: Any) -> tuple[Figure, Any]:
 
 
 def _ink(found: Sequence[Verdict], i: int) -> dict[str, Any]:
-    """A color for each pattern and optimizer, dashed where nothing has to be flat."""
+    """One color per pattern and optimizer; dashed if the slope need not be flat."""
     names = list(dict.fromkeys((v.pattern, v.optimizer) for v in found))
     place = names.index((found[i].pattern, found[i].optimizer))
     dashes = ("-", ":")[place // len(PALETTE) % 2] if found[i].is_judged else "--"

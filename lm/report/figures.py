@@ -1,9 +1,9 @@
-"""The curves of a report, as SVG that takes its colors from the page: light or dark.
+"""The curves of a report, as SVG that takes its colors from the page, light or dark.
 
-Training curves show each record faintly and a running mean on top, over a fiftieth of the records;
-with several runs over a twenty-fifth, since lines that lie close are read only when they are
-smooth. With several runs the color tells the run and dashes the curve; with one, the color tells
-the curve. A bar at the upper edge spans the records of a curve that are not finite.
+Training curves show each record faintly, with a running mean over a fiftieth of the records on top.
+With several runs it is over a twenty-fifth, because close lines are legible only if they are
+smooth. With several runs, color tells runs apart and dashes tell curves apart; with one run, color
+tells the curves apart. A bar at the upper edge spans records of a curve that are not finite.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from lm.laws.critical_batch import THETA
 from lm.report import legends
 from lm.report.folder import Run
 
-# Colors that stand out on white and on black (after Okabe and Ito).
+# Colors visible on white and on black (after Okabe and Ito).
 PALETTE = ("#2f7ed8", "#e07b27", "#2a9d76", "#b05cc6", "#d1495b", "#8a8f98", "#b59b1d", "#3aa6c2")
-# Stand-ins that become style variables of the page.
+# Placeholders that become style variables of the page.
 INK, GRID = "#010203", "#010204"
-MAX_POINTS = 1000  # of a curve; of several runs fewer each
+MAX_POINTS = 1000  # per curve; fewer if there are several runs
 DASHES = ("-", "--", ":", "-.")
-# Figures whose axis starts at zero, with the format of its numbers.
+# Figures whose axis starts at zero, with the number format of the axis.
 FROM_ZERO = {
     "Learning rate": None,
     "Throughput": EngFormatter(sep=""),
@@ -73,8 +73,8 @@ STYLE: dict[str, Any] = {
 
 
 class Picture(NamedTuple):
-    """`svg` is an element to put into the page, `narrow` the same for a phone ("" where `svg` is
-    narrow enough). `file` is an element that needs no page: its legend names the runs.
+    """`svg` is an element to put into the page. `narrow` is the same for a phone, "" if `svg` is
+    narrow enough. `file` is an element that stands alone: its legend names the runs.
     """
 
     title: str
@@ -89,7 +89,7 @@ class Picture(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What one figure shows of a run: keys of records with their labels."""
+    """What one figure shows of a run: keys of records, and their labels."""
 
     title: str
     note: str
@@ -122,7 +122,7 @@ def _noise(run: Run) -> dict[str, str]:
 
 
 def _ratio(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """A ratio of the log from the running means of what it divides."""
+    """A ratio in the log, recomputed from the running means of its two parts."""
     below = {"noise/scale": "noise/grad_sq", "noise/norm_test": "optim/grad_norm"}[key]
     at, trace = run.series("noise/trace")
     norms = run.series("noise/trace", over=below)[0]
@@ -158,12 +158,12 @@ CURVES = (
 
 
 def draw(runs: Sequence[Run]) -> list[Picture]:
-    """The figures for which there are data."""
+    """The figures that have data."""
     return [_picture(curve, runs) for curve in CURVES if any(curve.keys(run) for run in runs)]
 
 
 def colors(count: int) -> list[str]:
-    """A color for each of `count` runs; more than the palette holds differ by hue alone."""
+    """A color for each of `count` runs. If the palette is too small, all colors differ by hue."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     found = (colorsys.hls_to_rgb(i / count, 0.45 + 0.1 * (i % 2), 0.65) for i in range(count))
@@ -171,8 +171,8 @@ def colors(count: int) -> list[str]:
 
 
 def save(page: Path, pictures: Mapping[str, str]) -> Path:
-    """Writes SVG elements by name as files, into a folder beside their page: "run.html" has
-    "run_figures". Returns the folder.
+    """Writes SVG elements as files into a folder beside their page: "run.html" has "run_figures".
+    `pictures` maps file names to elements. Returns the folder.
     """
     folder = page.with_name(f"{page.stem}_figures")
     folder.mkdir(exist_ok=True)
@@ -184,7 +184,7 @@ def save(page: Path, pictures: Mapping[str, str]) -> Path:
 def _picture(curve: Curve, runs: Sequence[Run]) -> Picture:
     drawn = _draw(curve, runs, is_wide=curve.is_wide)
     narrow = _draw(curve, runs, is_wide=False) if curve.is_wide else ""
-    is_named = len(runs) == 1  # or the page names the runs once, above all figures
+    is_named = len(runs) == 1  # with several runs, the page names them once above all figures
     file = drawn if is_named else _draw(curve, runs, is_wide=curve.is_wide, names_runs=True)
     note = curve.note
     lines = [curve.series(run, key) for run in runs for key in curve.keys(run)]
@@ -220,7 +220,7 @@ def _draw(
 
 
 class Finish(NamedTuple):
-    """Called inside `canvas`, it gives the finished SVG element of its figure."""
+    """Inside `canvas`, call this to get the finished SVG element of the figure."""
 
     figure: Figure
     title: str
@@ -231,7 +231,7 @@ class Finish(NamedTuple):
 
 @contextlib.contextmanager
 def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Finish]]:
-    """Axes to draw on in the style of the report, and what gives the finished SVG element."""
+    """Axes to draw on in the style of the report, and a function for the finished SVG element."""
     style: Any = {**STYLE, "svg.hashsalt": title}
     with mpl.rc_context(style):
         figure = Figure(figsize=(9.6, 3.4) if is_wide else (4.7, 2.7), layout="constrained")
@@ -242,14 +242,14 @@ def canvas(title: str, is_wide: bool) -> Iterator[tuple[Axes, Finish]]:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an SVG document, the same bytes for the same figure."""
+    """A figure as an SVG document; the same figure gives the same bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
 def standalone(svg: str) -> str:
-    """An SVG element of a page as a file of its own: ink on white, size given."""
+    """An SVG element of a page as a file of its own: black on white, with its size."""
     view = svg.split('viewBox="')[1].split('"')[0]
     width, height = view.split()[2:]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -267,7 +267,7 @@ def _line(
     num_runs: int,
 ) -> None:
     x, y = series
-    if len(x) < 30:  # evaluations, or a run that has just begun
+    if len(x) < 30:  # evaluations, or a run that has only just begun
         axes.plot(x, y, marker="o", markersize=4.5, zorder=3, linewidth=1.2, **ink)
         return
     points = MAX_POINTS if num_runs == 1 else MAX_POINTS * 2 // 5
@@ -280,8 +280,8 @@ def _line(
 
 
 def _legend(runs: Sequence[Run], labels: list[str], names_runs: bool) -> dict[str, Line2D]:
-    """With one run, color and label. With several, labels by dashes, and runs by color if this
-    figure names them.
+    """With one run: color and label. With several runs: labels by dashes, and the runs by color if
+    this figure names them.
     """
     if len(runs) == 1:
         pairs = zip(PALETTE, labels, strict=False)
@@ -297,7 +297,7 @@ def _legend(runs: Sequence[Run], labels: list[str], names_runs: bool) -> dict[st
 
 
 def _gaps(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
-    """First and last `x` of every span of records whose `y` is not finite."""
+    """The first and last `x` of every span of records whose `y` is not finite."""
     is_lost = np.concatenate([[False], ~np.isfinite(y), [False]])
     starts, ends = (np.flatnonzero(np.diff(is_lost.astype(int)) == sign) for sign in (1, -1))
     return [(float(x[i]), float(x[j - 1])) for i, j in zip(starts, ends, strict=True)]
@@ -310,12 +310,12 @@ def _skipped(axes: Axes, run: Run, color: str) -> None:
     y = np.array([record.get("optim/grad_norm", np.nan) for record in records])
     is_shown = np.isfinite(y)
     axes.plot(x[is_shown], y[is_shown], "x", color=color)
-    edge = np.full(np.sum(~is_shown), 0.97)  # no line: its height is not in units of the axis
+    edge = np.full(np.sum(~is_shown), 0.97)  # a height in axes coordinates, not in data units
     axes.scatter(x[~is_shown], edge, marker="x", color=color, transform=axes.get_xaxis_transform())
 
 
 def _axes(axes: Axes, curve: Curve, last: float) -> None:
-    """`last`: the tokens of the longest run, which all figures of a page show."""
+    """Sets up the axes. `last`: tokens of the longest run; all figures of a page extend to it."""
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if last > 0:
@@ -325,7 +325,7 @@ def _axes(axes: Axes, curve: Curve, last: float) -> None:
     positive = [v for v in finite if v > 0]  # a first step of learning rate 0 updates nothing
     if curve.log and positive and min(positive) < 0.99 * max(positive):
         axes.set_yscale("log", nonpositive="mask")
-        if max(positive) < 30 * min(positive):  # under two decades, plain numbers read better
+        if max(positive) < 30 * min(positive):  # below two decades plain numbers are easier to read
             axes.yaxis.set_major_locator(AutoLocator())
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_locator(NullLocator())
@@ -336,7 +336,7 @@ def _axes(axes: Axes, curve: Curve, last: float) -> None:
 
 
 def _thin(values: np.ndarray, points: int) -> np.ndarray:
-    """At most `points` means of neighbors, of those that are finite; NaN where none is."""
+    """At most `points` means of neighboring finite values; NaN where there are none."""
     size = -(-len(values) // points)
     if size <= 1:
         return values
@@ -346,8 +346,9 @@ def _thin(values: np.ndarray, points: int) -> np.ndarray:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Interquartile mean of the finite values around each; NaN where there is none. The first
-    windows are shorter, as long on both sides: a loss falls fast there, and begins where it began.
+    """Interquartile mean of the finite values around each place; NaN if there are none. The first
+    windows are shorter but symmetric: the loss falls fast there, and its mean must begin where it
+    does.
     """
     means = []
     for i in range(len(values)):
@@ -360,7 +361,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def element(svg: str, title: str) -> str:
-    """A matplotlib document as an element that scales and takes the page's colors and fonts."""
+    """A matplotlib document as an element that scales, with the colors and fonts of the page."""
     head, rest = svg[svg.index("<svg") :].split(">", 1)
     view = head[head.index('viewBox="') :].split('"')[1]
     name = title.replace("&", "and")

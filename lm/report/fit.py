@@ -1,5 +1,5 @@
-"""The page and the tables of a fit: constants beside the published ones, tests, residuals, the best
-rates against tokens with other published exponents, what was left out.
+"""The page and the tables of a fit: constants beside the published ones, tests, residuals, best
+rates against tokens with other published exponents, and what was left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm.report import figures, legends
 from lm.report.figures import INK, PALETTE, canvas
 from lm.report.page import document, section, table, text
 
-# Exponents of tokens at the best rate, drawn through the middle of ours.
+# Exponents of tokens in published best rates, drawn through the middle of our points.
 EXPONENTS = (
     ("Power", Power.constant("b"), "--"),
     ("Step Law", StepLaw.constant("beta"), ":"),
@@ -31,12 +31,14 @@ EXPONENTS = (
 )
 HEAD = ("constant", "fitted", "95 % interval", "published", "range", "unit", "evidence", "source")
 MOST_LINES = 8
-WIDTH = 160  # of a table in a terminal: a narrower one breaks every cell
+WIDTH = 160  # columns of a table in a terminal; a narrower table breaks every cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`law`: as published; `fitted`: with the fitted constants; `fits`: one of each equation."""
+    """`law`: the published one. `fitted`: the same with fitted constants. `fits`: one per
+    equation.
+    """
 
     name: str
     table: str
@@ -47,7 +49,7 @@ class Found:
 
 
 def rows(found: Found) -> list[list[str]]:
-    """A line for every constant of the fitted equations, under HEAD."""
+    """One line per constant of the fitted equations, under HEAD."""
     lines = []
     for one in found.fits:
         for name in one.equation.names:
@@ -70,10 +72,10 @@ def _ends(interval: tuple[float, float] | None) -> str:
 
 def sentences(found: Found) -> list[str]:
     """Tests, warnings, remarks and domains."""
-    told: list[str] = []
+    message: list[str] = []
     for one in found.fits:
         clusters = int(one.clusters.max()) + 1
-        told.append(
+        message.append(
             f"{one.equation.target}: {len(one.selected)} rows in {clusters} clusters that share no "
             f"trunk ({one.equation.selection}), root mean square of log residuals "
             f"{np.sqrt(np.mean(one.residuals**2)):.3g}, condition number {one.condition:.3g}"
@@ -81,35 +83,35 @@ def sentences(found: Found) -> list[str]:
         for test in one.tests:
             verdict = "is not rejected" if test.p >= 0.05 else "is rejected"
             holds = "holds" if test.is_inside else "does not hold"
-            told.append(
+            message.append(
                 f"{test.name} = {test.value:g} {verdict}: Wald t = {test.statistic:.2f}, p = "
                 f"{test.p:.2g}; the bootstrap interval {_ends(one.intervals[test.name])} {holds} it"
             )
-        told += [f"warning: {warning}" for warning in one.warnings]
-        told += found.fitted.remarks(one.selected.columns)
-        told += _domain(found.law, one)
-    return told
+        message += [f"warning: {warning}" for warning in one.warnings]
+        message += found.fitted.remarks(one.selected.columns)
+        message += _domain(found.law, one)
+    return message
 
 
 def _domain(law: type[Law], one: Fitted) -> list[str]:
-    """Where the rows lie outside what the published law was fitted to, a line for each column."""
-    told = []
+    """Where the rows lie outside the range that the published law was fitted to, one line each."""
+    message = []
     for name, column in one.selected.columns.items():
         if column.dtype.kind != "f":
             continue
         low, high = float(column.min()), float(column.max())
         if lines := law.outside(**{name: low}) or law.outside(**{name: high}):
-            told.append(f"the rows have {name} from {low:.4g} to {high:.4g}; {lines[0]}")
-    return told
+            message.append(f"the rows have {name} from {low:.4g} to {high:.4g}; {lines[0]}")
+    return message
 
 
 def left_out(found: Found) -> list[str]:
-    """Cells and rows that no equation was fitted to."""
+    """The cells and rows that no equation was fitted to."""
     return list(dict.fromkeys(line for one in found.fits for line in one.selected.left_out))
 
 
 def scales(found: Found) -> list[list[str]]:
-    """A line for every scale that was left out once."""
+    """One line per scale that was left out once."""
     return [
         [
             one.equation.target,
@@ -127,7 +129,7 @@ SCALE_HEAD = ("target", "left out", "rows", "rms with it", "rms without it")
 
 
 def values(found: Found) -> dict[str, Any]:
-    """The fit as JSON holds it."""
+    """The fit as plain values for JSON."""
     return {
         "law": found.name,
         "table": found.table,
@@ -140,7 +142,7 @@ def values(found: Found) -> dict[str, Any]:
 
 
 def markdown(values: Mapping[str, Any]) -> str:
-    """A result of `values` as Markdown: constants beside the published ones, and what follows."""
+    """The `values` of a fit as Markdown: constants beside the published ones, and conclusions."""
     kept = HEAD[: HEAD.index("unit")]
     lines = [f"| {' | '.join(kept)} |", "|" + "---|" * len(kept)]
     lines += [f"| {' | '.join(line[: len(kept)])} |" for line in values["constants"]]
@@ -167,7 +169,7 @@ def _equation(one: Fitted) -> dict[str, Any]:
 
 
 def show(found: Found, console: Console | None = None) -> None:
-    """The same in a terminal."""
+    """Prints the fit in a terminal."""
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     console.print(_terminal_table("", HEAD, rows(found)))
@@ -213,7 +215,7 @@ def _page(found: Found, pictures: Mapping[str, tuple[str, bool]]) -> str:
 
 
 def over_tokens(found: Found) -> str:
-    """An SVG element: the best rates or losses against tokens, of the first equation of those."""
+    """An SVG element: best rates or losses against tokens, from the first equation over tokens."""
     one = next(one for one in found.fits if one.equation.is_over_tokens)
     with canvas(f"best {one.equation.target} against tokens", is_wide=True) as (axes, finish):
         _tokens(axes, one)
@@ -221,7 +223,7 @@ def over_tokens(found: Found) -> str:
 
 
 def _pictures(found: Found) -> dict[str, tuple[str, bool]]:
-    """title -> SVG element, and whether it is wide."""
+    """Title -> (SVG element, whether it is wide)."""
     drawn: dict[str, tuple[str, bool]] = {}
     for one in found.fits:
         target = one.equation.target.replace("_", " ")
@@ -241,7 +243,7 @@ def _figure(title: str, svg: str, *, is_wide: bool) -> str:
 
 
 def _groups(one: Fitted) -> tuple[str, list[tuple[str, np.ndarray]]]:
-    """The rows by size, or by batch where there is one size: name, mask."""
+    """The rows by size, or by batch if there is only one size: (name, mask)."""
     columns = one.selected.columns
     names = ("width", "body_parameters", "parameters", "batch_tokens")
     for name in names:
@@ -271,8 +273,8 @@ def _residuals(axes: Axes, one: Fitted) -> None:
 
 
 def _tokens(axes: Axes, one: Fitted) -> None:
-    """Points and the fit, a color for each batch (of a rate) or size (of a loss); of a rate the
-    published exponents through the middle of the points.
+    """Points and the fit, one color per batch (for a rate) or size (for a loss). For a rate also
+    the published exponents, through the middle of the points.
     """
     columns, target = one.selected.columns, one.equation.target
     others = [name for name in one.equation.reads if name != "tokens"]

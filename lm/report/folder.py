@@ -1,4 +1,4 @@
-"""A run folder as its report reads it. Every piece may be absent: a run may have just begun."""
+"""A run folder as the report reads it. Any file may be absent: the run may have just begun."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lm.run import checkpoint, formats, items
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """`name` tells runs of one report apart; `facts` is run.json."""
+    """`name` distinguishes the runs of one report; `facts` is run.json."""
 
     name: str
     path: Path
@@ -27,7 +27,7 @@ class Run:
     samples: list[dict[str, Any]]
 
     def series(self, key: str, over: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
-        """Two float arrays: `over` and `key`, of the records that hold the key."""
+        """Two float arrays, `over` and `key`, from the records that have the key."""
         pairs = [(r[over], r[key]) for r in self.records if key in r]
         x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
         return x, y
@@ -47,7 +47,7 @@ class Run:
         return {key.split("/")[1]: float(self.series(key)[1][-1]) for key in keys}
 
     def training_seconds(self) -> float | None:
-        """Time in steps; the records without a time (the first after a start) are left out."""
+        """Time spent in steps, without records that have no time (the first after a start)."""
         steps, seconds = self.series("time/step_seconds", over="step")
         if len(steps) == 0:
             return None
@@ -57,7 +57,7 @@ class Run:
         return float(((steps - before) * seconds).sum())
 
     def skipped(self) -> list[tuple[int, int]]:
-        """(step, number) where the count of skipped steps rose."""
+        """(step, number) wherever the count of skipped steps rose."""
         steps, totals = self.series("optim/skipped_total", over="step")
         rises = np.diff(totals, prepend=0.0)
         return [(int(s), int(n)) for s, n in zip(steps, rises, strict=True) if n > 0]
@@ -69,7 +69,7 @@ class Run:
 
 
 def load(workdirs: Sequence[Path]) -> list[Run]:
-    """Reads run folders; of equal names, the parent folder is shown too.
+    """Reads run folders. If names are equal, the parent folder is shown too.
 
     Raises:
       UserError: a folder is missing, holds no run, or holds a damaged file.
@@ -104,8 +104,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _records(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl. Those which the newest checkpoint counts on must all be there;
-    a run without a checkpoint that can be read has a page as well.
+    """The records of metrics.jsonl. All records that the newest checkpoint counts on must be there.
+    A run without a readable checkpoint is accepted too.
     """
     try:
         meta = checkpoint.newest(path)[1]
@@ -118,7 +118,7 @@ def _records(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _config(path: Path, recorded: str | None) -> dict[str, Any]:
-    """In today's format, so that runs of two versions are compared by what they did."""
+    """The configuration in the current format, so that runs of two versions can be compared."""
     found = _object(path)
     if found and recorded is not None and recorded != items.sha256(found):
         raise UserError(f"{path} is not what run.json was written with; restore it or remove it")
@@ -134,6 +134,6 @@ def _samples(path: Path) -> list[dict[str, Any]]:
         return []
     with files.one_line(f"{path} is damaged", "remove it"):
         *lines, partial = path.read_bytes().split(b"\n")
-        del partial  # empty after a whole line
+        del partial  # empty if the last line is complete
         found = [json.loads(line) for line in lines]
         return [{key: x[key] for key in ("step", "kind", "prompt", "text")} for x in found]

@@ -1,4 +1,4 @@
-"""A forecast and its score as a row of a table (lm/studies/forecast.py writes them)."""
+"""A forecast and its score as one row of a table (lm/studies/forecast.py makes them)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ HEAD += ("95 % interval", "written", "loss of the run", "error", "inside")
 
 
 def row(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """A forecast under HEAD, as its file holds it."""
+    """One forecast, as stored in its file, under HEAD."""
     found, scored = values["forecast"], values["score"]
-    told = ("not run yet", "", "")
+    message = ("not run yet", "", "")
     if scored is not None:
         inside = "yes" if scored["is_inside"] else "no"
-        told = (f"{scored['loss']:.4f}", f"{scored['error']:+.4f}", inside)
+        message = (f"{scored['loss']:.4f}", f"{scored['error']:+.4f}", inside)
     return (
         found["law"],
         str(found["rows"]),
@@ -25,5 +25,5 @@ def row(values: Mapping[str, Any]) -> tuple[str, ...]:
         f"{found['loss']:.4f}",
         f"{found['low']:.4f} to {found['high']:.4f}",
         values["date"][:16].replace("T", " "),
-        *told,
+        *message,
     )

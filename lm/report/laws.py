@@ -1,6 +1,6 @@
-"""docs/laws.md: every law with its published constants, from the laws themselves.
+"""docs/laws.md: every law with its published constants, generated from the laws themselves.
 
-`espalier numbers` writes it anew.
+`espalier numbers` rewrites it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def markdown() -> str:
 
 
 def rows(constants: Iterable[Constant]) -> list[tuple[str, ...]]:
-    """A line for each constant, under HEAD."""
+    """One line per constant, under HEAD."""
     return [
         (
             constant.name,
@@ -58,7 +58,7 @@ def rows(constants: Iterable[Constant]) -> list[tuple[str, ...]]:
 
 
 def domain(constant: Constant) -> str:
-    """What a constant was fitted over: "tokens 2e+09 to 2.56e+11"."""
+    """The range over which a constant was fitted: "tokens 2e+09 to 2.56e+11"."""
     ends = constant.domain.items()
     return ", ".join(f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in ends)
 
@@ -67,8 +67,8 @@ def _section(name: str, law: type[Law]) -> str:
     document = inspect.getdoc(sys.modules[law.__module__]) or ""
     parts = [f"## {name}\n\n{document}\n"]
     if law.equations:
-        told = [f"`{e.target}` from {_named(e.reads)}" for e in law.equations]
-        parts.append(f"`espalier fit {name}` fits {', and '.join(told)}.\n")
+        message = [f"`{e.target}` from {_named(e.reads)}" for e in law.equations]
+        parts.append(f"`espalier fit {name}` fits {', and '.join(message)}.\n")
     origin = lambda constant: (constant.source, domain(constant))
     for (source, over), constants in itertools.groupby(law.published, origin):
         parts.append(f"{source}{f' ({over})' if over else ''}:\n")

@@ -1,4 +1,4 @@
-"""Legends outside the axes, so that they cover no curve."""
+"""Legends outside the axes, where they cover no curves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-LETTERS = 12  # of a label, an inch
-LINE = 6  # letters that the line in front of a label takes, with the space between columns
+LETTERS = 12  # characters of a label per inch
+LINE = 6  # width, in characters, of the line before a label plus the space between columns
 ROW = 0.19  # inches
 
 
 def below(figure: Figure, handles: Mapping[str, Any], title: str = "") -> None:
-    """A legend below all axes of a figure with constrained layout: label -> what it explains. It
-    has as many columns as fit. The figure grows by the height of the legend. A label that is
-    longer than the figure is wide loses its middle.
+    """Puts a legend below all axes of a figure with constrained layout. `handles` maps labels to
+    what they explain. The legend has as many columns as fit, and the figure grows by its height. A
+    label longer than the figure is wide loses its middle.
     """
     if not handles:
         return
@@ -32,7 +32,7 @@ def below(figure: Figure, handles: Mapping[str, Any], title: str = "") -> None:
 
 
 def named(*panels: Axes) -> dict[str, Any]:
-    """What `below` takes: the curves of all panels by label, those of one label once."""
+    """The `handles` for `below`: the curves of all panels by label, each label once."""
     found: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
@@ -41,13 +41,13 @@ def named(*panels: Axes) -> dict[str, Any]:
 
 
 def _letters(labels: Sequence[str], columns: int) -> int:
-    """How wide a legend is; it is filled column by column."""
+    """The width of a legend in characters; it is filled column by column."""
     parts = np.array_split([len(label) for label in labels], columns)
     return sum(LINE + int(part.max()) for part in parts)
 
 
 def shortened(label: str, letters: int) -> str:
-    """At most so many letters of a label: its beginning and its end.
+    """A label in at most `letters` characters: its beginning and its end.
 
     >>> shortened("gated_deltanet", 9)
     'gate…anet'

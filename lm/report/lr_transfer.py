@@ -1,4 +1,4 @@
-"""Loss against learning rate at several widths and parametrizations: a picture and a table."""
+"""Loss against learning rate at several widths and parametrizations: a figure and a table."""
 
 from __future__ import annotations
 
@@ -39,26 +39,33 @@ class Shown(Protocol):
 
 
 def of_plain(values: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What `table` shows of a result file; a cost of None was not finite."""
+    """What `table` shows, from a result file. A cost of None was not finite."""
     cost = lambda x: math.inf if x["cost"] is None else x["cost"]
     return [SimpleNamespace(**{**one, "cost": cost(one)}) for one in values]
 
 
 def table(found: Sequence[Shown]) -> str:
-    """As Markdown."""
+    """The results as a Markdown table."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for one in found:
         best = ", ".join(f"{width}: {rate:.3g}" for width, rate in one.best.items())
-        told = "as expected" if one.is_as_expected else "**not as expected**"
+        message = "as expected" if one.is_as_expected else "**not as expected**"
         if one.edges:
-            told += f"; at the edge of the grid at {', '.join(map(str, one.edges))}"
-        cells = (one.pattern, one.parametrization, best, f"{one.shift:+d}", f"{one.cost:.3f}", told)
+            message += f"; at the edge of the grid at {', '.join(map(str, one.edges))}"
+        cells = (
+            one.pattern,
+            one.parametrization,
+            best,
+            f"{one.shift:+d}",
+            f"{one.cost:.3f}",
+            message,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def figure(found: Sequence[Shown]) -> str:
-    """An SVG element: a row of panels for each parametrization, a column for each pattern."""
+    """An SVG element: one row of panels per parametrization, one column per pattern."""
     patterns = list(dict.fromkeys(one.pattern for one in found))
     names = list(dict.fromkeys(one.parametrization for one in found))
     style: Any = {**STYLE, "svg.hashsalt": "lr_transfer"}

@@ -1,4 +1,4 @@
-"""The report's HTML: headline figures, curves, samples, what the run was."""
+"""The report as HTML: headline numbers, curves, samples, and what the run was."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lm.report.folder import Run
 from lm.report.style import CSS
 
 SAMPLES_SHOWN = 12
-STACKED = 2  # columns that a phone has room for
+STACKED = 2  # columns that fit a phone
 
 
 def render(
     runs: Sequence[Run], defaults: Mapping[str, Any] | None, pictures: Sequence[figures.Picture]
 ) -> str:
-    """One self-contained page. `defaults`: the configuration that differences are shown against."""
+    """One self-contained page. `defaults`: a configuration; differences from it are shown."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     sections = [
         _head(runs, title),
@@ -37,7 +37,7 @@ def render(
 
 
 def document(title: str, body: str, footer: str) -> str:
-    """`body` as a page of its own: styled, offline."""
+    """`body` as a complete page, with its styles, readable offline."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 class Html(str):
-    """Markup, which is not escaped."""
+    """Markup that is not escaped."""
 
     __slots__ = ()
 
@@ -84,9 +84,9 @@ def table(
     kind: str = "",
     marked: Collection[object] = (),
 ) -> str:
-    """Cells are escaped, but for `Html`; the first of a row is its heading, and the row of one that
-    is among `marked` stands out. On a phone a table of more than STACKED columns becomes a block
-    for each row, where every cell repeats the heading of its column.
+    """Cells are escaped unless they are `Html`. The first cell of a row is its heading; a row whose
+    heading is in `marked` is highlighted. On a phone, a table of more than STACKED columns becomes
+    one block per row, in which every cell repeats the heading of its column.
     """
     shown = lambda cell: cell if isinstance(cell, Html) else text(cell)
     cells = "".join(f"<th>{shown(cell)}</th>" for cell in head)
@@ -170,9 +170,9 @@ def _median(run: Run, key: str) -> float | None:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """One row a run; of each validation set the lowest figure stands out."""
+    """One row per run; the lowest value of each validation set is highlighted."""
     sets = list(dict.fromkeys(name for run in runs for name in run.validation()))
-    # A run whose loss is not finite is not the best one.
+    # A run whose loss is not finite cannot be the best.
     lowest = {n: np.fmin.reduce([r.validation().get(n, np.inf) for r in runs]) for n in sets}
     rows = []
     for run, ink in zip(runs, figures.colors(len(runs)), strict=True):
@@ -212,7 +212,7 @@ def _figures(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
 
 
 def _key(runs: Sequence[Run]) -> str:
-    """The colors of several runs, which stay in sight while their figures are read."""
+    """The colors of several runs, which stay visible while the figures are read."""
     if len(runs) == 1:
         return ""
     inks = figures.colors(len(runs))
@@ -226,7 +226,7 @@ def swatch(color: str) -> str:
 
 
 def _samples(run: Run, named: bool) -> str:
-    """The samples of the last step that has any."""
+    """The samples of the last step that has some."""
     if not run.samples:
         return ""
     step = run.samples[-1]["step"]
@@ -245,29 +245,31 @@ def _configuration(runs: Sequence[Run], defaults: Mapping[str, Any] | None) -> s
     columns = {run.name: flatten(run.config) for run in runs if run.config}
     if not columns:
         return ""
-    told, reason = set[str](), ""
+    shown_keys, reason = set[str](), ""
     if len(runs) > 1:
         values = list(columns.values())
-        told = {k for c in values for k in c if any(c.get(k) != other.get(k) for other in values)}
+        shown_keys = {
+            k for c in values for k in c if any(c.get(k) != other.get(k) for other in values)
+        }
         reason = "Keys that differ between the runs."
     elif defaults is not None:
         base = flatten(defaults)
         columns = {"default": base, **columns}
         own = columns[runs[0].name]
-        told = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}
+        shown_keys = {key for key in base.keys() | own.keys() if base.get(key) != own.get(key)}
         reason = "Keys that differ from the defaults."
     else:
-        told = {key for key in runs[0].overrides() if key in columns[runs[0].name]}
+        shown_keys = {key for key in runs[0].overrides() if key in columns[runs[0].name]}
         reason = "Keys that the command line set."
     names = list(dict.fromkeys(key for column in columns.values() for key in column))
     rows = [[key, *(_value(c, key) for c in columns.values())] for key in names]
     head = ["key", *columns] if len(columns) > 1 else []
-    some = [row for row in rows if row[0] in told]
+    some = [row for row in rows if row[0] in shown_keys]
     first = (
         f'<p class="soft small">{reason if some else "No " + reason[0].lower() + reason[1:]}</p>'
     )
-    first += table(some, head, "config", told) if some else ""
-    full = table(rows, head, "config", told)
+    first += table(some, head, "config", shown_keys) if some else ""
+    full = table(rows, head, "config", shown_keys)
     return f"{first}<details><summary>All {len(rows)} keys</summary>{full}</details>"
 
 
@@ -279,7 +281,7 @@ def _value(column: Mapping[str, Any], key: str) -> str:
 
 
 def _record(run: Run, named: bool) -> str:
-    """What run.json says: layers and their forms, parameters by group, versions, devices."""
+    """The contents of run.json: layers and their forms, parameters by group, versions, devices."""
     facts = run.facts
     if not facts:
         return ""
@@ -301,7 +303,7 @@ def _record(run: Run, named: bool) -> str:
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
-    """Neighbors that agree share a row."""
+    """Neighboring layers with equal values share a row."""
     keys = [key for key in layers[0] if key != "layer"]
     rows = []
     values_of = lambda layer: [layer.get(key) for key in keys]

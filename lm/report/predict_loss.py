@@ -11,12 +11,12 @@ from matplotlib.ticker import EngFormatter
 
 from lm.report import figures, legends, page
 
-FROM = 0.15  # of the tokens: what comes before is so high that the rest would be a line
+FROM = 0.15  # share of the tokens not drawn: losses there are so high that the rest looks flat
 
 
 class Line(NamedTuple):
-    """`x` tokens and `y` nats a token [n]; a band has `low` and `high`. Without a band it is
-    measured.
+    """`x` tokens and `y` nats per token [n]. A predicted line has a band, `low` and `high`; a line
+    without a band was measured.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """A result of espalier predict_loss as Markdown: the schedules from the lowest loss up."""
+    """A result of espalier predict_loss as Markdown; schedules from the lowest loss up."""
     law = found["law"]
     names = ("L0", "A", "alpha", "C")
     constants = ", ".join(f"{name} = {law[name]:.4g}" for name in names)
@@ -74,7 +74,7 @@ def figure(lines: Sequence[Line]) -> str:
 
 
 def document(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """A page: the figure, the schedules from the lowest loss up, the law."""
+    """A page: the figure, the schedules from the lowest loss up, and the law."""
     drawing = f'<div class="figures"><figure class="wide">{figure(lines)}</figure></div>'
     head = ("schedule", "steps", "predicted", "low", "high", "measured")
     rows = [
@@ -83,11 +83,11 @@ def document(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         + ["" if row["measured"] is None else f"{row['measured']:.4f}"]
         for row in found["schedules"]
     ]
-    told = (
+    message = (
         f"Fitted to {' and '.join(found['runs'])}, {found['key']}. A band holds 95 % of what "
         "resampled fits and their residuals give; what the law itself gets wrong is not in it."
     )
-    body = f'<header><h1>Predicted loss</h1><div class="soft">{page.text(told)}</div></header>\n'
+    body = f'<header><h1>Predicted loss</h1><div class="soft">{page.text(message)}</div></header>\n'
     body += page.section("Along the run", drawing)
     body += page.section("Schedules, nats a token", page.table(rows, head))
     law = [[name, f"{value:.4g}"] for name, value in found["law"].items()]
@@ -96,5 +96,5 @@ def document(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
 
 
 def plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """Rows of lm/studies/predict_loss.py from the lowest loss up, for JSON."""
+    """Rows of lm/studies/predict_loss.py for JSON, from the lowest loss up."""
     return [dataclasses.asdict(row) for row in sorted(rows, key=lambda row: row.loss)]

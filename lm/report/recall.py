@@ -1,4 +1,4 @@
-"""Recall against the size of the state, as a table and a figure."""
+"""Recall against the size of the state: a table and a figure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lm.config import convert
 from lm.report import legends
 from lm.report.figures import PALETTE, STYLE, element, svg
 
-PER_LINE = 4  # panels
+PER_LINE = 4  # panels in a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A pattern at a width: the best learning rate's accuracy by test setting, mean over seeds, and
-    by seed; steps by seed. `seconds`: of all that was trained for it. `state_bytes`: of one row
-    after the longest test setting, all layers. `parameters`: without the embedding.
+    """A pattern at a width. Accuracy at the best learning rate, by test setting: mean over seeds,
+    and each seed. Steps of each seed. `seconds`: of everything trained for it. `state_bytes`: of
+    one row after the longest test setting, all layers. `parameters`: without the embedding.
     """
 
     problem: str
@@ -40,16 +40,16 @@ class Row:
 
 
 def rows_of(values: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """From JSON.
+    """Rows from JSON.
 
     Raises:
-      UserError: they are not such rows.
+      UserError: the values are not such rows.
     """
     return [convert(Row, row, f"recall[{i}]") for i, row in enumerate(values)]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, one table for each problem, in the order of the study."""
+    """The rows as Markdown, one table per problem, in the order of the study."""
     parts = []
     for problem in dict.fromkeys(row.problem for row in rows):
         chosen = [row for row in rows if row.problem == problem]
@@ -68,8 +68,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> str:
-    """An SVG element: accuracy over bytes of state, a panel for each problem and test setting, a
-    line for each pattern.
+    """An SVG element: accuracy over bytes of state, one panel per problem and test setting, one
+    line per pattern.
     """
     panels = []
     for problem in dict.fromkeys(row.problem for row in rows):
@@ -97,7 +97,7 @@ def _panel(axes: Axes, rows: Sequence[Row], name: str, patterns: list[str]) -> N
         own = [row for row in rows if row.pattern == pattern]
         own.sort(key=lambda row: row.state_bytes)
         x, y = [row.state_bytes for row in own], [row.accuracy[name] for row in own]
-        # Colors repeat after the palette, dashes tell the rounds apart.
+        # When the palette is used up colors repeat, with other dashes.
         dashes = ("-", "--", ":")[i // len(PALETTE) % 3]
         ink: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes}
         marker = markers[i % len(markers)]

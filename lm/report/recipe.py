@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 110  # of a table: narrower ones break every cell
+WIDTH = 110  # columns of a table; a narrower table breaks every cell
 CHOSEN = (
     "model.width",
     "model.num_layers",
@@ -24,7 +24,7 @@ CHOSEN = (
 
 
 def show(values: Mapping[str, Any], console: Console) -> None:
-    """Prints it: the budget, the laws, how far they lie apart, multipliers, what was chosen, and
+    """Prints a recipe: the budget, the laws, how far they differ, multipliers, what was chosen, and
     what lies outside a law's domain.
     """
     asked = values["budget"]
@@ -54,8 +54,8 @@ def show(values: Mapping[str, Any], console: Console) -> None:
         ((name, f"{x:.4g}") for name, x in values["multipliers"].items()),
     )
     _table(console, ("the recipe", ""), ((key, _value(values["config"], key)) for key in CHOSEN))
-    for told in values["warnings"]:
-        console.print(f"warning: {told}")
+    for message in values["warnings"]:
+        console.print(f"warning: {message}")
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

@@ -1,9 +1,9 @@
 """The keys of a configuration: type, unit, default, allowed values and meaning of each.
 
-Nothing is listed here. Keys and types are the fields of the dataclasses (lm/config.py, the studies)
-and of the members of the families; allowed values are their types and marks; meanings are the
-section "Attributes:" of a class's docstring; defaults are the values of a base configuration, and
-of a member those in its file.
+Nothing is listed here by hand. Keys and types are the fields of the dataclasses (lm/config.py, the
+studies) and of the members of the families. Allowed values come from types and marks. Meanings come
+from the section "Attributes:" in the docstring of a class. Defaults are the values of a base
+configuration; for a member, those in its file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from lm.families import Family, Labels
 from lm.mapping import FREE, Bound, Duration, Holds, Later, Unit, annotations, to_mapping
 
-NAME, LABEL = "NAME", "LABEL"  # in a key: any name of the user's, any label of a layer or task
+NAME, LABEL = "NAME", "LABEL"  # in a key: a name that the user chooses; a label of a layer or task
 TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", Duration: "duration"}
 TYPES |= {Any: "text or list"}
 UNITS = {Duration: "steps, tokens or percent"}
@@ -29,7 +29,7 @@ HEAD = ("key", "type", "unit", "default", "allowed", "meaning")
 
 
 class Key(NamedTuple):
-    """One key. `default` is None where a configuration has to say the value; `is_free`: whether it
+    """One key. `default` is None if every configuration must state the value. `is_free`: whether it
     may differ when a run is resumed.
     """
 
@@ -51,8 +51,8 @@ class Section(NamedTuple):
 
 
 def meanings(kind: type[Any]) -> dict[str, str]:
-    """What the fields of a class mean, those of its bases too: "name: meaning" in the section
-    "Attributes:" of the docstrings.
+    """Field -> meaning, for the fields of a class and of its bases: "name: meaning" in the section
+    "Attributes:" of their docstrings.
     """
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
@@ -64,8 +64,8 @@ def meanings(kind: type[Any]) -> dict[str, str]:
 
 
 def sections(kind: type[Any], base: Mapping[str, Any], under: str = "") -> list[Section]:
-    """The keys of a dataclass, then those of every member of the families that they name. `base`:
-    the values of a configuration; keys inside `under` alone, "": all.
+    """The keys of a dataclass, followed by those of every member of the families in it. `base`: the
+    values of a configuration. `under`: only keys inside this one; "": all.
     """
     places: dict[str, tuple[Family, str]] = {}
     keys = list(_keys(kind, base, "", False, places))
@@ -84,7 +84,7 @@ def _keys(
     is_free: bool,
     places: dict[str, tuple[Family, str]],
 ) -> Iterator[Key]:
-    """The keys of a dataclass; `places` is given the families among them, by key."""
+    """The keys of a dataclass; adds the families among them to `places`, by key."""
     meaning = meanings(kind)
     base = base if isinstance(base, Mapping) else {}
     for name, hint in annotations(kind).items():
@@ -107,14 +107,14 @@ def _keys(
             allowed = " | ".join(family.names())
             yield Key(key, family.noun, "", chosen, allowed, meaning.get(name, ""), free)
         else:
-            told = meaning.get(name, "")
+            text = meaning.get(name, "")
             if whole is not None:
-                told += f"; its keys are those of {whole.__module__}.{whole.__name__}"
+                text += f"; its keys are those of {whole.__module__}.{whole.__name__}"
             allowed = "" if labels is None else f"labels of a {labels.family.noun}"
             if labels is not None:
                 places[f"{key}.{LABEL}"] = (labels.family, labels.family.key)
             shown = default if whole is None else None
-            yield _key(key, hint, shown, told, free, allowed)
+            yield _key(key, hint, shown, text, free, allowed)
 
 
 def _member(family: Family, name: str, where: str, key: str) -> Section:
@@ -157,7 +157,7 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _type(kind: Any) -> tuple[str, str]:
-    """The type in words, and the words that a value may be."""
+    """The type in words, and the allowed words if the value is one of several."""
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
@@ -171,7 +171,7 @@ def _type(kind: Any) -> tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A default, as a flag would write it; "-" where a configuration has to say the value."""
+    """A default as a flag would write it; "-" if every configuration must state the value."""
     if value is None:
         return "-"
     if isinstance(value, str):
@@ -182,7 +182,7 @@ def shown(value: Any) -> str:
 
 
 def text(found: list[Section], width: int = 100) -> str:
-    """What --help_config prints."""
+    """The text that --help_config prints."""
     lines = [FREE_KEYS, ""]
     for section in found:
         lines += [section.title, *textwrap.wrap(section.about, width)]
@@ -190,15 +190,15 @@ def text(found: list[Section], width: int = 100) -> str:
             unit = f" ({key.unit})" if key.unit else ""
             free = "; free" if key.is_free else ""
             lines.append(f"  {key.key} = {shown(key.default)}")
-            told = f"{key.type}{unit}" + (f", {key.allowed}" if key.allowed else "")
-            wrapped = textwrap.wrap(f"{told}: {key.meaning}{free}", width - 6)
+            text = f"{key.type}{unit}" + (f", {key.allowed}" if key.allowed else "")
+            wrapped = textwrap.wrap(f"{text}: {key.meaning}{free}", width - 6)
             lines += [f"      {line}" for line in wrapped]
         lines.append("")
     return "\n".join(lines)
 
 
 def markdown(found: list[Section]) -> str:
-    """The same as tables, for docs/reference.md."""
+    """The same as Markdown tables, for docs/reference.md."""
     lines = []
     cell = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     for section in found:

@@ -1,4 +1,4 @@
-"""Regret of an untuned schedule: a table, and a picture of what tuning saw and what it gained."""
+"""Regret of an untuned schedule: a table, and a figure of what tuning saw and what it gained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = ("width", "tokens a step", "tokens", "tuned rate", "regret, nats a token"
 
 
 def table(found: Values) -> str:
-    """As Markdown, one table for each family."""
+    """A Markdown table for each family."""
     parts = []
     for one in found:
         lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
@@ -37,8 +37,9 @@ def _shown(x: Mapping[str, float]) -> str:
 
 
 def figure(found: Values, untuned: str) -> str:
-    """An SVG element. A panel for each budget: loss against peak rate on the seeds that tune, the
-    untuned schedule as a level line. The last panel: the regret on the seeds that judge.
+    """An SVG element. One panel per budget shows loss against peak rate on the seeds used for
+    tuning, with the untuned schedule as a level line. The last panel shows the regret on the other
+    seeds.
     """
     titles = _titles(found[0]["budgets"])
     style: Any = {**STYLE, "svg.hashsalt": "regret"}
@@ -81,11 +82,11 @@ def _regrets(axes: Axes, found: Values) -> None:
 
 
 def _titles(budgets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Budgets by their tokens, and by what else differs between them."""
-    told = {
+    """Budgets named by their tokens, and by whatever else differs between them."""
+    forms = {
         "tokens": lambda x: f"{amount(x)} tokens",
         "batch_tokens": lambda x: f"{x:,} a step",
         "width": lambda x: f"width {x}",
     }
-    differing = [key for key in told if key == "tokens" or len({x[key] for x in budgets}) > 1]
-    return [", ".join(told[key](budget[key]) for key in differing) for budget in budgets]
+    differing = [key for key in forms if key == "tokens" or len({x[key] for x in budgets}) > 1]
+    return [", ".join(forms[key](budget[key]) for key in differing) for budget in budgets]

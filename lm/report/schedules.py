@@ -1,5 +1,5 @@
-"""Learning rates against tokens, any number of them as one picture; and the profile of a refined
-schedule from the log of a run.
+"""Learning rates against tokens, any number of schedules in one figure; and the profile of a
+refined schedule, from the log of a run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lm.report import figures, folder, legends, page
 from lm.schedules import Run
 from lm.schedules.refined import refine
 
-POINTS = 1000  # of a curve, joints beside them
-DIGITS = 6  # of a profile, which the configuration holds
+POINTS = 1000  # of a curve, besides those at its joints
+DIGITS = 6  # of a profile, as stored in the configuration
 NORM = "optim/grad_norm"
 
 
 class Drawn(NamedTuple):
-    """A schedule over a run: `tokens` [n] before an update, rising, and `rates` [n], float64."""
+    """A schedule over a run: `tokens` [n] before an update, ascending, and `rates` [n], float64."""
 
     label: str
     tokens: np.ndarray
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 class Refining(NamedTuple):
-    """What `refine` of lm/schedules/refined.py asks for."""
+    """The arguments of `refine` in lm/schedules/refined.py."""
 
     window: float
     quantile: float
@@ -44,7 +44,7 @@ def of_config(config: Config) -> dict[str, Any]:
     """The schedule of a configuration, by its label.
 
     Raises:
-      UserError: a batch that grows changes the rate too, which is not drawn.
+      UserError: a growing batch changes the rate too, which is not drawn.
     """
     if config.data.batch_warmup.rate_exponent:
         raise UserError(
@@ -55,32 +55,32 @@ def of_config(config: Config) -> dict[str, Any]:
 
 
 def create(rules: Mapping[str, Any], tokens: int, tokens_per_step: int) -> list[Drawn]:
-    """Label -> rule, each over a run of `tokens`.
+    """Schedules from label -> rule, each over a run of `tokens`.
 
     Raises:
-      UserError: a rule that does not fit the run.
+      UserError: a rule does not fit the run.
     """
     for label, rule in rules.items():
-        told = rule.misfit(run_tokens=tokens, tokens_per_step=tokens_per_step, is_branch=False)
-        if told is not None:
-            raise UserError(f"{label}: {told}")
+        message = rule.misfit(run_tokens=tokens, tokens_per_step=tokens_per_step, is_branch=False)
+        if message is not None:
+            raise UserError(f"{label}: {message}")
     return [_drawn(label, rule, Run(tokens, tokens_per_step)) for label, rule in rules.items()]
 
 
 def _drawn(label: str, rule: Any, run: Run) -> Drawn:
     made = rule.schedule(run)
     steps = np.linspace(0, run.tokens, POINTS + 1)
-    # The rate on both sides of a joint, so that a step down is drawn as one.
+    # Both sides of a joint are sampled, so that a step is drawn as a step.
     joints = np.array([x + side for x in made.phases for side in (-1.0, 0.0, 1.0)])
     n = np.unique(np.clip(np.concatenate([steps, joints]), 0, run.tokens))
     return Drawn(label, n, np.asarray(made(n.astype(np.float32)), np.float64), made.peak)
 
 
 def profile(workdir: Path, options: Refining) -> tuple[float, ...]:
-    """That of a refined schedule, from the gradient norms that a run logged.
+    """The profile of a refined schedule, from the gradient norms that a run logged.
 
     Raises:
-      UserError: no run, or one without enough norms.
+      UserError: there is no run, or not enough norms.
     """
     run = folder.load([workdir])[0]
     if run.config.get("data", {}).get("batch_warmup"):
@@ -97,7 +97,7 @@ def profile(workdir: Path, options: Refining) -> tuple[float, ...]:
 
 
 def figure(drawn: Sequence[Drawn]) -> str:
-    """An SVG element: a line for each schedule."""
+    """An SVG element with one line per schedule."""
     with figures.canvas("Learning rate against tokens", is_wide=True) as (axes, finish):
         for i, one in enumerate(drawn):
             rounds = i // len(figures.PALETTE) % len(figures.DASHES)
@@ -113,7 +113,7 @@ def figure(drawn: Sequence[Drawn]) -> str:
 
 
 def document(drawn: Sequence[Drawn], run: str) -> str:
-    """A page: the picture, and rates along the run; `run` says of which."""
+    """A page with the figure and the rates along the run; `run` describes the run."""
     shares = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     head = ("schedule", "peak", "mean", *(f"at {share:.0%}" for share in shares))
     rows = []
@@ -128,8 +128,8 @@ def document(drawn: Sequence[Drawn], run: str) -> str:
     return page.document("Learning rates", body, "Espalier learning rates")
 
 
-def rule(values: Mapping[str, Any], told: str) -> Any:
-    """A schedule from plain values; `told` says in messages where they stand.
+def rule(values: Mapping[str, Any], where: str) -> Any:
+    """A schedule from plain values; `where` names their place in messages.
 
     Raises:
       UserError: as SCHEDULES.create.
@@ -137,15 +137,15 @@ def rule(values: Mapping[str, Any], told: str) -> Any:
     try:
         return SCHEDULES.create(values, "schedule")
     except UserError as error:
-        raise UserError(f"{told}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
-def like(config: Config, values: Mapping[str, Any], told: str) -> Any:
-    """A schedule for the run of a configuration: where `values` do not say them, with its peak, and
-    with its warmup where both have one.
+def like(config: Config, values: Mapping[str, Any], where: str) -> Any:
+    """A schedule for the run of a configuration. Unless `values` set them, it takes that schedule's
+    peak, and its warmup if both have one.
 
     Raises:
-      UserError: as SCHEDULES.create; a schedule that does not fit the run.
+      UserError: as SCHEDULES.create; or the schedule does not fit the run.
     """
     try:
         wanted = SCHEDULES.defaults(values.get("family"), "schedule")
@@ -158,7 +158,7 @@ def like(config: Config, values: Mapping[str, Any], told: str) -> Any:
             run_tokens=config.run_tokens, tokens_per_step=config.tokens_per_step, is_branch=False
         )
     except UserError as error:
-        raise UserError(f"{told}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     if misfit is not None:
-        raise UserError(f"{told}: {misfit}")
+        raise UserError(f"{where}: {misfit}")
     return made

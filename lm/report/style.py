@@ -1,4 +1,4 @@
-"""The style sheet of the report: no downloads, light or dark as the reader likes, printable."""
+"""The style sheet of the report: no downloads, light or dark as the reader prefers, printable."""
 
 CSS = """
 :root {

@@ -1,7 +1,7 @@
 """The page of a sweep: loss against learning rate, heat maps, and the best rate of every setting.
 
-rows (lm/studies/rows.py) -> panels: what agrees in all but learning rate, tokens and seed
--> a line for each number of tokens, the mean over the seeds
+rows (lm/studies/rows.py) -> panels: rows that differ only in learning rate, tokens and seed
+-> one line per number of tokens, the mean over seeds
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lm.report.figures import STYLE, element, svg
 from lm.report.page import amount
 
 Row = Mapping[str, Any]
-PER_LINE = 3  # panels
-# Columns that a panel spans, what was found, and what follows from other columns.
+PER_LINE = 3  # panels in a row
+# Columns that vary within a panel; columns that were measured; and columns that follow from others.
 WITHIN = ("learning_rate", "tokens", "seed", "steps", "schedule.peak_learning_rate", "run.length")
 FOUND = (
     *("cell", "trunk", "loss", "status", "skipped", "seconds", "commit", "cpu"),
@@ -32,31 +32,31 @@ FOUND = (
 
 
 class Panel(NamedTuple):
-    """`title`: what its rows agree in and others do not. `losses`: tokens -> learning rate -> loss
-    of every seed, inf where it diverged.
+    """`title`: what its rows have in common and other rows do not. `losses`: tokens -> learning
+    rate -> loss of every seed, inf if it diverged.
     """
 
     title: str
     losses: dict[int, dict[float, list[float]]]
 
     def means(self, tokens: int) -> dict[float, float]:
-        """learning rate -> mean loss, by rising rate."""
+        """Learning rate -> mean loss, by ascending rate."""
         return {rate: float(np.mean(x)) for rate, x in sorted(self.losses[tokens].items())}
 
     def best(self, tokens: int) -> float | None:
-        """The learning rate of the least mean loss; None where all diverged."""
+        """The learning rate with the least mean loss; None if all diverged."""
         means = self.means(tokens)
         rate = min(means, key=lambda x: means[x])
         return rate if math.isfinite(means[rate]) else None
 
     def is_edge(self, tokens: int) -> bool:
-        """Whether the best rate is the least or the largest tried: the optimum may lie beyond."""
+        """Whether the best rate is the smallest or largest tried; the optimum may lie beyond it."""
         rates, best = list(self.means(tokens)), self.best(tokens)
         return best is None or best in (rates[0], rates[-1])
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Rows by what they agree in, in the order of the table."""
+    """Rows grouped by what they have in common, in the order of the table."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     outer = [x for x in names if x not in WITHIN + FOUND and not x.startswith("loss/")]
     differing = [x for x in outer if len({str(row.get(x)) for row in rows}) > 1]
@@ -71,7 +71,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """The page, and its figures beside it as SVG files."""
+    """Writes the page, and its figures beside it as SVG files."""
     found = panels(rows)
     pictures = {"loss": _drawn(found, _curves, "loss"), "map": _drawn(found, _map, "map")}
     files.replace(path, _render(rows, found, pictures))
@@ -104,7 +104,7 @@ def _figure(svg: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The best rate of every setting as Markdown."""
+    """The best rate of every setting, as Markdown."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     lines += [f"| {' | '.join(str(x) for x in line)} |" for line in _best(panels(rows))]
     return "\n".join(lines) + "\n"
@@ -118,18 +118,18 @@ def _best(found: Sequence[Panel]) -> list[tuple[object, ...]]:
     for panel in found:
         for tokens in sorted(panel.losses):
             rate = panel.best(tokens)
-            told = "at the edge of the grid" if panel.is_edge(tokens) else ""
+            message = "at the edge of the grid" if panel.is_edge(tokens) else ""
             if rate is None:
-                lines.append((panel.title, amount(tokens), "-", "diverged", 0, told))
+                lines.append((panel.title, amount(tokens), "-", "diverged", 0, message))
                 continue
             seeds = len(panel.losses[tokens][rate])
             loss = f"{panel.means(tokens)[rate]:.4f}"
-            lines.append((panel.title, amount(tokens), f"{rate:.4g}", loss, seeds, told))
+            lines.append((panel.title, amount(tokens), f"{rate:.4g}", loss, seeds, message))
     return lines
 
 
 def _drawn(found: Sequence[Panel], draw: Any, title: str) -> str:
-    """An SVG element. A number of tokens has one color in all panels."""
+    """An SVG element. Each number of tokens has the same color in all panels."""
     lengths = sorted({tokens for panel in found for tokens in panel.losses})
     inks = dict(zip(lengths, figures.colors(len(lengths)), strict=True))
     across = min(PER_LINE, len(found))

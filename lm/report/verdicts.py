@@ -1,4 +1,4 @@
-"""The part of a comparison's page that says what is better: verdicts, speed-ups, differences."""
+"""The part of a comparison's page that says which is better: verdicts, speed-ups, differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIFFERENCES = "no verdict, for they were not named beforehand"
 
 
 def cards(found: Comparison) -> str:
-    """A card a verdict."""
+    """One card per verdict."""
     marks = {"better": "first", "worse": "warn", "diverged": "warn"}
     lines = [
         f'<div class="card {marks.get(v.outcome, "")}"><div class="note">{text(v.sentence)}</div>'
@@ -22,14 +22,14 @@ def cards(found: Comparison) -> str:
 
 
 def speed_up(found: Comparison) -> str:
-    """The table of `speed_ups` with its title; "" where there is none."""
+    """The table of `speed_ups` with its title; "" if there is none."""
     body, head = speed_ups(found)
     note = text(SPEED_UP.format(found.rows[0].pattern))
     return f'<p class="soft small">{note}</p>{table(body, head)}' if body else ""
 
 
 def speed_ups(found: Comparison) -> tuple[list[list[str]], list[str]]:
-    """A row a pattern: mean over seeds and its interval."""
+    """One row per pattern: mean over seeds and its interval."""
 
     def cell(mean: float, low: float | None, high: float | None) -> str:
         return f"{mean:.2f} ({low:.2f} to {high:.2f})" if low is not None else f"{mean:.2f}"
@@ -39,14 +39,14 @@ def speed_ups(found: Comparison) -> tuple[list[list[str]], list[str]]:
 
 
 def differences(found: Comparison) -> str:
-    """What has no verdict, folded."""
+    """The differences without a verdict, folded away."""
     body, head = difference_table(found)
     shown = table(body, head)
     return f"<details><summary>{text(DIFFERENCES)}</summary>{shown}</details>\n" if body else ""
 
 
 def difference_table(found: Comparison) -> tuple[list[list[str]], list[str]]:
-    """A row a difference; one for a task where every pattern is at chance."""
+    """One row per difference; a single row for a task where every pattern is at chance."""
 
     def between(low: float | None, high: float | None) -> str:
         return f"{low:+.3g} to {high:+.3g}" if low is not None else "-"
@@ -67,12 +67,14 @@ def difference_table(found: Comparison) -> tuple[list[list[str]], list[str]]:
 
 
 def of_bits(found: Comparison, pattern: str) -> str:
-    """What the verdicts say of a pattern's bits per byte: the least mean alone proves nothing."""
+    """What the verdicts say about a pattern's bits per byte; the lowest mean alone proves
+    nothing.
+    """
     words = {"better": "better than", "worse": "worse than", "same": "not clearly different from"}
-    told = [
+    message = [
         f"{words[v.outcome]} {v.against if v.pattern == pattern else v.pattern}"
         for v in found.verdicts
         if v.task.startswith("bits_per_byte") and v.outcome in words
         if v.pattern == pattern or (v.against == pattern and v.outcome == "same")
     ]
-    return ", ".join(told) if told else "no verdict"
+    return ", ".join(message) if message else "no verdict"

@@ -1,1 +1,1 @@
-"""A run on disk and on the screen: where it starts, its folder, its checkpoints, its progress."""
+"""A run on disk and on the screen: its origin, its folder, its checkpoints, its progress bar."""

@@ -1,11 +1,13 @@
 """Checkpoints of a run, read on any mesh and by any number of processes.
 
-`workdir/checkpoints/<step>/` holds four items: state (TrainState, Orbax standard), and three that
-are plain (lm/run/items.py): loader (its one integer and what it reads), config, and meta (tokens
-seen, where a decay branched, digests of every array and of the plain items). lm/run/saver.py writes
-them. A digest that does not match, or files that cannot be read, make a checkpoint damaged: a run
-names it, moves it aside and goes on from the one before; who asked for it is told which other one
-is whole.
+`workdir/checkpoints/<step>/` holds four items: state (TrainState, in Orbax's standard format), and
+three plain ones (lm/run/items.py): loader (its place in the stream and the identity of the stream),
+config, and meta (tokens seen, where a decay branched, digests of every array and of the plain
+items). lm/run/saver.py writes them.
+
+A checkpoint is damaged if a digest does not match or a file cannot be read. A run that meets one
+says so, moves it aside and continues from the one before. If the user named the damaged one, the
+error says which other checkpoint is whole.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from lm.model import Model
 from lm.parallel import processes
 from lm.run import formats, items
 from lm.run.digest import digest
+from lm.run.failures import RaisedAs, quiet
 from lm.run.items import Meta
-from lm.run.telling import Telling, quiet
 from lm.state import TrainState, as_int
 
 FOLDER = "checkpoints"
@@ -40,7 +42,7 @@ TOKENIZER = "tokenizer.json"
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not whole, and what shows it."""
+    """A checkpoint is not whole; the message says what shows it."""
 
 
 class Restored(NamedTuple):
@@ -51,9 +53,7 @@ class Restored(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a notebook starts from. `params` is the tree `model.apply({"params": params}, ...)`
-    takes.
-    """
+    """What a notebook starts from. Use `params` as `model.apply({"params": params}, ...)`."""
 
     model: Model
     params: Any
@@ -67,7 +67,7 @@ def locate(path: Path) -> Path:
     """A workdir (its newest checkpoint) or a checkpoint folder -> the checkpoint folder.
 
     Raises:
-      UserError: nothing there.
+      UserError: there is no checkpoint.
     """
     path = path.expanduser().absolute()
     if (path / "meta").is_dir():
@@ -85,55 +85,55 @@ def locate(path: Path) -> Path:
 
 
 def steps(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a workdir, damaged ones too."""
+    """Steps of the checkpoints in a workdir, including damaged ones."""
     return sorted(int(p.name) for p in (workdir / FOLDER).glob("*") if p.name.isdigit())
 
 
 def newest(workdir: Path) -> tuple[Config, Meta]:
-    """The configuration and meta of the newest checkpoint of a run that has both unharmed.
+    """The configuration and meta of the newest checkpoint in which both can be read.
 
     Raises:
-      UserError: they cannot be read of any.
+      UserError: there is no such checkpoint.
     """
-    told = f"{workdir} has no checkpoint"
+    message = f"{workdir} has no checkpoint"
     for step in reversed(steps(workdir)):
         path = workdir.absolute() / FOLDER / str(step)
         try:
             return _read_config(path), _read_meta(path)
         except DamagedError as error:
-            told = str(error)
-    raise UserError(f"{told}; restore a copy, or choose another workdir")
+            message = str(error)
+    raise UserError(f"{message}; restore a copy, or choose another workdir")
 
 
 def read_meta(path: Path) -> Meta:
-    """Meta of a checkpoint folder.
+    """The meta item of a checkpoint folder.
 
     Raises:
-      UserError: damaged; which other checkpoint of the run is whole.
+      UserError: it is damaged; the message names another checkpoint of the run that is whole.
     """
-    with _naming_a_whole_one(path):
+    with _suggesting_a_whole_one(path):
         return _read_meta(path)
 
 
 def read_config(path: Path) -> Config:
-    """The configuration of the run that wrote a checkpoint folder; raises as `read_meta` does."""
-    with _naming_a_whole_one(path):
+    """The configuration of the run that wrote a checkpoint folder. Raises as `read_meta`."""
+    with _suggesting_a_whole_one(path):
         return _read_config(path)
 
 
 def read_loader(path: Path) -> dict[str, Any]:
-    """The place in the stream and what that is made of; raises as `read_meta` does."""
-    with _naming_a_whole_one(path), _telling_damage(path):
+    """The place in the stream and the identity of the stream. Raises as `read_meta`."""
+    with _suggesting_a_whole_one(path), _raising_damaged(path):
         return items.read(path, "loader", items.read_meta(path))
 
 
 def restore(path: Path, abstract: TrainState) -> Restored:
-    """A checkpoint folder named by the user, into the shapes and shardings of `abstract`.
+    """Restores a checkpoint folder into the shapes and shardings of `abstract`.
 
     Raises:
-      UserError: damaged, as in `read_meta`, or of a model with other parameters.
+      UserError: it is damaged, as in `read_meta`, or its model has other parameters.
     """
-    with _naming_a_whole_one(path), quiet():
+    with _suggesting_a_whole_one(path), quiet():
         _check_shapes(path, abstract)
         restored = read(path, abstract)
         check(path, restored)
@@ -141,17 +141,17 @@ def restore(path: Path, abstract: TrainState) -> Restored:
 
 
 def restore_params(path: Path, abstract: TrainState) -> Any:
-    """Only the weights of a checkpoint folder; what `restore` raises."""
-    with _naming_a_whole_one(path):
+    """The weights of a checkpoint folder alone. Raises as `restore`."""
+    with _suggesting_a_whole_one(path):
         _check_shapes(path, abstract)
         return _read_params(path, abstract.params)
 
 
 def read_params(path: Path, params: Any) -> Any:
-    """These weights of a checkpoint folder: `params` may be a part of the tree; raises as
-    `read_meta` does.
+    """The weights of a checkpoint folder that are in `params`, which may be a part of the whole
+    tree. Raises as `read_meta`.
     """
-    with _naming_a_whole_one(path):
+    with _suggesting_a_whole_one(path):
         return _read_params(path, params)
 
 
@@ -160,16 +160,17 @@ def load(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     mesh: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """`lm.load(workdir)`: the newest checkpoint of a run (or the checkpoint given) on one device of
-    this machine, or on all of them where `mesh` says how: {"sequence": 4}, keys of `MeshConfig`
-    that differ from one device. `layers` maps labels to options that differ from the run's.
+    """`lm.load(workdir)`: loads the newest checkpoint of a run, or a given checkpoint, on one
+    device of this machine. With `mesh` it is on all devices: {"sequence": 4}; the keys are those of
+    `MeshConfig` that differ from one device. `layers` maps labels to options that differ from the
+    run's.
 
     Raises:
-      UserError: damaged; an unknown label or option; options that ask for other parameters; sizes
-      that the mesh does not divide.
+      UserError: the checkpoint is damaged, a label or option is unknown, the options need other
+      parameters, or the mesh does not divide a size.
     """
     path, split = locate(Path(workdir)), _mesh(mesh) if mesh else None
-    with _naming_a_whole_one(path):
+    with _suggesting_a_whole_one(path):
         config, meta = _read_config(path), _read_meta(path)
         if layers:
             model = layer_lib.change_layers(config.model, layers)
@@ -189,12 +190,12 @@ def _mesh(changes: Mapping[str, Any]) -> MeshConfig:
 
 
 def _read_meta(path: Path) -> Meta:
-    with _telling_damage(path):
+    with _raising_damaged(path):
         return items.read_meta(path)
 
 
 def _read_config(path: Path) -> Config:
-    with _telling_damage(path):
+    with _raising_damaged(path):
         values = items.read(path, "config", items.read_meta(path))
     return formats.read(values, f"{path}/config")
 
@@ -202,7 +203,7 @@ def _read_config(path: Path) -> Config:
 def _read_params(path: Path, params: Any) -> Any:
     item = {"params": params}
     placed = ocp.checkpoint_utils.construct_restore_args(item)
-    with quiet(), _telling_damage(path):
+    with quiet(), _raising_damaged(path):
         found = _arrays(
             path, ocp.args.PyTreeRestore(item, restore_args=placed, partial_restore=True)
         )
@@ -217,9 +218,9 @@ def _arrays(path: Path, args: ocp.args.PyTreeRestore) -> Any:
 
 
 @contextlib.contextmanager
-def _naming_a_whole_one(path: Path) -> Iterator[None]:
-    """A damaged checkpoint that somebody asked for is told with the newest of the same run that is
-    whole, every array of it read.
+def _suggesting_a_whole_one(path: Path) -> Iterator[None]:
+    """Adds to the error of a damaged checkpoint the newest checkpoint of the same run that is
+    whole. Every array of it is read to know that.
     """
     try:
         yield
@@ -232,10 +233,10 @@ def _naming_a_whole_one(path: Path) -> Iterator[None]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether all of a checkpoint can be read, whatever its model; it is read into host memory."""
+    """Whether every item of a checkpoint can be read, into host memory, whatever its model is."""
     host = ocp.RestoreArgs(restore_type=np.ndarray)
     try:
-        with quiet(), _telling_damage(path):
+        with quiet(), _raising_damaged(path):
             meta = items.read_meta(path)
             for name in items.OTHERS:
                 items.read(path, name, meta)
@@ -249,12 +250,12 @@ def _is_whole(path: Path) -> bool:
 
 
 def read(path: Path, abstract: TrainState) -> Restored:
-    """What this process's devices hold of a checkpoint; no process waits for another.
+    """The part of a checkpoint that this process's devices hold. No process waits for another.
 
     Raises:
-      DamagedError: it cannot be read; `check` tells whether it is what was saved.
+      DamagedError: it cannot be read. `check` finds out whether it is what was saved.
     """
-    with _telling_damage(path):
+    with _raising_damaged(path):
         meta = items.read_meta(path)
         loader, config = (items.read(path, name, meta) for name in items.OTHERS)
         if not any(name.startswith("opt_state/") for name in meta.digest):
@@ -271,19 +272,21 @@ def read(path: Path, abstract: TrainState) -> Restored:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for the other processes after reading, and for ever if one of them failed."""
+    """Options that keep Orbax from waiting for the other processes after reading: if one of them
+    failed it would wait forever.
+    """
     me = processes.index()
     return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
 
 
 def check(path: Path, restored: Restored) -> None:
-    """Of whole arrays: all processes come here together.
+    """Checks digests and counts of whole arrays. All processes call this together.
 
     Raises:
-      DamagedError: it is not what was saved.
+      DamagedError: the checkpoint is not what was saved.
     """
     state, loader, _, meta = restored
-    with _telling_damage(path):
+    with _raising_damaged(path):
         _check_digest(formats.stored(state, meta.digest), meta)
         if as_int(state.tokens) != meta.tokens:
             raise ValueError(f"state has {as_int(state.tokens)} tokens, meta {meta.tokens}")
@@ -298,25 +301,25 @@ def _check_digest(state: Any, meta: Meta) -> None:
             raise ValueError(f"digest of {name} is {value}, recorded {meta.digest[name]}")
 
 
-def _telling_damage(path: Path) -> Telling:
-    return Telling(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
+def _raising_damaged(path: Path) -> RaisedAs:
+    return RaisedAs(lambda reason: DamagedError(f"checkpoint {path} is damaged: {reason}"))
 
 
 def _check_shapes(
     path: Path, abstract: TrainState, advice: str = "set config.model to the checkpoint's"
 ) -> None:
-    """Tells a different model from a damaged file, before any array is read."""
+    """Tells a different model apart from a damaged file, before any array is read."""
     stored, wanted = _read_meta(path).shapes, shapes(abstract.params)
     for name in sorted(stored.keys() | wanted.keys()):
         a, b = stored.get(name), wanted.get(name)
         if a != b:
             raise UserError(
-                f"checkpoint {path} has {name} {a or 'not at all'}, this config's model has "
-                f"{b or 'it not'}; {advice}"
+                f"checkpoint {path} has {name} {a or 'not at all'}, the model of this config has "
+                f"{b or 'no such parameter'}; {advice}"
             )
 
 
 def shapes(tree: Any) -> dict[str, list[int]]:
-    """Of every leaf, by name."""
+    """The shape of every leaf, by name."""
     names = jax.tree.leaves(params_lib.names(tree))
     return {n: list(leaf.shape) for n, leaf in zip(names, jax.tree.leaves(tree), strict=True)}

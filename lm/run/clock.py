@@ -1,4 +1,4 @@
-"""What a run measures of itself: the time between records, and traces of a few steps."""
+"""What a run measures about itself: the time between records, and traces of a few steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lm.config import Config
 
 
 class Clock:
-    """Wall time between records; what happens within `stopped` is left out."""
+    """Wall time between records, without the time spent inside `stopped`."""
 
     def __init__(self, built: Build, config: Config) -> None:
         kind = built.mesh.devices.flat[0].device_kind
@@ -29,7 +29,7 @@ class Clock:
         self._last: tuple[float, int] | None = None
 
     def lap(self, step: int) -> dict[str, Any]:
-        """time/ entries for the steps since the last record."""
+        """The time/ entries of a record, for the steps since the last record."""
         now, last = time.monotonic(), self._last
         self._last = (now, step)
         if last is None or step == last[1]:
@@ -43,7 +43,7 @@ class Clock:
 
     @contextlib.contextmanager
     def stopped(self) -> Generator[None]:
-        """Evaluation and saving are not steps."""
+        """Leaves out the time of this block, as for evaluating and saving."""
         began = time.monotonic()
         yield
         if self._last is not None:
@@ -55,7 +55,7 @@ class Profiler:
 
     def __init__(self, workdir: Path, count: int, step: int, end: int) -> None:
         self._folder = str(workdir / "profile")
-        first = max(step, min(step + 5, end - count))  # compilation and the first steps left out
+        first = max(step, min(step + 5, end - count))  # skips compilation and the first steps
         self._first, self._last = (first, first + count) if count else (math.inf, math.inf)
         self._is_on = False
 

@@ -1,4 +1,4 @@
-"""A short sum of every array of a state, which shows a flipped bit or a swapped place."""
+"""A short checksum of every array of a state. It changes if a bit flips or two values swap."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ LARGE = 1 << 22  # elements of an array
 
 
 def digest(state: Any) -> dict[str, int]:
-    """One 32-bit sum per array: bits weighted by odd numbers, so that flips and swaps both show.
-    Weights stored in 16 bits count as the float32 numbers they are read back as.
+    """One 32-bit checksum per array: the sum of its words, each times an odd number that depends on
+    its place, so that a flipped bit and two swapped values both change the sum. Arrays stored in 16
+    bits are summed as float32, the type they are restored as.
     """
     state = jax.tree.map(_near, state)
     devices = {d for x in jax.tree.leaves(state) if isinstance(x, jax.Array) for d in x.devices()}
     is_large = max(x.size for x in jax.tree.leaves(state)) >= LARGE
     is_alone = len(devices) == 1 and devices.pop().platform == "cpu"
-    # XLA:CPU would hold the product of a whole array, so a large one is taken in parts.
+    # XLA:CPU would materialize the product of a whole array, so a large one is summed in parts.
     sums = jax.device_get(_digest(state, parts=4096 if is_large and is_alone else 1))
     names = jax.tree.leaves(params_lib.names(state))
     return {name: int(x) for name, x in zip(names, jax.tree.leaves(sums), strict=True)}
 
 
 def _near(x: Any) -> Any:
-    """What waits in host memory is summed on the device."""
+    """Moves arrays that live in host memory to the device, where they are summed."""
     if not isinstance(x, jax.Array) or x.sharding.memory_kind != "pinned_host":
         return x
     return jax.device_put(x, x.sharding.with_memory_kind("device"))

@@ -1,6 +1,6 @@
-"""The configuration as it is kept in config.json and in every checkpoint, with the number of its
-format; what an earlier format holds is brought to this one here, and nowhere else. So is the state
-of a checkpoint from before it counted tokens and rows.
+"""The configuration as stored in config.json and in every checkpoint, with a format number. This is
+the only place that converts earlier formats to the current one. It also converts the state of
+checkpoints that do not yet count tokens and rows.
 
     1   (no number) one schedule with the keys of all, `schedule.decay_from`, AdamW without a name,
         `mesh.sequence_parallel`
@@ -22,7 +22,7 @@ from lm.state import TrainState, count
 FORMAT = 2
 KEY = "format"
 
-# What every model of the first format was made of, without a key for it.
+# The parts of every model in format 1, which had no keys for them.
 MODEL_OF_1: Mapping[str, Any] = {
     "mlp": {"family": "swiglu"},
     "residual": {"family": "pre_norm"},
@@ -31,15 +31,15 @@ MODEL_OF_1: Mapping[str, Any] = {
 
 
 def write(config: Config) -> dict[str, Any]:
-    """Plain values for JSON: the format, and every key."""
+    """Plain values for JSON: the format number, and every key."""
     return {KEY: FORMAT, **to_mapping(config)}
 
 
 def read(values: Mapping[str, Any], where: str) -> Config:
-    """The inverse of `write`, of this format or an earlier one; `where` names the file in messages.
+    """The inverse of `write`, for this format or an earlier one; `where` names the file.
 
     Raises:
-      UserError: a later format, or values that are not a configuration.
+      UserError: the format is later than this version's, or the values are not a configuration.
     """
     plain = upgraded(values, where)
     try:
@@ -49,10 +49,11 @@ def read(values: Mapping[str, Any], where: str) -> Config:
 
 
 def upgraded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys of today's format, without its number; values are not looked at.
+    """The values with the keys of the current format, without the format number. Values are not
+    checked.
 
     Raises:
-      UserError: a later format, or an earlier one without its keys.
+      UserError: the format is later than this version's, or keys of an earlier format are missing.
     """
     plain = copy.deepcopy(dict(values))
     number = plain.pop(KEY, 1)
@@ -88,8 +89,8 @@ _UPGRADES = (_from_1,)  # from format 1, from format 2, ...
 
 
 def stored(state: TrainState, names: Container[str]) -> TrainState | dict[str, Any]:
-    """What of a state is in a checkpoint whose arrays have these names: one written before tokens
-    and rows were counted has the rest.
+    """The part of a state that a checkpoint with these array names holds. A checkpoint written
+    before tokens and rows were counted has everything else.
     """
     if "tokens" in names:
         return state
@@ -99,7 +100,7 @@ def stored(state: TrainState, names: Container[str]) -> TrainState | dict[str, A
 def counted(
     found: Mapping[str, Any], abstract: TrainState, *, tokens: int, rows: int
 ) -> TrainState:
-    """The state of such a checkpoint, with its counts."""
+    """The whole state from such an earlier checkpoint, with the counts added."""
     place = lambda number, like: jax.device_put(count(number), like.sharding)
     return TrainState(
         **found, tokens=place(tokens, abstract.tokens), rows=place(rows, abstract.rows)

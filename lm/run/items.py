@@ -1,11 +1,12 @@
-"""The plain items of a checkpoint, JSON: meta, loader, config; and how damage to them shows.
+"""The plain JSON items of a checkpoint (meta, loader and config), and checks of their digests.
 
     <step>/meta/metadata      what the checkpoint is: `Meta`, and the digest of meta itself
-    <step>/loader/metadata    place in the training stream, and what that is made of
+    <step>/loader/metadata    place in the training stream, and the identity of that stream
     <step>/config/metadata    the configuration (lm/run/formats.py)
 
-A digest is the SHA-256 of the values, keys in order: of loader and config it is in meta.
-Checkpoints from before there were digests hold neither "items" nor "sha256", and count as they are.
+A digest is the SHA-256 of the values, with sorted keys. Meta holds the digests of loader and
+config. Checkpoints from before there were digests have neither "items" nor "sha256"; they are not
+checked.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Meta(NamedTuple):
-    """`tokens` seen at `step`; `decay_start` in tokens if a decay branched from a trunk;
-    `digest` per array; `shapes` per parameter; `items`: digest per plain item; `records`: what of
-    metrics.jsonl was written by then, None where that is not known.
+    """`tokens` seen at `step`. `decay_start` is in tokens, if a decay branched from a trunk.
+    `digest` is per array, `shapes` per parameter, `items` is the digest of each plain item.
+    `records` is the part of metrics.jsonl written by then, None if the checkpoint does not say.
     """
 
     step: int
@@ -39,13 +40,13 @@ class Meta(NamedTuple):
 
 
 def sha256(values: Any) -> str:
-    """Of values as JSON holds them."""
+    """The digest of values as JSON stores them."""
     kept = json.loads(json.dumps(values))
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def plain(meta: Meta, loader: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The three items as they are written, by name."""
+    """The three items by name, as they are written."""
     others = {"loader": dict(loader), "config": dict(config)}
     values = meta._asdict() | {"items": {name: sha256(x) for name, x in others.items()}}
     values["records"] = meta.records and meta.records._asdict()
@@ -53,7 +54,7 @@ def plain(meta: Meta, loader: Mapping[str, Any], config: Mapping[str, Any]) -> d
 
 
 def read_meta(path: Path) -> Meta:
-    """Of a checkpoint folder.
+    """The meta item of a checkpoint folder.
 
     Raises:
       OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged.
@@ -67,7 +68,7 @@ def read_meta(path: Path) -> Meta:
 
 
 def read(path: Path, item: str, meta: Meta) -> dict[str, Any]:
-    """Another plain item of the checkpoint folder; raises as `read_meta` does."""
+    """Another plain item of the checkpoint folder. Raises the same as `read_meta`."""
     values = _read(path, item)
     if meta.items:
         _check(item, values, meta.items[item])

@@ -1,12 +1,12 @@
 """What a run starts from: an earlier launch in its workdir, a checkpoint that the configuration
-names, or nothing; what of it is carried over; and the data.
+names, or nothing. Also what it takes over from there, and the data it reads.
 
                   params   moments   step and tokens   place in the stream   phase of the schedule
     RESUMED       yes      yes       yes               yes                   yes
     decay_from    yes      yes       yes               yes                   the decay begins
     init_from     yes      -         -                 -                     -
 
-Where "-" stands, the run begins anew: moments of zero, step 0, the first row, the warmup.
+A "-" means that the run starts fresh: zero moments, step 0, the first row, the warmup.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from lm.state import TrainState
 
 
 class Carried(NamedTuple):
-    """What is taken over of the checkpoint a run starts from. `moments`: the whole state of the
-    optimizer; `step`: completed steps, and the tokens and rows they took; `stream`: the place in
-    the data; `phase`: that of the schedule, which otherwise begins with its warmup.
+    """What a run takes over from the checkpoint it starts from. `moments`: the whole optimizer
+    state. `step`: the completed steps, and the tokens and rows they took. `stream`: the place in
+    the data. `phase`: the phase of the schedule, which otherwise begins with its warmup.
     """
 
     params: bool
@@ -53,8 +53,9 @@ DECAY = RESUMED._replace(phase="decay")
 
 
 class Origin(NamedTuple):
-    """`folder` of the checkpoint that the configuration names, while the run has none of its own;
-    `decay_start`: tokens at the checkpoint from which a decay branched, None for other runs.
+    """`folder`: the checkpoint that the configuration names, None if it names none or the run has
+    checkpoints of its own. `decay_start`: tokens at the checkpoint from which the decay branched,
+    None for other runs.
     """
 
     folder: Path | None
@@ -64,20 +65,21 @@ class Origin(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """`records`: what the run had written by then, None where its checkpoint does not say."""
+    """`records`: what the run had written by then; None if its checkpoint does not say."""
 
     state: TrainState
     records: Records | None
 
 
 def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
-    """Reads what is there and prepares the data.
+    """Finds the checkpoint to start from, checks it against the configuration, and prepares the
+    data.
 
     Raises:
-      UserError: the workdir holds another run, or anything named cannot be used.
+      UserError: the workdir holds another run, or a named checkpoint or source cannot be used.
     """
     record.check_unchanged(workdir, config)
-    # A run that is named may go on writing: all processes take the checkpoint the first one found.
+    # A run named here may still be writing checkpoints: all processes use what the first one found.
     named = processes.agree(str(_locate(config, workdir) or ""))
     folder = Path(named) if named else None
     if folder is not None and _carried(config).moments:
@@ -96,12 +98,12 @@ def find(config: Config, workdir: Path, data_dir: Path) -> Origin:
 
 
 def begin(origin: Origin, built: Build, saver: Checkpointer, loader: Loader) -> Beginning:
-    """The state of the first step to come, with `loader` at its row: from the run's own newest
-    checkpoint, else from what is carried of the origin.
+    """The state before the first step, with `loader` moved to its row. It comes from the run's own
+    newest checkpoint, or else from what is carried over from the origin.
 
     Raises:
-      UserError: a checkpoint is damaged, or of another model or of other data; or weights that
-      have decayed would go on at another learning rate.
+      UserError: a checkpoint is damaged, or belongs to another model or other data; or the run
+      would continue from decayed weights at another learning rate.
     """
     restored = saver.restore_latest(built.abstract_state)
     if restored is not None:
@@ -115,7 +117,7 @@ def _first(origin: Origin, built: Build, loader: Loader) -> TrainState:
     if origin.folder is None:
         return built.init(built.config.seed)
     if not (carried.moments or carried.step or carried.stream):
-        # The weights alone: the rest of that checkpoint need not be of this optimizer or data.
+        # Only the weights are read: the checkpoint may be from another optimizer or other data.
         params = checkpoint.restore_params(origin.folder, abstract)
         return built.init(built.config.seed)._replace(params=params)
     return _continue(carried, checkpoint.restore(origin.folder, abstract), built, loader)
@@ -131,7 +133,7 @@ def _continue(carried: Carried, restored: Restored, built: Build, loader: Loader
 
 
 def carry(carried: Carried, before: TrainState, fresh: TrainState) -> TrainState:
-    """`fresh` with what is carried over of `before`; counters go with the step."""
+    """`fresh` with what is carried over from `before`. Counters are carried over with the step."""
     taken = {"params": carried.params, "opt_state": carried.moments}
     fields = [name for name in TrainState._fields if taken.get(name, carried.step)]
     return fresh._replace(**{name: getattr(before, name) for name in fields})
@@ -144,7 +146,7 @@ def _carried(config: Config) -> Carried:
 
 
 def _check_optimizer(config: Config, folder: Path) -> None:
-    """Moments are of one optimizer."""
+    """Moments fit only the optimizer that made them."""
     theirs = OPTIMIZERS.name_of(type(checkpoint.read_config(folder).optimizer))
     ours = OPTIMIZERS.name_of(type(config.optimizer))
     if theirs != ours:
@@ -155,14 +157,14 @@ def _check_optimizer(config: Config, folder: Path) -> None:
 
 
 def _schedule(config: Config, meta: Meta) -> Schedule:
-    """The learning rate of the run that wrote a checkpoint, as it was planned then."""
+    """The learning rate of the run that wrote a checkpoint, as planned when it was written."""
     return config.schedule.schedule(
         Run(config.run_tokens, config.tokens_per_step, meta.decay_start)
     )
 
 
 def _check_trunk(folder: Path) -> None:
-    """A decay branches from weights that have not decayed and have had the full batch."""
+    """A decay must branch from weights that have not decayed and have reached the full batch."""
     config, meta = checkpoint.read_config(folder), checkpoint.read_meta(folder)
     if meta.step < (grown := config.batches.warmup_steps):
         raise UserError(
@@ -181,33 +183,35 @@ def _check_trunk(folder: Path) -> None:
 
 
 def _check_length(restored: Restored, built: Build, folder: Path) -> None:
-    """Another run.length moves the decay: not that of weights which are in it, or would be."""
+    """Another run.length moves the decay. Refused if the weights have decayed, in the old plan or
+    in the new one.
+    """
     meta, config = restored.meta, built.config
     planned = formats.read(restored.config, f"{folder}/{meta.step}/config")
     schedules = [_schedule(planned, meta), built.schedule]
-    is_past = meta.tokens > built.run_tokens  # told elsewhere
+    is_past = meta.tokens > built.run_tokens  # lm/train.py reports this case
     if is_past or schedules[0].phases[1:] == schedules[1].phases[1:]:
         return
     if not _is_decayed(schedules, config, meta.step):
         return
-    told = (
+    message = (
         f"run.length={config.run.length} in place of {planned.run.length} moves the decay of the "
         f"learning rate, and the weights of step {meta.step} in {folder.parent} have decayed or "
         "would be in it"
     )
     earlier = _before(folder, schedules, config)
     if earlier is None:
-        raise UserError(f"{told}; no checkpoint from before it is kept: choose a new workdir")
+        raise UserError(f"{message}; no checkpoint from before it is kept: choose a new workdir")
     later = [folder / str(s) for s in checkpoint.steps(folder.parent) if s > int(earlier.name)]
     aside = folder.parent / "decayed"
     command = (
         f"mkdir -p {shlex.quote(str(aside))} && {shlex.join(['mv', *map(str, later), str(aside)])}"
     )
-    raise UserError(f"{told}; to go on from {earlier}, move what came after it away: {command}")
+    raise UserError(f"{message}; to go on from {earlier}, move what came after it away: {command}")
 
 
 def _before(folder: Path, schedules: list[Schedule], config: Config) -> Path | None:
-    """The newest checkpoint in a folder of them that is in no decay of `schedules`."""
+    """The newest checkpoint in the same folder as `folder` that no schedule has decayed yet."""
     for step in reversed(checkpoint.steps(folder.parent)):
         if not _is_decayed(schedules, config, step):
             return folder / str(step)
@@ -215,23 +219,23 @@ def _before(folder: Path, schedules: list[Schedule], config: Config) -> Path | N
 
 
 def _is_decayed(schedules: list[Schedule], config: Config, step: int) -> bool:
-    """Whether the weights after so many steps are in the decay of one of these schedules."""
+    """Whether the weights after `step` steps lie in the decay of one of these schedules."""
     tokens = config.tokens_before(step)
     last = tokens - config.tokens_before(step - 1)
     return any(schedule.is_decayed(tokens, last) for schedule in schedules)
 
 
 def _locate(config: Config, workdir: Path) -> Path | None:
-    """The checkpoint folder the configuration names, if it is still to be read: a run that has
-    checkpoints of its own no longer needs it.
+    """The checkpoint folder that the configuration names; None if the run has checkpoints of its
+    own and no longer needs it.
     """
     named = config.decay_from or config.init_from
     return checkpoint.locate(Path(named)) if named and not checkpoint.steps(workdir) else None
 
 
 def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | None:
-    """Tokens at which the decay branched; a resumed run reads its own checkpoints, never again the
-    trunk.
+    """Tokens at which the decay branched. A resumed run reads this from its own checkpoints and
+    never reads the trunk again.
     """
     if _carried(config).phase != "decay":
         return None
@@ -241,10 +245,10 @@ def _decay_start(config: Config, workdir: Path, origin: Path | None) -> float | 
 
 
 def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer | None:
-    """The tokenizer this run, or the one it starts from, already uses.
+    """The tokenizer that this run, or the run it starts from, already uses.
 
     Raises:
-      UserError: it is not the one recorded, or not the one that the configuration gives.
+      UserError: it differs from the recorded one, or from the one that the configuration names.
     """
     own = workdir / checkpoint.TOKENIZER
     if own.exists():
@@ -259,7 +263,7 @@ def _tokenizer(config: Config, workdir: Path, origin: Path | None) -> Tokenizer 
         return None
     path = origin.parent.parent / checkpoint.TOKENIZER
     used, asked = tokenizers.load(path), config.data.tokenizer
-    # A trained one is known by its file alone; every other kind the configuration gives whole.
+    # A trained tokenizer is known by its file alone; the configuration defines every other kind.
     known = used.kind if asked.kind == "bpe" else tokenizers.create(asked).sha256
     if known != ("tokenizers" if asked.kind == "bpe" else used.sha256):
         raise UserError(

@@ -1,8 +1,8 @@
-"""The live line of long work: step, loss, bits per byte, tokens per second, time left of a training
-run; tokens done of each task of an evaluation; weights read or written.
+"""Progress of long work. A training run shows step, loss, bits per byte, tokens per second and time
+left; an evaluation shows tokens done per task; reading and writing weights shows bytes.
 
-On a terminal a rich progress bar; elsewhere (a log file, CI) one plain line for every twentieth of
-the run, for each task, or every ten seconds.
+On a terminal this is a rich progress bar. Elsewhere (a log file, CI) it is plain lines: one for
+every twentieth of a run, one for each task, or one every ten seconds.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from rich.progress import (
 )
 from rich.table import Column
 
-LINES = 20  # plain lines a run prints where there is no terminal
-LINE_SECONDS = 10.0  # between the lines of reading and writing
-LEAST_BAR = 6  # columns of a terminal
-ELAPSED = 8  # columns of the time, which stands last
+LINES = 20  # plain lines that a run prints if there is no terminal
+LINE_SECONDS = 10.0  # between plain lines while weights are read or written
+LEAST_BAR = 6  # columns of the bar
+ELAPSED = 8  # columns of the elapsed time, which comes last
 
 
 def _count() -> MofNCompleteColumn:
-    """Pieces done and all of them, which a narrow terminal shows whole as well."""
+    """Pieces done and their total, which a narrow terminal does not cut either."""
     return MofNCompleteColumn(table_column=Column(no_wrap=True))
 
 
 class _Bar:
-    """A context manager: on a terminal `title`, a bar, `columns` and the time, while it is open."""
+    """A context manager that shows `title`, a bar, `columns` and the elapsed time on a terminal."""
 
     def __init__(self, title: str, *columns: ProgressColumn, is_shown: bool = True) -> None:
         self._console = Console(file=sys.stderr)
@@ -57,17 +57,17 @@ class _Bar:
         self._bar.stop()
 
     def _room(self, *others: str) -> int:
-        """Letters that are left for a note beside the bar, the time and what else is shown: a
-        longer note would make a narrow terminal cut all of them.
+        """Columns left for a note beside the bar, the time and `others`. A longer note would make
+        a narrow terminal cut all of them.
         """
         taken = LEAST_BAR + ELAPSED + 1 + sum(len(other) + 1 for other in others)
         return max(0, self._console.width - taken - 1)
 
 
 class TrainingBar(_Bar):
-    """A context manager; `update` takes the metrics of a finished step. `tokens`: those of so many
-    steps. Not `is_shown`: silent. A terminal that is too narrow for everything keeps the step, the
-    times and the loss.
+    """A context manager for a training run; `update` takes the metrics of a finished step.
+    `tokens` maps a number of steps to their tokens. Without `is_shown` it prints nothing. A narrow
+    terminal keeps the step, the times and the loss.
     """
 
     TITLE = "training"
@@ -78,14 +78,14 @@ class TrainingBar(_Bar):
         self._start, self._end, self._tokens = start, end, tokens
         self._began = time.monotonic()
         self._last = (self._began, start)
-        self._pace = 0.0  # seconds a token
+        self._pace = 0.0  # seconds per token
         self._is_shown = is_shown
         columns = _count(), TextColumn("{task.fields[note]}")
         super().__init__(self.TITLE, *columns, is_shown=is_shown)
         self._task = self._bar.add_task("train", total=end, completed=start, note="compiling")
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """`values` as in metrics.jsonl; evaluations are shown when they come."""
+        """`values` as in metrics.jsonl. Evaluations are printed as they come."""
         if not self._is_shown:
             return
         now = time.monotonic()
@@ -93,7 +93,8 @@ class TrainingBar(_Bar):
         if self._last[1] > self._start and step > self._last[1] and not evaluations:
             pace = (now - self._last[0]) / (self._tokens(step) - self._tokens(self._last[1]))
             # A running mean over about twenty steps, so that one slow step does not make the
-            # estimate jump; of times, since two steps that end together are told at one moment.
+            # estimate jump. It averages times, not rates: two steps that end together are
+            # reported at the same moment, and the rate of the second would be infinite.
             self._pace = pace if not self._pace else 0.95 * self._pace + 0.05 * pace
         self._last = (now, step)
         parts = {"loss": f"loss {values['train/loss']:.3f}"}
@@ -110,7 +111,7 @@ class TrainingBar(_Bar):
             print(f"step {step}/{self._end}  {note}", file=sys.stderr, flush=True)
 
     def _fitting(self, parts: Mapping[str, str]) -> str:
-        """The parts of a note for which a terminal has room."""
+        """The parts of a note that fit the terminal."""
         room = self._room(self.TITLE, f"{self._end}/{self._end}")
         shown = dict(parts)
         for least in ("rate", "bits", "loss"):
@@ -125,7 +126,7 @@ class TrainingBar(_Bar):
 
 
 def _minutes(seconds: float) -> str:
-    """75.2 -> "1:15"; from an hour on "1:01:15"."""
+    """75.2 -> "1:15"; 3675 -> "1:01:15"."""
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02}"
@@ -133,7 +134,7 @@ def _minutes(seconds: float) -> str:
 
 
 class ScoringBar(_Bar):
-    """A context manager over tasks; `totals` maps their labels to tokens."""
+    """A context manager over tasks; `totals` maps their labels to numbers of tokens."""
 
     def __init__(self, totals: Mapping[str, int]) -> None:
         done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
@@ -142,7 +143,7 @@ class ScoringBar(_Bar):
         self._left = dict(totals)
 
     def advance(self, label: str, tokens: int) -> None:
-        """`tokens` more of this task are done."""
+        """Adds `tokens` to the work done for this task."""
         self._bar.advance(self._tasks[label], tokens)
         self._left[label] -= tokens
         if not self._left[label] and not self._console.is_terminal:
@@ -150,8 +151,8 @@ class ScoringBar(_Bar):
 
 
 class GridBar(_Bar):
-    """A context manager: trainings done of a grid, and where the present one is. Without a terminal
-    a line for every training.
+    """A context manager for a grid: how many trainings are done, and where the current one is.
+    Without a terminal it prints one line per training.
     """
 
     TITLE = "trainings"
@@ -161,8 +162,8 @@ class GridBar(_Bar):
         self._last, self._total = "", total
         self._task = self._bar.add_task("points", total=total, note="")
 
-    def told(self, name: str, step: int, note: str) -> None:
-        """Of the training `name`; step 0: it is done, or not needed."""
+    def update(self, name: str, step: int, note: str) -> None:
+        """Reports the training `name`. Step 0 means that it is done, or not needed."""
         if step:
             self._last = f"{name}  step {step}  {note}"
             room = self._room(self.TITLE, f"{self._total}/{self._total}")
@@ -176,20 +177,20 @@ class GridBar(_Bar):
 
 
 class CountBar(_Bar):
-    """A context manager over `total` pieces of work of one kind, `what`."""
+    """A context manager over `total` pieces of work; `what` names them."""
 
     def __init__(self, what: str, total: int) -> None:
         super().__init__(what, _count())
         self._task = self._bar.add_task(what, total=total)
 
     def advance(self, count: int) -> None:
-        """`count` more are done."""
+        """Adds `count` to the pieces done."""
         self._bar.advance(self._task, count)
 
 
 class Waiting(_Bar):
-    """A context manager around work whose length nobody knows: what is being done, and for how long
-    already. Without a terminal a line for each piece of work.
+    """A context manager around work of unknown length: shows what is being done and the time it has
+    taken. Without a terminal it prints one line per piece of work.
     """
 
     def __init__(self, note: str) -> None:
@@ -206,19 +207,19 @@ class Waiting(_Bar):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.told(self._note)
+        self.show(self._note)
         return self
 
-    def told(self, note: str) -> None:
-        """The next piece of work begins."""
+    def show(self, note: str) -> None:
+        """Shows that the next piece of work, `note`, begins."""
         self._bar.update(self._task, description=note)
         if not self._console.is_terminal:
             print(note, file=sys.stderr, flush=True)
 
 
 class WeightsBar(_Bar):
-    """A context manager over `total` bytes of weights; `what` is done to them. None: they are
-    not counted, and the bar only shows that work goes on.
+    """A context manager over `total` bytes of weights; `what` says what is done to them. If `total`
+    is None the bar only shows that work goes on.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -228,7 +229,7 @@ class WeightsBar(_Bar):
         self._task = self._bar.add_task("weights", total=total, note="")
 
     def advance(self, size: int) -> None:
-        """`size` bytes more are done."""
+        """Adds `size` bytes to the work done."""
         self._done += size
         note = f"{self._done / 1e9:.2f}/{(self._total or 0) / 1e9:.2f} GB"
         self._bar.update(self._task, completed=self._done, note=note)

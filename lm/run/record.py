@@ -1,4 +1,4 @@
-"""The run folder: its lock, and what is written once at the start of every launch.
+"""The run folder: its lock, and the files written at the start of every launch.
 
     config.json    the configuration
     run.json       versions, commit, devices, forms of the layers, parameters, FLOPs per token;
@@ -6,9 +6,9 @@
     params.txt     the parameter table
     tokenizer.json
 
-A folder belongs to one live run. A second launch in the same folder resumes; its configuration may
-differ only in keys marked FREE (lm/mapping.py), which change how long a run is, what it tells, or
-where its numbers are and in which order they are summed; never what a step computes.
+A folder belongs to one live run. A second launch in the same folder resumes the run. Its
+configuration may differ only in keys marked FREE (lm/mapping.py). Those change the length of a run,
+what it logs, on which devices its arrays are, or the order of sums, but never what a step computes.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this run: the first of its processes does. The lock goes with that
-    process, however it ends; a folder that was made for a run which wrote nothing goes with it.
+    """Locks the folder for this run; the first process does so. The lock is released when that
+    process ends, however it ends. If the folder is new and the run wrote nothing, the folder is
+    removed.
 
     Raises:
-      UserError: another live process holds it, another command made it, it cannot be created, or
-      not all processes see it.
+      UserError: another live process holds the lock, another command made the folder, the folder
+      cannot be created, or some process does not see it.
     """
     if not processes.is_first():
         if not (workdir / LOCK).exists():
@@ -83,8 +84,8 @@ def locked(workdir: Path) -> Iterator[None]:
         files.claim(workdir, "train")
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held open for as long as the lock)
     except OSError as error:
-        told = f"--workdir={workdir}: {error.strerror}; {files.advice(error)}"
-        raise UserError(told) from None
+        message = f"--workdir={workdir}: {error.strerror}; {files.advice(error)}"
+        raise UserError(message) from None
     with file:
         if not files.lock(file):
             file.seek(0)
@@ -104,10 +105,10 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def check_unchanged(workdir: Path, config: Config) -> None:
-    """A folder that already holds a run only takes the same run.
+    """Refuses a folder that holds a different run.
 
     Raises:
-      UserError: keys that are not FREE differ, with the differences.
+      UserError: keys that are not FREE differ; the message lists the differences.
     """
     old = _config(workdir)
     if old is None:
@@ -119,7 +120,7 @@ def check_unchanged(workdir: Path, config: Config) -> None:
         if not any(f"{key}.".startswith(f"{name}.") for name in free)
     }
     for name in [key for key in changed if key.endswith(".family")]:
-        # Of another member all options differ: its name says it.
+        # When the member changes, all its options differ; the name alone says enough.
         group = name.removesuffix("family")
         changed = {k: x for k, x in changed.items() if k == name or not k.startswith(group)}
     if changed:
@@ -132,8 +133,8 @@ def check_unchanged(workdir: Path, config: Config) -> None:
 
 
 def _config(workdir: Path) -> Config | None:
-    """The configuration of the run in a folder, from its newest checkpoint if config.json is lost;
-    None of a folder without a run.
+    """The configuration of the run in a folder, read from its newest checkpoint if config.json is
+    lost; None if the folder holds no run.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -148,11 +149,11 @@ def _config(workdir: Path) -> Config | None:
 
 
 def recorded(workdir: Path, *keys: str) -> Any:
-    """An entry of the run.json of an earlier launch, recorded("tokenizer", "sha256") say; None
-    without that file.
+    """An entry of the run.json that an earlier launch wrote, such as recorded("tokenizer",
+    "sha256"); None without that file.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the file is damaged.
     """
     path = workdir / "run.json"
     if not path.exists():
@@ -173,10 +174,10 @@ def write(
     *,
     lost_until: int = 0,
 ) -> None:
-    """Writes the four files, each atomically. For run.json: `data`, what the loader reads, `until`
-    as in `lm.train.Options`, and the step up to which records were lost and given up.
+    """Writes the four files, each atomically. run.json also gets `data` (what the loader reads),
+    `until` as in `lm.train.Options`, and the step up to which lost records were given up.
     """
-    _tell_other_devices(workdir, built)
+    _warn_of_other_devices(workdir, built)
     absent = [name for name in WRITTEN if not (workdir / name).exists()]
     if checkpoint.steps(workdir) and absent:
         log.warning("%s lacks %s: written anew", workdir, ", ".join(absent))
@@ -194,7 +195,7 @@ def write(
 
 
 def _old(workdir: Path) -> dict[str, Any]:
-    """The run.json of the launch before; {} if there is none that can be read."""
+    """The run.json of the previous launch; {} if there is none that can be read."""
     try:
         old = json.loads((workdir / "run.json").read_text())
     except (OSError, ValueError):
@@ -202,7 +203,7 @@ def _old(workdir: Path) -> dict[str, Any]:
     return old if isinstance(old, dict) else {}
 
 
-def _tell_other_devices(workdir: Path, built: Build) -> None:
+def _warn_of_other_devices(workdir: Path, built: Build) -> None:
     old, config = _old(workdir), _config(workdir)
     if config is None or not {"mesh", "processes"} <= old.keys():
         return
@@ -220,7 +221,7 @@ def _tell_other_devices(workdir: Path, built: Build) -> None:
 
 
 def _split(config: MeshConfig, mesh: Mapping[str, int]) -> str:
-    """How rows are split over time, "" where they are whole."""
+    """How rows are split over time; "" if they are whole."""
     if mesh["sequence"] == 1:
         return ""
     return f", {config.sequence_layout}, by {config.sequence_strategy},"
@@ -239,7 +240,7 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "device_kind": devices[0].device_kind,
         "processes": processes.count(),
         "mesh": dict(built.mesh.shape),
-        "layers": [_of_layer(record) for record in built.layers],
+        "layers": [_layer(record) for record in built.layers],
         "parameters": params_lib.count(built.infos),
         "flops_per_token": build_lib.flops_per_token(built),
         "tokens_per_step": built.config.tokens_per_step,
@@ -256,12 +257,12 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
     }
 
 
-def _of_layer(record: LayerRecord) -> dict[str, Any]:
+def _layer(record: LayerRecord) -> dict[str, Any]:
     return record._asdict() | {"sent": record.sent and record.sent._asdict()}
 
 
 def commit() -> str:
-    """The checkout's commit, "-dirty" with changes; "unknown" outside a checkout."""
+    """The checkout's commit, with "-dirty" if there are changes; "unknown" outside a checkout."""
     head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return (head or "unknown") + ("-dirty" if head and changes else "")
 
@@ -277,8 +278,8 @@ def cpu() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about this checkout; "" outside one, as in an environment that lies within
-    another project's.
+    """What git prints about this checkout; "" outside one. An environment inside another project's
+    checkout counts as outside.
     """
     here = Path(__file__).resolve().parent
     if not (here.parents[1] / ".git").exists():

@@ -1,8 +1,8 @@
-"""Writes the checkpoints of a run (lm/run/checkpoint.py), keeps some of them, and finds the one to
-go on from.
+"""Writes the checkpoints of a run (lm/run/checkpoint.py), deletes old ones, and finds the one to
+continue from.
 
-Saves are asynchronous and atomic: an interrupted one leaves a temporary folder that is ignored and
-removed.
+Saves are asynchronous and atomic. An interrupted save leaves a temporary folder, which is ignored
+and later removed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lm.parallel import processes
 from lm.run import checkpoint, formats, items
 from lm.run.checkpoint import FOLDER, DamagedError, Restored
 from lm.run.digest import digest
+from lm.run.failures import RaisedAs, quiet
 from lm.run.items import Meta
-from lm.run.telling import Telling, quiet
 from lm.state import TrainState
 
 ITEMS = ("state", "loader", "config", "meta")
@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The checkpoints of one workdir, for the run that writes them. A context manager: leaving
-    waits for saves. The newest config.checkpoint.keep_last stay, and those of a step that `keeps`.
+    """The checkpoints of one workdir, for the run that writes them. A context manager, which waits
+    for saves on exit. It keeps the newest config.checkpoint.keep_last and the steps that `keeps`
+    selects.
     """
 
     def __init__(self, workdir: Path, config: Config, keeps: Callable[[int], bool]) -> None:
@@ -80,10 +81,10 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, loader: Mapping[str, Any], meta: Meta) -> None:
-        """Starts saving; returns when the arrays are copied to the host.
+        """Starts a save; returns once the arrays are copied to the host.
 
         Raises:
-          UserError: this save or the one before could not be written.
+          UserError: this save or the previous one could not be written.
         """
         if self.latest == meta.step:
             return
@@ -94,23 +95,23 @@ class Checkpointer:
             **{name: ocp.args.JsonSave(value) for name, value in plain.items()},
         )
         self.check()
-        with Telling(self._unsaved):
+        with RaisedAs(self._unsaved):
             self._manager.save(meta.step, args=args)
 
     def check(self) -> None:
-        """Raises as `save` does, at once, if a save under way has failed."""
-        with Telling(self._unsaved):
+        """Raises as `save` does if a save under way has failed; does not wait."""
+        with RaisedAs(self._unsaved):
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises as `save` does."""
-        with Telling(self._unsaved):
+        """Waits until everything is on disk; raises as `save` does."""
+        with RaisedAs(self._unsaved):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def _close(self) -> None:
-        """A save that was under way may fail now, when something else has ended the run."""
-        with Telling(self._unsaved):
+        """A save under way may fail here, after something else has ended the run."""
+        with RaisedAs(self._unsaved):
             self._manager.close()
 
     def _unsaved(self, reason: str) -> UserError:
@@ -128,22 +129,22 @@ class Checkpointer:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def restore_latest(self, abstract: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, damaged newer ones moved aside; None if there is
-        none at all.
+        """The newest checkpoint that is whole; None if there is none. Newer ones that are damaged
+        are moved aside.
 
         Raises:
-          UserError: checkpoints exist and every one is damaged; they stay where they are.
+          UserError: every checkpoint is damaged; they stay where they are.
         """
         damaged: dict[int, str] = {}
         for step in processes.agree(sorted(self._manager.all_steps(), reverse=True)):
-            restored, told = self._try(step, abstract)
+            restored, message = self._try(step, abstract)
             if restored is None:
-                damaged[step] = told
+                damaged[step] = message
                 continue
-            for other, told in damaged.items():
+            for other, message in damaged.items():
                 aside = self._move_aside(other)
                 if processes.is_first():
-                    log.warning("%s; moved to %s, going on from step %d", told, aside, step)
+                    log.warning("%s; moved to %s, going on from step %d", message, aside, step)
             return restored
         if damaged:
             raise UserError(
@@ -153,17 +154,17 @@ class Checkpointer:
         return None
 
     def _try(self, step: int, abstract: TrainState) -> tuple[Restored | None, str]:
-        """A checkpoint, or what is wrong with it. Each process reads what its devices need: one may
-        find damage that another does not.
+        """A checkpoint, or what is wrong with it. Each process reads what its devices need, so one
+        may find damage that another does not see.
         """
-        path, restored, told = self.folder / str(step), None, ""
+        path, restored, message = self.folder / str(step), None, ""
         try:
             restored = checkpoint.read(path, abstract)
         except DamagedError as error:
-            told = str(error)
-        told = next(filter(None, processes.gather(told)), "")
-        if restored is None or told:
-            return None, told
+            message = str(error)
+        message = next(filter(None, processes.gather(message)), "")
+        if restored is None or message:
+            return None, message
         try:
             checkpoint.check(path, restored)
         except DamagedError as error:
@@ -171,7 +172,7 @@ class Checkpointer:
         return restored, ""
 
     def remove_old(self) -> None:
-        """Deletes what is not to be kept and a run that was killed had no time to delete."""
+        """Deletes checkpoints that a killed run should have deleted but had no time to."""
         found = checkpoint.steps(self.folder.parent)
         old = [
             step for step, is_kept in zip(found, self._kept.of(found), strict=True) if not is_kept
@@ -198,7 +199,7 @@ class Checkpointer:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Which checkpoints stay, as Orbax asks it: the last ones, and those of a step that `keeps`."""
+    """The checkpoints that stay, as Orbax asks: the last ones, and steps that `keeps` selects."""
 
     last: int
     keeps: Callable[[int], bool]

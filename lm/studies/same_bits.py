@@ -214,7 +214,7 @@ def compare(
     _write_corpus(folder / "corpus")
     with GridBar(len(asked)) as bar:
         for case in asked:
-            bar.told(case.name, steps, "training")
+            bar.update(case.name, steps, "training")
             runs = _train(sides, case, folder, steps)
             failed = [found for found in runs if isinstance(found, str)]
             old, new = runs
@@ -224,7 +224,7 @@ def compare(
                 verdict = Verdict(
                     case.name, differences(old, new, added), len(new.records), len(new.digest)
                 )
-            bar.told(case.name, 0, "")
+            bar.update(case.name, 0, "")
             yield verdict
 
 

@@ -1,9 +1,9 @@
-"""Trackers: where the records of metrics.jsonl are shown while a run trains, one file each, found
-by listing this folder.
+"""Trackers show the records of metrics.jsonl while a run trains. One file per tracker; this folder
+is listed to find them.
 
-A file holds one frozen dataclass, named as the file in camel case, whose fields with defaults are
-its options, with the methods of `Tracker`. metrics.jsonl is written whatever the tracker is, and
-nothing is ever read back from one.
+A file holds one frozen dataclass, named like the file in camel case. Its fields with defaults are
+its options, and it has the methods of `Tracker`. metrics.jsonl is written whatever the tracker is,
+and nothing is ever read back from a tracker.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from lm import files
 from lm.config import Config, UserError, to_mapping
 from lm.families import TRACKERS
 
-ID = "tracker_id"  # a file of the workdir
+ID = "tracker_id"  # the name of a file in the workdir
 
 
 class Log(Protocol):
     """An open tracker."""
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
-        """The scalars of one record, without its step. A step may come a second time: the later
+        """Logs the scalars of one record, without its step. A step may be logged twice; the later
         record counts.
         """
         ...
 
     def close(self) -> None:
-        """What was written is shown on return."""
+        """Returns once everything written can be seen."""
         ...
 
 
 class Tracker(Protocol):
-    """`package`: the one that `open` imports."""
+    """The options of a tracker. `package` is the package that `open` imports."""
 
     package: ClassVar[str]
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; called before any device is touched."""
         ...
 
     def open(self, workdir: Path, config: Mapping[str, Any], first_step: int) -> Log:
-        """For the run in `workdir`, which goes on at `first_step`: what was shown of that step and
-        of later ones belongs to a run that was cut short.
+        """Opens the tracker for the run in `workdir`, which continues at `first_step`. Records of
+        that step and later ones that were shown before belong to a launch that was cut short.
         """
         ...
 
 
 def opener(config: Config, workdir: Path) -> Callable[[int], Log]:
-    """What opens the tracker of a run at its first step.
+    """A function that opens the run's tracker at a given first step.
 
     Raises:
       UserError: its package is not installed.
@@ -69,8 +69,8 @@ def opener(config: Config, workdir: Path) -> Callable[[int], Log]:
 
 
 def run_id(workdir: Path) -> str:
-    """Names the run of a workdir for trackers that keep many: the same after a resume, another for
-    a workdir of the same name.
+    """The run's id for trackers that keep many runs. It stays the same after a resume, and differs
+    between workdirs of the same name.
     """
     path = workdir / ID
     if not path.exists():

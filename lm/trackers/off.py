@@ -1,4 +1,4 @@
-"""No tracker: metrics.jsonl and the report alone."""
+"""No tracker: only metrics.jsonl and the report."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
 FOLDER = "tensorboard"
-FLUSH_SECONDS = 5.0  # TensorBoard is behind by at most
+FLUSH_SECONDS = 5.0  # TensorBoard lags behind by at most this
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensorboard:
-    """One file for every launch, in workdir/tensorboard."""
+    """Writes one event file per launch to workdir/tensorboard."""
 
     package: ClassVar[str] = "tensorboardX"
 
@@ -27,7 +27,7 @@ class Tensorboard:
         return None
 
     def open(self, workdir: Path, config: Mapping[str, Any], first_step: int) -> _Log:
-        """Raises OSError where the folder cannot be written."""
+        """Opens a new event file. Raises OSError if the folder cannot be written."""
         del config
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
@@ -37,12 +37,12 @@ class Tensorboard:
 
 class _Log:
     def __init__(self, path: Path, first_step: int) -> None:
-        # RecordWriter works in this thread: where a thread of its own (SummaryWriter's) dies of a
-        # full disk, whoever hands it the next event waits forever.
+        # RecordWriter works in this thread. SummaryWriter has a thread of its own: if a full disk
+        # kills that thread, whoever hands it the next event waits forever.
         self._events = RecordWriter(str(path))
         self._flushed = time.monotonic()
         self._add(file_version="brain.Event:2")
-        # START hides the events of this step and of later ones in files that were written before.
+        # START hides events of this step and of later ones in files written earlier.
         self._add(step=first_step, session_log={"status": 1})
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
@@ -56,6 +56,6 @@ class _Log:
         self._events.close()
 
     def _add(self, **fields: Any) -> None:
-        # The class of an event is made at import, unknown to type checkers.
+        # The event class is made at import, so type checkers do not know it.
         event = vars(event_pb2)["Event"](wall_time=time.time(), **fields)
         self._events.write(event.SerializeToString())

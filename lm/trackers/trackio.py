@@ -1,4 +1,4 @@
-"""Trackio, which keeps its runs on this machine and shows them with `trackio show`."""
+"""Trackio, which stores its runs on this machine; `trackio show` shows them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lm import trackers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trackio:
-    """A run of `project`, named as the workdir and a part of its id.
+    """A run of `project`, named after the workdir and a part of its id.
 
     Attributes:
-      project: the project
+      project: name of the project
     """
 
     project: str = "espalier"
@@ -26,7 +26,7 @@ class Trackio:
         return None if self.project else "project is empty; name one"
 
     def open(self, workdir: Path, config: Mapping[str, Any], first_step: int) -> _Log:
-        del first_step  # a step that is trained again is logged again
+        del first_step  # a step that is trained again is logged a second time
         run = importlib.import_module(self.package).init(
             project=self.project,
             name=f"{workdir.resolve().name}-{trackers.run_id(workdir)[:8]}",

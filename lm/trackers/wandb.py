@@ -1,4 +1,4 @@
-"""Weights & Biases: a run in a project of yours, which goes on when the run here is resumed."""
+"""Weights & Biases: a run in a project of yours, which continues when the run here is resumed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MODES = ("online", "offline")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wandb:
-    """A run of a project of Weights & Biases.
+    """A run in a project of Weights & Biases.
 
     Attributes:
-      project: the project
+      project: name of the project
       entity: a team; empty: your own account
       mode: online, or offline (files in workdir/wandb, for `wandb sync`)
     """
@@ -36,8 +36,8 @@ class Wandb:
         return None
 
     def open(self, workdir: Path, config: Mapping[str, Any], first_step: int) -> _Log:
-        # A step that is trained again is logged again; its number is a value of its own, since
-        # W&B's counter of steps never goes back.
+        # A step that is trained again is logged a second time. Its number is logged as a value,
+        # because W&B's own step counter never goes back.
         del first_step
         run = importlib.import_module(self.package).init(
             project=self.project,

@@ -59,12 +59,12 @@ def set_at(values: dict[str, Any], dotted: str, value: Any) -> None:
 def mutated(rng: random.Random, base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A configuration as plain values, and what was changed in it, in words."""
     values = _copy(base)
-    told = []
+    made = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         changes = (*3 * (_key, _option, _layer), _task, _name, _mesh, _pattern)
         change = rng.choice(changes)
-        told.append(change(rng, values))
-    return values, told
+        made.append(change(rng, values))
+    return values, made
 
 
 def _copy(value: Any) -> Any:
@@ -168,8 +168,8 @@ def configs(seed: int, count: int, folder: Path, late: int) -> Found:
     with without_devices():
         for n in range(count):
             rng = random.Random(f"{seed} {n}")
-            values, told = mutated(rng, base)
-            where = f"seed {seed}, configuration {n}: {'; '.join(told)}"
+            values, made = mutated(rng, base)
+            where = f"seed {seed}, configuration {n}: {'; '.join(made)}"
 
             def work(values: Any = values, where: str = where, n: int = n) -> None:
                 try:

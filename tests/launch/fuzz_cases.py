@@ -58,9 +58,9 @@ def near(rng: random.Random, name: str) -> str:
 
 def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = False) -> None:
     """Runs a case and notes how it ended."""
-    start, told = time.monotonic(), io.StringIO()
+    start, message = time.monotonic(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
             work()
         kind = "accepted"
     except TouchedError:
@@ -73,7 +73,7 @@ def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = Fa
         if is_late and not any(words in line for words in OF_DEVICES):
             found.faults.append(f"{where}\n  refused after a device was initialized: {line}")
     except SystemExit as stop:
-        line = told.getvalue()
+        line = message.getvalue()
         kind = {0: "accepted", 2: "refused"}.get(int(stop.code or 0), f"status {stop.code}")
         # What a command was at may stand before it.
         errors = [x for x in line.splitlines() if x.startswith("error: ")]

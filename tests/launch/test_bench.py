@@ -278,8 +278,8 @@ def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> No
     results = recurrences.run(options(), lengths, dims)
     beside = [r for r in results if "/T32/" in r.name]
     growth = [r for r in results if "/growth/" in r.name]
-    told = {r.name.split("/")[-1].split()[0] for r in beside}
-    assert told == set(dispatch.names()) - {"softmax"}
+    ops = {r.name.split("/")[-1].split()[0] for r in beside}
+    assert ops == set(dispatch.names()) - {"softmax"}
     for result in beside:
         assert result.name.endswith(" over softmax")
         check_times(result, {result.name.split("/")[-1].removesuffix(" over softmax"), "softmax"})

@@ -83,8 +83,8 @@ def test_a_peer_that_is_absent_or_dies_is_a_row_and_the_others_go_on(
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear"], ["linear", "delta", "gated_delta"])
     rows = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1))[2:]
-    told = {row.name.split("/over ")[1]: row.facts["refused"] for row in rows[:2]}
-    assert told == {"linear/refused": {"peer": "no module of linear"}}
+    message = {row.name.split("/over ")[1]: row.facts["refused"] for row in rows[:2]}
+    assert message == {"linear/refused": {"peer": "no module of linear"}}
     measured, died, *others = rows[2:]
     assert measured.name == "peers/T16/delta_rule decay=none-K8/forward/over delta"
     assert measured.value == pytest.approx(0.5)
@@ -115,9 +115,9 @@ def test_where_no_peer_runs_the_reasons_are_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear", "delta"], ["linear", "delta"])
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         list(peers.compare(SIZES, 1))
-    assert str(told.value).endswith("no peer runs: no module of linear | no module of delta")
+    assert str(message.value).endswith("no peer runs: no module of linear | no module of delta")
 
 
 def test_a_process_that_says_nothing_ends_with_its_status() -> None:
@@ -135,7 +135,7 @@ def test_the_process_itself_says_what_is_missing() -> None:
         peers.started(command) as process,
         pytest.raises(peers.PeerError, match="no module torch; pip install torch"),
     ):
-        process.told()
+        process.describe()
 
 
 def test_every_peer_can_be_run() -> None:

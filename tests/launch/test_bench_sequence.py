@@ -73,7 +73,7 @@ def test_the_picture_is_that_of_the_committed_numbers() -> None:
 def test_the_table_holds_every_row() -> None:
     path = numbers.ROOT / "results/bench/sequence.json"
     results = json.loads(path.read_text())["results"]
-    told = page.table(results)
+    message = page.table(results)
     rows = [r for r in results if r["name"].startswith(("sent/", "memory/"))]
-    assert told.count("\n| ") == len(rows) + 2  # and the heads of both tables
+    assert message.count("\n| ") == len(rows) + 2  # and the heads of both tables
     assert all(r["goal"] is None or r["goal"]["met"] for r in results)

@@ -132,8 +132,8 @@ OVERRIDES = [
     (["schedule.b=0.5"], "Power needs a > 0 and b < 0"),
     (["schedule.final_ratio=2"], "schedule.final_ratio=2.0 must lie in [0, 1]"),
     (["schedule.warmup=95 percent"], "run.length has 1003520; shorten them"),
-    (["mesh.fsdp=-1"], "one of them may be -1 (all that is left); set mesh."),
-    (["mesh.tensor=0"], "a size is positive, and one of them may be -1"),
+    (["mesh.fsdp=-1"], "one may be -1 (all that is left); set mesh."),
+    (["mesh.tensor=0"], "sizes must be positive, and one may be -1"),
     (["data.tokenizer.kind=json"], "needs data.tokenizer.path"),
     (["data.tokenizer.path=x.json"], "reads no file; set path to ''"),
     (["data.tokenizer.vocab_size=100"], "must be >= 257"),
@@ -174,23 +174,23 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), COMMANDS, ids=ascii)
-def test_commands(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told in line_of(arguments, capsys)
+@pytest.mark.parametrize(("arguments", "wanted"), COMMANDS, ids=ascii)
+def test_commands(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wanted in line_of(arguments, capsys)
 
 
-@pytest.mark.parametrize(("overrides", "told"), OVERRIDES, ids=str)
-def test_overrides(overrides: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("overrides", "wanted"), OVERRIDES, ids=str)
+def test_overrides(overrides: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of([CONFIG, WORKDIR, *(f"--config.{o}" for o in overrides)], capsys)
-    assert told in line
+    assert wanted in line
 
 
-@pytest.mark.parametrize(("text", "told"), FILES, ids=range(len(FILES)))
+@pytest.mark.parametrize(("text", "wanted"), FILES, ids=range(len(FILES)))
 def test_config_files(
-    text: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    text: str, wanted: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "config.py").write_text(text)
-    assert told in line_of([f"--config={tmp_path}/config.py", WORKDIR], capsys)
+    assert wanted in line_of([f"--config={tmp_path}/config.py", WORKDIR], capsys)
 
 
 def test_good_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,9 +359,9 @@ def test_layers_that_are_not_understood(
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
-@pytest.mark.parametrize(("value", "told"), [(" ", "is empty"), ("gs://b/x", "is an address")])
-def test_what_is_no_path(value: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize(("value", "wanted"), [(" ", "is empty"), ("gs://b/x", "is an address")])
+def test_what_is_no_path(value: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
         cli.path("workdir", value)
 
 

@@ -36,8 +36,10 @@ def test_options_of_a_family_that_was_dropped_are_unknown(
 ) -> None:
     monkeypatch.chdir(ROOT)
     line = line_of([CONFIG, WORKDIR, "--config.schedule.a=3.0", FAMILY], capsys)
-    told = "unknown key --config.schedule.a; it is an option of power, and schedule.family is wsd"
-    assert told in line
+    message = (
+        "unknown key --config.schedule.a; it is an option of power, and schedule.family is wsd"
+    )
+    assert message in line
 
 
 def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +53,7 @@ def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--config.schedule=wsd-x"], "unknown schedule 'wsd-x'; did you mean 'wsd'?"),
         (["--config.schedule="], "unknown schedule ''; known: constant, cosine, infinite"),
@@ -61,12 +63,12 @@ def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_mistakes_about_members(
     flags: list[str],
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert told in line_of([CONFIG, WORKDIR, *flags], capsys)
+    assert message in line_of([CONFIG, WORKDIR, *flags], capsys)
 
 
 def test_a_member_is_named_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +161,8 @@ def test_keys_of_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["run"]["model"]["layers"]["a"] == {"mixer": "gla"}
     assert found["run"]["data"]["sources"]["mine"]["valid_fraction"] == 0.05
     assert found["tasks"]["mqar"]["pairs"] == 2
-    for text, told in (("seed=1", "'seeds'"), ("run.model.widht=1", "'width'")):
-        with pytest.raises(UserError, match=f"did you mean {told}"):
+    for text, message in (("seed=1", "'seeds'"), ("run.model.widht=1", "'width'")):
+        with pytest.raises(UserError, match=f"did you mean {message}"):
             study([text])
 
 

@@ -47,9 +47,9 @@ def test_every_command_has_a_line_of_its_own() -> None:
     names = command.names()
     assert {"train", "evaluate", "compare", "report"} <= set(names)
     assert not {"cli", "ends", "overrides", "presets", "command", "shell"} & set(names)
-    told = command.listing().splitlines()
+    message = command.listing().splitlines()
     for name in names:
-        (line,) = [line for line in told if line.split()[:1] == [name]]
+        (line,) = [line for line in message if line.split()[:1] == [name]]
         assert len(line) <= 80, line
         assert command.summary(name)[0].isupper()
         assert "`" not in command.summary(name)
@@ -63,7 +63,7 @@ def test_alone_it_lists(words: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("trian",), "'trian' is not a command of espalier; did you mean 'train'?"),
         (("coord-check",), "did you mean 'coord_check'?"),
@@ -73,10 +73,10 @@ def test_alone_it_lists(words: tuple[str, ...], tmp_path: Path) -> None:
         (("train", "--config=quickstrat", "--workdir=x"), "did you mean 'quickstart'?"),
     ],
 )
-def test_a_mistake_is_one_line(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     done = call(tmp_path, *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_a_command_has_the_flags_of_its_module(tmp_path: Path) -> None:
@@ -132,15 +132,15 @@ def test_lines_work_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("espalier", "activate", "activate.fish", "activate.csh"):
         (scripts / name).touch(mode=0o755)
     assert shell.line("train", ["--a"]) == "'an environment/bin/espalier' train --a"
-    for user, told in (("bash", ". "), ("sh", ". "), ("fish", "source "), ("tcsh", "source ")):
+    for user, message in (("bash", ". "), ("sh", ". "), ("fish", "source "), ("tcsh", "source ")):
         monkeypatch.setenv("SHELL", f"/bin/{user}")
         file = {"fish": "activate.fish", "tcsh": "activate.csh"}.get(user, "activate")
-        assert shell.enter() == f"{told}'an environment/bin/{file}'"
+        assert shell.enter() == f"{message}'an environment/bin/{file}'"
     assert shell.next_lines(tmp_path / "runs" / "a").splitlines()[1].startswith("  source ")
 
     monkeypatch.setenv("PATH", f"{scripts}:/usr/bin:/bin")
     assert shell.line("train", ["--a"]) == "espalier train --a"
     assert shell.enter() is None
-    told = shell.next_lines(tmp_path / "runs" / "a").splitlines()
-    assert told[1].split()[0] == "espalier"
-    assert "--checkpoint=runs/a " in told[2]
+    message = shell.next_lines(tmp_path / "runs" / "a").splitlines()
+    assert message[1].split()[0] == "espalier"
+    assert "--checkpoint=runs/a " in message[2]

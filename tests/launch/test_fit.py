@@ -47,14 +47,14 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
     assert values["command"].startswith("espalier fit power ")
     assert len(values["commit"]) >= 40
     assert values["equations"][0]["bootstraps"] == 100
-    told = tables.render(values)
-    assert "| b | -0.4" in told
-    assert "c = 1 is rejected" in told
+    message = tables.render(values)
+    assert "| b | -0.4" in message
+    assert "c = 1 is rejected" in message
     assert "token horizon, tokens^-0.4" in figure.read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["power"], "name a law and a table"),
         (["power", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
@@ -68,12 +68,12 @@ def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_one_line(sweep: Path, arguments: list[str], told: str) -> None:
+def test_mistakes_are_one_line(sweep: Path, arguments: list[str], message: str) -> None:
     done = launched(*(str(sweep) if word == "TABLE" else word for word in arguments))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -55,7 +55,7 @@ def test_a_forecast_with_the_flags_as_they_are(table: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--bootstraps=1"], "flag --bootstraps=1"),
         (["--factor=-1"], "flag --factor=-1"),
@@ -63,11 +63,11 @@ def test_a_forecast_with_the_flags_as_they_are(table: Path, tmp_path: Path) -> N
         (["--most_compute=6e4"], "see what espalier fit says of this table"),
     ],
 )
-def test_mistakes(flags: list[str], told: str, table: Path, tmp_path: Path) -> None:
+def test_mistakes(flags: list[str], message: str, table: Path, tmp_path: Path) -> None:
     run = launched.arguments(**{"run.length": "20 steps"})
     out = f"--out={tmp_path / 'x.json'}"
     done = forecast(f"--table={table}", "--law=compute", out, *run, *flags)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x.json").exists()

@@ -28,14 +28,14 @@ def fuzzed(**counts: int) -> str:
 
 def test_a_few() -> None:
     """The first of each kind of `test_many`, which nothing of a device is done with."""
-    told = fuzzed(seed=0, configs=60, lines=25, damages=0, late=0)
-    assert "refused" in told
-    assert "came to a device" in told
+    message = fuzzed(seed=0, configs=60, lines=25, damages=0, late=0)
+    assert "refused" in message
+    assert "came to a device" in message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_many(seed: int) -> None:
-    told = fuzzed(seed=seed, configs=500, lines=300, damages=80, late=500)
+    message = fuzzed(seed=seed, configs=500, lines=300, damages=80, late=500)
     for kind in ("refused", "came to a device", "accepted late"):
-        assert kind in told
+        assert kind in message

@@ -136,8 +136,8 @@ def test_slurm_trains_two_processes_that_are_stopped_and_go_on(bench: Bench) -> 
     launched.interrupt(process, workdir, signum=signal.SIGTERM, step=10)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    (told,) = [line for line in out.splitlines() if line.startswith("stopped at step")]
-    assert "--processes=auto" in told
+    (stopped,) = [line for line in out.splitlines() if line.startswith("stopped at step")]
+    assert "--processes=auto" in stopped
     assert [call["argv"][0] for call in bench.calls("scontrol")] == ["--oneliner", "requeue"]
 
     status, out, err = bench.call("slurm.sh", *flags, **env)

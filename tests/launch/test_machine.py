@@ -10,7 +10,7 @@ from launch.benchmarks import machine
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["--workdir=/home/me/runs/x", "--seeds=0,1"], "--workdir=DIR --seeds=0,1"),
         (["--workdir", "runs/x"], "--workdir DIR"),
@@ -25,6 +25,6 @@ from launch.benchmarks import machine
         (["--config.data.sources.x.path=/a/b/*.txt"], "'--config.data.sources.x.path=*.txt'"),
     ],
 )
-def test_commands(given: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", *given])
-    assert machine.describe("x")["command"] == f"espalier x {told}"
+    assert machine.describe("x")["command"] == f"espalier x {message}"

@@ -36,8 +36,8 @@ def test_every_result_file_says_where_it_comes_from() -> None:
 def test_the_losses_of_the_hypergradient_are_those_of_its_table() -> None:
     folder = Path(numbers.ROOT, "experiments/hypergradient")
     rows = [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
-    told = json.loads((folder / "hypergradient.json").read_text())["numbers"]
-    losses = [x for k, text in told.items() if "multiplier" not in k for x in text.split(", ")]
+    message = json.loads((folder / "hypergradient.json").read_text())["numbers"]
+    losses = [x for k, text in message.items() if "multiplier" not in k for x in text.split(", ")]
     assert sorted(losses) == sorted(f"{row['loss']:.3f}" for row in rows)
 
 

@@ -38,8 +38,8 @@ def run(corpus: Path, tmp_path: Path, *flags: str) -> subprocess.CompletedProces
 def test_table_then_damage(corpus: Path, tmp_path: Path) -> None:
     first = run(corpus, tmp_path)
     assert first.returncode == 0
-    told = f"data.sources.stdlib: 12 documents; left out: 1 empty (first {corpus}/empty.txt)\n"
-    assert first.stderr.endswith(told)
+    message = f"data.sources.stdlib: 12 documents; left out: 1 empty (first {corpus}/empty.txt)\n"
+    assert first.stderr.endswith(message)
     assert first.stderr.startswith("data.sources.stdlib: 2 of 12 documents are held out, ")
     assert first.stderr.count("\n") == 2
     lines = first.stdout.splitlines()

@@ -33,8 +33,8 @@ def answer(command: str, *words: str, cwd: Path) -> tuple[int, dict[str, Any], s
 
 def test_report(tmp_path: Path) -> None:
     runs = [str(run_folder.make(tmp_path / name)) for name in ("one", "two")]
-    status, values, told = answer("report", *runs, cwd=tmp_path)
-    assert (status, told.strip()) == (0, values["report"])
+    status, values, message = answer("report", *runs, cwd=tmp_path)
+    assert (status, message.strip()) == (0, values["report"])
     assert [run["workdir"] for run in values["runs"]] == runs
     first = values["runs"][0]
     assert first["step"] == 40
@@ -45,19 +45,19 @@ def test_report(tmp_path: Path) -> None:
 
 def test_plan(tmp_path: Path) -> None:
     words = ["--config=quickstart", "--target=v5e-4", "--nocompile", "--output="]
-    status, values, told = answer("plan", *words, cwd=tmp_path)
-    assert status == 0, told
+    status, values, message = answer("plan", *words, cwd=tmp_path)
+    assert status == 0, message
     assert values["config"]["model"]["width"] > 0
     assert values["target"]["name"] == "v5e-4"
-    assert "v5e-4" in told
+    assert "v5e-4" in message
     assert not [*tmp_path.glob("*.json")]
 
 
 def test_a_comparison_is_judged(tmp_path: Path) -> None:
     page = ROOT / "experiments" / "length" / "compare.json"
-    status, values, told = answer("compare", f"--recheck={page}", cwd=tmp_path)
+    status, values, message = answer("compare", f"--recheck={page}", cwd=tmp_path)
     assert (status, values["all_stand"]) == (0, True)
-    assert values["verdicts"] == told.splitlines()
+    assert values["verdicts"] == message.splitlines()
 
 
 def test_a_mistake_leaves_stdout_empty(tmp_path: Path) -> None:

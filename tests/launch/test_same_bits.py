@@ -97,8 +97,8 @@ def test_equal_and_unequal_mixers(tmp_path: Path) -> None:
 def test_a_side_that_fails(tmp_path: Path) -> None:
     old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new")
     differences = found(old, new, tmp_path / "runs", mixers="broken")
-    told = [f"{side} fails: error: it does not train" for side in (old, new)]
-    assert differences == {"mixer broken": told}
+    message = [f"{side} fails: error: it does not train" for side in (old, new)]
+    assert differences == {"mixer broken": message}
 
 
 def test_a_case_as_each_checkout_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +118,8 @@ def test_a_case_as_each_checkout_spells_it(tmp_path: Path, monkeypatch: pytest.M
         return next(iter(runs)).differences
 
     assert compared("mesh.sequence_parallel", "mesh.later") == []
-    (told,) = compared("mesh.sequence_parallel", "mesh.latest")
-    assert told == f"{new} fails: AssertionError"
+    (message,) = compared("mesh.sequence_parallel", "mesh.latest")
+    assert message == f"{new} fails: AssertionError"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_cases_of_every_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "name one other checkout: espalier same_bits OTHER_CHECKOUT"),
         (["{tmp}"], "{tmp} is not a checkout: it has no launch/train.py; name another folder"),
@@ -192,13 +192,13 @@ def test_cases_of_every_group() -> None:
         (["{tmp}/bad"], "{tmp}/bad: experiments/base.py cannot be read: NameError: name 'x' is"),
     ],
 )
-def test_mistakes(given: list[str], told: str, tmp_path: Path) -> None:
+def test_mistakes(given: list[str], message: str, tmp_path: Path) -> None:
     checkout(tmp_path / "old")
     checkout(tmp_path / "some", mixers="gla,softmax")
     checkout(tmp_path / "bad", base="x")
     done = start(*(text.format(tmp=tmp_path) for text in given))
     assert done.returncode == 2
-    assert f"error: {told.format(tmp=tmp_path)}" in done.stderr
+    assert f"error: {message.format(tmp=tmp_path)}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

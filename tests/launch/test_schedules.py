@@ -69,7 +69,7 @@ def test_a_written_experiment_is_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--schedule=wsd"], "set --tokens and --tokens_per_step, or --config"),
         (LENGTHS, "nothing to draw; set --schedule, --refine or --config"),
@@ -82,12 +82,12 @@ def test_a_written_experiment_is_the_configuration(tmp_path: Path) -> None:
     ],
     ids=lambda x: " ".join(x)[-40:] if isinstance(x, list) else "",
 )
-def test_mistakes(argv: list[str], told: str, tmp_path: Path) -> None:
+def test_mistakes(argv: list[str], message: str, tmp_path: Path) -> None:
     done = launch(*argv, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert not [*tmp_path.iterdir()]
 
 

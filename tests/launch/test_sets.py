@@ -38,7 +38,7 @@ def test_sources_are_added_and_a_text_stands_alone(data: DataConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["mine:x"], "--source=mine:... is a source of the run; choose another name"),
         (["a:x", "a:y"], "--source gives the name 'a' twice; choose another name"),
@@ -46,10 +46,10 @@ def test_sources_are_added_and_a_text_stands_alone(data: DataConfig) -> None:
         (["a b:x"], "--source='a b:x' must be NAME:PATH, the name a word"),
     ],
 )
-def test_mistakes(data: DataConfig, given: list[str], told: str) -> None:
+def test_mistakes(data: DataConfig, given: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         sets.added(data, given)
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 def test_mistakes_of_a_text_name_the_flag() -> None:

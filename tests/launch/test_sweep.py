@@ -32,7 +32,7 @@ def losses(workdir: Path) -> dict[str, float | None]:
     return {row["cell"]: row["loss"] for row in rows.read(workdir / "sweep.jsonl")}
 
 
-def told(module: str, *flags: str) -> tuple[int, str]:
+def refused(module: str, *flags: str) -> tuple[int, str]:
     """Exit status and what is told of a command that is refused."""
     line = [sys.executable, "-m", f"launch.{module}", *flags]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -71,7 +71,7 @@ def test_mistakes(module: str, flags: list[str], message: str, tmp_path: Path) -
     for name, text in (("EMPTY", ""), ("TEXT", json.dumps(bad))):
         (tmp_path / name).write_text(text)
         flags = [flag.replace(name, str(tmp_path / name)) for flag in flags]
-    status, line = told(module, *workdir, *flags)
+    status, line = refused(module, *workdir, *flags)
     assert status == 2
     assert line.startswith("error: ")
     assert message in line

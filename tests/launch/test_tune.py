@@ -43,7 +43,7 @@ class Made:
 
 
 def first_row(place: Any) -> dict[str, Any]:
-    return next(tuning.rows(place, ["gated_linear"], lambda told: None))
+    return next(tuning.rows(place, ["gated_linear"], lambda message: None))
 
 
 def test_the_fastest_tiles_that_compile_are_taken() -> None:

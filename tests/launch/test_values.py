@@ -73,7 +73,7 @@ def test_read_by_what_a_key_holds(kind: Any, text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "told"),
+    ("kind", "text", "message"),
     [
         (int, "3.5", "x=3.5 is not an integer"),
         (int, "true", "x=true is not an integer"),
@@ -86,10 +86,10 @@ def test_read_by_what_a_key_holds(kind: Any, text: str, value: Any) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_read(kind: Any, text: str, told: str) -> None:
+def test_what_cannot_be_read(kind: Any, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         values.read(kind, text, "x")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_options_of_members() -> None:
@@ -104,7 +104,7 @@ def test_options_of_members() -> None:
         "mine": {"task": "mqar", "pairs": 4},
         "other": {"x": (1, "b")},
     }
-    told = members.member("schedule", "wsd:final_ratio=0.1,decay=10 percent", SCHEDULES)
-    assert told == {"family": "wsd", "final_ratio": 0.1, "decay": "10 percent"}
+    message = members.member("schedule", "wsd:final_ratio=0.1,decay=10 percent", SCHEDULES)
+    assert message == {"family": "wsd", "final_ratio": 0.1, "decay": "10 percent"}
     with pytest.raises(UserError, match=r"--task=mqar\.pairs=few is not an integer"):
         members.tasks(["mqar.pairs=few"])

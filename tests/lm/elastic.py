@@ -70,7 +70,7 @@ def run(built: Build, folder: Path, name: str, *, until: int) -> None:
     def small(*_: Any, like: Build | None = None) -> Build:
         return dataclasses.replace(built, step=lab.hooked(built.step, stop))
 
-    def told(loader: Loader) -> Batch:
+    def recorded(loader: Loader) -> Batch:
         batch = read(loader)
         with (folder / f"{name}.batches").open("a") as out:
             print(*(hashlib.sha256(field.tobytes()).hexdigest() for field in batch), file=out)
@@ -81,7 +81,7 @@ def run(built: Build, folder: Path, name: str, *, until: int) -> None:
         mock.patch.object(mesh_lib, "foreseen", return_value=(built.mesh.size, ("cpu",))),
         mock.patch.object(jax, "devices", return_value=list(built.mesh.devices.flat)),
         mock.patch.object(build_lib, "build", small),
-        mock.patch.object(Loader, "__next__", told),
+        mock.patch.object(Loader, "__next__", recorded),
     ):
         done = train.run(built.config, options)
     assert (done.step, done.finished) == (until, until == STEPS)

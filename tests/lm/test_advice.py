@@ -56,7 +56,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "needs a > 0 and b < 0": [{"schedule.a": 4.0, "schedule.b": -0.51}],
     "needs data.tokenizer.path; set it": [{"data.tokenizer.path": "x.json"}],
     "reads no file; set path to ''": [{"data.tokenizer.path": ""}],
-    "is of model.remat='named'": [{"model.remat": "named"}, {"model.kept": {}}],
+    "needs model.remat='named'": [{"model.remat": "named"}, {"model.kept": {}}],
     "batch size or the mesh": [{"mesh.data": 1}],
     "or change the mesh": [{"mesh.data": 1, "mesh.fsdp": 1}],
     "change the number or the mesh": [
@@ -124,7 +124,7 @@ def load(mapping: dict[str, Any], count: int | None, patch: pytest.MonkeyPatch) 
     return config
 
 
-def told(mapping: dict[str, Any], count: int | None, patch: pytest.MonkeyPatch) -> str | None:
+def refusal(mapping: dict[str, Any], count: int | None, patch: pytest.MonkeyPatch) -> str | None:
     try:
         load(mapping, count, patch)
     except UserError as error:
@@ -245,14 +245,14 @@ def test_advice_helps(
 ) -> None:
     monkeypatch.setattr(jax, "devices", lambda: pytest.fail("a device is looked for"))
     mapping = values(changes)
-    message = told(mapping, count, monkeypatch)
+    message = refusal(mapping, count, monkeypatch)
     if message is None:
         assert count is not None, "only meshes may fit"
         return
     ways = list(obeyed(mapping, message))
     assert ways, f"nothing in it was followed: {message}"
     for what, changed in ways:
-        after = told(changed, count, monkeypatch)
+        after = refusal(changed, count, monkeypatch)
         assert after is None or kind(after) != kind(message), (message, what, after)
         assert after is None or not _exact(what) or _exact(what) not in after, (
             message,

@@ -93,13 +93,13 @@ def test_a_decay_branches_after_the_warmup_only(whole: Path, lab: Lab, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"run.accumulation": 2}, "first=1 is not a multiple of run.accumulation=2"),
         ({"data.batch_size": 6}, "first=1 does not double to data.batch_size=6"),
     ],
 )
-def test_refusals(changes: dict[str, Any], told: str) -> None:
+def test_refusals(changes: dict[str, Any], message: str) -> None:
     own = {"data.batch_warmup": CHANGES["data.batch_warmup"]}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         tiny.config(own | changes)

@@ -214,20 +214,20 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "count", "told"), LATER, ids=lambda x: str(x)[:50])
+@pytest.mark.parametrize(("changes", "count", "message"), LATER, ids=lambda x: str(x)[:50])
 def test_what_is_told_before_there_are_devices(
-    changes: dict[str, Any], count: int | None, told: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], count: int | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `build` would say of that many devices, where they exist."""
     foreseen = (count, ("cpu",) if count else ("cpu", "gpu", "tpu"))
     monkeypatch.setattr(mesh_lib, "foreseen", lambda: foreseen)
     monkeypatch.setattr(jax, "devices", lambda: pytest.fail("a device is looked for"))
     config = tiny.config(changes)
-    if not told:
+    if not message:
         return build_lib.check(config)
     with pytest.raises(UserError) as caught:
         build_lib.check(config)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     return None
 
 

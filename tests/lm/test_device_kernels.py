@@ -68,7 +68,7 @@ def test_trains_as_chunked_does(mixer: str, op: str, target: str) -> None:
 def test_tunes(target: str) -> None:
     place = tuning.here(1)
     assert place.platform == target
-    row: dict[str, Any] = next(tuning.rows(place, ["gated_linear"], lambda told: None))
+    row: dict[str, Any] = next(tuning.rows(place, ["gated_linear"], lambda message: None))
     assert row["tried"]
     candidates = dispatch.get("gated_linear").candidate_blocks(row["form"])
     assert row["blocks"] in [dataclasses.asdict(blocks) for blocks in candidates]

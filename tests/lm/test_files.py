@@ -100,7 +100,7 @@ def test_a_lock_that_another_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         (errno.ENOSPC, "free some space"),
         (errno.EDQUOT, "free some space"),
@@ -111,16 +111,16 @@ def test_a_lock_that_another_holds(tmp_path: Path) -> None:
     ],
 )
 def test_causes_are_told_apart(
-    tmp_path: Path, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(folder: Path) -> None:
         raise OSError(code, os.strerror(code), str(folder))
 
-    with pytest.raises(UserError, match=f"{re.escape(os.strerror(code))}; {told}"):
+    with pytest.raises(UserError, match=f"{re.escape(os.strerror(code))}; {message}"):
         prepare._once(tmp_path / "data", fail)
     with pytest.raises(SystemExit), cli.mistakes_in_one_line():
         fail(tmp_path)
-    line = f"error: {tmp_path}: {os.strerror(code)}; {told}"
+    line = f"error: {tmp_path}: {os.strerror(code)}; {message}"
     assert capsys.readouterr().err.startswith(line)
 
 
@@ -166,9 +166,9 @@ def test_failures_in_the_words_of_libraries(
     with pytest.raises(SystemExit) as stop, cli.mistakes_in_one_line():
         raise error
     assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert re.match("error: " + re.escape(line).replace(r"\.\*", ".*"), told)
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert re.match("error: " + re.escape(line).replace(r"\.\*", ".*"), message)
+    assert message.count("\n") == 1
     assert watch.status(error) == 2
 
 
@@ -194,6 +194,6 @@ def test_a_json_file_that_is_none(made: Callable[[Path], Any], reason: str, tmp_
     made(tmp_path / "a.json")
     with pytest.raises(UserError) as caught:
         files.read_json(tmp_path / "a.json", "restore it")
-    told = str(caught.value)
-    assert told.startswith(f"{tmp_path / 'a.json'} is damaged or cannot be read: {reason}")
-    assert told.endswith("; restore it")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a.json'} is damaged or cannot be read: {reason}")
+    assert message.endswith("; restore it")

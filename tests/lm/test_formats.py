@@ -107,9 +107,9 @@ def test_loaded(here: Path) -> None:
     questions = evaluate.prepare(evaluate.always(data), given)
     results = evaluate.run(questions, Scorer(loaded.build, loaded.params))
     last = metrics.read(Path("finished"))[-1]
-    told = {key: value for key, value in last.items() if key.startswith("eval/")}
-    assert told
-    assert_close(evaluate.to_record(results), told)
+    message = {key: value for key, value in last.items() if key.startswith("eval/")}
+    assert message
+    assert_close(evaluate.to_record(results), message)
     sample = NUMBERS["finished"]["samples"][0]
     assert sample["kind"] == "greedy"
     options = GenerateOptions(max_new_tokens=8, temperature=0.0, top_k=0, top_p=1.0, seed=0)

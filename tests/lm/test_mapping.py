@@ -138,12 +138,12 @@ OUTSIDE: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "told"), OUTSIDE, ids=range(len(OUTSIDE)))
-def test_what_no_array_or_file_holds(key: str, value: Any, told: str) -> None:
+@pytest.mark.parametrize(("key", "value", "message"), OUTSIDE, ids=range(len(OUTSIDE)))
+def test_what_no_array_or_file_holds(key: str, value: Any, message: str) -> None:
     mapping.convert(Numbers, GOOD, "x")
     with pytest.raises(UserError) as caught:
         mapping.convert(Numbers, GOOD | {key: value}, "x")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 200
 
 

@@ -160,8 +160,8 @@ def test_off_a_step_has_nothing_of_it() -> None:
 
 def test_one_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_lib, "foreseen", lambda: (1, ("cpu",)))
-    for rows, told in ((4, "run.accumulation=2"), (9, "run.accumulation=3")):
-        with pytest.raises(UserError, match=f"set {told}, or log.gradient_noise=False"):
+    for rows, message in ((4, "run.accumulation=2"), (9, "run.accumulation=3")):
+        with pytest.raises(UserError, match=f"set {message}, or log.gradient_noise=False"):
             build_lib.check(tiny.config(CHANGES | {"data.batch_size": rows}))
     with pytest.raises(UserError, match=r"set data\.batch_size=2, or"):
         build_lib.check(tiny.config(CHANGES | {"data.batch_size": 1}))

@@ -90,20 +90,20 @@ def test_what_is_said_of_a_key() -> None:
     ]
     inside = [x.key for one in sections(Outer, base, "inner") for x in one.keys]
     assert inside == ["inner.width", "inner.span"]
-    told = "  inner.width = 3\n      integer (tokens), positive: how wide it is; free\n"
-    assert told in text([found])
+    message = "  inner.width = 3\n      integer (tokens), positive: how wide it is; free\n"
+    assert message in text([found])
 
 
 @pytest.mark.parametrize(
-    ("command", "word", "told"),
+    ("command", "word", "message"),
     [
         ("train", "--help_config", "  model.layers.LABEL.qk_norm = False\n"),
         ("train", "--help_config=optimizer", "optimizer.family=lion\n"),
         ("sweep", "--help_config=halving", "  halving = -\n      integer: after each length"),
     ],
 )
-def test_the_flag(command: str, word: str, told: str) -> None:
+def test_the_flag(command: str, word: str, message: str) -> None:
     line = [sys.executable, "-m", f"launch.{command}", word]
     done = subprocess.run(line, cwd=numbers.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert told in done.stdout
+    assert message in done.stdout

@@ -35,7 +35,7 @@ def test_a_name_gives_its_size(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("v5p-255", "--target=v5p-255: no such machine; did you mean 'v5p-256'?"),
         ("v5p-2", "did you mean 'v5p-8'?"),
@@ -50,10 +50,10 @@ def test_a_name_gives_its_size(
         ("", "no such machine"),
     ],
 )
-def test_an_unknown_name_is_told_in_one_line(name: str, told: str) -> None:
+def test_an_unknown_name_is_told_in_one_line(name: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         targets.parse(name)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -93,7 +93,7 @@ def test_another_growth_is_another_stream(config: DataConfig, prepared: Prepared
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "given", "told"),
+    ("batch_size", "given", "message"),
     [
         (16, warmup(6), "first=6 does not double to data.batch_size=16; set data.batch_warmup.fir"),
         (16, warmup(16), "set data.batch_warmup.first=8"),
@@ -109,11 +109,11 @@ def test_another_growth_is_another_stream(config: DataConfig, prepared: Prepared
         ),
     ],
 )
-def test_refusals(config: DataConfig, batch_size: int, given: BatchWarmup, told: str) -> None:
+def test_refusals(config: DataConfig, batch_size: int, given: BatchWarmup, message: str) -> None:
     changed = dataclasses.replace(config, batch_size=batch_size, batch_warmup=given)
     with pytest.raises(UserError, match=r"data\.batch_warmup\.") as caught:
         data_config.check(changed)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_remedy_works(config: DataConfig) -> None:

@@ -223,7 +223,7 @@ def test_what_is_left_out_is_told_and_counted(
         assert f"3 undecodable (first {corpus}/0.utf16.txt)" in line
         if made_anew:
             caplog.clear()
-            sources.tell.cache_clear()
+            sources.warn_left_out.cache_clear()
     held = sum(store.num_documents for store in prepared.stores["text"].values())
     assert held == 20
 

@@ -114,9 +114,9 @@ def test_one_file_has_a_validation_set(
     assert train + valid == text
     assert train.endswith("\n") or fraction < 0.01
     assert abs(len(valid.encode()) / len(text.encode()) - fraction) < 0.01
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("data.sources.text: the end of its document is held out, ")
+    message = capsys.readouterr().err.splitlines()
+    assert len(message) == 1
+    assert message[0].startswith("data.sources.text: the end of its document is held out, ")
     prepare_module._say.cache_clear()
 
 

@@ -79,8 +79,8 @@ def test_mistakes(
     bpe = TokenizerConfig(
         kind="bpe", path="", vocab_size=300, pattern="gpt2", end_of_text="", bos=""
     )
-    told = refusal("datasets:a:train", max_tokens=9, tokenizer=bpe)
-    assert "data.sources.text is a stream, which is read once, and data.tokenizer.kind=" in told
+    message = refusal("datasets:a:train", max_tokens=9, tokenizer=bpe)
+    assert "data.sources.text is a stream, which is read once, and data.tokenizer.kind=" in message
     assert "has no key 'body'" in refusal("datasets:a:train", max_tokens=9, text_key="body")
 
 

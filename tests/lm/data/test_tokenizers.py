@@ -150,10 +150,10 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"added_tokens": [], "model": None}, "no json tokenizer"),
-        ({"model": []}, "no json tokenizer"),
-        ({"normalizer": "NFC"}, "no json tokenizer"),
-        ({"normalizer": {"type": "Sequence"}}, "no json tokenizer"),
+        ({"added_tokens": [], "model": None}, "not a json tokenizer"),
+        ({"model": []}, "not a json tokenizer"),
+        ({"normalizer": "NFC"}, "not a json tokenizer"),
+        ({"normalizer": {"type": "Sequence"}}, "not a json tokenizer"),
         (
             {"model": {"type": "BPE", "vocab": {"a": 1, "<|endoftext|>": 0}, "merges": []}},
             "byte-level",
@@ -334,7 +334,7 @@ def test_a_million_blanks(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("IQ== 0\nIg==\n", "line 2 is not 'base64 rank'"),
-        ("IQ== 0\n@@@@ 1\n", "no tiktoken tokenizer"),
+        ("IQ== 0\n@@@@ 1\n", "not a tiktoken tokenizer"),
         ("IQ== 0\nIg== 7\n", "its 2 ranks are not 0..1"),
         ("IQ== 0\n", "242 single bytes are missing"),
     ],

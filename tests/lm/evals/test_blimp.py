@@ -150,7 +150,7 @@ def test_refusals(folder: str, archive: str, tmp_path: Path) -> None:
         Blimp(path=str(tmp_path / "none")).items(given())
     broken = Path(folder) / "data" / "number.jsonl"
     kept = broken.read_text()
-    for content, told in {
+    for content, message in {
         kept + "{": "number.jsonl:3 is not JSON",
         "": "number.jsonl is empty",
         kept.replace(
@@ -160,7 +160,7 @@ def test_refusals(folder: str, archive: str, tmp_path: Path) -> None:
         kept.replace("Dogs run.", "D" * 90): "sentence_good has 89 tokens, the limit is 64",
     }.items():
         broken.write_text(content)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             Blimp(path=folder).items(given())
     broken.write_text(kept)
 

@@ -167,7 +167,7 @@ def test_piqa(tmp_path: Path) -> None:
     other = asked.write(tmp_path / "requests.jsonl", asked.questions(1))
     with pytest.raises(UserError, match=r"requests.jsonl has its own; leave labels empty"):
         task(other, labels=str(labels)).items(GIVEN)
-    with pytest.raises(UserError, match=r"is of one file and path=.* matches 2"):
+    with pytest.raises(UserError, match=r"is for one file and path=.* matches 2"):
         task(str(tmp_path / "*.jsonl"), labels=str(labels)).items(GIVEN)
 
 
@@ -175,8 +175,8 @@ def test_too_long(tmp_path: Path) -> None:
     lines = [asked.request(0, i, "x" * 50, " " + "y" * (19 + i), 0) for i in range(2)]
     path = asked.write(tmp_path / "a.jsonl", lines)
     assert len(task(path, max_len=70).items(planted.given(32)).rows[1].tokens) == 70
-    told = r"a.jsonl:2 has 70 tokens, the limit is 69; set max_len, or overlong=\"left\""
-    with pytest.raises(UserError, match=told):
+    message = r"a.jsonl:2 has 70 tokens, the limit is 69; set max_len, or overlong=\"left\""
+    with pytest.raises(UserError, match=message):
         task(path, max_len=69).items(GIVEN)
     with pytest.raises(UserError, match=r"a.jsonl:1 has 69 tokens, the limit is 64"):
         task(path).items(GIVEN)
@@ -226,7 +226,7 @@ WRONG = [
     ("a.jsonl", [line(), line(idx=1, request=[])], "a.jsonl:2: 'request' is a list"),
     ("a.jsonl", [line(), line(idx=1, request={"context": ""})], "no key 'continuation'"),
     ("a.jsonl", [line(), line(idx=1, request={"context": "\ud800", "continuation": "x"})],
-     "a.jsonl:2: 'context' holds half a surrogate"),
+     "a.jsonl:2: 'context' holds a lone surrogate"),
     ("a.jsonl", [line(), line()], "a.jsonl:2: idx=0 is also at .*a.jsonl:1"),
     ("a.jsonl", [line(label=2), line(idx=1, label=2)], r"label=2 is not one of idx \[0, 1\]: no"),
     ("a.jsonl", [line(), line(idx=1, label=1)], "a.jsonl:1: label=0 and 1 is not one of idx"),
@@ -242,13 +242,13 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "told"), WRONG)
-def test_files_that_are_wrong(tmp_path: Path, name: str, content: Any, told: str) -> None:
+@pytest.mark.parametrize(("name", "content", "message"), WRONG)
+def test_files_that_are_wrong(tmp_path: Path, name: str, content: Any, message: str) -> None:
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     else:
         asked.write(tmp_path / name, content)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         task(str(tmp_path / name)).items(GIVEN)
     assert "\n" not in str(error.value)
 

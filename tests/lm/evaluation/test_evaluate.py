@@ -51,7 +51,7 @@ SCORED = [
 
 
 @pytest.mark.parametrize(
-    ("length", "share", "every", "wanted", "told"),
+    ("length", "share", "every", "wanted", "message"),
     [
         (1_000_000, 0.2, "25 percent", "25 percent", ""),
         # 12 tokens scored cost 4 of training: 20 at least between two evaluations.
@@ -69,15 +69,15 @@ def test_a_short_run_is_evaluated_less_often(
     share: float,
     every: str,
     wanted: str,
-    told: str,
+    message: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = tiny.config({"evaluate.every": every, "evaluate.share": share})
     prepared = {"": evaluate.Prepared(BitsPerByte(), ITEMS)}
     found = evaluate.spaced(config, prepared, run_tokens=length)
     assert str(found) == wanted
-    assert told in caplog.text
-    assert bool(caplog.text) == bool(told)
+    assert message in caplog.text
+    assert bool(caplog.text) == bool(message)
 
 
 def test_bits_per_byte_of_every_set_and_of_all() -> None:
@@ -167,10 +167,10 @@ def test_results_cost_and_tables() -> None:
     tasks: Any = {"a": Fake(4), "b": Fake(6)}
     given: Any = None
     questions = evaluate.prepare(tasks, given)
-    told: list[tuple[str, int]] = []
+    message: list[tuple[str, int]] = []
     scorer: Any = FakeScorer()
-    results = evaluate.run(questions, scorer, advance=lambda *x: told.append(x))
-    assert told == [("a", 4), ("a", 4), ("b", 6), ("b", 6)]
+    results = evaluate.run(questions, scorer, advance=lambda *x: message.append(x))
+    assert message == [("a", 4), ("a", 4), ("b", 6), ("b", 6)]
     assert [evaluate.num_tokens(x) for x in questions.values()] == [8, 12]
     assert [r.cost for r in results.values()] == [
         evaluate.Cost(8, 16.0, 1.0),

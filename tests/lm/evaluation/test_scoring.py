@@ -140,10 +140,10 @@ def test_nll_and_hit_are_those_of_the_logits(built: Build) -> None:
 def test_the_next_batch_is_dispatched_before_a_result_is_read(built: Build) -> None:
     device = Device(built)
     rows = [row(np.ones(25, np.int32))] * (3 * built.config.data.batch_size)
-    told: list[int] = []
-    Scorer(device.built, "params")(rows, told.append)
+    counts: list[int] = []
+    Scorer(device.built, "params")(rows, counts.append)
     assert device.events == ["dispatch", "dispatch", "read 1", "dispatch", "read 2", "read 3"]
-    assert told == [24 * built.config.data.batch_size] * 3
+    assert counts == [24 * built.config.data.batch_size] * 3
 
 
 def test_cost_counts_tokens_without_padding(built: Build) -> None:

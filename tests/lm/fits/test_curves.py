@@ -73,7 +73,7 @@ def test_multi_power_is_recovered_from_three_curves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("curve", "told"),
+    ("curve", "message"),
     [
         (Curve(CONSTANT, LOGGED[:3], np.ones(3)), "3 losses after the peak rate; a law of curves"),
         (Curve(-CONSTANT, LOGGED, np.ones(39)), "curve 0: its rates must be finite and >= 0"),
@@ -82,7 +82,7 @@ def test_multi_power_is_recovered_from_three_curves() -> None:
         (Curve(CONSTANT, LOGGED, np.zeros(39)), "its losses must be finite and positive"),
     ],
 )
-def test_curves_that_are_refused(curve: Curve, told: str) -> None:
+def test_curves_that_are_refused(curve: Curve, message: str) -> None:
     with pytest.raises(UserError) as caught:
         curves.annealing([curve])
-    assert told in str(caught.value)
+    assert message in str(caught.value)

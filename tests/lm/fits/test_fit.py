@@ -182,14 +182,14 @@ def test_a_held_constant_stays() -> None:
     with pytest.raises(UserError, match=r"all 21 rows have batch_tokens=65536, .* sweep batch_tok"):
         fit.fit(EQUATION, alone, bootstraps=0)
     assert fit.fit(equation, alone, bootstraps=0).values["b"] == pytest.approx(-0.51, abs=0.1)
-    for values, told in (
+    for values, message in (
         ({"d": 1.0}, "--hold=d=1: the constants of this law are a, b, c"),
         ({"a": -1.0}, "--hold=a=-1 must be positive"),
         ({"a": 1.0, "b": 1.0, "c": 1.0}, "leave one to fit"),
     ):
         with pytest.raises(UserError) as caught:
             fit.held(EQUATION, values)
-        assert told in str(caught.value)
+        assert message in str(caught.value)
 
 
 def test_what_changes_together_is_not_told_apart() -> None:
@@ -206,7 +206,7 @@ def test_what_changes_together_is_not_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"seed": np.zeros(126)}, "all 126 rows have seed=0; an interval needs two seeds"),
         ({"trunks": 4}, "clusters that share no trunk: 4; an interval needs 5"),
@@ -215,7 +215,7 @@ def test_what_changes_together_is_not_told_apart() -> None:
         ({"rows": 1}, "all 1 rows have tokens=2e+09, so nothing can be fitted over it"),
     ],
 )
-def test_refusals(change: dict[str, Any], told: str) -> None:
+def test_refusals(change: dict[str, Any], message: str) -> None:
     given = sweeps.optima(TRUE, 0)
     columns, trunks = dict(given.columns), given.trunks
     if "seed" in change:
@@ -229,7 +229,7 @@ def test_refusals(change: dict[str, Any], told: str) -> None:
     selected = Selected(columns, trunks, ())
     with pytest.raises(UserError) as caught:
         fit.fit(EQUATION, selected)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     if "rows" not in change:
         assert "--bootstraps=0" in str(caught.value)
         assert fit.fit(EQUATION, selected, bootstraps=0).intervals == {}

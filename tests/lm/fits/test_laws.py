@@ -75,12 +75,12 @@ def test_power(tmp_path: Path) -> None:
     assert (b[0], b[1], c[0]) == ("b", "-0.4", "c")
     html = page.page(made)
     assert html.count("<svg") == 3
-    for told in (
+    for message in (
         "Each scale left out once",
         "token horizon, tokens^-0.4",
         "Step Law, tokens^0.307",
     ):
-        assert told in html
+        assert message in html
     assert "<script" not in html
     values = json.loads(json.dumps(page.values(made), allow_nan=False))
     (equation,) = values["equations"]
@@ -121,7 +121,7 @@ def test_a_law_of_two_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("powr", {}, "LAW: unknown law 'powr'; did you mean 'power'?"),
         (
@@ -136,10 +136,10 @@ def test_a_law_of_two_columns(tmp_path: Path) -> None:
         ("annealing", {}, "no column 'summed_rate'"),
     ],
 )
-def test_mistakes(tmp_path: Path, name: str, options: dict[str, Any], told: str) -> None:
+def test_mistakes(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         found(tmp_path, sweeps.rows(LAW, seeds=1)[:30], name, **options)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

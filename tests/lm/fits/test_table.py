@@ -60,7 +60,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"loss": float("nan")}, "loss=nan in row 2, which is done; it must be a positive number"),
         ({"loss": None}, "loss=nan in row 2"),
@@ -70,11 +70,11 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         ({"loss": "high"}, "loss='high' is not a number"),
     ],
 )
-def test_numbers_that_are_none(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_numbers_that_are_none(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = written(tmp_path, "jsonl", [ROWS[0], ROWS[1] | change])
     with pytest.raises(UserError) as caught:
         table.read(path).finished(NEEDED)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -87,11 +87,11 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
         "a.csv": ("loss,tokens\n", "holds no row"),
         "a.parquet": ("no", "cannot read"),
     }
-    for name, (text, told) in cases.items():
+    for name, (text, message) in cases.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError) as caught:
             table.read(tmp_path / name)
-        assert told in str(caught.value)
+        assert message in str(caught.value)
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
         table.read(tmp_path / "absent.csv")
 

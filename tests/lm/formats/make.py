@@ -93,8 +93,8 @@ def write_corpus(folder: Path) -> None:
 def cpu() -> str:
     """The processor and what it can do: only the same one adds in the same order."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    kept = [told.get(key) for key in ("vendor_id", "cpu family", "model", "flags")]
+    facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    kept = [facts.get(key) for key in ("vendor_id", "cpu family", "model", "flags")]
     cores = len(os.sched_getaffinity(0))
     return hashlib.sha256(json.dumps([*kept, cores]).encode()).hexdigest()[:16]
 

@@ -100,25 +100,25 @@ def converted(changes: dict[str, Any], pattern: Any, given: Any) -> tuple[Any, l
 def test_new_labels_have_the_options_of_their_mixer() -> None:
     """As in the launcher's docstring; what --layer sets wins, and is told."""
     changes = {"model.pattern": "softmax", "model.layers": IMPORTED}
-    layers, told = converted(changes, "local,full", LOCAL)
+    layers, message = converted(changes, "local,full", LOCAL)
     assert layers["full"] == IMPORTED["softmax"]
     assert layers["local"] == IMPORTED["softmax"] | {"window": 4}
-    assert told == ["changed: window 0 -> 4 of layers 0 2"]
+    assert message == ["changed: window 0 -> 4 of layers 0 2"]
     given = {"a": {"mixer": "softmax", "rope_theta": 1e4}}
-    layers, told = converted(changes, "a,gated_deltanet", given)
+    layers, message = converted(changes, "a,gated_deltanet", given)
     assert layers["a"] == IMPORTED["softmax"] | {"rope_theta": 1e4}
-    assert told == ["changed: rope_theta 500000.0 -> 10000.0 of layers 0 2"]
+    assert message == ["changed: rope_theta 500000.0 -> 10000.0 of layers 0 2"]
 
 
 def test_options_that_differ_between_the_layers_of_the_source() -> None:
     """Layers of the same places decide; what they have not in common is told."""
     options = {"local": IMPORTED["softmax"] | {"window": 4}, "full": IMPORTED["softmax"]}
     changes = {"model.pattern": "local,full", "model.layers": options}
-    layers, told = converted(changes, "near,full", {"near": {"mixer": "softmax"}})
-    assert (layers["near"], told) == (options["local"], ["changed: nothing"])
-    layers, told = converted(changes, "softmax", {})
+    layers, message = converted(changes, "near,full", {"near": {"mixer": "softmax"}})
+    assert (layers["near"], message) == (options["local"], ["changed: nothing"])
+    layers, message = converted(changes, "softmax", {})
     assert layers["softmax"] == IMPORTED["softmax"]
-    assert told == ["changed: window 4 -> 0 of layers 0 2"]
+    assert message == ["changed: window 4 -> 0 of layers 0 2"]
     layers, _ = converted(changes, "local", {"local": {"mixer": "gated_deltanet"}})
     assert layers["local"] == {"mixer": "gated_deltanet"}
 

@@ -161,7 +161,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no byte-level tokenizer": (
         "tied",
         lambda p: (p / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'),
-        "is no json tokenizer",
+        "is not a json tokenizer",
     ),
     "a small vocabulary": ("tied", config(vocab_size=256), "has 257 ids, vocab_size=256 in"),
     "no weights": ("tied", lambda p: (p / folder.SINGLE).unlink(), "holds neither model.safetens"),
@@ -178,7 +178,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "an unexpected tensor": (
         "tied",
         weights(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[GATE]})),
-        "has the tensor model.layers.0.self_attn.q_proj.bias, which the model of",
+        "has the tensor model.layers.0.self_attn.q_proj.bias, which its config.json's",
     ),
     "a wrong shape": (
         "tied",
@@ -220,11 +220,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_bad_folder(llama: dict[str, Path], tmp_path: Path, name: str) -> None:
-    kind, damage, told = DAMAGES[name]
+    kind, damage, message = DAMAGES[name]
     source = tmp_path / "source"
     shutil.copytree(llama[kind], source)
     damage(source)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         runs.imported(source, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir() if path != source] == []
@@ -330,14 +330,14 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_compared(llama: dict[str, Path], tmp_path: Path) -> None:
     """Told without transformers."""
     verify.check(llama["tied"], 257, ["a"])
-    for path, size, prompt, told in (
+    for path, size, prompt, message in (
         (tmp_path / "none", 257, "a", "none: no such folder"),
         (tmp_path, 257, "a", "config.json is damaged or"),
-        (llama["own"], 257, "a", "own holds EspalierForCausalLM, which transformers has not"),
+        (llama["own"], 257, "a", "own holds EspalierForCausalLM, which transformers does not have"),
         (llama["tied"], 300, "a", "config.json: vocab_size=257, the checkpoint's is 300; give"),
         (llama["tied"], 257, "", "a prompt is empty"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             verify.check(path, size, [prompt])
 
 

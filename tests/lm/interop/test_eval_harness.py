@@ -274,7 +274,7 @@ def test_what_cannot_be_scored(harness: Any) -> None:
     model = harness.adapter.EspalierLM(loaded(), max_length=10)
     ask = lambda *args: model.loglikelihood([SimpleNamespace(args=args)])
     assert ask("", "ab")[0][0] < 0
-    with pytest.raises(UserError, match=r"'a'.*: nothing is known of a first token; change doc"):
+    with pytest.raises(UserError, match=r"'a'.*: the model predicts no first token; change doc"):
         ask("", "a")
     with pytest.raises(UserError, match=r"'abc', ''.*: the continuation is empty"):
         ask("abc", "")

@@ -43,18 +43,18 @@ FOLDERS: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("files", "told"), FOLDERS, ids=lambda x: str(x)[:60])
-def test_folders(files: dict[str, str], told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("files", "message"), FOLDERS, ids=lambda x: str(x)[:60])
+def test_folders(files: dict[str, str], message: str, tmp_path: Path) -> None:
     for name, text in files.items():
         path = tmp_path / "tasks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    if not told:
+    if not message:
         harness_tasks.check_is_data(tmp_path / "tasks")
         return
     with pytest.raises(UserError) as caught:
         harness_tasks.check_is_data(tmp_path / "tasks")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

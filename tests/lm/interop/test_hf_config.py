@@ -131,12 +131,12 @@ def test_what_is_read(
     assert hf_config.ignored(hf, WHERE) == ignored
 
 
-@pytest.mark.parametrize(("keys", "told"), REFUSED, ids=str)
-def test_what_is_refused(keys: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=str)
+def test_what_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         hf_config.from_transformers(HF | keys, get_config().to_dict(), WHERE)
     assert str(caught.value).startswith("config.json")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_granite_reads_its_multipliers() -> None:

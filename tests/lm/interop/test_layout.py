@@ -204,9 +204,9 @@ def test_memory_of_a_1b_model(tmp_path: Path, request: pytest.FixtureRequest) ->
         "export_hf", f"--checkpoint={back}", f"--folder={out}", "--dtype=bfloat16",
         "--max_shard_size=500MB",
     )  # fmt: skip
-    told = f"{count:,} parameters: import {reading:.2f} GiB, export {writing:.2f} GiB at most"
-    request.node.user_properties.append(("memory", told))
-    print(told)
+    message = f"{count:,} parameters: import {reading:.2f} GiB, export {writing:.2f} GiB at most"
+    request.node.user_properties.append(("memory", message))
+    print(message)
     assert reading < 2 * count / GIB + 1
     assert writing < (4 * leaf + 2 * leaf + 5e8) / GIB + 1
     a, b = folder.Tensors(source), folder.Tensors(out)

@@ -97,9 +97,11 @@ def test_outside_the_domain_is_said(name: str) -> None:
     law = LAWS.find(name, "law")
     for constant in law.published:
         for key, (low, high) in constant.domain.items():
-            (told,) = constant.outside(**{key: 2 * high + 1})
-            assert told.startswith(f"{key}={2 * high + 1:.4g} lies outside {low:.4g} to {high:.4g}")
-            assert constant.source in told
+            (message,) = constant.outside(**{key: 2 * high + 1})
+            assert message.startswith(
+                f"{key}={2 * high + 1:.4g} lies outside {low:.4g} to {high:.4g}"
+            )
+            assert constant.source in message
             assert constant.outside(**{key: high}) == ()
     assert law.outside() == ()
 
@@ -107,9 +109,9 @@ def test_outside_the_domain_is_said(name: str) -> None:
 def test_a_law_outside_its_domain() -> None:
     power = LAWS.find("power", "law")
     assert power.outside(tokens=1e10, batch_tokens=1e6) == ()
-    told = power.outside(tokens=1e6, batch_tokens=8192.0)
-    assert [line.split("=")[0] for line in told] == ["tokens", "batch_tokens"]
-    assert "Power was fitted (Shen et al. 2024" in told[0]
+    message = power.outside(tokens=1e6, batch_tokens=8192.0)
+    assert [line.split("=")[0] for line in message] == ["tokens", "batch_tokens"]
+    assert "Power was fitted (Shen et al. 2024" in message[0]
 
 
 def test_mistakes() -> None:

@@ -166,6 +166,6 @@ def test_vocabulary() -> None:
     expected = -5.533 + 1.831 / 2**0.447 + 0.196 / 0.1**0.671 + 2.124 / 40**0.447
     assert law.loss(2e9, 1e8, 40e9) == pytest.approx(expected, rel=1e-12)
     assert law.advice(60e3, 7e9) is None
-    told = law.advice(16e3, 7e9)
-    assert told is not None
-    assert told.startswith("vocab=16000 is 3.8 times off the 60000 words")
+    message = law.advice(16e3, 7e9)
+    assert message is not None
+    assert message.startswith("vocab=16000 is 3.8 times off the 60000 words")

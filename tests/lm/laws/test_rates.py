@@ -148,7 +148,7 @@ def test_rules_of_batch_and_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: scale_rate(-1.0, 1, 2, "sqrt"), "rate=-1.0 must be positive"),
         (lambda: scale_rate(1.0, 0, 2, "sqrt"), "old batch=0 must be positive"),
@@ -162,10 +162,10 @@ def test_rules_of_batch_and_rate() -> None:
         (lambda: adam_sde(AdamSettings(1e-3, 0.99, 0.95, 1e-8), 20.0), "beta2=0.95 at 20 times"),
     ],
 )
-def test_rules_that_are_refused(call, told: str) -> None:
+def test_rules_that_are_refused(call, message: str) -> None:
     with pytest.raises(UserError) as caught:
         call()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_adam_follows_its_equation() -> None:
@@ -177,8 +177,8 @@ def test_adam_follows_its_equation() -> None:
 
 def test_remarks_on_the_knee() -> None:
     columns = {"batch_tokens": np.array([4096.0 * 32, 4096.0 * 128, 4096.0 * 1024])}
-    (told,) = Power().remarks(columns)
-    assert told.endswith(
+    (message,) = Power().remarks(columns)
+    assert message.endswith(
         "after 2.9e+07 tokens at a batch of 131072, after 2.6e+10 tokens at a batch of 4.1943e+06"
     )
     (flat,) = Power(a=1e-5, b=-0.04).remarks(columns)

@@ -99,9 +99,9 @@ def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[s
 
 def trained(workdir: Path, num: int, devices: int, changes: dict[str, Any] | None = None) -> Path:
     """A run to its end, of which the first process tells; `changes` of all of them."""
-    told = outcome(start(workdir, num, devices, dict.fromkeys(range(num), changes or {})))
-    assert [(status, errors) for status, _, errors in told] == [(0, [])] * num
-    assert [f"report: {workdir}/report.html" in out for _, out, _ in told] == [
+    message = outcome(start(workdir, num, devices, dict.fromkeys(range(num), changes or {})))
+    assert [(status, errors) for status, _, errors in message] == [(0, [])] * num
+    assert [f"report: {workdir}/report.html" in out for _, out, _ in message] == [
         i == 0 for i in range(num)
     ]
     return workdir
@@ -207,20 +207,20 @@ def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> No
 @pytest.mark.parametrize("mesh", MESHES[:1], indirect=True, ids=str)
 def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
     """Of the second process, and of the first, which looks at the folder before the second does."""
-    told = outcome(start(tmp_path / "run", 2, 4, {1: {"seed": 5}}))
+    message = outcome(start(tmp_path / "run", 2, 4, {1: {"seed": 5}}))
     line = "process 1 has config seed=5, process 0 0; start all of them with the same command"
-    assert [status for status, _, _ in told] == [2, 2]
-    assert [errors for *_, errors in told] == [
+    assert [status for status, _, _ in message] == [2, 2]
+    assert [errors for *_, errors in message] == [
         [f"error: process 1 of 2: {line}"],
         [f"error: {line}"],
     ]
     changed: dict[str, Any] = {"optimizer.beta1": 0.8}
-    told = outcome(start(two, 2, 4, {0: changed, 1: changed}))
-    assert [status for status, _, _ in told] == [2, 2]
+    message = outcome(start(two, 2, 4, {0: changed, 1: changed}))
+    assert [status for status, _, _ in message] == [2, 2]
     line = f"--workdir={two} holds a run with another config (optimizer.beta1: 0.9 -> 0.8)"
-    assert [len(errors) for *_, errors in told] == [1, 1]
-    assert told[0][2][0].startswith(f"error: {line}")
-    assert told[1][2][0].startswith(f"error: process 0 of 2: {line}")
+    assert [len(errors) for *_, errors in message] == [1, 1]
+    assert message[0][2][0].startswith(f"error: {line}")
+    assert message[1][2][0].startswith(f"error: process 0 of 2: {line}")
 
 
 @pytest.mark.slow
@@ -247,13 +247,13 @@ def test_elastic(tmp_path: Path, meshes: str, first: str) -> None:
     assert moved == whole
     assert len(whole.splitlines()) == STEPS
     assert checkpoint.steps(tmp_path / "moved") == [4, 8, lab_lib.DECAY_START, STEPS]
-    told = [line for line in done.stderr.splitlines() if "summed in another order" in line]
-    assert len(told) == 2
-    assert f"from mesh {first} of 1 processes" in told[0]
+    message = [line for line in done.stderr.splitlines() if "summed in another order" in line]
+    assert len(message) == 2
+    assert f"from mesh {first} of 1 processes" in message[0]
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("one", "a:1", None, None), "--num_processes is missing: --coordinator, --num_"),
         (("one", None, 2, 0), "--coordinator is missing"),
@@ -264,8 +264,8 @@ def test_elastic(tmp_path: Path, meshes: str, first: str) -> None:
     ],
     ids=str,
 )
-def test_wrong_flags(flags: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_flags(flags: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         processes.choose(*flags)
 
 
@@ -287,7 +287,7 @@ def test_heartbeats_of_jax_come_later(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (
             ["--processes=auto"],
@@ -299,13 +299,13 @@ def test_heartbeats_of_jax_come_later(
     ],
     ids=str,
 )
-def test_wrong_flags_end_in_one_line(tmp_path: Path, flags: list[str], told: str) -> None:
+def test_wrong_flags_end_in_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
     command = [*launched.command(tmp_path / "run"), *flags]
     process = launched.start(command)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
     (line,) = err.splitlines()
-    assert line.startswith(told)
+    assert line.startswith(message)
     assert not (tmp_path / "run").exists()
 
 
@@ -329,6 +329,6 @@ def test_memory_that_runs_out_is_explained(
     with pytest.raises(UserError, match="too little memory for this run") as caught:
         lab.run(tmp_path / "run", step=fail)
     assert "\n" not in str(caught.value)
-    told = capsys.readouterr().err
-    assert "largest buffers of a device (estimated)" in told
-    assert "each by itself, by the formula" in told
+    message = capsys.readouterr().err
+    assert "largest buffers of a device (estimated)" in message
+    assert "each by itself, by the formula" in message

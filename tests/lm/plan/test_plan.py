@@ -200,7 +200,7 @@ def small(config: Config, usable: int | None) -> tuple[plan_lib.Plan, list[searc
     target = targets.parse("cpu-1")
     target = dataclasses.replace(target, chip=dataclasses.replace(target.chip, usable_bytes=usable))
     launch = LAUNCH._replace(flags="--config=x.py --config.run.accumulation=3")
-    return search.search(config, target, launch, lambda told: None, is_compiled=False)
+    return search.search(config, target, launch, lambda message: None, is_compiled=False)
 
 
 def test_a_search_takes_the_first_accumulation_that_fits() -> None:
@@ -245,7 +245,7 @@ def some_points(*_: Any) -> list[search.Point]:
 
 
 def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls, told = program.create, [], []
+    real, calls, message = program.create, [], []
 
     def create(built: Any) -> program.Program:
         calls.append(built.config.run.accumulation)
@@ -255,11 +255,11 @@ def test_a_search_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(search, "by_formula", some_points)
     monkeypatch.setattr(program, "create", create)
     target = targets.parse("cpu-2")
-    best, points = search.search(tiny.config(), target, LAUNCH, told.append)
+    best, points = search.search(tiny.config(), target, LAUNCH, message.append)
     assert calls == [1, 2]
     assert best is points[1].plan
     assert best.fits is None
-    assert any(line.startswith("refused: UNIMPLEMENTED") for line in told)
+    assert any(line.startswith("refused: UNIMPLEMENTED") for line in message)
     lines = search.table(points).splitlines()
     assert [("refused" in line) for line in lines] == [False, True, False]
     assert search.to_json(points)[0]["compiled_bytes"] is None
@@ -276,15 +276,15 @@ def test_a_search_by_formula_alone_compiles_nothing(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"mesh.data": 3}, "mesh data=3, fsdp=1, tensor=1, sequence=1 needs 3 devices"),
         ({"mesh.data": 1, "mesh.tensor": 4}, "divisible by 4"),
         ({"mesh.data": 4, "data.batch_size": 6}, r"6 rows do not divide over data\*fsdp = 4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told_with_both_values(changes: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_sizes_that_do_not_fit_are_told_with_both_values(changes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         plan_of(changes)
 
 
@@ -315,7 +315,7 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--output=absent/plan.json"], "error: --output=absent/plan.json: no such folder absent"),
         (["--config.model.kept={'mixr': 'device'}"], "error: unknown tensor model.kept.mixr; did"),
@@ -323,10 +323,10 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_told_before_any_work(flags: list[str], told: str) -> None:
+def test_mistakes_are_told_before_any_work(flags: list[str], message: str) -> None:
     done = launched("--target=cpu-8", *flags)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 

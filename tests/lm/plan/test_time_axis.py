@@ -174,7 +174,7 @@ def test_a_search_shares_long_rows_by_every_strategy(monkeypatch: pytest.MonkeyP
     heads = {"model.num_heads": 2, "model.num_kv_heads": 1, "data.batch_size": 1}
     heads["model.pattern"] = "softmax"
     config, launch = tiny.config(SIZES | heads), Launch("--config=x.py", "run")
-    target, none = targets.parse("cpu-2"), lambda told: None
+    target, none = targets.parse("cpu-2"), lambda message: None
     best, points = search.search(config, target, launch, none, is_compiled=False)
     assert {point.values["mesh.sequence"] for point in points} == {2}
     strategies = {point.values.get("mesh.sequence_strategy", "auto") for point in points}
@@ -202,6 +202,6 @@ def test_a_plan_of_a_split_step_is_told_and_written(tmp_path: Any) -> None:
     assert written["splits"][0]["strategy"] == "gather"
     path = tmp_path / "long.json"
     path.write_text(json.dumps(written))
-    told = page.page([path])
-    assert "Along the split time axis a device sends" in told
-    assert "for softmax of softmax by gather" in told
+    message = page.page([path])
+    assert "Along the split time axis a device sends" in message
+    assert "for softmax of softmax by gather" in message

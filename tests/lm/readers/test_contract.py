@@ -14,7 +14,7 @@ from tests.lm.readers.reading import read, write, zstd
 MEMBERS = dict(zip(READERS.names(), readers.every(), strict=True))
 
 
-def told(path: Path) -> str:
+def message(path: Path) -> str:
     """What is said of a file that cannot be read; of one that can, how much is counted."""
     try:
         found, left_out = read(path, token_dtype="uint16")
@@ -41,7 +41,7 @@ def test_an_empty_file_is_counted(tmp_path: Path, name: str) -> None:
     for ending in MEMBERS[name].endings:
         path = write(tmp_path / f"x{ending}", b"")
         has_header = f"cannot read {path} of data.sources.s: "
-        said = told(path)
+        said = message(path)
         assert said == "0 documents {'empty': 1}" or said.startswith(has_header)
 
 
@@ -51,7 +51,7 @@ def test_damage_is_one_line_or_counted(tmp_path: Path, name: str, content: bytes
     pytest.importorskip("pyarrow")
     for ending in MEMBERS[name].endings:
         path = write(tmp_path / f"x{ending}", content)
-        said = told(path)
+        said = message(path)
         assert "documents {" in said or str(path) in said
         assert "\n" not in said
 

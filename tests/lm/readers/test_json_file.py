@@ -37,7 +37,7 @@ def test_one_object_and_an_array_of_strings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b'[{"txt": "a"}]', "x.json: item 1 has no key 'text'"),
         (b'{\n"txt": "a"}', "x.json has no key 'text'"),
@@ -46,10 +46,10 @@ def test_one_object_and_an_array_of_strings(tmp_path: Path) -> None:
         (b"3", "is a int; it must be an object or a string"),
     ],
 )
-def test_mistakes(tmp_path: Path, content: bytes, told: str) -> None:
+def test_mistakes(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read(write(tmp_path / "x.json", content))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"[1, 2", b"[" * 90_000, b'["\\ud800"]', b'["\xff"]'])

@@ -258,7 +258,7 @@ def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"),
+    ("layers", "message"),
     [
         ({"softmx": {"window": 8}}, "no layer of the model is labelled 'softmx'.*'softmax'"),
         ({"softmax": {"windw": 8}}, "unknown option model.layers.softmax.windw.*'window'"),
@@ -270,8 +270,8 @@ def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_a_run(lab: Lab, layers: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_options_that_do_not_fit_a_run(lab: Lab, layers: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         lm.load(lab.whole, layers)
 
 

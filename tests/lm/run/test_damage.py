@@ -21,7 +21,7 @@ from launch import cli
 from lm import metrics, report
 from lm.config import UserError
 from lm.report import figures
-from lm.run import checkpoint, telling
+from lm.run import checkpoint, failures
 from lm.run.checkpoint import DamagedError
 from lm.run.digest import digest
 from lm.run.record import WRITTEN
@@ -69,7 +69,7 @@ class Row(NamedTuple):
     file: str
     damage: str
     verdict: str
-    told: str
+    message: str
 
 
 def names(workdir: Path) -> list[str]:
@@ -123,8 +123,8 @@ def resumed(lab: Lab, workdir: Path, caplog: pytest.LogCaptureFixture) -> tuple[
             assert lab.run(workdir).finished
     except SystemExit as end:
         return ("refused" if end.code == 2 else "WRONG"), ""
-    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    return ("told" if told else "same"), "; ".join(told)
+    message = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    return ("message" if message else "same"), "; ".join(message)
 
 
 def matrix(
@@ -135,9 +135,9 @@ def matrix(
     cases = itertools.product(names(begun), range(len(DAMAGES)))
     for number, (name, place) in itertools.islice(enumerate(cases), 0, None, share):
         DAMAGES[place](workdir / name, theirs(other, name), random.Random(number))
-        verdict, told = resumed(lab, workdir, caplog)
+        verdict, message = resumed(lab, workdir, caplog)
         is_right = verdict == "refused" or facts(workdir) == whole
-        yield Row(name, DAMAGES[place].__name__, verdict if is_right else "WRONG", told)
+        yield Row(name, DAMAGES[place].__name__, verdict if is_right else "WRONG", message)
         shutil.rmtree(workdir)
         copy(begun, workdir)
 
@@ -153,19 +153,19 @@ def test_no_damage_is_accepted_in_silence(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "SETTLE_SECONDS", 0.01)
     rows = []
     for row in matrix(lab, begun, other, tmp_path, caplog, share):
         shown = capsys.readouterr().err
         errors = [line for line in shown.splitlines() if line.startswith("error: ")]
         assert "Traceback" not in shown
         assert len(errors) == (row.verdict == "refused"), row
-        rows.append(row._replace(told=row.told or "".join(errors)))
+        rows.append(row._replace(message=row.message or "".join(errors)))
     for row in rows:
-        print(f"{row.verdict:8} {row.damage:12} {row.file:60} {row.told[:150]}")
+        print(f"{row.verdict:8} {row.damage:12} {row.file:60} {row.message[:150]}")
     print(f"{len(rows)} damages: {dict(Counter(row.verdict for row in rows))}")
     assert not [row for row in rows if row.verdict == "WRONG"]
-    assert {"refused", "told", "same"} == {row.verdict for row in rows}
+    assert {"refused", "message", "same"} == {row.verdict for row in rows}
 
 
 @pytest.mark.parametrize("share", [7, pytest.param(1, marks=pytest.mark.slow)])
@@ -175,7 +175,7 @@ def test_no_damage_to_a_checkpoint_is_loaded(
     """Who names the checkpoint gets its state, its place and its configuration, or is refused and
     told which one is whole.
     """
-    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "SETTLE_SECONDS", 0.01)
     workdir = copy(begun, tmp_path / "run")
     path, abstract = workdir / NEWEST, next(iter(lab.builds.values())).abstract_state
     before = checkpoint.restore(path, abstract)

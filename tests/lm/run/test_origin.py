@@ -57,8 +57,8 @@ def test_moments_are_of_one_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: theirs)
     monkeypatch.setattr(Family, "name_of", lambda family, kind: kind.__name__.lower())
     ours = cast(Any, SimpleNamespace(optimizer=SimpleNamespace()))
-    told = r"optimizer.family='adamw', this run has 'simplenamespace'; set it to 'adamw'"
-    with pytest.raises(UserError, match=told):
+    message = r"optimizer.family='adamw', this run has 'simplenamespace'; set it to 'adamw'"
+    with pytest.raises(UserError, match=message):
         origin._check_optimizer(ours, Path("runs/a/checkpoints/1"))
 
 
@@ -123,8 +123,8 @@ def test_a_run_is_lengthened_before_its_decay_alone(
         return
     with pytest.raises(UserError) as caught:
         origin._check_length(restored, built, folder)
-    told = f"run.length={new} steps in place of {old} steps moves the decay"
-    assert str(caught.value).startswith(told)
+    message = f"run.length={new} steps in place of {old} steps moves the decay"
+    assert str(caught.value).startswith(message)
     assert f"; to go on from {folder / str(back)}, move what came after" in str(caught.value)
 
 

@@ -97,7 +97,7 @@ def test_a_grid_shows_where_its_training_is(width: int, monkeypatch: pytest.Monk
     console = Console(file=written, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
     with GridBar(120) as bar:
-        bar.told("softmax,stickbreaking-w256-" + "x" * 60, 488, "loss 3.1")
+        bar.update("softmax,stickbreaking-w256-" + "x" * 60, 488, "loss 3.1")
         bar._bar.refresh()
     *_, line = (x for x in re.split(r"[\r\n]", written.getvalue()) if "trainings" in x)
     assert "0/120" in line

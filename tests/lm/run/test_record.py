@@ -82,8 +82,8 @@ def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) ->
 
     enter(first)
     before = {path.name: path.read_bytes() for path in workdir.iterdir()}
-    told = f"{workdir} was made by espalier {first}, not by espalier {second} .*; choose another"
-    with pytest.raises(UserError, match=told):
+    message = f"{workdir} was made by espalier {first}, not by espalier {second} .*; choose another"
+    with pytest.raises(UserError, match=message):
         enter(second)
     assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
     enter(first)

@@ -25,13 +25,13 @@ def test_it_is_optax_warmup_constant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "is_branch", "told"),
+    ("options", "is_branch", "message"),
     [
         ({"warmup": "2000 steps"}, False, "schedule.warmup=2000 steps takes 2000000 tokens, run"),
         ({}, True, "decay_from with schedule.family='constant', which never decays"),
     ],
 )
-def test_mistakes(options: dict[str, str], is_branch: bool, told: str) -> None:
+def test_mistakes(options: dict[str, str], is_branch: bool, message: str) -> None:
     rule = SCHEDULES.create({"family": "constant"} | options, "schedule")
     found = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=is_branch)
-    assert told in str(found)
+    assert message in str(found)

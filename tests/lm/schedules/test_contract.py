@@ -83,7 +83,7 @@ def spans(rule: Rule, run_tokens: float) -> list[float]:
     return own + [run_tokens - x for x in own]
 
 
-def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, told: str) -> None:
+def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, message: str) -> None:
     """At all its borders finite, not negative, at most the peak, and without a jump, where the rule
     is continuous.
     """
@@ -94,9 +94,9 @@ def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, told: str) ->
     n = np.zeros(15, np.float32)
     n[: len(grid) + len(sides)] = grid + sides
     rates = np.asarray(jitted(schedule.curve, n), np.float64)
-    assert np.isfinite(rates).all(), told
-    assert (rates >= 0).all(), told
-    assert rates.max() <= peak * (1 + 1e-6), told
+    assert np.isfinite(rates).all(), message
+    assert (rates >= 0).all(), message
+    assert rates.max() <= peak * (1 + 1e-6), message
     for i in range(len(borders)):
         before, at, after = rates[len(grid) + 3 * i : len(grid) + 3 * i + 3]
         lengths = [schedule.phases.decay_end - schedule.phases.decay_start]
@@ -104,7 +104,7 @@ def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, told: str) ->
         steep = any(0 < x < 2.0**-8 * borders[i] for x in lengths)
         assert (
             steep or not rule.is_continuous or max(abs(at - before), abs(after - at)) <= 2e-2 * peak
-        ), told
+        ), message
 
 
 @jax.jit
@@ -137,8 +137,8 @@ def test_every_corner_is_a_curve_or_refused(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_a_rate_is_a_finite_float32_of_tokens(name: str) -> None:
     rule = SCHEDULES.create({"family": name, "peak_learning_rate": 0.01}, "schedule")
-    told = rule.misfit(run_tokens=TOKENS, tokens_per_step=PER_STEP, is_branch=False)
-    assert told is None, "the defaults of a schedule must fit a run of 2,000 steps"
+    message = rule.misfit(run_tokens=TOKENS, tokens_per_step=PER_STEP, is_branch=False)
+    assert message is None, "the defaults of a schedule must fit a run of 2,000 steps"
     schedule = rule.schedule(Run(TOKENS, PER_STEP))
     n = jnp.linspace(0, 1.1 * TOKENS, 257, dtype=jnp.float32)
     with jax.debug_nans(True):

@@ -67,20 +67,20 @@ def test_an_anneal_begins_in_the_constant_phase() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"constant_ratio": 0.0}, "constant_ratio=0.0 leaves no constant phase"),
         ({"final_ratio": 0.0}, "decay_shape='geometric' never reaches final_ratio=0.0"),
         ({"alpha": 0.0}, "schedule.alpha=0.0 must lie in [0.01, 1000]"),
     ],
 )
-def test_mistakes(options: dict[str, object], told: str) -> None:
+def test_mistakes(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         create(**options)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_phases_that_outgrow_the_run() -> None:
     rule = SCHEDULES.create({"family": "infinite", "cooldown": "70 percent"}, "schedule")
-    told = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
-    assert "schedule.cooldown=70 percent and schedule.decay=25 percent take 1050000" in str(told)
+    message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
+    assert "schedule.cooldown=70 percent and schedule.decay=25 percent take 1050000" in str(message)

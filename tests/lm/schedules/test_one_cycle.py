@@ -24,5 +24,5 @@ def test_it_is_optax_cosine_onecycle() -> None:
 
 def test_a_rise_that_is_the_run() -> None:
     rule = SCHEDULES.create({"family": "one_cycle", "rise": "100 percent"}, "schedule")
-    told = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
-    assert "schedule.rise=100 percent takes 1000000 tokens, run.length has 1000000" in str(told)
+    message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
+    assert "schedule.rise=100 percent takes 1000000 tokens, run.length has 1000000" in str(message)

@@ -76,14 +76,14 @@ def test_the_profile_is_stretched_over_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "told"),
+    ("profile", "message"),
     [
         ([1.0], "profile has 1 points; set 2 or more"),
         ([0.5, 0.0], "largest value of 1.0; divide by its largest"),
         ([1.0, -0.1], "profile must lie in [0, 1]"),
     ],
 )
-def test_mistakes(profile: list[float], told: str) -> None:
+def test_mistakes(profile: list[float], message: str) -> None:
     with pytest.raises(UserError) as caught:
         create(profile=profile)
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -70,10 +70,10 @@ def test_power_is_its_formula_however_flat(a: float, b: float) -> None:
 
 
 def test_a_law_below_float32_is_refused() -> None:
-    told = config(a=1e-37).misfit(run_tokens=10**9, tokens_per_step=4, is_branch=False)
-    assert told is not None
-    assert "schedule.a=1e-37 with 4 tokens a step" in told
-    assert "raise a" in told
+    text = config(a=1e-37).misfit(run_tokens=10**9, tokens_per_step=4, is_branch=False)
+    assert text is not None
+    assert "schedule.a=1e-37 with 4 tokens a step" in text
+    assert "raise a" in text
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_cosine_ends_at_its_horizon() -> None:
 )
 def test_cosine_refuses(changes: dict[str, typing.Any], is_branch: bool, message: str) -> None:
     rule = config("cosine", **{"warmup": "10 steps"} | changes)
-    told = rule.misfit(run_tokens=1000, tokens_per_step=10, is_branch=is_branch)
-    assert message in told
+    text = rule.misfit(run_tokens=1000, tokens_per_step=10, is_branch=is_branch)
+    assert message in text
 
 
 def test_cosine_has_no_shape_of_a_decay() -> None:

@@ -38,21 +38,21 @@ def test_weights_have_decayed_with_the_first_lower_rate(tokens_per_step: int) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"factors": [0.5]}, "at has 2 points and factors 1; set as many"),
         ({"at": [], "factors": []}, "at has 0 points and factors 0"),
         ({"factors": [0.5, 1.5]}, "must lie in [0, 1], each in the peak"),
     ],
 )
-def test_mistakes(options: dict[str, object], told: str) -> None:
+def test_mistakes(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         create(**options)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("at", [["80 percent", "10 steps"], ["10 steps", "80 percent"]])
 def test_points_that_do_not_rise(at: list[str]) -> None:
     rule = SCHEDULES.create({"family": "step", "at": at, "warmup": "20 steps"}, "schedule")
-    told = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
-    assert "schedule.at: 10 steps does not come after" in str(told)
+    message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
+    assert "schedule.at: 10 steps does not come after" in str(message)

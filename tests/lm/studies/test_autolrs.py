@@ -124,10 +124,10 @@ def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int, ann
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "message"),
     [([4.9, 4.8, 4.7, 4.6], (-1.5, -0.4)), ([5.1, 4.9, 4.8, 4.7], -0.3), ([4.0, 6.0], 1.0)],
 )
-def test_a_probe_on_held_out_text(corpus: Path, tmp_path: Path, losses: Any, told: Any) -> None:
+def test_a_probe_on_held_out_text(corpus: Path, tmp_path: Path, losses: Any, message: Any) -> None:
     """Below the loss at the beginning throughout it is forecast, otherwise read at its end."""
     work = autolrs._Work(
         autolrs.create(values(corpus, validation=256)), cast(Any, None), tmp_path, Trainer(tmp_path)
@@ -141,10 +141,10 @@ def test_a_probe_on_held_out_text(corpus: Path, tmp_path: Path, losses: Any, tol
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / metrics.FILE).write_text(text)
     found = work._change(1, Stage(32, 62, (), (), 0.0), tmp_path / "probe", tmp_path / "still")
-    if isinstance(told, tuple):
-        assert told[0] < found < told[1]
+    if isinstance(message, tuple):
+        assert message[0] < found < message[1]
     else:
-        assert found == pytest.approx(told)
+        assert found == pytest.approx(message)
 
 
 def test_probes_that_diverge_are_not_chosen(corpus: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"lowest": 0.0}, "set 0 < lowest < highest"),
         ({"highest": 1e-4}, "set 0 < lowest < highest"),
@@ -184,8 +184,8 @@ def test_another_search_in_the_folder(corpus: Path, tmp_path: Path) -> None:
         ({"first_stage": 61, "longest_stage": 61}, "leave 60 of 66 steps, first_stage is 61"),
     ],
 )
-def test_a_search_that_is_refused(corpus: Path, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_search_that_is_refused(corpus: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         autolrs.create(values(corpus, **changes))
 
 
@@ -216,7 +216,7 @@ def test_what_is_shown() -> None:
     assert "<svg" in page.figure(found)
     kept = json.loads(json.dumps(page.plain(found, 2.5)))
     assert (
-        page.told(kept)
+        page.summary(kept)
         == f"{page.table(found)}\nValidation loss after the decay: 2.5000 nats a token.\n"
     )
-    assert page.told(kept | {"loss": None}) == page.table(found)
+    assert page.summary(kept | {"loss": None}) == page.table(found)

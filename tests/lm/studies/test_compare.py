@@ -207,10 +207,12 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     changes = {"run": run, "patterns": ("softmax", "gla"), "primary": primary}
     study = study_lib.create(values(**changes))
     workdir, data = tmp_path / "study", tmp_path / "data"
-    told: list[list[Row]] = []
-    rows = compare.run(study, workdir, data, report=told.append)
+    reported: list[list[Row]] = []
+    rows = compare.run(study, workdir, data, report=reported.append)
     assert rows is not None
-    assert [[len(row.cells) for row in rows] for rows in told] == [[1, 1]], "after the first seed"
+    assert [[len(row.cells) for row in rows] for rows in reported] == [[1, 1]], (
+        "after the first seed"
+    )
     assert [row.pattern for row in rows] == ["softmax", "gla"]
     softmax = rows[0]
     # One layer of k and v, segment ids and a length; and the model's next position.

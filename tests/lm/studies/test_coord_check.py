@@ -83,7 +83,7 @@ def test_a_probe_that_is_zero_does_not_pass(parametrization: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parametrization", "over", "exponent", "holds", "told"),
+    ("parametrization", "over", "exponent", "holds", "message"),
     [
         ("mup", "width", 0.09, True, "flat"),
         ("mup", "width", -0.11, False, "not flat"),
@@ -95,10 +95,12 @@ def test_a_probe_that_is_zero_does_not_pass(parametrization: str) -> None:
         ("mup", "layers", 0.05, False, "does not fail: no power"),
     ],
 )
-def test_verdicts(parametrization: str, over: str, exponent: float, holds: bool, told: str) -> None:
+def test_verdicts(
+    parametrization: str, over: str, exponent: float, holds: bool, message: str
+) -> None:
     planted = {"embedding": [0.0] * 5, "mlp": [0.0, 0.0, exponent, 0.0, 0.0]}
     (found,) = page.verdicts(curves(parametrization, planted, over))
-    assert (found.holds, found.told, found.worst) == (holds, told, ("mlp", 2))
+    assert (found.holds, found.message, found.worst) == (holds, message, ("mlp", 2))
     assert f"{exponent:+.3f} (step 2)" in page.table(curves(parametrization, planted, over))
 
 

@@ -71,7 +71,7 @@ def test_the_interval_holds_what_the_law_will_give(name: str, law: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "run", "told"),
+    ("name", "given", "run", "message"),
     [
         ("chinchilla", {}, {"tokens": 20_000_000}, "4.69 times the 3.07e+14 of the largest fitted"),
         ("power", {}, {}, "law 'power' does not predict losses from body_parameters, compute"),
@@ -81,10 +81,10 @@ def test_the_interval_holds_what_the_law_will_give(name: str, law: Any) -> None:
         ("chinchilla", {"context": 64.0}, {}, "rows of context=64, and the run has context=32"),
     ],
 )
-def test_forecasts_that_are_refused(name: str, given: Any, run: Any, told: str) -> None:
+def test_forecasts_that_are_refused(name: str, given: Any, run: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         forecast.make(name, table(0, **given), target(**run), FEW)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_smaller_factor_and_no_interval() -> None:

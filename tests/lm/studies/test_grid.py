@@ -112,9 +112,9 @@ def test_another_question_is_refused_before_any_work(tmp_path: Path) -> None:
     names.clear()
     with pytest.raises(UserError) as caught:
         worked(create(tmp_path, asked=other), names)
-    told = str(caught.value)
-    assert "b+c-3-0.5/cell.json was made with another config (size.of: 3 -> 9)" in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert "b+c-3-0.5/cell.json was made with another config (size.of: 3 -> 9)" in message
+    assert "\n" not in message
     assert not names
     again = create(tmp_path, asked=other, if_changed="again")
     assert len(worked(again, names)) == len(CELLS)

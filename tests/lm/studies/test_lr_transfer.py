@@ -96,7 +96,7 @@ def test_the_presets(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"widths": (16,)}, "give at least two, rising"),
         ({"widths": (32, 16)}, "give at least two, rising"),
@@ -109,8 +109,8 @@ def test_the_presets(preset: str) -> None:
         ({"learning_rates": {"mup": (0.01, 0.02, 0.03)}}, "give 0.01, 0.02, 0.04 for example"),
     ],
 )
-def test_a_study_that_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_study_that_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         lr_transfer.create(values(**changes))
 
 

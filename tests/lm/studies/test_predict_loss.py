@@ -90,7 +90,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert f"| wsd | 1,000 | {losses['wsd']:.4f} |" in done.stdout
     assert (tmp_path / "it.svg").read_text().startswith("<svg xmlns")
     assert "wsd, predicted" in (tmp_path / "predicted.html").read_text()
-    for argv, told in (
+    for argv, message in (
         (["--schedule=wsd:decay=200 percent"], "--schedule=wsd:decay=200 percent: schedule.warmup"),
         (["--schedule=wds"], "--schedule=wds: unknown schedule 'wds'"),
         ([], "name runs and schedules"),
@@ -99,7 +99,7 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         flags = [word for word in command if not (argv[1:] and word.startswith("--key"))]
         done = subprocess.run(
-            [*flags, *argv] if told != "--momentum=1" else [*command, *argv],
+            [*flags, *argv] if message != "--momentum=1" else [*command, *argv],
             capture_output=True,
             text=True,
             env=env,
@@ -107,7 +107,7 @@ def test_the_command(tmp_path: Path) -> None:
             timeout=300,
         )
         assert done.returncode == 2, done.stderr
-        assert told in done.stderr
+        assert message in done.stderr
         assert done.stderr.count("\n") == 1
 
 

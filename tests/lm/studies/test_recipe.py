@@ -28,7 +28,7 @@ def test_any_two_give_the_third() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ((None, None, None), "none of them is given; set two of --flops"),
         ((1e9, None, None), "--flops is given; set two"),
@@ -38,10 +38,10 @@ def test_any_two_give_the_third() -> None:
         ((1e3, None, 1e9), "--flops=1000 and --tokens=1e+09 make 1.66667e-07 parameters"),
     ],
 )
-def test_mistakes_of_a_budget(given: tuple[Any, ...], told: str) -> None:
+def test_mistakes_of_a_budget(given: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError) as caught:
         recipe.budget(*given)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("parameters", [1e5, 1e6, 2e7])
@@ -82,8 +82,8 @@ def test_the_laws_answer_as_they_do_alone() -> None:
 def test_a_size_that_is_far_off_is_told() -> None:
     asked = recipe.budget(None, 1e5, 1e6)
     far = tiny.config()
-    told = recipe.warnings([], asked, far)
-    assert any("100,000" in x or "1e+05 were asked for" in x for x in told)
+    message = recipe.warnings([], asked, far)
+    assert any("100,000" in x or "1e+05 were asked for" in x for x in message)
 
 
 def test_its_experiment_trains(tmp_path: Path) -> None:
@@ -94,14 +94,14 @@ def test_its_experiment_trains(tmp_path: Path) -> None:
     run = lambda *argv: subprocess.run(
         [sys.executable, "-m", *argv], capture_output=True, text=True, env=env, cwd=launched.ROOT
     )
-    out, told = tmp_path / "recipe.py", tmp_path / "recipe.json"
-    done = run("launch.recipe", *base, *budget, f"--out={out}", f"--json={told}")
+    out, message = tmp_path / "recipe.py", tmp_path / "recipe.json"
+    done = run("launch.recipe", *base, *budget, f"--out={out}", f"--json={message}")
     assert done.returncode == 0, done.stderr
     assert "warning: body_parameters=3e+04 lies outside" in done.stdout
     config = cli.load_config(cli.read_config_file(str(out)))
     assert config.run_tokens == pytest.approx(1e11 / 6 / 30000, rel=0.01)
     assert config.schedule.peak_learning_rate == 0.02
-    written = json.loads(told.read_text())["recipe"]
+    written = json.loads(message.read_text())["recipe"]
     assert written["config"]["data"]["batch_size"] == config.data.batch_size
     short = ["run.length=2 steps", "schedule.warmup=1 steps", "schedule.decay=0 steps"]
     flags = [f"--config.{flag}" for flag in short]

@@ -85,7 +85,7 @@ def test_the_interval_covers_the_regret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([], "no row has schedule 'power'"),
         ([r for r in table() if r["schedule"] == "power"], "no schedule but 'power'"),
@@ -105,6 +105,6 @@ def test_the_interval_covers_the_regret() -> None:
         (table(seeds=range(5)), r"3 seeds beside \[0, 1\] .* needs 4"),
     ],
 )
-def test_tables_that_cannot_be_judged(rows: list[dict[str, Any]], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_tables_that_cannot_be_judged(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         regret.regrets(rows, "power", (0, 1))

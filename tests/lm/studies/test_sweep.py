@@ -96,7 +96,7 @@ def test_paths_do_not_tell_cells_apart(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "told"),
+    ("axes", "reported"),
     [
         ({}, "grids is empty"),
         ({"schedule.peak": (1.0,)}, "schedule.peak=1.0: unknown option config.schedule.peak"),
@@ -111,8 +111,8 @@ def test_paths_do_not_tell_cells_apart(corpus: Path, tmp_path: Path) -> None:
         ({"run.length": ("4 steps",), "schedule.warmup": ("9 steps",)}, "shorten them"),
     ],
 )
-def test_a_grid_that_is_refused(corpus: Path, axes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_grid_that_is_refused(corpus: Path, axes: dict[str, Any], reported: str) -> None:
+    with pytest.raises(UserError, match=reported):
         plan(corpus, axes)
 
 
@@ -158,10 +158,10 @@ def pretend(
 def test_a_sweep_that_was_stopped_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, told = sweep.create(values(corpus)), []
+    asked, reported = sweep.create(values(corpus)), []
     worked = pretend(monkeypatch, stops_at=4)
-    assert sweep.run(asked, tmp_path, tmp_path, report=told.append) is None
-    assert (len(worked), [len(found) for found in told]) == (4, [0, 1, 2, 3, 4])
+    assert sweep.run(asked, tmp_path, tmp_path, report=reported.append) is None
+    assert (len(worked), [len(found) for found in reported]) == (4, [0, 1, 2, 3, 4])
     again = pretend(monkeypatch)
     found = sweep.run(asked, tmp_path, tmp_path)
     assert found is not None

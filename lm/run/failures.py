@@ -1,8 +1,8 @@
-"""Failures of reading and writing checkpoints, told in one line.
+"""Failures to read or write checkpoints, reduced to one line each.
 
-Orbax reports them as exceptions of many kinds, and complains besides: in log records, and from
-coroutines that it abandoned. Among them are those of a process that waits for another which is
-gone: no failure of a disk, and left to lm/parallel/watch.py.
+Orbax raises many kinds of exceptions for them. It also complains in log records and from coroutines
+that it abandoned. Some of its exceptions mean that another process is gone. Those are not disk
+failures; lm/parallel/watch.py handles them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from lm.config import UserError
 from lm.parallel import watch
 
 # What Orbax, tensorstore and json raise on files that are missing, cut short or garbled, and on a
-# full disk; Orbax also raises plain Exception, which `Telling` knows.
+# full disk. Orbax also raises plain Exception, which `RaisedAs` handles.
 FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 ORBAX = f"{os.sep}orbax{os.sep}"
-LOGGERS = ("absl", "asyncio")  # where Orbax logs a failure, in pages of tracebacks, and raises it
-SETTLE_SECONDS = 0.1  # in which reads end that were under way when one of them failed
+LOGGERS = ("absl", "asyncio")  # these log pages of tracebacks for a failure that is also raised
+SETTLE_SECONDS = 0.1  # time for other reads under way to end after one of them has failed
 
 
-class Telling:
-    """A context manager: failures of reading or writing leave it as `told(reason)`, in one line;
-    those of talking to other processes as JAX's.
+class RaisedAs:
+    """A context manager that raises a failure to read or write as `error(reason)`, where `reason`
+    is one line. A failure to talk to other processes is raised as JAX's error instead.
     """
 
-    def __init__(self, told: Callable[[str], UserError]) -> None:
-        self._told = told
+    def __init__(self, error: Callable[[str], UserError]) -> None:
+        self._error = error
 
     def __enter__(self) -> None:
         pass
@@ -55,15 +55,16 @@ class Telling:
             text, full = str(cause), os.strerror(errno.ENOSPC)
             cause.__traceback__ = error.__traceback__ = None
             time.sleep(SETTLE_SECONDS)
-            gc.collect()  # what was abandoned complains now, while `quiet` listens
-            # tensorstore tells of a full disk among much else.
-            raise self._told(full if full in text else " ".join(text.split())[:160]) from None
+            gc.collect()  # abandoned coroutines complain now, while `quiet` filters them
+            # tensorstore buries "no space left on device" in a long message.
+            raise self._error(full if full in text else " ".join(text.split())[:160]) from None
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """When one read or write of many fails, Orbax abandons the others and closes their event loop.
-    Each complains where nobody can catch it; the failure itself is raised.
+    """Silences the noise that Orbax makes besides the exception that it raises. When one of many
+    reads or writes fails, Orbax abandons the others and closes their event loop, and each of them
+    complains where nobody can catch it.
     """
     before = sys.unraisablehook
 
@@ -85,5 +86,5 @@ def quiet() -> Iterator[None]:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Also of asyncio, which logs the exceptions of tasks that Orbax abandoned."""
+    """Filters asyncio's records too, which hold the exceptions of tasks that Orbax abandoned."""
     return ORBAX not in record.pathname + record.getMessage()

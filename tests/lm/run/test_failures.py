@@ -7,8 +7,8 @@ import pytest
 
 from lm.config import UserError
 from lm.parallel import watch
-from lm.run import telling
-from lm.run.telling import Telling
+from lm.run import failures
+from lm.run.failures import RaisedAs
 
 GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
 
@@ -26,12 +26,12 @@ def test_a_process_that_is_gone_is_no_mistake(
     cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends those who wait for it with the status of a loss (lm/parallel/watch.py)."""
-    monkeypatch.setattr(telling, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(failures, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(watch, "count", lambda: 2)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="while saving"), Telling(UserError):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="while saving"), RaisedAs(UserError):
         wrapped(cause)
-    with pytest.raises(UserError, match="No space"), Telling(UserError):
+    with pytest.raises(UserError, match="No space"), RaisedAs(UserError):
         wrapped(OSError("No space left on device"))
     monkeypatch.setattr(watch, "count", lambda: 1)
-    with pytest.raises(UserError, match=str(cause)), Telling(UserError):
+    with pytest.raises(UserError, match=str(cause)), RaisedAs(UserError):
         wrapped(cause)
