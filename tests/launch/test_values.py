@@ -54,7 +54,7 @@ def test_words(text: str) -> None:
         (Annotated[str, "mark"], "[a", "[a"),
         (Duration, "10 percent", "10 percent"),
         (Literal["none", "full"], "none", "none"),
-        (Annotated[float, POSITIVE], "3", 3),
+        pytest.param(Annotated[float, POSITIVE], "3", 3, id="positive-3-3"),
         (float, "-inf", -math.inf),
         (tuple[str, ...], "H,G", ("H", "G")),
         (tuple[str, ...], "10", ("10",)),
