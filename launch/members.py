@@ -57,6 +57,8 @@ def mesh(given: Iterable[str]) -> dict[str, Any]:
         found[key] = values.read(KEYS[key], value, f"--mesh={key}")
     return found
 
+
+def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The same for `--task`, where a single word is a task with its defaults: ["position"] ->
     {"position": {}}.
     """
