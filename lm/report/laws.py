@@ -22,7 +22,7 @@ file is one law. Its fields are its constants, and their defaults are the publis
 `espalier fit` fits those that have an equation to a table of trainings:
 
 ```bash
-espalier fit power runs/sweep/sweep.jsonl --out=runs/fit.html
+espalier fit power experiments/power_transfer/sweep.jsonl --out=runs/fit.html
 ```
 
 Evidence: **P** the paper's own text was read, **C** official code was read, **S** a reading note

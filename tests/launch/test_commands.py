@@ -49,13 +49,11 @@ SMALL = {
 }
 
 # What the commands of a page may go on from without making it: the first run's guide does.
-RATES, LENGTHS = "schedule.peak_learning_rate=0.01,0.02", "run.length=5e5 tokens,1e6 tokens"
 MADE = {
     name: Command("", {}, ("espalier", *words, f"--workdir=runs/{name}"))
     for name, words in {
         "quickstart": ("train", "--config=quickstart"),
         "softmax": ("train", "--config=quickstart:softmax"),
-        "sweep": ("sweep", "--config=quickstart", f"--grid={RATES}", f"--grid={LENGTHS}"),
     }.items()
 }
 
@@ -135,6 +133,8 @@ def small(found: Command) -> list[str]:
         config = next((x for x in rest if x.startswith("--config=")), "")
         if "runs/" not in config:
             more = [f"--{key}={value}" for key, value in SMALL.items() if key not in given]
+    if name == "autolrs":
+        more = [*more, "--config.run.length=80 steps", "--first_stage=30"]
     if name == "sweep":
         rest = [re.sub(r"run.length=.*", "run.length=20 steps,40 steps", word) for word in rest]
         more = [word for word in more if "run.length" not in word]
