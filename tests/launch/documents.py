@@ -23,7 +23,6 @@ BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4,}(espalier|python -m|launch/\w+|\.venv/bin/) .*$", re.MULTILINE)
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*")
-OWN = frozenset(flags.FLAGS)  # absl's
 
 
 class Command(NamedTuple):
@@ -68,19 +67,37 @@ def unfenced(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def launcher(name: str) -> Iterator[Any]:
-    """The module of a command, imported anew, with its flags alone."""
+    """The module of a command, imported anew, with its flags and those of absl alone; the flags and
+    the modules that other tests have imported come back.
+    """
+    known, module = flags.FLAGS, f"launch.{name}"
+    was_parsed, imported = known.is_parsed(), sys.modules.pop(module, None)
+    of_absl = {
+        flag.name
+        for owner, found in known.flags_by_module_dict().items()
+        if owner.startswith("absl")
+        for flag in found
+    }
+    others = {flag: known[flag] for flag in set(known) - of_absl}
 
     def forget() -> None:
-        for flag in set(flags.FLAGS) - OWN:
-            delattr(flags.FLAGS, flag)
-        flags.FLAGS.unparse_flags()
-        sys.modules.pop(f"launch.{name}", None)
+        for flag in set(known) - of_absl:
+            delattr(known, flag)
+        known.unparse_flags()
+        sys.modules.pop(module, None)
 
     forget()
     try:
-        yield importlib.import_module(f"launch.{name}")
+        yield importlib.import_module(module)
     finally:
         forget()
+        for flag, kept in others.items():
+            if flag == kept.name:  # a short name comes with it
+                known[flag] = kept
+        if imported is not None:
+            sys.modules[module] = imported
+        if was_parsed:
+            known.mark_as_parsed()
 
 
 def check(words: tuple[str, ...]) -> None:

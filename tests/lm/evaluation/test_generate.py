@@ -224,7 +224,11 @@ def test_draws_follow_the_filtered_distribution() -> None:
 def test_complete_decodes() -> None:
     codec = Tokenizer("bytes", "")
     tokenizer = types.SimpleNamespace(
-        vocab_size=VOCABULARY.size, end_of_text=256, encode=codec.encode, decode=codec.decode
+        vocab_size=VOCABULARY.size,
+        end_of_text=256,
+        start=[],
+        encode=codec.encode,
+        decode=codec.decode,
     )
     loaded: Any = types.SimpleNamespace(model=built().model, params=params(), tokenizer=tokenizer)
     texts = ["abc", "é", "xyzzy", "q"]
