@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     for name in _CASES.value or [""]:
         if name not in CASES:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, CASES)}")
-    out = cli.out_file("out", _OUT.value, makes_folder=True)
+    out = cli.out_file("out", _OUT.value)
     partial = out.with_name(f"{out.name}.partial") if out else None  # rows as they come
     import jax  # only after the flags have been checked
 

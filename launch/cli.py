@@ -136,20 +136,17 @@ def workdir(value: str, maker: str) -> Path:
     return found
 
 
-def out_file(flag: str, value: str, *, makes_folder: bool = False) -> Path | None:
-    """A file that is written at the end of long work. Its folder is therefore checked, or made,
+def out_file(flag: str, value: str) -> Path | None:
+    """A file that is written at the end of long work. Its folder is therefore made and checked
     now. None if no file was asked for.
     """
     if not value:
         return None
     found = Path(value).expanduser()
-    if makes_folder:
-        try:
-            found.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--{flag}={value}: {error.strerror}; choose another file") from None
-    if not found.parent.is_dir():
-        raise UserError(f"--{flag}={value}: no such folder {found.parent}")
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{flag}={value}: {error.strerror}; choose another file") from None
     if found.is_dir():
         raise UserError(f"--{flag}={value} is a folder; name a file")
     if not os.access(found.parent, os.W_OK | os.X_OK):

@@ -24,9 +24,7 @@ def main(argv: list[str]) -> None:
     workdirs = [Path(argument).expanduser() for argument in argv[1:]]
     if not workdirs:
         raise UserError("which runs? name their folders: espalier report WORKDIR...")
-    out = Path(_OUT.value).expanduser() if _OUT.value else workdirs[0] / "report.html"
-    if _OUT.value and not out.parent.is_dir():
-        raise UserError(f"--out={out}: no such folder {out.parent}")
+    out = cli.out_file("out", _OUT.value) or workdirs[0] / "report.html"
     defaults = to_mapping(cli.load_config(cli.read_config_file(_DEFAULTS.value)))
     written = report.write(workdirs, out, defaults)
     result.give({"report": str(written), "runs": report.summary(workdirs)})

@@ -27,7 +27,7 @@ _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 def main(argv: list[str]) -> int:
     if len(argv) != 3:
         raise UserError(f"two runs are compared, {len(argv) - 1} were named; name A and B")
-    out = cli.out_file("out", _OUT.value, makes_folder=False)
+    out = cli.out_file("out", _OUT.value)
     from launch.benchmarks import machine
     from lm import files
     from lm.report import folder

@@ -368,7 +368,7 @@ def test_what_is_no_path(value: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("evaluate", ["--out=none/x.json"], "--out=none/x.json: no such folder none"),
+        ("evaluate", ["--out=file/x.json"], "--out=file/x.json: File exists; choose another file"),
         (
             "eval_harness",
             ["--tasks=a", "--out=."],
@@ -384,6 +384,7 @@ def test_what_is_no_path(value: str, wanted: str) -> None:
 def test_mistakes_told_before_anything_is_read(
     module: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "file").touch()
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{module}", "--checkpoint=absent", *arguments],
         cwd=tmp_path,

@@ -317,7 +317,7 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output=absent/plan.json"], "error: --output=absent/plan.json: no such folder absent"),
+        (["--output=LICENSE/plan.json"], "error: --output=LICENSE/plan.json: File exists; choose"),
         (["--config.model.kept={'mixr': 'device'}"], "error: unknown tensor model.kept.mixr; did"),
         (["--workdir=gs://b/run"], "error: --workdir=gs://b/run is an address; name a path"),
     ],
