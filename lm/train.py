@@ -127,6 +127,7 @@ def run(config: Config, options: Options) -> Outcome:
             read = loader.identity | {"left_out": prepared.left_out_counts}
             facts = read, decay_start, options.until
             lost_until = step if is_lost else 0
+            record.warn_of_changes(workdir, built)
             record.write(workdir, built, prepared.tokenizer, *facts, lost_until=lost_until)
             _log_start(built, options, step)
         saver.remove_old()  # not before everything above is known to be right

@@ -177,10 +177,6 @@ def write(
     """Writes the four files, each atomically. run.json also gets `data` (what the loader reads),
     `until` as in `lm.train.Options`, and the step up to which lost records were given up.
     """
-    _warn_of_other_devices(workdir, built)
-    absent = [name for name in WRITTEN if not (workdir / name).exists()]
-    if checkpoint.steps(workdir) and absent:
-        log.warning("%s lacks %s: written anew", workdir, ", ".join(absent))
     description = describe(built, tokenizer, data)
     description |= {"decay_start": decay_start, "until": dict(until)}
     if lost_until := max(lost_until, _old(workdir).get("records_lost_until_step", 0)):
@@ -201,6 +197,14 @@ def _old(workdir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return old if isinstance(old, dict) else {}
+
+
+def warn_of_changes(workdir: Path, built: Build) -> None:
+    """What differs from the launch before: files that are gone, other devices."""
+    absent = [name for name in WRITTEN if not (workdir / name).exists()]
+    if checkpoint.steps(workdir) and absent:
+        log.warning("%s lacks %s: written anew", workdir, ", ".join(absent))
+    _warn_of_other_devices(workdir, built)
 
 
 def _warn_of_other_devices(workdir: Path, built: Build) -> None:

@@ -5,13 +5,14 @@ their commands.
 from __future__ import annotations
 
 import re
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import base
-from lm.config import Duration, from_mapping
+from lm.config import Duration, convert, from_mapping
 from lm.mapping import UserError
 from lm.schedules import Run, Schedule
 from lm.studies import study as study_lib
@@ -41,9 +42,7 @@ def test_a_block_runs(text: str, lab: Lab) -> None:
         names["config"] = base.get_config()
     code = text.replace('"runs/quickstart"', repr(str(lab.whole)))
     exec(compile(code, "block", "exec", dont_inherit=True), names)
-    made = [
-        x for x in names.values() if isinstance(x, type) and getattr(x, "__module__", "") == "block"
-    ]
+    made = _classes(names)
     if "get_config" in names:
         values = names["get_config"]().to_dict()
         study_lib.create(values) if "patterns" in values else from_mapping(values)
@@ -51,10 +50,29 @@ def test_a_block_runs(text: str, lab: Lab) -> None:
         from_mapping(names["config"].to_dict())
     elif made:
         _check_schedule(made[0])
+    elif "test_halving" in names:
+        names["SCHEDULES"] = types.SimpleNamespace(create=_halving)
+        names["test_halving"]()
     else:
         assert "lm.load(" in text, "a test knows how to run this block"
         assert names["params"]
         assert names["tokenizer"]
+
+
+def _classes(names: dict[str, Any]) -> list[Any]:
+    kinds = [x for x in names.values() if isinstance(x, type)]
+    return [kind for kind in kinds if kind.__module__ == "block"]
+
+
+def _halving(options: dict[str, Any], where: str) -> Any:
+    """What the family makes of the guide's schedule, which is not in its folder."""
+    text = next(x for x in BLOCK.findall((ROOT / "docs/adding.md").read_text()) if "class" in x)
+    names: dict[str, Any] = {"__name__": "block"}
+    exec(compile(text, "block", "exec", dont_inherit=True), names)
+    (kind,) = _classes(names)
+    given = {key: value for key, value in options.items() if key != "family"}
+    lengths = {x: convert(Duration, y, where) for x, y in given.items() if isinstance(y, str)}
+    return kind(**given | lengths)
 
 
 def _check_schedule(kind: type[Any]) -> None:
