@@ -129,7 +129,8 @@ def small(found: Command) -> list[str]:
     rest = [re.sub(r"^(--config.run.length=).* tokens$", r"\g<1>40 steps", word) for word in rest]
     given = {word.lstrip("-").partition("=")[0] for word in rest}
     more: list[str] = []
-    if name in ("train", "sweep", "autolrs", "prepare") and "init_from" not in str(found):
+    trains = name in ("train", "sweep", "autolrs", "prepare") or "--experiment=" in str(found)
+    if trains and "init_from" not in str(found):
         config = next((x for x in rest if x.startswith("--config=")), "")
         if "runs/" not in config:
             more = [f"--{key}={value}" for key, value in SMALL.items() if key not in given]
