@@ -24,8 +24,9 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
+from kernels.spelling import near
 from lm import extras
-from lm.config import UserError, nearest
+from lm.config import UserError
 from lm.targets.chips import CHIPS, MEM_FRACTION, Chip
 
 __all__ = ["MEM_FRACTION", "Chip", "StandIn", "Target", "devices", "names", "parse", "start"]
@@ -143,7 +144,9 @@ def _hint(family: str, number: int) -> str:
     sizes = [int(name.split("-")[1]) for name in names() if name.startswith(f"{family}-")]
     if number and sizes:
         return f"did you mean {f'{family}-{min(sizes, key=lambda n: abs(n - number))}'!r}?"
-    return nearest(family, [f"{known}-N" for known in CHIPS])
+    if close := near(family, CHIPS):
+        return f"did you mean {f'{close}-N'!r}?"
+    return f"known: {', '.join(f'{known}-N' for known in sorted(CHIPS))}"
 
 
 def _create(family: str, number: int) -> Target | None:

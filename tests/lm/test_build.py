@@ -168,7 +168,7 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
         None,
         "names 'a' twice; set mesh.sequence_strategy='a=b', or the other",
     ),
-    ({"mesh.sequence_strategy": "a=b,c"}, None, "; set mesh.sequence_strategy=auto"),
+    ({"mesh.sequence_strategy": "a=b,c"}, None, "; set mesh.sequence_strategy='a=b'"),
     ({"mesh.sequence_strategy": ""}, None, "; set mesh.sequence_strategy=auto"),
     (
         {"mesh.sequence_strategy": "{'a': 'b', 'c': 'd'}"},
