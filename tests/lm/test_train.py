@@ -310,7 +310,7 @@ def test_init_from_takes_weights_alone(lab: Lab, tmp_path: Path) -> None:
 
 def test_origins_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:
     line = refused(lab, tmp_path / "a", {"init_from": str(lab.whole), "model.width": 64})
-    assert "has embed/table [384, 32], this config's model has [384, 64]" in line
+    assert "has embed/table [384, 32], the model of this config has [384, 64]" in line
     assert "set config.model to the checkpoint's" in line
     line = refused(lab, tmp_path / "b", {"init_from": str(tmp_path / "absent")})
     assert "is neither a run with checkpoints nor a checkpoint" in line
