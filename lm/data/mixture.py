@@ -29,7 +29,7 @@ VERSION = 2  # of the order of rows of several sources: raise it if the same wei
 
 
 class _Node(NamedTuple):
-    """Of every `whole` rows, `part` go left. A side is a node or the index of a source."""
+    """A node sends `part` of every `whole` rows left. A side is a node or the index of a source."""
 
     part: int
     whole: int

@@ -37,7 +37,7 @@ from lm.data.sources import Corpus, LeftOut
 from lm.data.store import SPLITS, Store, open_store
 from lm.data.tokenizers import Tokenizer
 
-FORMAT = 3  # raise when the meaning of the files changes: then old folders are no longer found
+FORMAT = 3  # raise it when the meaning of the files changes; older folders are then not used
 
 
 @dataclasses.dataclass(frozen=True)

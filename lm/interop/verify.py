@@ -39,8 +39,8 @@ SEED = 0
 
 
 class Comparison(NamedTuple):
-    """Of `new_tokens` greedy tokens, `same_tokens` are equal, up to the first difference of a
-    prompt. `same_ids`: both tokenizers encode all prompts alike.
+    """The two agree on `same_tokens` of `new_tokens` greedy tokens, counted up to the first
+    difference of each prompt. `same_ids`: both tokenizers encode all prompts alike.
     """
 
     theirs: str

@@ -43,7 +43,7 @@ class Rows(NamedTuple):
         split over no axis.
 
         Raises:
-          ValueError: the op has not that strategy, or none that takes the problem.
+          ValueError: the op does not have that strategy, or has none that takes the problem.
         """
         shards = shard.time_shards(self.rules, self.mesh, self.layout)
         if shards is None:
@@ -76,7 +76,7 @@ def strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
         )
     labels = [label for label, _ in own]
     if twice := [label for label in labels if labels.count(label) > 1]:
-        first = ",".join(f"{label}={name}" for label, name in dict(reversed(own)).items())
+        first = _written(dict(reversed(own)))
         raise UserError(
             f"mesh.sequence_strategy={text!r} names {twice[0]!r} twice; set "
             f"mesh.sequence_strategy={_quoted(first)}, or the other"
@@ -113,6 +113,11 @@ def _by_label(text: str) -> list[tuple[str, str]] | None:
     return [(x[1], x[2]) for x in pairs if x] if all(pairs) else None
 
 
+def _written(own: Mapping[str, str]) -> str:
+    """The inverse: {"a": "states", "b": "ring"} as "a=states,b=ring"."""
+    return ",".join(f"{label}={name}" for label, name in own.items())
+
+
 def _quoted(value: object) -> str:
     return str(value) if str(value).isidentifier() else repr(value)
 
@@ -131,8 +136,7 @@ def alternatives(
     names = _names(ops[label]) if label in own and label in ops else []
     texts = [kept | {label: name} for name in names]
     texts += [kept, {}]
-    named = [",".join(f"{x}={name}" for x, name in text.items()) or AUTO for text in texts]
-    yield [dataclasses.replace(config, sequence_strategy=text) for text in named]
+    yield [dataclasses.replace(config, sequence_strategy=_written(x) or AUTO) for x in texts]
     others = [layout for layout in LAYOUTS if layout != config.sequence_layout]
     yield [dataclasses.replace(config, sequence_layout=layout) for layout in others]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from lm.config import Duration, convert, from_mapping
 from lm.mapping import UserError
 from lm.schedules import Run, Schedule
 from lm.studies import study as study_lib
+from tests.launch.documents import PAGES, ROOT
 from tests.lm.lab import Lab
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     pytest.param(text, id=f"{page.stem}-{i}")

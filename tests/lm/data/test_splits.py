@@ -126,7 +126,7 @@ def test_the_tails_of_few_documents_or_whole_ones_of_many(
     make_source: MakeSource,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of 3 files a twentieth is no file, of 30 it is one or two; always something on both sides."""
+    """A twentieth of 3 files is less than one, of 30 it is one or two; neither side is empty."""
     for count, fraction, words in (
         (3, 0.05, "the end of each of 3 documents is held out, "),
         (30, 0.05, "1 of 30 documents is held out, 3.33 % of the bytes"),

@@ -91,7 +91,7 @@ SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("v4-8", "v5p-8", "v6e-
 
 @pytest.mark.parametrize("name", ["v5e-4", "h100-4", "cpu-64", *SLOW])
 def test_formulas_need_no_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of no target, and no more devices of the CPU than there are."""
+    """No target needs its compiler, and a plan for the CPU asks for no more devices than it has."""
     found_spec = importlib.util.find_spec
     absent = ("libtpu", "jax_plugins")
     monkeypatch.setattr(
