@@ -12,11 +12,11 @@ import re
 import runpy
 import sys
 import textwrap
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 import lm
+from kernels.spelling import near
 from launch import cli, ends, presets
 from lm.extras import DISTRIBUTION
 from lm.mapping import UserError
@@ -61,6 +61,7 @@ def run(words: list[str]) -> NoReturn:
       SystemExit: always, with the command's status, or 2 if there is no such command.
     """
     name, *flags = words or ["help"]
+    ends.outlast_readers()
     if name in HELP:
         print(listing())
         raise SystemExit(0)
@@ -69,8 +70,8 @@ def run(words: list[str]) -> NoReturn:
         raise SystemExit(0)
     with cli.mistakes_in_one_line():
         if name not in (known := names()):
-            close = get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "espalier alone lists them"
+            close = near(name.replace("-", "_"), known)
+            hint = f"did you mean {close!r}?" if close else "espalier alone lists them"
             raise UserError(f"{name!r} is not a command of espalier; {hint}")
     ends.at_once()  # until the command has been imported
     sys.argv[:] = [str(HERE / f"{name}.py"), *flags]

@@ -15,7 +15,7 @@ import json
 
 from absl import flags
 
-from launch import cli, overrides
+from launch import cli, values
 from lm.mapping import UserError
 
 _OUT = flags.DEFINE_string("out", "", "HTML page to write: the fit, its residuals, other laws")
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     out, summary, figure = (cli.out_file(name, flag.value) for name, flag in named)
     cli.check_suffix("figure", figure, ".svg")
     law = laws.find(argv[1])
-    hold = overrides.numbers("hold", _HOLD.value)
+    hold = values.numbers("hold", _HOLD.value)
     options = laws.Options(
         _TARGET.value, _SELECT.value, hold, _DELTA.value, _BOOTSTRAPS.value, _SEED.value
     )
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
     if figure is not None and not any(equation.is_over_tokens for equation in equations):
         raise UserError(f"--figure={figure}: {argv[1]} has no tokens to draw over; leave it out")
     total = _BOOTSTRAPS.value * len(equations)
-    rows = table.read(cli.path("TABLE", argv[2]), dict(overrides.pairs("column", _COLUMN.value)))
+    columns = values.pairs("column", _COLUMN.value, "OURS=THEIRS, as tokens=D")
+    rows = table.read(cli.path("TABLE", argv[2]), columns)
     # These import much, so the mistakes above are reported first.
     from lm.report import figures, fit
     from lm.run.progress import CountBar
@@ -68,8 +69,8 @@ def main(argv: list[str]) -> None:
     if summary is not None:
         from launch.benchmarks import machine
 
-        values = machine.describe("fit") | fit.values(found)
-        files.replace(summary, json.dumps(values, indent=1) + "\n")
+        written = machine.describe("fit") | fit.values(found)
+        files.replace(summary, json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,15 +47,11 @@ def mesh_flag() -> flags.FlagHolder[list[str]]:
 
 def mesh(given: Iterable[str]) -> dict[str, Any]:
     """Keys of a configuration's mesh: ["sequence=4"] -> {"sequence": 4}."""
-    found: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not (equals and key in KEYS):
-            raise UserError(f"--mesh={text}: write KEY=VALUE, as sequence=4; {nearest(key, KEYS)}")
-        if key in found:
-            raise UserError(f"--mesh={key} is given twice")
-        found[key] = values.read(KEYS[key], value, f"--mesh={key}")
-    return found
+    asked = values.pairs("mesh", given, "KEY=VALUE, as sequence=4")
+    for key in asked:
+        if key not in KEYS:
+            raise UserError(f"--mesh={key}: no such key of a mesh; {nearest(key, KEYS)}")
+    return {key: values.read(KEYS[key], text, f"--mesh={key}") for key, text in asked.items()}
 
 
 def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -93,15 +89,12 @@ def member(flag: str, text: str, family: Family) -> dict[str, Any]:
 def _assignments(flag: str, given: Iterable[str], example: str) -> dict[str, dict[str, str]]:
     """LABEL.OPTION=VALUE by label and option, each value as text."""
     found: dict[str, dict[str, str]] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        label, dot, option = name.rpartition(".")
-        if not (equals and dot and label and option):
-            raise UserError(f"--{flag}={text}: write LABEL.OPTION=VALUE, as {example}")
-        options = found.setdefault(label, {})
-        if option in options:
-            raise UserError(f"--{flag}={label}.{option} is given twice")
-        options[option] = value
+    form = f"LABEL.OPTION=VALUE, as {example}"
+    for name, value in values.pairs(flag, given, form).items():
+        label, _, option = name.rpartition(".")
+        if not (label and option):
+            raise UserError(f"--{flag}={name}={value}: write {form}")
+        found.setdefault(label, {})[option] = value
     return found
 
 

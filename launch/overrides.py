@@ -12,7 +12,6 @@ type that it has there.
 from __future__ import annotations
 
 import copy
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -69,12 +68,10 @@ def axes(flag: str, given: Iterable[str]) -> dict[str, tuple[Any, ...]]:
       UserError: a key or its values are missing, or a key is given twice.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    for text in given:
-        key, equals, listed = text.partition("=")
-        if not (key and equals and listed):
-            raise UserError(f"--{flag}={text}: write KEY=VALUE,VALUE, as seed=0,1")
-        if key in found:
-            raise UserError(f"--{flag}: {key} is given twice; give all of its values once")
+    form = "KEY=VALUE,VALUE, as seed=0,1"
+    for key, listed in values.pairs(flag, given, form).items():
+        if not listed:
+            raise UserError(f"--{flag}={key}=: write {form}")
         whole = values.literal(listed if listed.startswith("[") else f"[{listed}]")
         words = tuple(values.literal(part.strip()) for part in listed.split(","))
         found[key] = whole if isinstance(whole, tuple) else words
@@ -269,25 +266,3 @@ def _type(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple
     return type(value) if isinstance(value, TYPES) else Any
-
-
-def pairs(flag: str, given: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """NAME=VALUE of a repeatable flag, split."""
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--{flag}={text}: write NAME=VALUE, as --{flag}=c=1")
-        yield name, value
-
-
-def numbers(flag: str, given: Iterable[str]) -> dict[str, float]:
-    """The same, each value a finite number."""
-    found = {}
-    for name, value in pairs(flag, given):
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
-            raise UserError(f"--{flag}={name}={value} is not a finite number")
-    return found

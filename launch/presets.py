@@ -135,7 +135,7 @@ def _execute(path: Path) -> ModuleType:
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         close = near(path.name, siblings)
-        here = f"the current directory is {Path.cwd()}"
+        here = f"the current directory is {Path.cwd()}; espalier alone lists the presets"
         hint = here if close is None else f"did you mean {path.parent / close}?"
         raise UserError(f"--config={path}: no such file; {hint}")
     spec = importlib.util.spec_from_file_location("espalier_config", path)

@@ -44,8 +44,11 @@ def enter() -> str | None:
     return shlex.join([word, files.short(path)])
 
 
-def next_lines(workdir: Path) -> str:
-    """What can be done with a finished run: shell lines, each with what it does."""
+def next_lines(workdir: Path, config: Sequence[str]) -> str:
+    """What can be done with a finished run: shell lines, each with what it does. `config`:
+    `--config` of the run and its overrides, each a word; a run of the preset quickstart can be
+    repeated with another mixer.
+    """
     run = files.short(workdir)
     lines = [(text, "enter the environment, once a shell") for text in [enter()] if text]
     lines += [
@@ -55,12 +58,11 @@ def next_lines(workdir: Path) -> str:
             shlex.join(["espalier", "generate", f"--checkpoint={run}", "--prompt=def main("]),
             "what it writes",
         ),
-        (
-            "espalier train --config=quickstart:softmax "
-            + shlex.quote(f"--workdir={files.short(workdir.parent / 'other')}"),
-            "another mixer",
-        ),
     ]
+    if config[0] == "--config=quickstart":
+        other = ["--config=quickstart:softmax", *config[1:]]
+        other += [f"--workdir={files.short(workdir.parent / 'other')}"]
+        lines.append((shlex.join(["espalier", "train", *other]), "another mixer"))
     width = max(len(text) for text, _ in lines)
     return "\n".join(["next:", *(f"  {text:{width}}  # {what}" for text, what in lines)])
 

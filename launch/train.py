@@ -10,6 +10,7 @@ is saved; or one process of several was lost); 2 a mistake; 130 interrupted befo
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -57,11 +58,11 @@ def main(argv: list[str]) -> int:
     with processes.joined(start, _PATIENCE.value):
         outcome = train.run(config, options)
         if processes.is_first():
-            tell(outcome)
+            show(outcome, options.workdir)
     return 0 if outcome.finished else UNFINISHED
 
 
-def tell(outcome: Outcome) -> None:
+def show(outcome: Outcome, workdir: Path) -> None:
     if not outcome.finished:
         again = shell.line("train", sys.argv[1:])
         print(f"stopped at step {outcome.step}, saved; resume with: {again}")
@@ -72,7 +73,7 @@ def tell(outcome: Outcome) -> None:
         print(f"\n--- {sample['kind']} ---\n{sample['prompt']}{sample['text']}")
     print(f"\nreport: {outcome.report}")
     if _SUGGEST.value:
-        print(f"\n{shell.next_lines(cli.path('workdir', _WORKDIR.value))}")
+        print(f"\n{shell.next_lines(workdir, cli.config_words())}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import ast
 import math
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -107,3 +107,34 @@ def _listed(kind: Any, text: str, value: Any, where: str) -> tuple[Any, ...]:
         return (value,)
     item = (typing.get_args(kind) or (Any,))[0]
     return tuple(read(item, part, where) for part in text.split(",")) if text else ()
+
+
+def pairs(flag: str, given: Iterable[str], form: str) -> dict[str, str]:
+    """KEY=VALUE of a repeatable flag: ["a=1", "b=2"] -> {"a": "1", "b": "2"}. `form` says in a
+    message how to write it.
+
+    Raises:
+      UserError: a key or the sign = is missing, or a key is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--{flag}={text}: write {form}")
+        if key in found:
+            raise UserError(f"--{flag}={key} is given twice")
+        found[key] = value
+    return found
+
+
+def numbers(flag: str, given: Iterable[str]) -> dict[str, float]:
+    """NAME=NUMBER of a repeatable flag, each number finite."""
+    found = {}
+    for name, value in pairs(flag, given, f"NAME=VALUE, as --{flag}=c=1").items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise UserError(f"--{flag}={name}={value} is not a finite number")
+    return found

@@ -181,5 +181,5 @@ def test_axes_of_a_grid() -> None:
     for text in ("seed", "seed=", "=1"):
         with pytest.raises(UserError, match="write KEY=VALUE,VALUE"):
             overrides.axes("grid", [text])
-    with pytest.raises(UserError, match="seed is given twice"):
+    with pytest.raises(UserError, match="--grid=seed is given twice"):
         overrides.axes("grid", ["seed=0", "seed=1"])

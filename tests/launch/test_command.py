@@ -136,11 +136,16 @@ def test_lines_work_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("SHELL", f"/bin/{user}")
         file = {"fish": "activate.fish", "tcsh": "activate.csh"}.get(user, "activate")
         assert shell.enter() == f"{message}'an environment/bin/{file}'"
-    assert shell.next_lines(tmp_path / "runs" / "a").splitlines()[1].startswith("  source ")
+    config = ("--config=quickstart", "--config.seed=3")
+    message = shell.next_lines(tmp_path / "runs" / "a", config)
+    assert message.splitlines()[1].startswith("  source ")
 
     monkeypatch.setenv("PATH", f"{scripts}:/usr/bin:/bin")
     assert shell.line("train", ["--a"]) == "espalier train --a"
     assert shell.enter() is None
-    message = shell.next_lines(tmp_path / "runs" / "a").splitlines()
+    message = shell.next_lines(tmp_path / "runs" / "a", config).splitlines()
     assert message[1].split()[0] == "espalier"
     assert "--checkpoint=runs/a " in message[2]
+    again = "espalier train --config=quickstart:softmax --config.seed=3 --workdir=runs/other "
+    assert again in message[-1]
+    assert "softmax" not in shell.next_lines(tmp_path / "runs" / "a", ("--config=mine.py",))
