@@ -108,7 +108,9 @@ def modules(root: Path) -> list[Module]:
 
 
 def imports(module: Module, known: set[str]) -> Iterator[tuple[str, int]]:
-    """Dotted names that a module imports, with the line; `from a import b` is a.b if a module."""
+    """Dotted names that a module imports, with the line. `from a import b` gives a.b if that is a
+    module, and else a.
+    """
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -125,8 +127,11 @@ def imports(module: Module, known: set[str]) -> Iterator[tuple[str, int]]:
 
 
 def group(name: str) -> str:
-    """What carries a rank: lm.data.tokens -> data, kernels.softmax.tile -> op.tile, lm -> ''; a
-    file of a room where the table names it apart, lm.evaluation.evaluate -> evaluation.evaluate.
+    """The name that the rank tables use for a module.
+
+    For example lm.data.tokens -> data, kernels.softmax.tile -> op.tile, lm -> ''. A file that a
+    table lists apart from its folder keeps its own name: lm.evaluation.evaluate ->
+    evaluation.evaluate.
     """
     package, *rest = name.split(".")
     if not rest:
@@ -232,7 +237,7 @@ def check_function(module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef)
         yield f"{module.path}:{node.lineno}: {node.name} has {lines} lines, budget {limit}"
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
     count = len([name for name in names if name not in ("self", "cls")])
-    if count > PARAMETERS and not is_kernel:  # the references of a kernel follow from its specs
+    if count > PARAMETERS and not is_kernel:  # the Refs of a kernel follow from its specs
         where = f"{module.path}:{node.lineno}: {node.name}"
         yield f"{where} has {count} parameters, budget {PARAMETERS}"
 
@@ -242,7 +247,7 @@ def is_main(tree: ast.Module) -> bool:
 
 
 def check_module_level_arrays(root: Path) -> Iterator[str]:
-    """jnp, lax and jax.random calls that run at import would start a device."""
+    """jnp, lax and jax.random calls that run on import: they would start a device."""
     for module in modules(root):
         aliases = {"jax.numpy", "jax.lax", "jax.random"}
         for node in ast.walk(module.tree):
@@ -270,9 +275,10 @@ def calls_at_import(node: ast.AST) -> Iterator[ast.Call]:
 
 
 def check_names(root: Path) -> Iterator[str]:
-    """No place called utils; an op's or mixer's name is a string only where it is a choice.
+    """No place is called utils. The name of an op or mixer is a string only where one is chosen.
 
-    Words that are also values of a configuration key ("linear") are free: nobody can tell.
+    Names that are also values of a configuration key ("linear") are allowed everywhere, because the
+    two uses look the same.
     """
     values = key_values(root)
     ops, mixers = op_names(root), mixer_names(root) - values
@@ -296,7 +302,7 @@ def check_names(root: Path) -> Iterator[str]:
 
 
 def key_values(root: Path) -> set[str]:
-    """The words that the Literal types of lm list: values of keys and of members' options."""
+    """The words in lm's Literal types: values of configuration keys and of members' options."""
     literals = [
         node
         for module in modules(root)

@@ -1,6 +1,8 @@
-"""Eight CPU devices for every test, unless the run selects real ones (-m gpu, -m tpu). Most of the
-time of these tests is the compiler's: here it takes a third of it (`QUICKLY`), and what one test
-compiles, another need not: a folder of executables that lasts as long as the run.
+"""Every test sees eight CPU devices, unless the run selects real ones (-m gpu, -m tpu).
+
+Compilation takes most of the time of these tests. Two things shorten it: the flags in `QUICKLY`
+make XLA compile in a third of the time, and a cache of executables, kept for the length of the run,
+lets a test use what another one compiled.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import pytest
 from tests import devices
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-# XLA's older emitters of loops take a third of the time of its new ones, and LLVM optimises little.
-# For the processes that tests start too.
+# XLA compiles with its older loop emitters in a third of the time that the new ones take, and LLVM
+# optimises little. The processes that tests start get these flags too.
 QUICKLY = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     "--xla_backend_optimization_level=1",
 )
-# A program on the CPU is some hundred maps of memory, of which Linux gives a process 65,530; the
-# one beyond them ends it, somewhere inside XLA.
+# A compiled CPU program takes some hundred memory maps. Linux allows a process 65,530 of them; one
+# more makes XLA crash.
 MAPS, MANY_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 30_000, 20
 LONGEST = (
     "test_processes.py",
@@ -38,7 +40,8 @@ LONGEST = (
     "test_resume.py",
     "test_meshes.py",
 )
-# What a shell has a background job ignore (`pytest &`, nohup), the processes of tests would too.
+# A background job (`pytest &`, nohup) ignores these signals, and the processes that tests start
+# would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _made = pytest.StashKey[str]()
@@ -50,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = _with_flags(os.environ.get("XLA_FLAGS", ""), QUICKLY)
         _set("JAX_PLATFORMS", "cpu")
         _set("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES", "8"))
-        if CACHE not in os.environ:  # of pytest-xdist's processes the first makes it
+        if CACHE not in os.environ:  # the first of pytest-xdist's processes makes it
             os.environ[CACHE] = config.stash[_made] = tempfile.mkdtemp(prefix="executables-")
         _set(CACHE, os.environ[CACHE])
         _set("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -59,21 +62,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _with_flags(given: str, flags: Iterable[str]) -> str:
-    """XLA_FLAGS with those of `flags` that the user has not given."""
+    """XLA_FLAGS, with those of `flags` added that the user has not set."""
     added = (flag for flag in flags if flag.partition("=")[0] not in given)
     return " ".join([*given.split(), *added])
 
 
 def _set(name: str, value: str) -> None:
-    """For the processes that tests start, and for this one, where a plugin has imported JAX."""
+    """Sets it for the processes that tests start, and for this one if a plugin has imported JAX."""
     os.environ[name] = value
     kind = type(getattr(jax.config, name.lower()))
     jax.config.update(name.lower(), kind(value) if kind in (int, float) else value)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, or one process waits at the end while the other is in one of them
-    (launch/test: --no-loadscope-reorder).
+    """Puts the longest files first. Otherwise one process would wait at the end while the other
+    still runs one of them (launch/test: --no-loadscope-reorder).
     """
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))

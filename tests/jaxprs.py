@@ -1,4 +1,4 @@
-"""Programs within programs."""
+"""Equations of a jaxpr that XLA would evaluate while it compiles."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import jax.extend.core
 
 from launch.benchmarks.programs import within
 
-# What XLA works out as it compiles, an element at a time, where it knows every operand.
+# XLA evaluates these while it compiles, one element at a time, if all operands are constants.
 FOLDED = ("argmax", "argmin", "cum", "dot_general", "gather", "reduce", "scatter", "sort")
-# Where it stops knowing, or never folds.
+# A result of these is not a constant to XLA, or XLA never folds it.
 OPAQUE = ("iota", "optimization_barrier", "random", "scan", "while")
 
 
 def foldable(jaxpr: Any, least: int, known: Collection[Any] = ()) -> Iterator[Any]:
-    """Equations with operands of `least` elements or more, all of them constants (a slice of one in
-    a scan is one as well).
+    """Equations whose operands are all constants, one of them with at least `least` elements. A
+    slice that a scan takes of a constant is a constant too.
     """
     known = set(known)
     is_known = lambda x: not isinstance(x, jax.extend.core.Var) or x in known

@@ -1,5 +1,5 @@
-"""One of each kind is added, a file each and no other edit, and a run of three steps uses them all;
-a schedule comes from an installed package instead.
+"""A member of every family is added by one file each, without another edit, and a run of three
+steps uses all of them. A schedule comes from an installed package instead.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def get_config(arg=""):
 """,
 }
 
-# What pip would leave of an installed package.
+# The files that pip leaves for an installed package.
 INSTALLED = {
     "sawtooth_rates/sawtooth.py": """
 import dataclasses

@@ -36,7 +36,7 @@ def test_kernels_is_ours() -> None:
     assert list(map(Path, spec.submodule_search_locations)) == [ROOT / "kernels"]
 
 
-# Check, file, its text, a part of the message; `BESIDE` holds what the files need beside them.
+# Check, file, the file's text, part of the message. `BESIDE` holds the other files it needs.
 PLANTED: list[tuple[Check, str, str, str]] = [
     (
         check_ranks,

@@ -1,4 +1,4 @@
-"""Any mixer, and any op with its mixers, can be deleted: nothing else has to know."""
+"""Any mixer, or any op together with its mixers, can be deleted without another edit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHORT = (
 
 
 def mixers_of(op: str) -> list[str]:
-    """Mixers whose file names the op, by itself or through a module that does."""
+    """Mixers whose file names the op, directly or through a module that it imports."""
     inside = [p.stem for p in (ROOT / "lm/modules").glob("*.py") if f'"{op}"' in p.read_text()]
     words = [f'"{op}"', *(f"lm.modules.{name} " for name in inside)]
     sources = {name: (ROOT / f"lm/mixers/{name}.py").read_text() for name in names()}

@@ -1,4 +1,4 @@
-"""The version, the change log, the citation, and that the dev extra is enough to run the tests."""
+"""Version, change log and citation agree, and the dev extra suffices to run the tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import lm
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"kernels", "lm", "launch", "experiments", "tests", "espalier"}
-# Tests import these where a tier needs them, behind `importorskip` or a marker.
+# Tests of some tiers import these, behind `importorskip` or a marker.
 ELSEWHERE = {"jax_triton", "transformers", "torch", "lm_eval", "tokamax", "datasets", "triton"}
-ELSEWHERE |= {"ml_dtypes"}  # jax brings it
+ELSEWHERE |= {"ml_dtypes"}  # installed with jax
 
 
 def names(requirements: list[str]) -> set[str]:
-    """Distributions, as "ruff" of "ruff>=0.1; marker"."""
+    """Names of distributions, as "ruff" in "ruff>=0.1; marker"."""
     return {re.split(r"[^\w.-]", text)[0].lower().replace("_", "-") for text in requirements}
 
 

@@ -92,7 +92,7 @@ def test_segments():
     np.testing.assert_array_equal(jnp.sum(seen, 1), [1, 2, 1, 2, 3, 0, 0])
 
 
-def test_cache_appends_what_is_no_padding():
+def test_cache_appends_all_but_padding():
     state = kv_cache.create({"G": 1, "K": 1, "V": 1}, jnp.float32, 2, 9)
     x = jnp.arange(14.0).reshape(2, 7, 1, 1)
     state, slot = kv_cache.append(state, x, -x, jnp.asarray(IDS))

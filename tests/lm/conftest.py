@@ -1,4 +1,4 @@
-"""One laboratory of tiny runs for the whole session."""
+"""A laboratory of tiny runs that all tests of a session share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    # This file is read before tests/conftest.py says how many devices JAX shall have.
+    # This file is imported before tests/conftest.py sets the number of JAX's devices.
     from tests.lm.lab import Lab
 
     return Lab(tmp_path_factory.mktemp("lab"))

@@ -30,7 +30,7 @@ STEPS = 12
 CHANGES = lab.CHANGES | {
     "model.num_layers": 1,
     "data.batch_size": 8,
-    "optimizer.eps": 1e-3,  # a rounding error of a gradient near 0 must not become a sign
+    "optimizer.eps": 1e-3,  # Adam must not make a step of its full size from rounding error
     "checkpoint.every": "4 steps",
 }
 Mesh = tuple[int, dict[str, Any]]  # devices, and what of the configuration goes with them
@@ -53,14 +53,14 @@ def config(folder: Path, mesh: Mesh) -> Config:
 
 
 def compiled(folder: Path, mesh: Mesh) -> Build:
-    """Compiled fast."""
+    """The build of a configuration, compiled with few optimisations."""
     built = build_lib.build(config(folder, mesh), jax.devices()[: mesh[0]])
     once = {name: lab.compiled_once(getattr(built, name)) for name in ("init", "step", "score")}
     return dataclasses.replace(built, **once)
 
 
 def run(built: Build, folder: Path, name: str, *, until: int) -> None:
-    """As if stopped by a signal in step `until`."""
+    """Trains until step `until`, where it stops as if by a signal."""
     read = Loader.__next__
 
     def stop(call: int, args: Any) -> None:

@@ -1,7 +1,7 @@
 """Whole training runs of a tiny model, for the tests of training, checkpoints and resume.
 
-Runs that differ only in what compiled code does not see share one build. A `Lab` keeps finished
-runs; a test that changes a run works on a copy.
+Runs that differ only in values that compiled code does not see share one build. A `Lab` keeps
+finished runs; a test that changes a run works on a copy.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CHANGES: dict[str, Any] = {
 }
 WORDS = ("the", "quick", "fox", "jumps", "over", "été", "naïve", "def", "f(x):", "return x + 1")
 
-# Called before `step` or `score` with the number of calls so far and the arguments; what it
-# returns, if anything, takes the place of the arguments.
+# A hook is called before `step` or `score`, with the number of earlier calls and the arguments. If
+# it returns something, that replaces the arguments.
 Hook = Callable[[int, Any], Any]
 
 
@@ -63,7 +63,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def sources(corpus: Path) -> dict[str, Any]:
-    """One source that is trained on and validated on, and one for validation only."""
+    """One source for training and validation, and one for validation only."""
     plain = {"text_key": "text", "weight": 1.0, "valid_fraction": 0.3}
     return {
         "text": plain | {"path": str(corpus / "*.txt")},
@@ -87,8 +87,8 @@ class Lab:
         return tiny.config(CHANGES | found | (changes or {}))
 
     def run(self, workdir: Path, changes: dict[str, Any] | None = None, **options: Any) -> Outcome:
-        """`train.run` with the options `step` and `score`, hooks of those functions of the build,
-        and `is_page_written` (report.html takes a second).
+        """Calls `train.run`. The options `step` and `score` are hooks of these functions of the
+        build. Without `is_page_written` no report.html is written, which would take a second.
         """
         hooks = {name: options.pop(name, None) for name in ("step", "score")}
         is_page_written = options.pop("is_page_written", False)
@@ -108,7 +108,9 @@ class Lab:
         decay_start: Any = None,
         like: Any = None,
     ) -> Build:
-        """One device; compiled fast, and once for all configurations that compile to the same."""
+        """A build on one device, compiled with few optimisations, and shared by all configurations
+        that compile to the same programs.
+        """
         mapping = to_mapping(config)
         for unseen in ("evaluate", "log", "checkpoint", "seed", "init_from", "decay_from", "run"):
             mapping.pop(unseen)
@@ -139,12 +141,12 @@ class Lab:
 
     @property
     def whole(self) -> Path:
-        """The finished, uninterrupted run; never to be changed."""
+        """The finished, uninterrupted run. Tests must not change it."""
         return self._kept("whole", {})
 
     @property
     def longer(self) -> Path:
-        """The same, planned for twice the length."""
+        """The same run, planned for twice the length."""
         return self._kept("longer", {"run.length": f"{2 * STEPS} steps"})
 
     def _kept(self, name: str, changes: dict[str, Any]) -> Path:
@@ -154,7 +156,9 @@ class Lab:
 
 
 def compiled_once(jitted: Any) -> Any:
-    """The jitted function compiled fast for every shape of its arguments."""
+    """The jitted function, compiled once for each shape of its arguments, with few
+    optimisations.
+    """
     found: dict[tuple[Any, ...], Any] = {}
 
     def call(*args: Any) -> Any:
@@ -182,8 +186,10 @@ def copy(workdir: Path, to: Path, last: int | None = None) -> Path:
 
 
 def meta(workdir: Path, step: int | None = None) -> Meta:
-    """Of the newest checkpoint; its digest covers every bit of every array. Digests of the
-    configuration, which may be of another length, and of records with timings are left out.
+    """The meta of the newest checkpoint, or of `step`. Its digest covers every bit of every array.
+
+    Left out are the digest of the configuration, which may have another length, and that of the
+    records, which hold timings.
     """
     path = checkpoint.locate(workdir)
     found = checkpoint.read_meta(path if step is None else path.parent / str(step))

@@ -1,4 +1,6 @@
-"""Runs started as a user starts them: a process each, on one device, sharing compiled programs."""
+"""Runs started as a user starts them: one process each, on one device. They share compiled
+programs.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ OVERRIDES = {
 
 @functools.cache
 def folder() -> Path:
-    """Of this session: corpus, prepared data, compiled programs."""
+    """This session's folder: corpus, prepared data, compiled programs."""
     path = Path(tempfile.mkdtemp(prefix="launched-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     lab.write_corpus(path / "corpus")
@@ -50,7 +52,7 @@ def folder() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Children inherit it through os.environ where a study starts them."""
+    """Environment variables of a run. A study's child processes inherit them through os.environ."""
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -62,7 +64,7 @@ def environment() -> dict[str, str]:
 
 
 def arguments(**changes: object) -> list[str]:
-    """Of launch.train, but for --workdir."""
+    """Arguments of launch.train, without --workdir."""
     source = {
         "text": {
             "path": str(folder() / "corpus" / "*.txt"),

@@ -30,8 +30,8 @@ CHANGES: dict[str, Any] = {
     "data.batch_size": ROWS,
     "loss.z_loss": 1e-3,
     "mesh.data": 1,
-    # Rounding must not be multiplied: where a document begins, a norm of the op's output divides by
-    # what may be near 0, and Adam makes a sign of a gradient near 0.
+    # These values keep rounding errors small: at the start of a document a norm divides the op's
+    # output by a number near 0, and Adam turns a gradient near 0 into its sign.
     "model.norm_eps": 1e-2,
     "optimizer.eps": 1e-2,
     "schedule.peak_learning_rate": 1e-3,
@@ -39,8 +39,8 @@ CHANGES: dict[str, Any] = {
 
 
 def run(built: Build) -> list[dict[str, Any]]:
-    """Of every step: loss and gradient norm, each tensor's gradient as the optimizer took it, and
-    the losses by token before it.
+    """For every step: its loss and gradient norm, the gradient of each tensor as the optimizer saw
+    it, and the loss of each token before the update.
     """
     state, found = tiny.state(built), []
     token_bytes = built.put_replicated(np.arange(tiny.VOCAB, dtype=np.int32) % 5)
@@ -62,7 +62,7 @@ def run(built: Build) -> list[dict[str, Any]]:
 
 
 def _moments(state: Any) -> list[np.ndarray]:
-    """The running means of the gradient, of decay 0.9 each."""
+    """The optimizer's running means of the gradients; their decay is 0.9."""
     flat = jax.tree_util.tree_leaves_with_path(state.opt_state)
     return [np.asarray(x, np.float64) for path, x in flat if "mu" in jax.tree_util.keystr(path)]
 
@@ -99,7 +99,7 @@ def _rms(x: np.ndarray) -> float:
 
 
 def _bytes(built: Build) -> dict[str, float]:
-    """Share of the parameters and of the optimizer state that one device holds."""
+    """The share of the parameters, and of the optimizer state, that one device holds."""
 
     def share(tree: Any) -> float:
         sizes = [(x.size, np.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(tree)]

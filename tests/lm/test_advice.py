@@ -1,5 +1,7 @@
-"""What a message says to set is set, and the message is gone; each thing it says, by itself. Where
-another mistake is told then, it is not of what was set.
+"""Following the advice of an error message removes the error.
+
+Each piece of advice is followed alone. Another error may appear then, but it must not be about the
+value that was set.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from lm.parallel import mesh as mesh_lib
 from tests.lm import test_config
 from tests.lm.test_config import SOURCE, values
 
-# What must hold of a value, in the words of a mark or a type, and one that does.
+# Phrases of error messages that state what a value must be, with a value that satisfies each.
 EXAMPLES = {
     "must be positive": 1,
     "must be >= 0": 0,
@@ -44,7 +46,7 @@ EXAMPLES = {
     "is not UTF-8": "text",
     "holds a NUL; leave it out": "text",
 }
-# Advice in words, and what follows it, one way at a time.
+# Advice given in words, and the changes that follow it, each tried alone.
 WAYS: dict[str, list[dict[str, Any]]] = {
     "shorten them": [{"schedule.warmup": "1 steps", "schedule.decay": "10 percent"}],
     "or lengthen the run": [{"run.length": "1e12 tokens"}],
@@ -133,7 +135,7 @@ def refusal(mapping: dict[str, Any], count: int | None, patch: pytest.MonkeyPatc
 
 
 def kind(message: str) -> str:
-    """A message without its values."""
+    """A message with its values masked, so that two errors of the same kind compare equal."""
     return re.sub(r"[\d.]+|'[^']*'", "#", message.partition(";")[0])
 
 
@@ -146,7 +148,7 @@ def node_of(mapping: dict[str, Any], dotted: str) -> tuple[Any, str]:
 
 
 def obeyed(mapping: dict[str, Any], message: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each piece of advice in a message, and the configuration with it followed."""
+    """Yields each piece of advice in a message, with a configuration that follows it."""
     again = lambda: _copied(mapping)
     for key, value in re.findall(r"\b([a-z]\w*(?:\.\w+)+)=('[^']*'|[\w.+-]*\w)", _advice(message)):
         changed = again()

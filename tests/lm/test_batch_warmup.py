@@ -1,4 +1,4 @@
-"""Whole runs whose batch grows: against steps made by hand, killed and resumed, branched."""
+"""Runs whose batch grows: compared with steps made by hand, killed and resumed, branched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.lm import lab as labs
 from tests.lm import tiny
 from tests.lm.lab import Lab
 
-# 1 row for 4 steps, 2 for 2 steps, then 4 of 32 tokens: 12 steps are 8 full batches.
+# Rows have 32 tokens. 4 steps take 1 row, 2 steps take 2, then each takes 4. So 12 steps hold as
+# many tokens as 8 full batches.
 CHANGES: dict[str, Any] = {
     "data.batch_warmup": {"first": 1, "length": "256 tokens", "rate_exponent": 0.5},
     "schedule": {"family": "wsd", "warmup": "0 tokens", "decay": "2 steps"},
@@ -36,7 +37,7 @@ def whole(lab: Lab) -> Path:
     return workdir
 
 
-def test_records_say_what_was_taken(whole: Path, lab: Lab) -> None:
+def test_records_of_a_growing_batch(whole: Path, lab: Lab) -> None:
     records = labs.records(whole)
     assert [line["step"] for line in records] == list(range(1, 13))
     assert [line["tokens"] for line in records] == (32 * np.cumsum(SIZES)).tolist()
@@ -50,8 +51,8 @@ def test_records_say_what_was_taken(whole: Path, lab: Lab) -> None:
     assert (meta.step, meta.tokens) == (12, 1024)
 
 
-def test_it_is_the_steps_of_its_batches(whole: Path, lab: Lab) -> None:
-    """One after the other on the rows of a stream of single rows."""
+def test_the_run_equals_steps_made_by_hand(whole: Path, lab: Lab) -> None:
+    """The run equals these steps, made one after another on rows of a stream of single rows."""
     config = lab.config(CHANGES)
     built = lab._build({"step": None, "score": None}, config, jax.devices())
     found = prepare.prepare(config.data, lab.root / "data", progress=False)

@@ -16,7 +16,7 @@ from tests.lm import tiny
 
 @functools.cache
 def initial(parametrization: str, tied: bool) -> tuple[Any, Any]:
-    """(parameters, infos) of a model of twice the base width."""
+    """(parameters, infos) of a model twice as wide as the base width."""
     one = {"mup.embedding_multiplier": 1.0, "mup.residual_multiplier": 1.0}
     built = tiny.create(
         {
@@ -32,7 +32,7 @@ def initial(parametrization: str, tied: bool) -> tuple[Any, Any]:
 
 
 def deviations(params: Any, infos: Any) -> dict[str, list[float]]:
-    """role -> standard deviation of each matrix of at least 8,192 elements."""
+    """role -> standard deviation of each matrix with at least 8,192 elements."""
     found: dict[str, list[float]] = {}
     leaves = jax.tree.leaves(infos, is_leaf=params_lib.is_info)
     for x, info in zip(jax.tree.leaves(params), leaves, strict=True):
@@ -80,7 +80,9 @@ def test_state_is_float32_and_starts_at_step_0() -> None:
 
 @pytest.mark.parametrize(("tied", "pattern"), [(True, "softmax"), (False, "stickbreaking")])
 def test_flops_per_token(tied: bool, pattern: str) -> None:
-    """Six per parameter of a matmul (the head once, tied or not), and causal pairs of attention."""
+    """Six FLOPs for each parameter of a matmul (the head counts once, tied or not), plus those of
+    the causal pairs of attention.
+    """
     built = tiny.create({"model.tied_embeddings": tied, "model.pattern": pattern})
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
     pairs = 24 * 25 / 2 if pattern == "softmax" else 24 * 23 / 2
@@ -101,7 +103,8 @@ def test_batch_that_does_not_divide() -> None:
         tiny.config({"run.accumulation": 3})
 
 
-# Told before there are devices; eight are foreseen here. `None`: as many as the mesh says.
+# Reported before JAX looks for devices. The number is that of the devices that are foreseen; `None`
+# means that it is not known.
 LATER: list[tuple[dict[str, Any], int | None, str]] = [
     (
         {"mesh.data": 1, "mesh.sequence": 4},
@@ -215,10 +218,10 @@ LATER: list[tuple[dict[str, Any], int | None, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "count", "message"), LATER, ids=lambda x: str(x)[:50])
-def test_what_is_told_before_there_are_devices(
+def test_what_is_reported_before_there_are_devices(
     changes: dict[str, Any], count: int | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `build` would say of that many devices, where they exist."""
+    """`check` reports what `build` would report with that many devices."""
     foreseen = (count, ("cpu",) if count else ("cpu", "gpu", "tpu"))
     monkeypatch.setattr(mesh_lib, "foreseen", lambda: foreseen)
     monkeypatch.setattr(jax, "devices", lambda: pytest.fail("a device is looked for"))
@@ -232,8 +235,8 @@ def test_what_is_told_before_there_are_devices(
 
 
 def test_devices_of_the_cpu_are_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where JAX_PLATFORMS names it alone, as for these tests."""
+    """Their number is known if JAX_PLATFORMS names only the CPU, as it does for these tests."""
     assert mesh_lib.foreseen() == (jax.device_count(), ("cpu",))
-    with jax.numpy_dtype_promotion("standard"):  # its own context managers cannot set a platform
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own context managers cannot set a platform
         monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
     assert mesh_lib.foreseen() == (None, ("cpu", "gpu", "tpu"))

@@ -1,7 +1,8 @@
-"""Which collectives a step asks for: exactly, in the program that JAX hands to any compiler.
+"""The exact collectives of a step, in the StableHLO that JAX hands to any compiler.
 
-What the partitioner adds where arrays are only laid out (the gathers of ZeRO-3's weights, those of
-the residual stream) is not in it; tests/aot looks at what the compilers of TPU and GPU make.
+This program does not hold those that the partitioner adds for array layouts (the gathers of
+ZeRO-3's weights and of the residual stream). For these, tests/aot looks at the output of the TPU
+and GPU compilers.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from tests.lm import tiny
 CHANGES = {"data.batch_size": 8, "model.num_heads": 8, "model.num_kv_heads": 8, "mesh.data": 1}
 LEAVES = 11  # parameters of one softmax layer with tied embeddings
 KINDS = "all_reduce|all_gather|reduce_scatter|all_to_all|collective_permute"
-SUMS = 4  # objective, nats, nats and bytes of text
+SUMS = 4  # objective, nats, nats of text, bytes of text
 TENSOR = {"mesh.tensor": 8}
 
 
 def collectives(changes: dict[str, Any], leaves: int | None = LEAVES) -> dict[str, int]:
-    """Kind -> number of places in the text, of those between more than one device."""
+    """Kind -> number of collectives in the program text between more than one device."""
     built = tiny.create(CHANGES | changes, num_devices=8)
     assert leaves in (None, len(jax.tree.leaves(built.abstract_state.params)))
     text = built.lowered().as_text()
@@ -36,7 +37,7 @@ def collectives(changes: dict[str, Any], leaves: int | None = LEAVES) -> dict[st
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_data_parallel_reduces_once_a_step(accumulation: int) -> None:
-    """Every gradient and every sum, however many microbatches there are."""
+    """Every gradient and every sum is reduced once, for any number of microbatches."""
     mesh = {"mesh.data": 8, "data.batch_size": 8 * accumulation, "run.accumulation": accumulation}
     assert collectives(mesh) == {"all_reduce": LEAVES + SUMS}
     zero1 = collectives(mesh | {"mesh.zero1": True})
@@ -44,32 +45,39 @@ def test_data_parallel_reduces_once_a_step(accumulation: int) -> None:
 
 
 def test_sharded_parameters() -> None:
-    """The table is gathered for the lookup and for the logits, its two gradients are scattered; the
-    objective is summed.
+    """The embedding table is gathered for the lookup and for the logits, and its two gradients are
+    scattered. The objective is summed.
     """
     expected = {"all_gather": 2, "reduce_scatter": 2, "all_reduce": 1}
     assert collectives({"mesh.fsdp": 8}) == expected
 
 
 def test_tensor_parallel() -> None:
-    """Of a layer two sums forward and two backward (mixer, feed-forward); one of the lookup; of a
-    chunk of logits the maximum, the sum, the sum without the target, and the target's; one of the
-    gradient of hidden states.
+    """Sums over devices, counted as below.
+
+    - Each layer has two forward and two backward (mixer and feed-forward).
+    - The lookup has one.
+    - A chunk of logits has four: the maximum, the sum, the sum without the target, the target's.
+    - The gradient of the hidden states has one.
     """
     assert collectives(TENSOR) == {"all_reduce": 4 + 1 + 4 + 1}
-    # The forward sums of a layer come out in parts of T.
+    # The forward sums of a layer are scattered over T.
     streamed = collectives(TENSOR | {"mesh.stream_over_tensor": True})
     assert streamed == {"reduce_scatter": 2, "all_reduce": 2 + 1 + 4 + 1}
 
 
 @pytest.mark.parametrize(("pattern", "rest"), [("gla", 1), ("gated_deltanet", 0)])
-def test_a_mixer_sums_its_input_once(pattern: str, rest: int) -> None:
-    """However many projections read it; `rest`: the low-rank gate of GLA has a sum of its own."""
+def test_the_gradient_of_a_mixers_input_is_summed_once(pattern: str, rest: int) -> None:
+    """The gradient of the input is summed once for all projections that read it. `rest` counts the
+    additional sum of GLA's low-rank gate.
+    """
     assert collectives(TENSOR | {"model.pattern": pattern}, None) == {"all_reduce": 10 + rest}
 
 
 def test_remat_can_keep_what_ranks_of_a_recurrence_sent() -> None:
-    """Then their states are gathered forward and backward, and not once more in between."""
+    """If remat keeps the states, they are gathered once forward and once backward, and not a third
+    time when the layer is recomputed.
+    """
     split = {"mesh.sequence": 8, "mesh.sequence_strategy": "states", "model.pattern": "gla"}
     anew, kept = (
         collectives(split | {"model.remat": "named", "model.kept": names}, None)

@@ -1,4 +1,4 @@
-"""Plain values to a configuration and back; every mistake in one line that says what to set."""
+"""Plain values become a configuration and back. Every mistake is one line that says what to set."""
 
 import copy
 import json
@@ -38,7 +38,9 @@ def test_experiments_convert() -> None:
 
 
 def test_presets_of_kernels_convert() -> None:
-    """About 110 million parameters; each mixer chunked and by the kernel of the preset's device."""
+    """The presets have about 110 million parameters, and use each mixer in its chunked form and in
+    the kernel of the preset's device.
+    """
     wanted = {
         "smoke": ["auto"] * 5,
         "gpu": ["jax_nn", *["triton_gpu"] * 4],

@@ -1,5 +1,5 @@
-"""On a GPU or TPU: a model trained by the kernels of the device is the model that the chunked forms
-train, in bfloat16 and with packed rows; and espalier tune measures.
+"""On a GPU or TPU, training with the device's kernels gives the model that the chunked forms give,
+in bfloat16 and with packed rows. `espalier tune` takes its measurements.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SIZES = {
     "model.precision": "bfloat16",
     "data.context_length": TIME,
 }
-# What bfloat16 leaves of a loss of some 6 after a few steps (interpreted on a CPU: below 2e-4); a
-# gradient that is wrong moves it by tenths.
+# The tolerance in bfloat16, for a loss of about 6 after a few steps (when interpreted on a CPU the
+# difference is below 2e-4). A wrong gradient changes the loss by tenths.
 NOISE = 2e-3
 
 

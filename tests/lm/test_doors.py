@@ -1,5 +1,7 @@
-"""What a layer may ask of a step: losses that are added to the objective, keys to draw with, arrays
-that stay as they are. Each is a feed-forward defined here, in place of every layer's own.
+"""What a layer may ask of a step: losses that join the objective, keys for random numbers, and
+frozen arrays.
+
+Each is shown by a feed-forward defined here, which replaces the one of every layer.
 """
 
 import functools
@@ -35,7 +37,7 @@ def scale(module: nn.Module, width: int) -> jax.Array:
 
 
 class Routed(nn.Module):
-    """A loss of every token, one of the weights, and one that only some layers have."""
+    """Returns two losses, one for every token and one of its weights."""
 
     context: Context
     width: int
@@ -49,7 +51,7 @@ class Routed(nn.Module):
 
 
 class Drawing(nn.Module):
-    """Drops half of what it is given, where it has a key."""
+    """Drops half of its output, if it is given a key."""
 
     context: Context
     width: int
@@ -78,7 +80,7 @@ BUILDS: dict[str, Build] = {}
 
 
 def create(module: Any, changes: dict[str, Any] | None = None) -> Build:
-    """A build whose layers have this feed-forward."""
+    """A build whose layers use this feed-forward."""
     key = f"{module.__name__} {changes}"
     changes = LAYERS | (changes or {})
     num_devices = changes.get("mesh.data", 1) * changes.get("mesh.fsdp", 1)
@@ -113,14 +115,18 @@ def step(built: Build, *, at: int = 0, batch: Any = None) -> tuple[TrainState, d
 
 
 def gradients(state: TrainState, norm: float, clip: float) -> list[np.ndarray]:
-    """Of the first step, from the first moments, which took a tenth of the clipped ones."""
+    """The gradients of the first step, from the first moments, which hold a tenth of the clipped
+    gradients.
+    """
     flat = jax.tree_util.tree_leaves_with_path(state.opt_state)
     moments = [x for path, x in flat if "mu" in jax.tree_util.keystr(path)]
     return [np.asarray(x) * 10 / min(1.0, clip / norm) for x in moments]
 
 
 def test_losses_of_layers_join_the_objective() -> None:
-    """Against autodiff of sums over tokens written here, from what Flax captures of each layer."""
+    """Compared with autodiff of sums over tokens that are written here, from what Flax captures of
+    each layer.
+    """
     built, batch = create(Routed), tiny.batch()
     weights = batch.loss_weights
 
@@ -161,7 +167,7 @@ def test_losses_of_layers_join_the_objective() -> None:
     [{"run.accumulation": 2, "model.remat": "full"}, {"mesh.data": 2, "model.unroll": True}],
 )
 def test_losses_count_the_same_however_a_batch_is_cut(changes: dict[str, Any]) -> None:
-    """The rows have unequal weights, so that a mean of means would show."""
+    """The weights of the rows are unequal, so a mean of means would give another value."""
     _, whole = step(create(Routed))
     _, parts = step(create(Routed, changes))
     assert whole.keys() == parts.keys() >= {"aux/token", "aux/weights"}
@@ -189,7 +195,7 @@ def test_a_model_that_adds_and_draws_nothing_pays_nothing() -> None:
     assert "threefry" not in text
 
 
-def test_a_key_a_step() -> None:
+def test_each_step_draws_with_its_own_key() -> None:
     built = create(Drawing)
     (first, a), (again, b), (_, later) = (step(built, at=at) for at in (3, 3, 4))
     assert a == b, "a resumed run draws the same"
@@ -202,7 +208,7 @@ def test_a_key_a_step() -> None:
     assert step(fsdp, at=3)[1] == pytest.approx(a, rel=1e-4), "nor does fsdp change what is drawn"
 
 
-def test_layers_draw_apart() -> None:
+def test_layers_draw_independently() -> None:
     built, batch = create(Drawing), tiny.batch()
     inputs = batch.tokens, batch.segment_ids, batch.positions
     found: Any = built.model.apply(
@@ -220,9 +226,9 @@ def test_layers_draw_apart() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"run.accumulation": 2}, {"mesh.data": 2}])
-def test_parts_of_a_batch_draw_apart(changes: dict[str, Any]) -> None:
-    """Rows 0 and 1 are alike, and 2 and 3: each of two parts has one of both, so that with one key
-    for all the loss of the whole would be that of either part.
+def test_parts_of_a_batch_draw_independently(changes: dict[str, Any]) -> None:
+    """The batch holds two rows, each twice, and each of its two parts holds both. If both parts
+    drew with one key, the loss of the batch would equal that of the two rows alone.
     """
     pair = tiny.batch(rows=2)
     order = [0, 0, 1, 1] if "run.accumulation" in changes else [0, 1, 0, 1]
@@ -250,7 +256,7 @@ def test_scoring_draws_nothing() -> None:
 
 
 def test_flops_are_what_a_layer_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A feed-forward of which a token passes through a third."""
+    """A feed-forward says that a token passes through a third of its weights."""
     built = tiny.create(LAYERS)
     whole, matrices = build_lib.forward_flops(built, 24), 3 * 32 * 48
     monkeypatch.setattr(FeedForward, "flops", lambda self, matrices, length: matrices * length / 3)

@@ -67,7 +67,7 @@ def test_an_option_that_came_later_has_as_default_what_came_before(family: Famil
 
 
 class Wide(Swiglu):
-    """A feed-forward with an option that came later."""
+    """A feed-forward with an option that was added later."""
 
     rank: Annotated[int, Later(0)] = 0
 
@@ -82,7 +82,7 @@ def test_an_option_of_a_flax_module_that_came_later(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ({"family": "wsdd"}, "schedule: unknown schedule 'wsdd'; did you mean 'wsd'?"),
         ({"family": 3}, "schedule: unknown schedule 3; known: "),
@@ -94,10 +94,10 @@ def test_an_option_of_a_flax_module_that_came_later(monkeypatch: pytest.MonkeyPa
         ({"family": "power", "a": -1.0}, "schedule: a=-1.0, b=-0.51: Power needs a > 0"),
     ],
 )
-def test_mistakes(value: Any, told: str) -> None:
+def test_mistakes(value: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         SCHEDULES.create(value, "schedule")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -118,8 +118,10 @@ class Uncallable:
         return None
 
 
-def test_an_objective_that_cannot_be_called_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every class can be called, and so seems to have `__call__`."""
+def test_an_objective_that_cannot_be_called_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class itself is callable, so a test for `__call__` on the class finds it even if instances
+    have none.
+    """
     point = importlib.metadata.EntryPoint("none", f"{__name__}:Uncallable", "espalier.objectives")
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda _: Uncallable)
     monkeypatch.setattr(families, "_entry_points", lambda group: {"none": point})
@@ -127,7 +129,7 @@ def test_an_objective_that_cannot_be_called_is_told(monkeypatch: pytest.MonkeyPa
         families.OBJECTIVES.create("none", "objective")
 
 
-def test_a_member_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_cannot_be_imported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("saw", "absent_package:Saw", "espalier.schedules")
     monkeypatch.setattr(families, "_entry_points", lambda group: {"saw": point})
     with pytest.raises(UserError, match=r"absent_package:Saw .* cannot be imported"):
@@ -180,7 +182,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("Undecorated", "'speed' is not a field; write @dataclasses.dataclass"),
         ("Named", "an option cannot be named 'family'"),
@@ -189,13 +191,13 @@ def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         ("Bare", "has no 'problem'"),
     ],
 )
-def test_a_slip_in_the_file_of_a_member_is_told(
-    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_in_the_file_of_a_member_is_reported(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(monkeypatch, name)
     with pytest.raises(UserError) as caught:
         SCHEDULES.create("saw", "schedule")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -220,15 +222,15 @@ def test_marks_say_what_a_number_must_be_and_what_it_counts() -> None:
 
 
 def test_options_are_described_with_defaults_and_bounds() -> None:
-    told = SCHEDULES.describe("power", "schedule")
-    assert told["peak_learning_rate"] == "0.02, must be positive"
-    assert told["warmup"] == "100000 tokens"
+    described = SCHEDULES.describe("power", "schedule")
+    assert described["peak_learning_rate"] == "0.02, must be positive"
+    assert described["warmup"] == "100000 tokens"
     assert families.FEED_FORWARDS.describe("swiglu", "mlp") == {
         "ffn_dim": "the model's, must be positive"
     }
 
 
-def test_free_keys_are_those_of_the_member_that_is_there() -> None:
+def test_free_keys_are_those_of_the_chosen_member() -> None:
     @dataclasses.dataclass(frozen=True)
     class Inner:
         a: Annotated[int, FREE]
@@ -247,9 +249,9 @@ def test_free_keys_are_those_of_the_member_that_is_there() -> None:
 
 
 class Cheap(Swiglu):
-    """A feed-forward with an option that changes no number."""
+    """A feed-forward with an option that does not change results."""
 
-    told: Annotated[bool, FREE] = False
+    is_logged: Annotated[bool, FREE] = False
 
 
 def test_free_options_of_a_flax_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +260,7 @@ def test_free_options_of_a_flax_module(monkeypatch: pytest.MonkeyPatch) -> None:
         Cheap if family is families.FEED_FORWARDS else find(family, name, where)
     )
     monkeypatch.setattr(Family, "find", swapped)
-    assert "model.mlp.told" in free_keys(tiny.config())
+    assert "model.mlp.is_logged" in free_keys(tiny.config())
 
 
 def test_the_configuration_holds_members_and_writes_every_option() -> None:
@@ -270,7 +272,7 @@ def test_the_configuration_holds_members_and_writes_every_option() -> None:
 
 
 class Twice(Retnet):
-    """A mixer that calls a second op and has no field for the form of that."""
+    """A mixer that calls a second op, but has no field for that op's form."""
 
     op: ClassVar[str] = "gated_linear"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, their locks, and failures told apart."""
+"""Files are written whole or not at all; locks; each failure gets its own message."""
 
 import errno
 import fcntl
@@ -35,7 +35,7 @@ def test_replace_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole, or not there, also where the machine loses its power."""
+    """So a file is whole or absent, even after a power failure."""
     done: list[str] = []
     fsync, rename = os.fsync, os.replace
 
@@ -70,7 +70,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
 def test_a_file_system_without_locks(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Never "in use", and no space would help."""
+    """The message says neither that the file is in use nor that space would help."""
 
     def flock(file: Any, operation: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -190,7 +190,9 @@ def test_other_errors_keep_their_traceback(error: Exception) -> None:
         (lambda p: p.write_text("[1]"), "it holds a list, not an object"),
     ],
 )
-def test_a_json_file_that_is_none(made: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
+def test_a_json_file_that_cannot_be_read(
+    made: Callable[[Path], Any], reason: str, tmp_path: Path
+) -> None:
     made(tmp_path / "a.json")
     with pytest.raises(UserError) as caught:
         files.read_json(tmp_path / "a.json", "restore it")

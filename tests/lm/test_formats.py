@@ -1,5 +1,5 @@
 """Run folders that earlier commits wrote (tests/lm/formats/make.py) are resumed, branched from,
-loaded, evaluated and continued as the commit that wrote them did.
+loaded and evaluated, with the results of the commit that wrote them.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from tests.lm.formats import make
 
 FORMATS = Path(__file__).parent / "formats"
 NUMBERS = json.loads((FORMATS / "numbers.json").read_text(encoding="utf-8"))
-# The numbers are of XLA's default emitters, which tests/conftest.py sets aside.
+# The numbers come from XLA's default emitters, which tests/conftest.py turns off.
 IS_SAME = make.cpu() == NUMBERS["cpu"] and "disable_new_fusion" not in os.environ["XLA_FLAGS"]
-# Relative, on another processor, which may add in another order: at the vector widths of SSE4.2 and
-# AVX2 no number of these runs is further than 2e-7 from that of AVX-512; a batch or a learning rate
-# that is one step off changes them by more than 1e-3.
+# The relative tolerance on another processor, which may add in another order. Between the vector
+# widths of SSE4.2, AVX2 and AVX-512 no number of these runs differs by more than 2e-7. A batch or a
+# learning rate that is one step off changes them by more than 1e-3.
 TOLERANCE = 1e-5
 DATA = Path("data")
 
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folders as they were packed, and the text that they read; none is changed."""
+    """The run folders as they were packed, and the text that they read. Tests change only
+    copies.
+    """
     folder = tmp_path_factory.mktemp("formats")
     make.write_corpus(folder / "corpus")
     for name in make.RUNS:
@@ -51,17 +53,17 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as the current folder, on one device."""
+    """Makes a copy of `room` the current folder, with one device."""
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: first)
     monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))
-    monkeypatch.setattr(report, "write", lambda workdirs, out: out)  # a second each
+    monkeypatch.setattr(report, "write", lambda workdirs, out: out)  # saves a second
     monkeypatch.chdir(shutil.copytree(room, tmp_path / "room"))
     return tmp_path / "room"
 
 
 def run(workdir: str, written: str) -> train.Outcome:
-    """Trains in `workdir` to the end what the run folder `written` was configured to be."""
+    """Trains in `workdir` to the end, with the configuration of the run folder `written`."""
     config = checkpoint.read_config(checkpoint.locate(Path(written)))
     return train.run(config, Options(workdir=Path(workdir), data_dir=DATA))
 
@@ -71,7 +73,7 @@ def assert_close(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def assert_as_written(workdir: str, name: str) -> None:
-    """The records of the run, and its final arrays, are those of the commit that wrote it."""
+    """The records and the final arrays equal those of the commit that wrote the run."""
     found, wanted = lab.records(Path(workdir)), NUMBERS[name]["records"]
     assert [record["step"] for record in found] == [record["step"] for record in wanted]
     for one, other in zip(found, wanted, strict=True):
@@ -94,7 +96,7 @@ def test_resumed(name: str, here: Path) -> None:
 
 @pytest.mark.parametrize("name", ["branch", "tuned"])
 def test_started_from(name: str, here: Path) -> None:
-    """Anew: a decay from the trunk's state, and a run from the weights of another."""
+    """A new run: a decay from the trunk's state, and a run from another's weights."""
     assert run("anew", name).finished
     assert_as_written("anew", name)
 

@@ -14,7 +14,7 @@ from lm.config import UserError
 from lm.data.mqar import Epochs, Set, Setting
 from tests.lm.lab import Lab, assert_equal_runs, records
 
-# One pair: its value is the answer, which one layer of attention learns at once.
+# One pair, whose value is the answer. One layer of attention learns that at once.
 ONE = Setting(length=8, pairs=1, power=1.0)
 ROWS = Epochs(sets=(Set(setting=ONE, examples=512),), vocab_size=257, batch_size=64, seed=0)
 TASK = {"task": "mqar", "length": 8, "pairs": 1, "power": 1.0, "rows": 64}
@@ -47,7 +47,9 @@ def stop(call: int, args: Any) -> None:
 
 
 def test_a_run_ends_when_its_task_is_solved(lab: Lab, tmp_path: Path) -> None:
-    """Interrupted or not, and once; what was asked of it is recorded."""
+    """It ends at the same step if it was interrupted, and does not train again when called again.
+    The goal is recorded in run.json.
+    """
     options: dict[str, Any] = {"rows": ROWS, "until": SOLVED}
     found = lab.run(tmp_path / "a", CHANGES, **options)
     assert found.finished
@@ -56,7 +58,7 @@ def test_a_run_ends_when_its_task_is_solved(lab: Lab, tmp_path: Path) -> None:
     assert accuracy[-1] >= 0.9 > max(accuracy[:-1])
     assert json.loads((tmp_path / "a" / "run.json").read_text())["until"] == SOLVED
 
-    stopped = lab.run(tmp_path / "b", CHANGES, **options, step=stop)  # neither evaluated nor saved
+    stopped = lab.run(tmp_path / "b", CHANGES, **options, step=stop)  # no evaluation, no save
     assert (stopped.step, stopped.finished) == (25, False)
     again = lab.run(tmp_path / "b", CHANGES, **options)
     assert (again.step, again.finished) == (found.step, True)

@@ -1,5 +1,6 @@
-"""The Python of the README, CONTRIBUTING and the guides runs; tests/launch/test_commands.py has
-their commands.
+"""The Python blocks of the README, CONTRIBUTING and the guides run.
+
+tests/launch/test_commands.py runs their commands.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def test_there_are_blocks() -> None:
 
 @pytest.mark.parametrize("text", BLOCKS)
 def test_a_block_runs(text: str, lab: Lab) -> None:
-    """A block is an experiment file, a member of a family, values of a configuration, or what a
-    notebook does with a finished run.
+    """A block is one of these: an experiment file, a member of a family, values of a configuration,
+    what a notebook does with a finished run.
     """
     names: dict[str, Any] = {"__name__": "block"}
     if text.startswith("config."):
@@ -63,7 +64,7 @@ def _classes(names: dict[str, Any]) -> list[Any]:
 
 
 def _halving(options: dict[str, Any], where: str) -> Any:
-    """What the family makes of the guide's schedule, which is not in its folder."""
+    """Stands in for the family: creates the guide's schedule, which is not in its folder."""
     text = next(x for x in BLOCK.findall((ROOT / "docs/adding.md").read_text()) if "class" in x)
     names: dict[str, Any] = {"__name__": "block"}
     exec(compile(text, "block", "exec", dont_inherit=True), names)
@@ -74,7 +75,7 @@ def _halving(options: dict[str, Any], where: str) -> Any:
 
 
 def _check_schedule(kind: type[Any]) -> None:
-    """It falls somewhere, and never rises above its peak."""
+    """The rate falls below its peak somewhere, and never exceeds it."""
     made = kind(peak_learning_rate=0.01, warmup=Duration(1, "steps"))
     schedule: Schedule = made.schedule(Run(100_000, 100, None))
     rates = [float(schedule(float(tokens))) for tokens in range(1000, 90_000, 1000)]

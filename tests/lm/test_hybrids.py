@@ -1,4 +1,4 @@
-"""Published hybrids of experiments/hybrids: their layers stand where the papers put them."""
+"""The published hybrids of experiments/hybrids have each layer where its paper puts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lm import pattern as pattern_lib
 from lm.config import UserError, from_mapping
 
 FILE = Path(__file__).parents[2] / "experiments/hybrids/config.py"
-# By layer: d deltanet, w window, f full attention, c convolution, b based, k block, n normed, g, m.
+# One letter a layer: d deltanet, w window, f full attention, c convolution, b based, k block, n
+# normed, g gated deltanet, m mamba2.
 LAYERS = {
     "deltanet_window": "dwdwdw",
     "deltanet_global": "dfdfdd",  # layers 2 and L / 2 + 1, counted from 1
@@ -44,6 +45,6 @@ def test_layers_stand_where_the_paper_puts_them(name: str) -> None:
     assert "".join(SHORT[label] for label in labels) == LAYERS[name]
 
 
-def test_an_unknown_hybrid_is_told_in_one_line() -> None:
+def test_an_unknown_hybrid_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="no hybrid 'delta'; one of deltanet_window"):
         cli.read_config_file(f"{FILE}:delta")

@@ -1,5 +1,5 @@
-"""The chunked loss against a plain log-softmax in float32: values, gradients, and the buffers it
-compiles to.
+"""The chunked loss equals a plain log-softmax in float32, in values and gradients. Its compiled
+program has no buffer for all logits.
 """
 
 import functools
@@ -33,7 +33,7 @@ def options(**changes: Any) -> LossOptions:
 
 
 def problem(seed: int = 0) -> tuple[jax.Array, ...]:
-    """hidden, head, targets, weights; some weights are 0, some are not 1."""
+    """hidden, head, targets, weights. Weights lie in [0, 2], and some are 0."""
     keys = jax.random.split(jax.random.key(seed), 4)
     hidden = jax.random.normal(keys[0], (B, T, D))
     head = jax.random.normal(keys[1], (PADDED, D))
@@ -43,7 +43,7 @@ def problem(seed: int = 0) -> tuple[jax.Array, ...]:
 
 
 def plain(hidden: Any, head: Any, targets: Any, weights: Any, z_loss: Any) -> Any:
-    """The definition, with every logit at once."""
+    """The definition, which computes all logits at once."""
     logits = jnp.einsum("btd,vd->btv", hidden, head[:VOCAB])
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     z = jax.nn.logsumexp(logits, axis=-1) ** 2
@@ -64,7 +64,7 @@ def plain_gradient() -> Any:
     return tiny.jit(jax.value_and_grad(plain, argnums=(0, 1), has_aux=True))
 
 
-# 16 does not divide the 74 tokens
+# The 74 tokens are not a multiple of 16.
 @pytest.mark.parametrize(("z_loss", "chunk_size"), [(0.0, 16), (1e-2, 16), (1e-2, 1000)])
 def test_value_and_gradients(z_loss: float, chunk_size: int) -> None:
     inputs = problem()
@@ -108,8 +108,8 @@ def test_tokens_of_weight_zero_change_nothing() -> None:
 
 
 def test_bfloat16_operands_round_once() -> None:
-    """Rounded inputs through the float32 definition give the value; gradients differ by the
-    rounding of d logits, 2^-9.
+    """The value is that of the float32 definition on rounded inputs. The gradients differ from its
+    gradients by the rounding of d logits, 2^-9.
     """
     hidden, head, targets, weights = problem()
     (total, _), (d_hidden, d_head) = chunked(options(operand_dtype=jnp.bfloat16))(
@@ -146,7 +146,7 @@ def test_huge_logits_stay_finite() -> None:
 def test_the_gradient_has_its_digits_where_every_target_is_certain(
     z_loss: float, height: float
 ) -> None:
-    """Every target's logit stands far above all others, or far below; against float64."""
+    """Compared with float64, where every target's logit is far above all others, or far below."""
     hidden, head, targets, weights = (np.array(x) for x in problem())
     targets %= D
     head[:D], head[D:] = 4.0 * np.eye(D), 0.1 * head[D:]

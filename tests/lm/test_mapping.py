@@ -1,4 +1,4 @@
-"""Values that a configuration may meet at its edges: written out and read back, nothing changes."""
+"""Edge cases of configuration values: after a round trip through text they are unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_durations_keep_every_digit(value: float, unit: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "steps", "1 2 steps", "1 Steps", "1_0 m", "-0.1 steps"])
-def test_what_is_no_duration(text: str) -> None:
+def test_what_is_not_a_duration(text: str) -> None:
     with pytest.raises(UserError, match="x="):
         convert(Duration, text, "x")
 

@@ -1,5 +1,7 @@
-"""Every way of splitting a step gives the step of one device: on eight CPU devices, in a process of
-its own, since the number of devices is fixed once JAX has started.
+"""A step on any mesh equals the step of one device.
+
+The meshes have eight CPU devices and run in a process of their own, since JAX fixes the number of
+devices at start.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ HYBRID = {
     "run.accumulation": 2,
 }
 SEQUENCE = {"mesh.data": 2, "mesh.sequence": 2, "mesh.tensor": 2, "mesh.stream_over_tensor": True}
-# In zig-zag a recurrence exchanges its tokens for heads.
+# In the zigzag layout a recurrence exchanges time for heads (all_to_all).
 ZIGZAG = {"mesh.data": 2, "mesh.sequence": 4, "mesh.sequence_layout": "zigzag"}
 SMALL = {"model.pattern": "stickbreaking,gla", "model.num_layers": 2}
 TENSOR = {"mesh.tensor": 8, "mesh.replicate": ["G"]}
@@ -72,7 +74,7 @@ BAD = [
 
 
 def run(meshes: list[dict[str, Any]], shared: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """`shared` changes the model of all of them, the one device's too."""
+    """`shared` changes the model on every mesh, and on the single device."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "tests.lm.sharded_step", json.dumps(meshes)]
     command.append(json.dumps(shared or {}))
@@ -82,7 +84,9 @@ def run(meshes: list[dict[str, Any]], shared: dict[str, Any] | None = None) -> l
 
 
 def check(name: str, found: dict[str, Any]) -> None:
-    """Per tensor, at each of three steps; the gradient norm is the same however it is summed."""
+    """The gradient's error is that of the worst tensor and step. The gradient norm must not depend
+    on how devices share its sum.
+    """
     assert found["loss"] < 1e-5, name
     assert found["norm"] < 1e-5, name
     assert found.get("gradient", 0.0) < 1e-5, name
@@ -90,7 +94,9 @@ def check(name: str, found: dict[str, Any]) -> None:
 
 
 def test_eight_devices_step_like_one() -> None:
-    """Everything at once; and what cannot be is told in one line."""
+    """Meshes that combine several axes equal one device. A mesh that cannot work is refused in one
+    line.
+    """
     meshes = [HYBRID, SEQUENCE, ZIGZAG, *(mesh for mesh, _ in BAD)]
     hybrid, sequence, zigzag, *refused = run(meshes, SMALL)
     check("hybrid", hybrid)
@@ -106,11 +112,12 @@ def test_eight_devices_step_like_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS.names())
 def test_every_mixer_shares_the_tokens_of_a_row(mixer: str) -> None:
-    """Four ranks; the short convolutions of a mixer take what is before a shard."""
+    """On four ranks. The short convolutions of a mixer read the tokens before their shard."""
     mesh, rows = {"mesh.data": 2, "mesh.sequence": 4}, {"mesh.data": 8}
     model = {"model.pattern": mixer, "model.num_layers": 2, "model.layers": {}}
     found, by_rows = run([mesh, rows], model)
-    # One device rounds too: mamba2's gradient differs from it by 1.1e-5 where only rows are split.
+    # One device rounds too: where only rows are split, mamba2's gradient differs from its by
+    # 1.1e-5.
     assert found.pop("gradient") < max(1e-5, 1.5 * by_rows["gradient"])
     check(mixer, found)
 
@@ -118,7 +125,7 @@ def test_every_mixer_shares_the_tokens_of_a_row(mixer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(patterns(6)))
 def test_every_hybrid_shares_the_tokens_of_a_row(name: str) -> None:
-    """Attention and recurrences lie on one layout of time."""
+    """Attention and recurrences use the same layout of time."""
     layers = {"full": {"mixer": "softmax"}, "window": WINDOW | {"window": 5}}
     model: dict[str, Any] = {"model.pattern": patterns(6)[name], "model.num_layers": 6}
     model["model.layers"] = layers | {"block": BLOCK | {"block": 8}}

@@ -1,4 +1,4 @@
-"""metrics.jsonl survives kills, resumes and numbers that are not finite; a tracker sees as much."""
+"""metrics.jsonl survives kills, resumes and non-finite numbers. A tracker gets the same records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(workdir: Path, steps: range) -> None:
 
 
 class Seen:
-    """A tracker that keeps what it is shown."""
+    """A tracker that keeps the records it is given."""
 
     def __init__(self, error: type[OSError] | None = None) -> None:
         self.first: list[int] = []
@@ -56,7 +56,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tracker_is_shown_the_same_records(tmp_path: Path) -> None:
-    """Numbers that are not finite too; and from which step on, when a run goes on."""
+    """Including non-finite numbers. When a run resumes, the tracker gets the step that it resumes
+    from.
+    """
     seen = Seen()
     for steps in ((1, 2), (3,)):
         with metrics.Writer(tmp_path, track=seen) as writer:
@@ -86,7 +88,7 @@ def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path, value: float
         writer.write({"step": 1, "tokens": 10, "train/loss": value, "train/nll": 2.0})
 
     def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     line = json.loads((tmp_path / metrics.FILE).read_text(), parse_constant=refuse)
     assert line["train/loss"] is None
@@ -154,10 +156,12 @@ LOSSES: dict[str, Callable[[bytes], bytes | None]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_records_that_a_checkpoint_counts_on_are_missed(
+def test_lost_records_that_a_checkpoint_counts_on_are_noticed(
     tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused in one line; given up where that is asked for, told, and what is left is whole."""
+    """The resume is refused in one line. If the user accepts the loss, it is logged, and the
+    records that remain are whole.
+    """
     with metrics.Writer(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.write({"step": step, "tokens": step})
@@ -180,7 +184,7 @@ def test_records_that_a_checkpoint_counts_on_are_missed(
 
 @pytest.mark.parametrize("line", [b"{}", b"[]", b"3", b"\xff", b'{"step": "1", "tokens": 1}', b"{"])
 def test_a_line_that_is_not_a_record(tmp_path: Path, line: bytes) -> None:
-    """Without it, as the message says, the others are read."""
+    """Once the line is removed, as the message says, the other lines can be read."""
     write(tmp_path, range(1, 3))
     path = tmp_path / metrics.FILE
     whole = path.read_bytes()
@@ -191,7 +195,7 @@ def test_a_line_that_is_not_a_record(tmp_path: Path, line: bytes) -> None:
     assert [x["step"] for x in metrics.read(tmp_path)] == [1, 2]
 
 
-def test_of_two_records_of_a_step_the_later_one_counts(tmp_path: Path) -> None:
+def test_the_later_of_two_records_of_a_step_counts(tmp_path: Path) -> None:
     with metrics.Writer(tmp_path) as writer:
         for values in ({"a": 1}, {"a": 1, "eval/x": 2}):
             writer.write({"step": 1, "tokens": 1} | values)
@@ -204,7 +208,7 @@ def test_an_inactive_writer_leaves_no_trace(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workdir_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_workdir_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="workdir"):
         metrics.Writer(tmp_path / "file")
@@ -228,7 +232,9 @@ def test_peaks(kind: str, precision: str, peak: float | None) -> None:
     assert metrics.peak_flops(kind, precision) == peak
 
 
-def test_a_full_disk_is_told_within_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_within_a_line_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with metrics.Writer(tmp_path) as writer:
         writer.write({"step": 1, "tokens": 10})
         monkeypatch.setattr(writer, "_file", Half(writer._file))
@@ -238,7 +244,7 @@ def test_a_full_disk_is_told_within_a_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Half:
-    """A file that takes half of what it is given."""
+    """A file that writes only the first half of what it is given."""
 
     def __init__(self, file: Any) -> None:
         self.name, self.close, self._file = file.name, file.close, file
@@ -248,7 +254,7 @@ class Half:
 
 
 def test_a_tracker_that_cannot_close(tmp_path: Path) -> None:
-    """What ended the run is what is told, else that."""
+    """Its error is raised, unless another error ended the run; then that one is."""
     seen = Seen(OSError)
     with pytest.raises(OSError, match="No space left"), metrics.Writer(tmp_path, track=seen):
         pass

@@ -1,6 +1,6 @@
 """What holds for every mixer: decoding, packing, causality, gradients, training.
 
-What a layer computes is tested beside it, in tests/lm/mixers.
+tests/lm/mixers tests what each layer computes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, relative_error
 
 MIXERS = families.MIXERS.names()
-TIME = 70  # a whole chunk and a part of one
-# Sizes that take long to compile and change nothing of what is tested.
+TIME = 70  # a whole chunk and part of another
+# Smaller sizes that compile faster; what is tested does not depend on them.
 SMALLER: dict[str, dict[str, Any]] = {"h3": {"shift_taps": 9}, "mamba2": {"state_dim": 16}}
 
 
@@ -43,7 +43,9 @@ def program(mixer: str) -> Any:
 
 
 def packed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row 0: documents of 31, 1 and 33 tokens and padding; rows 1 to 3: one of them each."""
+    """Row 0 holds documents of 31, 1 and 33 tokens, then padding. Rows 1 to 3 hold one of them
+    each.
+    """
     x, segment_ids = random_input(4, TIME), np.zeros((4, TIME), np.int32)
     positions = np.zeros((4, TIME), np.int32)
     for i, (begin, length) in enumerate([(0, 31), (31, 1), (32, 33)]):
@@ -56,7 +58,9 @@ def packed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_packed_documents_equal_separate_ones(mixer: str) -> None:
-    """Outputs, and gradients of the input; padding gives zeros; every parameter has a gradient."""
+    """Outputs and gradients of the input are equal. Every parameter has a gradient, and all of them
+    are finite.
+    """
     x, segment_ids, positions = packed()
     cotangent = random_input(4, TIME, seed=2)
     for i, (begin, length) in enumerate([(0, 31), (31, 1), (32, 33)]):
@@ -74,8 +78,8 @@ def test_packed_documents_equal_separate_ones(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_future_is_not_seen(mixer: str) -> None:
-    """Not in the outputs, nor in the gradients of the inputs; and the past is. A mixer that is not
-    causal sees the future.
+    """Outputs and input gradients of a causal mixer do not depend on later tokens; those of another
+    mixer do. Both depend on earlier tokens.
     """
     x = random_input(4, TIME)
     changed = x.copy()
@@ -105,7 +109,7 @@ def test_prefill_and_steps_equal_one_call(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_sizes_and_costs_are_counted(mixer: str) -> None:
-    """Every call has FLOPs; a state that does not grow does not; names of parameters are known."""
+    """Every call has FLOPs. A state grows no faster than the length, if at all."""
     module = layer(mixer)
     assert module.size() > 0
     assert build_lib.flops_per_token(module.built) > 6.0 * module.size() * 0.5
@@ -120,7 +124,7 @@ def test_sizes_and_costs_are_counted(mixer: str) -> None:
 @pytest.mark.parametrize("parametrization", ["mup", "standard"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_trains(mixer: str, parametrization: str) -> None:
-    """Thirty steps on one batch bring the loss down, in a model twice the base width."""
+    """Thirty steps on one batch lower the loss of a model twice as wide as the base width."""
     changes: dict[str, Any] = {
         "model.pattern": mixer,
         "model.num_kv_heads": 4,

@@ -1,4 +1,4 @@
-"""Patterns, layers and their options; decoding and packing against one forward; remat; dtypes."""
+"""Patterns, layers and their options; decoding and packing equal one forward; remat; dtypes."""
 
 import functools
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ def test_bad_patterns(pattern: Any, message: str) -> None:
         ),
     ],
 )
-def test_bad_layers_are_told_without_a_device(changes: dict[str, Any], message: str) -> None:
+def test_bad_layers_are_reported_without_a_device(changes: dict[str, Any], message: str) -> None:
     if "model.pattern" not in changes:
         changes = changes | {"model.pattern": "a"}
     with pytest.raises(UserError, match=message) as caught:
@@ -121,7 +121,7 @@ def test_bad_layers_are_told_without_a_device(changes: dict[str, Any], message: 
         ({"form": "jax_nn", "logits_soft_cap": 30.0}, "jax_nn"),
     ],
 )
-def test_what_the_op_refuses_is_told(options: dict[str, Any], message: str) -> None:
+def test_a_refusal_of_the_op_is_reported(options: dict[str, Any], message: str) -> None:
     layers = {"a": {"mixer": "softmax"} | options}
     with pytest.raises(UserError, match=rf"model\.layers\.a: .*{message}") as caught:
         tiny.create({"model.layers": layers, "model.pattern": "a"})
@@ -144,7 +144,9 @@ def test_forms_are_resolved_and_recorded_per_layer() -> None:
 
 
 def test_every_layer_has_its_own_parameters() -> None:
-    """Labels repeated inside a group and across groups; Flax would share one module's."""
+    """Labels repeat inside a group and across groups. Flax would share the parameters of one
+    module.
+    """
     changes = {"model.pattern": ((2, "softmax,softmax"), (1, "softmax")), "model.num_layers": 5}
     built = tiny.create(changes | {"model.tied_embeddings": False})
     names = set(jax.tree.leaves(params_lib.names(built.infos)))
@@ -181,7 +183,7 @@ def forward(built: Build) -> Any:
 
 
 def prefill_and_steps(built: Build, prefill: int) -> Any:
-    """Hidden states of all tokens, the first `prefill` from one call, the others one by one."""
+    """Hidden states of all tokens: the first `prefill` in one call, the others one by one."""
     model = built.model
 
     def run(params: Any, tokens: Any) -> Any:
@@ -282,7 +284,7 @@ REMAT = [
 
 
 def gradient(changes: dict[str, Any]) -> tuple[Any, Any]:
-    """The gradient function of a loss of two layers, and its arguments."""
+    """The loss of a two-layer model, as a function of its parameters, and the parameters."""
     built = tiny.create({"model.pattern": "softmax", "model.num_layers": 2} | changes)
     batch = tiny.batch()
 
@@ -308,7 +310,7 @@ def test_remat_and_unrolling_change_no_gradient(changes: dict[str, Any]) -> None
 
 
 def test_remat_policies_keep_less_and_less() -> None:
-    """Elements saved for the backward pass, parameters and inputs aside."""
+    """Counts the elements saved for the backward pass, without parameters and inputs."""
 
     def saved(remat: str) -> int:
         loss, params = gradient({"model.remat": remat, "model.kept": {"mixer": "device"}})
@@ -329,8 +331,8 @@ def test_remat_policies_keep_less_and_less() -> None:
     ],
 )
 def test_precision_policies(precision: str, activations: Any, operands: set[str]) -> None:
-    """Parameters and gradients float32 always; matmuls of parameters multiply the operand dtype,
-    forward and backward.
+    """Parameters and their gradients are always float32. Matmuls with parameters have operands of
+    the policy's dtype, forward and backward.
     """
     built = tiny.create({"model.precision": precision})
     batch = tiny.batch()
@@ -350,7 +352,9 @@ def test_precision_policies(precision: str, activations: Any, operands: set[str]
 
 
 def _feed_forward_products(jaxpr: Any) -> Iterator[tuple[str, str]]:
-    """Operand dtypes of each dot_general with a side or a result of the feed-forward's shape."""
+    """Operand dtypes of each dot_general in which an operand or the result has the shape of the
+    feed-forward's matrices.
+    """
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             avals = [x.aval for x in (*eqn.invars, *eqn.outvars)]

@@ -1,4 +1,4 @@
-"""The multipliers against the published tables, and what stays the same over widths under them."""
+"""The multipliers equal the published tables, and what they should keep equal over widths is."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def test_standard_table_does_not_see_the_width() -> None:
     assert got == mup.create(config("standard", width=256))
 
 
-def test_base_width_is_the_identity_but_for_attention() -> None:
+def test_base_width_is_the_identity_except_for_attention() -> None:
     got, standard = mup.create(config(width=256)), mup.create(config("standard"))
     for role in mup.ROLES:
         assert got.learning_rate(role) == standard.learning_rate(role)
@@ -84,7 +84,7 @@ def test_shrink_per_step(mode: str, role: Role) -> None:
 
 
 def update_rms(width: int, parametrization: str) -> float:
-    """RMS of (change of W) x over outputs after Adam's first step, sign(d x^T) * rate."""
+    """RMS over outputs of (change of W) x, after Adam's first step: sign(d x^T) * rate."""
     d_key, x_key = jax.random.split(jax.random.key(0))
     x = jax.random.normal(x_key, (width,))
     delta = jax.random.normal(d_key, (width,))
@@ -108,7 +108,7 @@ def completep(width: int = 1024, depth: int = 24, alpha: float = 0.5, **changes:
 
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
 def test_completep_table(alpha: float) -> None:
-    """m = 4, m_L = 4: table 1 of arXiv 2505.01618."""
+    """Table 1 of arXiv 2505.01618, for m = 4 and m_L = 4."""
     got, plain = mup.create(completep(alpha=alpha)), mup.create(config())
     assert got.residual == pytest.approx(0.22 * 4**-alpha)
     assert (got.logits, got.embedding, got.attention_scale(64)) == (0.25, 12.0, 1 / 64)
@@ -144,7 +144,7 @@ def test_completep_shrinks_hidden_matrices_alike_at_all_widths() -> None:
     assert shrink(1024, "width_invariant") == pytest.approx(0.02 * 0.1)
 
 
-def test_groups_are_roles_but_under_completep() -> None:
+def test_groups_are_roles_except_under_completep() -> None:
     infos = [
         ParamInfo("vocab D", (7, 4), "input", True),
         ParamInfo("L D", (2, 4), "vector", False),
@@ -157,7 +157,7 @@ def test_groups_are_roles_but_under_completep() -> None:
 
 
 def stepped(c: Config, gradient: float) -> dict[str, np.ndarray]:
-    """What one step subtracts, of parameters whose gradient has one value everywhere."""
+    """What one step subtracts from parameters whose gradient has the same value everywhere."""
     infos = {
         "w": ParamInfo("L D F", (2, 4, 6), "hidden", True, 1),
         "norm": ParamInfo("L D", (2, 4), "vector", False),
@@ -174,7 +174,7 @@ def stepped(c: Config, gradient: float) -> dict[str, np.ndarray]:
 
 
 def test_completep_gives_each_group_its_eps() -> None:
-    """Adam's first step is g / (|g| + eps): of a gradient as large as eps, half the rate."""
+    """Adam's first step is g / (|g| + eps), so a gradient as large as eps gives half the rate."""
     base = completep(alpha=0.5)
     eps = 1e-3
     c = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, eps=eps))
@@ -197,8 +197,10 @@ def test_completep_gives_each_group_its_eps() -> None:
     ids=str,
 )
 def test_a_layer_changes_as_much_at_every_width(options: dict[str, Any], exponent: float) -> None:
-    """RMS of (change of W) x after one step on a gradient of one direction, d x^T, W of the width's
-    own size: the same from 256 to 1024, which the same rate at all widths would not give.
+    """The RMS of (change of W) x after one step is the same at widths 256 and 1024. With one rate
+    for all widths it would not be.
+
+    The gradient has rank one, d x^T, and W has the scale that muP gives it at the width.
     """
 
     def change(width: int) -> float:
@@ -226,8 +228,10 @@ def test_a_layer_changes_as_much_at_every_width(options: dict[str, Any], exponen
     assert mup.create(from_mapping(values)).learning_rate("hidden") == pytest.approx(4**exponent)
 
 
-def test_a_vector_of_lars_moves_with_the_inverse_of_its_gradient() -> None:
-    """Its direction is the gradient, which falls as the width; under CompleteP, with the branch."""
+def test_the_rate_of_a_lars_vector_grows_as_its_gradient_falls() -> None:
+    """LARS moves a vector by its gradient, which falls with the width; under CompleteP also with
+    the multiplier of the branch. The rate makes up for both.
+    """
     values = get_config().to_dict()
     values["model"] |= {"width": 1024, "num_layers": 24}
     values["optimizer"] = {"family": "lars"}
@@ -239,8 +243,10 @@ def test_a_vector_of_lars_moves_with_the_inverse_of_its_gradient() -> None:
 
 @pytest.mark.parametrize("width", [16, 64])
 def test_the_first_logits_are_as_wide_as_the_guide_says(width: int) -> None:
-    """docs/first_run.md: init_std base_width / sqrt(width), so that a first loss is above ln V.
-    The token that was read is left out: its embedding is a row of the head.
+    """docs/first_run.md says that their deviation is init_std base_width / sqrt(width), which puts
+    the first loss above ln V.
+
+    The logit of the token that was read is left out, since its embedding is a row of the head.
     """
     changes = {"model.width": width, "mup.base_width": 48.0, "model.pattern": "softmax"}
     built = tiny.create(changes)

@@ -1,5 +1,7 @@
-"""Gradient noise scale and norm test: of synthetic gradients, of a step against gradients taken one
-by one, and nothing of it where it is off.
+"""Gradient noise scale and norm test.
+
+They are checked on synthetic gradients, and a step's readouts against gradients taken row by row.
+When the option is off, a step has none of them.
 """
 
 import functools
@@ -24,12 +26,14 @@ from tests.lm import tiny
 
 TOKEN_BYTES = np.ones(tiny.VOCAB, np.int32)
 CHANGES = {"mesh.data": 1, "log.gradient_noise": True}
-RATIO = 9.237  # tr(Sigma) / |G|^2 of the synthetic gradients, the oracle of ../shared/spec
+RATIO = 9.237  # tr(Sigma) / |G|^2 of the synthetic gradients
 
 
 def synthetic(draws: int) -> dict[str, np.ndarray]:
-    """The readouts of `draws` steps of 512 tokens in 16 parts of unequal sizes, one of them empty;
-    a gradient of a token is normal in 64 dimensions, of mean 1 and variance RATIO.
+    """The readouts of `draws` steps.
+
+    Each step has 512 tokens in 16 parts of unequal sizes, of which one is empty. The gradient of a
+    token has 64 dimensions, each normal with mean 1 and variance RATIO.
     """
     rng = np.random.default_rng(0)
     part = np.minimum(rng.geometric(0.12, 512), 16)[None] - 1
@@ -49,8 +53,8 @@ def synthetic(draws: int) -> dict[str, np.ndarray]:
     return {k: np.asarray(v, np.float64) for k, v in found.items()} | {"norm": np.asarray(norms)}
 
 
-def test_of_gaussian_gradients_in_parts_of_unequal_sizes() -> None:
-    """Numerator, denominator and their ratio, each within 5 %, of 400 draws."""
+def test_noise_of_gaussian_gradients_in_parts_of_unequal_sizes() -> None:
+    """Over 400 draws, numerator, denominator and ratio are each within 5 %."""
     found = synthetic(400)
     assert found["noise/grad_sq"].mean() == pytest.approx(64.0, rel=0.05)
     assert found["noise/trace"].mean() == pytest.approx(64.0 * RATIO, rel=0.05)
@@ -72,14 +76,15 @@ def test_the_norm_test_asks_for_the_noise_scale_over_theta_squared(
 
 def test_means_are_smoothed_before_they_are_divided() -> None:
     found = critical_batch.smoothed([2.0, np.nan, 4.0, 1.0], [1.0, 1.0, -0.5, -9.0], memory=2.0)
-    # Weights 1/2 and 1/4 of the first and third record: (0.5 + 2) / (0.25 - 0.25).
+    # The ratio at the third record, with weights 1/2 and 1/4 for records 1 and 3: (0.5 + 2) / (0.25
+    # - 0.25).
     np.testing.assert_allclose(found, [2.0, 2.0, np.nan, np.nan])
     assert critical_batch.smoothed([], [], memory=2.0).shape == (0,)
 
 
 @functools.cache
 def batch() -> Batch:
-    """Token weights of 0 and 1, most of them in the last rows."""
+    """Token weights are 0 or 1, most of the ones in the last rows."""
     found = tiny.batch(3)
     share = np.array([[0.2], [0.5], [0.9], [1.0]])
     kept = (np.random.default_rng(0).random((4, 24)) < share) & (found.segment_ids > 0)
@@ -88,7 +93,7 @@ def batch() -> Batch:
 
 @functools.cache
 def gradients() -> tuple[list[Any], np.ndarray]:
-    """Of every row by itself: of the sum of its token losses, and the number of its tokens."""
+    """For every row, the gradient of the sum of its token losses, and its number of tokens."""
     one = tiny.create()
 
     def loss(params: Any, row: Batch) -> Any:
@@ -101,7 +106,7 @@ def gradients() -> tuple[list[Any], np.ndarray]:
 
 
 def by_hand(parts: list[list[int]]) -> tuple[float, float]:
-    """|G|^2 and tr(Sigma), where the parts of the batch are these rows."""
+    """|G|^2 and tr(Sigma) of a batch whose parts are these rows."""
     grads, counts = gradients()
 
     def mean_square(rows: list[int]) -> tuple[float, float]:
@@ -131,7 +136,7 @@ def stepped(built: Build) -> dict[str, float]:
     ],
     ids=["microbatches", "data and fsdp", "both"],
 )
-def test_a_step_tells_what_gradients_taken_one_by_one_do(
+def test_a_step_reports_the_noise_of_gradients_taken_one_by_one(
     changes: dict[str, Any], parts: list[list[int]]
 ) -> None:
     devices = changes.get("mesh.data", 1) * changes.get("mesh.fsdp", 1)
@@ -144,7 +149,7 @@ def test_a_step_tells_what_gradients_taken_one_by_one_do(
     assert found["noise/norm_test"] == pytest.approx(asked, rel=1e-4)
 
 
-def test_off_a_step_has_nothing_of_it() -> None:
+def test_a_step_without_the_option_has_no_noise_metrics() -> None:
     off, on = (tiny.create({"run.accumulation": 2, "log.gradient_noise": x}) for x in (False, True))
     state = off.abstract_state
     metrics = [

@@ -1,4 +1,4 @@
-"""What the backward pass keeps of norms, gates and the feed-forward's product: their inputs."""
+"""Norms, gates and the feed-forward's product keep only their inputs for the backward pass."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ SHAPE = (2, 16, 4, 32)
 
 
 def kept(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Arrays as large as the activations that the backward pass is given."""
+    """The arrays that the backward pass gets and that are as large as the activations."""
     backward = lambda *args: jax.tree.leaves(jax.vjp(function, *args)[1])
     found: dict[int, Any] = {id(x): x.aval for x in jax.make_jaxpr(backward)(*args).jaxpr.outvars}
     return [x for x in found.values() if x.size >= args[-1].size]
 
 
 def modules() -> dict[str, tuple[nn.Module, int]]:
-    """With how many arrays of activations they keep: a feed-forward its input for each of two
-    products, which is one array to a compiler, its two halves and their product.
+    """Modules, and how many arrays as large as activations each keeps.
+
+    The feed-forward keeps five: its input twice, once for each of two products (a compiler makes
+    one array of them), its two halves, and their product.
     """
     context = tiny.create({"model.precision": "bfloat16"}).model.context
     return {
@@ -39,7 +41,7 @@ def modules() -> dict[str, tuple[nn.Module, int]]:
 
 
 @pytest.mark.parametrize("name", ["norm", "gate", "gate before", "mlp"])
-def test_inputs_alone_are_kept(name: str) -> None:
+def test_only_inputs_are_kept(name: str) -> None:
     module, count = modules()[name]
     x = jnp.ones(SHAPE, jnp.bfloat16)
     inputs = (x, x) if "gate" in name else (x,)
@@ -49,6 +51,6 @@ def test_inputs_alone_are_kept(name: str) -> None:
     assert [x.dtype for x in found] == [jnp.bfloat16] * count
 
 
-def test_keys_of_length_one_keep_what_they_are_made_of() -> None:
+def test_unit_keys_keep_only_their_input() -> None:
     found = kept(lambda heads: unit_keys(heads, 8), jnp.ones(SHAPE, jnp.bfloat16))
     assert [x.dtype for x in found] == [jnp.bfloat16]

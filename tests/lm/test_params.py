@@ -1,4 +1,4 @@
-"""Declarations travel with parameters through init and scan, and leave a static tree."""
+"""Declarations go with parameters through init and scan, then are split off as a static tree."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""docs/reference.md and --help_config: every key is there, with a meaning."""
+"""docs/reference.md and --help_config list every key, with its meaning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_key_has_a_meaning(kind: type[Any]) -> None:
     assert not missing, "write them into the section Attributes: of the class"
 
 
-def test_meanings_are_of_fields() -> None:
+def test_every_meaning_belongs_to_a_field() -> None:
     members = [x.find(name, "x") for x in families.ALL for name in x.names()]
     for kind in (*KINDS, *members):
         assert meanings(kind).keys() <= {field.name for field in dataclasses.fields(kind)}, kind
@@ -75,7 +75,7 @@ class Outer:
     counts: tuple[Count, ...]
 
 
-def test_what_is_said_of_a_key() -> None:
+def test_a_key_is_described() -> None:
     base = {"word": "a", "inner": {"width": 3}, "several": {"x": {"width": 4}}}
     (found,) = sections(Outer, base)
     assert found.about == "Outside."

@@ -1,4 +1,4 @@
-"""The report shows what a run folder holds, whatever is missing, and nothing from outside it."""
+"""The report shows what a run folder holds, whichever file is missing, and loads nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def record(step: int, evaluated: bool = False) -> dict[str, Any]:
         "optim/skipped_total": float(step >= 7),
         "lr/hidden": 0.01,
         "lr/input": 0.02,
-        "update_norm/hidden": 0.1 * (1 - 1 / step),  # nothing at first: no learning rate yet
+        "update_norm/hidden": 0.1 * (1 - 1 / step),  # 0 at step 1
         "param_norm/hidden": 10.0,
         "time/step_seconds": 0.5,
         "time/tokens_per_second": 8192.0,
@@ -149,7 +149,7 @@ ODD = "<b0>&\"'|!"
 
 
 def odd(value: Any) -> Any:
-    """The same with markup in every key and every word."""
+    """The value, with markup in every key and every string."""
     if isinstance(value, dict):
         return {f"{ODD}{key}": odd(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -159,7 +159,7 @@ def odd(value: Any) -> Any:
 
 @pytest.mark.parametrize("several", [False, True])
 def test_keys_and_values_are_text(tmp_path: Path, several: bool) -> None:
-    """Of the configuration, the record, metrics and samples: none becomes markup or a mark."""
+    """Strings of every file of a run are shown as text: none becomes markup or a mark."""
     for name in ("<b0>a", "<b0>b") if several else ("<b0>a",):
         workdir = make(tmp_path / name, steps=10, every=5)
         with metrics.Writer(workdir) as writer:
@@ -177,7 +177,7 @@ def test_keys_and_values_are_text(tmp_path: Path, several: bool) -> None:
     text, tags = read(report.write(folders, tmp_path / "page.html", defaults))
     assert "b0" not in {tag for tag, _ in tags.seen}
     assert text.count("&lt;b0&gt;") > 20
-    assert (' class="changed"' in text) == (not several)  # several: all have the same keys
+    assert (' class="changed"' in text) == (not several)  # the runs have equal keys
 
 
 def test_nothing_comes_from_a_network(run_page: Path) -> None:
@@ -194,13 +194,13 @@ def test_same_run_same_page(tmp_path: Path, run_page: Path) -> None:
     assert again.read_bytes() == run_page.read_bytes()
 
 
-def test_skipped_steps_are_told(run_page: Path) -> None:
+def test_skipped_steps_are_shown(run_page: Path) -> None:
     text, _ = read(run_page)
     assert "Skipped steps" in text
     assert "at 7<" in text
 
 
-def test_what_was_left_out_is_told(run_page: Path) -> None:
+def test_what_was_left_out_is_shown(run_page: Path) -> None:
     text, _ = read(run_page)
     assert "Left out of the data" in text
     assert "1,204" in text
@@ -210,7 +210,7 @@ def test_what_was_left_out_is_told(run_page: Path) -> None:
 @pytest.mark.parametrize("norm", [math.nan, math.inf, 7.5, None])
 @pytest.mark.parametrize("steps", [12, 40, 1500])
 def test_every_skipped_step_has_a_mark(norm: float | None, steps: int, tmp_path: Path) -> None:
-    """At its norm where it has one, else at the upper edge; the axis is that of the others."""
+    """At the step's norm, or at the upper edge if the norm is missing or not finite."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     skipped = {3, 9, 10}
@@ -276,7 +276,7 @@ def test_every_run_has_its_color(count: int) -> None:
 @pytest.mark.parametrize("is_wide", [True, False])
 @pytest.mark.parametrize("letters", [3, 20, 200])
 def test_a_legend_covers_nothing(letters: int, is_wide: bool) -> None:
-    """It lies below the axes, within the figure, and the axes keep their height."""
+    """It lies below the axes and within the figure, and the axes keep their height."""
     heights = []
     for count in (0, 11):
         with figures_lib.canvas("title", is_wide) as (axes, finish):
@@ -296,7 +296,7 @@ def test_a_legend_covers_nothing(letters: int, is_wide: bool) -> None:
 
 
 def test_a_table_of_many_columns_names_them_in_every_cell() -> None:
-    """A phone shows a block for each row."""
+    """A phone shows each row as a block, without the head of the table."""
     head = ("run", "a", "b & c", "d")
     assert '<td data-head="b &amp; c">2</td>' in page.table([["x", 1, 2, 3]], head)
     assert "data-head" not in page.table([["x", 1]], head[:2])
@@ -335,7 +335,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     other = make(tmp_path / "other")
     text, _ = read(report.write([workdir], tmp_path / "report.html"))
     assert len(figures(text)) == 7
-    assert text.count("not finite</span>") == 3  # both losses, and the skipped steps' own note
+    assert text.count("not finite</span>") == 3  # both losses, and the note on skipped steps
     (run,) = folder.load([workdir])
     assert figures_lib._gaps(*run.series("train/loss")) == [(41 * 4096.0, 44 * 4096.0)]
     assert figures_lib._gaps(*run.series("lr/hidden")) == []

@@ -1,4 +1,4 @@
-"""Counts of tokens: exact, and as float32 what the schedule has always been given."""
+"""Token counts are exact, and their float32 values are those that schedules have always got."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from lm import state as state_lib
 
 @pytest.mark.parametrize("per_step", [1, 96, 4096 * 3, 8 * 512, 4_194_304])
 def test_a_count_is_exact_and_rounds_as_step_times_tokens_did(per_step: int) -> None:
-    """Every step to a million: exact integers, and the float32 bits of float32(step) * per_step."""
+    """For a million steps, the count is an exact integer, and its float32 value has the bits of
+    float32(step) * per_step.
+    """
 
     def body(counted: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         return state_lib.added(counted, per_step), (counted, state_lib.as_float(counted))

@@ -1,5 +1,5 @@
-"""One step: every token counts the same whatever the microbatch, metrics are what they say, and
-nothing of the size of all logits exists.
+"""One step: every token counts equally in any microbatch, metrics have their stated values, and no
+buffer is as large as all logits.
 """
 
 import functools
@@ -47,7 +47,9 @@ def score() -> Any:
 
 
 def test_microbatches_of_unequal_weight_add_up_to_the_whole() -> None:
-    """Two microbatches, one of a tenth of the other's weight: averaged losses would show."""
+    """One of two microbatches has a tenth of the other's weight, so averaging their losses would
+    give another result.
+    """
     batch = tiny.batch()
     unequal = batch.loss_weights * np.array([[1.0], [0.1], [1.0], [0.1]], np.float32)
     batch = batch._replace(loss_weights=unequal)
@@ -86,7 +88,7 @@ def test_metrics_are_sums_over_tokens() -> None:
 
 
 def test_gradient_norm_is_that_of_the_mean_loss() -> None:
-    """Against autodiff of a plain log-softmax of the same model."""
+    """Compared with autodiff of a plain log-softmax of the same model."""
     batch, one = tiny.batch(), built(1)
 
     def mean_loss(params: Any) -> Any:
@@ -115,7 +117,7 @@ def test_padding_and_masked_targets_do_not_count() -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_batch_without_weight_changes_no_step_size_to_nan() -> None:
+def test_a_batch_without_weight_gives_finite_results() -> None:
     batch = tiny.batch()
     state, metrics = step(1, batch._replace(loss_weights=np.zeros_like(batch.loss_weights)))
     assert all(np.isfinite(v) for v in metrics.values())
@@ -134,7 +136,7 @@ def test_a_bad_step_counts_and_changes_no_parameter() -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def test_two_steps_are_bit_equal_when_repeated() -> None:
+def test_a_repeated_step_is_bit_equal() -> None:
     runs = [step(2, tiny.batch()) for _ in range(2)]
     assert runs[0][1] == runs[1][1]
     for x, y in zip(*(jax.tree.leaves(state) for state, _ in runs), strict=True):
@@ -142,7 +144,9 @@ def test_two_steps_are_bit_equal_when_repeated() -> None:
 
 
 def test_rates_seeds_and_decays_share_one_program() -> None:
-    """Its text is the same, and with the numbers of the other it takes the other's step."""
+    """Two configurations lower to the same text. The step of one, called with the numbers of the
+    other, takes the other's step.
+    """
     rule = {"family": "power", "peak_learning_rate": 0.003, "b": -0.4, "warmup": "0 steps"}
     changes: dict[str, Any] = {"schedule": rule, "seed": 7, "optimizer.weight_decay": 0.3}
     one, other = built(1), tiny.create(CHANGES | changes)
@@ -160,7 +164,7 @@ def test_rates_seeds_and_decays_share_one_program() -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_buffer_holds_every_logit(accumulation: int) -> None:
-    """A loss chunk is 40 of the 96 tokens of a batch."""
+    """The batch has 96 tokens, and a loss chunk 40."""
     text = compiled(accumulation).as_text()
     found = re.findall(r"\b(?:f32|bf16|pred|s32|u32)\[([\d,]+)\]", text)
     sizes = {int(np.prod([int(n) for n in shape.split(",")])) for shape in found}
@@ -169,9 +173,10 @@ def test_no_buffer_holds_every_logit(accumulation: int) -> None:
 
 
 def coordinate_growth(parametrization: str) -> dict[str, float]:
-    """Slope of log RMS change after four steps against log width: of the final hidden states, and
-    of the targets' logits (the others' change is mostly noise of the initial head, which falls with
-    width).
+    """The slope of the log RMS change after four steps against log width.
+
+    It is measured on the final hidden states and on the targets' logits. The change of other logits
+    is mostly noise of the initial head, which falls with width.
     """
     widths = (64, 128, 256)
     found: dict[str, list[float]] = {"hidden": [], "logits": []}
@@ -184,14 +189,14 @@ def coordinate_growth(parametrization: str) -> dict[str, float]:
         wsd = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
         changes |= {"schedule": wsd}
         changes |= {"model.pattern": "softmax", "optimizer.weight_decay": 0.0}
-        before, after = looks_around_four_steps(tiny.create(changes))
+        before, after = before_and_after_four_steps(tiny.create(changes))
         for name, values in found.items():
             values.append(float(np.sqrt(np.mean((after[name] - before[name]) ** 2))))
     slope = lambda values: float(np.polyfit(np.log(widths), np.log(values), 1)[0])
     return {name: slope(values) for name, values in found.items()}
 
 
-def looks_around_four_steps(built: Build) -> tuple[Any, Any]:
+def before_and_after_four_steps(built: Build) -> tuple[Any, Any]:
     batch = tiny.batch()
 
     @tiny.jit
@@ -200,7 +205,7 @@ def looks_around_four_steps(built: Build) -> tuple[Any, Any]:
         hidden, _ = built.model.apply(variables, batch.tokens, batch.segment_ids, batch.positions)
         logits = jnp.einsum("btd,btd->bt", hidden, params["output"]["table"][batch.targets])
         weighted = batch.loss_weights > 0
-        # The multiplier of the logits sits on the hidden states.
+        # The hidden states include the multiplier of the logits.
         hidden = hidden / built.model.context.multipliers.logits
         return {"hidden": hidden[weighted], "logits": logits[weighted]}
 
@@ -214,7 +219,9 @@ def looks_around_four_steps(built: Build) -> tuple[Any, Any]:
 
 @pytest.mark.slow
 def test_coordinate_check() -> None:
-    """Changes do not grow with width under muP, and logits do under the standard one."""
+    """Changes do not grow with width under muP. Under the standard parametrization those of logits
+    do.
+    """
     mup, standard = coordinate_growth("mup"), coordinate_growth("standard")
     assert max(abs(slope) for slope in mup.values()) < 0.1, mup
     assert standard["logits"] > 0.3, standard

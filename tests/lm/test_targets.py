@@ -1,4 +1,6 @@
-"""Names of machines: sizes, hosts, and one line for a name or a compiler that is not there."""
+"""Names of machines: sizes, hosts, and a one-line error if a name is unknown or a compiler is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def test_a_name_gives_its_size(
         ("", "no such machine"),
     ],
 )
-def test_an_unknown_name_is_told_in_one_line(name: str, message: str) -> None:
+def test_an_unknown_name_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         targets.parse(name)
     assert message in str(error.value)
@@ -80,7 +82,9 @@ def test_a_compiler_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_links() -> None:
-    """A kind that is not listed has another's of its platform, and a CPU rehearses for a GPU."""
+    """A kind that is not listed gets the link of a listed one of its platform. A CPU gets a GPU's,
+    since it rehearses for one.
+    """
     h100 = chips.link("NVIDIA H100 80GB HBM3", "gpu")
     assert h100 == chips.link("another", "gpu") == chips.link("cpu", "cpu")
     assert h100.latency > 0

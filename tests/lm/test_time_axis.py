@@ -1,4 +1,4 @@
-"""Embedding and loss where devices share the tokens of a row: the same as on one device."""
+"""Embedding and loss give the results of one device when devices share the tokens of a row."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_loss(ways: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
 def test_scores_and_samples_are_those_of_one_device(layout: str) -> None:
-    """Rows and prompts of other lengths than training's, in the order of time."""
+    """Rows and prompts have other lengths than in training. Results are in the order of time."""
     model = {"model.pattern": "softmax,stickbreaking", "model.num_layers": 2, "mesh.data": 1}
     split = {"mesh.sequence": 2, "mesh.tensor": 2, "mesh.sequence_layout": layout}
     one, four = tiny.create(model), tiny.create(model | split, 4)
@@ -112,8 +112,8 @@ def test_a_batch_is_laid_out_over_rows_and_time() -> None:
 
 @pytest.mark.parametrize("ways", [{"sequence": 4}, {"data": 2, "sequence": 2}], ids=str)
 def test_a_matmul_moves_no_tokens(ways: dict[str, int]) -> None:
-    """Each device multiplies its own tokens of several rows, though no axis splits the weights; the
-    gradient of the weights is summed, and nothing else is sent.
+    """Each device multiplies its own tokens of several rows, though no axis splits the weights.
+    Only the gradient of the weights is summed; nothing else is sent.
     """
     split = tiny.mesh(**ways)
     rng = np.random.default_rng(2)

@@ -1,5 +1,5 @@
-"""Training from the outside: what a run folder holds, and that a run which was stopped, extended,
-branched or damaged ends with the same bits as one that was not.
+"""Training as a user sees it: what a run folder holds, and that a run ends with the same bits after
+it was stopped, extended, branched or damaged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LONGER = {"run.length": f"{2 * STEPS} steps"}
 
 
 def refused(lab: Lab, workdir: Path, changes: dict[str, Any] | None = None, **hooks: Any) -> str:
-    """The one line that a run ends with."""
+    """The one-line error that the run ends with."""
     with pytest.raises(UserError) as caught:
         lab.run(workdir, changes, **hooks)
     line = str(caught.value)
@@ -46,7 +46,7 @@ def refused(lab: Lab, workdir: Path, changes: dict[str, Any] | None = None, **ho
 
 
 def send(signum: int, at: int) -> Callable[[int, Any], None]:
-    """A hook: the process gets a signal at the call of this number."""
+    """A hook that sends the process a signal at call number `at`."""
 
     def hook(call: int, args: Any) -> None:
         if call == at:
@@ -56,7 +56,7 @@ def send(signum: int, at: int) -> Callable[[int, Any], None]:
 
 
 def spoil(at: Callable[[int], bool], weight: float) -> Callable[[int, Any], Any]:
-    """A hook: the token weights of a batch alternate between +weight and -weight."""
+    """A hook that sets the token weights of a batch to +weight and -weight in turn."""
 
     def hook(call: int, args: Any) -> Any:
         state, batch, *rest = args
@@ -70,7 +70,7 @@ def spoil(at: Callable[[int], bool], weight: float) -> Callable[[int, Any], Any]
 
 
 def test_a_finished_folder(lab: Lab, tmp_path: Path) -> None:
-    """The same run as `lab.whole`, with samples and a report, which change no other bit."""
+    """This run is `lab.whole` with samples and a report, which change no other bit."""
     changes = {"log.samples": ("the ", "return")}
     outcome = lab.run(tmp_path, changes, is_page_written=True)
     assert (outcome.step, outcome.finished, outcome.report) == (
@@ -129,14 +129,14 @@ def test_records_of_a_run(lab: Lab) -> None:
 
 
 def test_every_step_takes_time(lab: Lab, tmp_path: Path) -> None:
-    """However often a run is evaluated and saved; the first record knows of no step before it."""
+    """Every record but the first has a time, however often the run evaluates and saves."""
     often = {"checkpoint.every": "2 steps", "evaluate.every": "1 steps", "evaluate.max_tokens": 64}
     lab.run(tmp_path, often)
     seconds = [line.get("time/step_seconds") for line in metrics.read(tmp_path)]
     assert seconds[0] is None
     assert None not in seconds[1:]
     seconds = [line.get("time/step_seconds") for line in metrics.read(lab.whole)]
-    # Steps 5 and 6 share what both took, 8 and 9, ...: the host waits at a save.
+    # The host waits at a save, so steps 5 and 6, 8 and 9, ... are timed together.
     assert seconds[4::3] == seconds[5::3]
 
 
@@ -158,9 +158,7 @@ def test_resume_after_the_end_changes_nothing(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_planned_for_twice_the_length(lab: Lab, tmp_path: Path) -> None:
-    """Until the shorter one decays, two plans agree in every bit; from there one may turn into the
-    other.
-    """
+    """Both runs agree in every bit until the shorter one decays. There it can be lengthened."""
     assert meta(lab.whole, DECAY_START) == meta(lab.longer, DECAY_START)
     assert records(lab.whole)[:DECAY_START] == records(lab.longer)[:DECAY_START]
     assert meta(lab.whole, STEPS).digest != meta(lab.longer, STEPS).digest
@@ -192,7 +190,7 @@ def test_a_signal_saves_and_stops(lab: Lab, tmp_path: Path, signum: int, at: int
     assert_equal_runs(tmp_path, lab.whole)
 
 
-# Two sets of two batches: calls 0 to 3 of `nll` are the first evaluation, 4 to 7 the last one.
+# Two sets have two batches each: calls 0 to 3 of `score` are the first evaluation, 4 to 7 the last.
 @pytest.mark.parametrize(("at", "stopped"), [(0, 6), (2, 6), (4, 12), (7, 12)])
 def test_a_signal_during_an_evaluation(lab: Lab, tmp_path: Path, at: int, stopped: int) -> None:
     outcome = lab.run(tmp_path, score=send(signal.SIGTERM, at))
@@ -202,7 +200,7 @@ def test_a_signal_during_an_evaluation(lab: Lab, tmp_path: Path, at: int, stoppe
 
 
 def test_a_record_every_five_steps(lab: Lab, tmp_path: Path) -> None:
-    """Steps that are evaluated are recorded too, also where a signal cuts the evaluation short."""
+    """An evaluated step is recorded too, even if a signal cuts its evaluation short."""
     changes = {"log.every": "5 steps", "evaluate.every": "1 steps", "checkpoint.every": "5 steps"}
     lab.run(tmp_path / "all", changes)
     assert [x["step"] for x in records(tmp_path / "all")] == list(range(1, STEPS + 1))
@@ -214,7 +212,7 @@ def test_a_record_every_five_steps(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_durations_in_any_unit(lab: Lab, tmp_path: Path) -> None:
-    """The run of `lab.whole` in other words; a length in tokens is rounded up to whole steps."""
+    """The run of `lab.whole`. A length in tokens is rounded up to whole steps."""
     changes = {
         "run.length": "1500 tokens",
         "evaluate.every": "50 percent",
@@ -228,7 +226,7 @@ def test_durations_in_any_unit(lab: Lab, tmp_path: Path) -> None:
 def test_evaluations_keep_to_their_share(
     lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a short run the last alone is left; a run that goes on after a kill has the same."""
+    """A short run has time for the last evaluation only, also if it was stopped and resumed."""
     changes = {"evaluate.every": "50 percent", "evaluate.share": 0.05}
     lab.run(tmp_path / "all", changes)
     found = metrics.read(tmp_path / "all")
@@ -240,7 +238,7 @@ def test_evaluations_keep_to_their_share(
 
 
 def test_a_run_without_validation_sets(lab: Lab, tmp_path: Path) -> None:
-    """It trains; a task that needs one is told before the first step."""
+    """It trains. A task that needs a validation set is refused before the first step."""
     text = sources(lab.root / "corpus")["text"] | {"valid_fraction": 0.0}
     changes: dict[str, Any] = {"data.sources": {"text": text}}
     outcome = lab.run(tmp_path / "plain", changes)
@@ -266,8 +264,8 @@ def decay_from(path: Path) -> dict[str, Any]:
 
 
 def test_a_decay_branches_from_a_trunk(lab: Lab, tmp_path: Path) -> None:
-    """From any checkpoint of the longer run, and equal to the run that was planned to decay
-    there; the trunk may disappear once the branch has saved.
+    """A branch equals the run that was planned to decay there. Once the branch has saved, its trunk
+    may be deleted.
     """
     trunk = copy(lab.longer, tmp_path / "trunk", last=DECAY_START)
     changes = decay_from(trunk)
@@ -284,7 +282,7 @@ def test_a_decay_branches_from_a_trunk(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_decay_from_one_checkpoint_of_many(lab: Lab, tmp_path: Path) -> None:
-    """A branch that died before its first save starts from the trunk again."""
+    """A branch that died before its first save starts again from the trunk."""
     path = lab.longer / "checkpoints" / str(DECAY_START)
     lab.run(tmp_path, decay_from(path))
     shutil.rmtree(tmp_path / "checkpoints")
@@ -292,7 +290,7 @@ def test_a_decay_from_one_checkpoint_of_many(lab: Lab, tmp_path: Path) -> None:
     assert meta(tmp_path).digest == meta(lab.whole).digest
 
 
-def test_init_from_takes_weights_alone(lab: Lab, tmp_path: Path) -> None:
+def test_init_from_takes_only_the_weights(lab: Lab, tmp_path: Path) -> None:
     first: list[Any] = []
 
     def hook(call: int, args: Any) -> None:
@@ -317,7 +315,7 @@ def test_origins_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:
     trunk = lab.longer / "checkpoints" / str(DECAY_START)
     line = refused(lab, tmp_path / "c", decay_from(trunk) | {"data.batch_size": 8})
     assert "batch_size was 4, is 8" in line
-    assert not list(tmp_path.iterdir())  # no stub is left that only looks like a run
+    assert not list(tmp_path.iterdir())  # a refused run leaves no folder
     (tmp_path / "mine").mkdir()
     refused(lab, tmp_path / "mine", {"init_from": str(lab.whole), "model.width": 64})
     assert (tmp_path / "mine").is_dir()
@@ -341,7 +339,7 @@ def test_another_tokenizer_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_bad_step_is_skipped_and_counted(lab: Lab, tmp_path: Path) -> None:
-    """A loss that is not a number, and a gradient that is far too large once a mean is known."""
+    """Bad are a loss that is NaN, and a gradient far above the running mean, once there is one."""
     lab.run(tmp_path, LONGER, step=spoil(lambda call: call == 4, np.nan))
     lines = records(tmp_path)
     assert [x["optim/skipped_total"] for x in lines] == [0] * 4 + [1] * 20
@@ -367,8 +365,8 @@ def test_too_many_bad_steps_stop_the_run(lab: Lab, tmp_path: Path) -> None:
     assert meta(tmp_path) == meta(lab.whole), "what was saved before is sound"
 
 
-def test_damaged_data_are_one_line(lab: Lab, tmp_path: Path) -> None:
-    """A fresh run reads everything once; a resumed one checks sizes."""
+def test_damaged_data_are_refused_in_one_line(lab: Lab, tmp_path: Path) -> None:
+    """A new run reads all data once. A resumed one checks only their size."""
     data = tmp_path / "data"
     prepare.prepare(lab.config().data, data, progress=False)
     (path,) = data.glob("text-*/train/tokens.bin")
@@ -387,7 +385,7 @@ def test_damaged_data_are_one_line(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_profile(lab: Lab, tmp_path: Path) -> None:
-    """Also of a run with fewer steps left than are usually left out."""
+    """Even if fewer steps are left than a profile usually waits for."""
     workdir = copy(lab.whole, tmp_path / "run", last=DECAY_START)
     lab.run(workdir, profile_steps=2)
     assert any(p.stat().st_size > 1000 for p in (workdir / "profile").rglob("*.xplane.pb"))

@@ -22,7 +22,7 @@ VOCAB = 300
 
 
 def config(changes: dict[str, Any] | None = None) -> Config:
-    """Width 32, one layer; `changes` maps dotted keys to values."""
+    """A configuration of width 32 with one layer. `changes` maps dotted keys to values."""
     values: Any = get_config()
     sizes = {"width": 32, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     values.model.update(sizes | {"ffn_dim": 48})
@@ -31,7 +31,7 @@ def config(changes: dict[str, Any] | None = None) -> Config:
     values.data.update({"context_length": 24, "batch_size": 4})
     values.schedule.warmup = "0 steps"
     values.run.length = "20 steps"
-    values.loss.chunk_size = 40  # divides neither a batch nor a shard of one
+    values.loss.chunk_size = 40  # divides neither the tokens of a batch nor those of a shard
     mapping = values.to_dict()
     for key, value in (changes or {}).items():
         *groups, leaf = key.split(".")
@@ -48,14 +48,15 @@ def create(changes: dict[str, Any] | None = None, num_devices: int = 1) -> Build
 
 
 def mesh(**ways: int) -> Mesh:
-    """Of as many devices as the axes named need."""
+    """A mesh of just as many devices as these axes need."""
     sizes = {f"mesh.{axis}": ways.get(axis, 1) for axis in mesh_lib.AXES}
     return mesh_lib.create(config(sizes).mesh, jax.devices()[: math.prod(sizes.values())])
 
 
 def batch(seed: int = 0, rows: int = 4, time: int = 24) -> Batch:
-    """Packed rows: documents of unequal lengths, row i ending in i places of padding, and token
-    weights of which some are 0 and none alike.
+    """Packed rows of documents of unequal lengths.
+
+    Row i ends with i places of padding. Token weights differ from each other, and some are 0.
     """
     rng = np.random.default_rng(seed)
     segment_ids = 1 + np.cumsum(rng.random((rows, time)) < 0.15, axis=1)
@@ -82,7 +83,7 @@ def params(built: Build, seed: int = 0) -> Any:
 
 
 def state(built: Build, seed: int = 0) -> TrainState:
-    """A train state before the first step, placed on the mesh, with parameters as above."""
+    """A train state before the first step, placed on the mesh, with the parameters of `params`."""
     abstract = built.abstract_state
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     placed = jax.tree.map(lambda x: x.sharding, abstract)
@@ -90,10 +91,10 @@ def state(built: Build, seed: int = 0) -> TrainState:
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`jax.jit` that compiles fast and optimises little."""
+    """`jax.jit` with few optimisations, so that it compiles fast."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def compiled(jitted: Any, *args: Any) -> Any:
-    """A jitted function compiled for the shapes of `args`, fast."""
+    """A jitted function compiled for the shapes of `args`, with few optimisations."""
     return jitted.lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})

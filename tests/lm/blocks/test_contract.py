@@ -1,4 +1,4 @@
-"""What every block must be, over all files of lm/blocks."""
+"""What every block in lm/blocks must do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lm.families import BLOCKS
 from tests.lm import tiny
 
 ROWS, TIME, WIDTH = 2, 5, 32
-MIXERS = ("softmax", "gla")  # a state that grows, one that does not
+MIXERS = ("softmax", "gla")  # one with a growing state, one with a constant one
 
 
 def made(name: str, mixer: str, mlp: str) -> tuple[Any, Any]:
@@ -37,7 +37,7 @@ def test_token_by_token_is_the_whole_span(name: str, mixer: str, mlp: str) -> No
     assert whole.shape == x.shape
     state = block.mixer.init_state(ROWS, TIME)
     step = jax.jit(lambda *args: block.apply({"params": params}, *args, method="step"))
-    # The first token opens the document, as a prefill of one token does.
+    # The first token begins the document, like a prefill of one token.
     prefill = block.apply({"params": params}, x[:, :1], ones[:, :1], positions[:, :1], state)
     out, state = prefill[:2]
     outs = [out[:, 0]]

@@ -1,4 +1,4 @@
-"""What every feed-forward must be, over all files of lm/feed_forward."""
+"""What every feed-forward in lm/feed_forward must do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = FEED_FORWARDS.names()
 
 
 def made(name: str, **changes: Any) -> tuple[Any, Any]:
-    """A feed-forward of a tiny model, and random parameters for it."""
+    """A feed-forward of a tiny model, and random parameters."""
     built = tiny.create({"model.mlp": {"family": name}} | changes)
     params = tiny.params(built)["groups_0"]["blocks_0"]["mlp"]
     return built.model.groups[0].blocks[0].mlp, jax.tree.map(lambda x: jnp.asarray(x[0]), params)

@@ -1,4 +1,4 @@
-"""What every kind of matrix must be, over all files of lm/matrices."""
+"""What every kind of matrix in lm/matrices must do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One mixer by itself: random parameters, a call, decoding, and its sizes."""
+"""One mixer alone: random parameters, a call, decoding, and its sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ WIDTH, HEADS, HEAD_DIM = 32, 4, 8
 
 
 class Layer:
-    """The only layer of a tiny model; `params` are its mixer's, random and of a lively size."""
+    """The only layer of a tiny model. `params` are its mixer's; their random values are large
+    enough to matter.
+    """
 
     def __init__(self, mixer: str, changes: dict[str, Any] | None = None, **options: Any) -> None:
         layers = {"layer": {"mixer": mixer} | options}
@@ -34,11 +36,11 @@ class Layer:
         self.params = jax.tree.map(lambda x: x[0], tree)
 
     def size(self) -> int:
-        """Parameters of the mixer."""
+        """The number of parameters of the mixer."""
         return sum(math.prod(i.shape) for i in jax.tree.leaves(self.infos, is_leaf=is_info))
 
     def declared(self) -> dict[str, tuple[str, bool]]:
-        """Role of every parameter, and whether it decays."""
+        """The role of every parameter, and whether it decays."""
         infos = jax.tree.leaves(self.infos, is_leaf=is_info)
         return {
             name: (info.role, info.decay)
@@ -46,7 +48,7 @@ class Layer:
         }
 
     def state_floats(self, max_len: int = 16) -> int:
-        """Numbers that one row carries from token to token, besides integers."""
+        """How many floats one row carries from token to token."""
         state = jax.eval_shape(lambda: self.mixer.init_state(1, max_len))
         leaves = jax.tree.leaves(state)
         return sum(x.size for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
@@ -54,7 +56,7 @@ class Layer:
     def __call__(
         self, params: Any, x: Any, segment_ids: Any = None, positions: Any = None
     ) -> jax.Array:
-        """x [B, T, D], one document a row unless told otherwise -> [B, T, D]."""
+        """x [B, T, D] -> [B, T, D]. Without segment ids each row is one document."""
         rows, time = x.shape[:2]
         if segment_ids is None:
             segment_ids = np.ones((rows, time), np.int32)
@@ -63,8 +65,9 @@ class Layer:
         return self.mixer.apply({"params": params}, x, segment_ids, positions, None)[0]
 
     def handed(self, params: Any, x: Any, **answers: Any) -> dict[str, dict[str, jax.Array]]:
-        """The inputs of each op by its name. An op answers with `answers[name]` of its inputs, or
-        with its v or x as they are."""
+        """The inputs of each op, by the op's name. In place of the op, `answers[name]` computes the
+        output from its inputs; without one the output is v, or x.
+        """
         seen: dict[str, dict[str, jax.Array]] = {}
 
         def run(name: str, inputs: dict[str, jax.Array]) -> Any:
@@ -76,7 +79,9 @@ class Layer:
         return seen
 
     def decode(self, params: Any, x: jax.Array, prefill: int) -> jax.Array:
-        """The same of one document a row: `prefill` tokens in one call, the others one by one."""
+        """The output for rows of one document: `prefill` tokens in one call, the others
+        one by one.
+        """
         rows, time = x.shape[:2]
         variables = {"params": params}
         index = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (rows, time))
@@ -93,7 +98,7 @@ class Layer:
 
 
 def refusal(mixer: str, **options: Any) -> str:
-    """The one line with which these options are refused, before any device is touched."""
+    """The one line that refuses these options, before any device is used."""
     layers = {"layer": {"mixer": mixer} | options}
     changes = {"model.layers": layers, "model.pattern": "layer", "model.num_kv_heads": HEADS}
     config = tiny.config(changes)
@@ -106,12 +111,12 @@ def refusal(mixer: str, **options: Any) -> str:
 
 
 def random_input(rows: int, time: int, seed: int = 1) -> np.ndarray:
-    """[B, T, D] as after a norm."""
+    """[B, T, D], like the output of a norm."""
     return np.random.default_rng(seed).standard_normal((rows, time, WIDTH)).astype(np.float32)
 
 
 def relative_error(got: Any, want: Any) -> float:
-    """Root mean square of the difference over that of `want`."""
+    """The root mean square of the difference over that of `want`."""
     a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert a.shape == b.shape
     return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))

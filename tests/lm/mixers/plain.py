@@ -1,4 +1,4 @@
-"""Pieces of a layer in float64 numpy, which the oracles of several mixers are made of."""
+"""Parts of layers in float64 numpy, from which the oracles of several mixers are built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-NORM_EPS = 1e-5  # of experiments/base.py
+NORM_EPS = 1e-5  # that of experiments/base.py
 
 
 def double(tree: Any) -> Any:
@@ -26,7 +26,7 @@ def merged(o: np.ndarray, linear: Any) -> np.ndarray:
 
 
 def rms_normed(o: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Over as many of the last dimensions as `scale` has."""
+    """Normalises over as many trailing dimensions as `scale` has."""
     axes = tuple(range(-scale.ndim, 0))
     return o / np.sqrt(np.mean(o**2, axis=axes, keepdims=True) + NORM_EPS) * scale
 
@@ -46,8 +46,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def constant(params: Any, x: np.ndarray, name: str) -> tuple[Any, np.ndarray]:
-    """Parameters and an input of which the projection `name` is the same at every token: it reads
-    column 0 alone, which is 1."""
+    """Parameters and an input for which the projection `name` is the same at every token: it reads
+    only column 0, which is 1.
+    """
     x = x.copy()
     x[..., 0] = 1.0
     kernel = params[name]["kernel"].copy()

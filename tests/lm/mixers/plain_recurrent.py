@@ -1,4 +1,4 @@
-"""Pieces of recurrent layers in float64 numpy: short convolutions, delta rule, step sizes."""
+"""Parts of recurrent layers in float64 numpy: short convolutions, delta rule, step sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lm.mixers.layer import Layer, random_input
 
 
 def convolved(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """x [B, T, H, K], weight [H, K, W], whose last tap is the token's own."""
+    """x [B, T, H, K], weight [H, K, W]. The last tap weighs the token itself."""
     taps = weight.shape[-1]
     out = np.zeros(x.shape)
     for t in range(x.shape[1]):
@@ -27,7 +27,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Of Euclidean length one; under the root 1e-6."""
+    """Scales to Euclidean length one, with 1e-6 under the root."""
     return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -48,12 +48,12 @@ def delta_rule(
 
 
 def noise(shape: tuple[int, ...], low: float, high: float, seed: int = 3) -> np.ndarray:
-    """Uniform float32, for parameters that would be dull near one."""
+    """Uniform float32, for parameters that near one would test nothing."""
     return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
 
 
 def initial(layer: Layer) -> Any:
-    """The parameters that a run starts from."""
+    """The parameters of a new run."""
     x, ones = random_input(1, 2), np.ones((1, 2), np.int32)
 
     def init(key: jax.Array) -> Any:
@@ -70,8 +70,9 @@ def modes_of(ssm: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spaced(ssm: Any) -> Any:
-    """Its parameters with memories of one to hundreds of tokens, frequencies up to a third of a
-    turn a token either way, and weights of any phase."""
+    """Its parameters, with memories from one to hundreds of tokens, frequencies up to a third of a
+    turn per token in both directions, and weights of any phase.
+    """
     modes = ssm["log_a"].shape
     return ssm | {
         "log_dt": noise(modes[:-1], np.log(0.01), np.log(0.5)),

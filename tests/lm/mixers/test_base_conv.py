@@ -35,7 +35,7 @@ def test_equals_the_taps(options: dict[str, Any]) -> None:
 
 
 def test_a_token_is_seen_as_long_as_the_filter_is() -> None:
-    """By itself and by the two after it; the gate is of the token alone."""
+    """A token changes its own output and the next two. The gate reads only the token itself."""
     layer, x = Layer("base_conv"), random_input(1, 9)
     changed = x.copy()
     changed[0, 4] += 1.0
@@ -53,7 +53,7 @@ def test_zero_input_gives_the_product_of_the_biases() -> None:
 
 
 def test_the_number_of_heads_is_only_a_cut() -> None:
-    """The same matrices, cut in one part or in four, are the same function."""
+    """The same matrices give the same function, cut into one head or four."""
     cut, whole = Layer("base_conv"), Layer("base_conv", num_heads=1)
     assert cut.size() == whole.size()
     params = {
@@ -77,7 +77,9 @@ def test_sizes() -> None:
 
 
 def test_matrices_and_the_filter_decay_and_biases_do_not() -> None:
-    """The filter is a few numbers a channel: its learning rate does not shrink with the width."""
+    """The filter has a few numbers a channel, so its learning rate does not shrink with
+    the width.
+    """
     expected = {f"{name}/kernel": ("hidden", True) for name in ("input", "gate", "out")}
     biases = dict.fromkeys(("filter_bias", "gate_bias"), ("vector", False))
     assert Layer("base_conv").declared() == expected | biases | {"filter": ("vector", True)}

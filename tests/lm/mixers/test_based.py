@@ -10,11 +10,13 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import HEADS, Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import constant, double, heads, merged
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 
 
 def plain(params: Any, x: np.ndarray) -> np.ndarray:
-    """Values under the weights 1 + s + s^2 / 2 with s = q . k / d'^1/2, which no features form."""
+    """Values under the weights 1 + s + s^2 / 2 with s = q . k / d'^1/2, computed without
+    features.
+    """
     params = double(params)
     q, k, v = (heads(x, params[name]) for name in ("query", "key", "value"))
     out = np.zeros(v.shape)
@@ -34,7 +36,9 @@ def test_equals_the_weights_of_the_paper(options: dict[str, Any]) -> None:
 
 
 def test_the_product_of_features_is_the_second_order_exponential() -> None:
-    """153 features of a head of 16, for weights near 1 and far from it; at least 1/2."""
+    """Heads of 16 have 153 features. Weights near 1 and far from it are right, and all are at least
+    1/2.
+    """
     assert taylor_dim(16) == 153
     rng = np.random.default_rng(0)
     q, k = (3 * rng.standard_normal((50, 16)).astype(np.float32) for _ in range(2))
@@ -49,7 +53,7 @@ def test_the_product_of_features_is_the_second_order_exponential() -> None:
 
 
 def test_the_weights_sum_to_one() -> None:
-    """The same value at every token is what comes out at every token."""
+    """If every token has the same value, every output is that value."""
     layer = Layer("based")
     params, x = constant(layer.params, random_input(2, 9), "value")
     value = np.broadcast_to(params["value"]["kernel"][0], (2, 9, HEADS, 8))

@@ -10,11 +10,11 @@ from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged, rms_normed, sigmoid, swish
 from tests.lm.mixers.plain_recurrent import convolved, delta_rule, noise, unit
 
-TIME = 70  # whole chunks and a part of one
+TIME = 70  # whole chunks and part of another
 
 
 def lively(layer: Layer) -> Any:
-    """Convolutions of either sign: parameters near one would average."""
+    """Convolutions of either sign; with parameters near one they would only average."""
     if not layer.mixer.conv_size:
         return layer.params
     weight = noise(layer.params["conv"]["weight"].shape, -1, 1)
@@ -47,12 +47,13 @@ def test_equals_the_recurrence_of_the_paper(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("doubled", [False, True])
-def test_a_key_written_again_without_value_is_erased_or_turned_around(doubled: bool) -> None:
-    """At beta = 1 a second write of nothing leaves nothing; at 2 it changes the sign, every time:
-    the eigenvalue 1 - beta is the parity of the tokens since."""
+def test_a_key_written_again_without_value_is_erased_or_negated(doubled: bool) -> None:
+    """At beta = 1 writing a key again with value 0 erases it. At beta = 2 each such write changes
+    its sign: the eigenvalue is 1 - beta = -1, so the sign is the parity of the tokens since.
+    """
     layer = Layer("deltanet", conv_size=0, negative_eigenvalues=doubled)
     x = np.zeros((1, 7, 32), np.float32)
-    x[..., 0], x[:, 0, 1] = 1.0, 1.0  # keys, queries, beta read column 0, values column 1
+    x[..., 0], x[:, 0, 1] = 1.0, 1.0  # keys, queries and beta read column 0, values column 1
     params = {name: dict(leaves) for name, leaves in layer.params.items()}
     for name, column in {"query": 0, "key": 0, "beta": 0, "value": 1}.items():
         kernel = np.zeros_like(params[name]["kernel"])
@@ -64,7 +65,7 @@ def test_a_key_written_again_without_value_is_erased_or_turned_around(doubled: b
     np.testing.assert_allclose(out, signs[:, None] * out[0], atol=2e-3)
 
 
-def test_without_convolution_no_token_is_kept_but_in_the_state() -> None:
+def test_without_convolution_only_the_state_carries_tokens() -> None:
     bare = Layer("deltanet", conv_size=0)
     assert set(bare.mixer.calls()) == {"main"}
     assert "conv/weight" not in bare.declared()

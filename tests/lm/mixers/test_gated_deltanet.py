@@ -11,7 +11,7 @@ from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import constant, double, heads, merged, rms_normed, sigmoid, swish
 from tests.lm.mixers.plain_recurrent import convolved, delta_rule, initial, noise, softplus, unit
 
-TIME = 70  # whole chunks and a part of one
+TIME = 70  # whole chunks and part of another
 
 
 @functools.cache
@@ -29,8 +29,9 @@ def lively(layer: Layer) -> Any:
 
 
 def plain(params: Any, x: np.ndarray) -> np.ndarray:
-    """Convolved projections, SiLU, unit keys and queries, the delta rule under decay, a norm per
-    head, and the gate."""
+    """Convolved projections, SiLU, unit keys and queries, the delta rule with decay, a norm per
+    head, and the gate.
+    """
     params = double(params)
     q, k, v = (heads(x, params[name]) for name in ("query", "key", "value"))
     weights = np.split(params["conv"]["weight"], np.cumsum([q.shape[-1], k.shape[-1]]), axis=1)
@@ -57,7 +58,7 @@ def test_without_decay_and_behind_an_open_gate_it_is_deltanet() -> None:
     layer, run = program()
     delta = Layer("deltanet", expand_k=0.75, expand_v=1.5)
     params, x = constant(lively(layer), random_input(2, TIME), "gate")
-    params["gate"]["kernel"][0] = 1.2784645  # swish of it is 1
+    params["gate"]["kernel"][0] = 1.2784645  # swish(1.2784645) is 1
     params["A_log"] = np.full(4, -50, np.float32)
     shared = {name: params[name] for name in delta.params}
     assert relative_error(run(params, x), tiny.jit(delta)(shared, x)) < 1e-5
@@ -74,7 +75,7 @@ def test_one_that_forgets_at_once_sees_as_far_as_its_convolution() -> None:
 
 
 def test_initial_rates() -> None:
-    """A below 16 and steps between 0.001 and 0.1; the norm open."""
+    """A is below 16, steps lie between 0.001 and 0.1, and the norm's scale is 1."""
     params = double(initial(Layer("gated_deltanet")))
     assert np.all((np.exp(params["A_log"]) > 0) & (np.exp(params["A_log"]) < 16))
     dt = softplus(params["dt_bias"])

@@ -10,7 +10,7 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged, rms_normed, sigmoid, swish
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 
 
 def gates(params: Any, x: np.ndarray, divisor: float) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_equals_the_recurrence_of_the_paper(options: dict[str, Any]) -> None:
 
 
 def test_saturated_gates_keep_all_or_nothing() -> None:
-    """Open, nothing decays; shut, only the token itself is left: o_t = (q_t . k_t) v_t."""
+    """Open gates do not decay. Shut gates leave only the token itself: o_t = (q_t . k_t) v_t."""
     layer, x = Layer("gla"), random_input(2, TIME)
     run, shape = tiny.jit(layer), (2, TIME, 4, 4)
     for bias, alpha in ((100.0, np.ones(shape)), (-1e4, np.zeros(shape))):
@@ -57,7 +57,7 @@ def test_saturated_gates_keep_all_or_nothing() -> None:
 
 
 def test_the_divisor_slows_the_decay() -> None:
-    """At a zero gate a token keeps 2^(-1/16) of the state, in each channel."""
+    """With a gate's logit of zero, a token keeps 2^(-1/16) of the state in each channel."""
     layer = Layer("gla")
     params = layer.params | {"decay": jax.tree.map(np.zeros_like, layer.params["decay"])}
     log_decay = tiny.jit(layer.handed)(params, random_input(1, 2))["main"]["log_decay"]
@@ -76,7 +76,7 @@ def test_sizes() -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     matrices = ("query", "key", "value", "gate", "out", "decay/down")
     expected = {f"{name}/kernel": ("hidden", True) for name in matrices}
-    expected["decay/up/kernel"] = ("input", True)  # it sums over a rank that never grows
+    expected["decay/up/kernel"] = ("input", True)  # it sums over a rank that does not grow
     vectors = dict.fromkeys(("norm/scale", "decay/bias"), ("vector", False))
     assert Layer("gla").declared() == expected | vectors
 

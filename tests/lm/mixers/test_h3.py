@@ -11,7 +11,7 @@ from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged
 from tests.lm.mixers.plain_recurrent import initial, modes_of, noise, spaced
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 N, TAPS = 6, 5
 
 
@@ -22,14 +22,15 @@ def program() -> tuple[Layer, Any]:
 
 
 def lively(layer: Layer) -> Any:
-    """State spaces of many kinds and taps of either sign."""
+    """State spaces of many kinds, and taps of either sign."""
     shift = noise(layer.params["shift"].shape, -1, 1, seed=8)
     return layer.params | {"ssm": spaced(layer.params["ssm"]), "shift": shift}
 
 
 def plain(params: Any, x: np.ndarray) -> np.ndarray:
-    """y = W_o (q * SSM_diag(SSM_shift(k) * v)). The shift's state holds the last W keys; the last
-    of its weights is for the newest."""
+    """y = W_o (q * SSM_diag(SSM_shift(k) * v)). The state of the shift holds the last W keys; its
+    last weight is for the newest.
+    """
     params = double(params)
     q, k, v = (heads(x, params[name]) for name in ("query", "key", "value"))
     transition, weight = modes_of(params["ssm"])
@@ -54,7 +55,7 @@ def test_equals_the_recurrence_of_the_paper() -> None:
 
 @pytest.mark.parametrize("back", [1, TAPS - 1])
 def test_one_weight_alone_is_a_pure_shift(back: int) -> None:
-    """And a state space without c passes its input on: y = W_o (q_t k_{t - back} v_t)."""
+    """A state space without c passes its input on, so y = W_o (q_t k_{t - back} v_t)."""
     (layer, run), x = program(), random_input(2, TIME)
     shift = np.zeros((4, 8, TAPS), np.float32)
     shift[..., TAPS - 1 - back] = 1.0
@@ -70,7 +71,9 @@ def test_one_weight_alone_is_a_pure_shift(back: int) -> None:
 
 
 def test_the_output_is_linear_in_keys_values_and_queries() -> None:
-    """No softmax, no activation: scaling one of the three projections scales the layer."""
+    """There is no softmax or activation, so scaling one of the three projections scales
+    the output.
+    """
     (layer, run), x = program(), random_input(2, TIME)
     params = lively(layer)
     out = run(params, x)
@@ -80,7 +83,7 @@ def test_the_output_is_linear_in_keys_values_and_queries() -> None:
 
 
 def test_initial_values() -> None:
-    """A_n = -1/2 + i pi n; taps of variance one together; both skips one."""
+    """A_n = -1/2 + i pi n. The taps together have variance one, and both skips are one."""
     params = double(initial(Layer("h3")))
     ssm = params["ssm"]
     a = -np.exp(ssm["log_a"]) + 1j * ssm["frequency"]

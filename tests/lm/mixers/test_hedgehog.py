@@ -10,11 +10,11 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import HEADS, Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import constant, double, heads, merged, softmax
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 
 
 def features(x: np.ndarray, params: Any, kind: str) -> np.ndarray:
-    """[B, T, H, K] -> [B, T, H, 2 K]: one softmax over both signs, or one over each."""
+    """[B, T, H, K] -> [B, T, H, 2 K]: one softmax over both signs together, or one over each."""
     if kind == "joint":
         y = x @ params["kernel"] + params["bias"]
         return softmax(np.concatenate([2 * y, -2 * y], axis=-1))
@@ -46,7 +46,7 @@ def test_equals_the_weights_of_the_paper(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("kind", "total"), [("joint", 1.0), ("split", 2.0)])
 def test_features_are_positive_and_sum_to(kind: Any, total: float) -> None:
-    """Also of a head far from zero, and as the map starts: the identity."""
+    """Even for heads far from zero. At the start the map is the identity."""
     layer = Layer("hedgehog", feature_map=kind)
     handed = tiny.jit(layer.handed)(layer.params, 30 * random_input(2, 5))["main"]
     for name in ("q", "k"):
@@ -68,7 +68,7 @@ def test_features_are_positive_and_sum_to(kind: Any, total: float) -> None:
 
 @pytest.mark.parametrize("kind", ["joint", "split"])
 def test_the_weights_sum_to_one(kind: str) -> None:
-    """The same value at every token is what comes out at every token."""
+    """If every token has the same value, every output is that value."""
     layer = Layer("hedgehog", feature_map=kind)
     params, x = constant(layer.params, random_input(2, 9), "value")
     value = np.broadcast_to(params["value"]["kernel"][0], (2, 9, HEADS, 8))
@@ -76,7 +76,7 @@ def test_the_weights_sum_to_one(kind: str) -> None:
 
 
 def test_sizes() -> None:
-    """4 D^2 and 2 H K^2, or 2 (K^2 + K) where the heads share; a state of H 2K (V + 1)."""
+    """4 D^2 and 2 H K^2, or 2 (K^2 + K) if the heads share maps; a state of H 2K (V + 1)."""
     split, joint = Layer("hedgehog"), Layer("hedgehog", feature_map="joint")
     assert split.size() == 4 * 32**2 + 2 * 4 * 8**2
     assert joint.size() == 4 * 32**2 + 2 * (8**2 + 8)
@@ -85,7 +85,7 @@ def test_sizes() -> None:
 
 
 def test_matrices_of_the_layer_decay_and_the_feature_maps_do_not() -> None:
-    """A decay would draw the maps from the identity to zero."""
+    """Decay would pull the maps from the identity towards zero."""
     matrices = ("query", "key", "value", "out")
     expected = {f"{name}/kernel": ("hidden", True) for name in matrices}
     maps = [f"{name}_map/{leaf}" for name in ("query", "key") for leaf in ("kernel", "bias")]

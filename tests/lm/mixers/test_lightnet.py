@@ -10,12 +10,13 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import constant, double, heads, merged, rms_normed, swish
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 
 
 def plain(params: Any, x: np.ndarray, *, uniform: bool = False) -> np.ndarray:
-    """Each channel of the state is the mean of the values so far, under a softmax of its keys over
-    time; `uniform` is the plain mean."""
+    """Each channel of the state is the mean of the values so far, weighted by a softmax of its keys
+    over time. With `uniform` it is the plain mean.
+    """
     params = double(params)
     q, k, v = (heads(x, params[name]) for name in ("query", "key", "value"))
     out = np.zeros(v.shape)
@@ -50,7 +51,7 @@ def test_constant_keys_give_the_cumulative_mean_and_constants_in_keys_nothing() 
 
 
 def test_a_key_far_above_all_before_takes_the_whole_state() -> None:
-    """exp g_t = 1 - k'_t is kept above 2^-20, so that its logarithm and gradient are finite."""
+    """exp g_t = 1 - k'_t is kept above 2^-20, so that its logarithm and its gradient are finite."""
     layer = Layer("lightnet")
     run = jax.value_and_grad(lambda params, x: layer(params, x)[:, -1].sum())
     params, x = constant(layer.params, random_input(1, 9), "key")
@@ -83,7 +84,7 @@ def test_sizes() -> None:
 def test_matrices_decay_and_the_scale_of_the_norm_does_not() -> None:
     matrices = ("query", "key", "value", "gate/down", "out")
     expected = {f"{name}/kernel": ("hidden", True) for name in matrices}
-    expected["gate/up/kernel"] = ("input", True)  # it sums over a rank that never grows
+    expected["gate/up/kernel"] = ("input", True)  # it sums over a rank that does not grow
     assert Layer("lightnet").declared() == expected | {"norm/scale": ("vector", False)}
 
 

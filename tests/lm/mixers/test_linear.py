@@ -9,7 +9,7 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import HEADS, Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import constant, double, heads, merged, rms_normed
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 MAPS: dict[str, Any] = {
     "elu": lambda x: np.where(x > 0, 1 + x, np.exp(x)),
     "relu": lambda x: np.maximum(x, 0),
@@ -47,7 +47,7 @@ def test_equals_the_weights_of_the_paper(options: dict[str, Any]) -> None:
 
 
 def test_the_weights_sum_to_one() -> None:
-    """The same value at every token is what comes out at every token."""
+    """If every token has the same value, every output is that value."""
     layer = Layer("linear")
     params, x = constant(layer.params, random_input(2, 9), "value")
     value = np.broadcast_to(params["value"]["kernel"][0], (2, 9, HEADS, 8))
@@ -56,7 +56,7 @@ def test_the_weights_sum_to_one() -> None:
 
 
 def test_sizes() -> None:
-    """4 D^2 and a state of H K (V + 1); with the norm in the sum's place, V more and H K V."""
+    """4 D^2 and a state of H K (V + 1). With a norm in place of the sum, V more and H K V."""
     layer, normed = Layer("linear"), Layer("linear", normalize=False)
     assert layer.size() == 4 * 32**2
     assert normed.size() == 4 * 32**2 + 8

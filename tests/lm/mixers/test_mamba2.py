@@ -12,7 +12,7 @@ from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged, rms_normed, swish
 from tests.lm.mixers.plain_recurrent import convolved, initial, noise, softplus
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 H, P, N = 8, 8, 6
 
 
@@ -39,8 +39,9 @@ def lively(layer: Layer) -> Any:
 
 
 def plain(params: Any, x: np.ndarray, num_groups: int, *, remember: bool = True) -> np.ndarray:
-    """h = exp(dt A) h + dt B x^T, y = C h + D x for every head, which reads the B and C of group
-    h // (H / G); then gate, norm of each group's heads, and the way back."""
+    """For every head h = exp(dt A) h + dt B x^T and y = C h + D x, with the B and C of group h //
+    (H / G). Then come the gate, a norm of each group's heads, and the projection back.
+    """
     params = double(params)
 
     def short(name: str, linear: str) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_without_b_and_without_steps_only_the_skip_is_left() -> None:
 
 
 def test_a_step_of_zero_freezes_the_state() -> None:
-    """Steps are zero where column 0 is -1: what else these tokens hold leaves no trace."""
+    """Steps are zero where column 0 is -1, so nothing of these tokens reaches the state."""
     (layer, run), x = program(2), random_input(2, TIME)
     params = lively(layer)
     kernel = params["dt"]["kernel"].copy()
@@ -109,7 +110,7 @@ def test_a_step_of_zero_freezes_the_state() -> None:
 
 
 def test_initial_rates() -> None:
-    """A between 1 and 16, steps between 0.001 and 0.1, D one, biases zero."""
+    """A lies between 1 and 16, steps between 0.001 and 0.1; D is one, biases are zero."""
     params = double(initial(program(1)[0]))
     assert np.all((np.exp(params["A_log"]) >= 1) & (np.exp(params["A_log"]) <= 16))
     dt = softplus(params["dt_bias"])

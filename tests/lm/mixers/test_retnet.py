@@ -9,7 +9,7 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged, rms_normed, swish
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 
 
 def turned(x: np.ndarray, position: int, theta: float) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_equals_the_recurrence_of_the_paper(options: dict[str, Any]) -> None:
 
 
 def test_only_distances_matter() -> None:
-    """Positions that start at 1000 give the same, as rotations of q and k cancel."""
+    """Positions that start at 1000 give the same output, since the rotations of q and k cancel."""
     layer, x = Layer("retnet"), random_input(1, 9)
     assert relative_error(plain(layer, x, 1000), plain(layer, x)) < 1e-12
     shifted = 1000 + np.arange(9, dtype=np.int32)[None]
@@ -56,7 +56,7 @@ def test_only_distances_matter() -> None:
 
 
 def test_decays() -> None:
-    """31/32, 63/64, 127/128, 255/256, the same at every token."""
+    """31/32, 63/64, 127/128 and 255/256, at every token."""
     layer = Layer("retnet")
     log_decay = tiny.jit(layer.handed)(layer.params, random_input(2, 3))["main"]["log_decay"]
     gamma = np.broadcast_to(1 - 1 / np.array([32.0, 64.0, 128.0, 256.0]), (2, 3, 4))

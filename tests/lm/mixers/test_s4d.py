@@ -14,7 +14,7 @@ from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, merged, sigmoid
 from tests.lm.mixers.plain_recurrent import initial, modes_of, noise, spaced
 
-TIME = 150  # whole chunks and a part of one
+TIME = 150  # whole chunks and part of another
 N = 6
 
 
@@ -25,7 +25,7 @@ def lively(layer: Layer) -> Any:
 
 
 def plain(params: Any, x: np.ndarray) -> np.ndarray:
-    """The gated linear unit of GELU of the state spaces."""
+    """The gated linear unit of the GELU of the state spaces."""
     params = double(params)
     transition, weight = modes_of(params["ssm"])
     channels = x.astype(np.float64).reshape(*x.shape[:2], *transition.shape[:2])
@@ -41,14 +41,14 @@ def plain(params: Any, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("num_heads", [4, 1])
 def test_equals_the_recurrence_of_the_paper(num_heads: int) -> None:
-    """However the channels are cut into heads."""
+    """For any number of heads that the channels are cut into."""
     layer, x = Layer("s4d", state_dim=N, num_heads=num_heads), random_input(2, TIME)
     params = lively(layer)
     assert relative_error(tiny.jit(layer)(params, x), plain(params, x)) < 1e-5
 
 
 def slow(layer: Layer) -> Any:
-    """State spaces that hardly move in a token, where exp(dt A) - 1 cancels, and no D."""
+    """State spaces that hardly change in a token, where exp(dt A) - 1 cancels; D is 0."""
     ssm = lively(layer)["ssm"]
     ssm |= {"log_dt": jnp.full_like(ssm["log_dt"], -7.0), "D": jnp.zeros_like(ssm["D"])}
     return lively(layer) | {"ssm": ssm | {"frequency": 0.0 * ssm["frequency"]}}
@@ -56,7 +56,7 @@ def slow(layer: Layer) -> Any:
 
 @pytest.mark.parametrize("draw", [lively, slow])
 def test_an_impulse_shows_the_kernel_and_every_input_is_convolved_with_it(draw: Any) -> None:
-    """K_l = 2 Re sum c (exp(dt A) - 1) / A exp(dt A l), and D at once; nothing wraps around."""
+    """K_l = 2 Re sum c (exp(dt A) - 1) / A exp(dt A l), and D at lag 0. Nothing wraps around."""
     layer = Layer("s4d", state_dim=N)
     params = draw(layer)
 

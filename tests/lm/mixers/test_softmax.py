@@ -1,4 +1,4 @@
-"""The softmax mixer: position encodings, query-key norm, window, grouped heads; decoding equals one
+"""The softmax mixer: position encodings, query-key norm, window, grouped heads. Decoding equals one
 call.
 """
 
@@ -20,7 +20,7 @@ T = 21
 
 
 def mixer(**options: Any) -> HeadMixer:
-    """Width 32, 4 query heads on 2 key heads of width 8, as the builder makes it."""
+    """Width 32, 4 query heads on 2 key heads of width 8, as the model's builder makes it."""
     layers = {"layer": {"mixer": "softmax"} | options}
     built = tiny.create({"model.layers": layers, "model.pattern": "layer"})
     return built.model.groups[0].blocks[0].mixer
@@ -94,7 +94,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def whole_and_steps(module: HeadMixer, prefill: int) -> Any:
-    """Output of one call, and of a prefill followed by steps."""
+    """The output of one call, and that of a prefill followed by steps."""
 
     def run(params: Any, x: Any) -> Any:
         variables = {"params": params}

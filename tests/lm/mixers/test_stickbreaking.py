@@ -1,4 +1,4 @@
-"""The stick-breaking mixer against a stick broken key by key; decoding equals one call."""
+"""The stick-breaking mixer, compared with a stick broken key by key. Decoding equals one call."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def create(**options: Any) -> Build:
 
 
 def parameters(built: Build) -> Any:
-    """The mixer's, without the leading layer dimension."""
+    """The mixer's parameters without the leading layer dimension."""
     params = tiny.params(built)["groups_0"]["blocks_0"]["mixer"]
     return jax.tree.map(lambda x: 2 * x[0], params)
 
@@ -91,7 +91,9 @@ def test_the_tolerance_reaches_the_op_and_is_checked() -> None:
 
 
 def test_the_first_token_of_a_document_gets_nothing() -> None:
-    """No key before it, no remainder: the layer leaves the residual stream alone there."""
+    """It has no key before it and the remainder is off, so the layer adds nothing to the residual
+    stream.
+    """
     built = create()
     module = built.model.groups[0].blocks[0].mixer
     x = np.random.default_rng(2).standard_normal((1, 8, 32)).astype(np.float32)

@@ -9,7 +9,7 @@ from tests.lm import tiny
 from tests.lm.mixers.layer import Layer, random_input, refusal, relative_error
 from tests.lm.mixers.plain import double, heads, merged, rms_normed
 
-TIME = 70  # a whole chunk and a part of one
+TIME = 70  # a whole chunk and part of another
 MAPS: dict[str, Any] = {
     "elu": lambda x: np.where(x > 0, 1 + x, np.exp(x)),
     "relu": lambda x: np.maximum(x, 0),
@@ -18,7 +18,9 @@ MAPS: dict[str, Any] = {
 
 
 def plain(layer: Layer, x: np.ndarray) -> np.ndarray:
-    """Equation 8, each token with the keys so far; the scale says what the norm is over."""
+    """Equation 8, for each token with the keys so far. The shape of the scale says what the norm is
+    over.
+    """
     params, phi = double(layer.params), MAPS[layer.mixer.feature_map]
     q, k, v = (heads(x, params[name]) for name in ("query", "key", "value"))
     out = np.zeros(v.shape)
@@ -44,8 +46,8 @@ def test_equals_the_sums_of_the_paper(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("norm_over", ["head", "heads"])
 def test_the_size_of_the_keys_does_not_matter(norm_over: str) -> None:
-    """o(c k) = o(k) for c > 0, where the feature map only scales; of values likewise."""
-    changes = {"model.norm_eps": 1e-24}  # the only thing that knows a size
+    """o(c k) = o(k) for c > 0, if the feature map only scales. The same holds for values."""
+    changes = {"model.norm_eps": 1e-24}  # eps is the only thing that depends on size
     layer = Layer("transnormer", changes, feature_map="relu", norm_over=norm_over)
     run, x = tiny.jit(layer), random_input(2, 9)
     want = run(layer.params, x)
@@ -56,7 +58,7 @@ def test_the_size_of_the_keys_does_not_matter(norm_over: str) -> None:
 
 
 def test_the_norm_is_over_the_token_or_over_each_head() -> None:
-    """The root mean square of what is normed is one."""
+    """What is normed has a root mean square of one."""
     x = random_input(2, 9)
     for norm_over, axes in (("head", (3,)), ("heads", (2, 3))):
         layer = Layer("transnormer", norm_over=norm_over)
@@ -68,7 +70,7 @@ def test_the_norm_is_over_the_token_or_over_each_head() -> None:
 
 
 def test_sizes() -> None:
-    """4 D^2 + D, or V with a norm of each head; a state of H K V."""
+    """4 D^2 + D, or 4 D^2 + V with a norm of each head; a state of H K V."""
     layer = Layer("transnormer")
     assert layer.size() == 4 * 32**2 + 32
     assert Layer("transnormer", norm_over="head").size() == 4 * 32**2 + 8

@@ -1,4 +1,4 @@
-"""Steps of an optimizer beside a float64 loop written from its paper."""
+"""Steps of an optimizer, compared with a float64 loop written from its paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm.families import OPTIMIZERS
 from lm.params import ParamInfo
 
 RATE = 0.03
-# Two layers of a matrix into heads, [5, 2 * 3] each, and of a norm; an embedding.
+# Two stacked layers of a matrix into heads, [5, 2 * 3] each, and of a norm; an embedding.
 INFOS = {
     "query": ParamInfo("L D H K", (2, 5, 2, 3), "hidden", True, 1),
     "norm": ParamInfo("L D", (2, 5), "vector", False),
@@ -38,7 +38,9 @@ def draw(seed: int, scale: float = 1.0) -> Tree:
 
 
 def ours(options: dict[str, Any], grads: list[Tree]) -> Tree:
-    """The parameters after a step for each gradient; nothing is clipped, the rate is constant."""
+    """The parameters after one step for each gradient, with a constant rate and without
+    clipping.
+    """
     config = OPTIMIZERS.create({"clip_norm": 1e9, "spike_ratio": 0.0} | options, "optimizer")
     tx = optimizers.create(config, ONES, INFOS)
     extra = {"rate": jnp.float32(RATE), "decay": optimizers.decays(config, ONES, RATE)}
@@ -52,7 +54,7 @@ def ours(options: dict[str, Any], grads: list[Tree]) -> Tree:
 
 
 def layers(tree: Tree) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Every matrix [rows, columns] or vector by itself, in float64: name, layer, array."""
+    """Yields every matrix [rows, columns] and vector in float64: name, layer, array."""
     for key, info in INFOS.items():
         for i, (x) in enumerate(tree[key] if info.is_stacked else tree[key][None]):
             yield key, i, np.asarray(x, np.float64).reshape(x.shape[0], -1).squeeze()
@@ -61,8 +63,8 @@ def layers(tree: Tree) -> Iterator[tuple[str, int, np.ndarray]]:
 def check(
     options: dict[str, Any], step: Callable[[dict[str, Any], str, np.ndarray, np.ndarray], Any]
 ) -> None:
-    """Four steps of ours against `step(state, name, w, g) -> w`; `state` is a dict of its own for
-    each matrix or vector, empty at first.
+    """Compares four of our steps with `step(state, name, w, g) -> w`. Each matrix or vector has its
+    own `state`, a dict that is empty at first.
     """
     grads = [draw(i, scale=0.1 * i) for i in range(1, 5)]
     wanted = {(key, i): w for key, i, w in layers(draw(0))}

@@ -20,7 +20,7 @@ def rms(x: np.ndarray) -> float:
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_published_steps(relative: bool, momentum: float) -> None:
-    """The decay is ours, outside of momentum and scale."""
+    """As in lm, decay is outside of momentum and scale."""
 
     def step(state: dict[str, Any], name: str, w: np.ndarray, g: np.ndarray) -> np.ndarray:
         t = state["t"] = state.get("t", 0) + 1
@@ -49,5 +49,6 @@ def test_its_state_is_a_row_and_a_column_of_each_layer() -> None:
     config = OPTIMIZERS.create({"family": "adafactor"}, "optimizer")
     state = jax.eval_shape(optimizers.create(config, plain.ONES, plain.INFOS).init, plain.draw(0))
     sizes = sorted(x.shape for x in jax.tree.leaves(state.inner) if max(x.shape, default=0) > 2)
-    # Rows and columns of two layers [5, 6] and of the table [7, 5]; every element of the norms.
+    # A row and a column for each of two layers [5, 6] and for the table [7, 5]; for the norms,
+    # every element.
     assert sizes == sorted([(2, 5), (2, 6), (1, 7), (1, 5), (2, 5, 1)])

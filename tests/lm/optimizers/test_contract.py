@@ -1,4 +1,4 @@
-"""What every optimizer must do, over all files of lm/optimizers."""
+"""What every optimizer in lm/optimizers must do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def params(seed: int) -> dict[str, jax.Array]:
 
 
 def made(name: str, rates: tuple[float, ...] = (), **options: typing.Any) -> typing.Any:
-    """`rates` are those of the first steps, instead of the schedule's."""
+    """The transformation of an optimizer. `rates` replace the schedule's in the first steps."""
     config = OPTIMIZERS.create({"family": name, "weight_decay": 0.0} | options, "optimizer")
     rule = {"family": "wsd", "peak_learning_rate": 0.01, "warmup": "0 steps"}
     schedule = SCHEDULES.create(rule, "schedule").schedule(schedules.Run(1e6, 10))
@@ -74,7 +74,7 @@ def test_its_state_has_a_place_on_every_mesh(name: str, mesh: dict[str, typing.A
 
 
 def test_factored_moments_have_a_place() -> None:
-    """Rows and columns of a matrix are no moments of its shape."""
+    """The factors of a matrix's moment, one per row and one per column, do not have its shape."""
     infos = tiny.create({"mesh.fsdp": 2, "mesh.data": 1}, 2).infos
     state = jax.eval_shape(
         optax.scale_by_factored_rms(min_dim_size_to_factor=4).init,
@@ -89,7 +89,7 @@ def test_factored_moments_have_a_place() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_it_descends(name: str) -> None:
-    """On |w|^2 / 2, whose gradient is w, thirty steps bring every parameter nearer to zero."""
+    """On |w|^2 / 2, whose gradient is w, thirty steps reduce the norm of every parameter."""
     tx = made(name)
     update = jax.jit(tx.update)
     w, state = params(0), tx.init(params(0))
@@ -102,7 +102,7 @@ def test_it_descends(name: str) -> None:
 
 
 def assert_skipped(history: list[typing.Any]) -> None:
-    """The second of two steps has changed nothing but the count of skipped steps."""
+    """The second of two steps changed only the counts of skipped steps."""
     (before, state), (after, left) = history[1:]
     for a, b in zip(
         jax.tree.leaves((before, state.inner)), jax.tree.leaves((after, left.inner)), strict=True
@@ -121,7 +121,7 @@ def test_a_skipped_step_leaves_every_bit(name: str) -> None:
 @pytest.mark.parametrize("rate", [np.nan, np.inf, 3e38], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_an_update_that_is_not_finite_is_skipped(name: str, rate: float) -> None:
-    """The gradient is finite, its product with the rate is not (3e38 times more than 1)."""
+    """The gradient is finite, but not its product with the rate (3e38 times a number above 1)."""
     tx = made(name, rates=(0.01, rate), clip_norm=1e3)
     assert_skipped(stepped(tx, [params(1), jax.tree.map(lambda x: 10.0 * x, params(1))]))
 
@@ -131,7 +131,7 @@ def test_weight_decay_shrinks_what_declares_it(name: str) -> None:
     zeros = jax.tree.map(jnp.zeros_like, params(1))
     (before, _), (after, _) = stepped(made(name, weight_decay=0.1), [zeros])
     shrink = 1 - np.asarray(after["layers"] / before["layers"])
-    if OPTIMIZERS.find(name, "optimizer").decay_inside:  # how much is what the norm makes of it
+    if OPTIMIZERS.find(name, "optimizer").decay_inside:  # the norm decides how much
         np.testing.assert_allclose(shrink, shrink.mean(), rtol=0.02)
         assert 1e-6 < shrink.mean() < 0.1
     else:
@@ -164,9 +164,9 @@ def trained(name: str, infos: typing.Any, start: typing.Any, grads: list[typing.
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_stacked_layers_are_layers_apart(name: str) -> None:
-    """Layers of one group, of sizes that differ by factors of ten, are updated as three groups of
-    one layer would be, and heads as the columns or rows of one matrix.
+def test_stacked_layers_are_updated_separately(name: str) -> None:
+    """Three layers of one group, with scales that differ by factors of ten, are updated like three
+    groups of one layer. Heads are updated like columns or rows of one matrix.
     """
     rng = np.random.default_rng(0)
     scale = np.asarray([0.01, 1.0, 30.0])
@@ -203,7 +203,7 @@ def test_stacked_layers_are_layers_apart(name: str) -> None:
         np.testing.assert_allclose(together[key], value, rtol=2e-4, atol=1e-6, err_msg=key)
 
 
-HEAVY = {"muon"}  # the one whose step multiplies matrices over the devices
+HEAVY = {"muon"}  # its step multiplies matrices over the devices
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ HEAVY = {"muon"}  # the one whose step multiplies matrices over the devices
     [n if n in HEAVY else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS.names()],
 )
 def test_devices_that_share_the_state_compute_the_same(name: str) -> None:
-    """Three steps on eight devices, of two microbatches, against one device."""
+    """Three steps on eight devices with two microbatches, compared with one device."""
     options = {"optimizer": {"family": name}, "model.num_layers": 2, "data.batch_size": 8}
     axes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.zero1": True}
     found = []

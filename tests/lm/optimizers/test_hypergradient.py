@@ -1,5 +1,5 @@
-"""The multiplier of the learning rate: which way it moves, its bounds, the phases in which it
-moves, and that nothing knows of it where it is off.
+"""The multiplier of the learning rate: its direction, its bounds, the phases in which it moves, and
+that it leaves no trace when it is off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.lm.optimizers.test_contract import INFOS, MULTIPLIERS, params
 
 KAPPA = 0.05
 TOKEN_BYTES = np.ones(tiny.VOCAB, np.int32)
-DIRECTION = optax.with_extra_args_support(optax.identity())  # gradient descent
+DIRECTION = optax.with_extra_args_support(optax.identity())  # plain gradient descent
 
 
 def multipliers(
@@ -38,7 +38,7 @@ def multipliers(
     steps: int,
     adapts: typing.Any = True,
 ) -> np.ndarray:
-    """[steps], of gradient descent; `gradient(w, step)`."""
+    """The multiplier after each step of gradient descent on `gradient(w, step)`."""
     tx: typing.Any = _hypergradient.adapted(DIRECTION, KAPPA)
     w = jnp.asarray(start, jnp.float32)
 
@@ -57,14 +57,18 @@ def multipliers(
     ("rate", "sign"), [(0.3, 1), (0.9, 1), (1.1, -1), (1.9, -1), (2.1, -1), (3.0, -1)]
 )
 def test_on_a_parabola_it_rises_below_one_over_the_curvature(rate: float, sign: int) -> None:
-    """Curvature 4, rates in 1 / 4: the first step that has a step before it moves by kappa."""
+    """The curvature is 4; `rate` is in units of 1/4. The second step is the first that can compare
+    two gradients, and moves the multiplier by kappa.
+    """
     found = multipliers(lambda w, _: 4.0 * w, 1.0, rate / 4.0, 2)
     np.testing.assert_allclose(found, [1.0, 1.0 + sign * KAPPA], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rate", "end"), [(0.01, 3.0), (2.9, 1.0 / 3.0)])
 def test_it_stays_within_its_bounds(rate: float, end: float) -> None:
-    """Far below the best rate it ends at 3, far above at 1/3 or where the cosine changes sign."""
+    """Far below the best rate it ends at 3. Far above it ends at 1/3, or where the cosine changes
+    sign.
+    """
     found = multipliers(lambda w, _: w, 1.0, rate, 200)
     assert np.all((found >= np.float32(1 / 3)) & (found <= 3.0))
     if rate < 1:
@@ -73,9 +77,9 @@ def test_it_stays_within_its_bounds(rate: float, end: float) -> None:
         assert found[-1] == pytest.approx(1 / 2.9, rel=2 * KAPPA)
 
 
-def test_noise_alone_moves_it_nowhere() -> None:
-    """Gradients of mean zero, alike and independent: over 400 runs of 50 steps in 8 dimensions the
-    mean of what is added, cos / step, is 0 within four standard errors.
+def test_noise_alone_does_not_move_it() -> None:
+    """With independent gradients of mean zero, the mean of what is added to it, cos per step, is 0
+    within four standard errors: 400 runs of 50 steps in 8 dimensions.
     """
     rng = np.random.default_rng(0)
     draws = jnp.asarray(rng.standard_normal((400, 50, 8)), jnp.float32)
@@ -89,7 +93,7 @@ def test_noise_alone_moves_it_nowhere() -> None:
     assert found.std() / np.sqrt(400) < 0.005, "a bias of 0.02 would show"
 
 
-def test_it_moves_only_while_it_is_told_to() -> None:
+def test_it_moves_only_in_its_phases() -> None:
     adapts = np.array([False] * 4 + [True] * 4 + [False] * 4)
     found = multipliers(lambda w, _: w, 1.0, 0.1, 12, adapts)
     assert np.all(found[:4] == 1.0)
@@ -98,7 +102,9 @@ def test_it_moves_only_while_it_is_told_to() -> None:
 
 
 def test_its_direction_has_decay_and_factors_of_the_groups() -> None:
-    """The derivative by the rate is that of the whole update; Adam's by hand."""
+    """The derivative with respect to the rate is that of the whole update, here computed by hand
+    for AdamW.
+    """
     config = OPTIMIZERS.create({"family": "adamw", "hypergradient": KAPPA}, "optimizer")
     tx: typing.Any = optimizers.create(config, MULTIPLIERS, INFOS)
     decay = optimizers.decays(config, MULTIPLIERS, 0.01)
@@ -134,7 +140,7 @@ def test_a_skipped_step_leaves_it(name: str) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_off_it_has_no_state() -> None:
+def test_without_the_option_there_is_no_state() -> None:
     config = OPTIMIZERS.create({"family": "adamw", "hypergradient": 0.0}, "optimizer")
     state: typing.Any = jax.eval_shape(
         optimizers.create(config, MULTIPLIERS, INFOS).init, params(0)
@@ -148,7 +154,7 @@ def test_off_it_has_no_state() -> None:
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.zero1": True}
 
 
-def test_sharded_it_is_that_of_one_device() -> None:
+def test_sharding_does_not_change_it() -> None:
     changes = {
         "optimizer": {"family": "adamw", "eps": 1e-2, "hypergradient": KAPPA},
         "schedule.peak_learning_rate": 1e-3,
@@ -176,15 +182,17 @@ def test_sharded_it_is_that_of_one_device() -> None:
 
 
 def _with_multiplier(built: build_lib.Build, opt_state: typing.Any) -> typing.Any:
-    """tiny.state is all zeros; a run begins with 1."""
+    """Sets the multiplier to 1, as in a run; tiny.state has zeros everywhere."""
     inner = opt_state.inner
     one = built.put_replicated(np.float32(1.0))
     return opt_state._replace(inner=inner._replace(multiplier=one))
 
 
 def test_a_run_adapts_between_warmup_and_decay_and_a_branch_goes_on_with_it(tmp_path: Path) -> None:
-    """The lab's run: steps of 128 tokens, warmup of 2, decay of the last 3 of 12. Resumed it is the
-    same run, and a decay from the trunk's last checkpoint has the multiplier that stands there.
+    """The run has 12 steps of 128 tokens: 2 of warmup, and the last 3 of decay.
+
+    Resumed, it is the same run. A decay from the trunk's last checkpoint continues with the
+    multiplier saved there.
     """
     lab = Lab(tmp_path)
     wsd = {"family": "wsd", "warmup": "256 tokens", "decay": "3 steps"}

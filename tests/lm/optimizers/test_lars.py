@@ -1,4 +1,4 @@
-"""LARS against algorithm 1 of its paper at a constant rate, where momentum before and after the
+"""LARS against algorithm 1 of its paper. The rate is constant, so momentum before and after the
 rate are the same.
 """
 

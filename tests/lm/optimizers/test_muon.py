@@ -1,4 +1,4 @@
-"""Muon against its authors' code and, beside the matrices, Adam."""
+"""Muon against its authors' code, and Adam for the parameters that are not matrices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_published_steps(scale: str) -> None:
             return w - plain.RATE * (u + decay * w)
         t = state["t"] = state.get("t", 0) + 1
         m = state["m"] = 0.95 * state.get("m", 0.0) + 0.05 * g
-        # optax corrects the bias of both parts, of the momentum as at the next step.
+        # optax corrects the bias of both parts; that of the momentum as if for the next step.
         u = orthogonal(0.95 * m / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t))
         factor = 0.2 * np.sqrt(6) if scale == "rms" else np.sqrt(6 / 5)
         return w - plain.RATE * (factor * u + decay * w)
@@ -53,7 +53,7 @@ def test_the_step_of_a_matrix_is_nearly_orthogonal() -> None:
 
 @pytest.mark.parametrize("scale", ["rms", "spectral"])
 def test_the_largest_singular_value_of_a_step_does_not_grow(scale: Any) -> None:
-    """The factor of a square matrix, times muP's of its rate, is one number at all widths."""
+    """The factor of a square matrix times muP's factor of its rate is the same at all widths."""
     muon = Muon(scale=scale)
     of = lambda n: muon._scale_of(ParamInfo("D F", (n, n), "hidden", True, 1))
     found = [of(n) * n**muon.width_exponent for n in (64, 256, 1024)]

@@ -1,4 +1,4 @@
-"""AdamW against optax.adamw, rates and shrinks per group, and steps that must change nothing."""
+"""AdamW against optax.adamw, rates and decay per group, and steps that must change nothing."""
 
 import typing
 
@@ -49,7 +49,7 @@ def multipliers(m: float = 1.0) -> mup.Multipliers:
 def schedule(
     family: typing.Literal["wsd", "power"] = "wsd", warmup: float = 0.0
 ) -> schedules.Schedule:
-    """Peak, then linear to 0 over the second half of 100 steps."""
+    """The peak, then a linear decay to 0 over the second half of 100 steps."""
     rule = SCHEDULES.create(
         {
             "family": family,
@@ -81,7 +81,7 @@ def rate(step: ArrayLike) -> jax.Array:
 def run(
     tx: typing.Any, grads: list[typing.Any], losses: list[float] | None = None
 ) -> list[tuple[typing.Any, typing.Any]]:
-    """(params, state) after each step, the initial ones first."""
+    """(params, state) at the beginning and after each step."""
 
     @jax.jit
     def one(

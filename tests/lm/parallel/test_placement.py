@@ -1,4 +1,6 @@
-"""Batches as global arrays: who loads which rows, and that every device gets its own piece."""
+"""Batches as global arrays: which process loads which rows, and that every device gets
+its piece.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from lm.parallel import placement, sharding
 from tests.lm import tiny
 
 ROWS, TIME = 8, 24
-# (data, fsdp, tensor, sequence), the process of every device, the parts that each process loads
+# (data, fsdp, tensor, sequence) sizes, the process of every device, the parts that each process
+# loads
 HELD = [
     ((4, 2, 1, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1, 2, 3), (4, 5, 6, 7)]),
     ((1, 2, 4, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0,), (1,)]),
@@ -27,7 +30,7 @@ HELD = [
 def test_every_device_gets_its_piece_from_its_process(
     sizes: tuple[int, ...], holders: list[int], parts: list[tuple[int, ...]]
 ) -> None:
-    """Also where processes share the tokens of rows, or hold rows that are far apart."""
+    """Including processes that share the tokens of rows, or hold rows far from each other."""
     ways, ranks = sizes[0] * sizes[1], sizes[3]
     grid = np.reshape(holders, sizes)
     whole = np.arange(ROWS * TIME).reshape(ROWS, TIME)
@@ -38,7 +41,7 @@ def test_every_device_gets_its_piece_from_its_process(
         loaded = whole[share.rows(ROWS)]
         for data, fsdp, _, rank in np.argwhere(grid == process).tolist():
             part = data * sizes[1] + fsdp
-            # As JAX writes it: an axis that is not split is slice(None).
+            # JAX writes an axis that is not split as slice(None).
             place = (
                 slice(rows * part, rows * (part + 1)) if ways > 1 else slice(None),
                 slice(columns * rank, columns * (rank + 1)) if ranks > 1 else slice(None),
@@ -59,7 +62,7 @@ def test_put(ways: dict[str, int]) -> None:
 
 
 def test_columns_in_zigzag() -> None:
-    """Rank r of R holds pieces r and 2 R - 1 - r of a row; of one rank the row stays as it is."""
+    """Rank r of R holds pieces r and 2 R - 1 - r of a row. With one rank the row is unchanged."""
     split = tiny.mesh(sequence=2)
     order = [0, 1, 6, 7, 2, 3, 4, 5]
     assert placement.columns(8, split, "zigzag").tolist() == order

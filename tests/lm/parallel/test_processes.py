@@ -1,4 +1,4 @@
-"""Several processes train as one process would, end together, and go on as any other number."""
+"""Several processes train as one would, end together, and can be resumed by any other number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMEOUT = 180.0
 CHANGES: dict[str, Any] = {
     "mesh.data": 8,
     "data.batch_size": 8,
-    "optimizer.eps": 1e-3,  # a rounding error of a gradient near 0 must not become a sign
+    "optimizer.eps": 1e-3,  # Adam must not make a step of its full size from rounding error
     "run.length": f"{STEPS} steps",
     "evaluate.every": "6 steps",
     "checkpoint.every": "4 steps",
@@ -60,7 +60,7 @@ def free_port() -> int:
 def start(
     workdir: Path, num: int, devices: int, changes: dict[int, dict[str, Any]] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """`num` processes of `devices` each; `changes` by process."""
+    """Starts `num` processes with `devices` each. `changes` holds those of some processes."""
     port, found = free_port(), []
     for i in range(num):
         keys = CHANGES | (changes or {}).get(i, {})
@@ -80,7 +80,7 @@ def start(
 
 
 def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str]]]:
-    """Of each process its status, what it printed, and the errors it told."""
+    """For each process: its exit status, what it printed, and its error lines."""
     found = []
     try:
         outputs = [process.communicate(timeout=TIMEOUT) for process in started]
@@ -98,7 +98,7 @@ def outcome(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[s
 
 
 def trained(workdir: Path, num: int, devices: int, changes: dict[str, Any] | None = None) -> Path:
-    """A run to its end, of which the first process tells; `changes` of all of them."""
+    """A run to its end. Only the first process reports. `changes` apply to all processes."""
     message = outcome(start(workdir, num, devices, dict.fromkeys(range(num), changes or {})))
     assert [(status, errors) for status, _, errors in message] == [(0, [])] * num
     assert [f"report: {workdir}/report.html" in out for _, out, _ in message] == [
@@ -108,7 +108,7 @@ def trained(workdir: Path, num: int, devices: int, changes: dict[str, Any] | Non
 
 
 def assert_close(a: Path, b: Path, rel: float = 1e-6) -> None:
-    """Losses of every step and evaluation."""
+    """The losses of every step and evaluation are close."""
     ours, theirs = records(a), records(b)
     assert [x["step"] for x in ours] == [x["step"] for x in theirs]
     for x, y in zip(ours, theirs, strict=True):
@@ -135,7 +135,7 @@ def two(mesh: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(mesh: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes, of which the second was killed after a checkpoint."""
+    """A run of two processes, the second of which was killed after a checkpoint."""
     workdir = tmp_path_factory.mktemp("killed") / "run"
     started = start(workdir, 2, 4, {0: mesh, 1: mesh})
     while not any(x["step"] >= 6 for x in metrics.read(workdir)):
@@ -162,7 +162,7 @@ def test_two_processes_train_as_one(one: Path, two: Path) -> None:
 def test_processes_share_the_tokens_of_rows(
     tmp_path: Path, num: int, devices: int, changes: dict[str, Any]
 ) -> None:
-    """Strategies of several kinds of layer; two processes of four that hold the same rows."""
+    """Several kinds of layer and strategy, and four processes of which pairs hold the same rows."""
     several = trained(tmp_path / "several", num, devices, changes)
     assert_close(trained(tmp_path / "one", 1, 8, changes), several)
 
@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_in_one_process(
 @pytest.mark.parametrize("mesh", MESHES[:1], indirect=True, ids=str)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> None:
-    """At the same step, saved; and the run goes on to the same end."""
+    """All processes stop at the same step and save. Resumed, the run ends as it would have."""
     workdir = tmp_path / "run"
     started = start(workdir, 2, 4)
     launched.interrupt(started[1], workdir, signum=signum, step=2)
@@ -206,7 +206,9 @@ def test_a_signal_to_one_stops_all(two: Path, tmp_path: Path, signum: int) -> No
 
 @pytest.mark.parametrize("mesh", MESHES[:1], indirect=True, ids=str)
 def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
-    """Of the second process, and of the first, which looks at the folder before the second does."""
+    """A mistake of the second process, and one of the first, which reads the folder before the
+    second does.
+    """
     message = outcome(start(tmp_path / "run", 2, 4, {1: {"seed": 5}}))
     line = "process 1 has config seed=5, process 0 0; start all of them with the same command"
     assert [status for status, _, _ in message] == [2, 2]
@@ -232,8 +234,10 @@ def test_a_mistake_of_one_ends_all(two: Path, tmp_path: Path) -> None:
     ],
 )
 def test_elastic(tmp_path: Path, meshes: str, first: str) -> None:
-    """The losses of a run that stayed on its devices, of the same batches bit for bit: on 8, then
-    4, then 2; on 2, then 4, that share the tokens of rows, then 1.
+    """A run that moves has the losses of a run that stays, from batches that are equal bit for bit.
+
+    "sizes" moves from 8 devices to 4, then 2. "sequence" moves from 2 that share the tokens of rows
+    to 4 of them, then 1.
     """
     lab_lib.write_corpus(tmp_path / "corpus")
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
@@ -279,7 +283,7 @@ def test_flags() -> None:
 def test_heartbeats_of_jax_come_later(
     patience: float, later: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a process would be given up before the patience that was asked for is over."""
+    """Otherwise JAX would give up a process before the patience that was asked for is over."""
     found: dict[str, Any] = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: found.update(options))
     processes._initialize(Start("a:1", 2, 0), patience)
@@ -310,7 +314,7 @@ def test_wrong_flags_end_in_one_line(tmp_path: Path, flags: list[str], message: 
 
 
 def test_alone() -> None:
-    """One process waits for nobody and agrees with itself."""
+    """A single process waits for no other, and agrees with itself."""
     with processes.joined(None, 3.0), watch.one_fate(), processes.first_alone():
         processes.wait()
         assert processes.agree({"a": 1}) == {"a": 1}

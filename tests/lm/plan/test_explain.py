@@ -1,4 +1,6 @@
-"""Out of memory: what the messages say, the largest buffers, changes and what they save."""
+"""Out of memory: what the compiler's message says, the largest buffers, and what changes would
+save.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Collectives read from HLO text: handwritten programs, and small ones that XLA compiled."""
+"""Collectives are read from HLO text: of handwritten programs, and of small ones that XLA
+compiled.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def test_handwritten_program() -> None:
 
 
 def test_a_loop_in_steps_of_two() -> None:
-    """As windowed matmuls of the TPU compiler are unrolled: 0, 2, 4 below 5."""
+    """The TPU compiler unrolls windowed matmuls like this: the counter takes 0, 2, 4 below 5."""
     before = "  %i = s32[] get-tuple-element(%p), index=0\n  %v"
     after = """  %two = s32[] constant(2)
   %i.0 = s32[] get-tuple-element(%p), index=0
@@ -43,8 +45,8 @@ def test_a_loop_in_steps_of_two() -> None:
     assert [c.times for c in found if c.kind == "all-reduce"] == [3 * 3]
 
 
-def test_metadata_of_a_kernel_ends_no_computation() -> None:
-    """They are written over several lines, of which one begins with braces."""
+def test_metadata_of_a_kernel_does_not_end_a_computation() -> None:
+    """Metadata spans several lines, and one of them begins with braces."""
     before = "  %i = s32[] get-tuple-element(%p), index=0\n"
     kernel = """  %k = f32[] custom-call(%p), frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block\\": 512}"
@@ -92,7 +94,7 @@ def test_no_hlo() -> None:
 
 
 def test_a_compiled_program() -> None:
-    """A psum in a scan of 6, a gather and a permutation outside."""
+    """A psum in a scan of length 6; a gather and a permutation outside it."""
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), tuple(MESH), axis_types=(AxisType.Auto,) * 2)
 
     def local(x: jax.Array) -> jax.Array:

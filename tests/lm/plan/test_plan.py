@@ -1,4 +1,6 @@
-"""Plans on CPU devices: formulas beside the compiler, ranks of a search, launch lines, mistakes."""
+"""Plans on CPU devices: formulas against the compiler, the order of a search, launch lines,
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,9 @@ def test_state_is_what_the_compiler_updates_in_place(mode: str) -> None:
     needs = memory.estimate(built, memory.measure(config, jax.devices()[:4]))
     assert compiled.state is not None
     assert needs.state == pytest.approx(compiled.state, rel=0.01)
-    assert compiled.batch == pytest.approx(needs.batch, rel=0.3)  # fields nobody reads go
+    assert compiled.batch == pytest.approx(needs.batch, rel=0.3)  # XLA drops unread fields
     sent = sum(flow.bytes for flow in traffic.formula(built))
-    # The CPU backend writes reduce-scatters as all-reduces, which send twice as much.
+    # The CPU backend writes a reduce-scatter as an all-reduce, which sends twice as much.
     assert 0.5 < sent / sum(flow.bytes for flow in compiled.flows) < 1.3
 
 
@@ -60,7 +62,7 @@ def test_zero3_holds_a_part_of_the_state() -> None:
 
 
 def test_a_data_parallel_step_sends_its_gradients_once() -> None:
-    """2 (R-1)/R of every parameter, four bytes each, whatever the microbatches."""
+    """It sends 2 (R-1)/R of every parameter, four bytes each, for any number of microbatches."""
     for accumulation in (1, 2):
         changes = {"mesh.data": 2, "run.accumulation": accumulation}
         built = build(tiny.config(changes), jax.devices()[:2])
@@ -91,7 +93,9 @@ SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("v4-8", "v5p-8", "v6e-
 
 @pytest.mark.parametrize("name", ["v5e-4", "h100-4", "cpu-64", *SLOW])
 def test_formulas_need_no_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No target needs its compiler, and a plan for the CPU asks for no more devices than it has."""
+    """Without the compiler of any target a plan by formula works. A plan for the CPU needs no more
+    devices than there are.
+    """
     found_spec = importlib.util.find_spec
     absent = ("libtpu", "jax_plugins")
     monkeypatch.setattr(
@@ -109,7 +113,7 @@ def test_formulas_need_no_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert memory.estimate(build(hosted, devices), memory.measure(hosted, devices)).host > 0
 
 
-def test_a_plan_is_told_and_written() -> None:
+def test_a_plan_is_printed_and_written() -> None:
     found = plan_of({"mesh.data": 4}, is_compiled=True)
     written = json.loads(json.dumps(plan_lib.to_json(found)))
     assert written["target"]["topology"] == "4"
@@ -165,7 +169,7 @@ def test_launch_lines(name: str) -> None:
 
 
 def mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """Of numbers in place of devices."""
+    """A mesh of the right shape that repeats one device."""
     grid: Any = np.array([jax.devices()[0]] * (data * fsdp * tensor))
     grid = grid.reshape(data, fsdp, tensor, 1)
     return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 4)
@@ -175,9 +179,9 @@ def test_bandwidth_depends_on_the_hosts_a_group_spans() -> None:
     gpus = targets.parse("h100-64")
     grid = mesh(2, 8, 4)
     assert traffic.bandwidth(("tensor",), grid, gpus) == 450e9  # inside a host
-    assert traffic.bandwidth(("data",), grid, gpus) == 50e9  # one adapter each
-    assert traffic.bandwidth(("fsdp",), grid, gpus) == 100e9  # two of a host take part
-    assert traffic.bandwidth((), grid, gpus) == 400e9  # all of them
+    assert traffic.bandwidth(("data",), grid, gpus) == 50e9  # each GPU has its own adapter
+    assert traffic.bandwidth(("fsdp",), grid, gpus) == 100e9  # two adapters of a host
+    assert traffic.bandwidth((), grid, gpus) == 400e9  # all adapters of a host
     tpus = targets.parse("v5e-64")
     assert traffic.bandwidth(("data",), grid, tpus) == tpus.chip.link_bandwidth
 
@@ -187,16 +191,16 @@ def test_a_search_tries_every_mesh_that_divides() -> None:
     config = tiny.config({"data.batch_size": 4, "model.num_kv_heads": 1})
     points = list(search.by_formula(config, targets.parse("cpu-2"), jax.devices()[:2]))
     meshes = {tuple(point.values[f"mesh.{axis}"] for axis in mesh_lib.AXES) for point in points}
-    # One key-value head is not split over two devices, and no row of so few tokens is.
+    # One key-value head cannot be split over two devices, and rows of so few tokens are not.
     assert meshes == {(2, 1, 1, 1), (1, 2, 1, 1)}
     assert {p.values["model.remat"] for p in points} == {"none", "dots", "full"}
-    assert {p.values["run.accumulation"] for p in points} == {1, 2}  # of two rows a device
+    assert {p.values["run.accumulation"] for p in points} == {1, 2}  # a device has two rows
     assert "remat=full" in search.table(points, limit=len(points))
     assert math.isfinite(json.loads(json.dumps(search.to_json(points)))[0]["bytes"])
 
 
 def small(config: Config, usable: int | None) -> tuple[plan_lib.Plan, list[search.Point]]:
-    """A search by formula for a device of so many bytes."""
+    """A search by formula for a device with this many usable bytes."""
     target = targets.parse("cpu-1")
     target = dataclasses.replace(target, chip=dataclasses.replace(target.chip, usable_bytes=usable))
     launch = LAUNCH._replace(flags="--config=x.py --config.run.accumulation=3")
@@ -204,7 +208,9 @@ def small(config: Config, usable: int | None) -> tuple[plan_lib.Plan, list[searc
 
 
 def test_a_search_takes_the_first_accumulation_that_fits() -> None:
-    """Its own among them; where nothing fits, the smallest comes first and no flag comes twice."""
+    """The configuration's own accumulation is among those that are tried. If nothing fits, the
+    smallest plan comes first. A flag is not repeated.
+    """
     config = tiny.config({"data.batch_size": 12, "run.accumulation": 3, "model.num_layers": 1})
     found, points = small(config, 1)
     assert not any(point.fits for point in points)
@@ -216,7 +222,7 @@ def test_a_search_takes_the_first_accumulation_that_fits() -> None:
 
 
 class Refusing:
-    """A step that no compiler takes."""
+    """A step that every compiler refuses."""
 
     def lower(self, *arguments: Any) -> Any:
         raise jax.errors.JaxRuntimeError(
@@ -224,7 +230,7 @@ class Refusing:
         )
 
 
-def test_what_a_compiler_cannot_do_is_its_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_compiler_does_not_support_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tiny.config({"mesh.data": 4}), jax.devices()[:4])
     refused = program.create(dataclasses.replace(built, step=Refusing()))
     assert refused.refusal == "UNIMPLEMENTED: no such collective (1.00G exceeds 0.5G)"
@@ -283,7 +289,7 @@ def test_a_search_by_formula_alone_compiles_nothing(monkeypatch: pytest.MonkeyPa
         ({"mesh.data": 4, "data.batch_size": 6}, r"6 rows do not divide over data\*fsdp = 4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told_with_both_values(changes: Any, message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused_with_both_values(changes: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(changes)
 
@@ -305,7 +311,7 @@ def test_the_launcher_writes_a_plan(tmp_path: Path) -> None:
     )
 
 
-def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
+def test_the_launcher_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
     output = tmp_path / "plan.json"
     done = launched("--target=v5p-255", f"--output={output}")
     assert done.returncode == 2
@@ -323,7 +329,7 @@ def test_the_launcher_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_told_before_any_work(flags: list[str], message: str) -> None:
+def test_mistakes_are_reported_before_any_work(flags: list[str], message: str) -> None:
     done = launched("--target=cpu-8", *flags)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
@@ -337,7 +343,7 @@ def test_the_committed_page_is_that_of_the_committed_plans() -> None:
     assert page.page(paths) == (folder / "plans.md").read_text(encoding="utf-8")
 
 
-def test_what_is_no_plan_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     for content in ("{", "[]", "{}"):
         wrong.write_text(content)

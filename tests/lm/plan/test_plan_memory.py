@@ -19,7 +19,7 @@ def test_what_remat_keeps_is_counted() -> None:
         return memory.measure(config, jax.devices()[:1])
 
     none, full = kept(remat="none"), kept(remat="full")
-    stream = 3 * 24 * 32 * 4  # layers x time x width in float32: what each layer takes in
+    stream = 3 * 24 * 32 * 4  # the input of each layer: layers x time x width in float32
     assert full.stream + full.inner < 0.3 * (none.stream + none.inner)
     assert full.stream >= stream
     far = kept(remat="named", kept={"mixer": "device", "mlp_up": "host"})
@@ -28,8 +28,10 @@ def test_what_remat_keeps_is_counted() -> None:
     assert {r.module for r in far.residuals if r.is_host} == {"groups_0/blocks_0/mlp/mlp_up"}
 
 
-def test_what_remat_keeps_of_a_mesh_is_what_one_device_keeps() -> None:
-    """A split projection is no dot to the policy: it is named, so `dots` keeps it all the same."""
+def test_remat_keeps_as_much_on_a_mesh_as_on_one_device() -> None:
+    """A projection split over devices is not a dot to JAX's policy. It is named, so `dots` keeps it
+    anyway.
+    """
 
     def kept(remat: str, mesh: dict[str, Any], devices: int) -> float:
         changes = {"model.remat": remat, "model.num_heads": 8, "model.num_kv_heads": 8}
@@ -43,7 +45,7 @@ def test_what_remat_keeps_of_a_mesh_is_what_one_device_keeps() -> None:
 
 
 def test_remat_runs_one_layer_at_a_time() -> None:
-    """Of a pattern as of equal layers: each layer's input is kept, and nothing inside it."""
+    """In a pattern as in equal layers, each layer's input is kept, and nothing inside the layer."""
     layers = {label: {"mixer": "softmax"} for label in "ab"}
     changes = {"model.remat": "full", "model.num_layers": 4, "model.layers": layers}
     equal, pattern = (
@@ -56,7 +58,7 @@ def test_remat_runs_one_layer_at_a_time() -> None:
 
 
 def test_the_largest_layer_counts() -> None:
-    """Not the mean of a pattern: one layer at a time is differentiated."""
+    """One layer at a time is differentiated, so the largest one counts, and not the mean."""
 
     def largest(pattern: str) -> tuple[float, float]:
         config = tiny.config({"model.pattern": pattern, "model.num_layers": 4})
@@ -64,7 +66,7 @@ def test_the_largest_layer_counts() -> None:
         return found.largest_stream, found.largest_inner
 
     alone, both = largest("retnet"), largest("softmax,retnet")
-    assert sum(alone) > 1.4 * sum(largest("softmax"))  # so that a mean would be 0.85 of it
+    assert sum(alone) > 1.4 * sum(largest("softmax"))  # so a mean would be at most 0.86 of it
     assert both == pytest.approx(alone, rel=0.1)
 
 
@@ -85,7 +87,7 @@ def test_a_mesh_of_three_is_measured() -> None:
 
 
 def test_moments_on_a_host_that_the_compiler_does_not_know() -> None:
-    """NVIDIA's compiler without a device has no host memory: the formula counts it all the same."""
+    """NVIDIA's compiler has no host memory without a device. The formula counts it anyway."""
     place = SimpleNamespace(memory_kind=None)
     for ndim, where, expected in ((2, "host", True), (2, "device", False), (0, "host", False)):
         assert memory.is_on_host(SimpleNamespace(sharding=place, ndim=ndim), where) == expected

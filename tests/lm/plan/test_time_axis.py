@@ -1,4 +1,4 @@
-"""Plans of rows whose tokens devices share: what each strategy sends, holds and waits for."""
+"""Plans for rows whose tokens devices share: what each strategy sends, keeps and waits for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def split(strategy: str, pattern: str = "softmax", ranks: int = 4) -> dict[str, 
 
 @pytest.mark.parametrize("name", dispatch.names())
 def test_every_strategy_has_its_collectives(name: str) -> None:
-    """Those that it declares, in the words of HLO."""
+    """The collectives that it declares are those that the plan counts for it, under HLO's names."""
     op = dispatch.get(name)
     case = op.cases[0]
     options = dispatch.bind_options(op, case.options, case.dims)
@@ -51,7 +51,9 @@ def test_every_strategy_has_its_collectives(name: str) -> None:
 
 
 def test_a_gather_sends_keys_and_values_of_all_rows() -> None:
-    """Three of four parts, float32: forward, again under remat, and the cotangents backward."""
+    """Each of four ranks receives three quarters in float32: forward, again under remat, and the
+    cotangents backward.
+    """
     sent = 2 * 3 * ROWS * TIME / 4 * 4 * (8 + 8) * 4.0
     expected = Split("softmax", 2, "softmax", "gather", sent, sent, sent, 2 * 6 * 1.5)
     assert time_axis.splits(built(split("gather"))) == (expected,)
@@ -90,8 +92,8 @@ def test_nothing_is_sent_where_time_is_whole() -> None:
 
 
 def test_activations_are_those_of_a_part_of_the_tokens() -> None:
-    """An exchange for heads keeps a part of all, a gather keeps keys and values whole (and what its
-    form makes of them): a + b / R, R the ranks.
+    """With R ranks an exchange for heads keeps 1/R of everything. A gather keeps a + b / R: keys
+    and values are whole, and so is what its form computes from them.
     """
 
     def kept(strategy: str, ranks: int) -> int:
@@ -105,7 +107,9 @@ def test_activations_are_those_of_a_part_of_the_tokens() -> None:
 
 
 def test_the_last_rank_of_contiguous_rows_is_waited_for() -> None:
-    """It has 2 R - 1 of R^2 causal pairs, R the ranks; a recurrence has no more of any token."""
+    """With R ranks the last one has 2 R - 1 of R^2 parts of the causal pairs. A recurrence has
+    equal work for every token.
+    """
     step = built(split("gather"))
     seen = 2 * dispatch.flops("softmax", {"B": 1, "T": TIME, "H": 4, "G": 4, "K": 8, "V": 8})
     assert time_axis.waiting(step) == pytest.approx((7 / 4 - 1) * seen, rel=0.05)
@@ -136,7 +140,7 @@ def test_a_step_takes_longer_for_ranks_that_wait_and_messages() -> None:
 
 @pytest.mark.slow
 def test_a_long_row_that_does_not_fit_is_shared() -> None:
-    """Among what is tried where each device has one row."""
+    """If each device has one row, sharing the row is among the proposed changes."""
     sizes = {"mesh.data": 4, "data.batch_size": 4, "data.context_length": 256}
     config = tiny.config(SIZES | sizes | {"model.remat": "none"})
     proposed = changes.proposed(config, jax.devices()[:4], 9)
@@ -159,7 +163,7 @@ def test_what_is_compiled_is_what_the_strategies_say(pattern: str, strategy: str
     compiled = traffic.compiled(program.as_text() or "", dict(step.mesh.shape))
     splits = time_axis.splits(step)
     kinds = {kind for found in splits for kind in traffic.KINDS[found.strategy]}
-    for kind in kinds - {"reduce-scatter"}:  # the CPU backend writes an all-reduce
+    for kind in kinds - {"reduce-scatter"}:  # which the CPU backend writes as an all-reduce
         formula, found = (
             sum(flow.bytes for flow in flows if flow.kind == kind)
             for flows in (traffic.formula(step), compiled)
@@ -169,7 +173,7 @@ def test_what_is_compiled_is_what_the_strategies_say(pattern: str, strategy: str
 
 @pytest.mark.slow
 def test_a_search_shares_long_rows_by_every_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row of one head of keys and values has no other way to two devices."""
+    """One row with one head of keys and values can be split over two devices only along time."""
     monkeypatch.setattr(search, "MIN_TOKENS", TIME // 2)
     heads = {"model.num_heads": 2, "model.num_kv_heads": 1, "data.batch_size": 1}
     heads["model.pattern"] = "softmax"
@@ -190,7 +194,7 @@ def test_a_search_shares_long_rows_by_every_strategy(monkeypatch: pytest.MonkeyP
     assert not any("mesh.sequence_strategy" in point.values for point in points)
 
 
-def test_a_plan_of_a_split_step_is_told_and_written(tmp_path: Any) -> None:
+def test_a_plan_of_a_split_step_is_printed_and_written(tmp_path: Any) -> None:
     config = tiny.config(SIZES | split("", "softmax") | {"mesh.sequence_strategy": "gather"})
     launch = Launch("--config=x.py", "run")
     found = plan_lib.plan(config, targets.parse("cpu-4"), launch, is_compiled=False)

@@ -15,7 +15,7 @@ BUILDS: list[Build] = []
 
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs see one device, and those of one shape compile once for all tests of a process."""
+    """Runs see one device. Runs of one shape are compiled once for all tests of a process."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *names: devices)
     monkeypatch.setattr(mesh, "foreseen", lambda: (1, ("cpu",)))

@@ -1,4 +1,4 @@
-"""A row of a comparison, of which a test says what it is about."""
+"""A row of a comparison for tests, which set only the fields that matter to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lm.report.compared import Row
 
 
 def row(name: str, **fields: Any) -> Row:
-    """With ones and nothing for all that is not given."""
+    """Fields that are not given are 1 or empty."""
     ones: dict[str, Any] = dict.fromkeys(
         ("parameters", "ffn_dim", "num_layers", "seconds", "tokens_per_second", "flops_per_token"),
         1,

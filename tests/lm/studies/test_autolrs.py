@@ -1,4 +1,4 @@
-"""AutoLRS: what a search trains, how it goes on, and what it refuses."""
+"""AutoLRS: what a search trains, how it resumes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, interrupts: Callable[[int], bool]) -> list[str]:
-    """Stands in for training: losses fall fastest at a rate of 0.02. Returns the folders in which
-    something was trained; the n-th training is interrupted where `interrupts(n)`.
+    """Replaces training; losses fall fastest at a rate of 0.02.
+
+    Returns the names of the folders in which something was trained. Training number n is
+    interrupted if `interrupts(n)`.
     """
     trained: list[str] = []
     calls = itertools.count()
@@ -79,7 +81,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, interrupts: Callable[[int], bool]) 
 def test_a_search_that_is_interrupted_is_the_same(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted again and again; nothing but a probe that stands still is trained twice."""
+    """A search that is interrupted many times has the result of one that is not, and trains nothing
+    twice.
+    """
     search = autolrs.create(values(corpus, probes=6))
     assert autolrs.stages(search) == [(2, 32), (32, 62)]
     trained = pretend(monkeypatch, lambda n: False)
@@ -128,7 +132,9 @@ def test_a_search_that_trains(corpus: Path, tmp_path: Path, validation: int, ann
     [([4.9, 4.8, 4.7, 4.6], (-1.5, -0.4)), ([5.1, 4.9, 4.8, 4.7], -0.3), ([4.0, 6.0], 1.0)],
 )
 def test_a_probe_on_held_out_text(corpus: Path, tmp_path: Path, losses: Any, message: Any) -> None:
-    """Below the loss at the beginning throughout it is forecast, otherwise read at its end."""
+    """If its losses all lie below the loss at its beginning, a probe's loss is forecast. Otherwise
+    its last loss counts.
+    """
     work = autolrs._Work(
         autolrs.create(values(corpus, validation=256)), cast(Any, None), tmp_path, Trainer(tmp_path)
     )

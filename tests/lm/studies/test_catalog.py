@@ -1,4 +1,4 @@
-"""The catalogue lists what the folders hold, and says unproven where nothing has been shown."""
+"""The catalogue lists what the folders hold. A form is unproven until a proof names it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_rows_of_mixers_and_of_every_form(monkeypatch: pytest.MonkeyPatch) -> No
     assert [row.mixer for row in mixers] == ["retnet", "softmax"]
     softmax = next(row for row in mixers if row.mixer == "softmax")
     assert softmax.parameters == 4 * 256 * 256
-    # k and v of 4 heads of 64 in float32, and a segment id; and the length of the row.
+    # A token takes k and v of 4 heads of 64 in float32, and a segment id. A row takes its length.
     assert softmax.state == f"4 + {2 * 4 * 64 * 4 + 4:,} T"
     recurrent = next(row for row in mixers if row.mixer == "retnet")
     assert recurrent.state == f"{4 * 64 * 128 * 4 + 4:,}"
@@ -61,12 +61,12 @@ def test_an_op_without_mixers_is_listed_too() -> None:
     assert {row.mixers for row in rows if row.op != "softmax"} == {""}
 
 
-def test_a_damaged_proof_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_proof_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cpu.json").write_text(json.dumps(PROOF)[:-3])
     with pytest.raises(UserError, match=r"cpu\.json is damaged"):
         catalog.read_proofs(tmp_path)
 
 
-def test_a_study_is_no_configuration_of_a_run() -> None:
+def test_a_study_is_not_a_configuration_of_a_run() -> None:
     with pytest.raises(UserError, match=r"unknown key config\.patterns"):
         catalog.mixers({"patterns": ("softmax",)})

@@ -1,4 +1,6 @@
-"""The study of mixers: equal sizes, nothing trained twice, mistakes before any training."""
+"""The study of mixers: sizes are equal, nothing is trained twice, and mistakes are reported before
+any training.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,7 @@ def test_sizes_are_made_equal_by_the_feed_forward_width() -> None:
     assert all(abs(size - target) <= 0.01 * target for size in found.values()), found
 
 
-def test_a_mixer_too_large_is_told_before_training(tmp_path: Path) -> None:
+def test_a_mixer_too_large_is_refused_before_training(tmp_path: Path) -> None:
     mapping = values()
     mapping["run"]["model"]["ffn_dim"] = 8
     with pytest.raises(UserError, match=r"'retnet' has .* set a larger run\.model\.ffn_dim"):
@@ -136,7 +138,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("compare") / "corpus")
 
 
-def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, corpus: Path) -> None:
+def test_a_task_that_cannot_be_asked_is_refused_before_training(
+    tmp_path: Path, corpus: Path
+) -> None:
     mapping = values(tasks={"forgetting": {"segment": 64}})
     mapping["run"]["data"]["sources"] = sources(corpus)
     with pytest.raises(UserError, match=r"segment=64 twice .* do not fit"):
@@ -145,7 +149,9 @@ def test_a_task_that_cannot_be_asked_is_told_before_training(tmp_path: Path, cor
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
-    """What is trained (nothing is) and the labels of the tasks that are scored, from now on."""
+    """Two lists that fill from now on: what is trained (training itself is replaced), and the
+    labels of the tasks that are scored.
+    """
     trained: list[Any] = []
     scored: list[str] = []
     monkeypatch.setattr(train, "run", lambda *x: trained.append(x))
@@ -167,8 +173,8 @@ def _nothing_again(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A second call finds all in the workdir, another workdir in the table; a task with other
-    options is asked alone.
+    """A second call takes every result from the workdir; in another workdir, from the table. If a
+    task has other options, only that task is scored again.
     """
     kept = compared.load(workdir / "compare.json")
     trained, scored = counted(monkeypatch)
@@ -193,8 +199,9 @@ def _nothing_again(
 
 
 def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained, asked, timed and written for real, at the smallest size; a second call does nothing
-    again, and a task with other options is asked alone.
+    """A study of the smallest size is really trained, scored, timed and written.
+
+    A second call repeats nothing. If a task has other options, only that task is scored again.
     """
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
@@ -215,7 +222,8 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     )
     assert [row.pattern for row in rows] == ["softmax", "gla"]
     softmax = rows[0]
-    # One layer of k and v, segment ids and a length; and the model's next position.
+    # Per token: k and v of one layer, and a segment id. Per row: a length, and the model's next
+    # position.
     assert softmax.state_bytes == {n: n * (2 * 32 * 4 + 4) + 4 + 4 for n in (8, 32)}
     assert set(softmax.decode_seconds) == {8}
     assert softmax.peak_bytes
@@ -261,7 +269,7 @@ def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
-    """compare.json of a study where one run is not finite, and its page."""
+    """One run has a loss that is not finite; compare.json and the page are still written."""
     study = study_lib.create(values(variants={"wide": {"of": "softmax", "layers": {}}}))
     spread = np.arange(40) % 7
 
@@ -283,7 +291,7 @@ def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"rows": 3}', "[" * 100_000, "null", ""])
-def test_a_file_that_is_no_comparison(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_comparison(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json is damaged.*; name the compare\.json"):
         compared.load(tmp_path / "a.json")

@@ -1,5 +1,5 @@
-"""The coordinate check: slopes and verdicts of planted curves, what a cell is, what a probe sees,
-and a check of two widths from the command line.
+"""The coordinate check: slopes and verdicts of planted curves, what a cell is, what a probe
+measures, and a check of two widths from the command line.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def curves(
     parametrization: str, exponents: dict[str, list[float]], over: str = "width"
 ) -> list[Curve]:
-    """Three seeds of each size, whose activations are size^exponent at every step, but for a factor
-    of the seed.
+    """Three seeds of each size. Activations are (1 + seed) size^exponent, with one exponent for
+    each step.
     """
 
     def curve(size: int, seed: int) -> Curve:
@@ -66,13 +66,13 @@ def test_slopes_are_the_exponents() -> None:
     (found,) = page.verdicts(curves("mup", exponents))
     for probe, wanted in exponents.items():
         np.testing.assert_allclose(found.slopes[probe], wanted, atol=1e-12)
-    assert page.judged("logits", STEPS) == range(2, 5)  # its fall at init does not count
+    assert page.judged("logits", STEPS) == range(2, 5)  # its fall at steps 0 and 1 does not count
     assert abs(found.steepest) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("parametrization", ["mup", "standard"])
 def test_a_probe_that_is_zero_does_not_pass(parametrization: str) -> None:
-    """It has no slope: it is not flat, and it shows no power."""
+    """It has no slope, so it is neither flat, nor does it show that the check has power."""
     of = {"mlp": (1.0, 1.0, 0.0), "stream": (1.0, 1.0, 1.0)}
     planted = curves(parametrization, {"mlp": [0.0]})
     silent = [dataclasses.replace(curve, probes=of) for curve in planted]
@@ -194,7 +194,8 @@ def test_probes_are_means_of_what_the_modules_give() -> None:
     hidden: Any = built.model.apply({"params": params}, *inputs)
     logits = np.asarray(hidden[0]) @ table[: tiny.VOCAB].T
     assert found["logits"] == pytest.approx(np.mean(np.abs(logits)), rel=1e-5)
-    # Of the branches: doubling what writes to the residual stream in one of two layers.
+    # Zeroing what writes to the residual stream in one of two layers about halves the probe of that
+    # branch.
     for probe, place in (("mixer", ("mixer", "out")), ("mlp", ("mlp", "down"))):
         changed = jax.tree.map(jnp.asarray, params)
         node = changed["groups_0"]["blocks_0"][place[0]][place[1]]
@@ -207,7 +208,9 @@ def test_probes_are_means_of_what_the_modules_give() -> None:
 
 
 def test_two_widths_from_the_command_line(tmp_path: Path) -> None:
-    """Exit status 0 or 1 as the table says; the same command trains nothing again."""
+    """The exit status is 0 if the table's verdict holds, and 1 if not. The same command does not
+    train again.
+    """
     config = tmp_path / "small.py"
     corpus = lab.write_corpus(tmp_path / "corpus")
     source = {"path": f"{corpus}/*.txt", "text_key": "text", "weight": 1.0, "valid_fraction": 0.1}

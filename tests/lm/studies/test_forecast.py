@@ -1,4 +1,4 @@
-"""Forecasts: predicted before a run, scored after it, refused where they would prove nothing."""
+"""Forecasts are made before a run, scored after it, and refused if they would prove nothing."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_a_smaller_factor_and_no_interval() -> None:
 
 
 def test_rows_of_more_compute_can_be_left_out() -> None:
-    """A run that is too small for the whole table is large enough for its smaller rows."""
+    """The run is too small for a forecast from the whole table, but large enough for one from its
+    smaller rows.
+    """
     run = target(tokens=20_000_000)
     made = forecast.make("chinchilla", table(0), run, FEW, most_compute=4.8e13)
     assert made["times"] >= 30
@@ -114,7 +116,9 @@ def config(tmp_path: Path) -> Config:
 
 
 def run_folder(folder: Path, config: Config, losses: tuple[float, float], **facts: Any) -> Path:
-    """What a finished run leaves that a score reads; its mark says that it began a day later."""
+    """The part of a finished run that a score reads. Its mark says that the run began a day from
+    now.
+    """
     folder.mkdir()
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
     with metrics.Writer(folder) as writer:
@@ -186,7 +190,7 @@ def test_runs_that_are_not_scored(tmp_path: Path, config: Config) -> None:
     early = run_folder(tmp_path / "early", config, (3.0, 3.0), started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match="before it: it is not a forecast of that run"):
         forecast.score(path, early)
-    # A resumed run says when it was resumed; the mark of its folder is older.
+    # run.json has the time of the last resume; the mark of the folder is older.
     resumed = run_folder(tmp_path / "resumed", config, (3.0, 3.0))
     os.utime(resumed / files.MARK, (0, 0))
     with pytest.raises(UserError, match="began 1970-01-01"):
@@ -203,7 +207,9 @@ def test_runs_that_are_not_scored(tmp_path: Path, config: Config) -> None:
 
 
 def test_the_digest_is_that_of_the_run(config: Config) -> None:
-    """Not of what a resumed run may change, nor of how a length is said; but of its text."""
+    """It does not depend on what a resumed run may change, nor on the unit of a length. It does
+    depend on the text.
+    """
     own = forecast.digest(config)
     length = Duration(float(config.run_tokens), "tokens")
     for same in (
@@ -224,7 +230,7 @@ def test_a_target_counts_the_body(config: Config) -> None:
     assert run.mixer == "softmax"
     assert (run.vocab, run.context) == (257, 32)
     width, ffn, layers = 32, 48, 2
-    # q and out, k and v of two of four heads, three matrices of the feed-forward; norms.
+    # q and out of four heads, k and v of two, three matrices of the feed-forward; norms.
     matrices = width * (2 * 32 + 2 * 16) + 3 * width * ffn
     assert run.body_parameters == pytest.approx(
         layers * matrices + (2 * layers + 1) * width, abs=64
@@ -233,7 +239,7 @@ def test_a_target_counts_the_body(config: Config) -> None:
 
 @pytest.mark.slow
 def test_runs_are_a_table_and_a_real_run_is_scored(tmp_path: Path) -> None:
-    """Trained for real: three seeds at four lengths are fitted by a law of compute, a longer run is
+    """Real runs of three seeds at three lengths are fitted by a law of compute. A longer run is
     forecast, trained and scored.
     """
     place = Lab(tmp_path / "lab")
@@ -253,7 +259,7 @@ def test_runs_are_a_table_and_a_real_run_is_scored(tmp_path: Path) -> None:
     made = forecast.make("compute", found, forecast.target(config), FEW, factor=3.9)
     forecast.write(tmp_path / "forecast.json", HEAD, made)
     workdir = tmp_path / "big"
-    # The start of a run is told in whole seconds.
+    # A run records its start in whole seconds.
     time.sleep(1.1)
     assert place.run(workdir, big).finished
     scored = forecast.score(tmp_path / "forecast.json", workdir)["score"]

@@ -1,4 +1,6 @@
-"""The grid under every study: each cell once, whoever dies, and only for the same question."""
+"""The grid under every study: each cell is worked on once, even if processes die, and its result is
+used only for the same question.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def until(process: subprocess.Popen[str], folder: Path, lines: int) -> None:
 
 
 def worked(cells: Grid[At, Found], names: list[str], **options: Any) -> Any:
-    """Runs the grid; the names of the cells that were worked on are appended to `names`."""
+    """Runs the grid. Appends the names of the cells that are worked on to `names`."""
 
     def work(cell: At, place: Path) -> Found | None:
         names.append(place.name)
@@ -47,8 +49,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_a_killed_process_costs_the_cell_it_was_in(tmp_path: Path) -> None:
-    """SIGKILL in a cell: those before are kept, and the next work finds what was left in it."""
+def test_a_killed_process_loses_only_its_cell(tmp_path: Path) -> None:
+    """After SIGKILL in a cell, the cells before it are kept. The next work on that cell finds the
+    files that were left in it.
+    """
     begun = CELLS[2]
     process = start(tmp_path, hangs_at=begun)
     until(process, tmp_path, 5)  # two are done, the third has begun
@@ -65,7 +69,9 @@ def test_a_killed_process_costs_the_cell_it_was_in(tmp_path: Path) -> None:
 
 
 def test_processes_share_a_grid(tmp_path: Path) -> None:
-    """Each cell once, and all outcomes for each; the cell of one that is killed goes to another."""
+    """Each cell is worked on once, and every process gets all outcomes. The cell of a process that
+    is killed goes to another one.
+    """
     one = start(tmp_path, hangs_at=CELLS[2])
     until(one, tmp_path, 5)
     others = [start(tmp_path), start(tmp_path)]
@@ -82,10 +88,10 @@ def test_processes_share_a_grid(tmp_path: Path) -> None:
     assert sorted(begun) == sorted([grid.name(cell) for cell in (*CELLS, CELLS[2])])
 
 
-def test_a_cell_in_other_hands_is_waited_for(
+def test_a_cell_that_another_process_works_on_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Told once; its outcome is taken as soon as it is there."""
+    """The wait is reported once. The outcome is taken as soon as it is written."""
     cells = create(tmp_path, asked=dict(list(create(tmp_path).asked.items())[:1]))
     other, waits = contextlib.ExitStack(), iter(range(3))
     assert other.enter_context(grid._held(cells.place(CELLS[0])))
@@ -142,7 +148,7 @@ def test_a_damaged_cell_is_named_before_any_work(tmp_path: Path, text: str) -> N
 
 
 def test_cells_of_a_committed_table_are_not_worked_on(tmp_path: Path) -> None:
-    """A table of half the grid, made elsewhere, and of one cell that is not of this grid."""
+    """The table holds half of the grid, made elsewhere, and a cell that is not in this grid."""
     names: list[str] = []
     other = Entry("z-1", "0" * 16, Found(7))
     there = create(tmp_path / "there", table=[other])
@@ -167,7 +173,7 @@ def test_cells_of_a_committed_table_are_not_worked_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "{", '{"cells": [{"name": "a"}]}'])
-def test_a_file_that_is_no_table(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_table(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json has no cells of such a study"):
         grid.read_table(tmp_path / "a.json", Found)
@@ -178,7 +184,9 @@ def test_a_file_that_is_no_table(tmp_path: Path, text: str) -> None:
 def test_what_is_left_may_depend_on_what_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sizes of a label until one has a square over 0; and a stop, which ends the grid at once."""
+    """For each label, sizes are tried until one has a square above 0. A work that is stopped ends
+    the grid at once.
+    """
 
     def left(found: Mapping[At, Found]) -> list[At]:
         wanted = []
@@ -198,7 +206,7 @@ def test_what_is_left_may_depend_on_what_is_found(
     assert [cell.size for cell in found] == [0, 1, 0, 1]
 
 
-def test_names_are_of_files_and_differ() -> None:
+def test_names_of_cells_are_file_names_and_differ() -> None:
     grid.check_names(CELLS)
     with pytest.raises(UserError, match=r"share the folder a-1-0\.5"):
         grid.check_names([At("a", 1, 0.5), At("a", 1, 0.50000001)])

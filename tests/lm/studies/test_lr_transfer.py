@@ -1,4 +1,4 @@
-"""Whether an optimum counts as having moved, and what a study of that trains."""
+"""Whether an optimum counts as moved, and what a study of that trains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 def rows(best: dict[tuple[str, int], float], seeds: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
-    """Losses that rise by a nat a bin from the best rate on."""
+    """The loss rises by one nat for each bin between a rate and the best one."""
     return [
         {
             "model.pattern": "softmax",
@@ -66,7 +66,7 @@ def test_seeds_are_averaged_and_missing_curves_left_out() -> None:
     (one,) = lr_transfer.judge(study, shifted)
     assert one.losses[16][0.02] == 1.5
     assert lr_transfer.judge(study, [row for row in found if row["width"] != 64]) == []
-    # A seed that not every rate has counts for none.
+    # A seed that is missing at one rate is left out at all rates.
     (one,) = lr_transfer.judge(study, shifted[:-1])
     assert one.losses[64][0.02] == 1.0
 

@@ -1,4 +1,4 @@
-"""Losses of schedules before they are trained: a law that is planted in run folders is found."""
+"""Losses of schedules are predicted before training: a law planted in run folders is recovered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forecast of a loss and the choice of the next rate, against what is known."""
+"""The forecast of a loss and the choice of the next rate, on curves whose answer is known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_a_forecast_of_an_exponential_is_exact(settling: float) -> None:
 
 
 def test_noise_and_outliers() -> None:
-    """3 % of the points are far off; the truth is met within 1 % in the mean of many draws."""
+    """3 % of the points are outliers. In each of 50 draws the forecast is within 1 % of
+    the truth.
+    """
     rng, t = np.random.default_rng(0), np.arange(100)
     found = []
     for _ in range(50):
@@ -30,8 +32,10 @@ def test_noise_and_outliers() -> None:
     assert np.abs(np.asarray(found) - 3.0).max() < 0.03
 
 
-def test_few_points_do_not_run_away() -> None:
-    """Points of a falling line: about what a curve gains that settles in three times their span."""
+def test_few_points_do_not_extrapolate_far() -> None:
+    """From points on a falling line, the forecast is about that of an exponential whose time
+    constant is three times their span.
+    """
     t = np.arange(10)
     found = probes.forecast(t, -0.1 * t, 1000)
     settled = -0.9 / (1 - np.exp(-1 / 3))
@@ -45,8 +49,10 @@ def test_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize("best", [2e-4, 3e-3, 0.07])
 @pytest.mark.parametrize("kappa", [1.0, probes.KAPPA])
-def test_ten_probes_find_the_least_of_a_quadratic(best: float, kappa: float) -> None:
-    """In the log of the rate over three orders of magnitude: within a factor of 1.5 of it."""
+def test_ten_probes_find_the_minimum_of_a_quadratic(best: float, kappa: float) -> None:
+    """The loss is quadratic in the log of the rate, over three orders of magnitude. The best of ten
+    probes is within a factor of 1.5 of the minimum.
+    """
     rates: list[float] = []
     losses: list[float] = []
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The study of recall: what is trained, once, and what is shown of it."""
+"""The study of recall: what it trains (each training once), and what it shows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.lm import launched
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    """The smoke preset, with changes of the study or of its one problem."""
+    """The smoke preset. Changes apply to the study, or to its only problem."""
     mapping = get_config("smoke").to_dict()
     problem = mapping["problems"]["16"]
     for key, value in changes.items():
@@ -41,7 +41,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, accuracy: dict[tuple[str, float], float]) -> list[str]:
-    """Stands in for training; returns the names of what was asked for."""
+    """Replaces training. Returns the names of the trainings that are asked for."""
     asked: list[str] = []
 
     def train_point(study: recall.Study, point: Point, workdir: Path) -> Outcome:
@@ -74,7 +74,7 @@ def test_every_preset_is_a_study() -> None:
         assert problem.steps == 64 * (100_000 // problem.batch_size)
     mixture = recall.create(get_config("based").to_dict()).problems["mixture"]
     assert sum(rows.examples for rows in mixture.train) == 180_000
-    # 390 batches of the first set and 78 of each other, 32 times.
+    # An epoch has 390 batches of the first set and 78 of each of four others; there are 32 epochs.
     assert mixture.steps == 32 * (390 + 4 * 78)
 
 
@@ -109,13 +109,16 @@ def test_tests_have_other_rows_than_training() -> None:
 def test_state_bytes_are_those_of_the_cache() -> None:
     study = recall.create(values(patterns=("softmax",)))
     built = build_lib.build(recall.configuration(study, recall.points(study)[0]), jax.devices()[:1])
-    # Two layers of k and v, segment ids and a length; and the model's next position.
+    # Each of two layers has k, v and a segment id per token, and a length. The model has the next
+    # position.
     assert measure.state_bytes(built.model, 16) == 2 * (16 * (2 * 8 * 4 + 4) + 4) + 4
 
 
 def test_a_training_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained for real, a few steps: of its own rows, asked its tests, ended when they are solved.
-    (tests/lm/test_generated.py learns.)
+    """A few real steps on generated rows. The run answers its tests, and would end once they are
+    solved.
+
+    tests/lm/test_generated.py tests that such a run learns.
     """
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
@@ -130,14 +133,14 @@ def test_a_training_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     place = tmp_path / "points" / "16-softmax-8-0.01-0"
     assert record.recorded(place, "until") == {"16x2": 0.99, "16x4": 0.99}
     assert record.recorded(place, "data", "mqar", "batch_size") == 8
-    # Of one layer; k and v, segment ids and a length of it, and the model's next position.
+    # Parameters of the layer. State: k, v and a segment id per token, a length, the next position.
     sizes = 4 * 8 * 8 + 8 + 8, 16 * (2 * 8 * 4 + 4) + 4 + 4
     last = metrics.read(place)[-1]
     accuracy = {name: last[f"task/{name}/accuracy"] for name in ("16x2", "16x4")}
     assert outcome == Outcome(accuracy, 4, 0, outcome.seconds, *sizes)
     assert recall.rows(study, found)[0].accuracy == accuracy
 
-    (place / "cell.json").unlink()  # killed when all was done but that
+    (place / "cell.json").unlink()  # as if killed just before it was written
     monkeypatch.setattr(Build, "put", lambda *x: pytest.fail("trained again"))
     again = recall.train_point(study, point, place)
     assert again is not None
@@ -192,7 +195,7 @@ def test_the_same_command_resumes_and_another_is_refused(
     run_values["log"] |= {"every": "2 steps"}
     run_values["mesh"] |= {"data": 1}
     run(recall.create(values(run=run_values)), tmp_path)
-    assert len(asked) == 9, "what a resumed run may change is no other question"
+    assert len(asked) == 9, "what a resumed run may change does not make another question"
     run_values["mup"] |= {"init_std": 0.2}
     with pytest.raises(UserError, match=r"another config \(run\.mup\.init_std: 0\.1 -> 0\.2\)"):
         run(recall.create(values(run=run_values)), tmp_path)
@@ -205,7 +208,7 @@ def test_the_same_command_resumes_and_another_is_refused(
     lost.write_text("{")
     with pytest.raises(UserError, match=r"linear-8-0\.001-0/cell\.json is damaged"):
         run(study, tmp_path)
-    assert len(asked) == 9, "mistakes are told before anything is trained"
+    assert len(asked) == 9, "mistakes are reported before anything is trained"
 
 
 def test_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Recipes: a budget of any two, the laws beside each other, and a configuration that trains."""
+"""Recipes: any two parts of a budget give the third, laws stand side by side, and the written
+configuration trains.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,7 @@ def test_the_laws_answer_as_they_do_alone() -> None:
     assert min(batches) < by_name["batch"].middle < max(batches)
 
 
-def test_a_size_that_is_far_off_is_told() -> None:
+def test_a_size_that_is_far_off_is_reported() -> None:
     asked = recipe.budget(None, 1e5, 1e6)
     far = tiny.config()
     message = recipe.warnings([], asked, far)
@@ -87,7 +89,9 @@ def test_a_size_that_is_far_off_is_told() -> None:
 
 
 def test_its_experiment_trains(tmp_path: Path) -> None:
-    """Two steps of what was written, and its JSON is the same configuration."""
+    """The experiment that was written trains for two steps, and its JSON is the same
+    configuration.
+    """
     base = launched.arguments(**{"data.tokenizer.kind": "bpe", "data.tokenizer.vocab_size": 320})
     budget = ["--parameters=30000", "--flops=1e11"]
     env = os.environ | launched.environment()

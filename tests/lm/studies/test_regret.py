@@ -1,4 +1,4 @@
-"""The regret of a setting that is not tuned: known cases, and its interval in simulation."""
+"""The regret of a setting that is not tuned: known cases, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def row(schedule: str, rate: float, seed: int, loss: float | None, tokens: int) 
 def table(
     noise: Any = lambda: 0.0, power: float = 2.05, seeds: range = range(6)
 ) -> list[dict[str, Any]]:
-    """WSD is at 2.0 at its best rate, which is the middle one at the first budget."""
+    """WSD reaches 2.0 at its best rate, which is the middle one at the first budget and the lowest
+    at the second.
+    """
     found = []
     for tokens, best in ((1000, 0.02), (2000, 0.01)):
         for seed in seeds:
-            shared = noise()  # of a seed, whatever the schedule
+            shared = noise()  # the same for all schedules of a seed
             found.append(row("power", 0.02, seed, power + shared + noise(), tokens))
             for rate in RATES:
                 loss = 2.0 + 0.1 * abs(np.log2(rate / best)) + shared + noise()
@@ -37,7 +39,7 @@ def table(
 
 
 def diverged(schedule: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """The table, in which these runs of a schedule have no loss."""
+    """The table without the losses of this schedule at these seeds."""
     lost = set(seeds)
     is_lost = lambda row: row["schedule"] == schedule and row["seed"] in lost
     return [row | {"loss": None if is_lost(row) else row["loss"]} for row in table()]
@@ -69,8 +71,8 @@ def test_a_rate_that_diverged_is_left_out_of_the_picture() -> None:
 
 
 def test_the_interval_covers_the_regret() -> None:
-    """Of 400 studies in which the rates are almost equally good, so that choosing is mostly luck:
-    the interval holds the true regret of the chosen rates in about 95 %.
+    """In 400 simulated studies the rates are almost equally good, so that choosing one is mostly
+    luck. The interval holds the true regret of the chosen rates in about 95 % of them.
     """
     rng = np.random.default_rng(0)
     is_held = []

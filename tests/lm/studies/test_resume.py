@@ -1,4 +1,4 @@
-"""The proof of resume, small; and that it finds what is not equal."""
+"""The proof of resume at a small size, and that it finds runs that differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.lm.lab import DECAY_START, Lab, copy
 def test_killed_and_resumed(
     kills: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once in each phase."""
+    """The kills are spread over the phases of a run."""
     for name, value in launched.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(launched.ROOT)

@@ -1,4 +1,4 @@
-"""A configuration at other widths and depths: what grows, what stays, and what is refused."""
+"""A configuration at other widths and depths: what grows, what stays the same, what is refused."""
 
 from __future__ import annotations
 

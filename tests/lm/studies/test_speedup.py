@@ -1,4 +1,4 @@
-"""Speed-ups of planted curves, whose factor is known."""
+"""Speed-ups of planted curves whose factor is known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def row(name: str, curves: list[np.ndarray], flops: float = 1.0, rate: float = 1
 
 
 def law(factor: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
-    """What learns `factor` times as fast."""
+    """The curve of a pattern that learns `factor` times as fast."""
     return 1.5 + 30 * (factor * TOKENS) ** -0.4 + noise
 
 
@@ -29,15 +29,17 @@ def law(factor: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
 def test_a_planted_factor(factor: float) -> None:
     base, ours = row("base", [law(1.0)]), row("ours", [law(factor)], flops=2.0, rate=0.5)
     found = speedup.speed_ups([base, ours])[0]
-    # A line through a bent curve lies above it, less at its end than in its midst.
+    # Straight lines between the points of a convex curve lie above it, least near their ends.
     assert found.tokens == (pytest.approx(factor, rel=2.5e-2), None, None)
     assert found.flops[0] == pytest.approx(found.tokens[0] / 2, rel=1e-3)
     assert found.seconds[0] == pytest.approx(found.tokens[0] / 2, rel=1e-3)
 
 
 def test_seeds_give_an_interval_that_covers() -> None:
-    """A batch may be hard for both, and a bit harder for one: 95 % of the intervals of four seeds
-    hold the planted factor (92 %, with what smoothing leaves).
+    """Noise of a batch is shared by both patterns, and each has some of its own.
+
+    Of the intervals of four seeds, 95 % should hold the planted factor; with what smoothing leaves,
+    92 % do.
     """
     rng = np.random.default_rng(0)
     hits = 0
@@ -67,5 +69,5 @@ def test_what_has_no_curve_has_no_speed_up() -> None:
 
 
 def test_a_pattern_that_never_learns_has_no_factor() -> None:
-    """The first pattern had its last loss from the first point on."""
+    """The first pattern is below that pattern's last loss from its first point on."""
     assert speedup.speed_ups([row("base", [law(1.0)]), row("flat", [np.full(60, 9.0)])]) == []

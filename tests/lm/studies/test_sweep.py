@@ -1,4 +1,4 @@
-"""Sweeps: which runs a grid means, what trains each of them once, and the table they end in."""
+"""Sweeps: which runs a grid stands for, how each is trained once, and the resulting table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LENGTHS = ("8 steps", "12 steps", "16 steps")
 
 
 def values(corpus: Path, *grids: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A sweep of the tests' tiny run."""
+    """A sweep over the tests' tiny run."""
     small = {"schedule.decay": "25 percent", "checkpoint.every": "100 percent"}
     text = {"text": lab.sources(corpus)["text"]}
     run = tiny.config(lab.CHANGES | small | {"data.sources": text})
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def train_alone(config: Config, workdir: Path, data_dir: Path) -> int:
-    """The steps of a run outside of any sweep."""
+    """Trains a run outside of any sweep and returns its steps."""
     done = train.run(
         config, Options(workdir=workdir, data_dir=data_dir, like=Trainer(data_dir).like(config))
     )
@@ -80,7 +80,7 @@ def test_what_a_trunk_depends_on(corpus: Path) -> None:
     assert all(cell.trunk == cell.digest for cell in found)
 
 
-def test_cells_of_two_grids_are_one(corpus: Path) -> None:
+def test_equal_cells_of_two_grids_are_one(corpus: Path) -> None:
     both = {RATE: (0.01, 0.02), "seed": (0,)}, {"seed": (0, 1), RATE: (0.02,)}
     assert len(plan(corpus, *both)) == 3
     widths = plan(corpus, {"width": (32, 64)})
@@ -88,7 +88,7 @@ def test_cells_of_two_grids_are_one(corpus: Path) -> None:
     assert len(plan(corpus, min_steps=12)) == 4
 
 
-def test_paths_do_not_tell_cells_apart(corpus: Path, tmp_path: Path) -> None:
+def test_a_cell_depends_on_the_text_and_not_on_its_path(corpus: Path, tmp_path: Path) -> None:
     moved = lab.write_corpus(tmp_path / "elsewhere")
     assert plan(corpus).keys() == plan(moved).keys()
     (moved / "00.txt").write_text("another text")
@@ -125,7 +125,7 @@ def test_cells_that_are_all_too_short(corpus: Path) -> None:
 
 
 def test_a_percentage_is_of_the_run_and_not_of_its_trunk(corpus: Path) -> None:
-    """So runs of two lengths have two trunks, each with the cooldown of its run."""
+    """So runs of two lengths have two trunks, each with the cooldown of its own run."""
     schedule = {"family": "infinite", "cooldown": "50 percent", "warmup": "0 steps"}
     schedule["decay"] = "2 steps"
     axes = {"schedule": (schedule,), "run.length": LENGTHS}
@@ -139,7 +139,7 @@ def test_a_percentage_is_of_the_run_and_not_of_its_trunk(corpus: Path) -> None:
 def pretend(
     monkeypatch: pytest.MonkeyPatch, loss: Any = lambda one: 2.0, stops_at: int = -1
 ) -> list[tuple[float, int]]:
-    """Stands in for training; returns the (rate, steps) of what was worked on."""
+    """Replaces training. Returns the (rate, steps) of each cell that is worked on."""
     worked: list[tuple[float, int]] = []
 
     def call(self: Any, cell: cells.Cell, place: Path) -> Outcome | None:
@@ -173,7 +173,7 @@ def test_a_sweep_that_was_stopped_goes_on(
 def test_a_row_of_a_table_is_not_run_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table grows: rows of other grids stay in it, cells that stand there are not run."""
+    """The table grows: rows of other grids stay in it, and cells that it holds are not run."""
     worked = pretend(monkeypatch, lambda config: 3 - config.schedule.peak_learning_rate)
     first = sweep.run(sweep.create(values(corpus)), tmp_path / "a", tmp_path)
     assert first is not None
@@ -216,7 +216,9 @@ def test_a_table_that_is_damaged(tmp_path: Path, line: str) -> None:
 
 
 def test_successive_halving(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four rates two go on to the second length, one to the third; seeds are averaged."""
+    """Of four rates, two continue to the second length and one to the third. Losses are averaged
+    over seeds.
+    """
     rates = (0.01, 0.02, 0.04, 0.08)
     loss = {0.01: 3.0, 0.02: 2.0, 0.04: 1.0, 0.08: math.inf}
     worked = pretend(
@@ -231,7 +233,9 @@ def test_successive_halving(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_branch_is_the_run_of_its_own(corpus: Path, tmp_path: Path) -> None:
-    """Bit for bit, though the trunk was stopped and went on, and the cell before had its decay."""
+    """It equals that run bit for bit, though its trunk was stopped and resumed, and an earlier cell
+    decayed from it.
+    """
     asked = sweep.create(values(corpus, {"run.length": LENGTHS[:2]}))
     found = sweep.run(asked, tmp_path / "sweep", tmp_path / "data")
     assert found is not None
@@ -247,7 +251,7 @@ def test_a_branch_is_the_run_of_its_own(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_trunk_that_is_too_far_begins_again(corpus: Path, tmp_path: Path) -> None:
-    """A length between two that are done, added later."""
+    """A shorter length is added when the trunk is already past its branch point."""
     longer = sweep.create(values(corpus, {"run.length": ("12 steps",)}))
     both = sweep.create(values(corpus, {"run.length": ("8 steps", "12 steps")}))
     alone = sweep.run(both, tmp_path / "alone", tmp_path / "data")
@@ -265,7 +269,7 @@ def _losses(found: Iterable[Row]) -> list[Any]:
 
 
 def test_a_cell_that_diverges(corpus: Path, tmp_path: Path) -> None:
-    """It is stopped and recorded, and the others of its grid are trained."""
+    """It is stopped and recorded, and the other cells of its grid are trained."""
     axes = {"schedule.a": (1e33, 4.0), RATE: (1e30,), "run.length": ("16 steps",)}
     asked = sweep.create(values(corpus, axes))
     found = sweep.run(asked, tmp_path / "sweep", tmp_path / "data")

@@ -1,4 +1,6 @@
-"""Verdicts against scipy's tests, planted differences and chance, and their own error rates."""
+"""Verdicts, compared with scipy's tests, on planted differences and at chance, and their error
+rates.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ ROOT = Path(__file__).parents[3]
 def planted(
     gap: float, seeds: int = 3, noise: float = 0.003, docs: int = 60
 ) -> dict[str, list[Number]]:
-    """Bits per byte of three patterns over the same documents; the third is `gap` above the
-    first. Seeds and documents shift all alike.
+    """Bits per byte of three patterns on the same documents.
+
+    The third pattern is `gap` above the first. Seeds and documents shift all patterns alike.
     """
     rng = np.random.default_rng(0)
     base, sizes = rng.normal(2.0, 0.3, docs), rng.integers(100, 1000, docs).astype(float)
@@ -60,14 +63,14 @@ def rows_of(numbers: dict[str, list[Number]], is_better: str = "lower") -> list[
 
 
 def judged(numbers: dict[str, list[Number]], is_better: str = "lower") -> list[Difference]:
-    """Every pattern against the first, as primary comparisons."""
+    """Compares every pattern with the first, as primary comparisons."""
     first, *others = numbers
     asked = [Primary(task="bits", pattern=name, against=first) for name in others]
     return verdict.judge(rows_of(numbers, is_better), asked)
 
 
 def p_values(values: np.ndarray) -> dict[str, float | None]:
-    """values [P, S]; patterns are named by their row."""
+    """p values of patterns named by their row in `values` [P, S]."""
     return verdict.seed_p_values({str(i): row for i, row in enumerate(values)})
 
 
@@ -88,7 +91,7 @@ def test_a_planted_difference_is_found_and_a_twin_is_not() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_too_few_seeds_give_no_verdict(seeds: int) -> None:
-    """However clear the documents are: another seed might turn it."""
+    """Even if documents agree clearly, another seed might reverse the result."""
     found = judged(planted(0.5, seeds=seeds))
     assert [v.outcome for v in found] == ["none", "none"]
     assert found[1].p is None
@@ -97,8 +100,8 @@ def test_too_few_seeds_give_no_verdict(seeds: int) -> None:
     assert (found[1].seeds_low is None) == (seeds == 1)
 
 
-def test_documents_can_withhold_it() -> None:
-    """All of the difference lies in one document of thirty: seeds agree, documents do not."""
+def test_documents_can_withhold_a_verdict() -> None:
+    """One document of thirty makes all of the difference, so seeds agree and documents do not."""
     numbers = planted(0.0, noise=1e-4, docs=30)
     for i, number in enumerate(numbers["third"]):
         assert number.units is not None
@@ -124,8 +127,10 @@ def test_at_chance_has_no_verdict() -> None:
     assert judged({"a": even, "b": sure}, "higher")[0].outcome != "at chance"
 
 
-def test_it_is_a_paired_t_test_of_the_two_alone() -> None:
-    """Whatever a third does, and for a variant, whose runs are another's, as for any."""
+def test_p_is_that_of_a_paired_t_test_of_the_two() -> None:
+    """A third pattern does not change it. A variant, which shares another pattern's runs, is tested
+    like any pattern.
+    """
     values = np.random.default_rng(0).normal(size=(3, 6))
     paired = [stats.ttest_rel(values[x], values[0]).pvalue for x in (1, 2)]
     wanted = verdict.holm(np.array(paired)).tolist()
@@ -143,8 +148,9 @@ UNEQUAL = ([1, 1, 1, 1], [1000, 1, 1, 1], [1, 1, 1, 5], [5] + 5 * [1])
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("spread", UNEQUAL, ids=str)
 def test_false_alarms_are_as_rare_as_they_say(spread: list[float], seeds: int) -> None:
-    """1,000 studies without a real difference: at most 5 % (and two standard errors) call some
-    pattern better or worse, however unlike the patterns' noise is; pooled residuals, 15 to 27 %.
+    """Of 1,000 studies without a real difference, at most 5 % (and two standard errors) call some
+    pattern better or worse, even if patterns have very different noise. Pooled residuals would call
+    15 to 27 %.
     """
     rng = np.random.default_rng(seeds)
     alarms = 0
@@ -155,9 +161,9 @@ def test_false_alarms_are_as_rare_as_they_say(spread: list[float], seeds: int) -
     assert alarms / 1000 < 0.05 + 2 * 0.007
 
 
-def test_verdicts_over_documents_too_are_no_more_frequent() -> None:
-    """Whole verdicts of 200 studies of equal patterns, documents of unlike size: one that must
-    convince over seeds and over documents alarms in less than 5 %.
+def test_verdicts_that_need_documents_too_are_as_rare() -> None:
+    """Of 200 studies of equal patterns on documents of different sizes, less than 5 % have a
+    verdict, since it needs seeds and documents to agree.
     """
     alarms = 0
     rng = np.random.default_rng(1)
@@ -184,8 +190,8 @@ def test_verdicts_over_documents_too_are_no_more_frequent() -> None:
 )
 @pytest.mark.parametrize("other", [1.0, 1000.0])
 def test_power(seeds: int, effect: float, least: float, most: float, other: float) -> None:
-    """How often a difference of `effect` standard deviations of one run is found among two
-    comparisons; the noise of the other pattern takes nothing from it.
+    """How often a difference of `effect` standard deviations of one run is found, among two
+    comparisons. The noise of the other pattern does not lower that.
     """
     rng = np.random.default_rng(0)
     hits = 0
@@ -197,7 +203,7 @@ def test_power(seeds: int, effect: float, least: float, most: float, other: floa
     assert least <= hits / 400 <= most, hits / 400
 
 
-def test_equal_numbers_are_no_difference() -> None:
+def test_equal_numbers_are_not_a_difference() -> None:
     assert p_values(np.ones((3, 3))) == {"1": 1.0, "2": 1.0}
     assert p_values(np.ones((1, 3))) == {}
     assert p_values(np.ones((2, 2))) == {"1": None}
@@ -205,7 +211,7 @@ def test_equal_numbers_are_no_difference() -> None:
 
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
 def test_p_does_not_depend_on_the_unit(scale: float) -> None:
-    """Squares of such numbers vanish or overflow."""
+    """Squares of such numbers underflow or overflow."""
     found = verdict.p_value(np.array([1.0, 2.0, 3.0]) * scale, np.array([5.0, 4.0, 6.0]) * scale)
     assert found == pytest.approx(0.0741799, rel=1e-6)
 
@@ -220,7 +226,9 @@ def test_units_without_a_size_give_no_interval() -> None:
 
 
 def test_equal_differences_give_no_p() -> None:
-    """Nothing is left to chance, which is no proof: of two runs of one program, say."""
+    """Without spread there is nothing to test, which does not prove a difference: the seeds may be
+    repeats of one program.
+    """
     values = np.array([[0.1, 0.7, 0.4]] * 3) + np.array([[0], [0], [0.3]])
     assert p_values(values) == {"1": 1.0, "2": None}
     bits = lambda extra: [statistics.mean(x + extra + np.arange(60) % 7) for x in (0.1, 0.7, 0.4)]
@@ -245,7 +253,7 @@ def test_a_run_that_diverged_takes_no_other_with_it() -> None:
     assert "first diverged" in first[0].sentence
 
 
-def test_one_unit_is_no_evidence() -> None:
+def test_one_unit_is_not_evidence() -> None:
     numbers = planted(0.05, docs=1)
     third = judged(numbers)[1]
     assert third.p is not None
