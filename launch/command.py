@@ -31,9 +31,9 @@ def names() -> list[str]:
     return sorted(name for name, text in texts.items() if "\n    cli.run(main" in text)
 
 
-def summary(name: str) -> str:
-    """The first sentence of a command's docstring, without its full stop."""
-    tree = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
+def summary(path: Path) -> str:
+    """The first sentence of a file's docstring, without its full stop."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
     return re.split(r": `|\.\s|\.$", text)[0]
 
@@ -42,7 +42,7 @@ def listing() -> str:
     """The text that `espalier` prints without arguments."""
     known = names()
     width = max(map(len, known))
-    lines = [f"  {name:{width}}  {summary(name)}" for name in known]
+    lines = [f"  {name:{width}}  {summary(HERE / f'{name}.py')}" for name in known]
     return "\n".join(
         [
             "espalier COMMAND [--flag=value ...]; espalier COMMAND --help lists its flags",

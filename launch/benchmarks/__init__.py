@@ -1,1 +1,30 @@
-"""What `espalier bench` measures; one module a case, each with `run(options) -> list[Result]`."""
+"""What `espalier bench` measures. A case is a file of this folder with `run(options)`, which gives
+results (timing.py); the first sentence of its docstring says what it measures.
+"""
+
+from pathlib import Path
+
+from launch import command
+
+HERE = Path(__file__).parent
+# The cases without --cases: those that any machine can run in minutes.
+DEFAULT = (
+    "train_step",
+    "matmul_fraction",
+    "ops",
+    "recurrences",
+    "memory",
+    "compile",
+    "decode",
+    "evaluation",
+)
+
+
+def names() -> list[str]:
+    """The cases, in alphabetical order."""
+    return sorted(path.stem for path in HERE.glob("*.py") if "\ndef run(" in path.read_text())
+
+
+def listing() -> str:
+    """A line for each case, with what it measures."""
+    return "\n".join(f"{name}: {command.summary(HERE / f'{name}.py')}" for name in names())

@@ -16,11 +16,8 @@ the row says so, and XLA_PYTHON_CLIENT_MEM_FRACTION=.5 leaves more.
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +26,9 @@ import jax
 from launch.benchmarks import ceilings, forms, timing
 from launch.benchmarks.ceilings import Ceilings
 from launch.benchmarks.forms import Sizes, Timed
+from launch.benchmarks.peer import PeerError, Process, started
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
-from lm import files
 from lm.config import UserError
 
 SCRIPT = Path(__file__).with_name("peer_process.py")
@@ -56,17 +53,6 @@ OURS = {
 }
 
 
-class PeerError(Exception):
-    """A peer's process has ended; the message is its last."""
-
-
-class Process(NamedTuple):
-    """A peer's. `told` is what it says of itself; `ask(pass, runs)` are the seconds they took."""
-
-    describe: Callable[[], str]
-    ask: Callable[[str, int], float]
-
-
 def check(options: Options) -> None:
     """Raises:
     UserError: no GPU.
@@ -84,11 +70,11 @@ def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
     UserError: as `check`, or no peer that runs.
     """
     check(options)
-    yield from compare(sizes, options.pairs)
+    yield from compare(sizes, options.pairs, options.peer_python or sys.executable)
 
 
-def compare(sizes: Sizes, pairs: int) -> Iterator[Result]:
-    """The ceilings, and a row for each peer, size and pass.
+def compare(sizes: Sizes, pairs: int, python: str) -> Iterator[Result]:
+    """The ceilings, and a row for each peer, size and pass. `python` runs the peers.
 
     Raises:
       UserError: no peer runs.
@@ -99,7 +85,7 @@ def compare(sizes: Sizes, pairs: int) -> Iterator[Result]:
     has_run = False
     for peer, ours in OURS.items():
         for problem in forms.timed([(ours.op, ours.options)], sizes):
-            for row in _beside(peer, problem, pairs, limits):
+            for row in _beside(python, peer, problem, pairs, limits):
                 refused = row.facts["refused"].get("peer")
                 has_run |= refused is None
                 reasons |= {refused: None} if refused else {}
@@ -108,12 +94,14 @@ def compare(sizes: Sizes, pairs: int) -> Iterator[Result]:
         raise UserError(f"--cases=peers: no peer runs: {' | '.join(reasons)}")
 
 
-def _beside(peer: str, problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:
+def _beside(
+    python: str, peer: str, problem: Timed, pairs: int, limits: Ceilings
+) -> Iterator[Result]:
     dims, dtype = problem.case.dims, problem.case.dtype
     kernel = forms.chosen(problem.op, problem.case)
     goal = None if problem.keys == forms.RANDOM else OURS[peer].goal
     arguments = [peer, *(str(dims[letter]) for letter in "BTHKV"), dtype, problem.keys]
-    with started([sys.executable, str(SCRIPT), *arguments]) as process:
+    with started([python, str(SCRIPT), *arguments]) as process:
         for which in forms.PASSES:
             facts: dict[str, Any] = {"dims": dict(dims), "dtype": dtype, "form": kernel.form}
             facts["refused"] = dict(kernel.refused)
@@ -143,38 +131,3 @@ def _turns(process: Process, problem: Timed, form: str, which: str, pairs: int) 
     ours = forms.timer(problem, form, which, forms.drawn(problem))
     timers = {"ours": ours, "peer": lambda runs: process.ask(which, runs)}
     return timing.take_turns(timers, pairs)
-
-
-@contextmanager
-def started(command: list[str]) -> Iterator[Process]:
-    """A process, which may end at any time: what is asked of it then raises `PeerError`."""
-    # Errors go to a file: a pipe that nobody reads would stop the process when it is full.
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, stderr=errors) as process,
-    ):
-        to, back = process.stdin, process.stdout
-        assert to is not None
-        assert back is not None
-
-        def read() -> str:
-            if line := back.readline():
-                return line.decode().strip()
-            status = process.wait()
-            errors.seek(0)
-            raise PeerError(files.last_line(errors.read(), f"status {status}"))
-
-        said: list[str] = []
-
-        def describe() -> str:
-            if not said:
-                said.append(read().removeprefix("ready").strip())
-            return said[0]
-
-        def ask(which: str, runs: int) -> float:
-            describe()
-            with suppress(BrokenPipeError):  # what it said last is read below
-                to.write(f"{which} {runs}\n".encode())
-            return float(read())
-
-        yield Process(describe, ask)

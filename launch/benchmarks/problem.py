@@ -42,7 +42,8 @@ class Sizes:
 class Options:
     """`base` is a whole configuration, of which `config` changes sizes. `cases` are problems of
     single ops; None takes those the ops tag as bench. `compiler_options` are XLA's. `workdir` is a
-    trained run, for the cases that read one.
+    trained run, for the cases that read one. `peer_python` runs the programs of others; "": this
+    Python.
     """
 
     base: Mapping[str, Any]
@@ -52,6 +53,7 @@ class Options:
     cases: tuple[Case, ...] | None = None
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     workdir: str = ""
+    peer_python: str = ""
 
 
 def config(options: Options, mixer: str, num_layers: int | None = None) -> Config:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.base import get_config
-from launch.benchmarks import forms, peer_process, peers, timing
+from launch.benchmarks import forms, peer, peer_process, peers, timing
 from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
 from lm.config import UserError
@@ -54,7 +54,7 @@ def test_both_passes_of_every_size_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = acted(tmp_path, monkeypatch, [], ["vector", "stickbreaking"])
-    rows = named(list(peers.compare(SIZES, 2)))
+    rows = named(list(peers.compare(SIZES, 2, sys.executable)))
     fla = [f"T{time}/gated_linear decay=vector-K8/{{}}/over vector" for time in (16, 32)]
     stick = [
         f"T{time}/stickbreaking K8 {keys}/{{}}/over stickbreaking"
@@ -82,7 +82,7 @@ def test_a_peer_that_is_absent_or_dies_is_a_row_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear"], ["linear", "delta", "gated_delta"])
-    rows = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1))[2:]
+    rows = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1, sys.executable))[2:]
     message = {row.name.split("/over ")[1]: row.facts["refused"] for row in rows[:2]}
     assert message == {"linear/refused": {"peer": "no module of linear"}}
     measured, died, *others = rows[2:]
@@ -105,7 +105,9 @@ def test_what_of_ours_does_not_compile_is_a_row(
         return lambda runs: 4e-3 * runs
 
     monkeypatch.setattr(forms, "timer", fails)
-    refused, measured = list(peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1))[2:]
+    refused, measured = list(
+        peers.compare(forms.Sizes((8,), (16,), 16, 2, 16, 64), 1, sys.executable)
+    )[2:]
     assert refused.name.endswith("/forward/over linear/refused")
     assert refused.facts["refused"] == {"ours": "a pass failed"}
     assert measured.value == pytest.approx(2.0)
@@ -116,15 +118,15 @@ def test_where_no_peer_runs_the_reasons_are_told_in_one_line(
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear", "delta"], ["linear", "delta"])
     with pytest.raises(UserError) as message:
-        list(peers.compare(SIZES, 1))
+        list(peers.compare(SIZES, 1, sys.executable))
     assert str(message.value).endswith("no peer runs: no module of linear | no module of delta")
 
 
 def test_a_process_that_says_nothing_ends_with_its_status() -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
-    with peers.started(command) as process:
+    with peer.started(command) as process:
         for _ in range(2):
-            with pytest.raises(peers.PeerError, match="status 3"):
+            with pytest.raises(peer.PeerError, match="status 3"):
                 process.ask("forward", 1)
 
 
@@ -132,8 +134,8 @@ def test_the_process_itself_says_what_is_missing() -> None:
     """Of all that it needs nothing is in this environment."""
     command = [sys.executable, "-S", str(peers.SCRIPT), "vector", *"12345", "bfloat16", ""]
     with (
-        peers.started(command) as process,
-        pytest.raises(peers.PeerError, match="no module torch; pip install torch"),
+        peer.started(command) as process,
+        pytest.raises(peer.PeerError, match="no module torch; pip install torch"),
     ):
         process.describe()
 

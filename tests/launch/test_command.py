@@ -51,8 +51,8 @@ def test_every_command_has_a_line_of_its_own() -> None:
     for name in names:
         (line,) = [line for line in message if line.split()[:1] == [name]]
         assert len(line) <= 80, line
-        assert command.summary(name)[0].isupper()
-        assert "`" not in command.summary(name)
+        assert command.summary(command.HERE / f"{name}.py")[0].isupper()
+        assert "`" not in command.summary(command.HERE / f"{name}.py")
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("help",)])
