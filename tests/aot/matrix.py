@@ -1,13 +1,13 @@
-"""Train and decode steps of every op's family compiled for slices that are not there.
+"""Train and decode steps with a mixer of every op, compiled for absent devices.
 
-    python -m tests.aot.matrix            compiles all and prints bytes per device
-    python -m tests.aot.matrix --write    and makes them the golden ones (golden.json)
-    python -m tests.aot.matrix decode     only those with a part of this name
+    python -m tests.aot.matrix            compiles all cases and prints their bytes per device
+    python -m tests.aot.matrix --write    also writes the bytes to golden.json
+    python -m tests.aot.matrix decode     compiles only cases with "decode" in their name
 
-Where devices share the tokens of rows, each op does it by its own strategy, the first it has: what
-"auto" takes of rows this short, an exchange for heads, is the same for all.
+Where devices share the tokens of rows, each op uses the first strategy that it declares. For rows
+this short "auto" would choose an exchange for heads for every op.
 
-Needs the compiler of the target: the extra `aot`.
+Needs the compiler of the target (the extra `aot`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from lm.parallel import sharding
 from tests.lm import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")
-# A mixer for every op.
+# One mixer for every op.
 FAMILIES = ("softmax", "stickbreaking", "gla", "gated_deltanet", "s4d", "base_conv")
 PROGRAMS = ("train", "decode")
 
 
 class Mesh(NamedTuple):
-    """`changes` to the configuration on the devices of a target; what is compiled for it."""
+    """A target, changes to the configuration for it, and the programs that are compiled."""
 
     target: str
     changes: dict[str, Any]
@@ -74,7 +74,7 @@ FIELDS = ("argument", "output", "alias", "temp")
 
 
 def compiled(mesh: str, family: str, program: str) -> Any:
-    """The executable; a TPU's own compiler accepts or refuses it."""
+    """The executable. A TPU's own compiler accepts or refuses it."""
     target, changes, _ = MESHES[mesh]
     changes = CHANGES | changes | {"model.pattern": family}
     changes["mesh.sequence_strategy"] = _own_strategy(family)
@@ -90,7 +90,7 @@ def _own_strategy(family: str) -> str:
 
 
 def _decode(built: Build) -> Any:
-    """One token of 16 rows after at most 1,024, the state updated in place."""
+    """One token for each of 16 rows with at most 1,024, with the state updated in place."""
     of_tokens = sharding.batch(built.mesh)
     rows = jax.sharding.NamedSharding(of_tokens.mesh, jax.sharding.PartitionSpec(of_tokens.spec[0]))
     place = functools.partial(_placed, rows=rows)
@@ -107,20 +107,22 @@ def _decode(built: Build) -> Any:
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, rows: Any) -> jax.ShapeDtypeStruct:
-    """States are [L, B, ...], the next positions [B]."""
+    """Places rows on devices: states are [L, B, ...], the next positions [B]."""
     spec = rows.spec if leaf.ndim == 1 else jax.sharding.PartitionSpec(None, *rows.spec)
     where = jax.sharding.NamedSharding(rows.mesh, spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def measured(mesh: str, family: str, program: str) -> dict[str, int]:
-    """Bytes of a device, in the compiler's account."""
+    """Bytes on one device, as the compiler counts them."""
     memory = compiled(mesh, family, program).memory_analysis()
     return {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
 
 
 def main() -> None:
-    """Arguments are parts of the names to compile, all without one: v5e-8/softmax decode."""
+    """Arguments select the cases whose name contains one of them, e.g. "v5e-8/softmax decode".
+    Without arguments all are compiled.
+    """
     wanted = [argument for argument in sys.argv[1:] if argument != "--write"]
     found: dict[str, dict[str, int]] = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     for case in CASES:

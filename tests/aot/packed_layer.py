@@ -1,5 +1,8 @@
-"""Bytes of temporaries of a layer, of rows that are one document and of packed ones: `python -m
-tests.aot.packed_layer TARGET OP OPTIONS`, in a process of its own, where nothing is interpreted.
+"""Prints the bytes of a layer's temporaries, for rows of one document and for packed rows.
+
+    python -m tests.aot.packed_layer TARGET OP OPTIONS
+
+It needs a process of its own, since the tests' process interprets kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from lm import targets
 
 
 def layer_bytes(target: str, op: str, options: Any, *, packed: bool) -> int:
-    """Temporaries of a layer of projections around an op, with its gradients."""
+    """Bytes of temporaries of a layer, projections around an op, with its gradients."""
     found = targets.parse(target)
     targets.start(found)
     mesh = forms.mesh(targets.devices(found)[0])

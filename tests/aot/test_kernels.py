@@ -1,6 +1,8 @@
-"""Every kernel given to the compilers of a v5e, a v5p and an H100: device memory within what
-inputs, outputs and what is kept ask for; on a GPU products by wgmma, no spills, shared memory as a
-block may have. And packed rows cost a layer hardly any memory.
+"""Every kernel compiles for a v5e, a v5p and an H100.
+
+Device memory stays within what inputs, outputs and saved arrays need. On a GPU products use wgmma,
+registers do not spill, and shared memory fits a block. Packed rows cost a layer hardly any more
+memory.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from launch.benchmarks import compiled
 from launch.benchmarks.compiled import TARGETS, Problem, Program
 from lm import extras
 
-SHARED_MEMORY = 227 * 1024  # bytes that a block of an H100 may have
-# Of all bytes at once, forward alone: kernels hold the states that enter the chunks, and in Triton
-# the delta rule what its chunks solved and wrote.
+SHARED_MEMORY = 227 * 1024  # bytes of shared memory that a block of an H100 may have
+# Limits of the forward pass alone, over the bytes of inputs and outputs. Kernels hold the states
+# that enter the chunks; the delta rule in Triton also what its chunks solved and wrote.
 FORWARD = {"delta_rule": 2.1}
-# JAX's splash attention frees nothing early; it is taken as it is, and held to what it takes now.
+# JAX's splash attention frees nothing early. We do not change it, so its limit is what it uses now.
 LIBRARY = {"softmax": 2.2}
 NEEDED = {"v5e-1": ["libtpu"], "v5p-8": ["libtpu"], "h100-1": ["triton", "jax_plugins"]}
-PACKED = 1.2  # of a layer's temporaries, over those of rows of one document
+PACKED = 1.2  # temporaries of a layer with packed rows, over those with rows of one document
 
 pytestmark = pytest.mark.aot
 
@@ -60,7 +62,7 @@ def assert_hopper(problem: Problem, program: Program, where: str) -> None:
         assert kernel.wgmma, where
         assert kernel.spilled is not None
         assert kernel.memory is not None
-        # With documents a pointer is put away before a loop and taken back after it.
+        # With documents one pointer is spilled before a loop and reloaded after it.
         assert kernel.spilled <= (0 if problem.case.documents == "none" else 8), where
         assert kernel.memory <= SHARED_MEMORY, where
 
@@ -78,8 +80,8 @@ LAYERS = [
 
 @pytest.mark.parametrize(("target", "op", "options"), LAYERS)
 def test_packed_rows_cost_a_layer_little_memory(target: str, op: str, options: Any) -> None:
-    """Alone an op holds its inputs and copies of them that are free of NaN; between projections the
-    copies are all there is (kernels/quarantine.py).
+    """An op alone holds its inputs and copies of them without NaN. Between projections only the
+    copies are held (kernels/quarantine.py).
     """
     need(target)
     command = [sys.executable, "-m", "tests.aot.packed_layer", target, op, json.dumps(options)]

@@ -1,8 +1,9 @@
-"""The train step and a decode step of every op's family, compiled for two TPU slices and eight H100
-that are not there, the train step also where devices share the tokens of rows: what a device holds
-is what it held before, to 2 %.
+"""Memory of the train step and of a decode step for every op, compiled for absent devices.
 
-After a change that is meant to move them: `python -m tests.aot.matrix --write`.
+The devices are two TPU slices and eight H100. The train step is also compiled with the tokens of
+rows shared. Bytes of a device must be those of golden.json, to 2 %.
+
+After a change that is meant to move them, run `python -m tests.aot.matrix --write`.
 """
 
 from __future__ import annotations

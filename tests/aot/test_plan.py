@@ -1,6 +1,7 @@
-"""Formulas of lm/plan beside the TPU compiler's account: state, and bytes sent, within a tenth.
+"""Formulas of lm/plan are within a tenth of the TPU compiler's account, for state and bytes sent.
 
-On the sizes and meshes of `launch.bench --cases=meshes`, and where devices share tokens of rows.
+The sizes and meshes are those of `launch.bench --cases=meshes`, and some that share the tokens of
+rows.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def test_bytes_sent_are_within_a_tenth(mode: str) -> None:
 
 
 def test_forms_of_the_target_and_what_was_substituted() -> None:
-    """A kernel where it is known to win on a v5e; what has none yet is said."""
+    """A kernel is chosen if it is known to win on a v5e. The plan names an op that has no
+    kernel.
+    """
     (form,) = planned("dp").forms
     assert form.form == "pallas_tpu"
     assert form.reason.startswith("modelled on TPU v5 lite over chunked: forward")
@@ -92,7 +95,7 @@ def _formulas(config: Config, target: Target, is_here: bool) -> Plan:
 
 
 def test_a_step_that_does_not_fit_is_explained_and_mended() -> None:
-    """Four thousand rows on four chips; the remedy is compiled and fits."""
+    """Four thousand rows do not fit on four chips. The remedy is compiled, and fits."""
     sizes = SIZES | {"data.batch_size": 4096, "model.remat": "none", "mesh.data": 4}
     config, target = tiny.config(sizes), targets.parse("v5e-4")
     found = plan_lib.plan(config, target, Launch("--config=x.py", "run"))

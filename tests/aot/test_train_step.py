@@ -1,7 +1,7 @@
-"""The train step compiled for a TPU v5e slice of 2 x 2 chips that is not there.
+"""The train step compiled for an absent TPU v5e slice of 2 x 2 chips.
 
-The compiler's own account of memory: the old state's buffers are reused for the new one, and
-nothing has the size of all logits.
+By the compiler's account, the new state reuses the old one's buffers, and no buffer is as large as
+all logits.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_the_state_is_updated_in_place(program: tuple[Build, Any]) -> None:
     shard = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     memory = executable.memory_analysis()
     assert memory.alias_size_in_bytes >= sum(map(shard, state))
-    # The batch and the bytes of each id are all else that goes in.
+    # The only other arguments are the batch and the byte count of each token id.
     rest = (5 * 4 + 4) * BATCH * TIME // 4 + 4 * VOCAB
     assert memory.argument_size_in_bytes < 1.1 * (memory.alias_size_in_bytes + rest)
 
@@ -76,7 +76,7 @@ def test_parameters_are_sharded(program: tuple[Build, Any]) -> None:
 
 
 def test_no_buffer_holds_every_logit(program: tuple[Build, Any]) -> None:
-    """Of a device's own rows; a chunk of 256 of its 1,024 tokens is the most there is."""
+    """A device has 1,024 tokens, and the largest buffer holds the logits of a chunk of 256."""
     _, executable = program
     text = executable.as_text()
     found = re.findall(r"\b(?:f32|bf16|pred|s32|u32)\[([\d,]+)\]", text)

@@ -1,7 +1,8 @@
-"""Random models that `transformers` wrote are read here, do the same, and go back the same.
+"""Random models that `transformers` wrote are imported, give the same outputs, and are exported
+with the same outputs.
 
-torch_folders.py makes them and lm/interop/transformers_run.py runs them, in the interpreter that
-ESPALIER_INTEROP_PYTHON names.
+torch_folders.py writes them, and lm/interop/transformers_run.py runs them. Both run in the
+interpreter that ESPALIER_INTEROP_PYTHON names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.lm.interop import runs
 
 SCRIPT = Path(__file__).with_name("torch_folders.py")
 PROMPTS = ("def f(x):", "naïve", "\n")
-# Large matrices, so that attention is far from uniform and positions matter.
+# Large initial weights, so that attention is far from uniform and positions matter.
 SIZES = {
     "vocab_size": 257,
     "hidden_size": 32,
@@ -85,9 +86,9 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for each request, our tokenizer of bytes in it."""
+    """One folder for each request, with our byte tokenizer in it."""
     if not (python := os.environ.get(verify.VARIABLE)):
-        pytest.skip(f"{verify.VARIABLE} names no interpreter with torch and transformers")
+        pytest.skip(f"{verify.VARIABLE} does not name an interpreter with torch and transformers")
     folder = tmp_path_factory.mktemp("folders")
     (folder / "requests.json").write_text(json.dumps(REQUESTS))
     command = [python, str(SCRIPT), str(folder / "requests.json"), str(folder)]
@@ -104,8 +105,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_and_back(
     folders: Path, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Float32 sums in different orders, logits of size 1 to 10: 1e-4. Weights of 16 bits are exact
-    in float32, in which both compute.
+    """The limit of 1e-4 is for logits of size 1 to 10, and float32 sums in different orders. Both
+    sides compute in float32, in which 16-bit weights are exact.
     """
     runs.imported(folders / name, tmp_path / "run")
     loaded = lm.load(tmp_path / "run")
@@ -126,7 +127,7 @@ def test_there_and_back(
 
 
 def test_a_difference_is_seen(folders: Path, tmp_path: Path) -> None:
-    """What is compared is not equal by itself: another base of RoPE shows."""
+    """The comparison can fail: another base of RoPE is noticed."""
     runs.imported(folders / "llama_tied", tmp_path / "run")
     loaded = lm.load(tmp_path / "run", {"softmax": {"rope_theta": 1.2e4}})
     found = verify.compare(loaded, folders / "llama_tied", prompts=PROMPTS, max_new_tokens=24)

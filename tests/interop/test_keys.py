@@ -1,5 +1,7 @@
-"""RoPE of a config.json is read as transformers reads it: its own class is asked, for every way to
-say it in two places. Needs transformers, no torch.
+"""RoPE of a config.json is read as transformers reads it.
+
+Its own class is asked, for all combinations of values in the two places that hold them. Needs
+transformers, but not torch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from lm.config import UserError
 from lm.interop import hf_config, verify
 from tests.lm.interop.test_hf_config import HF, LINEAR, LLAMA3, ORIGINAL, PLAIN
 
-# What the classes that turn heads ask for: the parameters, made standard a second time.
+# transformers' rotary classes do the same: they standardise the parameters a second time.
 SCRIPT = """
 import json, sys
 from transformers import LlamaConfig
@@ -48,7 +50,7 @@ BESIDE: list[dict[str, Any]] = [{}, {"rope_theta": 55.0}, {ORIGINAL: 88}]
 
 def test_rope_is_what_the_library_reads() -> None:
     if not (python := os.environ.get(verify.VARIABLE)):
-        pytest.skip(f"{verify.VARIABLE} names no interpreter with transformers")
+        pytest.skip(f"{verify.VARIABLE} does not name an interpreter with transformers")
     cases = [
         HF | {"rope_scaling": a, "rope_parameters": b} | beside
         for a, b, beside in itertools.product(INSIDE, INSIDE, BESIDE)

@@ -1,8 +1,9 @@
 """Mixers against layers of `transformers` with the same weights, in float32 on the CPU.
 
-torch_layers.py makes and runs those layers, in an interpreter that has torch and transformers: the
-one that ESPALIER_INTEROP_PYTHON names, or this one. A Linear of torch holds [out, in]; ours hold
-[in, out], the out side cut into heads.
+torch_layers.py makes and runs those layers, in an interpreter with torch and transformers: the one
+that ESPALIER_INTEROP_PYTHON names, or this one.
+
+A Linear of torch holds [out, in]. Ours hold [in, out] with the out side cut into heads.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     },
     "mamba2_1": {"layer": "mamba2", "config": MAMBA2 | {"n_groups": 1, "chunk_size": 16}},
     "mamba2_2": {"layer": "mamba2", "config": MAMBA2 | {"n_groups": 2, "chunk_size": 16}},
-    # As many value heads as key heads: with more, that layer repeats keys, which ours does not.
+    # With more value heads than key heads that layer repeats keys, and ours does not.
     "gated_deltanet": {
         "layer": "gated_delta_net",
         "config": {
@@ -88,7 +89,9 @@ def back(weight: np.ndarray, *heads: int) -> dict[str, np.ndarray]:
 
 
 def softmax(w: Weights) -> tuple[Layer, Any]:
-    """q, k, v, o one to one; muP's scale 1 / K becomes K^-1/2."""
+    """q, k, v and o map one to one. The standard parametrization scales by K^-1/2, where muP has 1
+    / K.
+    """
     standard = {
         "mup.parametrization": "standard",
         "mup.embedding_multiplier": 1.0,
@@ -105,8 +108,9 @@ def softmax(w: Weights) -> tuple[Layer, Any]:
 
 
 def mamba2(w: Weights, num_groups: int) -> tuple[Layer, Any]:
-    """in_proj is z, x, B, C, dt and conv1d x, B, C, one after another; the norm's weight is over
-    all heads."""
+    """in_proj holds z, x, B, C, dt one after another, and conv1d x, B, C. The norm's weight covers
+    all heads.
+    """
     inner, shared = 64, 2 * num_groups
     z, x, bc, dt = np.split(w["in_proj.weight"], np.cumsum([inner, inner, shared * 6]))
     weights, biases = w["conv1d.weight"][:, 0], w["conv1d.bias"]
@@ -128,8 +132,10 @@ def mamba2(w: Weights, num_groups: int) -> tuple[Layer, Any]:
 
 
 def gated_deltanet(w: Weights) -> tuple[Layer, Any]:
-    """in_proj_qkvz is q, k, v, z of head 0, then of head 1, and so on, in_proj_ba beta and decay
-    alike; conv1d is q of all heads, then k, then v. The norm's scale is plain, not one plus it."""
+    """in_proj_qkvz holds q, k, v, z of head 0, then of head 1, and so on; in_proj_ba likewise beta
+    and decay. conv1d holds q of all heads, then k, then v. The norm multiplies by its scale, not by
+    one plus it.
+    """
     per_head = w["in_proj_qkvz.weight"].reshape(4, 6 + 6 + 12 + 12, WIDTH)
     q, k, v, z = np.split(per_head, [6, 12, 24], axis=1)
     beta, decay = np.split(w["in_proj_ba.weight"].reshape(4, 2, WIDTH), 2, axis=1)
@@ -156,7 +162,9 @@ MAPPINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_equals_the_layer_of_transformers(theirs: dict[str, Weights], name: str) -> None:
-    """Both sides are float32 sums in different orders: 1e-5, as between forms of an op."""
+    """Both sides are float32 sums in different orders, so the limit is 1e-5, as between forms of an
+    op.
+    """
     found = theirs[name]
     layer, params = MAPPINGS[name](found)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, dict(layer.params))

@@ -1,10 +1,10 @@
-"""Folders of `transformers` models with random weights; a script for an interpreter that has torch
-and transformers, which shares no code with this project.
+"""Writes folders of `transformers` models with random weights.
 
     python torch_folders.py REQUESTS.json FOLDER
 
-A request is {"architecture": class name, "seed": .., "dtype": .., "max_shard_size": "..",
-"config": {..}} under a name; FOLDER/<name> gets what save_pretrained writes.
+This script runs in an interpreter that has torch and transformers. It does not import this project.
+REQUESTS.json maps names to requests: {"architecture": class name, "seed": .., "dtype": ..,
+"max_shard_size": "..", "config": {..}}. save_pretrained writes each model to FOLDER/<name>.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(requests: Path, folder: Path) -> None:
         model = cls(cls.config_class(**request["config"]))
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim == 1:  # with the ones of an initialization none would be seen
+                if parameter.ndim == 1:  # with the initial ones an error would not show
                     parameter.add_(0.2 * torch.randn_like(parameter))
         model = model.to(getattr(torch, request["dtype"]))
         model.save_pretrained(folder / name, max_shard_size=request["max_shard_size"])

@@ -1,10 +1,11 @@
-"""Layers of `transformers` with random weights, run on the CPU; a script for an interpreter that
-has torch and transformers, which shares no code with this project.
+"""Runs layers of `transformers` with random weights on the CPU.
 
     python torch_layers.py REQUESTS.json FOLDER
 
-A request is {"layer": a key of LAYERS, "seed": .., "input": [B, T, D], "config": {..}} under a
-name; FOLDER/<name>.npz gets the layer's state dict, and `input` and `output` [B, T, D], float32.
+This script runs in an interpreter that has torch and transformers. It does not import this project.
+REQUESTS.json maps names to requests: {"layer": a key of LAYERS, "seed": .., "input": [B, T, D],
+"config": {..}}. FOLDER/<name>.npz gets the layer's state dict, and `input` and `output`, which are
+[B, T, D] in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from transformers.models.qwen3_next import (  # pyright: ignore[reportMissingImp
 
 
 def llama(sizes: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Attention with rotary positions; the mask is what its model hands it."""
+    """Attention with rotary positions, and the causal mask that its model would pass to it."""
     config = configuration_llama.LlamaConfig(**sizes, attn_implementation="eager")
     layer = modeling_llama.LlamaAttention(config, layer_idx=0)
     rotary = modeling_llama.LlamaRotaryEmbedding(config)
@@ -47,14 +48,14 @@ def llama(sizes: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def mamba2(sizes: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Without the mamba_ssm package it takes its plain path, in chunks."""
+    """Without the mamba_ssm package the layer takes its plain path, in chunks."""
     config = configuration_mamba2.Mamba2Config(**sizes)
     layer = modeling_mamba2.Mamba2Mixer(config, layer_idx=0)
     return layer, layer
 
 
 def gated_delta_net(sizes: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """Qwen3-Next's; without the fla package it takes its plain path, in chunks of 64."""
+    """The layer of Qwen3-Next. Without the fla package it takes its plain path, in chunks of 64."""
     config = configuration_qwen3_next.Qwen3NextConfig(
         **sizes, layer_types=["linear_attention"], num_hidden_layers=1
     )
@@ -66,7 +67,7 @@ LAYERS = {"llama": llama, "mamba2": mamba2, "gated_delta_net": gated_delta_net}
 
 
 def shake(layer: Any) -> None:
-    """Random vectors too: with the ones and zeros of an initialization they would not be seen."""
+    """Makes vectors random too. With their initial ones and zeros an error would not show."""
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             if name == "A_log":

@@ -1,6 +1,7 @@
-"""The contract suite runs on the CPU, where kernels are interpreted. On a GPU or TPU, `-m gpu` or
-`-m tpu` runs the forms that run on that device. `--proof=FILE` writes what the suite has shown of
-every form, for `launch.catalog`.
+"""On the CPU the contract suite interprets kernels. On a GPU or TPU, `-m gpu` or `-m tpu` runs the
+forms of that device.
+
+`--proof=FILE` writes which forms passed how many tests, for `launch.catalog`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from launch.benchmarks import machine
 from lm import files
 from tests import devices
 
-# Of an interpreted form only one case per dtype is fast: the first that has two chunks.
+# For an interpreted form only one case per dtype is fast: the first with two chunks.
 SHORT = (64, 65)
 
 FILES = ("test_contract.py", "test_documents.py", "test_product.py")
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if here is not None:
-            # Forms that are not written for one device run on all devices.
+            # A form that is not for one device runs on all of them.
             if "form" in params and device.TARGETS.get(params["form"], here) == here:
                 item.add_marker(here)
             continue
@@ -65,17 +66,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def interpreted(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Pallas kernels are interpreted, unless the run is for their device."""
+    """Interprets Pallas kernels, unless the run is for their device."""
     is_here = devices.selected(pytestconfig.option.markexpr) is not None
     with contextlib.nullcontext() if is_here else device.interpreted():
         yield
 
 
 class Proof:
-    """Counts the outcomes of the tests that name an op and a form."""
+    """Counts the outcomes of tests that name an op and a form."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after an hour of tests
+        path.parent.mkdir(parents=True, exist_ok=True)  # a bad path fails before the tests run
         self.path = path
         self.counts: dict[str, Counter[str]] = {}
 

@@ -1,5 +1,7 @@
-"""What the contract tests share: for each op, form, options and shapes one compiled program with
-its gradients. Documents and the state are data; see `shared`.
+"""What the contract tests share.
+
+For each op, form, options and shapes there is one compiled program with its gradients. Documents
+and the state are its arguments, so tests that change only these share it; see `shared`.
 """
 
 import dataclasses
@@ -55,7 +57,9 @@ QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" 
 
 @cache
 def program(name: str, form: str, options: tuple[tuple[str, Any], ...], long: bool) -> Any:
-    """(problem, d_out, d_state) -> Answer, compiled once per shape; `long` runs all XLA passes."""
+    """(problem, d_out, d_state) -> Answer, compiled once per shape. With `long` XLA optimises
+    fully.
+    """
 
     def run(problem: contract.Problem, d_out: jax.Array, d_state: Any) -> Answer:
         def forward(inputs: Any, floats: Any) -> tuple[Any, Any]:
@@ -117,8 +121,8 @@ def answer(
     *,
     wide: bool = False,
 ) -> Answer:
-    """One run, with random cotangents for the final state, and for the output unless one is given.
-    `wide` converts the same numbers to float64.
+    """One run. The cotangents of the output and the final state are random; with `d_out` that is
+    the output's and the state's are 0. `wide` converts the same numbers to float64.
     """
     random = np.random.default_rng(1)
     dims = case.dims
@@ -138,13 +142,15 @@ def answer(
 def shared(
     name: str, options: Any, *, carried: bool, time: int = 65
 ) -> tuple[Case, contract.Problem]:
-    """A packed problem that fits one compiled program of the op with these options, whatever data a
-    test puts into it.
+    """A packed problem for one compiled program of the op with these options, which tests fill with
+    different data.
 
-    With `carried` it has a random state whose rows have different lengths. Without it the state is
-    an empty matrix, or None for a cache (for a matrix None means an empty one, for a cache it would
-    be another program). A test may replace the segment ids, the state (by one of the same capacity,
-    the time and 40 tokens more), or use shorter rows, where the rest is padding.
+    With `carried` it has a random state whose rows have different lengths. Without it a recurrence
+    gets an empty matrix, which means the same as None but keeps the program the same. A cache is
+    None, since a call with an empty cache would be another program.
+
+    A test may replace the segment ids and the state (by one with capacity for T + 40 tokens), or
+    use shorter rows that end in padding.
     """
     case = a_case(time=time, documents="packed", carried=True, options=options)
     op = dispatch.get(name)
@@ -177,23 +183,25 @@ def _wide(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float64) if is_float(x) else x, tree)
 
 
-# What float32 makes of a zero: the gradient of a softmax over one key is a difference of equals.
+# The rounding error of a value that should be 0, for example the gradient of a softmax over one
+# key: it is a difference of equal numbers.
 NOISE = 2.0**-22
-# The smallest float32 with all digits: the error that extreme cases may have where zero is right.
+# The smallest normal float32: the error allowed in extreme cases where the right value is 0.
 TINY = 2.0**-126
 
 
 def error(got: jax.Array | np.ndarray, want: jax.Array | np.ndarray, noise: float = NOISE) -> float:
-    """The relative root mean square error, or 0 below `noise` (by default that of sums of order
-    one)."""
+    """The relative root mean square error, or 0 if the absolute one is below `noise` (by default
+    the rounding error of sums of order one).
+    """
     x, y = np.asarray(got, np.float64), np.asarray(want, np.float64)
     distance, scale = (float(np.sqrt(np.mean(np.square(z)))) for z in (x - y, y))
     return 0.0 if distance <= noise else distance / max(scale, noise)
 
 
 def assert_close(got: Any, want: Any, tolerance: float, what: str, noise: float = NOISE) -> None:
-    """Every float array within the relative error and finite, and every integer array equal. The
-    wanted arrays may be float64.
+    """Every float array is finite and within the relative error, and every integer array is equal.
+    The wanted arrays may be float64.
     """
     assert jax.tree.structure(got) == jax.tree.structure(want), what
     for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
@@ -209,7 +217,9 @@ def assert_close(got: Any, want: Any, tolerance: float, what: str, noise: float 
 
 
 def check_case(name: str, form: str, case: Case) -> None:
-    """Output, state and all gradients are right, two runs agree in every bit, padding is zero."""
+    """Output, state and all gradients are right, two runs agree in every bit, and padding gives
+    zeros.
+    """
     op = dispatch.get(name)
     problem = contract.sample(op, case)
     reason = refusal(name, form, case)
@@ -252,7 +262,7 @@ def out_shape(name: str, case: Case) -> tuple[int, ...]:
 
 
 def over_time(name: str, options: Any) -> set[str]:
-    """Names of the inputs that have a row for each token."""
+    """Names of the inputs that have one entry per token."""
     op = dispatch.get(name)
     needed = op.needed({**op.options, **options})
     return {key for key, spec in needed.items() if "T" in spec.letters.split()}

@@ -1,4 +1,4 @@
-"""Run by test_shard in its own process: ops over 8 devices give the same as on one device."""
+"""Ops over 8 devices give the results of one device. test_shard runs this in its own process."""
 
 import sys
 from typing import Any
@@ -25,7 +25,9 @@ OF_FORM: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def check(name: str, form: str, mesh: Mesh, carried: bool) -> None:
-    """Output, state and gradients equal those of one device; no collective that is not declared."""
+    """Output, state and gradients equal those of one device, and no undeclared collective
+    is sent.
+    """
     op, options = dispatch.get(name), OF_FORM.get((name, form), OPTIONS.get(name, {}))
     needed = op.needed({**op.options, **options}).values()
     # The gradient of an input that all rows share is a sum over the devices that hold the rows.

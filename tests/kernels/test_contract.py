@@ -51,7 +51,7 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("name", "case"), BY_HAND, ids=identify)
 def test_hand_derived_backward(name: str, case: Case):
-    """The hand-derived derivative, in plain jnp, against autodiff of the reference."""
+    """The hand-derived derivative, in plain jnp, equals autodiff of the reference."""
     op = dispatch.get(name)
     problem = contract.sample(op, case)
     shape = [case.dims[letter] for letter in op.out.split()]
@@ -82,7 +82,7 @@ SPLIT = [
 
 
 def one_row(name: str, options: Any) -> tuple[Case, contract.Problem]:
-    """One document per row, from an empty state with room for more."""
+    """One document per row. The state is empty and has room for more tokens than T."""
     case, problem = shared(name, options, carried=True)
     empty = empty_state(dispatch.get(name), case, problem)
     return case, problem._replace(state=empty, segment_ids=jnp.ones((2, 65), jnp.int32))
@@ -90,7 +90,9 @@ def one_row(name: str, options: Any) -> tuple[Case, contract.Problem]:
 
 @pytest.mark.parametrize(("name", "form", "options"), SPLIT, ids=str)
 def test_split_equals_one_call(name: str, form: str, options: Any):
-    """Two calls with a carried state equal one call; rows have unequal lengths, padding follows."""
+    """Two calls that pass on the state equal one call. Rows have unequal lengths and end in
+    padding.
+    """
     op = dispatch.get(name)
     case, whole = one_row(name, options)
     if refused(name, form, options, case):
@@ -207,7 +209,7 @@ def test_unsupported_is_honest(name: str, form: str):
     ("name", "options"), [(n, o) for n in dispatch.names() for o in settings(n)], ids=str
 )
 def test_flops_are_the_products_of_the_reference(name: str, options: Any):
-    """FLOPs counted in the jaxpr; attention counts only the visible pairs."""
+    """FLOPs are those of the matrix products in the jaxpr. Attention counts only visible pairs."""
     op = dispatch.get(name)
     case = a_case(time=64, options=options)
     inputs = contract.sample(op, case).inputs
@@ -232,7 +234,9 @@ def test_flops_are_the_products_of_the_reference(name: str, options: Any):
 
 
 def products(jaxpr: Any) -> float:
-    """FLOPs of every dot_general, two per multiply-add; bodies of scans count their length."""
+    """FLOPs of every dot_general, two per multiply-add. The body of a scan counts once per
+    iteration.
+    """
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

@@ -1,4 +1,4 @@
-"""What the contract suite does not test of the delta rule: its inverse, chunks, and extremes."""
+"""The delta rule beyond the contract suite: its inverse, chunks, and extremes."""
 
 from functools import cache, partial
 from typing import Any
@@ -54,7 +54,9 @@ def test_residual_of_the_inverse(kind: str, length: int, base: int | None):
 
 @pytest.mark.parametrize("how", [AS_GIVEN, ROUNDED], ids=["as given", "in parts"])
 def test_decay_spans_are_the_double_loop(how: Products):
-    """Including those after a token that forgets everything, where a running sum loses digits."""
+    """Spans after a token that forgets everything are right too, where a running sum
+    loses digits.
+    """
     g = -np.exp(np.random.default_rng(0).standard_normal((2, 20)))
     g[:, 5] = -3e5
     want = np.zeros((2, 20, 20))
@@ -155,7 +157,7 @@ def test_extremes_are_finite_and_right(name: str):
 
 
 def test_state_is_an_affine_map_of_the_first():
-    """S_T = P S_0 + S_T(0): twice the initial state adds P S_0 once more."""
+    """S_T = P S_0 + S_T(0), so doubling the initial state adds P S_0 once more."""
     problem = contract.sample(dispatch.get("delta_rule"), Case(DIMS, SCALAR, carried=True))
 
     def end(scale: float) -> jax.Array:
@@ -167,7 +169,7 @@ def test_state_is_an_affine_map_of_the_first():
 
 
 def test_without_decay_there_are_no_exponentials():
-    """Neither in the forward nor in the backward."""
+    """Neither forward nor backward."""
     problem = contract.sample(dispatch.get("delta_rule"), Case(DIMS, {}))
     loss = lambda inputs: jnp.sum(dispatch.apply("delta_rule", inputs, form="chunked")[0])
     text = str(jax.make_jaxpr(jax.grad(loss))(problem.inputs))

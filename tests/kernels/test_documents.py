@@ -1,5 +1,6 @@
-"""What every op does with packed documents, padding and the future, in every form except the
-reference. All tests of one op and setting share one compiled program.
+"""How every op treats packed documents, padding and the future, in every form but the reference.
+
+All tests of one op and setting share one compiled program.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ SETTINGS = [
 def one_document(name: str, options: Any) -> tuple[Case, contract.Problem]:
     """A problem with one document per row, for the program of packed rows."""
     case, problem = shared(name, options, carried=False)
-    if not dispatch.is_causal(name, options):  # it cannot continue a state
+    if not dispatch.is_causal(name, options):  # a document alone does not continue a state
         problem = problem._replace(state=None)
     return case, problem._replace(segment_ids=jnp.ones((2, case.dims["T"]), jnp.int32))
 
@@ -157,7 +158,9 @@ RECURRENT = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "
 
 @pytest.mark.parametrize(("name", "form"), RECURRENT)
 def test_an_id_that_comes_again_is_another_document(name: str, form: str):
-    """A recurrence cannot read a document it has left; nor does an equal id continue the state."""
+    """A recurrence cannot read a document that has ended. An equal id does not continue the state
+    either.
+    """
     case, problem = shared(name, {}, carried=True)
     state = problem.state._replace(segment=jnp.asarray([3, 9], jnp.int32))
     ids = jnp.asarray([[1] * 15 + [2] * 14 + [1] * 16 + [3] * 20] * 2, jnp.int32)
@@ -201,7 +204,7 @@ def test_masks_are_kept_small(name: str, form: str):
 
 
 def loops(jaxpr: Any) -> Iterator[int]:
-    """Lengths of all loops of known length, outside of kernels."""
+    """Lengths of all loops outside of kernels whose length is known."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
             continue

@@ -1,4 +1,4 @@
-"""What the contract suite does not test of the causal convolution: padding between tokens."""
+"""The causal convolution beyond the contract suite: padding between tokens."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the contract suite does not test of gated linear attention: chunk sizes, strong gates."""
+"""Gated linear attention beyond the contract suite: chunk sizes, strong gates."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ DECAYS = ["none", "scalar", "vector"]
 
 
 def problem(decay: str, time: int = 130) -> tuple[dict[str, Any], jax.Array]:
-    """Inputs and a cotangent; decays go from none to total, with strong ones among mild ones."""
+    """Inputs and a cotangent. Decays range from none to total, with strong ones among mild ones."""
     random = np.random.default_rng(0)
     q, k, d_out = (random.standard_normal((2, time, 2, 12)) for _ in range(3))
     inputs = {"q": q, "k": k, "v": random.standard_normal((2, time, 2, 12))}

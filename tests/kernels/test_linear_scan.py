@@ -1,5 +1,6 @@
-"""What the contract suite does not test of diagonal recurrences: padding between tokens, extreme
-gates, many turns."""
+"""Diagonal recurrences beyond the contract suite: padding between tokens, extreme gates, many
+turns.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ def test_padding_anywhere(options: dict[str, str], modes: int):
 
 @pytest.mark.parametrize("level", [0.0, -50.0, -1e4])
 def test_extreme_gates(level: float):
-    """Decay of nothing or of everything at once: finite, and equal to the reference."""
+    """Decay of nothing or of everything at once is finite, and equals the reference."""
     case = Case({"B": 2, "T": 150, "H": 2, "K": 3, "N": 1}, GATE)
     problem = contract.sample(dispatch.get("linear_scan"), case)
     decay = jnp.full_like(problem.inputs["log_decay"], level)

@@ -1,4 +1,4 @@
-"""What `auto` does with a file of measurements."""
+"""What `auto` chooses with a file of measurements."""
 
 import json
 from collections.abc import Iterator
@@ -73,7 +73,9 @@ def test_auto_takes_no_kernel_of_other_problems() -> None:
 
 
 def test_the_nearest_row_decides() -> None:
-    """Nearest by head width, then by length; a kernel that loses there is not taken."""
+    """The nearest row is found by head width, then by length. A kernel that loses there is not
+    taken.
+    """
     pytest.importorskip("triton", reason="the kernels of gpu need triton")
     wide = {"T": 2048, "H": 8, "K": 128, "V": 128}
     write(row(), row(dims=wide, wins=False), row(dims={**wide, "K": 64, "V": 64, "T": 64}))

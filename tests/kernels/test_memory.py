@@ -1,4 +1,4 @@
-"""No op keeps T x T elements; read from the compiled gradient at T = 2048."""
+"""No op keeps T x T elements. This is read from the compiled gradient at T = 2048."""
 
 import re
 
@@ -15,7 +15,7 @@ TIME, HEADS = 2048, 2
 
 
 def largest_buffer(name: str, form: str) -> tuple[int, int]:
-    """The elements of the largest array in the compiled gradient, and the bytes of temporaries."""
+    """Elements of the largest array in the compiled gradient, and bytes of temporaries."""
     case = Case({"B": 1, "T": TIME, "H": HEADS, "G": HEADS, "K": 16, "V": 16, "N": 4, "W": 4})
     inputs = contract.sample(dispatch.get(name), case).inputs
 

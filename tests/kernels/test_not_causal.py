@@ -1,5 +1,6 @@
-"""An op that sees the whole document: a mean over it, with an option that makes it causal. Tests
-what the contract suite, steps, states and a split T do with such an op.
+"""An op that sees the whole document: its mean, with an option that makes it causal.
+
+Tests what the contract suite, steps, states and a split T do with such an op.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ NAME = "document_mean"
 
 
 class Nothing(NamedTuple):
-    """A state, because an op must have one; it is never read."""
+    """A state that is never read; an op must have one."""
 
     sum: jax.Array
     segment: jax.Array
@@ -73,7 +74,7 @@ OP = Op(
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts an op where dispatch looks for it, under its own name: programs are cached by name."""
+    """Registers an op for dispatch under a name of its own, since programs are cached by name."""
 
     def put(name: str, **changes: Any) -> str:
         package, form = ModuleType(f"kernels.{name}"), ModuleType(f"kernels.{name}.reference")

@@ -62,7 +62,9 @@ def test_tiles_of_any_shape(block_q: int, block_kv: int):
 
 
 def test_exact_stops_where_weights_are_zero():
-    """All logits 0: e^-104 is left after 151 keys. Farther keys are not read, so may be NaN."""
+    """With all logits 0, e^-104 of the stick is left after 151 keys. Farther keys are not read, so
+    they may be NaN.
+    """
     zeros, ones = jnp.zeros((1, 512, 1, 8)), jnp.ones((1, 512, 1, 8))
     inputs = {"q": zeros, "k": zeros, "v": ones.at[:, :128].set(jnp.nan)}
     call = {"form": "pallas_tpu", "blocks": Attention(128, 128, 128)}
@@ -77,7 +79,7 @@ def test_other_tiles_are_refused():
 
 
 def test_sums_of_keys_in_order():
-    """Rows are in the order of registers, sums in the order of keys."""
+    """Rows are in register order; the sums run in key order."""
     random = np.random.default_rng(0)
     keys = random.standard_normal((5, 256)).astype("f4")
     ordered = interleaved.order(jnp.asarray(keys), products.EXACT)

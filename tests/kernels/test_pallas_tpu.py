@@ -1,7 +1,7 @@
-"""Pallas kernels on a simulated TPU, where memory that was never written reads as NaN and racing
-accesses are found. There is one small case for each op and setting, forward and backward.
+"""Pallas kernels on a simulated TPU.
 
-To add a case, add a line to `SMALL`.
+The simulator reads NaN where memory was never written, and finds racing accesses. Each op and
+setting has one small case, forward and backward. To add a case, add a line to `SMALL`.
 """
 
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ from kernels.contract import Case
 from kernels.primitives import device
 from tests.kernels.contract_problem import assert_close, merge, split, tolerance
 
-# Two simulated cores share parallel programs in turn.
+# Two simulated cores take the parallel programs in turn.
 SIMULATOR = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2
 )
 
 
 class Small(NamedTuple):
-    """A case of an op, and tiles small enough that it has several of them."""
+    """A case of an op, with tiles small enough that it needs several."""
 
     name: str
     case: Case
@@ -34,13 +34,15 @@ class Small(NamedTuple):
 
 
 def in_chunks(name: str, options: dict[str, Any]) -> Small:
-    """Two rows and two chunks of a recurrence, with documents, padding, a state, a ragged end."""
+    """Two rows and two chunks of a recurrence, with documents, padding, a state and a partial last
+    chunk.
+    """
     dims = {"B": 2, "T": 24, "H": 1, "K": 16, "V": 8}
     return Small(name, Case(dims, options, "padded", carried=True), PallasChunk(16, 1))
 
 
 def sticks(time: int, groups: int) -> Small:
-    """Stick-breaking over two or more blocks of keys; it may stop before the last one."""
+    """Stick-breaking over two or more blocks of keys; it may stop before the last block."""
     dims = {"B": 1, "T": time, "H": 2, "G": groups, "K": 8, "V": 8}
     options = {"remainder": "value", "tolerance": 1e-9}
     return Small("stickbreaking", Case(dims, options, "padded"), Attention(128, 128, 128))
@@ -91,7 +93,7 @@ def test_simulated(small: Small):
 
 
 def test_the_simulator_sees_what_was_not_written():
-    """The kernel adds to its output without having set it."""
+    """This kernel adds to its output without setting it first."""
 
     def add(x_ref: Any, out_ref: Any) -> None:
         out_ref[...] += x_ref[...]

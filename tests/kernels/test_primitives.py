@@ -111,7 +111,7 @@ SIGHTS = [(False,), (True,), (False, 40), (True, 40), (False, 40, 3), (False, 40
 @pytest.mark.parametrize("sight", [causal_tiles.Sight(*sight) for sight in SIGHTS], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_tiles_cover_what_is_visible_and_no_more(sight: causal_tiles.Sight, packed: bool):
-    """A tile is listed if it holds a visible pair; without documents, only if it does."""
+    """Every tile with a visible pair is listed. Without documents, no other tile is."""
     time, blocks = 160, Attention(32, 32)
     x = jnp.zeros((1, time, 1, 4))
     ids = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), jnp.array([70, 60, 30]), axis=1)
@@ -139,7 +139,7 @@ class Tokens(NamedTuple):
 
 
 def test_a_scan_over_chunks_is_a_loop_over_them():
-    """Output, memory and gradients, for mathematics whose backward is autodiff's."""
+    """Output, state and gradients agree, for mathematics with an autodiff backward."""
 
     def forward(x: Tokens, documents: Any, s: jax.Array, how: float) -> tuple[jax.Array, jax.Array]:
         assert documents is None

@@ -1,5 +1,7 @@
-"""The ring of softmax and stick-breaking. Beyond what test_time_axis tests of every strategy: rings
-of several sizes, what is sent and kept, extreme logits, and used-up sticks.
+"""The ring of softmax and stick-breaking.
+
+Beyond what test_time_axis tests of every strategy: rings of several sizes, what is sent and kept,
+extreme logits, and sticks with nothing left.
 """
 
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: A
 
 
 def function(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
-    """(inputs, segment_ids, d_out) -> output and gradients, with rows in time order. `where` is
+    """(inputs, segment_ids, d_out) -> output and gradients, for rows in time order. `where` is
     (ranks, layout), or None for one device.
     """
     place = None if where is None else placement(*where)
@@ -69,8 +71,8 @@ def draw(name: str, time: int, options: Any, extreme: contract.Extreme | None = 
 
 
 def documents(time: int) -> jax.Array:
-    """Row 0: the second document spans half of the row; the last quarter, and so whole ranks, is
-    padding. Row 1 is one document.
+    """In row 0 the second document spans half of the row, and the last quarter is padding, so some
+    ranks hold only padding. Row 1 is one document.
     """
     lengths = np.array([time // 10, time // 2 + 1])
     ids = np.repeat([1, 2, 3], [*lengths, 3 * time // 4 - lengths.sum()])
@@ -92,7 +94,9 @@ def documents(time: int) -> jax.Array:
 def test_every_rank_equals_one_device(
     name: str, layout: Layout, ranks: int, share: int, packed: bool
 ):
-    """Output and gradients of each rank's tokens; a rank's `share` is not a multiple of a tile."""
+    """Output and gradients of each rank's tokens are right. `share`, the tokens of a rank, is not a
+    multiple of a tile.
+    """
     time = ranks * share
     inputs, d_out = draw(name, time, {})
     ids = documents(time) if packed else None
@@ -107,9 +111,7 @@ def test_every_rank_equals_one_device(
 
 @pytest.mark.parametrize(("name", "layout"), WAYS)
 def test_floats_go_to_the_next_rank_alone(name: str, layout: Layout):
-    """The same holds with all gradients. No rank holds as many floats as the row has keys or
-    pairs.
-    """
+    """Also with all gradients. No rank holds as many floats as the row has keys or pairs."""
     time = 2048
     inputs, d_out = draw(name, time, {})
     run = function(name, "chunked", (), (8, layout))
@@ -157,8 +159,11 @@ def test_extreme_logits(name: str, layout: Layout, options: Any, extreme: contra
 
 @pytest.mark.parametrize("tolerance_", [0.0, 1e-6])
 def test_ranks_beyond_a_stick_that_is_used_up_are_not_read(tolerance_: float):
-    """Where every key takes nearly everything, a rank's first token needs only the rank before it.
-    So values of rank 0 that are NaN, the smallest part of which would be NaN, spoil only rank 1.
+    """If every key takes nearly everything, the first token of a rank needs only the rank before
+    it.
+
+    So NaN in the values of rank 0 reaches only rank 1, although NaN times the smallest weight is
+    NaN.
     """
     ranks, share = 4, 32
     inputs, d_out = draw("stickbreaking", ranks * share, {})

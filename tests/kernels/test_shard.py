@@ -1,4 +1,4 @@
-"""Ops on a mesh: equal to one device; a mismatch is an error that names both values."""
+"""Ops on a mesh equal one device. A mismatch is an error that names both values."""
 
 import os
 import subprocess

@@ -1,6 +1,7 @@
-"""What each strategy of a split time axis needs of its own: heads that are exchanged, maps of a
-state that does not forget, states that are passed on in blocks. What all strategies share is in
-test_time_axis.
+"""What each strategy of a split time axis needs of its own: heads that are exchanged, transition
+maps of a state that hardly forgets, states sent in blocks.
+
+test_time_axis tests what all strategies share.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def placement(ranks: int, strategy: str) -> Placement:
 def assert_split_equals_whole(
     name: str, inputs: Any, options: Any, place: Placement, blocks: Any = None
 ) -> None:
-    """The output and the gradients of all inputs."""
+    """The output and the gradients of all inputs are those of one device."""
 
     def run(inputs: Any, place: Placement | None) -> tuple[jax.Array, Any]:
         given = {"form": "chunked", "options": options, "blocks": blocks, "placement": place}
@@ -72,7 +73,7 @@ def test_heads_that_cannot_be_exchanged(heads: int, groups: int, message: str):
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_key_value_heads_are_exchanged(groups: int):
-    """On four ranks: fewer heads than ranks (which are copied), as many, and more."""
+    """Four ranks with fewer key/value heads than ranks (heads are copied), as many, and more."""
     case = a_case(TIME, dims=sizes(TIME) | {"H": 8, "G": groups})
     inputs = contract.sample(dispatch.get("softmax"), case).inputs
     assert_split_equals_whole("softmax", inputs, {}, placement(4, "all_to_all"))
@@ -99,8 +100,8 @@ def recurrence(name: str, options: Any, time: int) -> dict[str, jax.Array]:
 @pytest.mark.parametrize("strategy", ["states", "scan"])
 @pytest.mark.parametrize("decay", ["none", "scalar"])
 def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str, strategy: str):
-    """Where tokens write little, every later token reads what entered a rank. So a wrong map would
-    show; where the memory has forgotten, it would not.
+    """If tokens write little, every later token reads the state that entered its rank, so a wrong
+    map changes the output. If the memory has forgotten that state, it would not.
     """
     options = {"decay": decay}
     inputs = recurrence("delta_rule", options, TIME)
@@ -120,8 +121,9 @@ def test_a_state_is_handed_on(name: str, options: Any, ranks: int):
 def gradient(
     name: str, options: Any, place: Placement, remat: Callable[..., Any] = lambda call: call
 ) -> Callable[..., Any]:
-    """A loss and the gradients of the inputs that have a row per token, as a function of all
-    inputs."""
+    """A function of all inputs that returns a loss and the gradients of the inputs with one entry
+    per token.
+    """
     along = over_time(name, options)
 
     def loss(own: Any, inputs: Any) -> jax.Array:
@@ -161,7 +163,9 @@ def test_how_many_blocks(size: int, ranks: int, blocks: int):
 def test_remat_can_keep_what_ranks_sent(
     name: str, names: tuple[str, ...], passes: int, strategy: str, kind: str
 ):
-    """One pass over the ranks forward and one backward; one more where states are recomputed."""
+    """States pass over the ranks once forward and once backward, and once more if they are
+    recomputed.
+    """
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     inputs = recurrence(name, options := settings(name)[0], TIME)
     call = gradient(name, options, placement(8, strategy), partial(jax.checkpoint, policy=policy))

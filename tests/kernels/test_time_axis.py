@@ -1,4 +1,4 @@
-"""A split time axis: with each strategy an op returns what it returns on one device, or refuses."""
+"""A split time axis: with each strategy an op returns what one device returns, or refuses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -35,8 +35,8 @@ from tests.kernels.contract_problem import (
     tolerance,
 )
 
-# Shards have six tokens, stretches three. The convolution's eight taps reach over a whole shard,
-# and over a shard of padding to the tokens before it.
+# Shards have six tokens, and the stretches of a zigzag layout three. The convolution's eight taps
+# reach over a whole shard, and over a shard of padding to the tokens before it.
 TIME, TAPS, HEADS = 48, 8, 8
 # Row 0: each document crosses borders, and one shard, tokens 12 to 17, is padding. Row 1: document
 # 2 starts at a border, 3 and 4 inside a shard; the last shard is padding.
@@ -64,7 +64,7 @@ STRATEGIES = [
 
 
 def params(*others: tuple[Any, ...]) -> list[Any]:
-    """(op, strategy, layout, *other): slow where two earlier ops have the same strategy."""
+    """(op, strategy, layout, *other). Slow if two earlier ops have the same strategy and layout."""
     found: list[Any] = []
     seen: list[Any] = []
     for name, *how in STRATEGIES:
@@ -86,8 +86,11 @@ def placement(split: str, strategy: str, layout: Layout = "contiguous") -> Place
 
 
 def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Problem]:
-    """`kind` is whole (each row is one document), packed, or carried: packed with a state, whose
-    document continues in row 0 and ends in row 1.
+    """`kind` says what rows hold.
+
+    - whole: each row is one document
+    - packed: documents and padding
+    - carried: packed, with a state whose document continues in row 0 and ends in row 1
     """
     case = a_case(
         options=options, carried=kind == "carried", dims=sizes(TIME) | {"W": TAPS, "H": HEADS}
@@ -107,7 +110,7 @@ def a_problem(name: str, kind: str, options: Any) -> tuple[Case, contract.Proble
 
 @cache
 def program(name: str, form: str, options: tuple[tuple[str, Any], ...], where: Any) -> Any:
-    """(problem, d_out, d_state) -> Answer, with tokens in time order. `where` is (split, strategy,
+    """(problem, d_out, d_state) -> Answer, for tokens in time order. `where` is (split, strategy,
     layout), or None for one device.
     """
     place = None if where is None else placement(*where)
@@ -177,8 +180,8 @@ def split_cases() -> Iterator[Any]:
 def test_split_time_equals_one_device(
     name: str, strategy: str, layout: str, options: Any, kind: str
 ):
-    """Output, state, and gradients of all inputs and of the initial state. Documents cross borders,
-    and a shard may be all padding.
+    """Output, state, and gradients of all inputs and of the initial state are equal. Documents
+    cross borders, and one shard is all padding.
     """
     got, want = answers(name, "chunked", options, kind, ("eight", strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
@@ -194,7 +197,7 @@ BESIDE = [
 
 @pytest.mark.parametrize(("name", "strategy", "layout", "beside"), BESIDE)
 def test_time_is_split_beside_rows_and_heads(name: str, strategy: str, layout: str, beside: str):
-    """Key/value heads may be whole where the query heads that read them are split."""
+    """Key/value heads may be whole while the query heads that read them are split."""
     got, want = answers(name, "chunked", FIRST[name], "carried", (beside, strategy, layout))
     assert_close(got, want, tolerance(name, "chunked"), f"{name} by {strategy}")
 
@@ -214,8 +217,9 @@ def test_split_time_in_every_form(name: str, form: str, strategy: str, layout: s
 
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_nan_stays_in_its_document_across_borders(name: str, strategy: str, layout: str):
-    """NaN appears exactly where it does on one device. The documents: one that continues after a
-    shard of padding or ends there, one that ends at a border, and one that came in with the state.
+    """NaN appears exactly where it does on one device. It is put in one of four documents: one that
+    continues after a shard of padding or ends there, one that ends at a border, the last one, and
+    one that came in with the state.
     """
     case, problem = a_problem(name, "carried", FIRST[name])
     d_out = jnp.zeros(out_shape(name, case), jnp.float32)
@@ -313,8 +317,8 @@ def test_axes_of_time_stand_in_the_order_of_the_mesh():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "strategy", "layout"), params())
 def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: Layout, dtype: str):
-    """Bytes of floats, in the forward pass and with the gradients of the inputs that have a row per
-    token; and the number of collectives.
+    """The bytes of floats sent forward, those sent with the gradients of the inputs with one entry
+    per token, and the number of collectives.
     """
     case, problem = a_problem(name, "packed", {})
     place = placement("eight", strategy, layout)
@@ -341,7 +345,9 @@ def test_bytes_sent_are_those_of_the_program(name: str, strategy: str, layout: L
 
 
 def test_the_document_at_entry_is_that_of_the_token_before():
-    """Compared with a loop over tokens; rows begin in a document, without one, and in padding."""
+    """Compared with a loop over tokens. Rows begin inside a document, without one, and in
+    padding.
+    """
     ids = np.concatenate([IDS, np.roll(IDS, 7, axis=1)])
     first = np.array([3, 0, 0, 9], np.int32)
     belongs, want = first.copy(), []

@@ -1,4 +1,4 @@
-"""The stick-breaking kernels for GPUs: what they skip, with a tolerance and without."""
+"""The stick-breaking kernels for GPUs: what they skip, with and without a tolerance."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_passes_over_the_blocks_that_chunked_passes_over(documents: bool):
 
 
 def test_without_tolerance_it_stops_where_float32_does(monkeypatch: pytest.MonkeyPatch):
-    """Weights below 2^-150 are 0, so skipping them changes no bit."""
+    """Weights below 2^-150 are 0 in float32, so skipping them changes no bit."""
     triton_gpu = pytest.importorskip("kernels.stickbreaking.triton_gpu")
     inputs, _ = draw(False)
     # Every key takes all but 2^-10 of the stick, so after 15 keys nothing is left.

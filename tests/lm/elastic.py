@@ -1,9 +1,9 @@
-"""A run that moves to other devices twice, and one that stays; test_processes.py runs it as a
-process of 8 CPU devices, in a folder with a corpus:
+"""A run that moves to other devices twice, and one that stays.
 
     python -m tests.lm.elastic FOLDER KEY_OF_MESHES
 
-FOLDER/whole.batches and moved.batches tell what their loaders handed over: a line a step.
+test_processes.py starts it with 8 CPU devices, in a folder with a corpus. FOLDER/whole.batches and
+FOLDER/moved.batches list the digests of the batches that the loaders yielded, one line per step.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ CHANGES = lab.CHANGES | {
     "optimizer.eps": 1e-3,  # Adam must not make a step of its full size from rounding error
     "checkpoint.every": "4 steps",
 }
-Mesh = tuple[int, dict[str, Any]]  # devices, and what of the configuration goes with them
+Mesh = tuple[int, dict[str, Any]]  # number of devices, changes to the configuration
 MESHES: dict[str, tuple[Mesh, Mesh, Mesh]] = {
     "sizes": (
         (8, {"mesh.data": 4, "mesh.fsdp": 2}),

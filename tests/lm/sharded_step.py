@@ -1,9 +1,10 @@
-"""Three steps on meshes of eight CPU devices against one device; a process of test_meshes.py.
+"""Three steps on meshes of eight CPU devices, compared with one device.
 
     python -m tests.lm.sharded_step '[{"mesh.data": 2, ...}, ...]' '{"model.num_layers": 2, ...}'
 
-Prints a JSON list: per mesh the differences from the single device, or the message of a UserError.
-The rows hold unequal numbers of valid tokens, so that a mean of means would show.
+test_meshes.py starts it as a process. It prints a JSON list that holds, for each mesh, the
+differences from the single device, or the message of a UserError. Rows have unequal numbers of
+valid tokens, so a mean of means would give another result.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""A process that works on a grid, for test_grid.py: python -m tests.lm.studies.grid_process FOLDER
-[CELL]; in CELL it hangs.
+"""A process that works on a grid, for test_grid.py.
 
-Work appends a line to FOLDER/log when it begins and when it ends, and leaves a file in the cell's
-folder in between.
+    python -m tests.lm.studies.grid_process FOLDER [CELL]
+
+In CELL it hangs. The work on a cell appends a line to FOLDER/log when it begins and when it ends.
+In between it leaves a file in the cell's folder.
 """
 
 from __future__ import annotations
