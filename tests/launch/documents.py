@@ -1,4 +1,4 @@
-"""The commands of README.md, CONTRIBUTING.md and docs/*.md: every line of their bash blocks."""
+"""Reads the commands of README.md, CONTRIBUTING.md and docs/*.md: each line of a bash block."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from launch import command as command_lib
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-# What looks like a command outside a block: a reader would type it, and no test would.
+# A line outside a block that looks like a command: a reader would type it, and no test runs it.
 INDENTED = re.compile(r"^ {4,}(espalier|python -m|launch/\w+|\.venv/bin/) .*$", re.MULTILINE)
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=.*")
 
 
 class Command(NamedTuple):
-    """One command of a page: `env` stands before it on its line, `words` are as a shell reads
-    them.
+    """A command of a page. `env` holds the variables set before it on its line; `words` are split
+    as by a shell.
     """
 
     page: str
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def commands(path: Path) -> list[Command]:
-    """Every command of the bash blocks of a page, in order."""
+    """All commands in the bash blocks of a page, in order."""
     page = str(path.relative_to(ROOT))
     blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
     return [found for _, block in blocks for found in _commands(page, block)]
@@ -61,14 +61,14 @@ def _commands(page: str, block: str) -> Iterator[Command]:
 
 
 def unfenced(path: Path) -> list[str]:
-    """Lines of a page that look like commands and stand in no block."""
+    """Lines of a page that look like commands and are not in a block."""
     return INDENTED.findall(FENCED.sub("", path.read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager
 def launcher(name: str) -> Iterator[Any]:
-    """The module of a command, imported anew, with its flags and those of absl alone; the flags and
-    the modules that other tests have imported come back.
+    """Imports the module of a command again, so that only its flags and those of absl are defined.
+    Afterwards the flags and modules that other tests had imported are restored.
     """
     known, module = flags.FLAGS, f"launch.{name}"
     was_parsed, imported = known.is_parsed(), sys.modules.pop(module, None)
@@ -92,7 +92,7 @@ def launcher(name: str) -> Iterator[Any]:
     finally:
         forget()
         for flag, kept in others.items():
-            if flag == kept.name:  # a short name comes with it
+            if flag == kept.name:  # defining a flag defines its short name too
                 known[flag] = kept
         if imported is not None:
             sys.modules[module] = imported
@@ -101,11 +101,11 @@ def launcher(name: str) -> Iterator[Any]:
 
 
 def check(words: tuple[str, ...]) -> None:
-    """Reads the command line of `espalier` as far as its flags, its configuration and the overrides
-    go; a configuration of a run is checked whole.
+    """Parses the flags, configuration and overrides of a command line of `espalier`. The
+    configuration of a run is checked completely.
 
     Raises:
-      UserError: a mistake in it.
+      UserError: The command line has a mistake.
     """
     name, *arguments = words[1:] or ["help"]
     if name == "help":
@@ -113,7 +113,7 @@ def check(words: tuple[str, ...]) -> None:
     assert name in command_lib.names(), name
     with launcher(name) as module:
         text = Path(module.__file__).read_text(encoding="utf-8")
-        default = ["--config=base"] if name == "import_hf" else []  # as its last lines do
+        default = ["--config=base"] if name == "import_hf" else []  # as launch/import_hf.py does
         argv = [f"launch/{name}.py", *default, *arguments]
         if "--help" in arguments:
             return

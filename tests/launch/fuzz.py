@@ -1,17 +1,18 @@
-"""Configurations and command lines made at random: each is refused in one line before a device is
+"""Random configurations and command lines: each is refused in one line before a device is
 initialized, or is not refused at all.
 
     python -m tests.launch.fuzz --seed=0 --configs=300 --lines=100 --damages=60
 
-A configuration is a tiny one with one to three keys changed: keys of lm/config.py, members of
-families, their options, to values at the edge of what they may be, of other types, and to names
-that nearly are one. It goes through `lm.train.run` up to the first look for a device, which ends it
-there; what came so far is then built on a device, where nothing may be refused that does not depend
-on the number of devices. A command line is one of a command of launch/ with one flag broken, run in
-this process likewise. A damage is another thing in the place of a file of a run that a command
-reads; there only tracebacks are faults.
+A configuration is a tiny one with one to three changes to keys of lm/config.py, members of families
+and their options. New values are extreme, of another type, or misspelled names. The configuration
+goes through `lm.train.run`, which stops at the first look for a device. A configuration that gets
+there is then built on a device, where it may only be refused for the kind or number of devices.
 
-Faults are printed with what repeats them. Run alone: JAX must not have looked for devices before.
+A command line is one of a command of launch/ with one broken flag; it is run in this process in the
+same way. A damage replaces a file of a run that a command reads; only tracebacks are faults there.
+
+Each fault is printed with the seed and number that reproduce it. Run this module by itself: JAX
+must not have looked for devices before.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def set_at(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def mutated(rng: random.Random, base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A configuration as plain values, and what was changed in it, in words."""
+    """A changed configuration as plain values, and its changes in words."""
     values = _copy(base)
     made = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -72,7 +73,9 @@ def _copy(value: Any) -> Any:
 
 
 def drawn(rng: random.Random, now: Any) -> Any:
-    """Any value, more often one of the type of `now`, a default in words or the value itself."""
+    """A random value, more often one of the type of `now`, which is a value or a default
+    in words.
+    """
     now = now.split(",")[0] if isinstance(now, str) else now
     alike = {bool: (True, False), int: NUMBERS, float: FLOATS, str: (*WORDS, *SPANS)}
     pool = alike.get(type(now), VALUES)
@@ -90,7 +93,7 @@ def _key(rng: random.Random, values: dict[str, Any]) -> str:
 
 
 def _option(rng: random.Random, values: dict[str, Any]) -> str:
-    """An option of a member of a family that a key of the configuration names."""
+    """Changes an option of a member of a family and names that member in the configuration."""
     places = {"schedule": families.SCHEDULES, "optimizer": families.OPTIMIZERS}
     places |= {"objective": families.OBJECTIVES, "model.mlp": families.FEED_FORWARDS}
     places |= {"model.residual": families.BLOCKS, "model.matrix": families.MATRICES}
@@ -123,7 +126,7 @@ def _task(rng: random.Random, values: dict[str, Any]) -> str:
 
 
 def _name(rng: random.Random, values: dict[str, Any]) -> str:
-    """A key under a name that is nearly its own, or one that is left out."""
+    """Misspells a key or removes it."""
     key = rng.choice(sorted(flatten(values)))
     *groups, leaf = key.split(".")
     node: Any = values
@@ -155,7 +158,7 @@ def _pattern(rng: random.Random, values: dict[str, Any]) -> str:
 
 
 def configs(seed: int, count: int, folder: Path, late: int) -> Found:
-    """`count` configurations; of those that come as far as a device `late` are built on one."""
+    """Runs `count` configurations; `late` of those that get to a device are built on it."""
     (folder / "text.txt").write_text("The quick brown fox. " * 200)
     source = {
         "path": str(folder / "text.txt"),

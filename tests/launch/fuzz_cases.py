@@ -1,4 +1,4 @@
-"""How a case of tests/launch/fuzz.py is run, and what counts as a fault."""
+"""Runs a case of tests/launch/fuzz.py and decides what counts as a fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax._src import xla_bridge
 
 from lm.config import UserError
 
-# What depends on how many devices there are, or of which kind, is told once they are known.
+# Errors that depend on the number or kind of devices come once the devices are known.
 OF_DEVICES = ("devices, found", "rows do not divide over data*fsdp", "set form to auto")
 
 
@@ -26,7 +26,7 @@ class TouchedError(BaseException):
 
 @dataclasses.dataclass
 class Found:
-    """`kinds` counts how the cases ended; `faults` are told whole."""
+    """`kinds` counts how the cases ended; `faults` holds the full text of each fault."""
 
     kinds: Counter[str] = dataclasses.field(default_factory=Counter)
     faults: list[str] = dataclasses.field(default_factory=list)
@@ -35,7 +35,7 @@ class Found:
 
 @contextlib.contextmanager
 def without_devices() -> Iterator[None]:
-    """Within, the first look for a device raises."""
+    """Inside this context, the first look for a device raises."""
     assert not xla_bridge.backends_are_initialized()
     whole = xla_bridge.backends
 
@@ -50,14 +50,14 @@ def without_devices() -> Iterator[None]:
 
 
 def near(rng: random.Random, name: str) -> str:
-    """A name with a letter dropped, doubled or exchanged."""
+    """A misspelled name: a letter is dropped or doubled, or all are capitals."""
     place = rng.randrange(len(name))
     cut = (name[:place] + name[place + 1 :], name[: place + 1] + name[place:], name.upper())
     return rng.choice(cut)
 
 
 def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = False) -> None:
-    """Runs a case and notes how it ended."""
+    """Runs a case and records how it ended."""
     start, message = time.monotonic(), io.StringIO()
     try:
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
@@ -75,12 +75,12 @@ def run(found: Found, where: str, work: Callable[[], Any], *, is_late: bool = Fa
     except SystemExit as stop:
         line = message.getvalue()
         kind = {0: "accepted", 2: "refused"}.get(int(stop.code or 0), f"status {stop.code}")
-        # What a command was at may stand before it.
+        # Progress lines of the command may come before the error.
         errors = [x for x in line.splitlines() if x.startswith("error: ")]
         wanted = line.splitlines()[-1:] if kind == "refused" else []
         if stop.code not in (None, 0, 2) or "Traceback" in line or errors != wanted:
             found.faults.append(f"{where}\n  status {stop.code}: {line[-900:]}")
-    except BaseException:  # noqa: BLE001 (what this is for: whatever else is raised is a fault)
+    except BaseException:  # noqa: BLE001 (any other exception is a fault)
         kind = "traceback"
         found.faults.append(f"{where}\n{traceback.format_exc(limit=-6)}")
     found.kinds[kind + (" late" if is_late else "")] += 1

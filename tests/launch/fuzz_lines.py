@@ -1,4 +1,4 @@
-"""Command lines and damaged runs made at random (tests/launch/fuzz.py)."""
+"""Random command lines and damaged runs (tests/launch/fuzz.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lm.config import UserError
 from tests.launch.fuzz_cases import Found, TouchedError, near, run, without_devices
 from tests.lm.formats import make
 
-OWN = frozenset(flags.FLAGS)  # absl's
+OWN = frozenset(flags.FLAGS)  # the flags of absl
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "--config={config}"
@@ -34,7 +34,7 @@ def get_config():
     return config
 """
 RUN = "--checkpoint={run}"
-# A line of each command that is right as far as can be told before a device is there.
+# A line of each command without a mistake that can be found before a device is known.
 LINES: dict[str, list[str]] = {
     "bench": ["--cases=train_step"],
     "catalog": [],
@@ -74,14 +74,14 @@ POSITIONAL = ("plan_table", "predict_loss", "report", "same_bits", "verify_resum
 
 
 def unpacked(folder: Path) -> Path:
-    """A finished run, of those whose format is kept."""
+    """Unpacks a finished run from the archives of tests/lm/formats."""
     with tarfile.open(ROOT / "tests/lm/formats/finished.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder / "finished"
 
 
 def lines(seed: int, count: int, folder: Path, kept: Path | None) -> Found:
-    """`count` command lines, each in this process; `kept` is the folder of a run, or none."""
+    """Runs `count` command lines in this process; `kept` is the folder of a run, or None."""
     found = Found()
     (folder / "empty").mkdir()
     (folder / "text").write_text("text")
@@ -109,7 +109,9 @@ def _filled(text: str, places: Mapping[str, Path]) -> str:
 
 
 def _broken(rng: random.Random, name: str) -> list[str]:
-    """The line of a command with one flag wrong, twice, misspelled or without a value."""
+    """A command line with one flag that is wrong, misspelled or without a value, or a
+    stray word.
+    """
     line = list(LINES[name])
     with contextlib.suppress(TouchedError, SystemExit, UserError):
         _defined(name)
@@ -130,7 +132,7 @@ def _broken(rng: random.Random, name: str) -> list[str]:
 
 
 def _defined(name: str) -> Any:
-    """The module of a command, anew, and its flags alone."""
+    """Imports the module of a command again, so that only its flags are defined."""
     for flag in set(flags.FLAGS) - OWN:
         delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
@@ -139,8 +141,8 @@ def _defined(name: str) -> Any:
 
 
 def _launched(name: str, line: list[str]) -> None:
-    """As `python -m launch.NAME LINE`; what would start a process, but for git's, ends like a look
-    for a device.
+    """Runs `python -m launch.NAME LINE` in this process. Starting another process, except git,
+    counts as a look for a device.
     """
 
     def popened(command: Any, *rest: Any, **options: Any) -> Any:
@@ -187,7 +189,7 @@ FILES += ("checkpoints/24/state/manifest.ocdbt", "checkpoints/24/state/_METADATA
 
 
 def damages(seed: int, count: int, folder: Path, kept: Path) -> Found:
-    """`count` commands on a run of which one file is another thing; they may use devices."""
+    """Runs `count` commands on a run with one replaced file; they may use devices."""
     found = Found()
     for n in range(count):
         rng = random.Random(f"{seed} damage {n}")

@@ -1,4 +1,4 @@
-"""Stand-ins for srun, scontrol, gcloud and launch.train that write down how they are called."""
+"""Stand-ins for srun, scontrol, gcloud and launch.train that log their calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Every stand-in: appends {"name", "argv", "env"} to log; `answer` does the rest.
+# Each stand-in appends {"name", "argv", "env"} to log, then runs the code `answer`.
 STAND_IN = """import json, os, signal, subprocess, sys, time
 here = {here!r}
 name, argv = os.path.basename(sys.argv[0]).removesuffix(".py"), sys.argv[1:]
@@ -21,7 +21,7 @@ with open(here + "/log", "a") as file:
     file.write(json.dumps({{"name": name, "argv": argv, "env": kept}}) + "\\n")
 
 def next_answer(kind):
-    \"\"\"The first line of a file of answers, which is then dropped; the last one stays.\"\"\"
+    \"\"\"Takes the first line from a file of answers; the last line is kept.\"\"\"
     with open(here + "/" + kind) as file:
         first, *rest = file.read().splitlines()
     if rest:
@@ -31,8 +31,8 @@ def next_answer(kind):
 
 {answer}
 """
-# Runs the command as srun does, as often as `tasks` says, SIGTERM passed on; with `twice` also as
-# Slurm itself would send it.
+# Runs the command as srun does, in as many processes as the file `tasks` says, and forwards
+# SIGTERM. If the file `twice` exists, it sends SIGTERM a second time, as Slurm itself does.
 SRUN = """
 command = argv[next(i for i, x in enumerate(argv) if not x.startswith("-")):]
 tasks = int(next_answer("tasks")) if os.path.exists(here + "/tasks") else 1
@@ -50,7 +50,8 @@ def forward(signum, frame):
 signal.signal(signal.SIGTERM, forward)
 sys.exit(max(child.wait() for child in children))
 """
-# Trains until SIGTERM as launch.train does (a second one acts as it would have), or as told.
+# Trains until SIGTERM as launch.train does (a second SIGTERM has its default effect), or ends with
+# the status in the file `status`.
 TRAINING = """
 if os.path.exists(here + "/status"):
     sys.exit(int(next_answer("status")))
@@ -71,9 +72,9 @@ SCONTROL = """
 if "show" in argv:
     print("JobId=42 JobName=espalier JobState=" + next_answer("state") + " Reason=None")
 elif os.path.exists(here + "/hangs"):
-    os.remove(here + "/hangs")  # a job that is queued again is ended
+    os.remove(here + "/hangs")  # requeueing a job ends it
 """
-# "trains" holds an answer per start of a run: status, or status and a line that is printed.
+# The file `trains` has a line for each start of a run: a status, and maybe a line to print.
 GCLOUD = """
 if "describe" in argv:
     print(next_answer("state"))
@@ -89,7 +90,7 @@ elif "ssh" in argv:
 
 
 class Bench(NamedTuple):
-    """A checkout with a space in its name, a folder of stand-ins, and what they wrote down."""
+    """A checkout with a space in its name, a folder of stand-ins, and the log of their calls."""
 
     checkout: Path
     here: Path
@@ -123,7 +124,7 @@ def stand_in(path: Path, here: Path, answer: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     program = path.with_name(f"{path.name}.py")
     program.write_text(STAND_IN.format(here=str(here), answer=answer))
-    # Not as the first line of the program: there a path must not have a space.
+    # The interpreter is not in a #! line, where a path must not have a space.
     path.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{program}' \"$@\"\n")
     path.chmod(0o755)
 
@@ -137,7 +138,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def free_job() -> int:
-    """A job number of which JAX makes the number of a free port."""
+    """A job number from which JAX derives a free port."""
     for number in range(1, 4096):
         with socket.socket() as probe:
             if probe.connect_ex(("localhost", 65536 - 4096 + number)):
@@ -146,7 +147,7 @@ def free_job() -> int:
 
 
 def create(folder: Path) -> Bench:
-    """A checkout of what the scripts need, with git, and the stand-ins."""
+    """Makes a git checkout of what the scripts need, and the stand-ins."""
     checkout, here = folder / "a checkout", folder / "bin"
     checkout.mkdir()
     shutil.copytree(

@@ -1,5 +1,5 @@
-"""launch.bench: every case runs on a tiny model, the step by hand is our step, and the file says
-what was run where. Nothing here is timed.
+"""launch.bench: every case runs on a tiny model, the step written by hand equals our step, and the
+file says what was run where. No test checks a time.
 """
 
 import functools
@@ -77,7 +77,7 @@ def step(mixer: str, precision: str = "float32") -> Any:
 
 @pytest.fixture
 def one_mixer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step, compiled once for all tests."""
+    """Benchmarks one mixer, with a step that is compiled once for all tests."""
     monkeypatch.setattr(problem, "MIXERS", ("stickbreaking",))
     monkeypatch.setattr(problem, "built", lambda _, mixer: built(mixer))
     monkeypatch.setattr(problem, "compiled_step", lambda _, __: step("stickbreaking"))
@@ -101,7 +101,7 @@ def check_times(result: Result, sides: set[str], number: int = 2) -> None:
     ],
 )
 def test_step_by_hand_is_our_step(mixer: str, precision: str) -> None:
-    """Two steps, the second from moments that are not zero; loss and parameters agree."""
+    """Losses and parameters agree over two steps; the moments are not zero in the second."""
     one = built(mixer, precision)
     batch = one.put(problem.batch(SMALL))
     token_bytes = one.put_replicated(problem.token_bytes(SMALL))
@@ -157,12 +157,12 @@ def test_memory(one_mixer: None) -> None:
     assert {r.name for r in others} == {"memory/op/softmax", "memory/op/stickbreaking"}
     assert step.facts["temporary_bytes"] > 0
     assert step.facts["unit"] == "B T vocab"
-    # Of a sequence of one tile all weights are there at once.
+    # A sequence of one tile has all its attention weights in memory at once.
     assert all(r.value >= 1 for r in others)
 
 
 def test_compile_takes_a_fresh_step_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling itself is left out here: it is the same call as in the other cases."""
+    """Nothing is compiled here: the call is the same as in the other cases."""
     seen: list[Any] = []
     monkeypatch.setattr(problem, "MIXERS", ("stickbreaking",))
     monkeypatch.setattr(problem, "built", lambda *arguments: (arguments[2], object()))
@@ -214,7 +214,7 @@ def bench(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, with the cases that compile little made tiny."""
+    """Runs the command itself on a tiny case that compiles quickly."""
     script = (
         "from launch import bench, cli; from launch.benchmarks import ops, problem, timing\n"
         "from kernels.contract import Case\n"
@@ -226,7 +226,7 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", script, "--cases=ops", "--pairs=3", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # No terminal: a line for the case, and for every row as it comes.
+    # Without a terminal, the case and every row have a line each.
     assert [line.split("/")[0] for line in done.stderr.splitlines()] == ["ops"] * 4
     assert "stickbreaking over jax.nn" in done.stdout
     found = json.loads(out.read_text())
@@ -243,8 +243,8 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["cpu.json"]
 
 
-def test_a_case_that_cannot_run_here_is_told_before_others_run(tmp_path: Path) -> None:
-    """And what an earlier run has written stays."""
+def test_a_case_that_cannot_run_here_is_refused_before_others_run(tmp_path: Path) -> None:
+    """The file of an earlier run is kept."""
     out = tmp_path / "kept.json"
     out.write_text("kept")
     command = [sys.executable, "-m", "launch.bench", "--cases=train_step,kernels", f"--out={out}"]
@@ -272,7 +272,7 @@ def test_mistakes(flag: str, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> None:
+def test_every_op_is_compared_with_softmax_and_recurrent_ops_are_linear() -> None:
     lengths = recurrences.Lengths(beside=32, growth=(16, 32))
     dims = {"B": 1, "H": 2, "G": 2, "K": 8, "V": 8}
     results = recurrences.run(options(), lengths, dims)
@@ -288,8 +288,8 @@ def test_every_op_stands_beside_softmax_and_recurrent_ones_grow_linearly() -> No
     assert all(r.goal == Goal("<=", 2.2) for r in growth)
 
 
-def test_decoding_is_flat_only_where_the_state_is() -> None:
-    """A goal for the mixer whose state does not grow, none for the one whose does."""
+def test_only_decoding_with_a_constant_state_has_a_goal() -> None:
+    """The mixer whose state does not grow has a goal; the other has none."""
     flat, growing = decode.run(options(), (8, 32), ("retnet", "softmax"))
     assert flat.goal is not None
     assert flat.goal.is_met(1.0)
@@ -312,7 +312,7 @@ def test_schedules_as_a_share_of_a_step() -> None:
 def test_evaluation_as_a_share_of_a_run(one_mixer: None) -> None:
     (found,) = evaluation.run(options())
     ratio = timing.quartile(found.samples["score"]) / timing.quartile(found.samples["train"])
-    # 48 tokens a batch: four evaluations of 32,768 tokens in a run of a million.
+    # With 48 tokens a batch: four evaluations of 32,768 tokens in a run of a million tokens.
     batches, steps = 4 * 683, 20834
     assert (found.facts["batches"], found.facts["steps"]) == (batches, steps)
     assert found.value == pytest.approx(ratio * batches / steps)

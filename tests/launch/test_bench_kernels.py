@@ -1,5 +1,5 @@
-"""launch.bench --cases=kernels: what stands beside what, keys that stop nothing, and how runs that
-take less than it takes to start them are timed. On a CPU a chunked form plays the kernel.
+"""launch.bench --cases=kernels: what is compared with what, keys that stop nothing, and how to time
+runs that take less time than their launch. On a CPU a chunked form stands in for the kernel.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ OPTIONS = Options(base=get_config().to_dict(), pairs=2, precision="bfloat16")
 
 @pytest.mark.parametrize("width", forms.SIZES.widths)
 def test_shy_keys_stop_nothing(width: int) -> None:
-    """What is left of the stick is what the bias gets. Bits add up along keys, so that 32,768 keys
-    take sixteen times as many as 2,048; random keys leave nothing that float32 can hold.
+    """The bias gets what is left of the stick. Bits add up along keys, so 32,768 keys take sixteen
+    times as many as 2,048. Random keys leave less than float32 can hold.
     """
     time = forms.DRAWN
     sizes = forms.Sizes(widths=(width,), lengths=(time,), tokens=time, heads=1)
@@ -60,7 +60,7 @@ def test_a_timer_runs_what_it_compiled() -> None:
     assert forms.timer(problem, "chunked", "both", forms.drawn(problem))(2) > 0
 
 
-def test_samples_are_of_as_many_runs_on_both_sides() -> None:
+def test_samples_have_the_same_number_of_runs_on_both_sides() -> None:
     asked: list[tuple[str, int]] = []
 
     def timer(name: str, seconds: float) -> timing.Timer:
@@ -73,7 +73,9 @@ def test_samples_are_of_as_many_runs_on_both_sides() -> None:
 
 
 def test_rows_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goals where nothing stops, fractions everywhere, and a reason where softmax cannot run."""
+    """Rows have goals where keys stop nothing, fractions of the ceilings everywhere, and a reason
+    where softmax cannot run.
+    """
     played = ("stickbreaking", "gated_linear", "softmax")
     monkeypatch.setattr(forms, "kernel", lambda name, _: "chunked" if name in played else None)
 
@@ -102,7 +104,7 @@ def test_rows_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rows) == 2 + 6 + 2 * 4
 
 
-def test_what_is_refused_is_null_in_a_file_and_told_in_the_table() -> None:
+def test_a_refusal_is_null_in_a_file_and_explained_in_the_table() -> None:
     result = timing.refused("n", refused={"kernel": "too wide"})
     text = json.dumps(result.to_mapping(), allow_nan=False)
     assert json.loads(text)["value"] is None

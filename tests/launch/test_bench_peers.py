@@ -1,5 +1,5 @@
-"""launch.bench --cases=peers: processes of others that take turns with ours, here played by a
-script; what ours takes is made up.
+"""launch.bench --cases=peers: processes of other libraries take turns with ours. A script stands in
+for them, and our times are made up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ for line in sys.stdin:
 def acted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: list[str], chosen: list[str]
 ) -> Path:
-    """Peers `chosen` are played, but for those that are absent; ours takes 1 ms."""
+    """The script stands in for the peers `chosen`, except those in `absent`; our kernel
+    takes 1 ms.
+    """
     script = tmp_path / "actor.py"
     script.write_text(ACTOR.replace("ABSENT", repr(absent)))
     monkeypatch.setattr(peers, "SCRIPT", script)
@@ -50,7 +52,7 @@ def named(rows: list[Result]) -> dict[str, Result]:
     return {row.name: row for row in rows}
 
 
-def test_both_passes_of_every_size_are_asked_for(
+def test_both_passes_of_every_size_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = acted(tmp_path, monkeypatch, [], ["vector", "stickbreaking"])
@@ -72,7 +74,7 @@ def test_both_passes_of_every_size_are_asked_for(
         assert (row.facts["form"], row.facts["peer"]) == ("chunked", "made 1.0")
         assert min(row.facts["of_ceilings"]["peer"].values()) > 0
     asked = Path(f"{script}.log").read_text().splitlines()
-    # Five runs of 1 ms make a sample; before, each is run three times alone.
+    # Five runs of 1 ms make a sample; each side first has three single runs.
     once = ["forward 1"] * 3 + ["forward 5"] * 2 + ["both 1"] * 3 + ["both 5"] * 2
     assert asked[:10] == [f"vector 4 16 2 8 8 bfloat16  {line}" for line in once]
     assert asked[-10:] == [f"stickbreaking 2 32 2 8 8 bfloat16 shy keys {line}" for line in once]
@@ -94,7 +96,7 @@ def test_a_peer_that_is_absent_or_dies_is_a_row_and_the_others_go_on(
     assert [json.loads(json.dumps(row.to_mapping()))["value"] for row in rows[:2]] == [None] * 2
 
 
-def test_what_of_ours_does_not_compile_is_a_row(
+def test_our_kernel_that_does_not_compile_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted(tmp_path, monkeypatch, [], ["linear"])
@@ -113,7 +115,7 @@ def test_what_of_ours_does_not_compile_is_a_row(
     assert measured.value == pytest.approx(2.0)
 
 
-def test_where_no_peer_runs_the_reasons_are_told_in_one_line(
+def test_if_no_peer_runs_the_reasons_are_printed_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted(tmp_path, monkeypatch, ["linear", "delta"], ["linear", "delta"])
@@ -122,7 +124,7 @@ def test_where_no_peer_runs_the_reasons_are_told_in_one_line(
     assert str(message.value).endswith("no peer runs: no module of linear | no module of delta")
 
 
-def test_a_process_that_says_nothing_ends_with_its_status() -> None:
+def test_a_process_without_output_ends_with_its_status() -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
     with peer.started(command) as process:
         for _ in range(2):
@@ -130,8 +132,8 @@ def test_a_process_that_says_nothing_ends_with_its_status() -> None:
                 process.ask("forward", 1)
 
 
-def test_the_process_itself_says_what_is_missing() -> None:
-    """Of all that it needs nothing is in this environment."""
+def test_the_process_names_a_missing_package() -> None:
+    """None of the packages it needs is in this environment."""
     command = [sys.executable, "-S", str(peers.SCRIPT), "vector", *"12345", "bfloat16", ""]
     with (
         peer.started(command) as process,

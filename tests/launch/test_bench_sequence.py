@@ -1,4 +1,4 @@
-"""launch.bench --cases=sequence on a small layer, and its pages."""
+"""launch.bench --cases=sequence on a small layer, and its table and pictures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_programs_send_what_is_declared(small: None, monkeypatch: pytest.MonkeyP
     assert found["balance/contiguous"].value > 10
 
 
-def test_a_program_that_sends_by_other_collectives_misses(
+def test_a_program_that_uses_other_collectives_misses_its_goal(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "MIXERS", {})
@@ -58,14 +58,14 @@ def test_memory_of_a_layer(small: None) -> None:
     assert len(found) == sum(len(s.layouts) for s in dispatch.get("gated_linear").sequence)
 
 
-def test_too_few_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     with pytest.raises(UserError, match="over 8 devices, found 1; on a CPU set JAX_NUM_CPU_DEVICE"):
         sequence.check(options())
 
 
-def test_the_picture_is_that_of_the_committed_numbers() -> None:
+def test_the_pictures_show_the_committed_numbers() -> None:
     for path, svg in tables.pictures(numbers.ROOT).items():
         assert (numbers.ROOT / path).read_text() == svg, "run espalier numbers"
 
@@ -75,5 +75,5 @@ def test_the_table_holds_every_row() -> None:
     results = json.loads(path.read_text())["results"]
     message = page.table(results)
     rows = [r for r in results if r["name"].startswith(("sent/", "memory/"))]
-    assert message.count("\n| ") == len(rows) + 2  # and the heads of both tables
+    assert message.count("\n| ") == len(rows) + 2  # the headers of both tables
     assert all(r["goal"] is None or r["goal"]["met"] for r in results)

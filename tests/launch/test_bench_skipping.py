@@ -1,4 +1,4 @@
-"""launch.bench --cases=skipping, on tiny layers. Nothing here is timed."""
+"""launch.bench --cases=skipping, on tiny layers. No test checks a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def layer(time: int = 16) -> skipping.Layer:
 
 @pytest.mark.slow
 def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
-    """The op on what was captured is the layer; nothing is passed over in rows of one block."""
+    """The op on the captured inputs equals the layer; nothing is skipped in rows of one block."""
     layers = {"stick": {"mixer": "stickbreaking", "qk_norm": True, "remainder": "bias"}}
     pattern = ((2, ("softmax", "stick")), (1, ("stick",)))
     changes = {"model.layers": layers, "model.pattern": pattern, "model.num_layers": 5}
@@ -57,9 +57,9 @@ def test_skipping_reads_what_the_layers_of_a_model_compute() -> None:
     assert beside.facts["forms"] == {"stickbreaking": "chunked", "softmax": "chunked"}
 
 
-def test_softmax_stands_beside_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed as they are, with the layer's scale, and as whole rows; on a CPU without a goal. In
-    their reference forms and one pass, which compile quickly.
+def test_softmax_is_compared_on_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Softmax runs on the packed rows, with the layer's scale, and on whole rows. On a CPU there is
+    no goal. The reference forms and a single pass compile quickly.
     """
     monkeypatch.setattr(forms, "PASSES", ("both",))
     monkeypatch.setattr(forms, "chosen", lambda *_: forms.Chosen("reference", {}))
@@ -91,7 +91,7 @@ def test_softmax_stands_beside_the_same_rows(monkeypatch: pytest.MonkeyPatch) ->
     one, out = seen["packed/both"]
     assert dict(one.options) == {"scale": 0.3}
     assert set(out) == {"out", "d_q", "d_k", "d_v"}
-    # The first document is all that its tokens see, whether or not rows are whole.
+    # Tokens of the first document see only that document, in packed and in whole rows.
     whole = seen["whole/both"][1]["out"]
     np.testing.assert_allclose(out["out"][:, :10], whole[:, :10], rtol=1e-5)
     assert not np.allclose(out["out"][:, 10:], whole[:, 10:], rtol=1e-2)
@@ -116,7 +116,7 @@ def test_inputs_are_rounded_before_the_op() -> None:
     assert found.case().dims == {"B": 1, "T": 16, "H": 4, "G": 2, "K": 8, "V": 8}
 
 
-def test_the_kernel_of_the_device_is_taken_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_of_the_device_is_used_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "kernel", lambda *_: "reference")
     monkeypatch.setattr(
         forms, "refusal", lambda _, case, *__: "short" if case.dims["T"] < 20 else None

@@ -1,4 +1,6 @@
-"""Every mistake on a command line or in a config file: one line that says what to set, status 2."""
+"""A mistake on a command line or in a config file is one line that says what to set, and
+status 2.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ CONFIG, WORKDIR = "--config=experiments/base.py", "--workdir=run"
 
 
 def load(arguments: list[str]) -> Config:
-    """What a launcher does before it touches a device, with flags of its own."""
+    """Does what a launcher does before it touches a device, with its own flags."""
     values = flags.FlagValues()
     config = cli.config_flag(flag_values=values)
     flags.DEFINE_string("workdir", None, "", required=True, flag_values=values)
@@ -40,7 +42,7 @@ def line_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-# Whole command lines, and a part of what is told.
+# Whole command lines, and a part of the message.
 COMMANDS = [
     ([], "missing flag --config; set --config=..."),
     ([CONFIG], "missing flag --workdir; set --workdir=..."),
@@ -142,7 +144,7 @@ OVERRIDES = [
     (["data.sources.stdlib.valid_fraction=1"], "nothing is left to train on"),
 ]
 
-# Config files, whole; `base` stands for the values of experiments/base.py.
+# Whole config files; `base` returns the values of experiments/base.py.
 HEAD = "from experiments.base import get_config as base\n"
 FILES = [
     ("def get_config(:\n", "config.py:1: SyntaxError"),
@@ -213,7 +215,9 @@ def test_config_takes_an_argument(pattern: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_last_config_and_override_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """launch/quickstart names a config; a later one replaces it whole, before any override."""
+    """launch/quickstart names a config. A later config replaces it completely, before any
+    override.
+    """
     monkeypatch.chdir(ROOT)
     text = f"{HEAD}def get_config():\n    c = base()\n    c.seed = 5\n    return c\n"
     (tmp_path / "config.py").write_text(text)
@@ -312,8 +316,8 @@ def test_a_task_is_added_to_a_comparison(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, message)
 
 
-def test_a_verdict_is_judged_anew(tmp_path: Path) -> None:
-    """Of a committed page whose last word was turned."""
+def test_a_verdict_can_be_rechecked(tmp_path: Path) -> None:
+    """The last verdict of a committed page is reversed; --recheck finds it."""
     page = json.loads((ROOT / "experiments" / "length" / "compare.json").read_text())
     turned = page["verdicts"][-1]
     turned |= {"outcome": "worse" if turned["outcome"] != "worse" else "better"}
@@ -344,7 +348,7 @@ def test_a_verdict_is_judged_anew(tmp_path: Path) -> None:
         (["a.b=1", "a.b=2"], "--layer=a.b is given twice"),
     ],
 )
-def test_layers_that_are_not_understood(
+def test_bad_layer_flags_are_refused(
     module: str, layers: list[str], message: str, tmp_path: Path
 ) -> None:
     prompt = ["--prompt=a"] if module == "launch.generate" else []
@@ -360,7 +364,7 @@ def test_layers_that_are_not_understood(
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(" ", "is empty"), ("gs://b/x", "is an address")])
-def test_what_is_no_path(value: str, wanted: str) -> None:
+def test_a_value_that_is_not_a_path_is_refused(value: str, wanted: str) -> None:
     with pytest.raises(UserError, match=wanted):
         cli.path("workdir", value)
 
@@ -381,7 +385,7 @@ def test_what_is_no_path(value: str, wanted: str) -> None:
         ),
     ],
 )
-def test_mistakes_told_before_anything_is_read(
+def test_mistakes_are_found_before_anything_is_read(
     module: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

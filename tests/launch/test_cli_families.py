@@ -1,4 +1,4 @@
-"""Flags about a member of a family: its own options and defaults, in any order."""
+"""Flags on a member of a family: it has its own options and defaults, in any order of flags."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FAMILY = "--config.schedule.family=wsd"
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_family_takes_its_own_options_whatever_the_order(
+def test_a_family_takes_its_own_options_in_any_order(
     is_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """quickstart.py sets a warmup of 50,000 tokens for Power; it goes with that."""
+    """quickstart.py sets a warmup of 50,000 tokens for Power, which is dropped with Power."""
     monkeypatch.chdir(ROOT)
     flags = ["--config.schedule.decay=10 percent", "--config.schedule.peak_learning_rate=0.01"]
     flags = [FAMILY, *flags] if is_first else [*flags, FAMILY]
@@ -42,7 +42,7 @@ def test_options_of_a_family_that_was_dropped_are_unknown(
     assert message in line
 
 
-def test_a_member_is_named_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_key_takes_the_name_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load(
         [CONFIG, WORKDIR, "--config.schedule.horizon=90 percent", "--config.schedule=cosine"]
@@ -91,7 +91,7 @@ def test_an_option_that_the_file_leaves_out_can_be_set(tmp_path: Path) -> None:
 
 
 def test_what_the_file_leaves_out_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options of members, labels, sources and tasks; the order of the flags makes no difference."""
+    """Options of members, labels, sources and tasks can be set, with flags in any order."""
     monkeypatch.chdir(ROOT)
     flags = [
         "model.pattern=((1,local),(2,'gla,softmax'),(1,[gla]))",
@@ -124,14 +124,14 @@ def test_what_the_file_leaves_out_can_be_set(monkeypatch: pytest.MonkeyPatch) ->
     assert config.log.samples == ("def ", "a, b")
 
 
-def test_sources_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     flags = ["--config.data.sources={}", "--config.data.sources.mine.path=2024"]
     config = load([CONFIG, WORKDIR, *flags])
     assert [source.path for source in config.data.sources.values()] == ["2024"]
 
 
-def test_another_mixer_of_a_label_drops_its_options_and_keeps_the_parts(tmp_path: Path) -> None:
+def test_a_new_mixer_of_a_label_drops_mixer_options_and_keeps_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(
         "from experiments import base\n\ndef get_config():\n    config = base.get_config()\n"
@@ -143,7 +143,7 @@ def test_another_mixer_of_a_label_drops_its_options_and_keeps_the_parts(tmp_path
 
 
 def study(overrides: list[str]) -> dict[str, Any]:
-    """What launch.compare is given."""
+    """The values that launch.compare gets."""
     flags = flag_module.FlagValues()
     config = cli.config_flag(flags, study="lm.studies.study:Study")
     preset = "--config=experiments/compare/config.py:smoke"

@@ -1,4 +1,4 @@
-"""The console command `espalier`: what it lists, what it starts, from any folder."""
+"""The console command `espalier`: what it lists and what it starts, from any folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def call(
 
 
 def shadowed(folder: Path, *names: str) -> Path:
-    """A folder of the user's, with packages of our names."""
+    """A folder of the user with packages that have our names."""
     for name in names:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(SHADOW)
@@ -56,7 +56,7 @@ def test_every_command_has_a_line_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("help",)])
-def test_alone_it_lists(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_without_a_command_it_lists_the_commands(words: tuple[str, ...], tmp_path: Path) -> None:
     done = call(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == command.listing() + "\n"
@@ -80,7 +80,7 @@ def test_a_mistake_is_one_line(words: tuple[str, ...], message: str, tmp_path: P
 
 
 def test_a_command_has_the_flags_of_its_module(tmp_path: Path) -> None:
-    """And starts among folders of the user's that have the names of ours."""
+    """It also starts in a folder of the user that has packages with our names."""
     folder = shadowed(tmp_path, "launch", "lm", "kernels", "experiments")
     done = call(folder, "recipe", "--parameters=1e7", "--tokens=2e8", path=str(folder))
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_a_command_has_the_flags_of_its_module(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lm", "kernels"])
 def test_another_package_of_our_name_is_one_line(name: str, tmp_path: Path) -> None:
-    """For `python -m`, which looks in the current folder first."""
+    """`python -m` looks in the current folder first."""
     shadowed(tmp_path, name)
     done = call(tmp_path, "--config=quickstart", program=("-m", "launch.train"), path=str(ROOT))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -100,7 +100,7 @@ def test_another_package_of_our_name_is_one_line(name: str, tmp_path: Path) -> N
 
 
 def test_presets_are_files_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the user has a package `experiments`, which is left as it is."""
+    """This holds where the user has a package `experiments`, which stays imported."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("mine = True\n")
     (tmp_path / "experiments" / "own.py").write_text("seed = 5\n")
@@ -118,8 +118,8 @@ def test_presets_are_files_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert presets.read(str(tmp_path / "mine.py"))[1].seed == 5
 
 
-def test_lines_work_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the environment is entered, where it is not, and where nothing is installed."""
+def test_printed_commands_work_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They work with the environment activated, not activated, and without an installed command."""
     scripts = tmp_path / "an environment" / "bin"
     scripts.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", str(scripts / "python"))

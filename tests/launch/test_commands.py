@@ -1,5 +1,5 @@
-"""Every command of the README, CONTRIBUTING and the guides is right: as far as it can be read here,
-and in the slow tier it is run, smaller, in the order of its page.
+"""Every command of the README, CONTRIBUTING and the guides is right: each is parsed. The slow tier
+runs the commands of a page in their order, at a smaller size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launch import command as command_lib
 from tests.launch import documents, stand_ins
 from tests.launch.documents import PAGES, ROOT, Command
 
-# Commands that no test runs, by how they begin, and why.
+# Beginnings of commands that no test here runs, and the reason.
 NOT_RUN = {
     "launch/quickstart": "installs; tests/launch/test_setup.py runs it with a stand-in for Python",
     "launch/test": "would run these tests within themselves",
@@ -32,7 +32,7 @@ NOT_RUN = {
     "espalier compare --config=compare:cpu": "takes three hours; compare:smoke is run",
     "espalier plan --config=plans:1b_long": "the compiler takes minutes; tests/aot compiles",
 }
-# Every training is short, and its numbers are those of a small model; what a page sets itself wins.
+# Every training run is short and its model is small; what a page sets itself wins.
 SMALL = {
     "config.model.width": "64",
     "config.model.num_heads": "2",
@@ -48,7 +48,7 @@ SMALL = {
     "config.checkpoint.every": "25 percent",
 }
 
-# What the commands of a page may go on from without making it: the first run's guide does.
+# Run folders that a page may use without making them, as the guide to the first run makes them.
 MADE = {
     name: Command("", {}, ("espalier", *words, f"--workdir=runs/{name}"))
     for name, words in {
@@ -67,7 +67,7 @@ def reason(found: Command) -> str | None:
 
 
 def is_flags(found: Command) -> bool:
-    """A line of flags alone shows what a run may be given."""
+    """Whether the line has flags alone, as an example of what a run accepts."""
     return found.words[0].startswith("--config.")
 
 
@@ -76,13 +76,15 @@ def test_pages_have_commands() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_command_stands_in_a_block(page: Path) -> None:
+def test_every_command_is_in_a_block(page: Path) -> None:
     assert not documents.unfenced(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_are_read(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known commands, flags, presets, files and overrides."""
+def test_commands_can_be_parsed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their commands, flags, presets, files and overrides exist."""
     monkeypatch.chdir(tmp_path)
     for name in ("experiments", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -91,7 +93,7 @@ def test_commands_are_read(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if is_flags(found):
             words = ("espalier", "train", "--config=quickstart", "--workdir=runs/x", *words)
         config = next((x for x in words if re.match(r"--config=runs/.*\.py$", x)), None)
-        if config:  # an experiment that an earlier command writes
+        if config:  # an earlier command writes this experiment
             words = tuple("--config=quickstart" if x == config else x for x in words)
         if words[0] == "espalier":
             documents.check(words)
@@ -101,7 +103,7 @@ def test_commands_are_read(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             assert reason(found), f"{page.name}: a test runs {found}, or NOT_RUN says why none does"
 
 
-def test_what_is_not_run_is_still_there() -> None:
+def test_commands_that_are_not_run_are_still_in_the_pages() -> None:
     for start in NOT_RUN:
         assert any(str(found).startswith(start) for found in all_commands()), start
 
@@ -122,9 +124,7 @@ def test_a_wrong_command_is_found(words: str, message: str) -> None:
 
 
 def small(found: Command) -> list[str]:
-    """A command as it is run here: what trains is small, unless the page says how large, and
-    short.
-    """
+    """The command as it is run here: training is short, and small unless the page sets a size."""
     name, *rest = found.words[1:] or ["help"]
     rest = [re.sub(r"^(--config.run.length=).* tokens$", r"\g<1>40 steps", word) for word in rest]
     given = {word.lstrip("-").partition("=")[0] for word in rest}
@@ -143,7 +143,7 @@ def small(found: Command) -> list[str]:
 
 
 def is_missing(name: str, run: list[Command]) -> bool:
-    """Whether commands read a run folder that none before them makes."""
+    """Whether commands read a run folder that no earlier command makes."""
     first = next((x for x in run if re.search(rf"\bruns/{name}\b", str(x))), None)
     return first is not None and f"--workdir=runs/{name}" not in first.words
 
@@ -151,7 +151,7 @@ def is_missing(name: str, run: list[Command]) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_run(page: Path, tmp_path: Path) -> None:
-    """In a copy of what the checkout tracks, where none leaves a file that git would add."""
+    """They run in a copy of the tracked files and leave no file that git would add."""
     run = [x for x in documents.commands(page) if x.is_ours and reason(x) is None]
     checkout = tmp_path / "checkout"
     checkout.mkdir()
@@ -172,7 +172,7 @@ def test_commands_run(page: Path, tmp_path: Path) -> None:
         ended = subprocess.run(
             line, cwd=checkout, env=env | found.env, capture_output=True, text=True
         )
-        # 1: of studies whose verdict is no
+        # Status 1 is that of a study whose verdict is no.
         if ended.returncode not in (0, 1) or "Traceback" in ended.stderr:
             wrong.append(f"{shlex.join(words)}\n{ended.stderr[-2000:]}")
         if left := stand_ins.git(checkout, "status", "--porcelain"):
@@ -181,7 +181,7 @@ def test_commands_run(page: Path, tmp_path: Path) -> None:
 
 
 def _kept(word: str, checkout: Path) -> str:
-    """A checkpoint of a run that is shorter here has another step."""
+    """Replaces the step of a checkpoint, as runs are shorter here."""
     found = re.fullmatch(r"(--config.decay_from=)(runs/\w+/checkpoints)/\d+", word)
     if not found:
         return word
@@ -190,7 +190,7 @@ def _kept(word: str, checkout: Path) -> str:
 
 
 def test_presets_and_commands_that_pages_name_exist() -> None:
-    """Those that stand in a sentence."""
+    """Commands that are named in a sentence."""
     known = set(command_lib.names())
     for page in PAGES:
         for name in re.findall(r"`espalier (\w+)", page.read_text(encoding="utf-8")):

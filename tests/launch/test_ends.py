@@ -1,4 +1,4 @@
-"""How a command ends that is not left to: errors in one line, signals, output that nobody reads."""
+"""How a command ends early: errors in one line, signals, and output that nobody reads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("signum", ends.SIGNALS)
 def test_a_signal_unwinds(tmp_path: Path, signum: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, and what the work had begun is gone; one that was ignored stays so."""
+    """The message is one line and the work cleans up. An ignored signal stays ignored."""
 
     def work() -> None:
         try:
@@ -102,7 +102,9 @@ def test_a_signal_during_the_start(signum: int, at: str) -> None:
 
 @pytest.mark.slow
 def test_signals_at_any_moment_of_a_start(tmp_path: Path) -> None:
-    """One line, the status, and nothing that only looks like a run or like prepared data."""
+    """The command prints one line and ends with the right status. It leaves no partial run folder
+    and no partial prepared data.
+    """
     for i, moment in enumerate((0.1, 0.4, 1.0, 1.5, 2.0, 3.0)):
         signum = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i % 3]
         workdir, data = tmp_path / f"run {i}", tmp_path / f"data {i}"
@@ -111,7 +113,7 @@ def test_signals_at_any_moment_of_a_start(tmp_path: Path) -> None:
         process.send_signal(signum)
         out, err = process.communicate()
         assert not list(tmp_path.rglob("*tmp*"))
-        if process.returncode == -signum:  # before Python has read a line of ours
+        if process.returncode == -signum:  # Python has not run our code yet
             assert (out, moment) == ("", 0.1)
             continue
         assert process.returncode in (UNFINISHED, INTERRUPTED), err
@@ -138,7 +140,7 @@ cli.run(main, positional=True)
 
 
 @pytest.mark.parametrize("how", ["pipe", "terminal", "full", "closed"])
-def test_output_that_nobody_takes_ends_nothing(tmp_path: Path, how: str) -> None:
+def test_output_that_nobody_reads_does_not_end_a_command(tmp_path: Path, how: str) -> None:
     command = [sys.executable, "-c", LOUD, str(tmp_path / "done")]
     if how == "closed":
         command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
@@ -156,7 +158,9 @@ def test_output_that_nobody_takes_ends_nothing(tmp_path: Path, how: str) -> None
 
 @pytest.mark.slow
 def test_a_run_outlives_its_log_and_saves_when_its_terminal_is_closed(tmp_path: Path) -> None:
-    """`python -m launch.train ... 2>&1 | head -1`, then SIGHUP as of a terminal."""
+    """`python -m launch.train ... 2>&1 | head -1` goes on, and saves at the SIGHUP of a
+    terminal.
+    """
     workdir = tmp_path / "run"
     process = launched.start(launched.command(workdir))
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""launch.fit as a user starts it, and docs/laws.md."""
+"""launch.fit as a process, and docs/laws.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sweeps.write(tmp_path_factory.mktemp("sweep") / "table.jsonl", rows)
 
 
-def test_a_fit_writes_what_it_says(sweep: Path, tmp_path: Path) -> None:
+def test_a_fit_writes_its_page_json_and_figure(sweep: Path, tmp_path: Path) -> None:
     out, summary, figure = (tmp_path / f"fit.{kind}" for kind in ("html", "json", "svg"))
     written = (f"--out={out}", f"--json={summary}", f"--figure={figure}")
     done = launched("power", str(sweep), *written, "--bootstraps=100", "--seed=3")
@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(sweep: Path, arguments: list[str], message: str) 
     assert done.stderr.count("\n") == 1
 
 
-def test_the_page_of_laws_is_that_of_the_laws() -> None:
+def test_docs_laws_is_up_to_date() -> None:
     written = (ROOT / "docs/laws.md").read_text(encoding="utf-8")
     assert written == laws.markdown(), "run espalier numbers"
     assert "| b | -0.51 | -0.53 to -0.49 | 1 | P |" in written

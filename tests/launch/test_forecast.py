@@ -1,4 +1,4 @@
-"""launch.forecast as it is started, with its flags as they are."""
+"""launch.forecast as a process, with default flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def forecast(*flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Losses of four tiny sizes and lengths that follow a law of their compute, three seeds."""
+    """Losses of four tiny sizes, four lengths and three seeds that follow a law of compute."""
     rows = [
         {
             "body_parameters": size,
@@ -41,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_forecast_with_the_flags_as_they_are(table: Path, tmp_path: Path) -> None:
+def test_a_forecast_with_default_flags(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "forecast.json"
     run = launched.arguments(**{"run.length": "20 steps"})
     done = forecast(f"--table={table}", "--law=compute", f"--out={out}", *run)

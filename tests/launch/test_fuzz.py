@@ -1,4 +1,4 @@
-"""What is random is refused in one line before a device is initialized, or not refused at all."""
+"""Random input is refused in one line before a device is initialized, or not refused at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fuzzed(**counts: int) -> str:
-    """What the module prints, in a process of its own that has not looked for devices."""
+    """The output of the module in a new process, which has not looked for devices."""
     flags = [f"--{name}={count}" for name, count in counts.items()]
     done = subprocess.run(
         [sys.executable, "-m", "tests.launch.fuzz", *flags],
@@ -27,7 +27,7 @@ def fuzzed(**counts: int) -> str:
 
 
 def test_a_few() -> None:
-    """The first of each kind of `test_many`, which nothing of a device is done with."""
+    """The first configurations and command lines of `test_many`, without work on a device."""
     message = fuzzed(seed=0, configs=60, lines=25, damages=0, late=0)
     assert "refused" in message
     assert "came to a device" in message

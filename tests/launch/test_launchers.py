@@ -1,5 +1,5 @@
-"""launch/slurm.sh and launch/tpu_pod.sh, with stand-ins for srun, scontrol and gcloud that write
-down how they are called; shellcheck reads every script.
+"""launch/slurm.sh and launch/tpu_pod.sh, with stand-ins for srun, scontrol and gcloud that log
+their calls; shellcheck checks every script.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_slurm_options_of_the_job() -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75])
 def test_slurm_ends_with_the_status_of_training(bench: Bench, status: int) -> None:
-    """From the copy of the script that Slurm makes. 75: training was stopped, not this job."""
+    """Slurm runs a copy of the script. Status 75: training was stopped, and not by this job."""
     bench.answers(status=f"{status}\n", state="RUNNING\n")
     spool = bench.here / "slurm_script"
     shutil.copy(bench.checkout / "launch" / "slurm.sh", spool)
@@ -72,7 +72,7 @@ def test_slurm_ends_with_the_status_of_training(bench: Bench, status: int) -> No
 
 
 def terminate(bench: Bench, **env: str) -> tuple[int, str]:
-    """SIGTERM once training runs; the status and stderr."""
+    """Sends SIGTERM once training runs; returns the status and stderr."""
     process = bench.start("slurm.sh", *TRAIN, **job(bench, **env))
     while not (bench.here / "started").exists():
         assert process.poll() is None, process.communicate()
@@ -83,8 +83,8 @@ def terminate(bench: Bench, **env: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_slurm_saves_and_queues_again(bench: Bench, twice: bool) -> None:
-    """Also where the processes get a second SIGTERM while they save."""
+def test_slurm_saves_and_requeues(bench: Bench, twice: bool) -> None:
+    """This holds even if the processes get a second SIGTERM while they save."""
     bench.answers(state="RUNNING\n", **({"twice": ""} if twice else {}))
     status, err = terminate(bench)
     assert status == 0, err
@@ -94,7 +94,7 @@ def test_slurm_saves_and_queues_again(bench: Bench, twice: bool) -> None:
     assert requeued["argv"] == ["requeue", "42"]
 
 
-def test_slurm_queues_again_what_does_not_stop(bench: Bench) -> None:
+def test_slurm_requeues_a_job_that_does_not_stop(bench: Bench) -> None:
     bench.answers(state="RUNNING\n", hangs="")
     status, err = terminate(bench, ESPALIER_GRACE="1")
     assert status == 0
@@ -103,16 +103,16 @@ def test_slurm_queues_again_what_does_not_stop(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("ended", "status"), [(0, 0), (2, 2)])
-def test_slurm_does_not_queue_what_is_over(bench: Bench, ended: int, status: int) -> None:
-    """Finished, or by a mistake, while SIGTERM came."""
+def test_slurm_does_not_requeue_a_job_that_is_over(bench: Bench, ended: int, status: int) -> None:
+    """Training finished or failed with a user error while SIGTERM came."""
     bench.answers(state="RUNNING\n", ends=f"{ended}\n")
     assert terminate(bench)[0] == status
     assert not bench.calls("scontrol")
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "PENDING"])
-def test_slurm_leaves_a_job_that_is_not_its_own_to_end(bench: Bench, state: str) -> None:
-    """A cancelled one, and a preempted one, which Slurm has queued again."""
+def test_slurm_does_not_requeue_a_job_that_slurm_has_ended(bench: Bench, state: str) -> None:
+    """The job was cancelled, or preempted and requeued by Slurm."""
     bench.answers(state=f"{state}\n")
     assert terminate(bench)[0] == 0
     assert [call["argv"][1] for call in bench.calls("scontrol")] == ["show"]
@@ -120,7 +120,7 @@ def test_slurm_leaves_a_job_that_is_not_its_own_to_end(bench: Bench, state: str)
 
 @pytest.mark.slow
 def test_slurm_trains_two_processes_that_are_stopped_and_go_on(bench: Bench) -> None:
-    """launch.train itself, in a job of one node and two tasks; SIGTERM comes to them twice."""
+    """launch.train runs in a job of one node and two tasks, which get SIGTERM twice."""
     shutil.rmtree(bench.checkout / "launch")
     for name in ("launch", "lm", "kernels", "experiments"):
         (bench.checkout / name).symlink_to(ROOT / name)
@@ -129,7 +129,7 @@ def test_slurm_trains_two_processes_that_are_stopped_and_go_on(bench: Bench) -> 
     bench.answers(state="RUNNING\n", tasks="2", twice="")
     workdir = bench.here / "a run"
     flags = [*launched.arguments(), f"--workdir={workdir}"]
-    # JAX's coordinator listens on a port made of the job's number.
+    # JAX derives the port of its coordinator from the job number.
     env = job(bench, SLURM_JOB_ID=str(stand_ins.free_job()), **launched.environment())
 
     process = bench.start("slurm.sh", *flags, **env)
@@ -193,7 +193,7 @@ def pod(bench: Bench, *flags: str) -> tuple[int, str, str]:
 
 
 def kinds(bench: Bench) -> list[str]:
-    """What gcloud was asked for, in order: scp, prepare, train, describe, delete, create."""
+    """The calls of gcloud in order, each as scp, prepare, train, describe, delete or create."""
 
     def kind(argv: list[str]) -> str:
         if argv[3] != "ssh":
@@ -204,7 +204,7 @@ def kinds(bench: Bench) -> list[str]:
 
 
 def on_a_worker(bench: Bench, home: Path, command: str) -> subprocess.CompletedProcess[str]:
-    """A command as gcloud hands it over: split at spaces, joined by ssh, read by a shell."""
+    """Runs a command as gcloud passes it on: split at spaces, joined by ssh, parsed by a shell."""
     return subprocess.run(
         ["bash", "-c", " ".join(command.split(" "))],
         env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
@@ -240,10 +240,10 @@ def test_pod_sends_the_commit_sets_up_and_trains(bench: Bench, tmp_path: Path) -
     installed, trained = calls[-2:]
     assert installed["argv"][-2:] == ["-e", ".[tpu]"]
     assert trained["argv"] == COMMAND
-    assert trained["env"] == {}  # nothing keeps JAX from asking where the other workers are
+    assert trained["env"] == {}  # so JAX looks up the other workers
 
 
-# Of .venv/bin/python: answers launch/setup.sh.
+# A stand-in for .venv/bin/python that answers launch/setup.sh.
 INSTALLS = """
 if "[:3]" in str(argv):
     print("3.12.1")
@@ -263,7 +263,7 @@ def test_pod_prints_what_it_would_do(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["v5e-16", "h100-64"])
 @pytest.mark.parametrize("workdir", ["runs/a b", "/mnt/run"])
-def test_scripts_take_the_line_that_a_plan_prints(bench: Bench, name: str, workdir: str) -> None:
+def test_scripts_accept_the_line_that_a_plan_prints(bench: Bench, name: str, workdir: str) -> None:
     launch = plan.Launch("--config=experiments/x.py", workdir)
     words = shlex.split(plan.launch_line(targets.parse(name), launch, {"mesh.data": 4}))
     script = next(i for i, word in enumerate(words) if word.startswith("launch/"))
@@ -304,8 +304,8 @@ def test_pod_restarts(
         assert "error: given up after --retries=2: " in err
 
 
-def test_pod_is_created_again_when_told_to(bench: Bench) -> None:
-    """Stopped by the preemption, status 75; no capacity at first."""
+def test_pod_is_created_again_with_recreate(bench: Bench) -> None:
+    """Preemption stops the run with status 75. The first create fails for lack of capacity."""
     states = "PREEMPTED\nPREEMPTED\n\n"
     bench.answers(prepares="0\n", trains=f"{STOPPED}\n0\n", state=states, create="1\n0\n")
     create = ["--accelerator-type=v5litepod-16", "--network=a net"]

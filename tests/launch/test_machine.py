@@ -1,4 +1,4 @@
-"""The head of a result file says how to make it again, and not on which machine it was made."""
+"""The header of a result file has the command that makes it, without paths of the machine."""
 
 from __future__ import annotations
 

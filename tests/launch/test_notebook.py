@@ -1,5 +1,5 @@
-"""notebooks/*.ipynb: clean as committed, and their cells run, in a process of their own; what they
-call before anything is installed, with stand-ins; the repository's address, in one place.
+"""notebooks/*.ipynb are committed clean, and their cells run in a new process. What they call
+before anything is installed runs with stand-ins. The address of the repository has one place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ESPALIER, COMPARE = ROOT / "notebooks" / "espalier.ipynb", ROOT / "notebooks" / "compare.ipynb"
 STEPS = 6
-# What a kernel does, less the display of what a cell ends with.
+# Runs the cells as a kernel does, but does not display the last value of a cell.
 EXECUTE = """
 import json, sys
 cells = json.load(open(sys.argv[1]))["cells"]
@@ -38,7 +38,7 @@ namespace = {"__name__": "__main__"}
 for number, source in enumerate(sources):
     exec(compile(source, f"<code cell {number}>", "exec"), namespace)
 """
-# The study of compare.ipynb, smaller, with the fewest seeds that have a verdict.
+# The study of compare.ipynb at a smaller size, with the fewest seeds that give a verdict.
 SMALL_STUDY = f"""
 from experiments.compare import config
 
@@ -67,7 +67,7 @@ def code(path: Path) -> list[str]:
 
 @name
 def test_is_clean(path: Path) -> None:
-    """No outputs; nothing but Python, no magics; short cells."""
+    """Cells are short, are plain Python without magics, and have no outputs."""
     for cell in cells(path):
         source = "".join(cell["source"])
         assert source.strip()
@@ -77,8 +77,8 @@ def test_is_clean(path: Path) -> None:
             assert source.count("\n") < 25
 
 
-def test_both_begin_alike() -> None:
-    """The form and the set-up, which must lie in a notebook: there is no checkout yet."""
+def test_both_notebooks_begin_with_the_same_cells() -> None:
+    """The form and the set-up must be in each notebook, as there is no checkout yet."""
     assert len(NOTEBOOKS) == 2
     first, second = map(code, NOTEBOOKS)
     assert first[:2] == second[:2]
@@ -123,7 +123,7 @@ def test_drive_outside_colab_is_one_line_before_any_work(path: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_trains_draws_asks_and_writes(tmp_path: Path) -> None:
+def test_the_first_notebook_trains_evaluates_and_generates(tmp_path: Path) -> None:
     done = execute(ESPALIER, tmp_path, ROOT / "notebooks")
     assert done.returncode == 0, done.stderr
     assert checkpoint.steps(tmp_path / "a run")[-1] == STEPS
@@ -135,7 +135,7 @@ def test_trains_draws_asks_and_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compares_and_ends_in_a_verdict(tmp_path: Path) -> None:
+def test_the_second_notebook_compares_and_gives_a_verdict(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(SMALL_STUDY)
     small = {"ESPALIER_NOTEBOOK_STUDY": str(tmp_path / "small.py")}
     done = execute(COMPARE, tmp_path, ROOT / "notebooks", **small)
@@ -152,11 +152,11 @@ def test_compares_and_ends_in_a_verdict(tmp_path: Path) -> None:
     assert (tmp_path / "a run" / "compare.html").exists()
 
 
-# Before anything is installed: launch/notebook.py.
+# What runs before anything is installed: launch/notebook.py.
 
 
 class Calls(list[list[str]]):
-    """Stands in for subprocess.run."""
+    """A stand-in for subprocess.run that records pip's arguments."""
 
     def __call__(self, command: list[str], *, check: bool) -> None:
         assert check
@@ -173,7 +173,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture
 def colab(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands in for the module google.colab; the places where it mounted a Drive."""
+    """Replaces the module google.colab; returns the places where it mounted a Drive."""
     mounted: list[str] = []
     package, drive = ModuleType("google.colab"), ModuleType("google.colab.drive")
 
@@ -201,7 +201,7 @@ def test_accelerators(tmp_path: Path, device: str, extra: str) -> None:
     assert not extra or extra in extras["optional-dependencies"]
 
 
-def test_installs_nothing_where_all_is_there(calls: Calls) -> None:
+def test_installs_nothing_where_nothing_is_missing(calls: Calls) -> None:
     notebook.install("gpu")
     assert calls == []
 
@@ -216,7 +216,7 @@ def test_installs_what_is_missing(
 
 
 @pytest.mark.usefixtures("colab")
-def test_on_colab_it_installs_always_and_removes_the_image_s_cuda_plugins(calls: Calls) -> None:
+def test_on_colab_it_always_installs_and_removes_old_cuda_plugins(calls: Calls) -> None:
     notebook.install("gpu")
     removed, installed = calls
     assert removed[:3] == ["uninstall", "--quiet", "--yes"]
@@ -257,7 +257,7 @@ def test_the_folder_of_a_run(
 
 
 def addresses(root: Path) -> dict[str, str]:
-    """Place -> the address it holds, "" for none; pyproject.toml, the one that counts, first."""
+    """Place -> its address, "" if it has none. pyproject.toml, which is authoritative, is first."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = {"pyproject.toml": project.get("urls", {}).get("Repository", "")}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
@@ -275,7 +275,7 @@ def addresses(root: Path) -> dict[str, str]:
     return found
 
 
-def test_the_repository_s_address_has_one_place() -> None:
+def test_all_addresses_of_the_repository_agree() -> None:
     found = addresses(ROOT)
     assert {"espalier.ipynb", "compare.ipynb", "docs/mkdocs.yml"} < found.keys()
     differing = {place: x for place, x in found.items() if x != found["pyproject.toml"]}
@@ -283,7 +283,7 @@ def test_the_repository_s_address_has_one_place() -> None:
 
 
 def test_every_place_of_an_address_is_read(tmp_path: Path) -> None:
-    """The test above sees a planted address, wherever it is."""
+    """The test above finds an address that is planted in any place."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     (tmp_path / "docs").mkdir()
     planted = {

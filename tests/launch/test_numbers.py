@@ -1,4 +1,4 @@
-"""The READMEs say what the committed result files say."""
+"""The pages hold the numbers of the committed result files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launch.benchmarks import tables
 from lm.config import UserError
 from tests.lm import test_report
 
-# "python -m launch.": as earlier versions wrote it.
+# Earlier versions wrote "python -m launch.".
 KINDS = ("espalier ", "python -m launch.", "python -m pytest")
 
 
@@ -33,7 +33,7 @@ def test_every_result_file_says_where_it_comes_from() -> None:
         assert values["cpu"], path
 
 
-def test_the_losses_of_the_hypergradient_are_those_of_its_table() -> None:
+def test_losses_of_the_hypergradient_agree_with_its_table() -> None:
     folder = Path(numbers.ROOT, "experiments/hypergradient")
     rows = [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
     message = json.loads((folder / "hypergradient.json").read_text())["numbers"]
@@ -57,7 +57,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         numbers.summary(workdir)
 
 
-def test_a_missed_goal_is_said() -> None:
+def test_a_missed_goal_is_marked() -> None:
     goal = {"relation": "<=", "bound": 1.05, "met": False}
     head = {"command": "c", "commit": "0" * 40, "cpu": "x", "cores": 2, "date": "2026-01-01T00"}
     text = tables.render(head | {"results": [{"name": "n", "value": 2.0, "goal": goal}]})

@@ -1,4 +1,4 @@
-"""launch.prepare as a command: the table, and mistakes as one line with exit status 2."""
+"""launch.prepare as a process: its table, and mistakes as one line with exit status 2."""
 
 from __future__ import annotations
 

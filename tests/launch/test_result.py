@@ -1,4 +1,4 @@
-"""--json: one JSON object on stdout and nothing else there."""
+"""With --json, stdout holds one JSON object and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = launched.ROOT
 
 
 def answer(command: str, *words: str, cwd: Path) -> tuple[int, dict[str, Any], str]:
-    """Status, the object on stdout, stderr."""
+    """Runs a command with --json; returns its status, the object on stdout, and stderr."""
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{command}", *words, "--json"],
         cwd=cwd,
@@ -68,7 +68,7 @@ def test_a_mistake_leaves_stdout_empty(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_finite_is_text(
+def test_numbers_that_are_not_finite_are_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = flags.FlagValues()

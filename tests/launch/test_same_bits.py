@@ -1,5 +1,5 @@
-"""Two checkouts are compared bit for bit: what differs is found and named. Stand-in checkouts write
-what espalier train would; a slow test takes two real ones.
+"""Two checkouts are compared bit for bit, and differences are named. Stand-in checkouts write what
+espalier train would; a slow test compares two real checkouts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ meta.write_text(json.dumps({"digest": {"step": steps, "params/w": 7}}))
 
 
 def checkout(root: Path, mixers: str = "a,b", train: str = TRAIN, base: str = BASE) -> Path:
-    """A folder with as little as is asked of a checkout."""
+    """Makes a folder with the minimum that counts as a checkout."""
     (root / "lm" / "mixers").mkdir(parents=True)
     for name in ["__init__", *mixers.split(",")]:
         (root / "lm" / "mixers" / f"{name}.py").touch()
@@ -94,14 +94,16 @@ def test_equal_and_unequal_mixers(tmp_path: Path) -> None:
     }
 
 
-def test_a_side_that_fails(tmp_path: Path) -> None:
+def test_a_checkout_that_fails_is_named(tmp_path: Path) -> None:
     old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new")
     differences = found(old, new, tmp_path / "runs", mixers="broken")
     message = [f"{side} fails: error: it does not train" for side in (old, new)]
     assert differences == {"mixer broken": message}
 
 
-def test_a_case_as_each_checkout_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_checkout_spells_a_case_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = BASE.replace("sequence_parallel", "later")
     train = TRAIN.replace("if pattern", "assert '--config.mesh.later' in flags\nif pattern")
     old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new", train=train, base=base)
@@ -154,7 +156,7 @@ def test_runs_of_a_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     program = old / "launch" / "train.py"
     written = program.stat().st_mtime_ns
     program.write_text(TRAIN.replace("(i + 2)", "(i + 3)"))
-    os.utime(program, ns=(written, written + 1))  # in the same second
+    os.utime(program, ns=(written, written + 1))  # the change is within the same second
     assert found(old, new, tmp_path / "runs", mixers="a")["mixer a"], "changed files count"
 
 
@@ -204,7 +206,7 @@ def test_mistakes(given: list[str], message: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_real_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A constant of one mixer is changed in a copy: that mixer is named, the other is equal."""
+    """A copy changes a constant of one mixer: that mixer is named, and the other is equal."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     for name in ("kernels", "lm", "launch", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name)

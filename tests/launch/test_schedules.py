@@ -1,4 +1,4 @@
-"""launch.schedules: schedules as one picture, a refined one from a log, mistakes in one line."""
+"""launch.schedules: a picture of schedules, a schedule refined from a log, mistakes in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_page_with_every_schedule(tmp_path: Path) -> None:
     assert page.count("<svg") == 1
 
 
-def test_an_experiment_with_the_schedule_its_log_asks_for(tmp_path: Path) -> None:
+def test_an_experiment_is_written_with_a_refined_schedule(tmp_path: Path) -> None:
     test_report.make(tmp_path / "run")
     done = launch(
         f"--config={launched.ROOT}/experiments/base.py",
@@ -49,7 +49,7 @@ def test_an_experiment_with_the_schedule_its_log_asks_for(tmp_path: Path) -> Non
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "rates.svg").read_text().startswith("<svg xmlns")
-    (tmp_path / "run" / "metrics.jsonl").unlink()  # the experiment needs it no more
+    (tmp_path / "run" / "metrics.jsonl").unlink()  # the experiment no longer needs it
     config = cli.load_config(cli.read_config_file(str(tmp_path / "again.py")))
     assert config.seed == 3
     assert isinstance(config.schedule, Refined)
@@ -58,7 +58,7 @@ def test_an_experiment_with_the_schedule_its_log_asks_for(tmp_path: Path) -> Non
     assert config.schedule.profile[-1] == 0.0
 
 
-def test_a_written_experiment_is_the_configuration(tmp_path: Path) -> None:
+def test_a_written_experiment_has_the_same_configuration(tmp_path: Path) -> None:
     config = tiny.config({"model.pattern": ["softmax", "gla"], "log.samples": ['a"""b', "\\\n"]})
     path = tmp_path / "it.py"
     experiments.write(path, 'A """title"""\\', to_mapping(config))
@@ -91,7 +91,7 @@ def test_mistakes(argv: list[str], message: str, tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_log_without_norms(tmp_path: Path) -> None:
+def test_a_log_without_norms_is_refused(tmp_path: Path) -> None:
     folder = test_report.make(tmp_path / "run")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records:

@@ -1,4 +1,4 @@
-"""Sets that launch.evaluate is given: --source beside those of the run, --text alone."""
+"""Sets for launch.evaluate: --source adds one to those of the run, --text evaluates it alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data() -> DataConfig:
     return from_mapping(values({"data.sources": {"mine": SOURCE}})).data
 
 
-def test_sources_are_added_and_a_text_stands_alone(data: DataConfig) -> None:
+def test_sources_are_added_and_a_text_is_evaluated_alone(data: DataConfig) -> None:
     found = sets.added(data, ["a:x.txt", "b:memory://y/*.jsonl"]).sources
     assert list(found) == ["mine", "a", "b"]
     assert (found["b"].path, found["b"].valid_fraction, found["b"].weight) == (
@@ -60,7 +60,7 @@ def test_mistakes_of_a_text_name_the_flag() -> None:
 
 
 def test_the_line_of_a_text() -> None:
-    """Two documents of 100 and 300 bytes, 200 and 500 bits, in 40 and 100 tokens."""
+    """Two documents have 100 and 300 bytes, 200 and 500 bits, 40 and 100 tokens."""
     bits, size, tokens = np.array([200.0, 500.0]), np.array([100.0, 300.0]), np.array([40, 100])
     numbers = {
         "bpb": statistics.ratio(bits, size, keep_units=True),

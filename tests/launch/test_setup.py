@@ -1,4 +1,6 @@
-"""The scripts' set-up, with stand-ins for Python: which is taken, what is installed when."""
+"""The set-up of the scripts, with stand-ins for Python: which one is used, what is
+installed when.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Answers like Python {version}; writes down what it is asked to install or run.
+# Answers like Python {version}; logs what it has to install or run.
 STAND_IN = """#!/bin/sh
 case "$*" in
   *version_info\\[:3\\]*) echo {version} ;;
@@ -114,7 +116,7 @@ def test_installs_once_and_again_when_the_pins_change(checkout: Path) -> None:
 
 
 def test_an_interrupted_run_of_all_tests_goes_on(checkout: Path) -> None:
-    """A file that passed is not run again until something changes; a failing one is."""
+    """A test file that passed is not run again until something changes; one that failed is."""
     python = stand_in(checkout / ".venv" / "bin" / "python", "3.12.1", too_old=False)
     failing = 'case "$*" in *test_b.py*) echo "$*" >>log; exit 1 ;; esac\n'
     python.write_text(python.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n" + failing))

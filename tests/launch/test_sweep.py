@@ -1,5 +1,5 @@
-"""launch.sweep, autolrs, lr_transfer and regret as they are started: mistakes in
-one line, and sweeps that are killed and shared.
+"""launch.sweep, autolrs, lr_transfer and regret as processes: mistakes in one line, and sweeps that
+are killed and shared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GRID = (
 
 
 def command(workdir: Path, *flags: str) -> list[str]:
-    """A sweep of four cells of a tiny run."""
+    """The command of a sweep of a tiny run over four cells."""
     run = launched.arguments(**{"schedule.decay": "25 percent", "checkpoint.every": "5 steps"})
     return [sys.executable, "-m", "launch.sweep", *run, f"--workdir={workdir}", *GRID, *flags]
 
@@ -33,7 +33,7 @@ def losses(workdir: Path) -> dict[str, float | None]:
 
 
 def refused(module: str, *flags: str) -> tuple[int, str]:
-    """Exit status and what is told of a command that is refused."""
+    """The exit status and stderr of a command."""
     line = [sys.executable, "-m", f"launch.{module}", *flags]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
@@ -81,7 +81,9 @@ def test_mistakes(module: str, flags: list[str], message: str, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_and_shared(tmp_path: Path) -> None:
-    """SIGKILL again and again, then two processes at once: the table of an uninterrupted one."""
+    """A sweep that is killed three times and then finished by two processes at once has the table
+    of an uninterrupted sweep.
+    """
     whole = launched.start(command(tmp_path / "whole"))
     output = whole.communicate()
     assert whole.returncode == 0, output
@@ -98,7 +100,7 @@ def test_a_sweep_that_is_killed_and_shared(tmp_path: Path) -> None:
     assert losses(tmp_path / "cut") == expected
     left = list((tmp_path / "cut" / "cells").glob("trunk-*"))
     assert not left, "trunks are removed when all is done"
-    # The table answers for all cells: nothing is trained in another folder.
+    # The table has all cells, so nothing is trained in another folder.
     table = f"--table={tmp_path / 'cut' / 'sweep.jsonl'}"
     again = launched.start(command(tmp_path / "other", table))
     output = again.communicate()

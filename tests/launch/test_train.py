@@ -1,4 +1,4 @@
-"""The command itself: exit codes and what is printed, signals, a folder in use."""
+"""launch.train as a process: exit codes and output, signals, and a folder in use."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.lm.launched import ROOT, STEPS
 
 
 def stop_twice(workdir: Path) -> list[str]:
-    """SIGTERM, then SIGINT on a launch by the command that the first one printed; returns the
-    command that the second one printed.
+    """Stops a run by SIGTERM, resumes it by the command that it printed, and stops it by SIGINT.
+    Returns the command that the second launch printed.
     """
     command = launched.command(workdir)
     for signum, step in ((signal.SIGTERM, 10), (signal.SIGINT, 45)):
@@ -44,7 +44,7 @@ def test_stopped_by_signals(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
-    """To the end, which is that of a run nobody stopped."""
+    """The resumed run ends like a run that was not stopped."""
     workdir = tmp_path / "a run"
     for command in (stop_twice(workdir), launched.command(tmp_path / "whole")):
         process = launched.start(command)

@@ -1,4 +1,4 @@
-"""launch.tune on kernels whose costs are made up, and its mistakes."""
+"""launch.tune on kernels with made-up costs, and its mistakes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Made:
-    """A device on which larger tiles are faster, up to one that does not compile."""
+    """A device on which larger tiles are faster, and the largest does not compile."""
 
     device_kind, platform = "Made 1", "tpu"
 
@@ -78,7 +78,7 @@ def test_every_setting_and_size_is_tried() -> None:
 
 
 def test_a_side_that_does_not_compile_is_left_out() -> None:
-    """Forms that run here stand for tiles; the kernel of a device that is not here refuses."""
+    """Forms that run here stand in for tiles; the kernel of an absent device does not compile."""
     dims = {"B": 1, "T": 8, "H": 2, "G": 2, "K": 4, "V": 4}
     sides = {name: (name, None) for name in ("chunked", "pallas_tpu", "reference")}
     found = forms.measured("stickbreaking", Case(dims), sides, 2)
@@ -89,7 +89,7 @@ def test_a_side_that_does_not_compile_is_left_out() -> None:
     assert forms.kinds("stickbreaking")[-1] == forms.SHY
 
 
-def test_rows_of_other_ops_stay(tmp_path: Path) -> None:
+def test_rows_of_other_ops_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "made.json"
     assert tuning.kept(path, ["gated_linear"]) == []
     path.write_text(json.dumps({"rows": [{"op": "gated_linear"}, {"op": "delta_rule"}]}))
@@ -99,7 +99,7 @@ def test_rows_of_other_ops_stay(tmp_path: Path) -> None:
         tuning.kept(path, ["gated_linear"])
 
 
-def test_mistakes_are_told() -> None:
+def test_unknown_ops_and_devices_are_refused() -> None:
     for device in (tuning.here(1), tuning.Absent(targets.parse("cpu-8").chip, None)):
         with pytest.raises(UserError, match="no op has a kernel for cpu, so there is nothing to"):
             tuning.names(device, [])
@@ -111,7 +111,7 @@ def test_mistakes_are_told() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--target=cpu-8"], ["--target=cpu-8", "--ops=softmax"]])
-def test_what_writes_nothing_does_not_say_that_it_did(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_refused_command_writes_and_reports_nothing(tmp_path: Path, arguments: list[str]) -> None:
     out = tmp_path / "made.json"
     command = [sys.executable, "-m", "launch.tune", *arguments, f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -120,8 +120,8 @@ def test_what_writes_nothing_does_not_say_that_it_did(tmp_path: Path, arguments:
     assert done.stderr.count("\n") == 1
 
 
-def test_kernels_that_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every problem were refused: told, and not "written"."""
+def test_kernels_that_refuse_every_problem_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a kernel refuses every problem, that is an error, and no file is reported as written."""
     monkeypatch.setattr(tuning, "here", lambda pairs: Made(1.0))
     monkeypatch.setattr(Made, "head", lambda place: {}, raising=False)
     monkeypatch.setattr(forms, "refusal", lambda *problem: "not here")

@@ -68,7 +68,7 @@ def test_words(text: str) -> None:
     ],
     ids=str,
 )
-def test_read_by_what_a_key_holds(kind: Any, text: str, value: Any) -> None:
+def test_values_are_read_by_the_type_of_their_key(kind: Any, text: str, value: Any) -> None:
     assert values.read(kind, text, "x") == value
 
 
@@ -86,7 +86,7 @@ def test_read_by_what_a_key_holds(kind: Any, text: str, value: Any) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_read(kind: Any, text: str, message: str) -> None:
+def test_bad_values_are_refused(kind: Any, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         values.read(kind, text, "x")
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The wheel holds all that is needed outside a checkout: presets, tables, the console command."""
+"""The wheel holds what is needed outside a checkout: presets, tables and the console command."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TABLES += ("lm/targets/h100.txtpb", "experiments/recall/config.py", "experiments
     reason=f"setuptools is not installed: {extras.command('dev')}",
 )
 def test_a_text_is_trained_on_outside_the_checkout(tmp_path: Path) -> None:
-    """Among folders of the user's that have the names of ours."""
+    """This works in a folder of the user that has packages with our names."""
     source, site, user = (tmp_path / name for name in ("source", "site", "user"))
     stand_ins.git(tmp_path, "clone", "-q", str(ROOT), str(source))
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]

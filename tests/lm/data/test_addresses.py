@@ -1,4 +1,4 @@
-"""Text at addresses: listed, read, prepared and found again as local files are."""
+"""Text at addresses is listed, read, prepared and reused like local files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(params=["memory", "file"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An address that holds the same files in a store of its own and in a local stand-in."""
+    """The address of a folder in a store; each parameter is a store that holds the same files."""
     fsspec: Any = pytest.importorskip("fsspec")
     arrow: Any = pytest.importorskip("pyarrow")
     importorskip: Any = pytest.importorskip("pyarrow.parquet")
@@ -64,7 +64,7 @@ def test_globs_and_single_files(root: str, make_source: MakeSource) -> None:
         read(make_source(f"{root}/none.txt"))
 
 
-def test_a_run_reads_them_and_finds_them_again(
+def test_a_run_prepares_addresses_once_and_reuses_them(
     root: str, tmp_path: Path, make_source: MakeSource, make_config: MakeConfig
 ) -> None:
     config = make_config({"text": make_source(f"{root}/**", valid_fraction=0.4)})
@@ -86,7 +86,9 @@ def test_a_file_that_changes_while_it_is_read(root: str, make_source: MakeSource
         list(reader)
 
 
-def test_what_is_missing_is_told(make_source: MakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_protocol_or_fsspec_is_a_user_error(
+    make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("fsspec")
     with pytest.raises(UserError, match=r"nothing://x\.txt'"):
         read(make_source("nothing://x.txt"))

@@ -19,7 +19,7 @@ def row(targets: list[int], weights: list[float]) -> Batch:
 
 
 def test_bits_per_byte_of_a_uniform_model_over_bytes_is_eight() -> None:
-    """End of text is left out of both sums, padding too: 8.0 and not 8.0 * 6 / 5."""
+    """Neither sum counts end of text or padding: the result is 8.0 and not 8.0 * 6 / 5."""
     tokenizer = tokenizers.create(
         TokenizerConfig(
             kind="bytes", path="", vocab_size=257, pattern="gpt2", end_of_text="", bos=""

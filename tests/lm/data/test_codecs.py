@@ -1,4 +1,4 @@
-"""Published patterns and ids of tiktoken, ends and starts of text by name."""
+"""tiktoken's published patterns and ids, and start-of-text and end-of-text tokens by name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def made(kind: str, path: object = "", **named: str) -> Tokenizer:
 
 @pytest.mark.parametrize("name", codecs.PATTERNS)
 def test_patterns_are_those_of_tiktoken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's own constructor, without the file of ranks that it would download."""
+    """tiktoken's own constructor gives the expected pattern; the download of ranks is stubbed."""
     pytest.importorskip("tiktoken")
     public: Any = pytest.importorskip("tiktoken_ext.openai_public")
     letters = {bytes([i]): i for i in range(256)}
@@ -63,7 +63,7 @@ def test_patterns_are_those_of_tiktoken(name: str, monkeypatch: pytest.MonkeyPat
     if name != "gpt2":
         size = {"cl100k_base": 100256, "o200k_base": 199998}[name]
         ours = dict(codecs._PUBLISHED[name, size])
-        ours.pop("<|startoftext|>", None)  # of o200k_harmony
+        ours.pop("<|startoftext|>", None)  # only o200k_harmony has it
         assert ours.items() <= theirs["special_tokens"].items()
 
 
@@ -89,7 +89,7 @@ def test_every_pattern_is_lossless_saved_and_exported(tmp_path: Path, pattern: s
 
 
 def test_published_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An end in a gap of the ranks, one beyond them, and others by name."""
+    """End of text fills a gap in the ranks, follows the last rank, or is set by name."""
     pytest.importorskip("tiktoken")
     path = tmp_path / "r.tiktoken"
     pieces = [*(bytes([i]) for i in range(256)), b"th", b"the"]
@@ -145,8 +145,8 @@ def test_a_request_without_context_is_scored_whole() -> None:
     assert found[1] == [([256, *b"abc"], 1), ([256, *b"ab c"], 3)]
 
 
-def test_an_empty_prompt_is_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every prompt begins with it; without one an empty prompt is refused."""
+def test_an_empty_prompt_is_bos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt begins with bos; without a bos, an empty prompt is refused."""
     given: list[list[list[int]]] = []
 
     def stand_in(model: Any, params: Any, prompts: Any, **_: Any) -> list[list[int]]:
@@ -163,8 +163,10 @@ def test_an_empty_prompt_is_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         generate._check([[]], generate.Vocabulary(257, 256))
 
 
-def test_a_document_begins_with_the_start(config: DataConfig, tmp_path: Path) -> None:
-    """Once, however many pieces it has; its first token is then a target, and its bytes count."""
+def test_a_document_begins_with_bos(config: DataConfig, tmp_path: Path) -> None:
+    """bos comes once, however many pieces the document has. The first token of the text is then a
+    target, and its bytes count.
+    """
     tokenizer = dataclasses.replace(config.tokenizer, bos=END)
     plain = prepare(config, tmp_path / "data", progress=False).stores["text"]
     begun = prepare(

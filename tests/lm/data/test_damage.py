@@ -1,5 +1,5 @@
-"""Every file of prepared data is damaged in every way: what is read then is told of in one line, or
-is what was there before.
+"""Every file of prepared data is damaged in every way. Reading it then raises a one-line error, or
+returns what was there before the damage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Read = dict[str, bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """Prepared data of two sources and a trained tokenizer, and what is read from them."""
+    """Prepared data of two sources and a trained tokenizer, and what an undamaged read returns."""
 
     config: DataConfig
     data_dir: Path
@@ -54,7 +54,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
 
 
 def read(config: DataConfig, data_dir: Path) -> Read:
-    """All that a run and an evaluation take of prepared data."""
+    """Everything that a run and an evaluation read from prepared data."""
     prepared = prepare(config, data_dir, progress=False)
     found = {"tokenizer": prepared.tokenizer.sha256.encode()}
     for name, splits in prepared.stores.items():
@@ -66,13 +66,13 @@ def read(config: DataConfig, data_dir: Path) -> Read:
 
 
 def outcome(room: Room, damage: Callable[[Path], object], folder: Path) -> str:
-    """ "told", "same", or what else came of it."""
+    """ "refused" in one line, "same" as before, "accepted", or the text of a longer error."""
     copy = shutil.copytree(room.data_dir, folder / "data")
     try:
         damage(copy)
         return "same" if read(room.config, copy) == room.whole else "accepted"
     except UserError as error:
-        return "told" if "\n" not in str(error) else f"{error}"
+        return "refused" if "\n" not in str(error) else f"{error}"
     finally:
         shutil.rmtree(copy)
 
@@ -100,7 +100,9 @@ def made_folder(path: Path) -> None:
 
 
 def kinds(file: Path, size: int, flips: int) -> dict[str, Callable[[Path], object]]:
-    """By name; the last byte of a text is a new line, which may be missing."""
+    """Damages by name. No flip and no cut hits the last byte alone: a text file may lack its final
+    newline.
+    """
     rng = random.Random(str(file))
     found: dict[str, Callable[[Path], object]] = {
         "deleted": lambda d: (d / file).unlink(),
@@ -115,57 +117,57 @@ def kinds(file: Path, size: int, flips: int) -> dict[str, Callable[[Path], objec
     return found
 
 
-def assert_told(room: Room, folder: Path, flips: int) -> None:
+def assert_refused(room: Room, folder: Path, flips: int) -> None:
     for file in room.files():
         for name, damage in kinds(file, (room.data_dir / file).stat().st_size, flips).items():
-            assert outcome(room, damage, folder) == "told", (file, name)
+            assert outcome(room, damage, folder) == "refused", (file, name)
 
 
-def assert_swaps_told(room: Room, folder: Path, pairs: list[tuple[Path, Path]]) -> None:
+def assert_swaps_refused(room: Room, folder: Path, pairs: list[tuple[Path, Path]]) -> None:
     for one, other in pairs:
         both = [room.data_dir / path for path in (one, other)]
         is_equal = all(p.is_file() for p in both) and both[0].read_bytes() == both[1].read_bytes()
         found = outcome(room, lambda d, a=one, b=other: swapped(d / a, d / b), folder)
-        assert found == ("same" if is_equal else "told"), (one, other)
+        assert found == ("same" if is_equal else "refused"), (one, other)
 
 
-def test_every_file_flipped_cut_deleted_lengthened(room: Room, tmp_path: Path) -> None:
-    assert_told(room, tmp_path, 1)
+def test_every_damage_of_every_file_is_refused(room: Room, tmp_path: Path) -> None:
+    assert_refused(room, tmp_path, 1)
 
 
-def test_files_of_one_name_and_folders_swapped(room: Room, tmp_path: Path) -> None:
+def test_swapped_namesakes_and_folders_are_refused(room: Room, tmp_path: Path) -> None:
     pairs = list(itertools.combinations(room.files(), 2))
     folders = sorted({folder for file in room.files() for folder in file.parents} - {Path()})
     of_folders = itertools.combinations(folders, 2)
-    assert_swaps_told(room, tmp_path, [x for x in pairs if x[0].name == x[1].name])
-    assert_swaps_told(room, tmp_path, [x for x in of_folders if not x[1].is_relative_to(x[0])])
+    assert_swaps_refused(room, tmp_path, [x for x in pairs if x[0].name == x[1].name])
+    assert_swaps_refused(room, tmp_path, [x for x in of_folders if not x[1].is_relative_to(x[0])])
 
 
 @pytest.mark.slow
-def test_many_places_of_every_file(room: Room, tmp_path: Path) -> None:
-    assert_told(room, tmp_path, 150)
+def test_many_flips_and_cuts_of_every_file_are_refused(room: Room, tmp_path: Path) -> None:
+    assert_refused(room, tmp_path, 150)
 
 
 @pytest.mark.slow
-def test_every_two_files_swapped(room: Room, tmp_path: Path) -> None:
-    assert_swaps_told(room, tmp_path, list(itertools.combinations(room.files(), 2)))
+def test_every_swap_of_two_files_is_refused(room: Room, tmp_path: Path) -> None:
+    assert_swaps_refused(room, tmp_path, list(itertools.combinations(room.files(), 2)))
 
 
 def test_a_folder_that_is_deleted_is_prepared_again(room: Room, tmp_path: Path) -> None:
-    """Which is what the messages advise."""
+    """The error messages advise deleting it."""
     for folder in sorted({Path(file.parts[0]) for file in room.files()}):
         assert outcome(room, lambda d, f=folder: shutil.rmtree(d / f), tmp_path) == "same"
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_rewritten_tokens_end_what_reads_them(
+def test_reading_rewritten_tokens_is_refused(
     tmp_path: Path,
     make_config: MakeConfig,
     make_source: MakeSource,
     make_corpus: MakeCorpus,
     split: str,
 ) -> None:
-    """Every id another, the size the same: the thread that reads ahead tells it."""
+    """Every id changes and the size does not: the error comes from the thread that reads ahead."""
     config = make_config({"text": make_source(make_corpus(tmp_path / "c") / "*.txt")})
     folder = prepare(config, tmp_path / "data", progress=False).stores["text"][split].folder
     content = (folder / "tokens.bin").read_bytes()

@@ -1,4 +1,4 @@
-"""What is read of the files of a source, what is left out, and what is refused."""
+"""What is read from the files of a source, what is left out, and what is refused."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path, make_source: MakeSource) ->
     assert left_out == {"undecodable": 4, "empty": 6, "not JSON": 3}
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_source: MakeSource) -> None:
-    """In every kind of file; within a text it stays."""
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, make_source: MakeSource) -> None:
+    """This holds for every kind of file; a mark inside a text is kept."""
     mark, text = b"\xef\xbb\xbf", "one \ufeff two"
     line = json.dumps({"text": text}).encode() + b"\n"
     (tmp_path / "a.txt").write_bytes(mark + text.encode())
@@ -108,8 +108,10 @@ def test_names_and_ids_that_are_not_unicode(tmp_path: Path, make_source: MakeSou
         assert found == [("\ud800", "a"), ("\udfff\ud800", "b"), ("caf\udce9.txt", "hello")]
 
 
-def test_of_one_id_the_content_decides(tmp_path: Path, make_source: MakeSource) -> None:
-    """Documents that all have the id 0 are split as well, and copies of one lie on one side."""
+def test_documents_that_share_an_id_are_split_by_content(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
+    """Documents that all have the id 0 are split too, and copies of a document are in one split."""
     lines = [json.dumps({"text": f"text {i % 40}", "id": 0}) for i in range(80)]
     lines += [json.dumps({"text": f"other {i}", "id": i}) for i in range(1, 41)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -122,7 +124,7 @@ def test_of_one_id_the_content_decides(tmp_path: Path, make_source: MakeSource) 
     for name in ("text", "other"):
         chosen = [True in found for text, found in sides.items() if text.startswith(name)]
         assert 4 < sum(chosen) < 20
-    assert sides["other 7"] == {splits.is_valid("7", 0.3)}  # of one document its id
+    assert sides["other 7"] == {splits.is_valid("7", 0.3)}  # one document has this id
     digest = hashlib.sha256(b"text 7").hexdigest()
     assert sides["text 7"] == {splits.is_valid(digest, 0.3)}
 
@@ -157,7 +159,7 @@ def test_bad_files(
 def test_a_document_has_a_largest_size(
     tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """What unpacks to more is not unpacked."""
+    """A file that unpacks to more is not unpacked to its end."""
     text = "x" * 5000 if "txt" in name else json.dumps({"text": "x" * 4988})
     content = text.encode()
     assert len(content) == 5000
@@ -172,13 +174,13 @@ def test_a_document_has_a_largest_size(
 
 
 class Panic(BaseException):
-    """As exceptions of libraries in Rust are."""
+    """Like the exceptions of libraries in Rust, it is not an Exception."""
 
 
 @pytest.mark.parametrize(
     "raised", [Panic("at\nline 3"), MemoryError(), AssertionError(), OSError(5)]
 )
-def test_whatever_a_library_raises(
+def test_any_exception_of_a_library_is_a_user_error(
     tmp_path: Path,
     make_source: MakeSource,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""A batch that grows: which rows come when, and which warmups are refused."""
+"""Batch-size warmup: which rows come when, and which warmups are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_steps_is_the_inverse(batches: Batches) -> None:
     ("length", "span"), [("1 tokens", 1), ("512 tokens", 1), ("513 tokens", 2), ("4 steps", 2)]
 )
 def test_lengths_are_rounded_up(length: str, span: int) -> None:
-    """Two sizes before 16 rows of 16 tokens: 512 tokens are a full batch for each."""
+    """Two sizes come before 16 rows of 16 tokens; 512 tokens are one full batch for each."""
     assert growth.batches(16, warmup(4, length), 16) == Batches(16, 2, span)
     assert growth.batches(16, NO_WARMUP, 16) == Batches(16)
 
@@ -62,7 +62,7 @@ def test_the_rows_come_in_the_order_of_one_batch_size(
     config: DataConfig, prepared: Prepared, num_ranks: int
 ) -> None:
     def rows(batches: Batches, steps: int) -> np.ndarray:
-        """Tokens of all rows, ranks put together."""
+        """The tokens of all rows, with the shares of the ranks joined."""
         found: list[Any] = []
         for rank in range(num_ranks):
             options: dict[str, Any] = {"seed": 0, "share": Share((rank,), num_ranks)}

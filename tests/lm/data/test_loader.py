@@ -62,7 +62,7 @@ def pairs_of(batches: Iterable[Batch]) -> Counter[tuple[int, int]]:
 
 
 def pairs_in(store: Store) -> Counter[tuple[int, int]]:
-    """The same from the files: every neighbours inside a document."""
+    """The same multiset from the files: every two neighbors inside a document."""
     found: Counter[tuple[int, int]] = Counter()
     for a, b in itertools.pairwise(store.offsets.tolist()):
         found.update(itertools.pairwise(store.tokens[a:b].tolist()))
@@ -76,7 +76,7 @@ def steps_per_epoch(prepared: Prepared, config: DataConfig) -> int:
 
 
 def test_golden_example() -> None:
-    """Documents of 7, 3 and 9 pairs in rows of 5: spec of positions that restart in every row."""
+    """Documents of 7, 3 and 9 pairs in rows of 5; positions restart in every row."""
     tokens = np.array([*range(10, 18), *range(20, 24), *range(30, 40)], np.uint16)
     offsets = np.array([0, 8, 12, 22])
     store = Store(Path(), cast(Any, tokens), offsets, {})
@@ -111,14 +111,14 @@ def test_structure(config: DataConfig, prepared: Prepared, packing: str) -> None
         for row in range(4):
             segments, positions = batch.segment_ids[row], batch.positions[row]
             real = segments[segments > 0]
-            assert np.all(segments[len(real) :] == 0)  # padding only at the tail
+            assert np.all(segments[len(real) :] == 0)  # padding is only at the end of a row
             assert np.all(np.isin(np.diff(real), (0, 1)))
             assert real[0] == 1
             for segment in range(1, real[-1] + 1):
                 inside = segments == segment
                 np.testing.assert_array_equal(positions[inside], np.arange(inside.sum()))
                 tokens, targets = batch.tokens[row][inside], batch.targets[row][inside]
-                np.testing.assert_array_equal(tokens[1:], targets[:-1])  # one document
+                np.testing.assert_array_equal(tokens[1:], targets[:-1])  # they are one document
                 assert not np.any(targets[:-1] == end)
 
 
@@ -145,9 +145,8 @@ def test_epochs_and_seeds_differ(config: DataConfig, prepared: Prepared, packing
         (seed, epoch): take(prepared, config, rows, rows * epoch, seed=seed, batch_size=1)
         for seed, epoch in itertools.product((0, 1), (0, 1))
     }
-    for a, b in itertools.combinations(
-        streams.values(), 2
-    ):  # also seed 0 epoch 1 and seed 1 epoch 0
+    # Seed 0 in epoch 1 and seed 1 in epoch 0 differ too.
+    for a, b in itertools.combinations(streams.values(), 2):
         assert not equal(a, b)
         same = sum(np.array_equal(x.tokens, y.tokens) for x, y in zip(a, b, strict=True))
         assert same < rows / 4
@@ -163,7 +162,7 @@ def test_resume_is_exact(config: DataConfig, prepared: Prepared) -> None:
             for _ in range(k):
                 next(batches)
             state = batches.state()
-            assert state == {"next_step": k}  # nothing of what was prefetched
+            assert state == {"next_step": k}  # prefetched batches do not count
         with loader.create(prepared, config, seed=0, batches=Batches(4)) as batches:
             next(batches)
             batches.set_state(state)
@@ -192,7 +191,7 @@ for _ in range(25):
 
 
 def test_resume_in_a_new_process(config: DataConfig, prepared: Prepared, folder: Path) -> None:
-    """It also ends without closing the loader, and without a warning."""
+    """The process does not close the loader; it still ends, and prints no warning."""
     command = [sys.executable, "-W", "error", "-c", CHILD, config.sources["text"].path, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stderr) == (0, "")
@@ -202,7 +201,7 @@ def test_resume_in_a_new_process(config: DataConfig, prepared: Prepared, folder:
 
 @pytest.fixture
 def mixed(tmp_path: Path, make_config: MakeConfig, make_source: MakeSource) -> DataConfig:
-    """Three sources whose bytes tell them apart, of different sizes and document lengths."""
+    """Three sources of different sizes and document lengths; their bytes tell them apart."""
     rng = np.random.default_rng(0)
     sources = {}
     for name, letter, count, weight in (
@@ -221,7 +220,9 @@ def mixed(tmp_path: Path, make_config: MakeConfig, make_source: MakeSource) -> D
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> None:
-    """Shares of tokens, not rows: best fit pads the sources differently. Weight 0: left out."""
+    """Weights are shares of tokens and not of rows: best fit pads the sources differently. A source
+    of weight 0 is left out.
+    """
     mixed = dataclasses.replace(mixed, packing=packing)  # pyright: ignore[reportArgumentType]
     prepared = prepare(mixed, folder, progress=False)
     counts = np.zeros(3)
@@ -281,7 +282,7 @@ def test_validation_knows_its_documents(config: DataConfig, prepared: Prepared) 
 
 
 def _places(rows: loader.ValidationRows, i: int) -> np.ndarray:
-    """Where in its document each place of row i lies: pieces of a plan start where they say."""
+    """The position in its document of each place of row i, from the starts of the plan's pieces."""
     plan, row = rows.plan, rows.rows[i]
     pieces = range(plan.row_ptr[row], plan.row_ptr[row + 1])
     found = np.concatenate([plan.start[p] + np.arange(plan.length[p]) for p in pieces])
@@ -331,7 +332,7 @@ def test_identity(config: DataConfig, prepared: Prepared, mixed: DataConfig, fol
 def test_stream_does_not_change_between_versions(
     config: DataConfig, prepared: Prepared, packing: str, golden: str
 ) -> None:
-    """A run must resume under a newer version; a change must raise packing.VERSION."""
+    """A run must resume under a newer version; a change of stream must raise packing.VERSION."""
     config = dataclasses.replace(config, packing=packing)  # pyright: ignore[reportArgumentType]
     digest = hashlib.sha256()
     for batch in take(prepared, config, 100):
@@ -340,14 +341,16 @@ def test_stream_does_not_change_between_versions(
     assert digest.hexdigest()[:16] == golden
 
 
-def test_validation_documents_that_changed_are_told(
+def test_changed_validation_documents_are_warned_of(
     tmp_path: Path,
     folder: Path,
     make_config: MakeConfig,
     make_source: MakeSource,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not refused, as what is trained on is the same; a set that only one of the two has is new."""
+    """A warning is logged and the run goes on, as the training data is the same. No
+    warning is logged for a set that only one identity has.
+    """
     for i in range(9):
         (tmp_path / f"{i}.txt").write_text(f"document {i}")
     config = make_config({"text": make_source(tmp_path / "*.txt")})
@@ -370,8 +373,10 @@ def test_validation_documents_that_changed_are_told(
         loader.check_identity(before, identity())
 
 
-def test_a_stream_in_another_order_is_told(mixed: DataConfig, folder: Path) -> None:
-    """A mixture of before the order had a number; one source alone comes as it always did."""
+def test_a_stream_in_another_order_is_refused(mixed: DataConfig, folder: Path) -> None:
+    """The mixture's checkpoint is from before the order had a version number. The order of a single
+    source has never changed.
+    """
     now = loader.identity(prepare(mixed, folder, progress=False), mixed, 0, Batches(4))
     before = {key: value for key, value in now.items() if key != "mixture_version"}
     with pytest.raises(UserError, match=r"mixture_version was 1, is 2\); go on with that version"):

@@ -24,7 +24,7 @@ SHARES: dict[str, list[float]] = {
 
 @pytest.mark.parametrize("name", SHARES)
 def test_every_prefix_is_less_than_two_rows_off(name: str) -> None:
-    """The bound that the docstring proves; each source is read in order, without a gap."""
+    """The docstring proves this bound. Each source is read in order, without a gap."""
     shares, rows = SHARES[name], 6000
     mixture, total = Mixture(shares), sum(map(Fraction, shares))
     labels, numbers = np.array([mixture[i] for i in range(rows)]).T
@@ -37,7 +37,7 @@ def test_every_prefix_is_less_than_two_rows_off(name: str) -> None:
 
 
 def test_a_small_share_is_kept_far_out() -> None:
-    """Rows of a share of 1e-6 in three million, and what a walk finds a trillion rows later."""
+    """A share of 1e-6 gets its rows in the first three million, and a trillion rows later."""
     mixture, whole = Mixture([1.0, RARE]), Fraction(1.0) + Fraction(RARE)
     period = whole / Fraction(RARE)
     places = [int(period * (m + Fraction(1, 2))) for m in (0, 1, 2, 10**6)]
@@ -47,8 +47,8 @@ def test_a_small_share_is_kept_far_out() -> None:
     assert mixture[10**18][0] in (0, 1)
 
 
-def test_rare_sources_come_apart() -> None:
-    """Thirty sources of a thousandth: never two rows of them next to each other."""
+def test_rows_of_rare_sources_are_never_adjacent() -> None:
+    """There are thirty sources of a thousandth each; no two of their rows are neighbors."""
     mixture = Mixture([0.97] + [0.001] * 30)
     rare = np.flatnonzero([mixture[i][0] > 0 for i in range(4000)])
     assert np.diff(rare).min() >= 33
@@ -56,6 +56,6 @@ def test_rare_sources_come_apart() -> None:
 
 
 def test_start_of_a_stream() -> None:
-    """Kept: another order is another version."""
+    """These values are frozen: another order needs another version."""
     mixture = Mixture([0.7, 0.2, 0.1])
     assert "".join("abc"[mixture[i][0]] for i in range(20)) == "abaacaaabaabaacaaaba"

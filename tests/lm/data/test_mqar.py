@@ -15,7 +15,7 @@ from lm.data.mqar import Epochs, Set, Setting
 PLAIN = Setting(length=64, pairs=8)
 SETTINGS = (
     PLAIN,
-    Setting(length=32, pairs=8),  # every other place behind the pairs is a query
+    Setting(length=32, pairs=8),  # every other place after the pairs is a query
     Setting(length=64, pairs=8, filler="random"),
     Setting(length=64, pairs=8, repeats=3, power=1.0),
     Setting(length=64, pairs=8, repeats=7, filler="random"),
@@ -24,7 +24,7 @@ VOCAB = 40
 
 
 def lookup(tokens: np.ndarray, pairs: int, *, first_wins: bool = False) -> dict[int, int]:
-    """key -> value of a row [T], by reading its pairs from left to right."""
+    """Reads the pairs of a row [T] from left to right into key -> value."""
     table: dict[int, int] = {}
     for place in range(0, 2 * pairs, 2):
         key, value = int(tokens[place]), int(tokens[place + 1])
@@ -55,7 +55,7 @@ def test_layout(setting: Setting) -> None:
         assert len(set(keys[row])) == setting.num_keys
         assert len(set(values[row])) == setting.pairs
         asked = np.flatnonzero(found.targets[row])
-        # Each key once, behind the pairs, at even distances.
+        # Each key is asked once, after the pairs, at even distances.
         assert sorted(found.tokens[row, asked]) == sorted(set(keys[row]))
         assert asked.min() >= start
         assert not (asked % 2).any()
@@ -75,7 +75,7 @@ def test_a_batch_weighs_answers_alone() -> None:
     assert ((batch.loss_weights > 0) == (found.targets > 0)).all()
     assert (batch.segment_ids == 1).all()
     assert (batch.positions == np.arange(64)).all()
-    # No answer can be read off: the value asked for never follows the query it answers.
+    # No input gives an answer away: the value asked for never follows the query it answers.
     after = np.roll(batch.tokens, -1, axis=1)
     assert not ((batch.loss_weights > 0) & (after == batch.targets)).any()
 
@@ -87,7 +87,7 @@ def test_rows_are_a_function_of_the_seed() -> None:
     assert (one.tokens != two.tokens).any(axis=1).all()
 
 
-def test_of_a_key_bound_again_the_later_value_counts() -> None:
+def test_the_last_value_of_a_key_counts() -> None:
     setting = Setting(length=64, pairs=8, repeats=4)
     found = mqar.examples(setting, VOCAB, 400, [5])
     wrong = total = 0
@@ -112,7 +112,7 @@ def test_keys_are_uniform_and_queries_follow_the_power_law() -> None:
 
 
 def test_draws_of_a_row_follow_one_another_without_replacement() -> None:
-    """Of two questions over three gaps, P(first = 0, second = 1) = p0 p1 / (1 - p0)."""
+    """With two questions and three gaps, P(first = 0, second = 1) = p0 p1 / (1 - p0)."""
     setting = Setting(length=10, pairs=2, power=0.01)
     found = mqar.examples(setting, 20, 20_000, [7])
     first = found.tokens[:, [0]] == found.tokens[:, 4:10:2]
@@ -163,7 +163,7 @@ EPOCHS = Epochs(
 def test_training_rows_are_epochs_of_whole_sets() -> None:
     found = [EPOCHS.batch(step) for step in range(20)]
     for epoch in (found[:10], found[10:]):
-        # 64 rows are eight batches of 8, 20 are two; none twice.
+        # 64 rows make eight batches of 8, 20 rows make two; no row comes twice.
         assert sorted(len(batch.tokens[0]) for batch in epoch) == [16] * 8 + [32] * 2
         assert len({row.tobytes() for batch in epoch for row in batch.tokens}) == 80
     lengths = [[len(batch.tokens[0]) for batch in epoch] for epoch in (found[:10], found[10:])]
@@ -175,7 +175,7 @@ def test_training_rows_are_epochs_of_whole_sets() -> None:
 
 
 def test_training_rows_are_a_function_of_the_step() -> None:
-    """Any start, and any number of ranks, which together read the batch."""
+    """This holds for any first step and any number of ranks, which together read the batch."""
     whole = [EPOCHS.batch(step) for step in range(9, 13)]
     for num_ranks in (1, 2, 4):
         shares = []

@@ -1,4 +1,4 @@
-"""Counts and probabilities against sums by hand."""
+"""Counts and probabilities agree with sums done by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ END, VOCAB = 4, 5
 
 
 def test_by_hand() -> None:
-    """a b a c END b a END, and a d beside it: END begins no pair, and parts do not join."""
+    """The parts are a b a c END b a END, and a d. END begins no pair; no pair spans two parts."""
     found = ngram.count([np.array([0, 1, 0, 2, END, 1, 0, END]), np.array([0, 3])], VOCAB, END)
     assert found.counts.tolist() == [4, 2, 1, 1, 2]
     p = np.array([5, 3, 2, 2, 3]) / 15
     np.testing.assert_allclose(np.exp(-found.unigram(np.arange(VOCAB))), p)
-    # After a: b, c, END, d, once each. After b: a twice. After c: END. After d and END: nothing.
+    # b, c, END, d follow a once each, a follows b twice, END follows c, nothing follows d or END.
     given_a = np.exp(-np.array([found.bigram(np.array([0, b]))[1] for b in range(VOCAB)]))
     np.testing.assert_allclose(given_a, (np.array([0, 1, 1, 1, 1]) + 4 * p) / 8)
     given_b = np.exp(-np.array([found.bigram(np.array([1, b]))[1] for b in range(VOCAB)]))
@@ -40,7 +40,7 @@ def test_each_distribution_sums_to_one() -> None:
 
 
 def test_a_corpus_is_likelier_by_its_bigrams() -> None:
-    """A chain that steps by one costs nearly nothing a step, and its unigrams tell nothing."""
+    """A chain that steps by one costs almost nothing per step; its unigrams say nothing."""
     ids = np.arange(3000) % 30
     found = ngram.count([ids], 31, 30)
     assert found.unigram(ids).mean() == pytest.approx(np.log(30), rel=0.02)

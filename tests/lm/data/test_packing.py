@@ -21,7 +21,7 @@ def rows_of(plan: Plan) -> list[list[tuple[int, int, int]]]:
 
 
 def check_covers(plan: Plan, lengths: np.ndarray, context_length: int) -> None:
-    """Every pair of every document exactly once, and no row too long or empty."""
+    """Every pair of every document comes exactly once, and no row is too long or empty."""
     pairs = [(d, s + i) for row in rows_of(plan) for d, s, n in row for i in range(n)]
     assert sorted(pairs) == [(d, i) for d, n in enumerate(lengths.tolist()) for i in range(n)]
     sizes = [sum(n for _, _, n in row) for row in rows_of(plan)]
@@ -64,7 +64,7 @@ def test_best_fit_keeps_short_documents_whole() -> None:
     plan = Packer(lengths, 64, "best_fit", (0,)).epoch(0)[0]
     seen = np.bincount(plan.doc, minlength=len(lengths))
     assert np.all(seen[lengths <= 64] == 1)
-    np.testing.assert_array_equal(seen, -(-lengths // 64))  # long ones: whole rows and one rest
+    np.testing.assert_array_equal(seen, -(-lengths // 64))  # long ones: whole rows, one remainder
 
 
 def first_fit_rows(lengths: list[int], capacity: int) -> int:
@@ -79,7 +79,7 @@ def first_fit_rows(lengths: list[int], capacity: int) -> int:
 
 
 def best_fit_slowly(lengths: list[int], capacity: int) -> list[int]:
-    """Free spaces after best fit by its definition: try every bin."""
+    """Free spaces after best fit as it is defined: every bin is tried."""
     spaces: list[int] = []
     for length in lengths:
         fits = [(space, i) for i, space in enumerate(spaces) if space >= length]

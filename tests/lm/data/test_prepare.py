@@ -143,7 +143,7 @@ def test_what_cannot_be_divided_is_refused(
     (tmp_path / "one.txt").write_text("é")
     for changes in ({}, {"valid_fraction": 0.0}, {"weight": 0.0, "valid_fraction": 1.0}):
         config = make_config({"text": make_source(tmp_path / "one.txt", **changes)})
-        if changes:  # as the message advises
+        if changes:  # what the message advises
             prepare(config, tmp_path / "data", progress=False)
             continue
         with pytest.raises(UserError, match="each of its 1 documents is a single letter; set data"):
@@ -184,7 +184,7 @@ def test_a_lossy_tokenizer_is_refused(config: DataConfig, tmp_path: Path) -> Non
 
 
 class Panic(BaseException):
-    """As exceptions of libraries in Rust are."""
+    """Like the exceptions of libraries in Rust, it is not an Exception."""
 
 
 def test_a_document_that_cannot_be_tokenized_is_named(
@@ -204,10 +204,10 @@ def test_a_document_that_cannot_be_tokenized_is_named(
     assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"]
 
 
-def test_what_is_left_out_is_told_and_counted(
+def test_what_is_left_out_is_counted_and_warned_of(
     config: DataConfig, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where the data were prepared before; of one process once."""
+    """The warning is logged for data prepared earlier too, and once per process."""
     for i in range(3):
         (corpus / f"{i}.utf16.txt").write_text("text", encoding="utf-16")
     (corpus / "none.txt").write_text("")
@@ -261,7 +261,7 @@ def test_long_documents_are_tokenized_in_pieces(
     make_source: MakeSource,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same ids, by every kind of tokenizer that is trained, where words are cut from words."""
+    """The trained tokenizer and the ids are the same, as pieces are cut between words."""
     text = "".join(f"word{i % 7} été, {i} -- " for i in range(400))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": text}))

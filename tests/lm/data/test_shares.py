@@ -1,4 +1,4 @@
-"""What a process reads of a batch: its share of the rows, whatever devices there are."""
+"""A process reads its share of the rows of a batch, on any set of devices."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_a_share_is_rows_of_the_global_batch(
 
 
 def test_resume_on_another_sequence_size(config: DataConfig, prepared: Prepared) -> None:
-    """The batches of one device: on two that share the tokens of rows, then four, eight and one."""
+    """Runs on 2, 4, 8 devices that share the tokens of each row, then on 1, read the batches of one
+    device.
+    """
     with create(prepared, config, WHOLE) as stream:
         expected, identity, step = [next(stream) for _ in range(8)], stream.identity, 0
     for ways in ({"sequence": 2}, {"sequence": 4}, {"data": 2, "sequence": 4}, {}):

@@ -1,4 +1,4 @@
-"""Which files a source is of, and which of its documents are held out."""
+"""Which files belong to a source, and which of its documents are held out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_home_is_expanded(
 
 
 def test_a_name_in_brackets_is_itself(tmp_path: Path, make_source: MakeSource) -> None:
-    """In a folder, a file, and both with a pattern around; "[v1]" as a pattern is v or 1."""
+    """This holds for a folder, a file, and both inside a pattern. "[v1]" as a pattern is v or 1."""
     for name in ("x[v1]/a.txt", "x[v1]/b[0].txt", "xv/other.txt", "c[12].txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -65,10 +65,12 @@ def test_a_name_in_brackets_is_itself(tmp_path: Path, make_source: MakeSource) -
             sources.create("s", make_source(tmp_path / path))
 
 
-def test_a_file_is_one_however_many_links_lead_to_it(
+def test_a_file_counts_once_however_many_links_lead_to_it(
     tmp_path: Path, make_source: MakeSource
 ) -> None:
-    """A link to a folder above made 41 files of each, some of them held out; two make 2^40."""
+    """Naively followed, a link to a parent folder yields each file 41 times, and two yield it 2^40
+    times; some of the copies would be held out.
+    """
     (tmp_path / "a/b").mkdir(parents=True)
     for link in ("a/b/up", "a/b/top", "a/again"):
         (tmp_path / link).symlink_to(tmp_path / "a")
@@ -96,8 +98,10 @@ def test_a_file_is_one_however_many_links_lead_to_it(
         sources.create("s", link)
 
 
-def test_a_link_where_a_folder_was_is_told(tmp_path: Path, make_source: MakeSource) -> None:
-    """A disk that is not there would take its files out of the training in silence."""
+def test_a_broken_link_in_place_of_a_folder_is_counted(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
+    """Otherwise an absent disk would remove its files from training silently."""
     (tmp_path / "1").mkdir()
     (tmp_path / "1/a.txt").write_text("a")
     for name in ("2", "3"):
@@ -111,10 +115,10 @@ def test_a_link_where_a_folder_was_is_told(tmp_path: Path, make_source: MakeSour
     assert corpus.left_out.counts == {"broken link": 3}
 
 
-def test_of_several_links_to_a_folder_the_shortest_names_it(
+def test_the_shortest_of_several_links_names_a_folder(
     tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order the folder lists them."""
+    """This holds for every order in which the folder lists them."""
     for folder in ("out", "a/b"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "out/x.txt").write_text("x")
@@ -152,7 +156,7 @@ def test_globs_name_what_pythons_own_do(tmp_path: Path, make_source: MakeSource)
         assert len(wanted) > 0
 
 
-def test_a_folder_that_cannot_be_read_is_told(
+def test_a_folder_that_cannot_be_read_is_a_user_error(
     tmp_path: Path, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "b").mkdir()

@@ -1,4 +1,4 @@
-"""Which text is held out: whole documents by their keys, or the tails of few."""
+"""Which text is held out: whole documents by their keys, or the tails if there are few."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def test_split_is_stable_and_near_its_fraction() -> None:
     keys = [f"{i}.py" for i in range(4000)]
     valid = {key for key in keys if splits.is_valid(key, 0.1)}
     assert abs(len(valid) / 4000 - 0.1) < 0.015
-    assert valid < {key for key in keys if splits.is_valid(key, 0.2)}  # growing keeps the old ones
+    # A larger fraction keeps what was held out.
+    assert valid < {key for key in keys if splits.is_valid(key, 0.2)}
     assert not any(splits.is_valid(key, 0.0) for key in keys)
     assert all(splits.is_valid(key, 1.0) for key in keys)
-    # As fractions, sha256 of these keys is 0.1865, 0.2690 and 0.8785.
+    # As fractions, the sha256 of these keys are 0.1865, 0.2690 and 0.8785.
     fractions = {
         key: next(f / 100 for f in range(101) if splits.is_valid(key, f / 100)) for key in keys[:3]
     }
@@ -42,7 +43,9 @@ def test_split_is_stable_and_near_its_fraction() -> None:
 
 
 def test_the_rule_follows_the_number_of_documents() -> None:
-    """Whole ones by hash if that leaves both sides some, else by rank if that many are enough."""
+    """Documents are held out whole, by hash if neither split is then empty, else by rank if there
+    are enough of them.
+    """
     keys = [f"{i}.py" for i in range(3)]  # as fractions 0.1865, 0.2690 and 0.8785
     assert splits.choose(keys, 0.25) == (HASH, 0.25)
     assert splits.choose(keys, 0.15) == (TAILS, 0.0)
@@ -101,14 +104,14 @@ def test_one_file_has_a_validation_set(
     fraction: float,
     kind: str,
 ) -> None:
-    """The end of it, whose beginning alone is trained on, also by the tokenizer."""
+    """The end of the file is held out; the model and the tokenizer train on the beginning alone."""
     text = "".join(f"line {i} of the only file\n" for i in range(400)) + "été"
     path = tmp_path / f"one.{'jsonl' if kind == 'jsonl' else 'txt'}"
     path.write_text(json.dumps({"text": text}) if kind == "jsonl" else text)
     config = make_config({"text": make_source(path, valid_fraction=fraction)})
     if kind == "bpe":
         config = dataclasses.replace(config, tokenizer=BPE)
-    for folder in ("data", "data"):  # made, and found again
+    for folder in ("data", "data"):  # prepared, then reused
         prepared = prepare(config, tmp_path / folder)
     (train,), (valid,) = texts(prepared, "train"), texts(prepared, "valid")
     assert train + valid == text
@@ -126,7 +129,7 @@ def test_the_tails_of_few_documents_or_whole_ones_of_many(
     make_source: MakeSource,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A twentieth of 3 files is less than one, of 30 it is one or two; neither side is empty."""
+    """A twentieth of 3 files is less than one file, of 30 it is one or two; no split is empty."""
     for count, fraction, words in (
         (3, 0.05, "the end of each of 3 documents is held out, "),
         (30, 0.05, "1 of 30 documents is held out, 3.33 % of the bytes"),

@@ -141,7 +141,7 @@ def test_changed_tokens_are_found_by_verify(folder: Path, tokenizer: Tokenizer) 
 def test_a_chunk_is_compared_when_it_is_read(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once in a process, whichever way it is asked for; the others are not read."""
+    """Each chunk is compared once per process, however it is read; other chunks are not read."""
     monkeypatch.setattr(store_lib, "CHUNK", 64)  # 32 ids
     texts = [letter * 50 for letter in "abcdef"]  # 51 ids each: 10 chunks, the last of 18 ids
     folder = write(tmp_path / "s/train", tokenizer, texts)

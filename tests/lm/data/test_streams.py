@@ -1,4 +1,4 @@
-"""Sets that `datasets` streams: read once into the store, up to a number of tokens."""
+"""Sets that `datasets` streams are read into the store once, up to a number of tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLS: list[tuple[Any, ...]] = []
 
 @pytest.fixture
 def datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in of the package, of a set without end."""
+    """A stand-in for the package; its data set never ends."""
 
     def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> Any:
         CALLS.append((name, config, split, streaming))
@@ -44,7 +44,7 @@ def datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_is_read_once_and_no_further_than_asked(
     tmp_path: Path, make_config: MakeConfig, make_source: MakeSource, datasets: None
 ) -> None:
-    """Both splits have something, though all documents have one id."""
+    """Neither split is empty, although all documents have the same id."""
     source = make_source("datasets:a/b:en:train", max_tokens=2000, valid_fraction=0.2)
     config = make_config({"text": source})
     first = prepare(config, tmp_path / "data", progress=False).stores["text"]
@@ -104,7 +104,7 @@ def test_names() -> None:
 def test_the_package_itself(
     tmp_path: Path, make_config: MakeConfig, make_source: MakeSource
 ) -> None:
-    """A local folder, which needs no network."""
+    """It streams a local folder, which needs no network."""
     pytest.importorskip("datasets")
     lines = [json.dumps({"text": f"text number {i}"}) for i in range(50)]
     (tmp_path / "set").mkdir()

@@ -37,7 +37,7 @@ def bpe(vocab_size: int = 300) -> Tokenizer:
 
 
 def write_json(folder: Path, **changes: object) -> Path:
-    """A tokenizer.json of this tiny corpus, with settings changed."""
+    """Writes a tokenizer.json trained on this tiny corpus, with changed settings."""
     bpe().save(folder / "saved.json")
     settings = json.loads(json.loads((folder / "saved.json").read_text())["payload"]) | changes
     path = folder / "tokenizer.json"
@@ -140,9 +140,8 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
         },
     }
     path = write_json(tmp_path, truncation=truncation, post_processor=template)
-    assert (
-        hf.Tokenizer.from_file(str(path)).encode("abcdef").ids[0] == 0
-    )  # the file alone does both
+    # The file itself truncates and adds a token.
+    assert hf.Tokenizer.from_file(str(path)).encode("abcdef").ids[0] == 0
     tokenizer = tokenizers.create(config("json", path))
     assert tokenizer.decode(tokenizer.encode(TEXTS[0])) == TEXTS[0]
 
@@ -268,8 +267,8 @@ def model(path: Path, **changes: object) -> dict[str, object]:
     return {"model": json.loads(path.read_text())["model"] | changes}
 
 
-def test_nothing_is_drawn(tmp_path: Path) -> None:
-    """BPE dropout of a file, and of a saved tokenizer of before it was taken out."""
+def test_bpe_dropout_is_ignored(tmp_path: Path) -> None:
+    """BPE dropout is removed from a file and ignored in tokenizers saved before it was removed."""
     plain = write_json(tmp_path)
     made = tokenizers.create(config("json", plain))
     settings = json.loads(plain.read_text()) | model(plain, dropout=0.5)
@@ -289,7 +288,7 @@ def test_normal_forms_in_a_sequence_are_taken_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("far", [70, 290_000_000])
-def test_two_tokens_of_an_id_and_an_id_far_out(tmp_path: Path, far: int) -> None:
+def test_two_tokens_with_one_id_and_an_id_far_out(tmp_path: Path, far: int) -> None:
     path = write_json(tmp_path)
     settings = json.loads(path.read_text())
     settings["model"]["vocab"]["xq"] = far
@@ -299,8 +298,8 @@ def test_two_tokens_of_an_id_and_an_id_far_out(tmp_path: Path, far: int) -> None
         tokenizers.create(config("json", path))
 
 
-def test_an_added_token_of_an_id_that_is_taken(tmp_path: Path) -> None:
-    """The reader of the `tokenizers` package would give it another id."""
+def test_an_added_token_with_a_taken_id_is_refused(tmp_path: Path) -> None:
+    """The `tokenizers` package would give it another id."""
     end = json.loads(write_json(tmp_path).read_text())["added_tokens"][0]
     for taken in (end["id"], 40):
         path = write_json(tmp_path, added_tokens=[end, added("<pad>", id=taken)])
@@ -309,15 +308,15 @@ def test_an_added_token_of_an_id_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
-def test_marks_of_parts_of_words(tmp_path: Path, key: str) -> None:
-    """The reader of the `tokenizers` package panics at some, with a trace on stderr."""
+def test_markers_of_word_parts_are_refused(tmp_path: Path, key: str) -> None:
+    """The `tokenizers` package panics on some of them and prints a trace on stderr."""
     model = json.loads(write_json(tmp_path).read_text())["model"] | {key: "##"}
     with pytest.raises(UserError, match=f"its {key} is '##'; byte-level tokens have none"):
         tokenizers.create(config("json", write_json(tmp_path, model=model)))
 
 
-def test_a_million_blanks(tmp_path: Path) -> None:
-    """tiktoken panics on them; every other text is split as before."""
+def test_a_million_blanks_are_encoded(tmp_path: Path) -> None:
+    """tiktoken panics on them; any other text is split as tiktoken splits it."""
     pytest.importorskip("tiktoken")
     tokenizer = make("tiktoken", tmp_path)
     for text in (

@@ -1,4 +1,4 @@
-"""Files of requests and models made up for the tests of the tasks that score continuations."""
+"""Request files and stand-in models for the tests of the tasks that score continuations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def request(doc_id: int, idx: int, context: str, continuation: str, label: Any) 
 def questions(
     num: int, choices: Sequence[int] = (4,), seed: int = 0, bare: bool = False
 ) -> list[dict[str, Any]]:
-    """Documents of random letters, the right answer anywhere; how many choices goes round."""
+    """Documents of random letters. The right answer is at a random place; the number of choices
+    cycles.
+    """
     rng = np.random.default_rng(seed)
     word = lambda low, high: "".join(rng.choice(list("abcdefgh"), rng.integers(low, high)))
     found, twins = [], []
@@ -45,12 +47,12 @@ def questions(
 
 
 def constant(rows: Sequence[Row], nats: float = 1.0) -> list[Scored]:
-    """The same loss for every token, and none the likeliest."""
+    """Every token has the same loss, and none is the likeliest."""
     return totals(rows, [nats * row.weights.sum() for row in rows])
 
 
 def totals(rows: Sequence[Row], nats: Sequence[float] | np.ndarray) -> list[Scored]:
-    """So many nats of each row, the same for each of its tokens."""
+    """Row i costs nats[i] in total, spread evenly over its tokens."""
     shares = [total / row.weights.sum() for row, total in zip(rows, nats, strict=True)]
     return [
         Scored((row.weights * share).astype(np.float32), np.zeros(len(row.tokens), bool))
@@ -59,7 +61,7 @@ def totals(rows: Sequence[Row], nats: Sequence[float] | np.ndarray) -> list[Scor
 
 
 def favorite(items: Items, chosen: Iterable[int]) -> list[Scored]:
-    """Finds the rows `chosen` likely in every token, and all others not."""
+    """Every token of the rows `chosen` is likely; all other tokens are not."""
     chosen = set(chosen)
     likely = [np.float32(0.01 if i in chosen else 9.0) for i in range(len(items.rows))]
     return [

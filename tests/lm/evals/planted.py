@@ -1,4 +1,4 @@
-"""Tokenizers, documents and models made up for the tests of the long-context tasks."""
+"""Tokenizers, documents and stand-in models for the tests of the long-context tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = f"{PREFIX}{FILLER} What is the pass key? The pass key is. Remember it. 12
 
 @functools.cache
 def tokenizer(kind: str) -> Tokenizer:
-    """`bytes`; `bpe`, trained here, which knows the words of the passkey and joins digits."""
+    """`bytes`, or `bpe`: trained here, it knows the words of the passkey and merges digits."""
     size = {"bytes": 257, "bpe": 400}[kind]
     config = TokenizerConfig(
         kind=kind, path="", vocab_size=size, pattern="gpt2", end_of_text="", bos=""
@@ -37,7 +37,9 @@ def given(context: int, kind: str = "bytes", prepared: Any = None, data: Any = N
 
 
 def write_books(path: Path, sizes: Sequence[int], seed: int = 0) -> str:
-    """JSON lines of documents of so many random letters each; a pair of letters seldom recurs."""
+    """Writes JSON lines: documents of `sizes` random letters, in which a letter pair
+    seldom recurs.
+    """
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!?;:,. "))
     lines = [json.dumps({"text": "".join(rng.choice(letters, size))}) for size in sizes]
@@ -50,7 +52,7 @@ def ids(row: Row) -> np.ndarray:
 
 
 def answer(row: Row) -> np.ndarray:
-    """What is scored, at the end of the row."""
+    """The scored tokens, at the end of the row."""
     return row.targets[row.weights > 0]
 
 
@@ -59,8 +61,8 @@ def prompt(row: Row) -> np.ndarray:
 
 
 def around(row: Row, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens between the opening and the statement of the key, and from there to the question;
-    what is said twice or not at all fails here.
+    """The tokens between the opening and the statement of the key, and those from the statement to
+    the question. An opening or a statement that is missing or repeated fails here.
     """
     key, found = answer(row).tolist(), prompt(row).tolist()
     encode = tokenizer.encode
@@ -79,7 +81,9 @@ def around(row: Row, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uniform(rows: Sequence[Row], vocab: int) -> list[Scored]:
-    """Knows nothing; of equals the first, id 0, is its likeliest."""
+    """A model that knows nothing: all tokens are equally likely, and the argmax is the
+    first, id 0.
+    """
     found = []
     for row in rows:
         used = row.weights > 0
@@ -89,14 +93,14 @@ def uniform(rows: Sequence[Row], vocab: int) -> list[Scored]:
 
 
 def copier(rows: Sequence[Row], vocab: int = 300) -> list[Scored]:
-    """Expects what followed the earlier place whose past agrees with the present for longest, with
-    probability 0.9.
+    """A model that finds the earlier place with the longest matching past and gives the token that
+    followed it probability 0.9.
     """
     found = []
     for row in rows:
         tokens, used = row.tokens, row.weights > 0
         expected = np.full(len(tokens), -1)
-        agree = np.zeros(len(tokens), int)  # of the pasts at place i and at every place before it
+        agree = np.zeros(len(tokens), int)  # [j]: length of the match between the pasts of i and j
         for i in range(len(tokens)):
             same = tokens[:i] == tokens[i]
             agree[1:i] = np.where(same[1:], agree[: i - 1] + 1, 0) if i > 1 else agree[1:i]

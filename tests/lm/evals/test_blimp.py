@@ -1,4 +1,4 @@
-"""Minimal pairs, first tokens, baselines, archives."""
+"""Minimal pairs: first tokens, baselines and archives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def archive(folder: str, tmp_path: Path) -> str:
 
 
 def given(text: str = "She saw herself. Dogs run. Ann sat. ", kind: str = "bytes") -> Given:
-    """A run of which the training text is known."""
+    """A run whose training text is known."""
     found = planted.given(64, kind)
     ids = np.append(found.tokenizer.encode(text * 20), found.tokenizer.end_of_text)
     stores: Any = {name: {"train": SimpleNamespace(tokens=ids)} for name in found.data.sources}
@@ -63,7 +63,7 @@ def given(text: str = "She saw herself. Dogs run. Ann sat. ", kind: str = "bytes
 
 
 def test_a_folder_and_an_archive_are_read_alike(folder: str, archive: str) -> None:
-    """The fewest pairs of a paradigm are two, so each gives two; the summary is no paradigm."""
+    """The smallest paradigm has two pairs, so each gives two; the summary is not a paradigm."""
     one, two = (Blimp(path=path).items(given()) for path in (folder, archive))
     decode = planted.tokenizer("bytes").decode
     texts = [[decode(planted.ids(row)) for row in items.rows] for items in (one, two)]
@@ -96,7 +96,9 @@ def test_planted_models(folder: str, kind: str) -> None:
 
 
 def test_a_model_that_knows_nothing_counts_tokens(folder: str) -> None:
-    """Where the first tokens are alike: a constant loss is the baseline of length, ties half."""
+    """Under a constant loss the shorter sentence wins, which is the length baseline; ties count
+    half.
+    """
     question = Blimp(path=folder)
     items = question.items(given())
     flat = question.numbers(items, asked.constant(items.rows))
@@ -107,9 +109,10 @@ def test_a_model_that_knows_nothing_counts_tokens(folder: str) -> None:
     assert same["accuracy"].value == flat["accuracy"].value
 
 
-def test_the_first_token_is_the_unigram_s(folder: str) -> None:
-    """Zoe and Ann differ in it alone as a constant model sees them: what the run read more often
-    wins."""
+def test_the_first_token_is_scored_by_unigrams(folder: str) -> None:
+    """To a constant model, Zoe and Ann differ in the first token alone. The name that is more
+    frequent in the training text wins.
+    """
     for text, credit in (("Zoe sat. Z", 1.0), ("Ann sat. A", 0.0), ("nothing of it", 0.5)):
         items = Blimp(path=folder).items(given(text))
         found = Blimp(path=folder).numbers(items, asked.constant(items.rows))
@@ -117,7 +120,7 @@ def test_the_first_token_is_the_unigram_s(folder: str) -> None:
 
 
 def test_baselines_are_of_the_training_tokens(folder: str) -> None:
-    """Text that spells the good sentences, or the bad ones; pairs of letters tell them apart."""
+    """The training text spells the good sentences or the bad ones; its letter pairs differ."""
     for side, wins in ((0, 1.0), (1, 0.0)):
         pairs = [*PAIRS["anaphor"][1][:1], *PAIRS["number"][1]]
         text = " ".join(pair[side] for pair in pairs) + " "

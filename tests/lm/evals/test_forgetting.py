@@ -31,8 +31,9 @@ def task(books: str, **changes: Any) -> Forgetting:
 
 
 def test_rows(books: str) -> None:
-    """The second copy ends the row, n tokens behind the first; without the first copy every other
-    token and place is the same."""
+    """The second copy ends the row, a gap after the first. The control row replaces the first copy;
+    every other token and place is the same.
+    """
     items = task(books).items(planted.given(64))
     assert items.about.unit.tolist() == [0, 0, 1, 1, 1]
     text = Path(books).read_text()
@@ -70,7 +71,7 @@ def test_planted_models(books: str) -> None:
 
 
 def test_a_short_memory_shows_at_its_gap(books: str) -> None:
-    """Hits wherever the token 29 back is the target: a memory of just that distance."""
+    """The model hits wherever the token 29 places before the target equals it, and nowhere else."""
 
     def recent(rows: Sequence[Row]) -> list[Scored]:
         found = []

@@ -21,7 +21,7 @@ ANSWERS = [" yes", " no, never", " 12 é", "\n    return x\n"]
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Each document has one choice, whatever its label is."""
+    """Writes documents of one choice each, with arbitrary labels."""
     labels: list[Any] = [None, "no", ["12"], 0]
     found = zip(ANSWERS, labels, strict=True)
     return asked.write(
@@ -60,7 +60,9 @@ def test_uniform_bytes_are_eight_bits(path: str) -> None:
 
 
 def test_models_are_compared_document_by_document(tmp_path: Path) -> None:
-    """A tenth of a bit per byte stands out of documents that differ by ten times as much."""
+    """A difference of 0.1 bits per byte is significant although documents differ ten
+    times as much.
+    """
     path = asked.write(tmp_path / "a.jsonl", asked.questions(60))
     question = GoldBpb(path=path, max_items=40)
     items = question.items(GIVEN)
@@ -77,7 +79,7 @@ def test_models_are_compared_document_by_document(tmp_path: Path) -> None:
     assert not found.is_at_chance
 
 
-def test_of_several_choices_the_gold_one(tmp_path: Path) -> None:
+def test_the_gold_choice_of_several_is_scored(tmp_path: Path) -> None:
     lines = asked.questions(9, choices=(4, 3), bare=True)
     items = GoldBpb(path=asked.write(tmp_path / "a.jsonl", lines)).items(GIVEN)
     decode = planted.tokenizer("bytes").decode

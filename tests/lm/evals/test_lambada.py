@@ -37,7 +37,9 @@ def test_the_last_word(path: str, kind: str) -> None:
 
 
 def test_numbers(path: str) -> None:
-    """One token that is not the likeliest loses the word, and one outside the word does not."""
+    """A word with one token that is not the likeliest is wrong; tokens outside the word do not
+    count.
+    """
     question = Lambada(path=path)
     items = question.items(GIVEN)
     nats = np.array([1.0, 2.0, 3.0, 6.0])

@@ -1,4 +1,4 @@
-"""Length against sums over planted losses, one a token of the document."""
+"""The length task against sums over planted losses, one for each token of the document."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def scored(items: Items, nll: Callable[[Row], np.ndarray]) -> list[Scored]:
 
 
 def test_every_protocol_reads_the_same_targets_once(books: str) -> None:
-    """At every length the rows of a window join to the window, without a gap or an overlap; the row
-    of B is the end of it, and no row is asked twice."""
+    """At every length the rows of a window join to the window, without a gap or an overlap. The row
+    of protocol B is the end of the window, and no row is scored twice.
+    """
     asked = task(books)
     items = asked.items(planted.given(16))
     by_length: dict[tuple[int, int], list[Row]] = {}
@@ -70,7 +71,9 @@ def test_every_protocol_reads_the_same_targets_once(books: str) -> None:
 
 
 def test_windows_stay_in_their_document(books: str) -> None:
-    """Documents of 200, 700 and 65 letters have windows of 65; those of 30 and 64 none."""
+    """Documents of 200, 700 and 65 letters have windows of 65 tokens; those of 30 and 64
+    have none.
+    """
     items = task(books).items(planted.given(16))
     assert items.about.unit.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
     ids = planted.tokenizer("bytes")
@@ -91,7 +94,7 @@ def test_windows_stay_in_their_document(books: str) -> None:
 
 
 def test_numbers_are_the_sums(books: str) -> None:
-    """nll = the target id / 100 + the square root of the tokens read: all protocols by hand."""
+    """With nll = target id / 100 + sqrt(tokens read), every protocol agrees with sums by hand."""
     asked = task(books)
     items = asked.items(planted.given(16))
     found = asked.numbers(items, scored(items, lambda r: r.targets / 100 + np.sqrt(r.positions)))
@@ -101,13 +104,13 @@ def test_numbers_are_the_sums(books: str) -> None:
         read = np.sqrt(np.arange(64) % length)
         want = (targets + read).mean()
         assert found[f"window@{length}"].value == pytest.approx(want, rel=1e-6)
-        bits = want / math.log(2)  # a byte a token
+        bits = want / math.log(2)  # a token is a byte
         assert found[f"window_bpb@{length}"].value == pytest.approx(bits, rel=1e-6)
         end = targets[:, -4:] + np.sqrt(np.arange(length - 4, length))
         assert found[f"context@{length - 4}"].value == pytest.approx(end.mean(), rel=1e-6)
     gain = np.mean(np.sqrt(np.arange(60, 64)) - np.sqrt(np.arange(12, 16)))
     assert found["gain"].value == pytest.approx(gain, rel=1e-5)
-    # The tail of A's whole window is B at the longest context; C joined is A's window.
+    # The tail of A's whole window is B at the longest context; the parts of C join to A's window.
     read = targets + np.sqrt(np.arange(64))
     assert found["context@60"].value == pytest.approx(read[:, -4:].mean(), rel=1e-6)
     positions = {int(n[9:]): x for n, x in found.items() if n.startswith("position@")}
@@ -123,7 +126,7 @@ def test_numbers_are_the_sums(books: str) -> None:
 
 
 def test_gain_is_the_paired_difference_over_documents(books: str) -> None:
-    """The same as statistics.difference of the two columns, and comparable between models."""
+    """It equals statistics.difference of the two columns, and can be compared between models."""
     asked = task(books)
     items = asked.items(planted.given(16))
     rng = np.random.default_rng(0)
@@ -140,7 +143,7 @@ def test_gain_is_the_paired_difference_over_documents(books: str) -> None:
 
 
 def test_a_uniform_model(books: str) -> None:
-    """Through the scorer: a model whose logits are all 0 loses log(vocabulary) everywhere."""
+    """Through the scorer, a model whose logits are all 0 loses log(vocabulary) at every token."""
     built = tiny.create({"data.context_length": 16})
     built = dataclasses.replace(built, score=tiny.jit(built.score.__wrapped__))  # pyright: ignore[reportFunctionMemberAccess]
     zero = jax.tree.map(np.zeros_like, tiny.params(built))
@@ -157,7 +160,7 @@ def test_a_uniform_model(books: str) -> None:
     assert gain.low <= 0 <= gain.high
 
 
-def test_documents_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_documents_left_out_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     planted.write_books(tmp_path / "books.jsonl", [200, 90])
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
     with open(tmp_path / "books.jsonl", "ab") as file:
@@ -170,8 +173,9 @@ def test_documents_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_validation_documents_of_the_run(tmp_path: Path) -> None:
-    """path "": held-out documents of every set, of no other split, without their end of text: with
-    it 64 letters would make a window."""
+    """path "" reads the held-out documents of every set and no others, without their end of text:
+    otherwise the document of 64 letters would have a window.
+    """
     planted.write_books(tmp_path / "a.jsonl", [150] * 12)
     planted.write_books(tmp_path / "b.jsonl", [65, 64, 90], seed=1)
     plain = {"text_key": "text", "weight": 1.0, "valid_fraction": 0.4}
@@ -207,7 +211,7 @@ def test_validation_documents_of_the_run(tmp_path: Path) -> None:
         ({"train_len": -1}, "train_len=-1"),
     ],
 )
-def test_options_that_contradict(options: dict[str, Any], words: str) -> None:
+def test_contradicting_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         create({"length": options}, "tasks")
 

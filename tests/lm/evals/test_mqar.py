@@ -1,4 +1,4 @@
-"""The recall task: planted models get what they know, vocabularies are checked."""
+"""The recall task: planted models score on what they know, and vocabularies are checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lm.evals.mqar import Mqar
 from lm.evaluation.scoring import Row, Scorer
 from tests.lm import tiny
 
-CONFIG = tiny.config({"data.tokenizer.vocab_size": 320}).data  # of a model with ids to spare
+CONFIG = tiny.config({"data.tokenizer.vocab_size": 320}).data  # the model has ids to spare
 GIVEN = Given(tokenizers.create(CONFIG.tokenizer), cast(Any, None), CONFIG, 0)
 
 
 def planted(items: Items, knows: Callable[[Row, int], bool]) -> list[Scored]:
-    """A model that answers right where `knows(row, place)`."""
+    """A model whose answer is right where `knows(row, place)` is true."""
     found = []
     for row in items.rows:
         hit = np.array([w > 0 and knows(row, i) for i, w in enumerate(row.weights)])
@@ -50,7 +50,7 @@ def test_a_lookup_table_scores_all() -> None:
     assert accuracy.units.tolist() == [[8, 8]] * 40
     assert numbers["loss"].value == 1.5
     curve = {name: x for name, x in numbers.items() if name.startswith("accuracy@")}
-    # The last pair may be asked two places on, the first 62 places on.
+    # The last pair may be asked two places later, the first 62 places later.
     assert {float(name.partition("@")[2]) for name in curve} <= {2, 4, 8, 16, 32}
     assert all(x.value == 1 for x in curve.values())
 
@@ -80,7 +80,7 @@ def test_a_model_that_remembers_the_first_binding() -> None:
 
 
 def test_a_guess_is_at_chance() -> None:
-    """Any of the row's values at random."""
+    """The model guesses one of the row's values at random."""
     task = Mqar(pairs=8, rows=200)
     items = task.items(GIVEN)
     rng = np.random.default_rng(0)

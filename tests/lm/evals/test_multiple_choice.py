@@ -1,4 +1,4 @@
-"""Requests cut as they should be, models planted behind them, and files that are wrong."""
+"""Where requests are cut, how planted models score, and files that are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def task(path: str, **options: Any) -> MultipleChoice:
 
 
 def gold_rows(items: Items) -> list[int]:
-    """Where there are no bare rows."""
+    """The rows of the right answers, where there are no bare rows."""
     starts = np.cumsum([0, *(len(choice.chars) for choice in items.about)])
     return [start + choice.gold for start, choice in zip(starts, items.about, strict=False)]
 
@@ -53,7 +53,7 @@ def test_what_is_scored(tmp_path: Path, kind: str, name: str) -> None:
         ids = planted.ids(row)
         if context.strip():
             assert tokenizer.decode(planted.answer(row)) == scored
-        else:  # whatever the first token is, it is given
+        else:  # the first token is given, whichever it is
             assert len(planted.answer(row)) == len(ids) - 1
         assert tokenizer.decode(ids) == given + scored
         assert row.positions.tolist() == list(range(len(ids) - 1))
@@ -78,9 +78,8 @@ def test_planted_models(tmp_path: Path) -> None:
         error = math.sqrt(chance * (1 - chance) / 300)
         assert abs(flat["accuracy_sum"].value - chance) < 3 * error  # the shortest answer wins
         assert flat["accuracy"].is_at_chance
-        if (
-            normalization == "per_char"
-        ):  # every choice ties with every other, to the last bit or not
+        # All choices tie, up to rounding.
+        if normalization == "per_char":
             assert flat["accuracy"].value == pytest.approx(chance)
         wrong = [row - choice.gold + (choice.gold + 1) % len(choice.chars)
                  for row, choice in zip(gold_rows(items), items.about, strict=True)]  # fmt: skip
@@ -93,7 +92,9 @@ def test_planted_models(tmp_path: Path) -> None:
 
 
 def test_normalizations_by_hand(tmp_path: Path) -> None:
-    """Nats of the choices: 4 of 2 characters, 5 of 4, 6 of 3; without the question 5, 5.5, 9."""
+    """The choices have 2, 4 and 3 characters; they cost 4, 5 and 6 nats, and 5, 5.5 and 9 nats
+    without the question.
+    """
     answers, bare = [" a", " abc", " ab"], [5.0, 5.5, 9.0]
     lines = [asked.request(7, i, "Q:", answer, 0) for i, answer in enumerate(answers)]
     lines += [asked.request(asked.BARE + 7, i, "Answer:", x, 0) for i, x in enumerate(answers)]
@@ -183,7 +184,7 @@ def test_too_long(tmp_path: Path) -> None:
     items = task(path, max_len=30, overlong="left").items(GIVEN)
     decode = planted.tokenizer("bytes").decode
     for row, size in zip(items.rows, (20, 21), strict=True):
-        assert len(row.tokens) == 30  # as lm-evaluation-harness: (context + continuation)[-31:]
+        assert len(row.tokens) == 30  # lm-evaluation-harness: (context + continuation)[-31:]
         assert decode(planted.ids(row)) == "x" * (31 - size) + " " + "y" * (size - 1)
         assert decode(planted.answer(row)) == " " + "y" * (size - 1)
     assert len(task(path, max_len=21, overlong="left").items(GIVEN).rows[1].tokens) == 21
@@ -206,7 +207,7 @@ def line(**changes: Any) -> dict[str, Any]:
     return asked.request(0, 0, "c", " d", 0) | changes
 
 
-# name of the file, its content, what is told
+# File name, content, message.
 CUT = gzip.compress(b'{"a": 1}', mtime=0)[:-9]
 WRONG = [
     ("a.jsonl", b"", "a.jsonl is empty"),
@@ -243,7 +244,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), WRONG)
-def test_files_that_are_wrong(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: Any, message: str) -> None:
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     else:
@@ -253,7 +254,7 @@ def test_files_that_are_wrong(tmp_path: Path, name: str, content: Any, message: 
     assert "\n" not in str(error.value)
 
 
-def test_options_that_are_wrong(tmp_path: Path) -> None:
+def test_bad_options_are_refused(tmp_path: Path) -> None:
     path = asked.write(tmp_path / "a.jsonl", asked.questions(2))
     with pytest.raises(UserError, match=r"a.jsonl:1: normalization=pmi needs doc_id \+ 1,000,000"):
         task(path, normalization="pmi").items(GIVEN)
@@ -274,7 +275,7 @@ def test_options_that_are_wrong(tmp_path: Path) -> None:
 
 
 def test_the_real_files_are_read() -> None:
-    """Every line of the sets that are at hand where this project is worked on."""
+    """Every line of the real sets is read, where they are present."""
     folder = Path(__file__).resolve().parents[4] / "shared" / "data"
     if not (folder / "requests").is_dir():
         pytest.skip(f"no files of requests: {folder} is absent")

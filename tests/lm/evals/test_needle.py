@@ -1,4 +1,4 @@
-"""The passkey in text: the budget, the text around it, the place of the key."""
+"""The passkey in text: the token budget, the text around the key, and the place of the key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW: dict[str, Any] = {"depths": 5, "seeds": 3}
 
 @pytest.fixture
 def books(tmp_path: Path) -> str:
-    """Sentences of words with numbers in them; a short document, which is left out."""
+    """Documents of sentences with words and numbers, and a short one, which is left out."""
     rng = np.random.default_rng(0)
     words = ["grass", "moon", "12345", "67890", "the", "was", "of", "naïve"]
     sentences = lambda n: " ".join(" ".join(rng.choice(words, 6)) + "." for _ in range(n))

@@ -53,7 +53,7 @@ def test_prompts(kind: str, shots: int, lengths: tuple[int, ...]) -> None:
         assert after.endswith(" What is the pass key? The pass key is")
         assert before.count(" What is the pass key? The pass key is ") == shots
         assert before.count(PREFIX) == 1
-        # Around it is the filler, cut only at its start; the key stands near its place.
+        # The filler is around the key, cut only at its start; the key is near its place.
         before, after = planted.around(right, tokenizer)
         hay = tokenizer.decode(before), tokenizer.decode(after)
         assert (FILLER * 100).endswith("".join(hay))
@@ -92,7 +92,7 @@ def test_planted_models(kind: str) -> None:
 
 
 def test_all_digits_must_be_right() -> None:
-    """One digit missed is no key; a guesser's gap is 0 on average."""
+    """A key with one wrong digit is wrong; the gap of a model that guesses is 0 on average."""
     asked = Passkey(lengths=(300,), depths=5, seeds=10)
     items = asked.items(planted.given(64))
     almost = planted.copier(items.rows)

@@ -1,4 +1,4 @@
-"""Where a request is cut: whatever joins, at least one token is scored and one is given."""
+"""Where a request is cut: whichever tokens merge, at least one is given and one is scored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tests.lm.evals import planted
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_every_cut_of_a_text_is_scored(kind: str) -> None:
-    """The last token is always among those scored, and the text of all is that of the request."""
+    """The last token is always scored, and all tokens together decode to the text of the
+    request.
+    """
     tokenizer = planted.tokenizer(kind)
     text = "The pass key is 12 34. Remember it, é"
     pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
@@ -27,6 +29,6 @@ def test_every_cut_of_a_text_is_scored(kind: str) -> None:
 
 
 @pytest.mark.parametrize("pair", [("", "a"), ("abc", ""), ("", "")])
-def test_what_has_nothing_to_score(pair: tuple[str, str]) -> None:
+def test_a_request_without_a_token_to_score_is_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=r"^there: the continuation needs a token with one before"):
         _requests.split([Request("there", *pair)], planted.tokenizer("bpe"))

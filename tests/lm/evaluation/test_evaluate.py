@@ -1,4 +1,4 @@
-"""The tasks that every run has, against sums written out by hand; no model, no device work."""
+"""The tasks that every run has, against sums written out by hand; most tests need no model."""
 
 import dataclasses
 import io
@@ -31,7 +31,7 @@ def row(targets: Any, positions: Any, weights: Any) -> Row:
     return Row(zeros, ints[0], zeros, ints[1], np.array(weights, np.float32))
 
 
-# Two sets; in the first, document 0 has an end of text at place 2; nll is 10 * row + place.
+# Two sets. In the first, document 0 has its end of text at place 2. nll is 10 * row + place.
 ROWS = [
     row([0, 1, END, 2, 3, 0], [0, 1, 2, 0, 1, 5], [1, 1, 1, 1, 1, 0]),
     row([3, 3, 0, 0, 0, 0], [3, 4, 8, 0, 0, 0], [0.5, 1, 1, 0, 0, 0]),
@@ -54,7 +54,7 @@ SCORED = [
     ("length", "share", "every", "wanted", "message"),
     [
         (1_000_000, 0.2, "25 percent", "25 percent", ""),
-        # 12 tokens scored cost 4 of training: 20 at least between two evaluations.
+        # Scoring 12 tokens costs 4 of training: at least 20 lie between two evaluations.
         (80, 0.2, "25 percent", "25 percent", ""),
         (79, 0.2, "25 percent", "50 percent", "evaluated every 50 percent, not every 25 percent"),
         (30, 0.2, "25 percent", "75 percent", "evaluated every 75 percent"),
@@ -98,11 +98,11 @@ def test_loss_by_position() -> None:
     for name, (nll, weight) in sums.items():
         assert got[name].value == pytest.approx(nll / weight), name
     assert got["loss"].value == pytest.approx((10 + 28) / 7.5)
-    assert got["loss"].num == 3, "documents of two sets that share a number are two"
+    assert got["loss"].num == 3, "equal document numbers of two sets are two documents"
 
 
 def test_many_small_terms_do_not_drift() -> None:
-    """0.1 added 200,000 times: float32 sums are off in the third digit."""
+    """0.1 is added 200,000 times; a float32 sum would be off in the third digit."""
     many = row([0] * 1000, [0] * 1000, [1] * 1000)
     nll = Scored(np.full(1000, 0.1, np.float32), np.zeros(1000, bool))
     about = {
@@ -115,7 +115,7 @@ def test_many_small_terms_do_not_drift() -> None:
 
 
 def test_uniform_over_bytes_is_eight_bits(lab: Lab) -> None:
-    """Exactly, through a run's own data: every byte costs log2 256."""
+    """The data is that of a real run; every byte costs exactly log2 256 bits."""
     from lm.data import prepare
 
     config = lab.config()
@@ -137,7 +137,7 @@ def test_uniform_over_bytes_is_eight_bits(lab: Lab) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
-    """Rows of length `length`; the number is the mean of what was scored."""
+    """A task with rows of length `length`; its number is the mean of the scores."""
 
     length: int
     headline: str = "mean"
@@ -188,7 +188,7 @@ def test_results_cost_and_tables() -> None:
     assert "12 tokens, 24 FLOPs, 1.0 s" in text
 
 
-def test_one_unit_is_told_in_the_table() -> None:
+def test_the_table_says_that_one_unit_has_no_interval() -> None:
     one = evaluate.Result({"bpb": statistics.ratio([2.0], [1.0])}, evaluate.Cost(1, 1.0, 1.0))
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(*evaluate.tables({"a": one}))
@@ -198,8 +198,10 @@ def test_one_unit_is_told_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("task", [BitsPerByte(), Position()])
-def test_no_validation_set_is_told(lab: Lab, task: Any) -> None:
-    """Before anything is asked; training goes on without the task that every other run has."""
+def test_a_task_without_a_validation_set_is_refused(lab: Lab, task: Any) -> None:
+    """A task without one is refused before any row is made. Training goes on without the task that
+    every other run has.
+    """
     sources = lab.config().data.sources
     changes = {"text": dataclasses.replace(sources["text"], valid_fraction=0.0)}
     data = dataclasses.replace(lab.config().data, sources=changes)
@@ -210,7 +212,7 @@ def test_no_validation_set_is_told(lab: Lab, task: Any) -> None:
         evaluate.prepare({"mine": task}, Given(nothing, nothing, data, 64))
 
 
-def test_stop_is_asked_between_batches() -> None:
+def test_stop_is_called_between_batches() -> None:
     asked: list[int] = []
 
     def stop() -> bool:

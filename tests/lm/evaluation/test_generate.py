@@ -1,4 +1,4 @@
-"""Generation against a loop of whole forwards, and the filters against their definitions."""
+"""Generation against a loop of whole forward passes, and the filters against their definitions."""
 
 import functools
 import types
@@ -62,7 +62,9 @@ def forward() -> Any:
 
 
 def slowly(weights: Any) -> tuple[list[list[int]], float]:
-    """Greedy continuations by a whole forward per token, and the smallest lead of a best token."""
+    """Greedy continuations by a whole forward pass per token, and the smallest lead of a best
+    token.
+    """
     rows, lead = [list(p) for p in PROMPTS], np.inf
     for _ in range(NEW):
         tokens = np.zeros((4, 24), np.int32)
@@ -87,7 +89,7 @@ def test_greedy_is_the_argmax_of_whole_forwards() -> None:
 
 
 def test_stops_at_end_of_text() -> None:
-    """In the tied table, end of text is made a longer copy of a token that would be picked."""
+    """In the tied table, end of text becomes a scaled-up copy of a token that would be picked."""
     expected = run()
     row, place = next((r, i) for r, t in enumerate(expected) for i in range(3, len(t)))
     token = expected[row][place]
@@ -130,8 +132,10 @@ def test_filters_that_leave_one_token_are_greedy() -> None:
 OPS = "softmax,stickbreaking,gla,gated_deltanet,s4d,base_conv"  # a mixer for every op
 
 
-def test_nothing_large_is_worked_out_as_it_compiles() -> None:
-    """An empty state is all zeros: sums over it would be folded, in a time that grows with it."""
+def test_nothing_large_is_constant_folded() -> None:
+    """An empty state is all zeros. XLA would fold sums over it, in time that grows with
+    its size.
+    """
     mixed = tiny.create({"model.pattern": OPS, "model.num_layers": len(OPS.split(","))})
     sizes = {"rows": 8, "prompt_len": 16, "max_new_tokens": 48}
     params = mixed.abstract_state.params
@@ -172,7 +176,7 @@ def test_new_options_do_not_compile_again() -> None:
         (6, 0.39, [3]),
         (6, 0.41, [1, 3]),
         (6, 0.71, [1, 2, 3]),
-        (3, 0.77, [1, 3]),  # of the three that top_k leaves, the first two hold 7/9
+        (3, 0.77, [1, 3]),  # the first two of the three that top_k leaves hold 7/9
         (3, 0.79, [1, 2, 3]),
         (1, 0.01, [3]),
     ],
@@ -187,8 +191,10 @@ def test_filters(top_k: int, top_p: float, kept: list[int]) -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 5.0, 60.0])
 @pytest.mark.parametrize("size", [3, 1000, 50_000])
-def test_a_whole_mass_filters_nothing(size: int, spread: float) -> None:
-    """Bit for bit, though the sum of so many rounded numbers is not 1; and top_k alone is top_k."""
+def test_top_p_of_one_filters_nothing(size: int, spread: float) -> None:
+    """The logits stay bit for bit, although the sum of that many rounded numbers is not 1. top_k
+    then filters alone.
+    """
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(3, size)) * spread, jnp.float32)
     got = generate._filtered(logits, jnp.int32(size), jnp.float32(1.0))
     np.testing.assert_array_equal(got, logits)
@@ -199,7 +205,7 @@ def test_a_whole_mass_filters_nothing(size: int, spread: float) -> None:
 
 @pytest.mark.parametrize("top_p", [1e-7, 1e-45, 1e-300])
 def test_the_likeliest_token_always_stays(top_p: float) -> None:
-    """Where float32 makes 0 of top_p as well."""
+    """This holds even where top_p is 0 in float32."""
     logits = jnp.asarray([[0.0, 2.0, 1.0]])
     got = generate._filtered(logits, jnp.int32(3), jnp.float32(top_p))
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == [1]
@@ -216,7 +222,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     )
     hidden = jnp.ones((4000, 4))
     drawn = generate._pick(program, jnp.asarray(table), picking, hidden, jnp.int32(0))
-    expected = probabilities**2 * [1, 1, 1, 0]  # 0.5, the temperature, squares them
+    expected = probabilities**2 * [1, 1, 1, 0]  # a temperature of 0.5 squares them
     expected /= expected.sum()
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 

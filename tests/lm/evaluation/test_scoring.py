@@ -1,4 +1,4 @@
-"""The scorer's batches, buckets and places; the model is a function of the batch."""
+"""The scorer's batches, buckets and order of rows; the model is a function of the batch."""
 
 import dataclasses
 from typing import Any
@@ -18,8 +18,8 @@ from tests.lm.lab import Lab
 
 
 class Device:
-    """Stands for a build's `put` and `score`: nll is the token, hit whether the target is even;
-    where nothing is scored both are garbage.
+    """A stand-in for a build's `score`: nll is the token, hit is whether the target is even. Both
+    are garbage at places that are not scored.
     """
 
     def __init__(self, built: Build) -> None:
@@ -63,9 +63,10 @@ def test_rows_come_back_in_their_order_and_length(built: Build) -> None:
         assert (found.nll.dtype, found.hit.dtype) == (np.float32, np.bool_)
 
 
-def test_one_shape_a_bucket(built: Build) -> None:
-    """At most one compilation a bucket; no batch is larger than a training step's, unless one row
-    is. The context length of 24 is a bucket of its own."""
+def test_each_bucket_has_one_shape(built: Build) -> None:
+    """Each bucket compiles at most once. No batch is larger than a training step's unless a single
+    row is. The context length, 24, is a bucket of its own.
+    """
     device = Device(built)
     rows = [row(np.ones(n, np.int32)) for n in [*range(2, 140), 25, 25, 25]]
     scorer = Scorer(device.built, "params")
@@ -89,7 +90,7 @@ def test_devices_that_share_rows_divide_every_bucket() -> None:
 
 
 def test_compiled_once_per_bucket(built: Build) -> None:
-    """The real model: two passes over five lengths in two buckets trace twice."""
+    """The model is real: two passes over five lengths in two buckets trace twice."""
     traces: list[tuple[int, ...]] = []
 
     def traced(params: Any, batch: Batch) -> Any:
@@ -105,7 +106,7 @@ def test_compiled_once_per_bucket(built: Build) -> None:
 
 
 def test_the_batch_a_row_is_in_does_not_matter(built: Build) -> None:
-    """Alone, among others and in a longer bucket: the same numbers."""
+    """A row has the same numbers alone, among others and in a longer bucket."""
     scorer = Scorer(built, tiny.params(built))
     rng = np.random.default_rng(1)
     rows = [row(rng.integers(0, 60, n)) for n in (12, 20, 24)]
@@ -113,7 +114,7 @@ def test_the_batch_a_row_is_in_does_not_matter(built: Build) -> None:
     for one, found in zip(rows, together, strict=True):
         alone = scorer([one])[0]
         np.testing.assert_allclose(found.nll, alone.nll, rtol=1e-5)
-        longer = Row(*(np.pad(field, (0, 9)) for field in one))  # 32 places: another bucket
+        longer = Row(*(np.pad(field, (0, 9)) for field in one))  # 32 places are another bucket
         padded = scorer([longer])[0]
         np.testing.assert_allclose(padded.nll[: len(found.nll)], found.nll, rtol=1e-5)
         assert not padded.nll[len(found.nll) :].any()
@@ -163,7 +164,7 @@ def test_no_rows(built: Build) -> None:
 
 
 def test_a_checkpoint_is_scored_on_a_mesh(lab: Lab) -> None:
-    """As on one device, where four of eight share the tokens of each row."""
+    """Eight devices, four of which share the tokens of each row, give the numbers of one device."""
     rows = [row(np.arange(2, length)) for length in (40, 21, 9)]
     scores = []
     for mesh in (None, {"data": 2, "sequence": 4, "sequence_layout": "zigzag"}):

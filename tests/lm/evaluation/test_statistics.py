@@ -25,8 +25,10 @@ def test_at_chance() -> None:
     coin = statistics.share(np.arange(100) % 2, chance=0.5)
     assert coin.is_at_chance
     assert not statistics.share(np.ones(100), chance=0.5).is_at_chance
-    assert statistics.share(np.zeros(100), chance=0.5).is_at_chance, "worse is no verdict either"
-    assert not statistics.share(np.ones(3)).is_at_chance, "without a chance there is none"
+    assert statistics.share(np.zeros(100), chance=0.5).is_at_chance, (
+        "worse than chance is at chance too"
+    )
+    assert not statistics.share(np.ones(3)).is_at_chance, "there is no chance level"
     assert statistics.share([1, 1, 1], chance=0.5).is_at_chance, "three items prove nothing"
 
 
@@ -35,11 +37,13 @@ def test_ratio_is_of_sums() -> None:
     assert found.value == 10 / 4
     assert found.num == 2
     assert found.low < 1.0 < 3.0 < found.high, "two units say little"
-    assert statistics.ratio([1.0, 5.0], [1.0, 0.0]).num == 1, "what weighs nothing is no unit"
+    assert statistics.ratio([1.0, 5.0], [1.0, 0.0]).num == 1, "a unit of weight 0 does not count"
 
 
 def test_interval_covers_as_often_as_it_says() -> None:
-    """300 samples of 40 clusters of uniform sizes: 95 % of the intervals hold the true ratio."""
+    """95 % of the intervals from 300 samples of 40 clusters of uniform sizes hold the
+    true ratio.
+    """
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
@@ -51,8 +55,8 @@ def test_interval_covers_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("num", [2, 5, 9])
-def test_few_units_cover_as_often_too(num: int) -> None:
-    """Of nearly equal size; quantiles of a bootstrap of five would cover 83 of 100."""
+def test_few_units_cover_as_often(num: int) -> None:
+    """The units have nearly equal sizes. Bootstrap quantiles of five units would cover 83 %."""
     rng = np.random.default_rng(num)
     covered = paired = 0
     for _ in range(1000):
@@ -72,16 +76,16 @@ def test_few_units_cover_as_often_too(num: int) -> None:
 @pytest.mark.parametrize(
     ("spread", "power", "tail", "least", "most"),
     [
-        (1.0, 1.0, False, 0.93, 0.99),  # sizes differ twentyfold and more, noise grows with size
-        (1.0, 0.5, False, 0.93, 0.995),  # its variance does
-        (1.5, 1.0, False, 0.93, 0.99),  # a hundredfold
+        (1.0, 1.0, False, 0.93, 0.99),  # sizes differ twentyfold or more, noise grows with size
+        (1.0, 0.5, False, 0.93, 0.995),  # the variance of the noise grows with size
+        (1.5, 1.0, False, 0.93, 0.99),  # sizes differ a hundredfold
         (1.0, 1.0, True, 0.89, 0.95),  # errors with the tail of an exponential
     ],
 )
-def test_units_of_unlike_size_cover_as_often_too(
+def test_units_of_unequal_size_cover_as_often(
     num: int, spread: float, power: float, tail: bool, least: float, most: float
 ) -> None:
-    """Quantiles of a bootstrap cover 77 to 92 %, and BCa's 70 to 92."""
+    """Bootstrap quantiles would cover 77 to 92 %, and BCa intervals 70 to 92 %."""
     rng = np.random.default_rng(num)
     covered = 0
     for _ in range(1000):
@@ -93,7 +97,7 @@ def test_units_of_unlike_size_cover_as_often_too(
 
 
 def test_one_large_unit_leaves_few_degrees_of_freedom() -> None:
-    """Nine books of one size have 8; where one of them holds half the text, 2.1."""
+    """Nine books of one size have 8 degrees of freedom, and 2.1 if one book holds half the text."""
     assert statistics._left_out(np.ones(9), np.ones(9))[1] == pytest.approx(8)
     sizes = np.array([8.0, *np.ones(8)])
     assert statistics._left_out(sizes, sizes)[1] == pytest.approx(2.1, abs=0.2)
@@ -119,8 +123,8 @@ def test_one_unit_has_no_interval() -> None:
     assert math.isnan(statistics.difference(one, one).low)
 
 
-def test_units_that_agree_leave_a_share_open() -> None:
-    """Ten rows of eight answers, all right: rows are what was drawn."""
+def test_the_interval_of_a_share_is_open_where_units_agree() -> None:
+    """Ten rows have eight answers each, all right. The sampled units are the rows."""
     found = statistics.share_of_several(np.full(10, 8.0), np.full(10, 8.0), chance=0.1)
     wanted = statistics.share(np.ones(10))
     assert (found.low, found.high) == (wanted.low, wanted.high)
@@ -129,7 +133,7 @@ def test_units_that_agree_leave_a_share_open() -> None:
     assert statistics.share_of_several(np.full(2, 8.0), np.full(2, 8.0), chance=0.4).is_at_chance
 
 
-def test_clusters_are_not_tokens() -> None:
+def test_the_units_are_clusters_and_not_tokens() -> None:
     """Ten documents of a thousand equal tokens are ten units."""
     means = np.linspace(1, 3, 10)
     clustered = statistics.ratio(means * 1000, np.full(10, 1000.0))

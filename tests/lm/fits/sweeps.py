@@ -1,4 +1,4 @@
-"""Sweeps that are made from known laws, as the tests of fits take them."""
+"""Sweeps made from known laws, for the tests of fits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm.laws.power import Power
 WIDTHS = (128.0, 256.0, 512.0)
 TOKENS = tuple(2e9 * 2.0**i for i in range(7))
 BATCHES = tuple(4096 * 2.0**i for i in range(4, 10))
-NOISE = 0.2  # of the logarithm of an optimum
+NOISE = 0.2  # standard deviation of the logarithm of an optimum
 
 
 def optima(law: Power, seed: int) -> Selected:
@@ -30,8 +30,8 @@ def optima(law: Power, seed: int) -> Selected:
 
 
 def rows(law: Power, *, seeds: int = 2, rates: int = 9) -> list[dict[str, Any]]:
-    """A sweep's table: in every cell the loss is a parabola in the log of the rate whose vertex is
-    the law's, shifted a little by the seed.
+    """The table of a sweep. In every cell the loss is a parabola in the log of the rate; its vertex
+    is the rate of the law, shifted a little by the seed.
     """
     found = []
     for seed in range(seeds):

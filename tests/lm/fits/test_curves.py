@@ -1,4 +1,4 @@
-"""Laws of whole loss curves, fitted to curves that are made from known constants."""
+"""Laws of whole loss curves, fitted to curves made from known constants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COSINE[WARMUP:] *= 0.5 * (1 + np.cos(np.pi * np.arange(STEPS - WARMUP) / (STEPS 
 WSD = CONSTANT.copy()
 WSD[16_000:] *= np.linspace(1, 0, 4000)
 LOGGED = np.arange(1000, STEPS + 1, 500)
-# The constants that the authors' listing is fitted by.
+# The constants of the authors' code listing.
 TRUE = Annealing(L0=2.628, A=0.430, alpha=0.550, C=0.411)
 
 
@@ -41,7 +41,7 @@ def test_annealing_is_recovered_from_a_cosine_and_a_constant(noise: float, withi
     assert predicted.high[0] - predicted.low[0] < 12 * noise + 1e-5
 
 
-def test_the_warmup_does_not_count() -> None:
+def test_losses_in_the_warmup_do_not_count() -> None:
     """Losses before the peak rate are left out, however wrong."""
     first = Curve(COSINE, LOGGED, TRUE.curve(COSINE)[LOGGED - 1])
     early = Curve(

@@ -1,4 +1,4 @@
-"""Fits: the solver against scipy, what is recovered from data that a law made, intervals, warnings
+"""Fits: the solver against scipy, constants recovered from data made by a law, intervals, warnings
 and refusals.
 """
 
@@ -29,7 +29,7 @@ EQUATION = Power.equations[0]
 
 
 def losses(law: Chinchilla, count: int, noise: float, seed: int) -> Selected:
-    """Losses of models of random sizes and lengths, four of a trunk."""
+    """Losses of models of random sizes and lengths, four for each trunk."""
     rng = np.random.default_rng(seed)
     n, d = (
         np.exp(rng.uniform(np.log(lo), np.log(hi), count)) for lo, hi in ((1e7, 1e9), (1e9, 1e11))
@@ -41,7 +41,7 @@ def losses(law: Chinchilla, count: int, noise: float, seed: int) -> Selected:
 
 @pytest.mark.parametrize("noise", [0.0, 5e-3])
 def test_the_solver_finds_what_scipy_finds(noise: float) -> None:
-    """L-BFGS-B on the same Huber loss, from the truth, gets no lower."""
+    """L-BFGS-B on the same Huber loss, started at the truth, does not get lower."""
     law, given = Chinchilla(), losses(Chinchilla(), 150, noise, 0)
     equation = Chinchilla.equations[0]
     logs = np.log(given.columns["loss"])
@@ -118,7 +118,7 @@ def recovered(seed: int, law: Power = TRUE, **options: Any) -> Fitted:
 
 
 def covered(seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many intervals hold a, b and c; the errors of b."""
+    """How many intervals hold the true a, b and c, and the errors of b."""
     inside, errors = np.zeros(3), []
     for seed in range(seeds):
         found = recovered(seed)
@@ -136,7 +136,7 @@ def test_power_is_recovered_with_twenty_percent_of_noise() -> None:
 
 @pytest.mark.slow
 def test_intervals_of_power_cover_the_truth_in_ninety_of_a_hundred() -> None:
-    """An error of b is 0.013: that of least squares on 126 optima with 20 % of noise."""
+    """b has a standard error of 0.013, that of least squares on 126 optima with 20 % noise."""
     inside, errors = covered(100)
     assert (inside >= 90).all(), inside
     assert np.sqrt(np.mean(errors**2)) < 0.02
@@ -155,12 +155,12 @@ def test_the_exponent_of_the_batch_is_tested() -> None:
 
 
 @pytest.mark.slow
-def test_the_wald_test_errs_as_often_as_it_says() -> None:
+def test_the_wald_test_has_its_nominal_error_rate() -> None:
     found = [recovered(s, hypotheses=(("c", 1.0),), bootstraps=50).tests[0].p for s in range(200)]
     assert 0.01 < np.mean(np.array(found) < 0.05) < 0.12
 
 
-def test_an_outlier_moves_little() -> None:
+def test_an_outlier_changes_little() -> None:
     given = sweeps.optima(TRUE, 5)
     spoiled = dict(given.columns)
     spoiled["learning_rate"] = spoiled["learning_rate"].copy()
@@ -170,7 +170,7 @@ def test_an_outlier_moves_little() -> None:
     assert after == pytest.approx(before, abs=0.01)
 
 
-def test_a_held_constant_stays() -> None:
+def test_a_held_constant_is_not_fitted() -> None:
     equation = fit.held(EQUATION, {"c": 1.0})
     found = fit.fit(equation, sweeps.optima(TRUE, 2), bootstraps=50)
     assert set(found.values) == {"a", "b"}
@@ -192,8 +192,10 @@ def test_a_held_constant_stays() -> None:
         assert message in str(caught.value)
 
 
-def test_what_changes_together_is_not_told_apart() -> None:
-    """Batch in proportion to tokens: refused where exact, warned of where nearly so."""
+def test_columns_that_change_together_are_refused() -> None:
+    """A batch in exact proportion to the tokens is refused; a nearly proportional one is
+    warned of.
+    """
     given = sweeps.optima(TRUE, 0)
     columns = dict(given.columns) | {"batch_tokens": given.columns["tokens"] / 1e4}
     with pytest.raises(UserError, match=r"do not tell (a and )?b and c apart"):

@@ -1,4 +1,4 @@
-"""A law fitted to a table by name, and what its page, its JSON and the terminal say."""
+"""A law is fitted to a table by its name; its page, its JSON and the terminal show the fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def found(
 
 
 def chinchilla_rows() -> list[dict[str, Any]]:
-    """A sweep in which every (size, length) has its lowest loss inside three rates."""
+    """A sweep in which the middle of three rates is best for every (size, length)."""
     rows, law = [], Chinchilla(E=1.8, A=40.0, alpha=0.3, B=300.0, beta=0.35)
     for seed in range(2):
         rng = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def test_mistakes(tmp_path: Path, name: str, options: dict[str, Any], message: s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Root(Law):
-    """A law of somebody's own: eta = k / sqrt(tokens)^p."""
+    """A law of a user: eta = k / sqrt(tokens)^p."""
 
     k: float = 1.0
     p: float = 1.0

@@ -1,4 +1,4 @@
-"""Which rows speak for a law: vertices, near-optimal sets, best losses, and what is left out."""
+"""Which rows a law is fitted to: vertices, near-optimal sets, best losses, and what is left out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_optimum_on_the_edge_is_left_out_and_named() -> None:
         "the lowest loss is at the largest learning_rate=0.0064; train larger ones"
         in (found.left_out[0])
     )
-    # Told by what tells the cells apart, and by nothing that is the same in all of them.
+    # The message names a cell by the columns that differ between cells, and by no others.
     assert found.left_out[0].startswith("width=64, body_parameters=4.915e+04, tokens=1e+06, batch")
     assert "mixer" not in found.left_out[0]
     kept = [row for row in rows if row["learning_rate"] < 3e-4 and row["tokens"] == 1_000_000]
@@ -64,7 +64,7 @@ def test_a_neighbor_that_diverged_is_an_edge() -> None:
 
 
 def test_rows_near_the_best() -> None:
-    """Of one (width, tokens, seed), over all batches and rates."""
+    """Rows are compared within a (width, tokens, seed), over all batches and rates."""
     given = made(sweeps.rows(LAW))
     found = select.select(given, "near")
     lowest = 3.0 + 1e5 / found.columns["tokens"]
@@ -88,7 +88,7 @@ def test_a_fixed_recipe_has_no_edge() -> None:
     assert len(select.select(made(rows), "rows")) == len(rows)
 
 
-def test_of_equal_losses_the_first_is_the_lowest() -> None:
+def test_the_first_of_equal_losses_is_the_lowest() -> None:
     rows = [{"learning_rate": r, "loss": l} for r, l in ((1, 4), (2, 3), (4, 3), (8, 3))]
     assert len(select.select(made(rows), "vertex")) == 1
     with pytest.raises(UserError, match="at the smallest learning_rate=1; train smaller ones"):

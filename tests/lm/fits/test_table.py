@@ -1,4 +1,4 @@
-"""Tables are read in three formats, and what is wrong with one is told in one line."""
+"""Tables are read in three formats, and a bad table is an error of one line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         ({"loss": "high"}, "loss='high' is not a number"),
     ],
 )
-def test_numbers_that_are_none(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = written(tmp_path, "jsonl", [ROWS[0], ROWS[1] | change])
     with pytest.raises(UserError) as caught:
         table.read(path).finished(NEEDED)
@@ -78,7 +78,7 @@ def test_numbers_that_are_none(tmp_path: Path, change: dict[str, Any], message: 
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
+def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     cases = {
         "a.txt": ("", "ends in '.txt'; a table is one of .jsonl, .csv, .parquet"),
         "a.jsonl": ("", "holds no row"),

@@ -1,13 +1,13 @@
-"""Makes the run folders of a commit that later commits must be able to read, and what that commit
-itself makes of them.
+"""Makes the run folders of a commit that later commits must be able to read, and the results of
+that commit when it resumes them.
 
     git checkout 40eb06f && python PATH/OF/THIS/make.py FOLDER
 
-is run in a checkout of that commit, with this file from outside it; FOLDER then holds
+Run this in a checkout of that commit, with this file from outside it; FOLDER then holds
 
     NAME.tar.xz     a run folder without its report and TensorBoard's events, for every name of RUNS
-    numbers.json    which CPU made them; by name, the records that the commit wrote when it resumed
-                    the folder to its end, the sums of the final arrays, and the samples
+    numbers.json    the CPU that made them and, by name, the records that the commit wrote when it
+                    resumed the folder to its end, the sums of the final arrays, and the samples
 
 The paths in the configurations are relative. A run is resumed in a folder that holds corpus/, which
 `write_corpus` wrote, and the run folders it started from, under their names.
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("the", "quick", "fox", "jumps", "over", "été", "naïve", "def", "f(x):", "return x + 1")
-# Orbax writes the absolute path of a checkpoint into commit_success.txt, and does not read it here.
+# Orbax writes the absolute path of a checkpoint into commit_success.txt and does not read it back.
 LEFT_OUT = ("report.html", "report_figures", "tensorboard", ".lock", "commit_success.txt")
 SOURCE = {"path": "corpus/*.txt", "text_key": "text", "weight": 1.0, "valid_fraction": 0.3}
 
-# As small as a run can be that still has two layers, and two groups of them.
+# As small as a run with two layers in two groups can be.
 SMALL: dict[str, Any] = {
     "data.sources": {"text": SOURCE},
     "model.width": 4,
@@ -55,8 +55,8 @@ SMALL: dict[str, Any] = {
     "checkpoint.every": "12 steps",
     "log.samples": (),
 }
-# Name -> what differs. The first is finished; the others are stopped on their way, but for the
-# trunk, which is what `branch` decays from.
+# Name -> what differs. `WHOLE` are finished; the others are stopped before their end. `branch`
+# decays from the trunk.
 RUNS: dict[str, dict[str, Any]] = {
     "finished": {"log.samples": ("the quick",), "log.sample_tokens": 8},
     "interrupted": {
@@ -82,7 +82,7 @@ WHOLE = ("finished", "trunk")
 
 
 def write_corpus(folder: Path) -> None:
-    """Twenty documents, the same everywhere."""
+    """Writes twenty documents, the same on every machine."""
     folder.mkdir(parents=True)
     rng = random.Random(0)
     for i in range(20):
@@ -91,7 +91,7 @@ def write_corpus(folder: Path) -> None:
 
 
 def cpu() -> str:
-    """The processor and what it can do: only the same one adds in the same order."""
+    """A hash of the processor and its features: only the same processor adds in the same order."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     kept = [facts.get(key) for key in ("vendor_id", "cpu family", "model", "flags")]
@@ -100,7 +100,7 @@ def cpu() -> str:
 
 
 def numbers(workdir: Path) -> dict[str, Any]:
-    """The records without timings, the sums of the newest checkpoint's arrays, the samples."""
+    """The records without timings, the sums of the newest checkpoint's arrays, and the samples."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     samples = (workdir / "samples.jsonl").read_text().splitlines()
@@ -143,13 +143,13 @@ def _pack(workdir: Path, archive: Path) -> None:
 def main(folder: Path) -> None:
     room = folder / "room"
     write_corpus(room / "corpus")
-    shutil.copy("experiments/base.py", room)  # run.json keeps the command, and no path of a machine
+    shutil.copy("experiments/base.py", room)  # run.json keeps the command, so no absolute path
     found: dict[str, Any] = {"cpu": cpu()}
     for name in RUNS:
         _train(room / name, is_stopped=name not in WHOLE)
         _pack(room / name, folder / f"{name}.tar.xz")
         if name in WHOLE:
-            # What a run killed on its way leaves: the records beyond the checkpoint, and no end.
+            # A run that is killed leaves records beyond its checkpoint, and no end.
             shutil.rmtree(room / name / "checkpoints" / "24")
         _train(room / name, is_stopped=False)
         found[name] = numbers(room / name)

@@ -1,4 +1,4 @@
-"""Run folders of tiny models with random weights, and the way through the commands of interop."""
+"""Run folders of tiny models with random weights, and export and import as the commands do it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BYTES = {"kind": "bytes", "path": "", "vocab_size": 257}
 
 
 def create(path: Path, changes: dict[str, Any]) -> Build:
-    """A run folder of softmax layers (unless changed) on bytes, as training leaves it."""
+    """Writes a run folder as training leaves it: softmax layers (unless changed) on bytes."""
     base = {"model.pattern": "softmax", "model.num_layers": 3, "data.tokenizer": BYTES}
     built = tiny.create(base | changes)
     params = jax.device_put(tiny.params(built))
@@ -39,7 +39,7 @@ def create(path: Path, changes: dict[str, Any]) -> Build:
 
 
 def exported(workdir: Path, out: Path, **options: Any) -> Exported:
-    """As espalier export_hf."""
+    """Exports a run as espalier export_hf does."""
     found = checkpoint.locate(workdir)
     built = build_lib.local(checkpoint.read_config(found))
     options = {"dtype": "float32", "max_shard_size": "4GB"} | options
@@ -48,7 +48,7 @@ def exported(workdir: Path, out: Path, **options: Any) -> Exported:
 
 
 def imported(source: Path, workdir: Path) -> Imported:
-    """As espalier import_hf."""
+    """Imports a folder as espalier import_hf does."""
     with folder.created(workdir) as partial:
         base = get_config().to_dict()
         found = importing.run(source, base, workdir=workdir, partial=partial)
@@ -57,7 +57,7 @@ def imported(source: Path, workdir: Path) -> Imported:
 
 
 def assert_equal(a: Any, b: Any) -> None:
-    """Two trees of parameters, bit for bit, the padding of the vocabulary left out."""
+    """Two parameter trees are equal bit for bit, except for the padding of the vocabulary."""
     for tree in (a, b):
         assert tree["embed"]["table"].shape[0] == 384
     cut = lambda x: np.asarray(x)[:257] if x.shape[0] == 384 else np.asarray(x)

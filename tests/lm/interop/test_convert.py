@@ -1,4 +1,4 @@
-"""Weights put into another pattern: what fits is taken over layer by layer, the rest is listed."""
+"""Weights are put into another pattern: what fits is copied layer by layer, the rest is listed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def block(params: Any, group: int, place: int) -> Any:
 
 
 def test_softmax_into_a_hybrid() -> None:
-    """Four layers in one group become a, b, a and one softmax more: every layer keeps its place."""
+    """Four layers of one group become a group a, b, a and a group a; every layer keeps
+    its place.
+    """
     source = tiny.create(COMMON | {"model.pattern": "softmax"})
     groups = ((1, "softmax,gated_deltanet,softmax"), (1, "softmax"))
     target = tiny.create(COMMON | {"model.pattern": groups})
@@ -44,7 +46,7 @@ def test_softmax_into_a_hybrid() -> None:
     np.testing.assert_array_equal(got["embed"]["table"], given["embed"]["table"])
     np.testing.assert_array_equal(got["final_norm"]["scale"], given["final_norm"]["scale"])
     fresh = np.asarray(block(got, 0, 1)["mixer"]["query"]["kernel"])
-    assert 0.08 < fresh.std() < 0.12  # mup.init_std, the source's is 0.15
+    assert 0.08 < fresh.std() < 0.12  # mup.init_std; the std of the source is 0.15
     assert {layer for layer, _ in report.initialized} == {1}
     assert (1, "mixer/A_log") in report.initialized
     assert report.unused == [
@@ -55,7 +57,7 @@ def test_softmax_into_a_hybrid() -> None:
 
 
 def test_the_same_pattern_is_the_identity() -> None:
-    """Also where it is grouped another way."""
+    """This holds for another grouping of the same layers too."""
     source = tiny.create(COMMON | {"model.pattern": "softmax,stickbreaking"})
     groups = ((2, "softmax,stickbreaking"),)
     target = tiny.create(COMMON | {"model.pattern": groups})
@@ -67,8 +69,8 @@ def test_the_same_pattern_is_the_identity() -> None:
         np.testing.assert_array_equal(a["mixer"]["out"]["kernel"], b["mixer"]["out"]["kernel"])
 
 
-def test_layers_and_shapes_that_differ() -> None:
-    """A deeper target starts with the source's layers; a wider key is initialized."""
+def test_layers_and_shapes_that_differ_are_initialized() -> None:
+    """The first layers of a deeper target are the source's; a wider key is initialized."""
     source = tiny.create({"model.num_layers": 2, "model.pattern": "softmax"})
     wide = {"softmax": {"num_kv_heads": 4}}
     target = tiny.create({"model.num_layers": 3, "model.pattern": "softmax", "model.layers": wide})
@@ -89,7 +91,7 @@ LOCAL = {"local": {"mixer": "softmax", "window": 4}, "full": {"mixer": "softmax"
 
 
 def converted(changes: dict[str, Any], pattern: Any, given: Any) -> tuple[Any, list[str]]:
-    """Options by label of the converted model, and what is told of changed ones."""
+    """The options of the converted model by label, and the report's lines on changed options."""
     source = tiny.create(COMMON | changes)
     model = convert.model_config(source.config.model, pattern, given)
     target = build_lib.local(dataclasses.replace(source.config, model=model))
@@ -98,7 +100,7 @@ def converted(changes: dict[str, Any], pattern: Any, given: Any) -> tuple[Any, l
 
 
 def test_new_labels_have_the_options_of_their_mixer() -> None:
-    """As in the launcher's docstring; what --layer sets wins, and is told."""
+    """The launcher's docstring says so. What --layer sets wins, and the report lists it."""
     changes = {"model.pattern": "softmax", "model.layers": IMPORTED}
     layers, message = converted(changes, "local,full", LOCAL)
     assert layers["full"] == IMPORTED["softmax"]
@@ -110,8 +112,10 @@ def test_new_labels_have_the_options_of_their_mixer() -> None:
     assert message == ["changed: rope_theta 500000.0 -> 10000.0 of layers 0 2"]
 
 
-def test_options_that_differ_between_the_layers_of_the_source() -> None:
-    """Layers of the same places decide; what they have not in common is told."""
+def test_new_layers_take_the_options_of_the_source_at_their_places() -> None:
+    """The source layers at the same places decide; the report lists options that they
+    disagree on.
+    """
     options = {"local": IMPORTED["softmax"] | {"window": 4}, "full": IMPORTED["softmax"]}
     changes = {"model.pattern": "local,full", "model.layers": options}
     layers, message = converted(changes, "near,full", {"near": {"mixer": "softmax"}})

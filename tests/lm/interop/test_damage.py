@@ -1,4 +1,4 @@
-"""Folders that cannot be read are told in one line, and nothing is written for them."""
+"""A folder that cannot be read is an error of one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GATE = "model.layers.1.mlp.gate_proj.weight"
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tied, a Granite folder and one of our own, each in one file, and the tied one in shards."""
+    """Exported folders: tied, Granite and our own format in one file each, and tied in shards."""
     root = tmp_path_factory.mktemp("whole")
     sink = {"model.layers": {"softmax": {"sink": True}}}
     for name, changes in (("tied", runs.STANDARD), ("granite", {}), ("own", sink)):
@@ -39,7 +39,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
-    """Changes keys of config.json; None takes a key out."""
+    """Changes keys of config.json; None removes a key."""
 
     def change(path: Path) -> None:
         values = json.loads((path / "config.json").read_text()) | changes
@@ -219,7 +219,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_bad_folder(llama: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_a_bad_folder_is_refused(llama: dict[str, Path], tmp_path: Path, name: str) -> None:
     kind, damage, message = DAMAGES[name]
     source = tmp_path / "source"
     shutil.copytree(llama[kind], source)
@@ -230,8 +230,8 @@ def test_a_bad_folder(llama: dict[str, Path], tmp_path: Path, name: str) -> None
     assert [path.name for path in tmp_path.iterdir() if path != source] == []
 
 
-def test_harmless_differences(llama: dict[str, Path], tmp_path: Path) -> None:
-    """A head saved although it is tied, buffers of old versions, keys that say the default."""
+def test_harmless_differences_are_accepted(llama: dict[str, Path], tmp_path: Path) -> None:
+    """A tied head that is saved, buffers of old versions and keys at their defaults do no harm."""
     source = tmp_path / "source"
     shutil.copytree(llama["tied"], source)
     buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -246,7 +246,7 @@ def test_harmless_differences(llama: dict[str, Path], tmp_path: Path) -> None:
     assert got.digest[norm] == given.digest[norm]
 
 
-def test_what_exists_is_kept(llama: dict[str, Path], tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(llama: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="run exists; remove it or name a new folder"):
         runs.imported(llama["tied"], tmp_path / "run")
@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_is_not_exported(llama: dict[str, Path], tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_weights_alone_are_no_run_to_resume(llama: dict[str, Path]) -> None:
+def test_weights_alone_cannot_be_resumed(llama: dict[str, Path]) -> None:
 
     path = checkpoint.locate(llama["run_tied"])
     built = build_lib.local(checkpoint.read_config(path))
@@ -276,8 +276,10 @@ def test_weights_alone_are_no_run_to_resume(llama: dict[str, Path]) -> None:
         checkpoint.restore(path, built.abstract_state)
 
 
-def test_what_an_import_tells(llama: dict[str, Path], tmp_path: Path) -> None:
-    """Numbers that are none; start tokens, which texts here have not; null is the default."""
+def test_an_import_notes_what_it_ignores(llama: dict[str, Path], tmp_path: Path) -> None:
+    """Notes are printed on values that are not finite and on start tokens, which are not used here.
+    null means the default.
+    """
     source = tmp_path / "source"
     shutil.copytree(llama["granite"], source)
     weights(lambda t: t.update({HEAD: t["model.embed_tokens.weight"].copy()}))(source)
@@ -301,8 +303,8 @@ def test_what_an_import_tells(llama: dict[str, Path], tmp_path: Path) -> None:
     assert notes[0].startswith("tokenizer.json puts [256] before texts; here no text begins")
 
 
-def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    """And nothing of living ones, or of other folders."""
+def test_leftovers_of_killed_imports_are_removed(tmp_path: Path) -> None:
+    """What live processes and other folders own stays."""
     with subprocess.Popen(["true"]) as gone:
         pass
     left = [f".a.b.{pid}.partial" for pid in (gone.pid, os.getpid(), 10**30)]
@@ -327,8 +329,10 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_folders_that_cannot_be_compared(llama: dict[str, Path], tmp_path: Path) -> None:
-    """Told without transformers."""
+def test_folders_that_cannot_be_compared_are_refused(
+    llama: dict[str, Path], tmp_path: Path
+) -> None:
+    """They are refused without importing transformers."""
     verify.check(llama["tied"], 257, ["a"])
     for path, size, prompt, message in (
         (tmp_path / "none", 257, "a", "none: no such folder"),
@@ -341,7 +345,7 @@ def test_folders_that_cannot_be_compared(llama: dict[str, Path], tmp_path: Path)
             verify.check(path, size, [prompt])
 
 
-def test_a_logit_that_is_none_is_not_within() -> None:
+def test_a_logit_that_is_not_finite_is_not_within_a_tolerance() -> None:
     zeros = np.zeros((2, 3))
     found = verify.Comparison("", 2, 0.0, 0.0, 0.0, 1.0, True, 0, 0, [])
     for broken in (np.nan, np.inf):

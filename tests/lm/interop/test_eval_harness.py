@@ -1,5 +1,5 @@
-"""The harness through our adapter against our own tasks and scorer, on three local tasks, and
-generation.
+"""lm-evaluation-harness, through our adapter, agrees with our own tasks and scorer on three local
+tasks, and with our own generation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def loaded() -> Loaded:
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The adapter's module, the harness's evaluator and its tasks, all offline."""
+    """The modules of the adapter and of the harness's evaluator and tasks, all offline."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -61,7 +61,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def evaluate(harness: Any, folder: Path, records: Sequence[Any], task: dict[str, Any]) -> Any:
-    """What the harness finds of one task over `records`: its metrics, its samples in order."""
+    """Runs one task of the harness over `records`; returns its metrics and its samples in order."""
     data = asked.write(folder / "data.jsonl", records)
     local = {"task": "local", "dataset_path": "json", "test_split": "test"}
     local["dataset_kwargs"] = {"data_files": {"test": data}}  # pyright: ignore[reportArgumentType]
@@ -94,7 +94,7 @@ def scored(question: Any, items: Any) -> Any:
 
 
 def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
-    """A context without text, one that ends in a space, and one too long are among them."""
+    """The contexts include an empty one, one that ends in white space, and one that is too long."""
     lines = asked.questions(24, choices=(4, 3))
     for line in lines:
         if line["doc_id"] == 3:
@@ -133,7 +133,7 @@ def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
 
 
 def test_lambada(harness: Any, tmp_path: Path) -> None:
-    """The words, line ends before them included."""
+    """The last words are scored, with line breaks before them."""
     texts = ["The cat sat down", "Who was\nthere, then", "What is the pass \n\nkey", "a  b"]
     records = [{"text": text} for text in texts]
     question = Lambada(path=asked.write(tmp_path / "own.jsonl", records))
@@ -157,7 +157,7 @@ def test_lambada(harness: Any, tmp_path: Path) -> None:
 
 
 def test_rolling_bits_per_byte(harness: Any, tmp_path: Path) -> None:
-    """Each token but a text's first is scored once, windows as the harness cuts them."""
+    """Each token but the first of a text is scored once, in the windows that the harness cuts."""
     metrics, samples = evaluate(
         harness,
         tmp_path,
@@ -198,7 +198,9 @@ def greedy(prompts: Sequence[Sequence[int]], num: int) -> list[list[int]]:
 
 
 def test_generate_until(harness: Any) -> None:
-    """Prompts of several lengths, one of them too long; what ends a continuation is not in it."""
+    """Prompts have several lengths, and one is too long. A continuation ends before its stop
+    string.
+    """
     prompts = ["What is", "The pass key is", "y" * 60, "Who"] * 5
     model = harness.adapter.EspalierLM(loaded())
     tokenizer = planted.tokenizer("bytes")
@@ -223,8 +225,8 @@ def test_generate_until(harness: Any) -> None:
         ask(until=[], max_gen_toks=8, num_beams=4)
 
 
-def test_greedy_is_told(harness: Any) -> None:
-    """A continuation that the model would write, and one that it would not at its last token."""
+def test_loglikelihood_says_whether_a_continuation_is_greedy(harness: Any) -> None:
+    """One continuation is greedy; the other differs from it in the last token."""
     model = harness.adapter.EspalierLM(loaded())
     tokenizer = planted.tokenizer("bytes")
     prompts = [letter * 3 for letter in "abcdefghijklmnop"]
@@ -239,8 +241,8 @@ def test_greedy_is_told(harness: Any) -> None:
         assert [greedily for _, greedily in answers] == [True, False]
 
 
-def test_a_token_over_the_join_is_scored(harness: Any) -> None:
-    """The numbers are those of our own scorer on our own rows; every request has one."""
+def test_a_token_across_the_join_is_scored(harness: Any) -> None:
+    """Every request has a score, which equals that of our own scorer on our own rows."""
     tokenizer = planted.tokenizer("bpe")
     pairs = [("The pa", "ss"), ("Remem", "ber it."), ("pas", "s"), ("What is the", " pass key")]
     joined = [len(tokenizer.encode(a + b)) <= len(tokenizer.encode(a)) for a, b in pairs]
@@ -270,7 +272,7 @@ def test_templates_are_confined(harness: Any, monkeypatch: pytest.MonkeyPatch) -
     assert harness.utils.apply_template(template, {"a": " ab ", "x": ["d", "e"]}) == "acd e\n"
 
 
-def test_what_cannot_be_scored(harness: Any) -> None:
+def test_requests_that_cannot_be_scored_are_refused(harness: Any) -> None:
     model = harness.adapter.EspalierLM(loaded(), max_length=10)
     ask = lambda *args: model.loglikelihood([SimpleNamespace(args=args)])
     assert ask("", "ab")[0][0] < 0

@@ -1,4 +1,4 @@
-"""Nothing in a folder of tasks is executed: what would be is refused, with its file and line."""
+"""Nothing in a folder of tasks is executed: code is refused, with its file and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ again: *a
 doc_to_text: "{{question}} !function inside a text"
 metric_list: [{metric: acc, higher_is_better: true, weight: 1.5, none: null, day: 2024-01-01}]
 """
-# Files of the folder tasks (../ is beside it), and what is told; "": nothing.
+# Files of the folder tasks (../ is beside it), and part of the error; "": there is no error.
 FOLDERS: list[tuple[dict[str, str], str]] = [
     ({"a.yaml": DATA}, ""),
     ({"a.yaml": ""}, ""),

@@ -1,4 +1,4 @@
-"""Which key of a config.json is read, where several say the same: as transformers 5.24 does.
+"""Which key of a config.json is read where several say the same; transformers 5.24 decides.
 
 The numbers expected are those of its LlamaConfig after `standardize_rope_params`;
 tests/interop/test_keys.py asks the library itself, for more of them.
@@ -35,7 +35,7 @@ LINEAR = {"type": "linear", "factor": 3.0}
 PLAIN = {"rope_type": "default", "rope_theta": 77.0}
 LONGEST, ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
 
-# Keys (...: absent), RoPE's base and scaling, what is named as ignored.
+# Keys (...: absent), the base and scaling of RoPE, and the keys that are named as ignored.
 READ: list[tuple[dict[str, Any], float, tuple[float, ...], list[str]]] = [
     ({}, 1e4, (), []),
     ({"rope_theta": 55.0}, 55.0, (), []),

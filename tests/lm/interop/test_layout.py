@@ -1,4 +1,4 @@
-"""The arithmetic of an 8 B model, without its bytes; shards; the memory of a 1 B one, measured."""
+"""The sizes of an 8 B model without its bytes, shards, and the measured memory of a 1 B model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ GIB = 2**30
 
 
 def entries(hf: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], list[layout.Entry]]:
-    """Our leaves and their tensors."""
+    """Our leaves and the tensors of transformers that fill them."""
     values = hf_config.from_transformers(hf, get_config().to_dict(), Path("config.json"))
     values["data"]["tokenizer"] |= {"path": "tokenizer.json"}
     built = build_lib.local(from_mapping(values))
@@ -54,8 +54,8 @@ def entries(hf: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], list[layout
 
 
 def test_a_model_of_8b_fits_in_24_gib() -> None:
-    """Names and sizes are those of the published Llama 3 8B (8,030,261,248 parameters, 16.06 GB);
-    what import and export hold at once, by their docstrings.
+    """Names and sizes are those of the published Llama 3 8B (8,030,261,248 parameters, 16.06 GB).
+    The bounds are what the docstrings of import and export say that they hold at once.
     """
     leaves, found = entries(LLAMA_8B)
     shapes = {entry.name: entry.shape for entry in found}
@@ -72,12 +72,14 @@ def test_a_model_of_8b_fits_in_24_gib() -> None:
     assert max(held) <= 4e9
     assert all(a + sizes[part[0]] > 4e9 for a, part in zip(held, parts[1:], strict=False))
     largest = max(map(math.prod, leaves.values()))
-    assert sum(sizes.values()) + 2 * largest < 18.5 * GIB  # read: all, and a leaf if it is copied
-    assert (4 + 2) * largest + max(held) < 15 * GIB  # written: a leaf, as it is read, a shard
+    assert sum(sizes.values()) + 2 * largest < 18.5 * GIB  # import: all, and a leaf if it is copied
+    assert (4 + 2) * largest + max(held) < 15 * GIB  # export: a leaf, its source, a shard
 
 
 def test_headers_of_8b(tmp_path: Path) -> None:
-    """Files of the right length that hold a header and no more: what is read before any tensor."""
+    """Headers are read before any tensor: the files have the right length and hold a
+    header alone.
+    """
     _, found = entries(LLAMA_8B)
     sizes = {entry.name: 2 * math.prod(entry.shape) for entry in found}
     shapes = {entry.name: entry.shape for entry in found}
@@ -104,7 +106,9 @@ def test_headers_of_8b(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16])
 def test_a_digest_in_parts(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of large arrays on a CPU: the sum that is recorded, by its definition."""
+    """Large arrays on a CPU are summed in parts, and the digest equals the sum by its
+    definition.
+    """
     array = np.random.default_rng(0).standard_normal((3, 8, 40)).astype(dtype)
     bits = array.astype(np.float32).view(np.uint32).reshape(-1).astype(object)
     wanted = int(sum(bits * (2 * np.arange(bits.size).astype(object) + 1)) % 2**32)
@@ -115,7 +119,7 @@ def test_a_digest_in_parts(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_leaf_holds_every_tensor_once() -> None:
-    """Every element of every leaf but the padding is written by exactly one tensor."""
+    """Exactly one tensor writes each element of each leaf, except for padding."""
     tiny = LLAMA_8B | {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -158,7 +162,7 @@ finally:
 
 
 def measured(module: str, *arguments: str) -> float:
-    """GiB of memory at most that a command of launch took."""
+    """The peak memory of a command of launch, in GiB."""
     code = MEASURED.format(module=module)
     command = [sys.executable, "-c", code, *arguments]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -170,7 +174,7 @@ def measured(module: str, *arguments: str) -> float:
 
 
 def write_random(path: Path, hf: dict[str, Any], limit: int) -> int:
-    """A folder of random bfloat16 weights; its number of parameters."""
+    """Writes a folder of random bfloat16 weights; returns the number of parameters."""
     _, found = entries(hf)
     rng = np.random.default_rng(0)
     sizes = {entry.name: 2 * math.prod(entry.shape) for entry in found}
@@ -187,8 +191,8 @@ def write_random(path: Path, hf: dict[str, Any], limit: int) -> int:
 
 @pytest.mark.slow
 def test_memory_of_a_1b_model(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Import holds all weights in 16 bits; export a leaf as stored and as float32, and a shard;
-    each beside 1 GiB for the process. Exported again as bfloat16, every tensor is as it was.
+    """Import holds all weights in 16 bits. Export holds a leaf as stored and as float32, and a
+    shard. Each takes 1 GiB more for the process. Every tensor is unchanged after import and export.
     """
     from lm.data import tokenizers
     from lm.interop import hf_tokenizer

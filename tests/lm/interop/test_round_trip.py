@@ -1,4 +1,6 @@
-"""A run to a Hugging Face folder and back is the same model, in every storage."""
+"""A run that goes to a Hugging Face folder and back is the same model, in every dtype and
+layout.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from tests.lm.mixers.layer import relative_error
 ROWS = [[5, 200, 31, 7, 7, 256, 90, 3, 44]]
 STRETCHED = {"softmax": {"mixer": "softmax", "rope_scaling": (8.0, 1.0, 4.0, 16.0)}}
 
-# Changes to the tiny run, the class it becomes, and keys of its config.json.
+# Changes to the tiny run, the architecture it is exported as, and keys of its config.json.
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "llama, tied": (
         runs.STANDARD,
@@ -97,7 +99,7 @@ COMPUTED = ("llama, stretched rope", "granite, any numbers", "groups of layers")
 
 
 def function(loaded: Loaded) -> tuple[Any, ...]:
-    """What a softmax model computes with its parameters."""
+    """What a softmax model computes from its parameters, as plain values."""
     mixer, found = loaded.model.groups[0].blocks[0].mixer, loaded.model.context
     factors = (found.multipliers.width, found.multipliers.embedding, found.multipliers.residual)
     options = {**mixer.op_options(), "theta": mixer.rope_theta, "scaling": mixer.rope_scaling}
@@ -126,7 +128,7 @@ def test_the_same_model_comes_back(tmp_path: Path, name: str) -> None:
 
 
 def test_shards_and_bfloat16(tmp_path: Path) -> None:
-    """Rounded once on the way out, and then bit for bit; stored here as it came."""
+    """The export rounds once; the import then equals it bit for bit and records bfloat16."""
     runs.create(tmp_path / "run", runs.STANDARD)
     runs.exported(tmp_path / "run", tmp_path / "out", dtype="bfloat16", max_shard_size="20KB")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -183,7 +185,9 @@ OWN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_transformers_has_not_goes_to_a_folder_of_our_own(tmp_path: Path, name: str) -> None:
+def test_a_model_that_transformers_lacks_is_exported_in_our_format(
+    tmp_path: Path, name: str
+) -> None:
     changes, reason = OWN[name]
     built = runs.create(tmp_path / "run", changes)
     done = runs.exported(tmp_path / "run", tmp_path / "out", max_shard_size="30KB")
@@ -197,8 +201,10 @@ def test_what_transformers_has_not_goes_to_a_folder_of_our_own(tmp_path: Path, n
     assert after.tokenizer.sha256 == before.tokenizer.sha256
 
 
-def test_an_imported_folder_names_an_experiment_that_goes_on(tmp_path: Path) -> None:
-    """It is the configuration of the import, with init_from; the tokenizer is found beside it."""
+def test_an_import_writes_an_experiment_that_goes_on(tmp_path: Path) -> None:
+    """experiment.py is the configuration of the import with init_from; the tokenizer is
+    beside it.
+    """
     runs.create(tmp_path / "run", runs.STANDARD)
     runs.exported(tmp_path / "run", tmp_path / "out")
     found = runs.imported(tmp_path / "out", tmp_path / "back")
@@ -219,7 +225,9 @@ def test_an_imported_folder_names_an_experiment_that_goes_on(tmp_path: Path) -> 
 
 
 def test_an_imported_model_is_exported_as_it_came(tmp_path: Path) -> None:
-    """Longest position, token ids and the tokenizer's files, which our configuration has not."""
+    """Longest position, token ids and tokenizer files are kept, though our configuration lacks
+    them.
+    """
     runs.create(tmp_path / "run", runs.STANDARD)
     runs.exported(tmp_path / "run", tmp_path / "out", longest=4096)
     source = tmp_path / "out" / "config.json"
@@ -235,7 +243,9 @@ def test_an_imported_model_is_exported_as_it_came(tmp_path: Path) -> None:
 
 
 def test_scale_and_stretched_rope_of_the_mixer() -> None:
-    """Llama 3.1's frequencies, as its paper's three cases: fast kept, slow divided, a ramp."""
+    """Llama 3.1 keeps fast frequencies, divides slow ones and has a ramp between, as in
+    its paper.
+    """
     mixer = tiny.create({"model.pattern": "softmax", "model.layers": STRETCHED}).model.groups[0]
     options = mixer.blocks[0].mixer.op_options()
     assert options["scale"] == 0.125
@@ -245,7 +255,7 @@ def test_scale_and_stretched_rope_of_the_mixer() -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_sections_of_the_first_format_are_read(number: int) -> None:
-    """They have no keys for what every model then was made of."""
+    """They lack the keys that did not exist then."""
     built = tiny.create()
     hf = exporting.to_own(built, 64)
     hf["espalier"]["format"] = number

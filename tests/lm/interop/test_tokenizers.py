@@ -1,4 +1,4 @@
-"""Exported tokenizers give our ids to the `tokenizers` package."""
+"""An exported tokenizer gives the same ids in the `tokenizers` package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trained(size: int) -> Tokenizer:
 
 
 def ranks(folder: Path) -> str:
-    """A .tiktoken file of the merges that were learned."""
+    """Writes a .tiktoken file of the learned merges."""
     path = folder / "trained.json"
     trained(330).save(path)
     found = hf.Tokenizer.from_str(hf_tokenizer.payload(path))

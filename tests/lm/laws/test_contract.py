@@ -1,5 +1,5 @@
-"""What every law is, found by listing the folder: its defaults are the published constants, and its
-equations have the derivatives that they say.
+"""What every law in the folder must be: its defaults are the published constants, and the
+derivatives of its equations are right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EQUATIONS = [
 ]
 # The method of a law that predicts a column; its arguments are the columns that it reads.
 METHODS = {"learning_rate": "rate", "batch_tokens": "batch", "loss": "loss"}
-# Of each column, where the laws live.
+# The domain of each column.
 RANGES = {
     "tokens": (1e9, 1e11),
     "batch_tokens": (1e5, 1e6),
@@ -54,7 +54,7 @@ def test_the_defaults_are_published(name: str) -> None:
         if constant.low is not None and constant.high is not None:
             assert constant.low <= constant.value <= constant.high
     numbers = [f for f in dataclasses.fields(law) if isinstance(f.default, int | float)]
-    if name == "batch_rate":  # the noise scale is the run's own
+    if name == "batch_rate":  # each run has its own noise scale
         numbers = [f for f in numbers if f.name != "noise_batch"]
     for field in numbers:
         assert law.constant(field.name).value == field.default, field.name
@@ -62,7 +62,7 @@ def test_the_defaults_are_published(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "equation"), EQUATIONS)
 def test_an_equation_is_the_law(name: str, equation: Equation) -> None:
-    """What a fit predicts is what the law's own method gives."""
+    """A fit predicts what the law's own method gives."""
     law = LAWS.find(name, "law")()
     data = columns(equation)
     theta = equation.to_theta(dataclasses.asdict(law) | {"E": getattr(law, "E", 0) or 1e-300})
@@ -77,7 +77,7 @@ def test_an_equation_is_the_law(name: str, equation: Equation) -> None:
 
 @pytest.mark.parametrize(("name", "equation"), EQUATIONS)
 def test_derivatives(name: str, equation: Equation) -> None:
-    """Against central differences; several theta at once."""
+    """Derivatives equal central differences, for several theta at once."""
     law = LAWS.find(name, "law")()
     data = columns(equation)
     start = equation.to_theta(dataclasses.asdict(law) | {"E": getattr(law, "E", 0) or 0.5})
@@ -93,7 +93,7 @@ def test_derivatives(name: str, equation: Equation) -> None:
 
 
 @pytest.mark.parametrize("name", LAWS.names())
-def test_outside_the_domain_is_said(name: str) -> None:
+def test_a_value_outside_the_domain_is_named(name: str) -> None:
     law = LAWS.find(name, "law")
     for constant in law.published:
         for key, (low, high) in constant.domain.items():
@@ -106,7 +106,7 @@ def test_outside_the_domain_is_said(name: str) -> None:
     assert law.outside() == ()
 
 
-def test_a_law_outside_its_domain() -> None:
+def test_a_law_names_every_column_outside_its_domain() -> None:
     power = LAWS.find("power", "law")
     assert power.outside(tokens=1e10, batch_tokens=1e6) == ()
     message = power.outside(tokens=1e6, batch_tokens=8192.0)

@@ -62,8 +62,8 @@ def test_compute_is_kaplan() -> None:
 
 
 def test_sums_of_the_printed_cosine() -> None:
-    """Peak 2e-4, 20,000 steps, 500 of warmup: S1 = 2.0501, S2 = 0.19747; of a constant rate S2 is
-    0, its warmup included.
+    """A peak of 2e-4 and 20,000 steps with 500 of warmup give S1 = 2.0501 and S2 = 0.19747. A
+    constant rate with a warmup gives S2 = 0.
     """
     s1, s2 = annealing.sums(cosine(2e-4, 20_000, 500), 0.999)
     assert f"{s1[-1]:.4f}" == "2.0501"
@@ -112,7 +112,7 @@ def test_multi_power_is_its_double_sum() -> None:
     np.testing.assert_array_equal(law.curve(rates)[[0, 89]], law.curve(rates, [1, 90]))
 
 
-def test_multi_power_of_a_rate_of_zero() -> None:
+def test_multi_power_is_finite_at_a_rate_of_zero() -> None:
     rates = np.array([1e-3, 1e-3, 0.0, 0.0])
     found = MultiPower().curve(rates)
     assert np.isfinite(found).all()
@@ -139,7 +139,7 @@ def test_average_parameters(shape, sparsity: float, kept: float) -> None:
 
 
 def test_average_over_compute() -> None:
-    """Against tokens counted in small steps of compute; pruned models see more tokens."""
+    """It equals a sum over small steps of compute; pruned models see more tokens."""
     law = AverageParameters()
     c = (np.arange(100_000) + 0.5) / 100_000
     tokens = 1 / law.kept(c, 0.8, "cubic")

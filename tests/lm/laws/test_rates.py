@@ -14,7 +14,7 @@ from lm.mapping import UserError
 
 
 def digits(value: float, printed: str) -> None:
-    """`value` rounds to the digits that are printed."""
+    """Asserts that `value` rounds to the printed digits."""
     mantissa = printed.lower().split("e")[0]
     places = len(mantissa.replace("-", "").replace(".", "").lstrip("0"))
     assert f"{value:.{places - 1}e}" == f"{float(printed):.{places - 1}e}"
@@ -48,7 +48,7 @@ def test_knees_of_power(beta: int, knee: str) -> None:
 def test_rates_of_power(tokens: float, rate: str) -> None:
     law = Power()
     digits(law.rate(1024 * 4096.0, tokens), rate)
-    # Whatever the length of the sequences, and in proportion to the batch.
+    # The rate is proportional to the batch in tokens and does not depend on the sequence length.
     assert law.rate(512 * 8192.0, tokens) == law.rate(1024 * 4096.0, tokens)
     assert law.rate(2048 * 4096.0, tokens) == pytest.approx(2 * float(rate), rel=1e-6)
 
@@ -97,7 +97,7 @@ def test_critical_batch() -> None:
 
 
 def test_time_against_data() -> None:
-    """(S/S_min - 1)(E/E_min - 1) = 1, and the critical batch is E_min / S_min."""
+    """(S/S_min - 1)(E/E_min - 1) = 1, with E_min / S_min the critical batch."""
     for batch in (10.0, 300.0, 1e4):
         steps, examples = steps_at(batch, 200.0, 300.0), examples_at(batch, 6e4, 300.0)
         assert examples == pytest.approx(steps * batch)
@@ -168,7 +168,7 @@ def test_rules_that_are_refused(call, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_adam_follows_its_equation() -> None:
+def test_adam_settings_scale_by_the_sde_rule() -> None:
     made = adam_sde(AdamSettings(1e-3, 0.9, 0.95, 1e-8), 4.0)
     assert made == pytest.approx((2e-3, 0.6, 0.8, 5e-9))
     back = adam_sde(made, 0.25)

@@ -1,4 +1,4 @@
-"""What a source of files comes to, for the tests of readers."""
+"""Reads a source of files, for the tests of readers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lm.config import SourceConfig
 from lm.data import documents, sources
 from lm.data.sources import LeftOut
 
-END = 0  # the id that ends a text, of files of tokens
+END = 0  # the end-of-text id in token files
 
 
 def read(path: object, **changes: Any) -> tuple[list[tuple[str, Any]], dict[str, int]]:
-    """(key, text or ids) of every document, and what was left out by reason."""
+    """(key, text or ids) of every document, and how many were left out for each reason."""
     values = {"path": str(path), "text_key": "text", "weight": 0.0, "valid_fraction": 1.0}
     source = SourceConfig(**(values | {"token_dtype": "", "max_tokens": 0} | changes))
     corpus = dataclasses.replace(sources.create("s", source), end_of_text=END)
@@ -34,7 +34,7 @@ def read(path: object, **changes: Any) -> tuple[list[tuple[str, Any]], dict[str,
 
 
 def write(path: Path, content: bytes) -> Path:
-    """The content, packed as the name says."""
+    """Writes the content, packed as the file name says."""
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)
     if path.suffix == ".zst":

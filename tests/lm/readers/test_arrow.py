@@ -33,7 +33,9 @@ def test_both_formats_and_several_batches(tmp_path: Path, is_file: bool) -> None
 
 
 def test_text_in_every_form(tmp_path: Path) -> None:
-    """Strings and bytes, their dictionaries and views; what is not UTF-8 is counted."""
+    """Strings and bytes, their dictionaries and views are read; text that is not UTF-8 is
+    counted.
+    """
     texts = arrow.array(["a", None, "b", "a"])
     views = arrow.array(["a", "b"]).cast(arrow.string_view())
     binary = texts.cast(arrow.binary())
@@ -60,7 +62,7 @@ def test_text_in_every_form(tmp_path: Path) -> None:
 
 
 def saved(folder: Path, texts: list[str]) -> Path:
-    """A folder as `Dataset.save_to_disk` of datasets 5.2 writes it: two shards and their list."""
+    """Writes a folder as `Dataset.save_to_disk` of datasets 5.2 does: two shards and their list."""
     folder.mkdir(parents=True)
     names = [f"data-{i:05}-of-00002.arrow" for i in range(2)]
     for name, part in zip(names, (texts[:2], texts[2:]), strict=True):
@@ -72,7 +74,7 @@ def saved(folder: Path, texts: list[str]) -> Path:
 
 
 def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
-    """Its files are those that it lists."""
+    """The files that state.json lists are read, and no others."""
     folder = saved(tmp_path / "data", ["one", "two", "three"])
     write(folder / "cache-1.arrow", {"text": ["no"]})
     for path in (folder, f"{folder}/"):
@@ -84,7 +86,7 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
         read(folder)
 
 
-def test_of_several_data_sets_one_is_named(tmp_path: Path) -> None:
+def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "all/train", ["one"])
     (tmp_path / "all/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     words = f"holds several data sets; set path to {tmp_path}/all/train or {tmp_path}/all/test"
@@ -96,7 +98,7 @@ def test_of_several_data_sets_one_is_named(tmp_path: Path) -> None:
 def test_what_datasets_itself_saves(tmp_path: Path) -> None:
     datasets: Any = pytest.importorskip("datasets")
     texts = [f"text {i}" for i in range(9)]
-    # Given a fingerprint it hashes no data, which dill cannot do with pyarrow 26.
+    # With a fingerprint given, datasets hashes no data; dill cannot hash it with pyarrow 26.
     made = datasets.Dataset(arrow.table({"text": texts}), fingerprint="made")
     made.save_to_disk(str(tmp_path / "one"), num_shards=2)
     assert [text for _, text in read(tmp_path / "one")[0]] == texts

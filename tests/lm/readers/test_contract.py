@@ -1,4 +1,4 @@
-"""What holds of every reader: endings of its own, packing, empty files, and damage in one line."""
+"""What every reader does: its own endings, packing, empty files, and damage in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEMBERS = dict(zip(READERS.names(), readers.every(), strict=True))
 
 
 def message(path: Path) -> str:
-    """What is said of a file that cannot be read; of one that can, how much is counted."""
+    """The error, if a file cannot be read, or the counts, if it can."""
     try:
         found, left_out = read(path, token_dtype="uint16")
     except UserError as error:
@@ -24,7 +24,7 @@ def message(path: Path) -> str:
     return f"{len(found)} documents {left_out}"
 
 
-def test_no_ending_is_of_two_readers() -> None:
+def test_no_two_readers_share_an_ending() -> None:
     endings = [ending for reader in readers.every() for ending in reader.endings]
     assert len(set(endings)) == len(endings)
     for reader in readers.every():
@@ -58,7 +58,7 @@ def test_damage_is_one_line_or_counted(tmp_path: Path, name: str, content: bytes
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
 def test_packed_files(tmp_path: Path, packing: str) -> None:
-    """Also of several parts, one after the other, as parallel packers write them."""
+    """Files of several concatenated parts, as parallel packers write them, are read too."""
     pytest.importorskip("pyarrow")
     contents = {
         "a.txt": b"packed",

@@ -22,7 +22,7 @@ def test_an_array_of_objects(tmp_path: Path, indent: int | None) -> None:
 
 
 def test_lines_under_another_name(tmp_path: Path) -> None:
-    """As C4 has them; a line that is damaged is counted, and none is read whole."""
+    """C4 names its files so. A damaged line is counted, and the file is read line by line."""
     lines = [json.dumps(record) for record in RECORDS]
     path = write(tmp_path / "x.json.gz", "\n".join(["", *lines, "{"]).encode())
     found, left_out = read(path)

@@ -1,4 +1,4 @@
-"""Long lines are read as short ones are, in bounded memory."""
+"""Long lines are read like short ones, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lm.readers import _long_lines as long_lines
 
 @pytest.mark.parametrize("seed", range(4))
 def test_long_lines_are_read_as_short_ones(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Escapes, pairs of surrogates and letters of several bytes on every side of a cut."""
+    """Escapes, surrogate pairs and letters of several bytes lie across the cuts and beside them."""
     monkeypatch.setattr(long_lines, "_PIECE", 11)
     monkeypatch.setattr(long_lines, "LONG_STRING", 8)
     rng = random.Random(seed)
@@ -82,7 +82,7 @@ print(store.meta["bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 
 def test_a_document_of_300_megabytes_takes_less_than_one_gigabyte(
     tmp_path: Path, name: str
 ) -> None:
-    """Of letters that a string of Python keeps in four bytes each."""
+    """The text has letters that a Python string keeps in four bytes each."""
     part = "the quick brown fox 🎉 jumps over été and 日本 " * 20_000
     times = 300_000_000 // len(part.encode())
     begin, middle, end = ("", part, "")

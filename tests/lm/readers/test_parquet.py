@@ -32,7 +32,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_rows_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
-    """Of either width of offsets, among good rows, with ids."""
+    """The columns have 32-bit or 64-bit offsets, good rows among the bad, and ids."""
     arrow = pytest.importorskip("pyarrow")
     for kind in (arrow.string(), arrow.large_string()):
         binary = arrow.binary() if kind == arrow.string() else arrow.large_binary()
@@ -57,7 +57,9 @@ def test_parquet_has_strings_in_several_forms(tmp_path: Path) -> None:
 
 
 def test_parquet_ids_of_any_kind(tmp_path: Path) -> None:
-    """Strings and whole numbers are ids; what pyarrow cannot give as a value takes no row along."""
+    """Strings and integers are ids. A row whose id is null or has no Python value keeps
+    its text.
+    """
     arrow = pytest.importorskip("pyarrow")
     kinds = {
         ("7", "8"): arrow.array([7, 8], arrow.uint64()),
@@ -74,7 +76,7 @@ def test_parquet_ids_of_any_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "id"])
-def test_parquet_with_two_columns_of_a_name(tmp_path: Path, name: str) -> None:
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path, name: str) -> None:
     path = parquet(tmp_path / "t.parquet", {"text": ["a"], "id": ["b"], name + " ": ["c"]})
     with pytest.raises(UserError, match=f"has 2 columns of the name '{name}'; rename all but one"):
         read(path)

@@ -21,7 +21,7 @@ WANTED = [[5, 6, 7], [8], [9, 300, 70]]
 def test_documents_end_with_the_end_of_text(
     tmp_path: Path, dtype: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the file is cut while it is read; several ends are one."""
+    """This holds for every size of read; consecutive ends count as one."""
     monkeypatch.setattr(tokens, "_CHUNK", chunk)
     for first in ([], [END]):
         ids = np.array([*first, *IDS], dtype)
@@ -73,7 +73,7 @@ def config(path: Path, **changes: object) -> DataConfig:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3])
 def test_ids_are_taken_as_they_are(tmp_path: Path, fraction: float) -> None:
-    """The store is that of their text; of one document the last ids are held out."""
+    """The store equals that of the text. The end of a single document is held out."""
     text = "the quick brown fox été\n" * 50
     (tmp_path / "x.txt").write_text(text)
     np.array([*text.encode(), 256], "<u2").tofile(tmp_path / "x.bin")
@@ -111,4 +111,4 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
         (tmp_path / f"{i:02}.txt").write_text("x" * 9)
     changes = {"max_tokens": 45, "valid_fraction": 0.0}
     found = prepare(config(tmp_path / "*.txt", **changes), tmp_path / "data", progress=False)
-    assert found.stores["text"]["train"].meta["tokens"] == 50  # the fifth document reaches them
+    assert found.stores["text"]["train"].meta["tokens"] == 50  # the fifth document reaches 45

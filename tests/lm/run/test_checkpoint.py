@@ -1,4 +1,4 @@
-"""Checkpoints: exact on any mesh, and damage of any kind is noticed, named and survived."""
+"""Checkpoints are exact on any mesh; damage of any kind is detected, named and survived."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def truncate(path: Path) -> None:
 
 
 def edited(item: Path, old: str, new: str) -> None:
-    """Other values, as valid as the old ones."""
+    """Replaces a value by another valid one."""
     text = (item / "metadata").read_text()
     assert old in text
     (item / "metadata").write_text(text.replace(old, new, 1))
@@ -101,7 +101,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
 
 
 def test_all_checkpoints_damaged(lab: Lab, tmp_path: Path) -> None:
-    """One line, and nothing is lost: the next launch says the same, it does not start anew."""
+    """The error is one line and nothing is lost: the next launch says the same and does not start a
+    new run.
+    """
     workdir = copy(lab.whole, tmp_path / "run")
     for step in checkpoint.steps(workdir):
         flip(largest(stored(workdir, step) / "state"))
@@ -119,7 +121,7 @@ def created(changes: dict[str, Any] | None = None, devices: int = 1) -> tuple[An
 
 
 def at(state: TrainState, step: int) -> TrainState:
-    """The state as it is counted after so many steps of 96 tokens in 4 rows."""
+    """The state with its counters set to `step` steps of 96 tokens in 4 rows."""
     words = {"step": np.int32(step), "tokens": count(96 * step), "rows": count(4 * step)}
     placed = {k: jax.device_put(x, getattr(state, k).sharding) for k, x in words.items()}
     return state._replace(**placed)
@@ -136,7 +138,7 @@ def save(workdir: Path, built: Any, state: TrainState, step: int) -> None:
 def test_save_and_restore(tmp_path: Path) -> None:
     built, state = created()
     save(tmp_path, built, state, 3)
-    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # of a process that was killed
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # a killed process leaves it
     with Checkpointer(tmp_path, built.config, built.keeps) as saver:
         assert not (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").exists()
         assert saver.latest == 3
@@ -155,7 +157,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.lm import tiny
-from tests.lm.test_checkpoint import created, save
+from tests.lm.run.test_checkpoint import created, save
 built, state = created({"mesh.data": 2, "mesh.fsdp": 2}, devices=4)
 assert not state.params["embed"]["table"].sharding.is_fully_replicated
 save(Path(sys.argv[1]), built, state, 3)
@@ -174,7 +176,9 @@ def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
 
 
 def test_moments_in_host_memory(tmp_path: Path) -> None:
-    """Saved from there, restored to there, and read by a run that keeps them on its device."""
+    """They are saved from host memory and restored to it, and to a run that keeps them on its
+    device.
+    """
     built, state = created({"optimizer.memory": "host", "mesh.data": 2, "mesh.zero1": True}, 2)
     save(tmp_path, built, state, 3)
     alone, _ = created()
@@ -186,7 +190,7 @@ def test_moments_in_host_memory(tmp_path: Path) -> None:
 
 
 def test_digest() -> None:
-    """Every bit counts, and so does every place."""
+    """The digest depends on every bit and on every place."""
     rng = np.random.default_rng(0)
     array = rng.standard_normal(100).astype(np.float32)
 
@@ -222,7 +226,7 @@ def test_locate(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_notebook_loads_a_run(lab: Lab) -> None:
-    """The model scores as training recorded, and the tokenizer reads what it says."""
+    """The model scores what training recorded, and the tokenizer decodes what it encodes."""
     loaded = lm.load(lab.whole)
     assert (loaded.step, loaded.config) == (STEPS, lab.config())
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("naïve")) == "naïve"
@@ -241,7 +245,9 @@ def test_a_notebook_loads_a_run(lab: Lab) -> None:
 
 
 def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
-    """LM-Infinite on a plain RoPE model: the same within the window, another function beyond."""
+    """LM-Infinite on a plain RoPE model changes nothing within the window, and the
+    function beyond.
+    """
     tokens, ones = np.arange(30, dtype=np.int32)[None], np.ones((1, 30), np.int32)
     hidden = {}
     for window in (0, 30, 8):
@@ -296,7 +302,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(lab: Lab, small_disk: Path) -> None:
-    """One line; what was saved before is whole and the rest is gone; with space the run goes on."""
+    """The error is one line. What was saved before is whole, partial files are deleted, and the run
+    goes on when there is space.
+    """
     workdir = small_disk / "run"
     with pytest.raises(UserError) as caught:
         lab.run(workdir, {"checkpoint.every": "1 steps"})
@@ -311,7 +319,7 @@ def test_a_full_disk(lab: Lab, small_disk: Path) -> None:
 
 
 def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, where nothing may be mounted."""
+    """Like test_a_full_disk, where mounting is not permitted."""
     built, state = created()
     workdir = tmp_path / "run"
     with Checkpointer(workdir, built.config, built.keeps) as saver:
@@ -333,16 +341,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no state", "a flipped bit of the loader"])
-def test_who_asks_for_a_damaged_checkpoint_is_told_a_whole_one(
+def test_the_error_of_a_damaged_checkpoint_names_a_whole_one(
     lab: Lab, tmp_path: Path, damage: str
 ) -> None:
-    """The newest that is: the one before is damaged too. What is named can be loaded."""
+    """The error names the newest whole checkpoint, and it can be loaded. The checkpoint before the
+    damaged one is damaged too.
+    """
     workdir = copy(lab.whole, tmp_path / "run")
     DAMAGES[damage](stored(workdir))
     DAMAGES["a truncated array file"](stored(workdir, DECAY_START))
     abstract = next(iter(lab.builds.values())).abstract_state
     loads = [lambda: checkpoint.restore(stored(workdir), abstract)]
-    loads += [lambda: lm.load(workdir)] if damage == "no state" else []  # no loader is read there
+    loads += [lambda: lm.load(workdir)] if damage == "no state" else []  # it reads no loader
     for load in loads:
         with pytest.raises(UserError) as caught:
             load()
@@ -356,7 +366,7 @@ def test_who_asks_for_a_damaged_checkpoint_is_told_a_whole_one(
 
 
 def test_a_checkpoint_without_digests_of_its_items(lab: Lab, tmp_path: Path) -> None:
-    """As they were written before; one that lacks a part of them is no such checkpoint."""
+    """Older versions wrote no digests. A checkpoint that lacks only some of them is damaged."""
     path = stored(copy(lab.whole, tmp_path / "run"))
     file = path / "meta" / "metadata"
     values = json.loads(file.read_text())
@@ -370,9 +380,11 @@ def test_a_checkpoint_without_digests_of_its_items(lab: Lab, tmp_path: Path) -> 
     assert checkpoint.read_config(path) == lab.config()
 
 
-def test_what_a_killed_run_had_no_time_to_delete_goes(lab: Lab, tmp_path: Path) -> None:
-    """Killed between the commit of a checkpoint and the deletion of the one that it replaces."""
+def test_a_half_deleted_checkpoint_is_removed(lab: Lab, tmp_path: Path) -> None:
+    """A run is killed after it commits a checkpoint and before it has deleted the one it
+    replaces.
+    """
     workdir = copy(lab.whole, tmp_path / "run")
-    shutil.rmtree(stored(workdir, 3) / "state")  # which it had begun
+    shutil.rmtree(stored(workdir, 3) / "state")  # the deletion had begun
     lab.run(workdir, {"checkpoint.keep_last": 1})
     assert checkpoint.steps(workdir) == [DECAY_START, STEPS]

@@ -1,6 +1,6 @@
-"""Every file of a run folder and of its newest checkpoint, damaged in every way, one at a time: a
-run that goes on there says so in one line and stops, or ends with the bits of a run that was not
-damaged. The slow tier takes all of them and prints a table (pytest -s).
+"""Every file of a run folder and of its newest checkpoint is damaged in every way, one at a time. A
+run that resumes there refuses in one line, or ends bit for bit like a run that was not damaged. The
+slow tier takes all damages and prints a table (pytest -s).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm.run.record import WRITTEN
 from tests.lm.lab import DECAY_START, Lab, copy, files, meta, records
 
 NEWEST = Path(checkpoint.FOLDER) / str(DECAY_START)
-NOT_A_COPY = "tensorboard/", ".lock"  # what is shown, and who runs: never read back
+NOT_A_COPY = "tensorboard/", ".lock"  # a run never reads them
 
 
 def flip(file: Path, other: Path, rng: random.Random) -> None:
@@ -64,7 +64,9 @@ DAMAGES: tuple[Callable[[Path, Path, random.Random], None], ...] = (
 
 
 class Row(NamedTuple):
-    """`verdict`: "refused" or "told" in one line, or "same": it is not read, or written anew."""
+    """`verdict` is "refused" (an error of one line), "message" (the run warns and goes on), "same"
+    (the file is not read, or is written again) or "WRONG".
+    """
 
     file: str
     damage: str
@@ -73,8 +75,8 @@ class Row(NamedTuple):
 
 
 def names(workdir: Path) -> list[str]:
-    """Of the files of the run, and of its newest checkpoint; those of arrays, which have random
-    names, in the order of their sizes.
+    """The files of the run and of its newest checkpoint. Array files, which have random names, are
+    in the order of their sizes.
     """
     found = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
     own = [p for p in found if checkpoint.FOLDER not in p.relative_to(workdir).parts]
@@ -86,27 +88,27 @@ def names(workdir: Path) -> list[str]:
 
 
 def theirs(other: Path, name: str) -> Path:
-    """The same file of another run, or, of those with random names, the largest beside it."""
+    """The same file of another run; for a random name, the largest file of that folder."""
     beside = [path for path in (other / name).parent.iterdir() if path.is_file()]
     return max(beside, key=lambda path: (path.name == Path(name).name, path.stat().st_size))
 
 
 @pytest.fixture(scope="module")
 def other(lab: Lab) -> Path:
-    """A run of another seed, of the same length, with a report."""
+    """A run of the same length with another seed and a report."""
     lab.run(lab.root / "other", {"seed": 5}, is_page_written=True)
     return copy(lab.root / "other", lab.root / "other at 9", last=DECAY_START)
 
 
 @pytest.fixture(scope="module")
 def begun(lab: Lab) -> Path:
-    """A run that has three steps left, with a report."""
+    """A run with three steps left and a report."""
     lab.run(lab.root / "reported", is_page_written=True)
     return copy(lab.root / "reported", lab.root / "begun", last=DECAY_START)
 
 
 def facts(workdir: Path) -> dict[str, Any]:
-    """All that a finished run says, but for times and commands."""
+    """Everything that a finished run records, except times and commands."""
     about = json.loads((workdir / "run.json").read_text())
     texts = {name: (workdir / name).read_text() for name in WRITTEN if name != "run.json"}
     steps = checkpoint.steps(workdir)
@@ -116,7 +118,7 @@ def facts(workdir: Path) -> dict[str, Any]:
 
 
 def resumed(lab: Lab, workdir: Path, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
-    """Verdict and what was told, of the run as it is started from a command line."""
+    """Resumes the run as a command line does; returns the verdict and the warnings."""
     caplog.clear()
     try:
         with cli.mistakes_in_one_line():
@@ -130,7 +132,7 @@ def resumed(lab: Lab, workdir: Path, caplog: pytest.LogCaptureFixture) -> tuple[
 def matrix(
     lab: Lab, begun: Path, other: Path, folder: Path, caplog: pytest.LogCaptureFixture, share: int
 ) -> Iterator[Row]:
-    """One damage of `share` at a time, to a copy that is put back afterwards."""
+    """Applies every `share`-th damage to a copy of the run and resumes it, one damage at a time."""
     whole, workdir = facts(lab.whole), copy(begun, folder / "run")
     cases = itertools.product(names(begun), range(len(DAMAGES)))
     for number, (name, place) in itertools.islice(enumerate(cases), 0, None, share):
@@ -143,7 +145,7 @@ def matrix(
 
 
 @pytest.mark.parametrize("share", [17, pytest.param(1, marks=pytest.mark.slow)])
-def test_no_damage_is_accepted_in_silence(
+def test_no_damage_is_accepted_silently(
     lab: Lab,
     begun: Path,
     other: Path,
@@ -172,8 +174,8 @@ def test_no_damage_is_accepted_in_silence(
 def test_no_damage_to_a_checkpoint_is_loaded(
     lab: Lab, begun: Path, other: Path, tmp_path: Path, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who names the checkpoint gets its state, its place and its configuration, or is refused and
-    told which one is whole.
+    """A command that names the checkpoint gets its state, position and configuration, or an error
+    that names a whole checkpoint.
     """
     monkeypatch.setattr(failures, "SETTLE_SECONDS", 0.01)
     workdir = copy(begun, tmp_path / "run")
@@ -200,16 +202,16 @@ def test_no_damage_to_a_checkpoint_is_loaded(
     assert refused >= 40 // share
 
 
-def test_lost_records_are_given_up_as_the_message_says(
-    lab: Lab, begun: Path, tmp_path: Path
-) -> None:
-    """The run ends with the same weights, and run.json and so its report say what is missing."""
+def test_lost_records_can_be_given_up(lab: Lab, begun: Path, tmp_path: Path) -> None:
+    """The run ends with the same weights. run.json, and with it the report, says what is
+    missing.
+    """
     assert '"accept_lost_records"' in (Path(cli.__file__).parent / "train.py").read_text()
     workdir = copy(begun, tmp_path / "run")
     (workdir / metrics.FILE).unlink()
     with pytest.raises(UserError, match="give up the records that are lost: train with --accept_"):
         lab.run(workdir)
-    for _ in range(2):  # the second launch counts on what the first has written
+    for _ in range(2):  # the second launch reads what the first has written
         assert lab.run(workdir, accept_lost_records=True).finished
         assert records(workdir) == records(lab.whole)[DECAY_START:]
         about = json.loads((workdir / "run.json").read_text())
@@ -222,9 +224,9 @@ def test_lost_records_are_given_up_as_the_message_says(
 def test_a_report_of_damaged_files_is_refused(
     lab: Lab, begun: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any flipped bit and any cut: refused in one line, or of no consequence to the page."""
-    monkeypatch.setattr(figures, "draw", lambda runs: [])  # which takes a second
-    workdir = copy(lab.root / "reported", tmp_path / "run")  # all of it is counted on
+    """Any flipped bit and any cut is refused in one line, or does not change the page."""
+    monkeypatch.setattr(figures, "draw", lambda runs: [])  # drawing takes a second
+    workdir = copy(lab.root / "reported", tmp_path / "run")  # the run has a report
     sample = {"step": 9, "kind": "greedy", "prompt": "a", "text": "b"}
     (workdir / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     file, page = workdir / name, tmp_path / "page.html"
@@ -236,6 +238,6 @@ def test_a_report_of_damaged_files_is_refused(
         except UserError as error:
             is_right = "\n" not in str(error)
         else:
-            is_right = shown == whole or name == "samples.jsonl"  # of which nothing has a digest
+            is_right = shown == whole or name == "samples.jsonl"  # samples have no digest
         assert is_right, seed
         file.write_bytes(data)

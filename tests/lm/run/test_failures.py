@@ -1,4 +1,4 @@
-"""Failures of the disk are told in one line; those of other processes are not the disk's."""
+"""A failure of the disk is an error of one line; the loss of a process is not a disk failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
 
 
 def wrapped(cause: Exception) -> None:
-    """As Orbax raises what a thread of its own found."""
+    """Raises as Orbax does, with the error of one of its threads as the cause."""
     raise ValueError("while saving") from cause
 
 
@@ -22,10 +22,10 @@ KINDS = jax.errors.JaxRuntimeError(GLOO), TimeoutError("not all came"), ValueErr
 
 
 @pytest.mark.parametrize("cause", KINDS, ids=lambda error: type(error).__name__)
-def test_a_process_that_is_gone_is_no_mistake(
+def test_a_lost_process_is_not_a_user_error(
     cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends those who wait for it with the status of a loss (lm/parallel/watch.py)."""
+    """Processes that wait for it end with the status of a lost process (lm/parallel/watch.py)."""
     monkeypatch.setattr(failures, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(watch, "count", lambda: 2)
     with pytest.raises(jax.errors.JaxRuntimeError, match="while saving"), RaisedAs(UserError):

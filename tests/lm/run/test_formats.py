@@ -1,4 +1,4 @@
-"""What an earlier format holds is brought to today's; a later one is refused."""
+"""An earlier format is converted to today's; a later format is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tests.lm import tiny
 
 
 def first_format(family: str) -> dict[str, Any]:
-    """A configuration as the first format wrote it: every schedule had the keys of all."""
+    """A configuration in the first format, in which every schedule had the keys of all
+    schedules.
+    """
     values = to_mapping(tiny.config())
     values["schedule"] = {
         "family": family,
@@ -63,13 +65,13 @@ def test_a_branch_of_the_first_format() -> None:
 
 
 @pytest.mark.parametrize("number", [0, formats.FORMAT + 1, "2", None, 2.0, True])
-def test_a_format_that_is_not_known(number: Any) -> None:
+def test_an_unknown_format_is_refused(number: Any) -> None:
     with pytest.raises(UserError, match=rf"x has format {number!r}, this version reads up to"):
         formats.read({"format": number}, "x")
 
 
 @pytest.mark.parametrize("values", [{}, {"schedule": 3, "mesh": {}}, {"format": formats.FORMAT}])
-def test_what_is_not_a_configuration(values: dict[str, Any]) -> None:
+def test_values_that_are_not_a_configuration_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         formats.read(values, "x")
     assert "\n" not in str(caught.value)

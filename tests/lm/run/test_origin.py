@@ -1,4 +1,4 @@
-"""What a run takes over of the checkpoint it starts from, one thing at a time."""
+"""What a run takes from the checkpoint it starts from, one thing at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state(value: str) -> TrainState:
 
 
 class Started(NamedTuple):
-    """What `begin` asks of a build, a saver and a loader."""
+    """What `begin` needs from a build, a saver and a loader."""
 
     abstract_state: Any = None
     config: Any = SimpleNamespace(seed=0)
@@ -83,14 +83,20 @@ def test_what_is_carried_and_nothing_else(carried: origin.Carried, old: set[str]
 
 
 PER_STEP = 96
-# schedule, old steps, new steps, step of the weights -> the step to go back to; None: it may go on
+# schedule, old steps, new steps, step of the weights -> step to go back to; None: the run goes on
 PLANS: list[tuple[dict[str, Any], int, int, int, int | None]] = [
     ({"family": "wsd", "decay": "25 percent"}, 40, 80, 30, None),
-    ({"family": "wsd", "decay": "25 percent"}, 40, 80, 31, None),  # its update was at a factor of 1
+    (
+        {"family": "wsd", "decay": "25 percent"},
+        40,
+        80,
+        31,
+        None,
+    ),  # updated at the full rate
     ({"family": "wsd", "decay": "25 percent"}, 40, 80, 32, 31),
     ({"family": "wsd", "decay": "25 percent"}, 40, 80, 40, 31),
     ({"family": "wsd", "decay": "25 percent"}, 40, 33, 30, 20),  # shortened into its decay
-    ({"family": "wsd", "decay": "25 percent"}, 40, 33, 40, None),  # told elsewhere
+    ({"family": "wsd", "decay": "25 percent"}, 40, 33, 40, None),  # another check refuses it
     ({"family": "wsd", "decay": "25 percent"}, 40, 40, 35, None),
     ({"family": "wsd", "decay": "0 percent"}, 40, 80, 40, None),
     ({"family": "wsd", "decay": "25 percent", "final_ratio": 1.0}, 40, 80, 40, None),
@@ -129,7 +135,7 @@ def test_a_run_is_lengthened_before_its_decay_alone(
 
 
 def test_every_schedule_says_where_its_decay_begins() -> None:
-    """Until that step two plans agree, so that a run may turn into a longer one there."""
+    """Two plans agree until that step, so a run may become a longer one there."""
     for name in SCHEDULES.names():
         known = SCHEDULES.defaults(name, "schedule")
         lengths = {key: "10 steps" for key in ("warmup", "cooldown") if key in known}
@@ -145,14 +151,16 @@ def test_every_schedule_says_where_its_decay_begins() -> None:
 
 
 def command(line: str) -> str:
-    """What a message says to do."""
+    """The command in a message."""
     found = re.search(r"away: (mkdir .*)$", line)
     assert found, line
     return found[1]
 
 
 def test_a_finished_run_is_lengthened_from_where_its_decay_began(lab: Lab, tmp_path: Path) -> None:
-    """Which is kept whatever else is: as the message says, and to the bits of the longer run."""
+    """The checkpoint at the start of the decay is always kept. The message's command works, and the
+    result equals the longer run bit for bit.
+    """
     few = {"checkpoint.every": "5 steps", "checkpoint.keep_last": 1}
     longer = few | {"run.length": f"{2 * STEPS} steps"}
     workdir = tmp_path / "a run"

@@ -1,4 +1,4 @@
-"""The live line: what it says, how often, and that nothing about a run makes it fail."""
+"""The progress line: what it says, how often, and that no kind of run makes it fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUES = {"train/loss": 2.5, "train/bpb": 3.25}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds; a test sets clock[0]."""
+    """The time in seconds, as clock[0], which a test sets."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
@@ -27,7 +27,9 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
-    """One in a twentieth of the run, and the first; 100 tokens in half a second, 1000 steps."""
+    """A line is printed at the first step and each twentieth of the run. The run has 1000 steps of
+    100 tokens and half a second.
+    """
     with TrainingBar(start=0, end=1000, tokens=lambda step: 100 * step) as bar:
         for step in range(1, 1001):
             clock[0] = step / 2
@@ -39,10 +41,10 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], clock: list[float]) -> 
     assert found[-1].endswith("200 tokens/s  0:00 left")
 
 
-def test_evaluations_are_told_when_they_come(
+def test_evaluations_are_printed_when_they_come(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
-    """And the time they take does not count as training."""
+    """The time of an evaluation does not count as training."""
     with TrainingBar(start=0, end=40, tokens=lambda step: 100 * step) as bar:
         for step in range(1, 41):
             is_evaluated = step == 20
@@ -56,10 +58,10 @@ def test_evaluations_are_told_when_they_come(
     assert all("200 tokens/s" in line for line in found[2:] if "eval" not in line)
 
 
-def test_steps_that_are_told_together_do_not_raise_the_rate(
+def test_steps_that_are_reported_together_do_not_raise_the_rate(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
-    """Every second step is told with the one before it, a moment later."""
+    """Every second step is reported a moment after the step before it."""
     with TrainingBar(start=0, end=100, tokens=lambda step: 100 * step) as bar:
         for step in range(1, 101):
             clock[0] = (step + step % 2) / 2 + 1e-6 * step
@@ -72,7 +74,7 @@ def test_steps_that_are_told_together_do_not_raise_the_rate(
 def test_a_terminal_shows_step_and_times_whole(
     width: int, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """The bar of a long run, with numbers as wide as they come."""
+    """The bar is that of a long run, with the widest numbers."""
     written = io.StringIO()
     console = Console(file=written, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
@@ -119,7 +121,7 @@ def test_short_and_resumed_runs(
     assert all(re.match(rf"step \d/{end}  loss nan", line) for line in found)
 
 
-def test_weights_are_told_every_ten_seconds(
+def test_progress_of_weights_is_printed_every_ten_seconds(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
     with WeightsBar("reading", 10**10) as bar:

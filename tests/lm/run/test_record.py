@@ -47,7 +47,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """Told whose it is; free as soon as that process is gone, however it went."""
+    """The error names the process. The folder is free as soon as that process ends, however it
+    ends.
+    """
     workdir = tmp_path / "run"
     with pytest.raises(UserError) as caught, record.locked(workdir):
         pass
@@ -69,7 +71,9 @@ COMMANDS = ("train", "recall", "compare")
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(COMMANDS, 2)))
 def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) -> None:
-    """Nothing is written there; its own command goes on, and in an empty one anybody begins."""
+    """Another command writes nothing there, and its own command goes on. Any command may begin in
+    an empty folder.
+    """
     workdir = tmp_path / "run"
 
     def enter(command: str) -> None:
@@ -133,7 +137,7 @@ def test_another_configuration_is_refused(lab: Lab) -> None:
     assert "\n" not in line
 
 
-def test_what_only_tells_more_may_change(lab: Lab, tmp_path: Path) -> None:
+def test_options_that_do_not_change_the_result_may_change(lab: Lab, tmp_path: Path) -> None:
     free = {
         "run.length": "99 steps",
         "evaluate.every": "1 steps",
@@ -163,10 +167,10 @@ def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", record.WRITTEN)
-def test_a_file_that_was_removed_is_written_anew(
+def test_a_removed_file_is_written_again(
     lab: Lab, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the messages above say to do."""
+    """The messages above say to remove a damaged file."""
     workdir = copy(lab.whole, tmp_path / "run")
     before = (workdir / name).read_text()
     (workdir / name).unlink()
@@ -193,7 +197,7 @@ def test_describe(lab: Lab) -> None:
 def test_a_record_that_cannot_be_written(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that is full from the start: the launcher tells of the error, and the run goes on when
+    """If the disk is full from the start, the error reaches the launcher, and the run goes on when
     there is space.
     """
 

@@ -1,4 +1,4 @@
-"""Constant: a warmup, and then the peak."""
+"""Constant: a warmup, then the peak."""
 
 import numpy as np
 import optax
@@ -16,7 +16,7 @@ def create(**options: object) -> Schedule:
     )
 
 
-def test_it_is_optax_warmup_constant() -> None:
+def test_constant_equals_optax() -> None:
     schedule = create(peak_learning_rate=0.01, warmup="50 steps")
     theirs = optax.warmup_constant_schedule(0.0, 0.01, 50)
     steps = np.arange(0, 3000, 7)

@@ -1,4 +1,4 @@
-"""What every schedule must be, over all files of lm/schedules."""
+"""What every schedule in lm/schedules must be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lm.schedules import Rule, Run, Schedule
 
 TOKENS, PER_STEP = 4096 * 2000, 4096
 
-# Corners of an option by its kind: those that its marks or `problem` refuse are left out.
+# Extreme values of an option by its type. Those that its marks or `problem` refuse are left out.
 FLOATS = (1.2e-38, 1e-10, 1e-4, 0.5, 0.999, 1.0, 30.0, 1e10, 3.4e38)
 DURATIONS = (
     "0 tokens",
@@ -36,7 +36,9 @@ DURATIONS = (
 
 
 def corners(name: str) -> dict[str, list[typing.Any]]:
-    """Values of every option of a schedule, each of which it takes with the others as they are."""
+    """Extreme values of every option that the schedule accepts while the other options are
+    defaults.
+    """
     member = SCHEDULES.find(name, "schedule")
     hints, found = typing.get_type_hints(member), {}
     for field in dataclasses.fields(member):
@@ -66,7 +68,7 @@ def is_taken(name: str, options: dict[str, typing.Any]) -> bool:
 
 
 def cases(name: str) -> list[dict[str, typing.Any]]:
-    """Every corner with the defaults, and 60 combinations of corners."""
+    """Every extreme value with the defaults, and 60 combinations of extreme values."""
     values, random = corners(name), np.random.default_rng(0)
     alone = [{key: value} for key, some in values.items() for value in some]
     mixed = [
@@ -76,7 +78,7 @@ def cases(name: str) -> list[dict[str, typing.Any]]:
 
 
 def spans(rule: Rule, run_tokens: float) -> list[float]:
-    """Lengths in tokens of all that the rule gives a length to, and what each leaves of the run."""
+    """The lengths in tokens of all durations of the rule, and what each leaves of the run."""
     found = [getattr(rule, field.name) for field in dataclasses.fields(rule)]
     lengths = {"run_tokens": run_tokens, "tokens_per_step": PER_STEP}
     own = [x.tokens(**lengths) for x in found if isinstance(x, Duration)]
@@ -84,8 +86,8 @@ def spans(rule: Rule, run_tokens: float) -> list[float]:
 
 
 def check_curve(schedule: Schedule, rule: Rule, run_tokens: float, message: str) -> None:
-    """At all its borders finite, not negative, at most the peak, and without a jump, where the rule
-    is continuous.
+    """At the borders of its phases, the curve is finite, not negative and at most the peak. It does
+    not jump there if the rule is continuous.
     """
     peak = rule.peak_learning_rate
     borders = [x for x in schedule.phases if 2.0**12 <= x < 1e30]
@@ -114,7 +116,7 @@ def jitted(curve: typing.Any, n: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_every_corner_is_a_curve_or_refused(name: str) -> None:
-    """As a run and as a branch, short and long: what `misfit` lets through is a learning rate."""
+    """For runs and branches, short and long, options that `misfit` accepts give a valid curve."""
     curves = 0
     for options, (run_tokens, start) in itertools.product(
         cases(name), [(TOKENS, None), (2.0**60, None), (TOKENS, 0.5 * TOKENS)]
@@ -153,7 +155,7 @@ def test_a_rate_is_a_finite_float32_of_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_a_rate_scales_with_its_peak(name: str) -> None:
-    """What muP and a sweep over rates rely on, in the warmup at least."""
+    """muP and sweeps over rates rely on this, at least in the warmup."""
     n = jnp.float32(PER_STEP)
     low, high = (
         float(
@@ -185,7 +187,7 @@ def test_rates_and_lengths_are_arguments_of_one_program(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_a_run_that_is_resumed_has_the_curve_of_its_configuration(name: str) -> None:
-    """What config.json holds gives the same bits, in parts as in one piece."""
+    """The values in config.json give the same bits; so does a curve evaluated in two parts."""
     rule = SCHEDULES.create({"family": name}, "schedule")
     again = SCHEDULES.create(json.loads(json.dumps(SCHEDULES.to_mapping(rule))), "schedule")
     assert again == rule
@@ -195,8 +197,8 @@ def test_a_run_that_is_resumed_has_the_curve_of_its_configuration(name: str) -> 
 
 
 @pytest.mark.parametrize("name", [x for x in SCHEDULES.names() if x != "power"])
-def test_a_rate_depends_on_tokens_however_they_are_cut_into_steps(name: str) -> None:
-    """But Power's, whose law has the batch in it; sequences and their length it does not see."""
+def test_a_rate_depends_on_tokens_and_not_on_steps(name: str) -> None:
+    """Power is the exception, as its law depends on the batch in tokens, however it is divided."""
     n = np.linspace(0, TOKENS, 64, dtype=np.float32)
     one, other = (create(name, Run(TOKENS, k * PER_STEP)).curve for k in (1, 2))
     np.testing.assert_array_equal(jitted(one, n), jitted(other, n))

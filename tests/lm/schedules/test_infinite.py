@@ -1,4 +1,4 @@
-"""Infinite: its published constants, its shapes in float64, its anneal from any point."""
+"""Infinite: its published constants, its shapes in float64, and annealing from any point."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def create(**options: object) -> Schedule:
 
 
 def test_published_rates() -> None:
-    """3e-4 down to 1.65e-4, constant, down to 3e-5."""
+    """The rate falls from 3e-4 to 1.65e-4, stays constant, and falls to 3e-5."""
     schedule = create(
         peak_learning_rate=3e-4, warmup="1 percent", cooldown="60 percent", decay="25 percent"
     )
@@ -80,7 +80,7 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_phases_that_outgrow_the_run() -> None:
+def test_phases_longer_than_the_run_are_refused() -> None:
     rule = SCHEDULES.create({"family": "infinite", "cooldown": "70 percent"}, "schedule")
     message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
     assert "schedule.cooldown=70 percent and schedule.decay=25 percent take 1050000" in str(message)

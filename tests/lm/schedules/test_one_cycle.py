@@ -1,4 +1,4 @@
-"""One cycle, as optax has it."""
+"""One cycle equals optax's."""
 
 import numpy as np
 import optax
@@ -15,14 +15,14 @@ def create(**options: object) -> Schedule:
     )
 
 
-def test_it_is_optax_cosine_onecycle() -> None:
+def test_one_cycle_equals_optax() -> None:
     schedule = create(peak_learning_rate=0.01)
     theirs = optax.cosine_onecycle_schedule(1000, 0.01)
     for step in (0, 100, 299, 300, 301, 500, 900, 999, 1000, 1100):
         np.testing.assert_allclose(schedule(step * 1000.0), theirs(step), rtol=1e-6, atol=1e-9)
 
 
-def test_a_rise_that_is_the_run() -> None:
+def test_a_rise_as_long_as_the_run_is_refused() -> None:
     rule = SCHEDULES.create({"family": "one_cycle", "rise": "100 percent"}, "schedule")
     message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
     assert "schedule.rise=100 percent takes 1000000 tokens, run.length has 1000000" in str(message)

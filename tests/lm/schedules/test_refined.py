@@ -1,4 +1,4 @@
-"""Refined: printed profiles, and what is done to norms before."""
+"""Refined: published profiles, and how gradient norms are filtered."""
 
 import typing
 
@@ -18,7 +18,7 @@ def create(**options: object) -> Schedule:
 
 
 def refined(norms: typing.Sequence[float] | np.ndarray, **changes: typing.Any) -> np.ndarray:
-    """Nothing smoothed, clipped or left out."""
+    """Refines `norms` without smoothing or clipping."""
     exact = {"window": 0.0, "quantile": 0.0, "power": 2.0, "points": None}
     return refine(np.asarray(norms), **(exact | changes))
 
@@ -41,7 +41,7 @@ def test_constant_norms_give_a_linear_decay_at_any_length() -> None:
         np.testing.assert_allclose(found, np.linspace(1, 0, 11), atol=1e-3)
 
 
-def test_spikes_and_what_is_not_finite_are_left_out() -> None:
+def test_spikes_and_norms_that_are_not_finite_are_left_out() -> None:
     smooth = np.linspace(2.0, 1.0, 200)
     spiky = smooth.copy()
     spiky[[0, 50, 120, 121]] = np.nan, np.inf, 1e6, 1e-9
@@ -63,7 +63,7 @@ def test_the_power_weighs_the_norms() -> None:
 
 
 @pytest.mark.parametrize("norms", [[], [1.0], [np.nan, 0.0, np.inf]])
-def test_too_few_norms(norms: list[float]) -> None:
+def test_too_few_norms_are_refused(norms: list[float]) -> None:
     with pytest.raises(UserError, match=r"gradient norms, .*; name a run that logged"):
         refined(norms)
 

@@ -1,4 +1,4 @@
-"""REX against its formula and the values of two codes."""
+"""REX against its formula and the values of two implementations."""
 
 import numpy as np
 import pytest
@@ -37,6 +37,6 @@ def test_float64() -> None:
     np.testing.assert_allclose(schedule(n), expected, rtol=1e-6, atol=2e-8)
 
 
-def test_d_of_one_never_falls() -> None:
+def test_d_of_one_is_refused() -> None:
     with pytest.raises(UserError, match=r"schedule\.d=1\.0 must lie in \[0, 1\)"):
         create(d=1.0)

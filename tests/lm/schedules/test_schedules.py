@@ -1,4 +1,4 @@
-"""Schedules against published numbers, a float64 restatement and the identities of extension."""
+"""Schedules against published numbers and a float64 formula; longer runs and branches agree."""
 
 import typing
 
@@ -16,7 +16,7 @@ STEP_1024 = 1024 * 4096  # tokens of a step of the published batch
 
 
 def config(family: str = "power", **changes: typing.Any) -> typing.Any:
-    """A schedule of a family with a stable phase: no warmup, a decay over the last tenth."""
+    """A schedule without a warmup and, except for cosine, with a decay over the last tenth."""
     base = {} if family == "cosine" else {"decay": "10 percent"}
     values = {"family": family, "warmup": "0 tokens", **base, **changes}
     return SCHEDULES.create(values, "schedule")
@@ -29,12 +29,12 @@ def create(
 
 
 def power_at(n: float, *, batch: float, **changes: typing.Any) -> float:
-    """The stable phase of Power: no warmup, no decay."""
+    """The stable phase of Power, without warmup and decay."""
     return float(create(config(decay="0 steps", **changes), 1e15, int(batch * 4096))(n))
 
 
 def restated(n: np.ndarray, c: typing.Any, *, batch: float, phases: schedules.Phases) -> np.ndarray:
-    """Spec formula in float64, exponential decay."""
+    """The formula of Power in float64, with an exponential decay."""
     warmup, start, end = phases
     law = lambda m: np.minimum(c.peak_learning_rate, batch * c.a * np.maximum(m, 1e-9) ** c.b)
     r, e = c.final_ratio, np.e
@@ -43,7 +43,7 @@ def restated(n: np.ndarray, c: typing.Any, *, batch: float, phases: schedules.Ph
     return np.where(n < warmup, n / warmup * law(warmup), np.where(n <= start, law(n), decay))
 
 
-def test_a_schedule_that_is_not_there_is_told_with_the_nearest() -> None:
+def test_an_unknown_schedule_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"unknown schedule 'powr'; did you mean 'power'"):
         config("powr")
 
@@ -61,7 +61,7 @@ def test_power_knee(batch: int, expected: float) -> None:
 @pytest.mark.parametrize("b", [-0.51, -0.2, -0.1, -0.05, -1e-4, -1e-37])
 @pytest.mark.parametrize("a", [4.0, 1e-5, 1e-30])
 def test_power_is_its_formula_however_flat(a: float, b: float) -> None:
-    """Also where the knee overflows any float, or lies before the first token."""
+    """This holds even where the knee overflows a float or lies before the first token."""
     for n in (1.0, 1e9, 1e13):
         assert power_at(n, batch=256, a=a, b=b) == pytest.approx(
             min(0.02, 256 * a * n**b), rel=2e-6
@@ -115,7 +115,7 @@ def test_float32_agrees_with_float64(final_ratio: float) -> None:
     got = np.asarray(schedule(n), np.float64)
     stable = n <= schedule.phases.decay_start
     np.testing.assert_allclose(got[stable], expected[stable], rtol=1e-6)
-    # In the decay the error is relative to its start: x has float32's resolution of n.
+    # In the decay the error is relative to the rate at its start: x is as coarse as a float32 n.
     np.testing.assert_allclose(got[~stable], expected[~stable], rtol=1e-6, atol=2e-6 * 1.1e-3)
 
 
@@ -212,7 +212,7 @@ def test_a_branch_equals_the_run_planned_for_its_length(family: str, decay: str)
 def test_branch_length_is_whole_steps() -> None:
     assert schedules.branch_tokens(Duration(10, "percent"), 1000, 10) == 1000 + 120
     assert schedules.branch_tokens(Duration(1, "tokens"), 1000, 10) == 1010
-    # 0.2 / 99.8 of 17,964 steps are 36; in float64 36.00000000000001.
+    # 0.2 / 99.8 of 17,964 steps are 36, and 36.00000000000001 in float64.
     assert schedules.branch_tokens(Duration(0.2, "percent"), 17964 * 1536, 1536) == 18000 * 1536
 
 
@@ -253,14 +253,14 @@ def test_cosine_refuses(changes: dict[str, typing.Any], is_branch: bool, message
     assert message in text
 
 
-def test_cosine_has_no_shape_of_a_decay() -> None:
+def test_cosine_has_no_decay_shape() -> None:
     with pytest.raises(UserError, match=r"unknown option schedule\.decay_shape"):
         config("cosine", decay_shape="linear")
 
 
 @pytest.mark.parametrize("family", ["power", "wsd", "cosine"])
 @pytest.mark.parametrize("warmup", ["0 steps", "10 steps"])
-def test_no_nan_anywhere(family: str, warmup: str) -> None:
+def test_rates_are_never_nan(family: str, warmup: str) -> None:
     decay = {} if family == "cosine" else {"decay": "20 percent", "decay_shape": "cosine"}
     c = config(family=family, warmup=warmup, **decay)
     schedule = create(c, run_tokens=1e13, tokens_per_step=STEP_1024)
@@ -281,7 +281,7 @@ def test_float32_in_and_out_under_jit_and_vmap() -> None:
 
 @pytest.mark.parametrize("family", ["wsd", "power"])
 def test_a_decay_by_half_lives(family: str) -> None:
-    """MiniCPM's: after five of them 0.031 is left; the floor is the final ratio."""
+    """MiniCPM decays so: after five half-lives 0.031 is left. The final ratio is the floor."""
     rule = config(family, decay="1000 tokens", decay_shape="half_life", half_life="20 steps")
     schedule = create(rule, run_tokens=2000.0, tokens_per_step=10)
     n = np.array([1000.0, 1100, 1200, 1500, 2000, 3000])
@@ -302,7 +302,7 @@ def test_geometric_is_optax_exponential_decay() -> None:
     np.testing.assert_allclose(schedule(steps * 1.0), theirs(steps), rtol=1e-6)
 
 
-def test_a_geometric_decay_to_nothing_is_refused() -> None:
+def test_a_geometric_decay_to_zero_is_refused() -> None:
     for family in ("wsd", "power"):
         with pytest.raises(
             UserError, match=r"never reaches final_ratio=0\.0; set final_ratio=0\.1"
@@ -310,7 +310,7 @@ def test_a_geometric_decay_to_nothing_is_refused() -> None:
             config(family, decay_shape="geometric")
 
 
-def test_what_was_written_before_half_lives_reads_and_writes_the_same() -> None:
+def test_a_configuration_from_before_half_lives_is_unchanged() -> None:
     before = {
         "family": "wsd",
         "peak_learning_rate": 0.01,

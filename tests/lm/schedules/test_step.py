@@ -1,4 +1,4 @@
-"""Steps, as optax has them and as DeepSeek took them."""
+"""Steps equal optax's; the defaults are DeepSeek's."""
 
 import numpy as np
 import optax
@@ -15,7 +15,7 @@ def create(**options: object) -> Schedule:
     return SCHEDULES.create({"family": "step"} | options, "schedule").schedule(Run(TOKENS, 1000))
 
 
-def test_it_is_optax_piecewise_constant() -> None:
+def test_step_equals_optax_piecewise_constant() -> None:
     schedule = create(peak_learning_rate=0.01, warmup="0 steps")
     theirs = optax.piecewise_constant_schedule(0.01, {800: 0.316, 900: 0.1 / 0.316})
     for step in (0, 1, 799, 800, 801, 899, 900, 1000):
@@ -52,7 +52,7 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize("at", [["80 percent", "10 steps"], ["10 steps", "80 percent"]])
-def test_points_that_do_not_rise(at: list[str]) -> None:
+def test_points_that_do_not_rise_are_refused(at: list[str]) -> None:
     rule = SCHEDULES.create({"family": "step", "at": at, "warmup": "20 steps"}, "schedule")
     message = rule.misfit(run_tokens=TOKENS, tokens_per_step=1000, is_branch=False)
     assert "schedule.at: 10 steps does not come after" in str(message)

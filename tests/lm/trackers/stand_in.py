@@ -1,5 +1,5 @@
-"""A module in the place of a tracker's package that is not installed: it keeps what it is called
-with.
+"""A stand-in for a tracker's package that is not installed: it records the arguments of
+its calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 
 class Run:
-    """`metrics`: arguments of define_metric; `logged`: of log."""
+    """`metrics` holds the arguments of define_metric, `logged` those of log."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[Any, ...]] = []
@@ -32,7 +32,7 @@ class Run:
 
 
 class Package(types.ModuleType):
-    """`runs`: the options of every call of `init` with its run."""
+    """`runs` holds the options of each call of `init` and the run that it returned."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

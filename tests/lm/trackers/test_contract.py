@@ -1,4 +1,4 @@
-"""What every tracker holds, and how a configuration names one."""
+"""What every tracker does, and how a configuration names one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.lm.trackers import stand_in
 def test_a_tracker_opens_where_its_package_is(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is shown the configuration and records, and is closed."""
+    """It gets the configuration and the records, and is closed."""
     made = TRACKERS.create(name, "log.tracker")
     if made.package in ("wandb", "trackio"):
         stand_in.install(monkeypatch, made.package)
@@ -32,7 +32,9 @@ def test_a_tracker_opens_where_its_package_is(
 def test_a_package_that_is_missing_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any device is touched; a configuration that names it is still read."""
+    """The error comes before any device is touched. A configuration that names the tracker can
+    still be read.
+    """
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = tiny.config({"log.tracker": {"family": "wandb"}})
     with pytest.raises(UserError) as caught:
@@ -44,7 +46,7 @@ def test_a_package_that_is_missing_is_one_line(
 
 
 def test_a_configuration_from_before_there_were_trackers() -> None:
-    """It means TensorBoard, and is written as it was."""
+    """It means TensorBoard, and is written unchanged."""
     values: Any = to_mapping(tiny.config())
     assert "tracker" not in values["log"]
     assert tiny.config().log.tracker == Tensorboard()

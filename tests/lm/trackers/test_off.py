@@ -1,4 +1,4 @@
-"""Without a tracker nothing is written but metrics.jsonl."""
+"""Without a tracker, metrics.jsonl is the only log."""
 
 from __future__ import annotations
 

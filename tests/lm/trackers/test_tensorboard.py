@@ -1,4 +1,4 @@
-"""TensorBoard's event files hold the records, in a file for each launch."""
+"""TensorBoard's event files hold the records, one file for each launch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tensorboardX.record_writer import RecordWriter
 from lm.trackers import tensorboard
 from lm.trackers.tensorboard import FOLDER, Tensorboard
 
-EVENT = vars(event_pb2)["Event"]  # made at import, unknown to type checkers
+EVENT = vars(event_pb2)["Event"]  # made at import time, so type checkers do not know it
 
 
 def events(workdir: Path) -> list[Any]:
-    """Decodes record files: length, checksum, message, checksum."""
+    """Decodes event files: each record is length, checksum, message, checksum."""
     found = []
     for path in sorted((workdir / FOLDER).iterdir()):
         data, at = path.read_bytes(), 0
@@ -31,7 +31,7 @@ def events(workdir: Path) -> list[Any]:
 
 
 def test_every_launch_has_a_file(tmp_path: Path) -> None:
-    """Also two of one second; START hides what was shown of later steps before."""
+    """Two launches in the same second have two. START hides later steps of earlier launches."""
     for first, steps in ((0, (1, 2)), (2, (2, 3))):
         log = Tensorboard().open(tmp_path, {}, first)
         for step in steps:
@@ -47,7 +47,7 @@ def test_every_launch_has_a_file(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is closed all the same; an open one fails the test."""
+    """The file is still closed; an open file would fail the test."""
     monkeypatch.setattr(tensorboard, "RecordWriter", lambda path: RecordWriter("/dev/full"))
     log = Tensorboard().open(tmp_path, {}, 0)
     log.write(1, {"tokens": 10})

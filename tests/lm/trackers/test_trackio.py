@@ -1,4 +1,4 @@
-"""A run of Trackio is opened, fed and closed; workdirs of one name are told apart."""
+"""A run of Trackio is opened, logged to and closed; workdirs of the same name are distinct runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of Weights & Biases is opened, fed and closed; a resumed run is the same one."""
+"""A run of Weights & Biases is opened, logged to and closed; a resumed run keeps its id."""
 
 from __future__ import annotations
 
