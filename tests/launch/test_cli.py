@@ -177,25 +177,29 @@ FILES = [
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), COMMANDS, ids=ascii)
-def test_commands(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_commands_are_one_line(
+    arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert wanted in line_of(arguments, capsys)
 
 
 @pytest.mark.parametrize(("overrides", "wanted"), OVERRIDES, ids=str)
-def test_overrides(overrides: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_overrides_are_one_line(
+    overrides: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = line_of([CONFIG, WORKDIR, *(f"--config.{o}" for o in overrides)], capsys)
     assert wanted in line
 
 
 @pytest.mark.parametrize(("text", "wanted"), FILES, ids=range(len(FILES)))
-def test_config_files(
+def test_mistakes_in_config_files_are_one_line(
     text: str, wanted: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "config.py").write_text(text)
     assert wanted in line_of([f"--config={tmp_path}/config.py", WORKDIR], capsys)
 
 
-def test_good_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_command_lines_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert load([CONFIG, WORKDIR]).seed == 0
     changed = ["--config.model.width=96", "--config.seed", "7", "--config.model.unroll"]
@@ -290,7 +294,9 @@ def test_help(tmp_path: Path) -> None:
         ([], "error: which runs? name their folders: espalier report WORKDIR...\n"),
     ],
 )
-def test_report_without_a_run(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_report_without_a_run_is_one_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
     command = [sys.executable, "-m", "launch.report", *arguments]
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True

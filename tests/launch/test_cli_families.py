@@ -61,7 +61,7 @@ def test_a_family_key_takes_the_name_of_a_member(monkeypatch: pytest.MonkeyPatch
     ],
     ids=str,
 )
-def test_mistakes_about_members(
+def test_mistakes_about_members_are_one_line(
     flags: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],

@@ -47,7 +47,9 @@ def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("signum", ends.SIGNALS)
-def test_a_signal_unwinds(tmp_path: Path, signum: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_runs_the_cleanup(
+    tmp_path: Path, signum: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The message is one line and the work cleans up. An ignored signal stays ignored."""
 
     def work() -> None:
@@ -88,7 +90,7 @@ cli.run(main)
 
 @pytest.mark.parametrize("signum", STATUS)
 @pytest.mark.parametrize("at", ["import", "main"])
-def test_a_signal_during_the_start(signum: int, at: str) -> None:
+def test_a_signal_during_the_start_is_one_line(signum: int, at: str) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", WAITING, at]
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
@@ -101,7 +103,7 @@ def test_a_signal_during_the_start(signum: int, at: str) -> None:
 
 
 @pytest.mark.slow
-def test_signals_at_any_moment_of_a_start(tmp_path: Path) -> None:
+def test_a_signal_at_any_moment_of_a_start_leaves_nothing_partial(tmp_path: Path) -> None:
     """The command prints one line and ends with the right status. It leaves no partial run folder
     and no partial prepared data.
     """

@@ -41,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_forecast_with_default_flags(table: Path, tmp_path: Path) -> None:
+def test_a_forecast_is_written_with_default_flags(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "forecast.json"
     run = launched.arguments(**{"run.length": "20 steps"})
     done = forecast(f"--table={table}", "--law=compute", f"--out={out}", *run)

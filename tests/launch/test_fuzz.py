@@ -26,8 +26,8 @@ def fuzzed(**counts: int) -> str:
     return done.stdout
 
 
-def test_a_few() -> None:
-    """The first configurations and command lines of `test_many`, without work on a device."""
+def test_a_few_random_cases_have_no_fault() -> None:
+    """The first configurations and lines of the slow test below, without work on a device."""
     message = fuzzed(seed=0, configs=60, lines=25, damages=0, late=0)
     assert "refused" in message
     assert "came to a device" in message
@@ -35,7 +35,7 @@ def test_a_few() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_many(seed: int) -> None:
+def test_many_random_cases_have_no_fault(seed: int) -> None:
     message = fuzzed(seed=seed, configs=500, lines=300, damages=80, late=500)
     for kind in ("refused", "came to a device", "accepted late"):
         assert kind in message

@@ -164,14 +164,14 @@ def slurm_mistakes() -> list[tuple[list[str], dict[str, str], str]]:
 
 
 @pytest.mark.parametrize(("arguments", "env", "message"), slurm_mistakes())
-def test_slurm_mistakes(
+def test_slurm_mistakes_are_one_line(
     bench: Bench, arguments: list[str], env: dict[str, str], message: str
 ) -> None:
     assert_one_line(bench.call("slurm.sh", *arguments, **env), message)
     assert not bench.calls("srun")
 
 
-def test_slurm_without_an_environment(bench: Bench) -> None:
+def test_slurm_without_an_environment_is_one_line(bench: Bench) -> None:
     shutil.rmtree(bench.checkout / ".venv")
     assert_one_line(bench.call("slurm.sh", *TRAIN, **job(bench)), ".venv is missing; make it once")
 
@@ -290,7 +290,7 @@ STOPPED = "75 stopped at step 9, saved; resume with: x"
         ("1", "REPAIRING", ["--restart", "--retries=2"], 1, "train describe describe"),
     ],
 )
-def test_pod_restarts(
+def test_pod_restarts_only_a_lost_run(
     bench: Bench, trains: str, states: str, flags: list[str], status: int, asked: str
 ) -> None:
     bench.answers(prepares="0\n", trains=trains + "\n", state=states + "\n")
@@ -350,7 +350,7 @@ def pod_mistakes() -> list[tuple[list[str], str]]:
 
 
 @pytest.mark.parametrize(("arguments", "message"), pod_mistakes())
-def test_pod_mistakes(bench: Bench, arguments: list[str], message: str) -> None:
+def test_pod_mistakes_are_one_line(bench: Bench, arguments: list[str], message: str) -> None:
     assert_one_line(bench.call("tpu_pod.sh", *arguments), message)
     assert not bench.calls("gcloud")
 

@@ -25,6 +25,8 @@ from launch.benchmarks import machine
         (["--config.data.sources.x.path=/a/b/*.txt"], "'--config.data.sources.x.path=*.txt'"),
     ],
 )
-def test_commands(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_recorded_without_paths_of_the_machine(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["x", *given])
     assert machine.describe("x")["command"] == f"espalier x {message}"

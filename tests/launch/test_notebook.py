@@ -66,7 +66,7 @@ def code(path: Path) -> list[str]:
 
 
 @name
-def test_is_clean(path: Path) -> None:
+def test_notebooks_are_clean(path: Path) -> None:
     """Cells are short, are plain Python without magics, and have no outputs."""
     for cell in cells(path):
         source = "".join(cell["source"])
@@ -103,7 +103,7 @@ def execute(path: Path, folder: Path, cwd: Path, **more: str) -> subprocess.Comp
 
 
 @name
-def test_outside_a_checkout_it_asks_for_one(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_outside_a_checkout_asks_for_one(path: Path, tmp_path: Path) -> None:
     done = execute(path, tmp_path, tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("No checkout here: set REPOSITORY above")

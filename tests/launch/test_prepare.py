@@ -35,7 +35,7 @@ def run(corpus: Path, tmp_path: Path, *flags: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_table_then_damage(corpus: Path, tmp_path: Path) -> None:
+def test_the_table_is_printed_and_damage_is_found(corpus: Path, tmp_path: Path) -> None:
     first = run(corpus, tmp_path)
     assert first.returncode == 0
     message = f"data.sources.stdlib: 12 documents; left out: 1 empty (first {corpus}/empty.txt)\n"

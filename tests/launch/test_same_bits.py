@@ -75,7 +75,7 @@ def found(
     return {case: differences for case, differences, *_ in verdicts}
 
 
-def test_equal_and_unequal_mixers(tmp_path: Path) -> None:
+def test_equal_and_unequal_mixers_are_told_apart(tmp_path: Path) -> None:
     old, new = checkout(tmp_path / "old"), checkout(tmp_path / "new")
     assert found(old, new, tmp_path / "1") == {"mixer a": [], "mixer b": []}
     path = new / "launch" / "train.py"
@@ -205,7 +205,9 @@ def test_mistakes(given: list[str], message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_real_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_constant_is_found_in_a_real_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy changes a constant of one mixer: that mixer is named, and the other is equal."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     for name in ("kernels", "lm", "launch", "experiments"):

@@ -27,7 +27,7 @@ def launch(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
 
 
-def test_a_page_with_every_schedule(tmp_path: Path) -> None:
+def test_a_page_shows_every_schedule(tmp_path: Path) -> None:
     names = [f"--schedule={name}" for name in SCHEDULES.names()]
     done = launch(*names, *LENGTHS, "--out=rates.html", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "written: rates.html\n"), done.stderr
@@ -110,7 +110,7 @@ def test_a_jump_is_drawn_as_one() -> None:
     assert (drawn.tokens[places + 1] - drawn.tokens[places] < 1000).all()
 
 
-def test_a_member_in_one_word() -> None:
+def test_a_member_is_written_in_one_word() -> None:
     text = 'step:at=["80 percent", "90 percent"],factors=[0.3, 0.1],warmup=5 steps'
     assert members.member("schedule", text, SCHEDULES) == {
         "family": "step",

@@ -80,7 +80,7 @@ def test_mistakes(module: str, flags: list[str], message: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_and_shared(tmp_path: Path) -> None:
+def test_a_killed_and_shared_sweep_has_the_same_table(tmp_path: Path) -> None:
     """A sweep that is killed three times and then finished by two processes at once has the table
     of an uninterrupted sweep.
     """

@@ -38,12 +38,12 @@ def stop_twice(workdir: Path) -> list[str]:
     return command
 
 
-def test_stopped_by_signals(tmp_path: Path) -> None:
+def test_a_run_stops_at_signals(tmp_path: Path) -> None:
     stop_twice(tmp_path / "a run")
 
 
 @pytest.mark.slow
-def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
+def test_a_run_stopped_by_signals_is_resumed(tmp_path: Path) -> None:
     """The resumed run ends like a run that was not stopped."""
     workdir = tmp_path / "a run"
     for command in (stop_twice(workdir), launched.command(tmp_path / "whole")):
@@ -56,7 +56,7 @@ def test_stopped_by_signals_and_resumed(tmp_path: Path) -> None:
     assert_equal_runs(workdir, tmp_path / "whole")
 
 
-def test_a_folder_in_use(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_one_line(tmp_path: Path) -> None:
     with record.locked(tmp_path):
         process = launched.start(launched.command(tmp_path))
         out, err = process.communicate()

@@ -47,7 +47,7 @@ def read(source: SourceConfig) -> list[tuple[str, str]]:
     return [(x.key, x.text) for x in documents.documents(corpus, LeftOut())]
 
 
-def test_globs_and_single_files(root: str, make_source: MakeSource) -> None:
+def test_globs_and_single_files_are_read(root: str, make_source: MakeSource) -> None:
     whole = make_source(f"{root}/**", valid_fraction=0.0)
     assert read(whole) == [
         ("a.txt", "one"),
@@ -75,7 +75,9 @@ def test_a_run_prepares_addresses_once_and_reuses_them(
     assert folders[0] == folders[1]
 
 
-def test_a_file_that_changes_while_it_is_read(root: str, make_source: MakeSource) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    root: str, make_source: MakeSource
+) -> None:
     fsspec: Any = pytest.importorskip("fsspec")
     corpus = sources.create("s", make_source(f"{root}/**", valid_fraction=0.0))
     reader = documents.documents(corpus, LeftOut())

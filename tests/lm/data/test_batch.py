@@ -37,7 +37,7 @@ def test_bits_per_byte_of_a_uniform_model_over_bytes_is_eight() -> None:
         assert bits == pytest.approx(8.0)
 
 
-def test_stack() -> None:
+def test_stack_joins_rows() -> None:
     batch = stack([row([1, 2], [1, 1]), row([3, 4], [1, 0])])
     assert batch.targets.tolist() == [[1, 2], [3, 4]]
     assert batch.loss_weights.dtype == np.float32

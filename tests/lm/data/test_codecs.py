@@ -88,7 +88,7 @@ def test_every_pattern_is_lossless_saved_and_exported(tmp_path: Path, pattern: s
         assert exported.encode(text).ids == [261, *tokenizer.encode(text)]
 
 
-def test_published_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_ids_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """End of text fills a gap in the ranks, follows the last rank, or is set by name."""
     pytest.importorskip("tiktoken")
     path = tmp_path / "r.tiktoken"
@@ -116,7 +116,7 @@ def test_published_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made("tiktoken", path, pattern="cl100k_base", bos="<|strt|>")
 
 
-def test_ends_and_starts_by_name(tmp_path: Path) -> None:
+def test_end_of_text_and_bos_are_found_by_name(tmp_path: Path) -> None:
     found = hf.Tokenizer(hf.models.BPE())
     found.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     names = ["<|begin|>", "<|stop|>"]

@@ -35,7 +35,7 @@ def read(source: SourceConfig) -> tuple[Found, dict[str, int]]:
     return whole, left_out.counts
 
 
-def test_kinds_of_files(tmp_path: Path, make_source: MakeSource) -> None:
+def test_every_kind_of_file_is_read(tmp_path: Path, make_source: MakeSource) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/one.md").write_text("# one\r\n")
     (tmp_path / "b.py").write_bytes("naïve = 1\n".encode())
@@ -98,7 +98,9 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, make_source: 
     assert not left_out
 
 
-def test_names_and_ids_that_are_not_unicode(tmp_path: Path, make_source: MakeSource) -> None:
+def test_names_and_ids_that_are_not_unicode_are_kept(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "wb") as file:
         file.write(b"hello")
     lines = ['{"text": "a", "id": "\\ud800"}', '{"text": "b", "id": "\\udfff\\ud800"}']
@@ -143,7 +145,7 @@ def test_documents_that_share_an_id_are_split_by_content(
         ("new\nline.txt.gz", b"", "holds nothing"),
     ],
 )
-def test_bad_files(
+def test_bad_files_are_refused(
     tmp_path: Path, make_source: MakeSource, name: str, content: bytes, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -209,7 +211,7 @@ def touched(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [grown, touched, Path.unlink])
-def test_a_file_that_changes_while_it_is_read(
+def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, make_source: MakeSource, change: Callable[[Path], None]
 ) -> None:
     for name in ("a.txt", "b.txt"):

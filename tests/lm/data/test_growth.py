@@ -41,7 +41,7 @@ def test_every_size_takes_the_rows_of_whole_full_batches() -> None:
 
 
 @pytest.mark.parametrize("batches", [GROWING, Batches(16), Batches(2, 1, 1)])
-def test_steps_is_the_inverse(batches: Batches) -> None:
+def test_steps_is_the_inverse_of_before(batches: Batches) -> None:
     for step in range(40):
         rows = batches.before(step)
         assert batches.steps(rows) == step
@@ -109,13 +109,15 @@ def test_another_growth_is_another_stream(config: DataConfig, prepared: Prepared
         ),
     ],
 )
-def test_refusals(config: DataConfig, batch_size: int, given: BatchWarmup, message: str) -> None:
+def test_bad_warmups_are_refused(
+    config: DataConfig, batch_size: int, given: BatchWarmup, message: str
+) -> None:
     changed = dataclasses.replace(config, batch_size=batch_size, batch_warmup=given)
     with pytest.raises(UserError, match=r"data\.batch_warmup\.") as caught:
         data_config.check(changed)
     assert message in str(caught.value)
 
 
-def test_the_remedy_works(config: DataConfig) -> None:
+def test_the_remedy_in_the_message_works(config: DataConfig) -> None:
     good = dataclasses.replace(config, batch_size=16, batch_warmup=warmup(8))
     data_config.check(good)

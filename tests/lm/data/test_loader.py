@@ -75,7 +75,7 @@ def steps_per_epoch(prepared: Prepared, config: DataConfig) -> int:
     return rows // config.batch_size
 
 
-def test_golden_example() -> None:
+def test_rows_of_a_golden_example() -> None:
     """Documents of 7, 3 and 9 pairs in rows of 5; positions restart in every row."""
     tokens = np.array([*range(10, 18), *range(20, 24), *range(30, 40)], np.uint16)
     offsets = np.array([0, 8, 12, 22])
@@ -100,7 +100,9 @@ def test_golden_example() -> None:
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_structure(config: DataConfig, prepared: Prepared, packing: str) -> None:
+def test_rows_hold_pieces_of_documents_and_then_padding(
+    config: DataConfig, prepared: Prepared, packing: str
+) -> None:
     config = dataclasses.replace(config, packing=packing)  # pyright: ignore[reportArgumentType]
     end = prepared.tokenizer.end_of_text
     for batch in take(prepared, config, 40):
@@ -190,7 +192,9 @@ for _ in range(25):
 """
 
 
-def test_resume_in_a_new_process(config: DataConfig, prepared: Prepared, folder: Path) -> None:
+def test_resume_is_exact_in_a_new_process(
+    config: DataConfig, prepared: Prepared, folder: Path
+) -> None:
     """The process does not close the loader; it still ends, and prints no warning."""
     command = [sys.executable, "-W", "error", "-c", CHILD, config.sources["text"].path, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -219,7 +223,7 @@ def mixed(tmp_path: Path, make_config: MakeConfig, make_source: MakeSource) -> D
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> None:
+def test_a_mixture_has_its_shares_of_tokens(mixed: DataConfig, folder: Path, packing: str) -> None:
     """Weights are shares of tokens and not of rows: best fit pads the sources differently. A source
     of weight 0 is left out.
     """
@@ -235,7 +239,7 @@ def test_mixture_by_tokens(mixed: DataConfig, folder: Path, packing: str) -> Non
 
 
 @pytest.mark.parametrize("weights", [(1.7e308, 1e308), (5e-324, 5e-324), (1e308, 5e-324)])
-def test_weights_at_the_ends_of_floats(
+def test_extreme_weights_are_handled(
     mixed: DataConfig, folder: Path, weights: tuple[float, float]
 ) -> None:
     pairs = zip(("a", "b"), weights, strict=True)

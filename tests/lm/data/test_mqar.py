@@ -143,7 +143,7 @@ def test_every_key_of_a_vocabulary_just_large_enough() -> None:
         (Setting(length=64, pairs=4, power=0.0), 512, "power=0.0 must be positive"),
     ],
 )
-def test_mistakes_in_one_line(setting: Setting, vocab_size: int, message: str) -> None:
+def test_mistakes_are_one_line(setting: Setting, vocab_size: int, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         mqar.examples(setting, vocab_size, 4, [0])
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from lm.data import ngram
 END, VOCAB = 4, 5
 
 
-def test_by_hand() -> None:
+def test_counts_agree_with_sums_by_hand() -> None:
     """The parts are a b a c END b a END, and a d. END begins no pair; no pair spans two parts."""
     found = ngram.count([np.array([0, 1, 0, 2, END, 1, 0, END]), np.array([0, 3])], VOCAB, END)
     assert found.counts.tolist() == [4, 2, 1, 1, 2]

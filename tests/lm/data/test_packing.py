@@ -39,7 +39,7 @@ def test_examples(module: types.ModuleType) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["concat", "best_fit"])
-def test_every_pair_once(name: str, seed: int) -> None:
+def test_every_pair_comes_once(name: str, seed: int) -> None:
     lengths = lengths_of(seed, 60)
     packer = Packer(lengths, 50, name, (seed,))  # pyright: ignore[reportArgumentType]
     for epoch in (0, 1):

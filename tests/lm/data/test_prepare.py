@@ -228,7 +228,7 @@ def test_what_is_left_out_is_counted_and_warned_of(
     assert held == 20
 
 
-def test_names_and_folders_that_are_too_long(
+def test_names_and_folders_that_are_too_long_are_refused(
     config: DataConfig, tmp_path: Path, make_config: MakeConfig
 ) -> None:
     long = make_config({"a" * 300: config.sources["text"]})
@@ -241,7 +241,7 @@ def test_names_and_folders_that_are_too_long(
         assert "free some space" not in str(caught.value)
 
 
-def test_a_file_system_without_locks(
+def test_a_file_system_without_locks_is_refused(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*args: object) -> None:
@@ -321,13 +321,13 @@ def test_leftovers_of_a_killed_process_are_removed(config: DataConfig, tmp_path:
     assert not leftover.exists()
 
 
-def test_data_dir_that_is_a_file(config: DataConfig, tmp_path: Path) -> None:
+def test_a_data_dir_that_is_a_file_is_refused(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(UserError, match=r"set --data_dir \(or ESPALIER_DATA\)"):
         prepare(config, tmp_path / "data", progress=False)
 
 
-def test_two_processes_at_once(corpus: Path, tmp_path: Path) -> None:
+def test_two_processes_prepare_the_same_data_at_once(corpus: Path, tmp_path: Path) -> None:
     processes = [child(corpus, tmp_path / "data", "bpe") for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -355,7 +355,9 @@ def test_the_second_process_waits_and_reuses(
     assert (waiting / made.name / "marker").exists()
 
 
-def test_data_dir_flag_environment_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_dir_is_the_flag_or_the_environment_or_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("ESPALIER_DATA", raising=False)

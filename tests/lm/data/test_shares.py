@@ -55,7 +55,7 @@ def test_a_share_is_rows_of_the_global_batch(
         create(prepared, config, Share((0,), 3))
 
 
-def test_resume_on_another_sequence_size(config: DataConfig, prepared: Prepared) -> None:
+def test_a_stream_resumes_on_another_sequence_size(config: DataConfig, prepared: Prepared) -> None:
     """Runs on 2, 4, 8 devices that share the tokens of each row, then on 1, read the batches of one
     device.
     """

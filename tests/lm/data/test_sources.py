@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_read_is_a_user_error(
         sources.create("s", make_source(tmp_path / "**/*.txt"))
 
 
-def test_bad_paths(tmp_path: Path, make_source: MakeSource) -> None:
+def test_bad_paths_are_refused(tmp_path: Path, make_source: MakeSource) -> None:
     (tmp_path / "x.csv").write_text("a,b")
     cases = {
         "nothing*.txt": "matches no file",

@@ -59,7 +59,7 @@ def test_the_rule_follows_the_number_of_documents() -> None:
     assert sum(splits.is_valid(key, threshold) for key in none) == 2
 
 
-def test_no_more_keys_are_read_than_decide() -> None:
+def test_only_the_keys_that_decide_are_read() -> None:
     keys = iter([f"{i}.py" for i in range(99)])
     assert splits.choose(keys, 0.25).rule == HASH
     assert next(keys) == "2.py"

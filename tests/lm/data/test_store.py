@@ -71,7 +71,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path, tokenizer: Tokenizer
         assert document(store, 0) == [*b"first", 256]
 
 
-def test_an_empty_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_empty_split_is_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
     store = opened(write(tmp_path / "s/valid", tokenizer, []), tokenizer, verify=True)
     assert store.num_documents == 0
     assert store.lengths.tolist() == []

@@ -84,7 +84,7 @@ def test_mistakes(
     assert "has no key 'body'" in refusal("datasets:a:train", max_tokens=9, text_key="body")
 
 
-def test_without_the_package(
+def test_a_missing_package_is_a_user_error(
     tmp_path: Path,
     make_config: MakeConfig,
     make_source: MakeSource,
@@ -101,7 +101,7 @@ def test_names() -> None:
     assert str(streams.parse("datasets:a/b:en:train", "x")) == "datasets:a/b:en:train"
 
 
-def test_the_package_itself(
+def test_a_set_of_the_package_itself_is_read(
     tmp_path: Path, make_config: MakeConfig, make_source: MakeSource
 ) -> None:
     """It streams a local folder, which needs no network."""

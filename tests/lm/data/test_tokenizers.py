@@ -89,7 +89,7 @@ def test_round_trip_ledger_and_injection(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_save_and_load(kind: str, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     path = tmp_path / "home.json"
     tokenizer.save(path)
@@ -163,7 +163,9 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_json(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_a_bad_tokenizer_json_is_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
     with pytest.raises(UserError, match=words) as caught:
         tokenizers.create(config("json", write_json(tmp_path, **changes)))
     assert "\n" not in str(caught.value)
@@ -231,7 +233,7 @@ LOSSY: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_lossy_json(tmp_path: Path, name: str) -> None:
+def test_a_lossy_tokenizer_json_is_refused(tmp_path: Path, name: str) -> None:
     changes, words = LOSSY[name]
     with pytest.raises(UserError, match=words) as caught:
         tokenizers.create(config("json", write_json(tmp_path, **changes)))
@@ -288,7 +290,7 @@ def test_normal_forms_in_a_sequence_are_taken_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("far", [70, 290_000_000])
-def test_two_tokens_with_one_id_and_an_id_far_out(tmp_path: Path, far: int) -> None:
+def test_two_tokens_with_one_id_and_an_id_far_out_are_refused(tmp_path: Path, far: int) -> None:
     path = write_json(tmp_path)
     settings = json.loads(path.read_text())
     settings["model"]["vocab"]["xq"] = far
@@ -338,14 +340,16 @@ def test_a_million_blanks_are_encoded(tmp_path: Path) -> None:
         ("IQ== 0\n", "242 single bytes are missing"),
     ],
 )
-def test_bad_ranks(tmp_path: Path, content: str, words: str) -> None:
+def test_bad_ranks_are_refused(tmp_path: Path, content: str, words: str) -> None:
     pytest.importorskip("tiktoken")
     (tmp_path / "x.tiktoken").write_text(content)
     with pytest.raises(UserError, match=words):
         tokenizers.create(config("tiktoken", tmp_path / "x.tiktoken"))
 
 
-def test_missing_and_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_damaged_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"No such file.*set data.tokenizer.path"):
         tokenizers.create(config("json", tmp_path / "none.json"))
     for content in (

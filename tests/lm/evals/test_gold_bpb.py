@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
-def test_by_hand(path: str, kind: str) -> None:
+def test_bpb_agrees_with_sums_by_hand(path: str, kind: str) -> None:
     question = GoldBpb(path=path)
     given = planted.given(64, kind)
     items = question.items(given)

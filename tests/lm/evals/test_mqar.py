@@ -55,7 +55,7 @@ def test_a_lookup_table_scores_all() -> None:
     assert all(x.value == 1 for x in curve.values())
 
 
-def test_a_model_that_remembers_only_what_is_near() -> None:
+def test_a_short_memory_answers_near_questions_alone() -> None:
     task = Mqar(length=128, pairs=16, power=1.0, rows=60)
     items = task.items(GIVEN)
 
@@ -121,6 +121,6 @@ def test_the_vocabulary_is_the_tokenizers_or_one_that_the_model_holds() -> None:
         ({"filler": "noise"}, "filler='noise' is not one of blank, random"),
     ],
 )
-def test_mistakes_in_one_line(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evals.create({"mqar": options}, "evaluate.tasks")

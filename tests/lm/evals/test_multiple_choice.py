@@ -33,7 +33,7 @@ def gold_rows(items: Items) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_what_is_scored(tmp_path: Path, kind: str, name: str) -> None:
+def test_the_continuation_is_scored(tmp_path: Path, kind: str, name: str) -> None:
     cases = [  # context, continuation, what is given, what is scored
         ("The pass key", " is", "The pass key", " is"),
         ("The sky is \n ", "blue é", "The sky is", " \n blue é"),

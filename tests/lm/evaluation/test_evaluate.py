@@ -1,4 +1,4 @@
-"""The tasks that every run has, against sums written out by hand; most tests need no model."""
+"""The tasks that every run has, against sums written out by hand; no test runs a model."""
 
 import dataclasses
 import io

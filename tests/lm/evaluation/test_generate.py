@@ -181,7 +181,9 @@ def test_new_options_do_not_compile_again() -> None:
         (1, 0.01, [3]),
     ],
 )
-def test_filters(top_k: int, top_p: float, kept: list[int]) -> None:
+def test_top_k_and_top_p_keep_the_likeliest_tokens(
+    top_k: int, top_p: float, kept: list[int]
+) -> None:
     probabilities = np.array([0.05, 0.3, 0.2, 0.4, 0.05, 0.0])
     with np.errstate(divide="ignore"):
         logits = jnp.asarray(np.log(probabilities), jnp.float32)[None]
@@ -243,7 +245,7 @@ def test_complete_decodes() -> None:
     assert any("\ufffd" in codec.decode(row) for row in ids), "random bytes are not UTF-8"
 
 
-def test_no_prompts() -> None:
+def test_no_prompts_have_no_continuations() -> None:
     assert run([]) == []
 
 
@@ -255,7 +257,7 @@ def test_no_prompts() -> None:
         ([[1], [3, -1]], "prompt 1 has token id -1"),
     ],
 )
-def test_bad_prompts(prompts: Any, message: str) -> None:
+def test_bad_prompts_are_refused(prompts: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         run(prompts)
     assert "\n" not in str(caught.value)
@@ -279,6 +281,6 @@ def test_bad_prompts(prompts: Any, message: str) -> None:
         {"seed": 2**32},
     ],
 )
-def test_bad_options(change: dict[str, Any]) -> None:
+def test_bad_options_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         options(**change)

@@ -89,7 +89,7 @@ def test_devices_that_share_rows_divide_every_bucket() -> None:
     assert {time for _, time in device.shapes} == {24, 36, 66}
 
 
-def test_compiled_once_per_bucket(built: Build) -> None:
+def test_each_bucket_compiles_once(built: Build) -> None:
     """The model is real: two passes over five lengths in two buckets trace twice."""
     traces: list[tuple[int, ...]] = []
 
@@ -159,7 +159,7 @@ def test_cost_counts_tokens_without_padding(built: Build) -> None:
     assert Cost(1, 2.0, 3.0) + Cost(1, 1.0, 1.0) == Cost(2, 3.0, 4.0)
 
 
-def test_no_rows(built: Build) -> None:
+def test_no_rows_have_no_scores(built: Build) -> None:
     assert Scorer(built, None)([]) == []
 
 

@@ -11,7 +11,7 @@ from lm.evaluation import statistics
 from lm.evaluation.statistics import Number
 
 
-def test_wilson_is_scipys() -> None:
+def test_wilson_intervals_equal_scipy() -> None:
     for k, n in ((0, 20), (3, 20), (20, 20), (511, 1000)):
         hits = np.arange(n) < k
         found = statistics.share(hits)
@@ -103,7 +103,7 @@ def test_one_large_unit_leaves_few_degrees_of_freedom() -> None:
     assert statistics._left_out(sizes, sizes)[1] == pytest.approx(2.1, abs=0.2)
 
 
-def test_few_units_are_a_t_test() -> None:
+def test_the_interval_of_few_units_is_that_of_a_t_test() -> None:
     values = np.random.default_rng(0).normal(size=7)
     found = statistics.mean(values)
     wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -157,7 +157,7 @@ def test_a_paired_difference_sees_what_intervals_hide() -> None:
         statistics.difference(ours, statistics.ratio(hard, hard))
 
 
-def test_mapping_and_back() -> None:
+def test_a_number_survives_its_mapping() -> None:
     number = statistics.ratio([1.0, 2.0], [1.0, 1.5], chance=3.0, keep_units=True)
     mapping = json.loads(json.dumps(number.to_mapping(with_units=True), allow_nan=False))
     assert Number.from_mapping(mapping) == number

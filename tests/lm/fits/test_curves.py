@@ -82,7 +82,7 @@ def test_multi_power_is_recovered_from_three_curves() -> None:
         (Curve(CONSTANT, LOGGED, np.zeros(39)), "its losses must be finite and positive"),
     ],
 )
-def test_curves_that_are_refused(curve: Curve, message: str) -> None:
+def test_bad_curves_are_refused(curve: Curve, message: str) -> None:
     with pytest.raises(UserError) as caught:
         curves.annealing([curve])
     assert message in str(caught.value)

@@ -53,7 +53,7 @@ def test_an_optimum_on_the_edge_is_left_out_and_named() -> None:
         select.select(made(kept), "vertex")
 
 
-def test_a_neighbor_that_diverged_is_an_edge() -> None:
+def test_a_diverged_neighbor_is_an_edge() -> None:
     rows = [row for row in sweeps.rows(LAW, seeds=1) if row["tokens"] == 1_000_000]
     rows = [row for row in rows if row["width"] == 64 and row["batch_tokens"] == 8192]
     best = min(rows, key=lambda row: row["loss"])
@@ -63,7 +63,7 @@ def test_a_neighbor_that_diverged_is_an_edge() -> None:
         select.select(made([row for row in rows if not split(row)]), "vertex", made(diverged))
 
 
-def test_rows_near_the_best() -> None:
+def test_rows_near_the_best_are_chosen() -> None:
     """Rows are compared within a (width, tokens, seed), over all batches and rates."""
     given = made(sweeps.rows(LAW))
     found = select.select(given, "near")

@@ -50,7 +50,7 @@ def test_a_table_is_the_same_in_every_format(tmp_path: Path, kind: str) -> None:
     assert done.left_out == ("1 of 41 rows are not done (diverged)",)
 
 
-def test_columns_of_other_names(tmp_path: Path) -> None:
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
     rows = [{"lr": 0.1, "D": 5.0, "loss": 2.0}]
     path = written(tmp_path, "csv", rows)
     read = table.read(path, {"learning_rate": "lr", "tokens": "D"})
@@ -96,7 +96,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         table.read(tmp_path / "absent.csv")
 
 
-def test_missing_columns_and_unfinished_sweeps(tmp_path: Path) -> None:
+def test_missing_columns_and_unfinished_sweeps_are_refused(tmp_path: Path) -> None:
     rows = [{"learning_rate": 0.1, "los": 3.0}]
     with pytest.raises(UserError, match=r"no column 'loss' \(did you mean 'los'\?\); .*=loss=NAME"):
         table.read(written(tmp_path, "jsonl", rows)).finished(NEEDED)

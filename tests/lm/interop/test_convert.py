@@ -20,7 +20,7 @@ def block(params: Any, group: int, place: int) -> Any:
     return params[f"groups_{group}"][f"blocks_{place}"]
 
 
-def test_softmax_into_a_hybrid() -> None:
+def test_softmax_is_converted_into_a_hybrid() -> None:
     """Four layers of one group become a group a, b, a and a group a; every layer keeps
     its place.
     """

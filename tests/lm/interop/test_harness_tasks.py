@@ -44,7 +44,7 @@ FOLDERS: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("files", "message"), FOLDERS, ids=lambda x: str(x)[:60])
-def test_folders(files: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_folders_with_code_are_refused(files: dict[str, str], message: str, tmp_path: Path) -> None:
     for name, text in files.items():
         path = tmp_path / "tasks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def test_folders(files: dict[str, str], message: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_link_to_itself(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to("a.yaml")
     with pytest.raises(UserError, match=r"a\.yaml: cannot be read"):
         harness_tasks.check_is_data(tmp_path)

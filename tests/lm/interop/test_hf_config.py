@@ -121,7 +121,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "theta", "scaling", "ignored"), READ, ids=str)
-def test_what_is_read(
+def test_each_value_is_read_from_the_key_that_counts(
     keys: dict[str, Any], theta: float, scaling: tuple[float, ...], ignored: list[str]
 ) -> None:
     hf = {key: value for key, value in (HF | keys).items() if value is not ...}
@@ -132,7 +132,7 @@ def test_what_is_read(
 
 
 @pytest.mark.parametrize(("keys", "message"), REFUSED, ids=str)
-def test_what_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_keys_we_cannot_follow_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         hf_config.from_transformers(HF | keys, get_config().to_dict(), WHERE)
     assert str(caught.value).startswith("config.json")

@@ -76,7 +76,7 @@ def test_a_model_of_8b_fits_in_24_gib() -> None:
     assert (4 + 2) * largest + max(held) < 15 * GIB  # export: a leaf, its source, a shard
 
 
-def test_headers_of_8b(tmp_path: Path) -> None:
+def test_headers_of_8b_are_checked_before_any_tensor(tmp_path: Path) -> None:
     """Headers are read before any tensor: the files have the right length and hold a
     header alone.
     """
@@ -105,7 +105,7 @@ def test_headers_of_8b(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16])
-def test_a_digest_in_parts(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_in_parts_equals_the_digest(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large arrays on a CPU are summed in parts, and the digest equals the sum by its
     definition.
     """
@@ -190,7 +190,9 @@ def write_random(path: Path, hf: dict[str, Any], limit: int) -> int:
 
 
 @pytest.mark.slow
-def test_memory_of_a_1b_model(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_1b_model_fits_in_the_memory_it_should_take(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Import holds all weights in 16 bits. Export holds a leaf as stored and as float32, and a
     shard. Each takes 1 GiB more for the process. Every tensor is unchanged after import and export.
     """

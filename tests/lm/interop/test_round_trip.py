@@ -127,7 +127,7 @@ def test_the_same_model_comes_back(tmp_path: Path, name: str) -> None:
     assert after.tokenizer.encode("naïve") == before.tokenizer.encode("naïve")
 
 
-def test_shards_and_bfloat16(tmp_path: Path) -> None:
+def test_shards_in_bfloat16_come_back_rounded_once(tmp_path: Path) -> None:
     """The export rounds once; the import then equals it bit for bit and records bfloat16."""
     runs.create(tmp_path / "run", runs.STANDARD)
     runs.exported(tmp_path / "run", tmp_path / "out", dtype="bfloat16", max_shard_size="20KB")
@@ -153,7 +153,7 @@ def test_shards_and_bfloat16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_float16_and_mixed_types(tmp_path: Path, dtype: Any) -> None:
+def test_float16_and_mixed_types_are_imported(tmp_path: Path, dtype: Any) -> None:
     runs.create(tmp_path / "run", runs.STANDARD)
     runs.exported(tmp_path / "run", tmp_path / "out")
     weights = load_file(tmp_path / "out" / folder.SINGLE)
@@ -242,7 +242,7 @@ def test_an_imported_model_is_exported_as_it_came(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_scale_and_stretched_rope_of_the_mixer() -> None:
+def test_the_mixer_stretches_rope_and_scales_logits() -> None:
     """Llama 3.1 keeps fast frequencies, divides slow ones and has a ramp between, as in
     its paper.
     """

@@ -45,7 +45,7 @@ def ranks(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "tokenizers", "tiktoken"])
-def test_the_same_ids(kind: str, tmp_path: Path) -> None:
+def test_an_exported_tokenizer_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
     if kind == "tiktoken":
         pytest.importorskip("tiktoken")
         tokenizer = Tokenizer(kind, ranks(tmp_path))

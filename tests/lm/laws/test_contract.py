@@ -76,7 +76,7 @@ def test_an_equation_is_the_law(name: str, equation: Equation) -> None:
 
 
 @pytest.mark.parametrize(("name", "equation"), EQUATIONS)
-def test_derivatives(name: str, equation: Equation) -> None:
+def test_derivatives_equal_central_differences(name: str, equation: Equation) -> None:
     """Derivatives equal central differences, for several theta at once."""
     law = LAWS.find(name, "law")()
     data = columns(equation)

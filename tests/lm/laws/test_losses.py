@@ -44,7 +44,7 @@ def test_published_constants_of_chinchilla() -> None:
     assert Chinchilla.constant("tokens per parameter of MiniCPM").value == 192
 
 
-def test_over_training_is_chinchilla_in_other_letters() -> None:
+def test_over_training_is_chinchilla_in_other_variables() -> None:
     E, A, B, alpha = 1.7, 320.0, 410.0, 0.31
     law = over_training.of_chinchilla(E, A, B, alpha)
     same = Chinchilla(E=E, A=A, alpha=alpha, B=B, beta=alpha)

@@ -162,7 +162,7 @@ def test_rules_of_batch_and_rate() -> None:
         (lambda: adam_sde(AdamSettings(1e-3, 0.99, 0.95, 1e-8), 20.0), "beta2=0.95 at 20 times"),
     ],
 )
-def test_rules_that_are_refused(call, message: str) -> None:
+def test_bad_rules_are_refused(call, message: str) -> None:
     with pytest.raises(UserError) as caught:
         call()
     assert message in str(caught.value)

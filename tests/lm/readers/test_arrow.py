@@ -21,7 +21,7 @@ def write(path: Path, columns: dict[str, Any], *, is_file: bool = False, rows: i
 
 
 @pytest.mark.parametrize("is_file", [True, False])
-def test_both_formats_and_several_batches(tmp_path: Path, is_file: bool) -> None:
+def test_both_formats_and_several_batches_are_read(tmp_path: Path, is_file: bool) -> None:
     columns = {"body": ["one", None, "três", "four", "five"], "id": [7, 8, 9, 10, 11]}
     path = write(tmp_path / "x.arrow", columns, is_file=is_file)
     assert read(path, text_key="body") == (
@@ -32,7 +32,7 @@ def test_both_formats_and_several_batches(tmp_path: Path, is_file: bool) -> None
         read(path, text_key="bdoy")
 
 
-def test_text_in_every_form(tmp_path: Path) -> None:
+def test_text_is_read_in_every_form(tmp_path: Path) -> None:
     """Strings and bytes, their dictionaries and views are read; text that is not UTF-8 is
     counted.
     """
@@ -73,7 +73,7 @@ def saved(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
-def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+def test_a_folder_in_the_layout_of_datasets_is_read(tmp_path: Path) -> None:
     """The files that state.json lists are read, and no others."""
     folder = saved(tmp_path / "data", ["one", "two", "three"])
     write(folder / "cache-1.arrow", {"text": ["no"]})
@@ -95,7 +95,7 @@ def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path / "all/train")[0] == [("data-00000-of-00002.arrow:1", "one")]
 
 
-def test_what_datasets_itself_saves(tmp_path: Path) -> None:
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     datasets: Any = pytest.importorskip("datasets")
     texts = [f"text {i}" for i in range(9)]
     # With a fingerprint given, datasets hashes no data; dill cannot hash it with pyarrow 26.

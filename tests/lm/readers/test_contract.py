@@ -57,7 +57,7 @@ def test_damage_is_one_line_or_counted(tmp_path: Path, name: str, content: bytes
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_packed_files(tmp_path: Path, packing: str) -> None:
+def test_packed_files_are_read(tmp_path: Path, packing: str) -> None:
     """Files of several concatenated parts, as parallel packers write them, are read too."""
     pytest.importorskip("pyarrow")
     contents = {
@@ -78,7 +78,7 @@ def test_packed_files(tmp_path: Path, packing: str) -> None:
         read(path)
 
 
-def test_zstd_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstd_without_pyarrow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.txt.zst").write_bytes(zstd(b"text"))
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

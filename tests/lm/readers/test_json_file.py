@@ -13,7 +13,7 @@ RECORDS = [{"text": "one", "id": "a"}, {"text": "zwei\nété"}, {"text": ""}, {"
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_an_array_of_objects(tmp_path: Path, indent: int | None) -> None:
+def test_an_array_of_objects_is_read(tmp_path: Path, indent: int | None) -> None:
     path = write(tmp_path / "x.json", json.dumps(RECORDS, indent=indent).encode())
     assert read(path) == (
         [("a", "one"), ("x.json:2", "zwei\nété"), ("x.json:4", "four")],
@@ -21,7 +21,7 @@ def test_an_array_of_objects(tmp_path: Path, indent: int | None) -> None:
     )
 
 
-def test_lines_under_another_name(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file_are_read(tmp_path: Path) -> None:
     """C4 names its files so. A damaged line is counted, and the file is read line by line."""
     lines = [json.dumps(record) for record in RECORDS]
     path = write(tmp_path / "x.json.gz", "\n".join(["", *lines, "{"]).encode())
@@ -30,7 +30,7 @@ def test_lines_under_another_name(tmp_path: Path) -> None:
     assert left_out == {"empty": 1, "not JSON": 1}
 
 
-def test_one_object_and_an_array_of_strings(tmp_path: Path) -> None:
+def test_one_object_and_an_array_of_strings_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for content in ('{"text": "one"}', '\ufeff{\n "text": "one"\n}', '["one"]', '"one"'):
         assert read(write(path, content.encode()))[0] == [("x.json:1", "one")]

@@ -51,7 +51,7 @@ def test_long_lines_are_read_as_short_ones(seed: int, monkeypatch: pytest.Monkey
         (b"[" * 100_000, RecursionError),
     ],
 )
-def test_long_lines_that_are_damaged(
+def test_damaged_long_lines_raise(
     line: bytes, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"_PIECE": 16, "LONG_STRING": 8, "LONG_LINE": 8}.items():

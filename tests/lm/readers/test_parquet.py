@@ -56,7 +56,7 @@ def test_parquet_has_strings_in_several_forms(tmp_path: Path) -> None:
     assert read(path) == ([], {"empty": 3})
 
 
-def test_parquet_ids_of_any_kind(tmp_path: Path) -> None:
+def test_parquet_ids_may_be_strings_or_integers(tmp_path: Path) -> None:
     """Strings and integers are ids. A row whose id is null or has no Python value keeps
     its text.
     """
@@ -82,7 +82,9 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path, name: s
         read(path)
 
 
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r" -m pip install -c .*\[data\]'"):

@@ -35,7 +35,7 @@ def test_documents_end_with_the_end_of_text(
     assert read(tmp_path / "x.npy") == ([], {"empty": 1})
 
 
-def test_the_header_of_llm_c(tmp_path: Path) -> None:
+def test_the_header_of_llm_c_is_read(tmp_path: Path) -> None:
     header = np.zeros(256, "<i4")
     header[:3] = 20240520, 1, len(IDS)
     path = tmp_path / "x.bin"

@@ -100,7 +100,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert_equal_runs(workdir, lab.whole)
 
 
-def test_all_checkpoints_damaged(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_stops_if_all_checkpoints_are_damaged(lab: Lab, tmp_path: Path) -> None:
     """The error is one line and nothing is lost: the next launch says the same and does not start a
     new run.
     """
@@ -135,7 +135,7 @@ def save(workdir: Path, built: Any, state: TrainState, step: int) -> None:
         saver.wait()
 
 
-def test_save_and_restore(tmp_path: Path) -> None:
+def test_a_saved_state_is_restored(tmp_path: Path) -> None:
     built, state = created()
     save(tmp_path, built, state, 3)
     (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # a killed process leaves it
@@ -165,7 +165,7 @@ save(Path(sys.argv[1]), built, state, 3)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
+def test_a_checkpoint_of_four_devices_is_restored_on_one(tmp_path: Path) -> None:
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[3], env=env)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_four_devices_on_one(tmp_path: Path) -> None:
     assert restored.params["embed"]["table"].sharding.device_set == {jax.devices()[0]}
 
 
-def test_moments_in_host_memory(tmp_path: Path) -> None:
+def test_moments_in_host_memory_are_restored_anywhere(tmp_path: Path) -> None:
     """They are saved from host memory and restored to it, and to a run that keeps them on its
     device.
     """
@@ -276,7 +276,7 @@ def test_a_run_is_loaded_with_other_options(lab: Lab) -> None:
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_a_run(lab: Lab, layers: Any, message: str) -> None:
+def test_options_that_do_not_fit_a_run_are_refused(lab: Lab, layers: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         lm.load(lab.whole, layers)
 
@@ -301,7 +301,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk(lab: Lab, small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(lab: Lab, small_disk: Path) -> None:
     """The error is one line. What was saved before is whole, partial files are deleted, and the run
     goes on when there is space.
     """
@@ -318,8 +318,8 @@ def test_a_full_disk(lab: Lab, small_disk: Path) -> None:
     assert meta(workdir) == meta(lab.whole)
 
 
-def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Like test_a_full_disk, where mounting is not permitted."""
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like the full disk above, where mounting is not permitted."""
     built, state = created()
     workdir = tmp_path / "run"
     with Checkpointer(workdir, built.config, built.keeps) as saver:
@@ -334,7 +334,7 @@ def test_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list((workdir / "checkpoints").iterdir())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         Checkpointer(tmp_path, tiny.config(), lambda step: False)

@@ -44,7 +44,7 @@ def first_format(family: str) -> dict[str, Any]:
         ("cosine", {"horizon": "50 percent"}),
     ],
 )
-def test_the_first_format(family: str, schedule: dict[str, Any]) -> None:
+def test_the_first_format_is_read(family: str, schedule: dict[str, Any]) -> None:
     old = first_format(family)
     before = copy.deepcopy(old)
     read = formats.read(old, "config.json")
@@ -58,7 +58,7 @@ def test_the_first_format(family: str, schedule: dict[str, Any]) -> None:
     assert read == tiny.config({"schedule": wanted})
 
 
-def test_a_branch_of_the_first_format() -> None:
+def test_a_branch_of_the_first_format_is_read() -> None:
     old = first_format("wsd")
     old["schedule"]["decay_from"] = "runs/trunk"
     assert formats.read(old, "x").decay_from == "runs/trunk"

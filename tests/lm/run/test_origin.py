@@ -52,7 +52,7 @@ def test_a_run_begins_with_what_is_carried(monkeypatch: pytest.MonkeyPatch) -> N
     assert (made.params, made.opt_state, made.step) == ("old params", "old opt_state", "new step")
 
 
-def test_moments_are_of_one_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_of_another_optimizer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = SimpleNamespace(optimizer=Adamw())
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: theirs)
     monkeypatch.setattr(Family, "name_of", lambda family, kind: kind.__name__.lower())
@@ -109,7 +109,7 @@ PLANS: list[tuple[dict[str, Any], int, int, int, int | None]] = [
 
 
 @pytest.mark.parametrize(("schedule", "old", "new", "step", "back"), PLANS, ids=str)
-def test_a_run_is_lengthened_before_its_decay_alone(
+def test_a_run_can_only_be_lengthened_before_its_decay(
     tmp_path: Path, schedule: dict[str, Any], old: int, new: int, step: int, back: int | None
 ) -> None:
     planned, config = (

@@ -46,7 +46,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_folder_in_use(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     """The error names the process. The folder is free as soon as that process ends, however it
     ends.
     """
@@ -70,7 +70,7 @@ COMMANDS = ("train", "recall", "compare")
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(COMMANDS, 2)))
-def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) -> None:
+def test_a_folder_of_another_command_is_refused(tmp_path: Path, first: str, second: str) -> None:
     """Another command writes nothing there, and its own command goes on. Any command may begin in
     an empty folder.
     """
@@ -97,7 +97,7 @@ def test_a_folder_of_another_command(tmp_path: Path, first: str, second: str) ->
     enter(second)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     move = "move away what is in the way", "a file is in the way: move it away"
     reasons = f"File exists; {move[0]}", f"Not a directory; {move[1]}"
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"), record.locked(tmp_path / "run"):
         pass
@@ -155,7 +155,7 @@ def test_options_that_do_not_change_the_result_may_change(lab: Lab, tmp_path: Pa
     assert "data.batch_size: 4 -> 8" in changes(lab, {"data.batch_size": 8})
 
 
-def test_a_damaged_record(lab: Lab, tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not a configuration"):
         record.check_unchanged(tmp_path, lab.config())

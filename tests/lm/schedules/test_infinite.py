@@ -29,7 +29,7 @@ def test_published_rates() -> None:
 
 @pytest.mark.parametrize("shape", ["cosine", "inverse_sqrt"])
 @pytest.mark.parametrize("alpha", [0.01, 10.0, 1000.0])
-def test_float64(shape: str, alpha: float) -> None:
+def test_infinite_agrees_with_float64(shape: str, alpha: float) -> None:
     schedule = create(
         peak_learning_rate=0.02,
         warmup="1e5 tokens",

@@ -28,7 +28,7 @@ def test_printed_values(d: float, expected: tuple[float, ...]) -> None:
     np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
-def test_float64() -> None:
+def test_rex_agrees_with_float64() -> None:
     schedule = create(d=0.9, warmup="1e5 tokens", final_ratio=0.1, peak_learning_rate=0.02)
     n = np.linspace(0, 1.1 * TOKENS, 500).astype(np.float32).astype(np.float64)
     x = np.clip((n - 1e5) / 9e5, 0, 1)

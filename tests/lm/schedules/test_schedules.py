@@ -166,7 +166,7 @@ def test_wsd_phases() -> None:
 
 
 @pytest.mark.parametrize("family", ["power", "wsd", "cosine"])
-def test_continuous_at_the_joints(family: str) -> None:
+def test_rates_are_continuous_between_phases(family: str) -> None:
     decay = {} if family == "cosine" else {"decay": "20 percent", "decay_shape": "linear"}
     c = config(family=family, warmup="1e9 tokens", **decay)
     schedule = create(c, run_tokens=1e11, tokens_per_step=STEP_1024)
@@ -247,7 +247,9 @@ def test_cosine_ends_at_its_horizon() -> None:
         ({}, True, "decay_from with schedule.family='cosine', which has no stable phase"),
     ],
 )
-def test_cosine_refuses(changes: dict[str, typing.Any], is_branch: bool, message: str) -> None:
+def test_cosine_refuses_bad_phases(
+    changes: dict[str, typing.Any], is_branch: bool, message: str
+) -> None:
     rule = config("cosine", **{"warmup": "10 steps"} | changes)
     text = rule.misfit(run_tokens=1000, tokens_per_step=10, is_branch=is_branch)
     assert message in text

@@ -45,7 +45,7 @@ def test_a_package_that_is_missing_is_one_line(
     )
 
 
-def test_a_configuration_from_before_there_were_trackers() -> None:
+def test_a_configuration_without_a_tracker_means_tensorboard() -> None:
     """It means TensorBoard, and is written unchanged."""
     values: Any = to_mapping(tiny.config())
     assert "tracker" not in values["log"]

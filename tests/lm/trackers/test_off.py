@@ -1,4 +1,4 @@
-"""Without a tracker, metrics.jsonl is the only log."""
+"""Without a tracker, nothing but metrics.jsonl is written."""
 
 from __future__ import annotations
 

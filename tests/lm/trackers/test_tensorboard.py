@@ -46,7 +46,9 @@ def test_every_launch_has_a_file(tmp_path: Path) -> None:
     assert (3, "x", math.inf) in scalars
 
 
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_leave_the_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file is still closed; an open file would fail the test."""
     monkeypatch.setattr(tensorboard, "RecordWriter", lambda path: RecordWriter("/dev/full"))
     log = Tensorboard().open(tmp_path, {}, 0)
