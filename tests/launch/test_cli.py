@@ -1,6 +1,4 @@
-"""A mistake on a command line or in a config file is one line that says what to set, and
-status 2.
-"""
+"""A mistake on a command line or in a config file gives one line with its remedy, and status 2."""
 
 from __future__ import annotations
 
@@ -177,9 +175,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), COMMANDS, ids=ascii)
-def test_mistakes_in_commands_are_one_line(
-    arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_lines(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wanted in line_of(arguments, capsys)
 
 
@@ -219,9 +215,7 @@ def test_config_takes_an_argument(pattern: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_last_config_and_override_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """launch/quickstart names a config. A later config replaces it completely, before any
-    override.
-    """
+    """launch/quickstart names a config. A later one replaces it whole, before any override."""
     monkeypatch.chdir(ROOT)
     text = f"{HEAD}def get_config():\n    c = base()\n    c.seed = 5\n    return c\n"
     (tmp_path / "config.py").write_text(text)

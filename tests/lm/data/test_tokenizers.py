@@ -163,9 +163,7 @@ def test_settings_that_change_corpus_text_are_taken_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_tokenizer_json_is_refused(
-    tmp_path: Path, changes: dict[str, object], words: str
-) -> None:
+def test_bad_json_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         tokenizers.create(config("json", write_json(tmp_path, **changes)))
     assert "\n" not in str(caught.value)
@@ -347,9 +345,7 @@ def test_bad_ranks_are_refused(tmp_path: Path, content: str, words: str) -> None
         tokenizers.create(config("tiktoken", tmp_path / "x.tiktoken"))
 
 
-def test_missing_and_damaged_files_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"No such file.*set data.tokenizer.path"):
         tokenizers.create(config("json", tmp_path / "none.json"))
     for content in (
