@@ -1,12 +1,12 @@
-"""Names that must be of a list, and the hint for one that is not."""
+"""Checks names against a list, with a hint for a name that is not in it."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def near(word: str, known: Iterable[str]) -> str | None:
-    """The known name that `word` probably means: one with a slip of the keyboard in it ("wds" for
-    "wsd"), or one of which `word` is a part ("vocab" of "vocab_size"); None if there is none.
+    """The known name that `word` probably means, or None. `word` may be that name with a typing
+    error ("wds" for "wsd"), or a part of it ("vocab" of "vocab_size").
     """
     known = sorted(known)
     if exchanged := [name for name in known if sorted(name) == sorted(word)]:
@@ -18,13 +18,13 @@ def near(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A short hint for an unknown word: the name that it probably means, else all names."""
+    """A short hint for an unknown word: the name that it probably means, or else all names."""
     known = sorted(known)
     close = near(word, known)
     return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
 
 
 def check(what: str, name: str, known: Iterable[str]) -> None:
-    """ValueError for a name that is not known."""
+    """Raises ValueError for a name that is not known."""
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}; {nearest(name, known)}")

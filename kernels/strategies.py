@@ -11,7 +11,7 @@ from kernels.primitives.time_shards import Shards
 
 
 class Link(NamedTuple):
-    """How long a message takes to the next rank: `latency` seconds, and its bytes divided by
+    """The time that a message takes to the next rank: `latency` seconds, plus its bytes divided by
     `bandwidth` bytes/s.
     """
 
@@ -19,21 +19,23 @@ class Link(NamedTuple):
     bandwidth: float
 
     def seconds(self, sent: Sent) -> float:
-        """Forward and backward, nothing hidden."""
+        """The time of the messages of both passes, if computation hides none of it."""
         return sent.hops * self.latency + (sent.forward + sent.backward) / self.bandwidth
 
-    def told(self, sent: Sent) -> str:
-        """Like "0.5 MB in 12 us"; without a latency bytes alone are known."""
+    def describe(self, sent: Sent) -> str:
+        """For example "0.5 MB in 12 us"; only the bytes if no latency is known."""
         size = f"{(sent.forward + sent.backward) / 1e6:.3g} MB"
         return f"{size} in {self.seconds(sent) * 1e6:.3g} us" if self.latency else size
 
 
-# What sends least is taken, however many messages that is.
+# With this link the strategy that sends the fewest bytes wins, in any number of messages.
 LEAST_BYTES = Link(0.0, 1.0)
 
 
 class Problem(NamedTuple):
-    """A call whose time axis is split: `dims` of one rank, but T of the whole row; all options."""
+    """A call whose time axis is split. `dims` are those of one rank, except T, which is that of the
+    whole row. `options` are complete.
+    """
 
     dims: Dims
     options: Options
@@ -50,11 +52,11 @@ class Way(NamedTuple):
 
 
 def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strategy, Way]:
-    """The strategy that is named, or of those that take the problem ("auto") the one whose messages
-    take the least time.
+    """The named strategy, or with "auto" the one whose messages take the least time, among those
+    that support the problem.
 
     Raises:
-      ValueError: an unknown strategy, none that takes the problem, an op that is not causal.
+      ValueError: the strategy is unknown, none supports the problem, or the op is not causal.
     """
     dims, options, dtype, shards = problem
     if not op.is_causal(options):
@@ -81,14 +83,14 @@ def choose(op: Op, strategy: str, problem: Problem, link: Link) -> tuple[Strateg
     one, sent = min(found.values(), key=lambda pair: link.seconds(pair[1]))
     if strategy != "auto":
         return one, Way(one.name, "named by the user", sent)
-    told = ", ".join(f"{link.told(x)} by {name}" for name, (_, x) in found.items())
+    costs = ", ".join(f"{link.describe(x)} by {name}" for name, (_, x) in found.items())
     return one, Way(
-        one.name, "; ".join([f"the least time, as a rank sends for a row {told}", *refused]), sent
+        one.name, "; ".join([f"the least time: for a row a rank sends {costs}", *refused]), sent
     )
 
 
 def check_name(op: Op, strategy: str) -> None:
-    """ValueError for a strategy that the op does not have."""
+    """Raises ValueError for a strategy that the op does not have."""
     names = (*(one.name for one in op.sequence), "auto")
     if op.sequence and strategy not in names:
         hint = spelling.nearest(strategy, names)

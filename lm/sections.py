@@ -97,7 +97,6 @@ class LossConfig:
 
     Attributes:
       z_loss: factor of the squared log normalizer that is added to the loss; 0: none
-      chunk_size: tokens whose logits exist at a time
       chunk_size: tokens whose logits are in memory at a time
     """
 

@@ -2,14 +2,14 @@
 arXiv 2309.14509).
 
 An all-to-all turns T/R tokens of every head into all T tokens of H/R heads, the op runs on whole
-rows, and another all-to-all turns its output back. Nothing about the op is asked but that its heads
-do not see each other. T = 4, H = 4, R = 2:
+rows, and another all-to-all turns its output back. This works for any op whose heads do not see
+each other. T = 4, H = 4, R = 2:
 
     rank       0                   1                      0                  1
     tokens     0 1                 2 3          ->        0 1 2 3            0 1 2 3
     heads      0 1 2 3             0 1 2 3                0 1                2 3
 
-Key-value heads fewer than ranks are sent as often as ranks read them.
+If there are fewer key/value heads than ranks, each is sent to every rank that reads it.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def _run(
     op: Op,
     options: Options,
 ) -> tuple[Array, Any]:
-    """Output of this rank's tokens, and the state after those of all ranks."""
+    """The output of this rank's tokens, and the state after the tokens of all ranks."""
     letters = {name: spec.letters for name, spec in op.needed(options).items()}
     given = {name: _whole_rows(x, letters[name], shards) for name, x in inputs.items()}
     ids = None if segment_ids is None else shards.row(segment_ids)
@@ -64,7 +64,7 @@ def _run(
 
 
 def _whole_rows(x: Array, letters: str, shards: Shards) -> Array:
-    """An input as the rank needs it that has its part of the heads and all tokens."""
+    """An input with this rank's part of the heads and all tokens."""
     names = letters.split()
 
     def exchange(x: Array, axis: int) -> Array:
@@ -90,8 +90,8 @@ def _unsupported(dims: Dims, options: Options, ranks: int) -> str | None:
 
 
 def _sent(op: Op, dims: Dims, options: Options, itemsize: int, ranks: int) -> Sent:
-    """All that has a row for each token, but for what stays; the cotangents come back the same way,
-    in the dtype of what they belong to.
+    """A rank keeps 1/R of every input and output with one entry per token, and sends the rest.
+    Their cotangents are sent back in the same dtypes.
     """
     sizes = {**dims, "T": dims["T"] / ranks}
     if "G" in dims:

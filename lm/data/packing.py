@@ -7,9 +7,8 @@ the end of text is a target but never an input. An epoch holds every pair exactl
 - concat: documents, shuffled per epoch, are joined end to end and cut every `context_length` pairs.
   Only the last row is padded.
 - best_fit: documents longer than a row are cut into whole rows and a rest. Rests and short
-documents
-  are placed, longest first, in the row with the least space that still holds them (Ding et al.,
-  arXiv 2404.10830). No document that fits a row is cut.
+  documents are placed, longest first, in the row with the least space that still holds them (Ding
+  et al., arXiv 2404.10830). No document that fits a row is cut.
 
 A plan is a pure function of (lengths, context_length, packing, seed, epoch), and so is the order of
 its rows. (Grain's shuffle takes milliseconds per row if there are few rows.)

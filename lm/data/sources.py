@@ -4,9 +4,8 @@
 - `datasets:NAME:SPLIT`: a data set on the Hugging Face hub (lm/data/streams.py).
 - An address or a glob of addresses (lm/data/addresses.py).
 - A glob (`~` and `**` allowed) of files that lm/readers can read, or a folder that one of the
-readers
-  recognizes as a data set. A part of the path without * or ? that exists as written is taken
-  literally: "x[v1]/*.txt" is the folder x[v1].
+  readers recognizes as a data set. A part of the path without * or ? that exists as written is
+  taken literally: "x[v1]/*.txt" is the folder x[v1].
 
 A file's name is its path below the root, which is the part of the glob before any wildcard. A file
 counts once, however many symbolic links lead to it. Of these paths the one without links is taken,

@@ -6,9 +6,8 @@
               whole ones (n valid_fraction >= 1, n (1 - valid_fraction) >= 1): the documents with
               the smallest hashes, in the number nearest to the share.
     tails     Otherwise: the last part of every document, by bytes or tokens, at least one
-    character.
-              It is cut at the beginning of a line if one is near, or else before a space, or else
-              between two characters.
+              character. It is cut at the beginning of a line if one is near, or else before a
+              space, or else between two characters.
 
 So even a single file has a training and a validation part, however small the share.
 """

@@ -171,7 +171,7 @@ def to_mapping(results: Mapping[str, Result], *, with_units: bool = False) -> di
 
 
 def tables(results: Mapping[str, Result]) -> list[Table]:
-    """Tables for people: for every task one of its numbers, one per curve, and its cost."""
+    """Tables for people: for each task one of its numbers, one for every curve, and its cost."""
     found = []
     for label, (numbers, cost) in results.items():
         words = {name: x for name, x in numbers.items() if "@" not in name}

@@ -42,8 +42,8 @@ ORIGIN = "hf"  # a folder in an imported run: the small files it came from
 
 
 class Exported(NamedTuple):
-    """`architecture` of the folder; `obstacle`, why no class of transformers fits (None: one does);
-    `size`, bytes of weights.
+    """What was exported. `architecture` is that of the folder, and `size` its bytes of weights.
+    `obstacle` says why no class of transformers fits the model; None if one does.
     """
 
     architecture: str
@@ -55,8 +55,8 @@ def run(
     path: Path, out: Path, *, built: Build, dtype: str, max_shard_size: str, longest: int = 0
 ) -> Exported:
     """Fills the empty folder `out` from the checkpoint folder `path`, whose model is `built`.
-    `longest`: max_position_embeddings; 0: that of the folder the run was imported from, or else the
-    context length of the run.
+    `longest` is written as max_position_embeddings; 0 means that of the folder the run was imported
+    from, or else the context length of the run.
 
     Raises:
       UserError: the dtype or the size is invalid, or the checkpoint is damaged.

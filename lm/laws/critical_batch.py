@@ -21,7 +21,8 @@ from lm.laws import RATE_DELTA, Constant, Equation, Law, constants, log_linear
 from lm.mapping import POSITIVE, UserError
 
 SEQUENCE_LEN = 512  # tokens per sequence, in which Zhang et al. count
-THETA = 0.5  # of the norm test: the published command for CIFAR-10 (AdAdaGrad, 2402.11215) [C]
+# The theta of the norm test in the published command for CIFAR-10 (AdAdaGrad, 2402.11215) [C].
+THETA = 0.5
 _ZHANG = "Zhang et al. 2024, arXiv 2410.21676v4, constant rate with averaged weights"
 _MINICPM = "MiniCPM, arXiv 2404.06395v3, models of 9M, 30M and 170M, cosine, rate 0.01"
 
@@ -66,23 +67,27 @@ class CriticalBatch(Law):
 
 
 def steps_at(batch: float, steps_min: float, critical: float) -> float:
-    """Steps to reach a loss at `batch`, which takes `steps_min` at an infinite batch; batches are
-    in the same unit.
+    """Steps at `batch` to reach a loss that an infinite batch reaches in `steps_min`. `batch` and
+    `critical` have the same unit.
     """
     return steps_min * (1.0 + critical / batch)
 
 
 def examples_at(batch: float, examples_min: float, critical: float) -> float:
-    """Examples to reach the same loss, in the unit of the batches; at least `examples_min`."""
+    """Examples to reach the same loss, in the unit of the batches. Small batches approach the least
+    number, `examples_min`.
+    """
     return examples_min * (1.0 + batch / critical)
 
 
 def noise_scale(
     small: float, large: float, small_norm: float, large_norm: float
 ) -> tuple[float, float, float]:
-    """|G|^2, tr(Sigma), and B_simple, their ratio, in the unit of the batches; from the mean
-    squared gradient norms over a small and over a large batch. The first two are unbiased: average
-    each over many steps before you divide.
+    """|G|^2, tr(Sigma), and their ratio B_simple = tr(Sigma) / |G|^2, in the unit of the batches.
+
+    `small_norm` and `large_norm` are the mean squared gradient norms over a small and over a large
+    batch. The first two results are unbiased, and their ratio is not: average each of them over
+    many steps before you divide.
 
     Raises:
       UserError: batches of equal size.
@@ -94,7 +99,9 @@ def noise_scale(
 
 
 def signal_and_noise(small: Any, large: Any, small_norm: Any, large_norm: Any) -> tuple[Any, Any]:
-    """As `noise_scale`, without the ratio; also for arrays. Not finite where sizes are equal."""
+    """Like `noise_scale`, without the ratio, and also for arrays. Values are not finite if the
+    sizes are equal.
+    """
     signal = (large * large_norm - small * small_norm) / (large - small)
     return signal, (small_norm - large_norm) / (1.0 / small - 1.0 / large)
 

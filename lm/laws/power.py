@@ -20,7 +20,7 @@ from lm.mapping import POSITIVE
 
 SEQUENCE_LEN = 4096  # tokens per sequence, in which the paper counts batches
 _SOURCE = "Shen et al. 2024, arXiv 2408.13359v2"
-# 12M, 36M and 121M models of widths 128 to 512 under muP, RedPajama.
+# Fitted to models of 12M, 36M and 121M, widths 128 to 512, under muP, on RedPajama.
 _DOMAIN = {
     "tokens": (2e9, 256e9),
     "batch_tokens": (16 * 4096.0, 512 * 4096.0),
@@ -61,7 +61,7 @@ class Power(Law):
             ("c at fixed tokens", 0.302, "1", "R", 0.24, 0.36),
         )
         + constants(
-            "a published law of the token horizon, of which only the exponent was heard",
+            "a published law of the token horizon, of which we know only the exponent",
             {},
             ("b of the token horizon", -0.4, "1", "UNCONFIRMED"),
         )
@@ -106,4 +106,4 @@ class Power(Law):
         return "from the first token" if knee < 1 else f"after {knee:.3g} tokens"
 
     def problem(self) -> str | None:
-        return None if self.b else "b=0: the law of a rate that no token changes has no knee"
+        return None if self.b else "b=0: a rate that does not depend on tokens has no knee"

@@ -1,7 +1,7 @@
-"""Objectives: what a step minimises, one file each, found by listing this folder.
+"""Objectives: what a step minimizes. There is one file for each, found by listing this folder.
 
-A file holds one frozen dataclass, named as the file in camel case, whose fields with defaults are
-its options, with the methods of `Objective`.
+A file holds one frozen dataclass, named like the file in camel case, with the methods of
+`Objective`. Its fields with defaults are its options.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lm.data.batch import Batch
 
 
 class Hidden(NamedTuple):
-    """What the model makes of a batch: hidden states [B, T, D], ready for the head; the head
-    [vocab, D]; the losses that layers add, each a sum over tokens (lm/modules/losses.py).
+    """The model's output for a batch: hidden `states` [B, T, D], ready for the head; the `head`
+    [vocab, D]; and the `losses` that layers add, each a sum over tokens (lm/modules/losses.py).
     """
 
     states: jax.Array
@@ -26,10 +26,12 @@ class Hidden(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What an objective makes of a batch: the sum over tokens that carries the gradient, float32
-    [], undivided (the step divides once by the weight of the whole batch); the negative
-    log-likelihood of every target, float32 [B, T], to be logged; and losses by name, float32 [],
-    that the step adds to the sum and logs: those of layers, and any of the objective's own.
+    """The value of an objective for a batch.
+
+    `total`, float32 [], is the sum over tokens that carries the gradient. It is not divided: the
+    step divides once by the weight of the whole batch. `nll`, float32 [B, T], is the negative
+    log-likelihood of every target, and is only logged. `losses`, float32 [] by name, are added to
+    the sum and logged: those of layers, and any of the objective's own.
     """
 
     total: jax.Array
@@ -43,8 +45,8 @@ class Forward:
 
     `hidden(params, batch)`: the forward pass. `loss(hidden, head, targets, weights)`: the sum of
     weighted token losses, float32 [], and the negative log-likelihood of every target, float32
-    [B, T] (lm/loss.py). `key`: of this step, microbatch and place of the data axis, for what is
-    drawn. `frozen`: arrays that are not trained, as the step was given them (lm/state.py).
+    [B, T] (lm/loss.py). `key`: the key for random numbers, which differs by step, microbatch and
+    place on the data axis. `frozen`: the step's arrays that are not trained (lm/state.py).
     """
 
     hidden: Callable[[Any, Batch], Hidden]
@@ -54,14 +56,14 @@ class Forward:
 
 
 class Objective(Protocol):
-    """`is_causal`: it predicts tokens that a mixer must not see."""
+    """`is_causal`: the objective predicts tokens that a mixer must not see."""
 
     is_causal: ClassVar[bool]
 
     def problem(self) -> str | None:
-        """What is wrong with these options, in one line; read before any device is touched."""
+        """What is wrong with these options, in one line; asked before any device is touched."""
         ...
 
     def __call__(self, forward: Forward, params: Any, batch: Batch) -> Found:
-        """Over the rows of a microbatch on one place of the data axis."""
+        """The value for the rows of one microbatch on one place of the data axis."""
         ...

@@ -19,7 +19,7 @@ from lm.config import MeshConfig, UserError
 from lm.parallel import watch
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-SWITCHES = {"zero1": "data", "stream_over_tensor": "tensor"}  # and the axis each is about
+SWITCHES = {"zero1": "data", "stream_over_tensor": "tensor"}  # switch -> the axis it concerns
 BATCH_AXES = ("data", "fsdp")  # the axes over which the batch is split
 
 
@@ -35,8 +35,8 @@ def create(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
 
 
 def before(config: MeshConfig, count: int | None) -> AbstractMesh:
-    """The mesh of `count` devices that are not there yet; where None says that their number is not
-    known, an axis of size -1 is one device.
+    """The mesh of `count` devices before JAX has initialized them. If their number is not known
+    (None), an axis of size -1 has size 1.
 
     Raises:
       UserError: as `create`.
@@ -47,8 +47,8 @@ def before(config: MeshConfig, count: int | None) -> AbstractMesh:
 
 
 def foreseen() -> tuple[int | None, tuple[str, ...]]:
-    """How many devices there will be, None if that is not known before they are initialized; and
-    the targets that they may be. Known are those of the CPU, where JAX_PLATFORMS names it alone.
+    """The number of devices that JAX will find, or None if it cannot be known before they are
+    initialized; and the targets that they may be. It is known if JAX_PLATFORMS names only the CPU.
     """
     if jax.config.jax_platforms != "cpu":
         return None, ("cpu", "gpu", "tpu")
@@ -71,21 +71,21 @@ def _sizes(config: MeshConfig, count: int, *, on_cpu: bool) -> list[int]:
         rest = fixed // config.data if -1 not in sizes else 0
         fits = rest > 0 and count % rest == 0
         advice = "mesh.data=-1" if fits else f"sizes that multiply to {count}"
-        if on_cpu and fixed > count:  # a CPU is as many devices as it is said to be
+        if on_cpu and fixed > count:  # JAX makes any number of devices of a CPU
             advice += f", or the variable JAX_NUM_CPU_DEVICES to {fixed}"
         raise UserError(f"mesh {given} needs {wanted} devices, found {count}; set {advice}")
     return sizes
 
 
 def target(mesh: Mesh) -> str:
-    """Platform the mesh's devices belong to: cpu, gpu or tpu (they may be absent ones, from a
-    topology).
+    """The platform of the mesh's devices: cpu, gpu or tpu. The devices may be absent ones, from a
+    topology.
     """
     return device.platform(mesh.devices.flat[0])
 
 
 def words(sizes: Mapping[str, int], switches: Mapping[str, Any]) -> list[str]:
-    """What of a mesh takes effect: axes of more than one device, and the switches of such axes.
+    """The parts of a mesh that take effect: axes of more than one device, and their switches.
 
     >>> words({"data": 2, "tensor": 1}, {"zero1": True, "stream_over_tensor": True})
     ['data 2', 'zero1']

@@ -1,10 +1,11 @@
-"""A batch of the host as global arrays, and which of its rows a process loads.
+"""Turns a batch on the host into global arrays, and says which of its rows a process loads.
 
     mesh -> share: the parts of a batch that this process's devices hold -> the loader, the scorer
     rows of the share [b, T] -> put: columns in the layout of time -> global arrays [B, T]
 
-All that is trained on or scored goes through `put`. Processes whose devices share the tokens of
-rows load these rows alike, and each puts its columns of them on its devices.
+Every batch that is trained on or scored goes through `put`. If the devices of several processes
+share the tokens of rows, each of these processes loads the whole rows, and puts only its own
+columns on its devices.
 """
 
 from __future__ import annotations
@@ -25,24 +26,26 @@ from lm.parallel import sharding, watch
 from lm.parallel.mesh import BATCH_AXES
 from lm.parallel.sharding import AnyMesh
 
-type Place = tuple[slice, ...]  # of a device's piece in an array
+type Place = tuple[slice, ...]  # where a device's piece lies in an array
 
 
 @functools.cache
 def share(mesh: Mesh) -> Share:
-    """What this process loads of every batch."""
+    """The part of every batch that this process loads."""
     holders = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     return share_of(holders, math.prod(mesh.shape[x] for x in BATCH_AXES), watch.index())
 
 
 def share_of(holders: np.ndarray, num_parts: int, process: int) -> Share:
-    """`holders`: the process of every device of a mesh, whose first axes are those of the batch."""
+    """The part that `process` loads. `holders` has the process of every device of a mesh, whose
+    first axes are those of the batch.
+    """
     held = np.any(holders.reshape(num_parts, -1) == process, axis=1)
     return Share(tuple(np.flatnonzero(held).tolist()), num_parts)
 
 
 def put(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
-    """The rows of this process's share, numpy arrays [b, T], as global arrays [B, T]."""
+    """Global arrays [B, T] from the rows of this process's share, numpy arrays [b, T]."""
     placed, held, time = sharding.batch(mesh), share(mesh), shards(mesh, layout)
 
     def place(x: np.ndarray) -> jax.Array:
@@ -54,8 +57,8 @@ def put(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
 
 
 def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
-    """What stands at `place` of the whole array [B, T], rows of one part and some columns; x [b, T]
-    are the rows of the share.
+    """The piece at `place` of the whole array [B, T]: rows of one part, and some columns. x [b, T]
+    holds the rows of the share.
     """
     size = len(x) // len(held.parts)
     start, stop, _ = place[0].indices(size * held.num_parts)
@@ -64,15 +67,15 @@ def piece(x: np.ndarray, held: Share, place: Place) -> np.ndarray:
 
 
 def columns(time: int, mesh: Mesh, layout: Layout) -> np.ndarray:
-    """The place in its row of every token of a global array, int32 [T]: the order of time where
-    the layout is contiguous.
+    """For every column of a global array, the place in time of its token, int32 [T]. In a
+    contiguous layout this is 0, 1, ..., T - 1.
     """
     return shards(mesh, layout).by_rank(np.arange(time, dtype=np.int32), 0)
 
 
 def row_length(tokens: int, mesh: Mesh, layout: Layout) -> int:
-    """What rows of so many tokens, which are not of the training length, are padded to: a power of
-    two, rounded up to what the layout of time over mesh.sequence divides.
+    """The length to which rows of this many tokens are padded if it is not the training length: a
+    power of two, rounded up so that mesh.sequence and its layout divide it.
     """
     split, power = shards(mesh, layout), 1 << (tokens - 1).bit_length()
     pieces = split.count * split.stretches
@@ -80,7 +83,7 @@ def row_length(tokens: int, mesh: Mesh, layout: Layout) -> int:
 
 
 def check_time(time: int, config: MeshConfig, mesh: AnyMesh) -> None:
-    """Refuses rows of `time` tokens that the mesh does not divide.
+    """Checks that the mesh divides rows of `time` tokens.
 
     Raises:
       UserError: it does not.
@@ -104,5 +107,5 @@ def check_time(time: int, config: MeshConfig, mesh: AnyMesh) -> None:
 
 
 def shards(mesh: AnyMesh, layout: Layout) -> Shards:
-    """How the time of a batch is split; one shard where it is whole."""
+    """How the time of a batch is split; one shard if it is not."""
     return Shards(("sequence",), mesh.shape["sequence"], layout)

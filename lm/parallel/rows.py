@@ -1,4 +1,4 @@
-"""Rows whose tokens devices share: what is asked of each layer, and how one of its ops does it."""
+"""Rows whose tokens devices share: the strategy asked of each layer, and how its op splits rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 class Rows(NamedTuple):
-    """Rows of `time` tokens, computed in `dtype` on a mesh whose devices a link joins."""
+    """Rows of `time` tokens, computed in `dtype` on a mesh whose devices are joined by `link`."""
 
     time: int
     dtype: DTypeLike
@@ -39,8 +39,8 @@ class Rows(NamedTuple):
         options: Mapping[str, Any],
         whole: Collection[str],
     ) -> Way | None:
-        """How a call of an op splits them, None where the mesh does not; letters in `whole` are
-        split over no axis.
+        """How a call of an op splits rows over time; None if the mesh does not split them. Letters
+        in `whole` are not split over any axis.
 
         Raises:
           ValueError: the op does not have that strategy, or has none that takes the problem.
@@ -50,15 +50,15 @@ class Rows(NamedTuple):
             dispatch.check_strategy(op, strategy)
             return None
         rules = {letter: axes for letter, axes in self.rules.items() if letter not in whole}
-        # A row is enough: what a strategy sends is in proportion to them.
+        # One row is enough, since what a strategy sends is proportional to the number of rows.
         sizes = shard.of_rank(dims, rules, self.mesh) | {"B": 1, "T": self.time}
         problem = {"dims": sizes, "options": options, "dtype": self.dtype}
         return dispatch.split(op, strategy, **problem, shards=shards, link=self.link)
 
 
 def strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
-    """The strategy of all layers, and those of labels that differ: "gather", {}, or of
-    "a=states,b=ring" auto, {"a": "states", "b": "ring"}.
+    """The strategy of all layers, and those of labels that have their own. "gather" gives
+    ("gather", {}), and "a=states,b=ring" gives ("auto", {"a": "states", "b": "ring"}).
 
     Raises:
       UserError: the text is neither of the two, or names a label twice.
@@ -85,10 +85,11 @@ def strategies(mesh: MeshConfig) -> tuple[str, dict[str, str]]:
 
 
 def check_known(config: MeshConfig, labels: Collection[str], ops: Collection[str]) -> None:
-    """Labels that are named are of `labels`; a strategy for all layers is one that some op has.
+    """Checks that every named label is one of `labels`, and that some op has the strategy for all
+    layers.
 
     Raises:
-      UserError: they are not.
+      UserError: a label or the strategy is unknown.
     """
     common, own = strategies(config)
     _check_word(config, common, {AUTO}.union(*map(_names, ops)), "no layer has such a strategy")
@@ -108,13 +109,13 @@ def _check_word(config: MeshConfig, word: str, known: Collection[str], problem: 
 
 
 def _by_label(text: str) -> list[tuple[str, str]] | None:
-    """ "a=states,b=ring" as pairs; None of a text of another form."""
+    """ "a=states,b=ring" as pairs; None for a text of another form."""
     pairs = [re.fullmatch(r"\s*([^=,]*[^=,\s])\s*=\s*(\w+)\s*", x) for x in text.split(",")]
     return [(x[1], x[2]) for x in pairs if x] if all(pairs) else None
 
 
 def _written(own: Mapping[str, str]) -> str:
-    """The inverse: {"a": "states", "b": "ring"} as "a=states,b=ring"."""
+    """The inverse of `_by_label`: {"a": "states", "b": "ring"} as "a=states,b=ring"."""
     return ",".join(f"{label}={name}" for label, name in own.items())
 
 
@@ -125,8 +126,8 @@ def _quoted(value: object) -> str:
 def alternatives(
     config: MeshConfig, label: str, ops: Mapping[str, str]
 ) -> Iterator[list[MeshConfig]]:
-    """What else could be set where the layers of `label` cannot split their rows: for each key the
-    values to try, in this order. `ops`: the main op of every label.
+    """Other settings to try if the layers of `label` cannot split their rows: for each key a list
+    of configurations, in this order. `ops` maps every label to its main op.
     """
     common, own = strategies(config)
     kept = dict(own)
@@ -142,7 +143,7 @@ def alternatives(
 
 
 def changed(old: MeshConfig, new: MeshConfig) -> str:
-    """The first key that differs, as it is set: "mesh.sequence_layout=contiguous"."""
+    """The first key that differs, written as a setting: "mesh.sequence_layout=contiguous"."""
     for field in dataclasses.fields(MeshConfig):
         if (value := getattr(new, field.name)) != getattr(old, field.name):
             return f"mesh.{field.name}={_quoted(value)}"

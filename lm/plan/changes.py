@@ -62,7 +62,7 @@ def remedy(config: Config, devices: Sequence[Any], excess: float) -> tuple[Value
         else:
             return values, False
     if values.get("mesh.data") == 1:
-        values.pop("mesh.zero1", None)  # has no effect any more
+        values.pop("mesh.zero1", None)  # it no longer has an effect
     return values, True
 
 

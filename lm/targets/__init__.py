@@ -8,7 +8,7 @@
 
 `parse` reads a name, `start` readies this process (before JAX starts a backend), `devices` gives
 what lm/build.py builds for. TPUs and GPUs come from their compilers (extra `aot`) and need not be
-attached: they compile and do not run. Where nothing is compiled, stand-ins do.
+attached: they compile and do not run. If nothing is compiled, stand-ins suffice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4
 _CUBES |= {256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
 _SLICES = {"v5e": _SQUARES, "v6e": _SQUARES, "v4": _CUBES, "tpu7x": _CUBES}
 _SLICES |= {"v5p": _CUBES | {4096: "16x16x16"}}
-_CORES_IN_NAME = ("v4", "v5p", "tpu7x")  # the number is of TensorCores, two to a chip
+_CORES_IN_NAME = ("v4", "v5p", "tpu7x")  # the number counts TensorCores, two to a chip
 _ALIASES = {"v5litepod": "v5e"}
 _GPUS_PER_HOST = 8
 
@@ -54,7 +54,9 @@ _LIBTPU = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """`devices` are JAX's; `topology` is chips along each axis, for GPUs hosts x GPUs of a host."""
+    """A machine. `devices` counts JAX's devices. `topology` has the chips along each axis; for GPUs
+    it is hosts x GPUs of a host.
+    """
 
     name: str
     chip: Chip
@@ -69,20 +71,20 @@ class Target:
 
 
 class Memory(str):
-    """The kind of a memory: the device's own, or one of its host that the device reaches. JAX asks
-    for `kind` of some devices' memories, and compares those of others with the kind itself.
+    """The kind of a memory: the device's own, or one of its host that the device reaches. JAX reads
+    the attribute `kind` of some memories, and compares others with a string, so this is both.
     """
 
     __slots__ = ()
 
     @property
     def kind(self) -> str:
-        """As a sharding names it."""
+        """The name that a sharding uses."""
         return str(self)
 
 
 class Client:
-    """What JAX asks of the runtime of a stand-in: the process that asks has the first devices."""
+    """The part of a runtime that JAX asks for. This process has the first of the stand-ins."""
 
     def process_index(self) -> int:
         """The number of this process."""
@@ -91,8 +93,8 @@ class Client:
 
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-    """What a build, the formulas of a plan and JAX's shardings ask of a device; no compiler takes
-    it.
+    """A device with what a build, the formulas of a plan and JAX's shardings ask for. No compiler
+    accepts it.
     """
 
     id: int
@@ -102,11 +104,11 @@ class StandIn:
     client: Client
 
     def default_memory(self) -> Memory:
-        """Where an array lies whose sharding names no memory."""
+        """The memory of an array whose sharding does not name one."""
         return self.addressable_memories()[0]
 
     def addressable_memories(self) -> list[Memory]:
-        """What `optimizer.memory` may name: the device's own memory, and that of its host."""
+        """The memories that `optimizer.memory` may name: the device's own, and its host's."""
         return [Memory("device"), Memory("pinned_host")]
 
 
@@ -121,10 +123,10 @@ def names() -> list[str]:
 
 
 def parse(name: str) -> Target:
-    """The target of that name.
+    """The target with this name.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such machine.
     """
     found = re.fullmatch(r"(\w+)-([1-9]\d*)", name)
     family = _ALIASES.get(found[1], found[1]) if found else name
@@ -140,7 +142,7 @@ def parse(name: str) -> Target:
 
 
 def _hint(family: str, number: int) -> str:
-    """The nearest size of a known family, else the families."""
+    """The nearest size of a known family, or else the families."""
     sizes = [int(name.split("-")[1]) for name in names() if name.startswith(f"{family}-")]
     if number and sizes:
         return f"did you mean {f'{family}-{min(sizes, key=lambda n: abs(n - number))}'!r}?"
@@ -175,8 +177,8 @@ def _target(name: str, chip: Chip, chips: int, hosts: int, topology: str) -> Tar
 
 
 def start(target: Target) -> None:
-    """Readies JAX: on the CPU, with as many devices as a target cpu-N has. Call it before anything
-    starts a backend; an absent accelerator is never asked for.
+    """Makes JAX use the CPU, with N devices for a target cpu-N. Call it before anything starts a
+    backend, so that JAX does not look for an accelerator.
     """
     jax.config.update("jax_platforms", "cpu")
     if target.chip.platform == "cpu":
@@ -184,11 +186,11 @@ def start(target: Target) -> None:
 
 
 def devices(target: Target, *, is_compiled: bool = True) -> list[Any]:
-    """The target's devices in order; stand-ins without `is_compiled`.
+    """The target's devices in order. Without `is_compiled` they are stand-ins, and nothing is
+    raised.
 
     Raises:
-      UserError: its compiler is not installed, or JAX has started with fewer CPU devices; never
-      without `is_compiled`.
+      UserError: its compiler is not installed, or JAX has started with fewer CPU devices.
     """
     if not is_compiled:
         chip, per_host = target.chip, target.devices_per_host
@@ -244,7 +246,7 @@ def _gpu(target: Target) -> list[Any]:
 def _skip_cache() -> None:
     """JAX's cache on disk writes programs for absent devices, warns, and cannot read them back."""
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # what was compiled before has settled that it is used
+    compilation_cache.reset_cache()  # JAX decided to use it at the first compilation
 
 
 def _need(module: str, target: Target, what: str) -> None:

@@ -109,8 +109,8 @@ CHIPS["cpu"] = Chip(
 
 
 def link(device_kind: str, platform: str) -> Link:
-    """Between neighbours of one slice or host; of a kind that is not listed another's of its
-    platform. A CPU rehearses for an H100.
+    """The link between neighboring devices of one slice or host. A kind that is not listed gets the
+    link of another one of its platform; a CPU gets an H100's, since it rehearses for one.
     """
     platform = "gpu" if platform == "cpu" else platform
     same = [chip for chip in CHIPS.values() if chip.platform == platform]

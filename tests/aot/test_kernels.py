@@ -20,8 +20,9 @@ from launch.benchmarks.compiled import TARGETS, Problem, Program
 from lm import extras
 
 SHARED_MEMORY = 227 * 1024  # bytes of shared memory that a block of an H100 may have
-# Limits of the forward pass alone, over the bytes of inputs and outputs. Kernels hold the states
-# that enter the chunks; the delta rule in Triton also what its chunks solved and wrote.
+# Limits of the peak of the forward pass, over the bytes of inputs and outputs. Kernels hold the
+# states that enter the chunks; the delta rule in Triton also holds the inverse and the writes of
+# its chunks.
 FORWARD = {"delta_rule": 2.1}
 # JAX's splash attention frees nothing early. We do not change it, so its limit is what it uses now.
 LIBRARY = {"softmax": 2.2}

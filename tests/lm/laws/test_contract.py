@@ -115,7 +115,7 @@ def test_a_law_names_every_column_outside_its_domain() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match=r"law: b=0: the law of a rate that no token changes"):
+    with pytest.raises(UserError, match=r"law: b=0: a rate that does not depend on tokens"):
         LAWS.create({"law": "power", "b": 0.0}, "law")
     with pytest.raises(UserError, match=r"start=0.8, end=0.75: pruning needs 0 <= start < end"):
         LAWS.create({"law": "average_parameters", "start": 0.8}, "law")
