@@ -6,8 +6,8 @@
 
 and the gradient noise scale B_simple = tr(Sigma) / |G|^2, from gradient norms at two batch sizes.
 The norm test (Lau et al. 2024, arXiv 2402.11215) asks whether a batch is large enough by the same
-numbers. Step Law's batch is in step_law.py. The three agree within a factor of about two for models
-of 0.1 to 1 B parameters at Chinchilla's tokens.
+numbers. Step Law's batch is in step_law.py. It agrees with Zhang's and MiniCPM's within a factor of
+about two, for models of 0.1 to 1 B parameters at Chinchilla's tokens.
 """
 
 from __future__ import annotations
