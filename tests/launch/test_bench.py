@@ -136,7 +136,7 @@ def test_matmul_fraction(one_mixer: None) -> None:
     assert flops["matmul 16"] == 2 * 16**3
     weights = 4 * 32 * 32 + 3 * 32 * 48
     assert flops["matmuls of a layer"] == 6 * 48 * weights
-    assert flops["step"] > 6 * 48 * (2 * weights + 32 * 384), "attention counts too"
+    assert flops["step"] > 6 * 48 * (2 * weights + 32 * 384), "attention is counted too"
 
 
 def test_ops() -> None:

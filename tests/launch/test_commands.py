@@ -100,7 +100,7 @@ def test_commands_can_be_parsed(
         elif words[0].startswith("launch/"):
             assert os.access(ROOT / words[0], os.X_OK), found
         else:
-            assert reason(found), f"{page.name}: a test runs {found}, or NOT_RUN says why none does"
+            assert reason(found), f"{page.name}: no test runs {found}, and NOT_RUN does not say why"
 
 
 def test_commands_that_are_not_run_are_still_in_the_pages() -> None:

@@ -20,7 +20,7 @@ KINDS = ("espalier ", "python -m launch.", "python -m pytest")
 def test_a_page_holds_the_committed_numbers(page: str) -> None:
     text = (numbers.ROOT / page).read_text()
     assert numbers.BLOCK.search(text)
-    assert numbers.filled(text) == text, "run python -m launch.numbers"
+    assert numbers.filled(text) == text, "run espalier numbers"
 
 
 def test_every_result_file_says_where_it_comes_from() -> None:

@@ -44,10 +44,10 @@ def test_prompts(books: str, kind: str, lengths: tuple[int, ...]) -> None:
         before, after = planted.around(row, tokenizer)
         size = len(before) + len(after)
         hay = b"".join(_bytes(tokenizer, part) for part in (before, after))
-        assert any(hay in text for text in texts[1:]), "what is around the key is one stretch"
+        assert any(hay in text for text in texts[1:]), "the text around the key is contiguous"
         assert abs(len(before) - item.depth * size) <= reach
         stops += _bytes(tokenizer, before).endswith(b".")
-    assert stops > len(items.about) // 2, "mostly between sentences"
+    assert stops > len(items.about) // 2, "the key is mostly between sentences"
 
 
 def _bytes(tokenizer: Any, part: np.ndarray) -> bytes:

@@ -83,7 +83,7 @@ def slowly(weights: Any) -> tuple[list[list[int]], float]:
 
 def test_greedy_is_the_argmax_of_whole_forwards() -> None:
     expected, lead = slowly(params())
-    assert lead > 1e-3, "the comparison must not hang on rounding"
+    assert lead > 1e-3, "the comparison must not depend on rounding"
     assert run() == expected
     assert len({tuple(row) for row in expected}) > 1
 

@@ -115,7 +115,7 @@ def test_one_unit_has_no_interval() -> None:
     assert one.value == 1.5
     assert math.isnan(one.low)
     assert math.isnan(one.high)
-    assert one.is_at_chance, "it shows nothing"
+    assert one.is_at_chance, "one unit shows nothing"
     assert one.interval(".2f") == "one unit: no interval"
     assert statistics.mean([1.0, 1.0]).interval(".2f") == "1.00 to 1.00"
     mapping = one.to_mapping()

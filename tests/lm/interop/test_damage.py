@@ -137,7 +137,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "espalier.tokenizer=5 is not an object; get the",
     ),
     "own, no model": ("own", own(model=5), "source/config.json: espalier.model=5 is not an object"),
-    "own, a kind that is none": (
+    "own, an unknown kind": (
         "own",
         own(tokenizer={"kind": [], "vocab_size": 257}),
         r"unknown tokenizer \[\]; known: bpe",
@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         index(lambda m: m.update({GATE: "../model.safetensors"})),
         "names '../model.safetensors', which is not a file beside it",
     ),
-    "a tensor of no shard": (
+    "a tensor in no shard": (
         "shards",
         index(lambda m: m.update({"other": m[GATE]})),
         "no shard holds 'other'",

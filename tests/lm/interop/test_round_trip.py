@@ -60,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             }
         },
     ),
-    "granite of muP": (
+    "granite with muP": (
         {"mup.base_width": 8},
         "GraniteForCausalLM",
         {
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "GraniteForCausalLM",
         {"embedding_multiplier": 3.3, "attention_multiplier": 0.31, "logits_scaling": 6.7},
     ),
-    "granite of a scale alone": (
+    "granite with a scale alone": (
         runs.STANDARD | {"model.layers": {"softmax": {"scale": 0.5}}},
         "GraniteForCausalLM",
         {"attention_multiplier": 0.5, "logits_scaling": 1.0},

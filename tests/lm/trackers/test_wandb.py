@@ -19,7 +19,7 @@ def test_records_go_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         log.write(2, {"tokens": 20, "train/loss": 0.5})
         log.close()
     (options, run), (again, _) = package.runs
-    assert options == again, "the same id, so that the run goes on"
+    assert options == again, "a resumed run has the same id"
     assert len(options.pop("id")) == 32
     assert options == {
         "project": "p",
