@@ -1,7 +1,7 @@
 """Command lines: absl mains of at most 80 lines, and the shell scripts that start them.
 
 `launch` works with the packages `lm` and `kernels` that lie beside it. If Python would import other
-packages of these names (a user's folder, another distribution), it says so in one line and exits.
+packages with these names (a user's folder, another distribution), it says so in one line and exits.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ BESIDE = Path(__file__).resolve().parent.parent
 
 
 def _shadow() -> str | None:
-    """What Python would import instead of `lm` or `kernels`, in one line; None if it is right."""
+    """A line about what Python would import instead of our `lm` or `kernels`; None if ours."""
     for name in ("lm", "kernels"):
         spec = importlib.util.find_spec(name)
         places = list(spec.submodule_search_locations or (spec.origin,)) if spec else ["nothing"]
@@ -24,12 +24,12 @@ def _shadow() -> str | None:
     return None
 
 
-_told = _shadow()
-if _told is not None and sys.argv[:1] != ["-m"]:
-    raise ImportError(_told)
+_shadowed = _shadow()
+if _shadowed is not None and sys.argv[:1] != ["-m"]:
+    raise ImportError(_shadowed)
 if sys.argv[:1] == ["-m"]:  # Python is looking for a launcher, whose imports take a second
-    if _told is not None:
-        print(f"error: {_told}", file=sys.stderr)
+    if _shadowed is not None:
+        print(f"error: {_shadowed}", file=sys.stderr)
         raise SystemExit(2)
     from launch import ends
 

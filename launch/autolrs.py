@@ -4,11 +4,11 @@
 `espalier autolrs --config=RUN.py --config.schedule=wsd --lowest=1e-4 --highest=1e-1
     --workdir=DIR`; the same command resumes.
 
---config names a run, or a file whose get_config gives a search. The schedule's warmup and decay are
-kept; the rate between them is chosen stage by stage. A stage of N steps also costs P probes of N /
-10 steps (at least 10, plus --anneal): 10 probes cost as much as a second training. DIR holds
-search.json, autolrs.json, autolrs.md, autolrs.svg, a run folder for each stage, and decay/, the run
-that ends it.
+--config names a run, or a file whose get_config returns a search. The schedule keeps its warmup and
+decay; the rate between them is chosen stage by stage. Besides its own N steps, a stage costs
+--probes probes of N / 10 steps (at least 10, plus --anneal), so 10 probes cost as much as a second
+training. DIR holds search.json, autolrs.json, autolrs.md, autolrs.svg, a run folder for each stage,
+and decay/, the run of the final decay.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lm.mapping import UNFINISHED
 
 _CONFIG = cli.config_flag(study="lm.studies.autolrs:Search")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the search", required=True)
-_LOWEST = flags.DEFINE_float("lowest", None, "the least learning rate; default 1e-4")
-_HIGHEST = flags.DEFINE_float("highest", None, "the largest learning rate; default 0.1")
+_LOWEST = flags.DEFINE_float("lowest", None, "lowest learning rate; default 1e-4")
+_HIGHEST = flags.DEFINE_float("highest", None, "highest learning rate; default 0.1")
 _FIRST = flags.DEFINE_integer("first_stage", None, "steps of the first stage; default 100")
-_LONGEST = flags.DEFINE_integer("longest_stage", None, "steps of a stage at most; default 800")
+_LONGEST = flags.DEFINE_integer("longest_stage", None, "most steps of a stage; default 800")
 _PROBES = flags.DEFINE_integer("probes", None, "probes of a stage; default 10")
 _VALIDATION = flags.DEFINE_integer("validation", None, "held-out tokens a probe; default 0: none")
 _ANNEAL = flags.DEFINE_integer("anneal", None, "steps of decay to zero of each probe; default 0")
@@ -58,16 +58,16 @@ def main(argv: list[str]) -> int:
 
     search = autolrs.create(_values())
     workdir = cli.workdir(_WORKDIR.value, "autolrs")
-    # Probes compile to the same programs, also when a search is resumed.
+    # All probes share their compiled programs, also when a search is resumed.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
 
-    def tell(found: list[autolrs.Stage]) -> None:
+    def show(found: list[autolrs.Stage]) -> None:
         files.replace(workdir / "autolrs.md", page.table(found))
         files.replace(workdir / "autolrs.svg", standalone(page.figure(found)))
 
-    found = autolrs.run(search, workdir, prepare.resolve_data_dir(_DATA_DIR.value), tell)
+    found = autolrs.run(search, workdir, prepare.resolve_data_dir(_DATA_DIR.value), show)
     if found is None:
-        print("stopped and saved; the same command goes on")
+        print("stopped and saved; the same command resumes")
         return UNFINISHED
     values = machine.describe("autolrs") | page.plain(found, autolrs.loss(workdir))
     files.replace(workdir / "autolrs.json", json.dumps(values, indent=1) + "\n")

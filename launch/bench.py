@@ -2,7 +2,7 @@
 
     espalier bench [--cases=train_step,ops] [--pairs=40] [--out=results/bench/cpu.json]
 
---help says what each case measures. What needs another device is refused.
+--help says what each case measures. A case that needs another device is refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from lm.config import ModelConfig, UserError, nearest
 PRECISIONS = typing.get_args(typing.get_type_hints(ModelConfig)["precision"])
 
 _CASES = flags.DEFINE_list("cases", [*benchmarks.DEFAULT], f"of these:\n{benchmarks.listing()}\n")
-_OUT = flags.DEFINE_string("out", "", "JSON file to write; until the end FILE.partial")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write; FILE.partial until the end")
 _PAIRS = flags.DEFINE_integer("pairs", 40, "samples of each side", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "", "trained run that skipping reads")
+_WORKDIR = flags.DEFINE_string("workdir", "", "the trained run for skipping")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", "", "Python that runs peers; default: this one")
-_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "of steps and recurrences")
+_PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "for steps and recurrences")
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         if name not in known:
             raise UserError(f"--cases: no case {name!r}; {nearest(name, known)}")
     out = cli.out_file("out", _OUT.value)
-    partial = out.with_name(f"{out.name}.partial") if out else None  # rows as they come
+    partial = out.with_name(f"{out.name}.partial") if out else None  # rows so far
     import jax  # only after the flags have been checked
 
     from launch.benchmarks import machine, problem, timing
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     console, results = Console(highlight=False, markup=False), list[Any]()
     cases = {n: importlib.import_module(f"launch.benchmarks.{n}") for n in _CASES.value}
     for case in cases.values():
-        getattr(case, "check", lambda options: None)(options)  # before any of them takes its time
+        getattr(case, "check", lambda options: None)(options)  # before any case starts
     for name, case in cases.items():
         first = len(results)
         with Waiting(name) as waiting:

@@ -1,9 +1,10 @@
-"""Lists ops, mixers, schedules, optimizers, tasks and the rest.
+"""Lists ops, mixers and all that a configuration can name.
 
     espalier catalog [--config=base] [--out=catalog.json]
 
-An op has its forms, mixers, state and proof; a mixer has the costs of one layer of --config;
-whatever else a key of the configuration may name has its options. --out writes the tables as JSON.
+The tables show the forms, mixers, state and proofs of each op; the cost of a layer of each mixer,
+with the sizes of --config; and the options of everything else that a key of the configuration can
+name. --out writes the tables as JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from rich.table import Table
 
 from launch import cli, presets
 
-WIDTH = 160  # columns of a table; a narrower table breaks every cell
+WIDTH = 160  # columns of a table; a narrower one would wrap every cell
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_CONFIG = flags.DEFINE_string("config", presets.BASE, "sizes of a layer")
+_CONFIG = flags.DEFINE_string("config", presets.BASE, "configuration with the sizes of a layer")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 

@@ -1,10 +1,10 @@
 """Command lines: one `--config` flag, and mistakes reported in one line.
 
-Every launcher ends with `run(main)`. It parses the flags (executes the config file and checks the
-overrides `--config.key=value` against it), calls `main`, and turns every mistake that the user can
-fix (a flag, the config file, `lm.config.UserError`, a full disk) into `error: ...` on stderr with
-exit status 2. Signals are handled in launch/ends.py. Nothing here imports JAX, so a wrong command
-touches no device.
+Every launcher ends with `run(main)`. It parses the flags, which executes the config file and checks
+the overrides `--config.key=value` against it, and calls `main`. It turns every mistake that the
+user can fix (a flag, the config file, `lm.config.UserError`, a full disk) into a line `error: ...`
+on stderr and exit status 2. Signals are handled in launch/ends.py. Nothing here imports JAX, so a
+wrong command touches no device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAME = "config"
 
 
 class _ConfigFlag(flags.Flag[Any]):
-    """`--config`. `study`: the dataclass that a file may give instead of a run, "module:Class".
+    """`--config`. `study`: "module:Class", the dataclass that a file may hold instead of a run.
     `words`: the flag and its overrides as they were given.
     """
 
@@ -44,7 +44,7 @@ class _ConfigFlag(flags.Flag[Any]):
     words: tuple[str, ...] = ()
 
     def kind(self, values: Mapping[str, Any]) -> Any:
-        """The dataclass that these values belong to; None if nothing says."""
+        """The dataclass that these values describe; None if it is not known."""
         if "model" in values:
             return Config
         if not self.study:
@@ -54,7 +54,7 @@ class _ConfigFlag(flags.Flag[Any]):
 
 
 def _help_config(flag: _ConfigFlag, argv: list[str]) -> None:
-    """If a flag asks for it, prints the keys of a configuration and exits."""
+    """Given --help_config, prints the keys of a configuration and exits."""
     for word in argv:
         if match := re.fullmatch(r"--?help_config(?:=(.*))?", word):
             from launch import reference  # here, since it imports jax
@@ -67,12 +67,12 @@ def config_flag(
     flag_values: flags.FlagValues = flags.FLAGS, *, is_required: bool = True, study: str = ""
 ) -> flags.FlagHolder[ConfigDict]:
     """Defines `--config=file.py[:arg]` with overrides `--config.key=value`. `study`: the dataclass
-    that a file may give instead of a run, such as "lm.studies.sweep:Sweep".
+    that a file may hold instead of a run, such as "lm.studies.sweep:Sweep".
     """
     text = (
-        "Python file with get_config(arg), as file.py or file.py:arg, or the name of a preset, as "
-        "quickstart:arg; --config.key=value overrides a value; --help_config prints every key, and "
-        "--help_config=KEY those under one"
+        "a Python file with get_config(arg), as file.py or file.py:arg, or a preset, as quickstart "
+        "or quickstart:arg; --config.key=value overrides a value; --help_config prints every key, "
+        "--help_config=KEY those under KEY"
     )
     flag = _ConfigFlag(flags.ArgumentParser(), flags.ArgumentSerializer(), NAME, None, text)
     flag.study = study
@@ -83,7 +83,7 @@ def config_flag(
 
 
 def config_words(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, ...]:
-    """`--config` and its overrides on the command line that was parsed, each as one word."""
+    """`--config` and its overrides as given on the command line, each as one word."""
     flag = flag_values[NAME]
     assert isinstance(flag, _ConfigFlag)
     return flag.words
@@ -91,7 +91,7 @@ def config_words(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, ...]
 
 def read_config_file(argument: str) -> ConfigDict:
     """Executes "file.py", "file.py:arg", "preset" or "preset:arg" (launch/presets.py) and returns
-    what its get_config gives.
+    what its get_config returns.
     """
     path, value = presets.read(argument)
     if not isinstance(value, Mapping | ConfigDict):
@@ -101,13 +101,13 @@ def read_config_file(argument: str) -> ConfigDict:
 
 
 def load_config(config: ConfigDict) -> Config:
-    """The value of the config flag -> the validated configuration of a run."""
+    """The validated configuration of a run, from the value of the config flag."""
     return from_mapping(_todays(config.to_dict(), "the configuration"))
 
 
 def _todays(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The values in the current format. They may be the config.json of an imported run, passed on
-    by the experiment beside it; any other configuration is in the current format already.
+    """The values converted to the current format. Only the config.json of an imported run, which
+    the experiment beside it passes on, can be in an older one.
     """
     if "format" not in values and "decay_from" not in values.get("schedule", {}):
         return values
@@ -120,16 +120,16 @@ def path(flag: str, value: str) -> Path:
     """A path given by a flag; an empty one (an unset variable in a script) is a mistake."""
     if not value.strip():
         raise UserError(f"--{flag} is empty; name a path")
-    if "://" in value:  # as a path it would be a folder named gs: here
-        raise UserError(f"--{flag}={value} is an address; name a path, of a mounted file system")
+    if "://" in value:  # as a path, gs://... would be a folder named "gs:"
+        raise UserError(f"--{flag}={value} is an address; name a path on a mounted file system")
     return Path(value).expanduser()
 
 
 def workdir(value: str, maker: str) -> Path:
-    """The folder given by --workdir, which becomes that of the command `maker`.
+    """The folder given by --workdir, claimed for the command `maker`.
 
     Raises:
-      UserError: it is another command's.
+      UserError: another command made the folder.
     """
     found = path("workdir", value)
     files.claim(found, maker)
@@ -137,8 +137,8 @@ def workdir(value: str, maker: str) -> Path:
 
 
 def out_file(flag: str, value: str) -> Path | None:
-    """A file that is written at the end of long work. Its folder is therefore made and checked
-    now. None if no file was asked for.
+    """A file to write at the end of long work, None if `value` is empty. Its folder is created and
+    checked now, so that a mistake is reported before the work starts.
     """
     if not value:
         return None
@@ -161,8 +161,8 @@ def check_suffix(flag: str, path: Path | None, suffix: str) -> None:
 
 
 def run(main: Callable[[list[str]], int | None], *, positional: bool = False) -> NoReturn:
-    """Parses the command line, calls `main(argv)`, exits: 0 or what `main` returns, 2 for a
-    mistake, 75 if a signal stopped it, 130 if interrupted.
+    """Parses the command line, calls `main(argv)` and exits with 0 or the status that `main`
+    returns, 2 after a mistake, 75 if a signal stopped it, 130 if it was interrupted.
 
     Args:
       positional: whether arguments that are not flags are allowed; `main` gets them in argv[1:].
@@ -171,8 +171,8 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     def parser(argv: list[str]) -> list[str]:
         rest = parse(argv, flags.FLAGS, are_positional_allowed=positional)
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's INFO lines
-            std_logging.getLogger("lm").setLevel(std_logging.INFO)  # and ours are few
+            flags.FLAGS.verbosity = logging.WARNING  # without the INFO lines of libraries
+            std_logging.getLogger("lm").setLevel(std_logging.INFO)  # but with our few
         return rest
 
     def command(argv: list[str]) -> int | None:
@@ -187,7 +187,7 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Exits with one line on stderr for mistakes that the user can fix; other errors pass."""
+    """Turns mistakes that the user can fix into one line on stderr and an exit; others pass."""
     try:
         yield
     except UserError as error:
@@ -207,7 +207,7 @@ def mistakes_in_one_line() -> Iterator[None]:
 def parse(
     argv: list[str], flag_values: flags.FlagValues, *, are_positional_allowed: bool = False
 ) -> list[str]:
-    """Parses `argv` into `flag_values` and returns what is no flag, the program name first.
+    """Parses `argv` into `flag_values`. Returns the program name and the words that are not flags.
 
     Raises:
       UserError: any mistake on the command line or in the config file.
@@ -215,7 +215,7 @@ def parse(
     """
     for word in argv:
         check_text(word, word.partition("=")[0] if word.startswith("-") else "the command line")
-    flag = flag_values[NAME] if NAME in flag_values else None  # noqa: SIM401 (it has no get)
+    flag = flag_values[NAME] if NAME in flag_values else None  # noqa: SIM401 (FlagValues lacks get)
     asked = {}
     try:
         argv = [argv[0], *flag_values.read_flags_from_files(argv[1:], force_gnu=False)]
@@ -228,7 +228,7 @@ def parse(
         raise UserError(f"unknown flag --{error.flagname}; {hint}") from None
     except flags.Error as error:
         raise UserError(_plain(str(error))) from None
-    except SystemExit:  # absl's --help exits with 1 after printing what was asked for
+    except SystemExit:  # absl's --help prints the help and exits with 1
         raise SystemExit(0) from None
     for name in flag_values:
         value = flag_values[name].value
@@ -268,7 +268,7 @@ def _flag_hint(word: str, known: Iterable[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """absl's message, in plainer words where its own do not help."""
+    """absl's message; a plainer one for the commonest mistakes."""
     if found := re.match(r"flag --([\w.]+)=None: Flag --\1 must have a value", message):
         return f"missing flag --{found[1]}; set --{found[1]}=..."
     patterns = (

@@ -1,8 +1,7 @@
-"""The console command `espalier`: its first word starts a file of this folder, as `python -m`
-would.
+"""The console command `espalier`: `espalier NAME` runs launch/NAME.py as `python -m launch.NAME`.
 
-A command is a file that ends in `cli.run(main)`; the first sentence of its docstring says what it
-does. There is no list of commands, and only the command that is asked for is imported.
+A command is a file of this folder that ends in `cli.run(main)`; the first sentence of its docstring
+describes it. Commands are not registered anywhere else, and only the one that runs is imported.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ def listing() -> str:
 
 
 def run(words: list[str]) -> NoReturn:
-    """Starts the command that the first word names, with the other words as its command line.
+    """Runs the command that the first word names; the other words are its command line.
 
     Raises:
-      SystemExit: always, with the command's status, or 2 if there is no such command.
+      SystemExit: always, with the command's status, or 2 if the command does not exist.
     """
     name, *flags = words or ["help"]
     ends.outlast_readers()

@@ -2,14 +2,13 @@
 
     espalier compare --config=mixers --workdir=DIR      the same command resumes it
 
-All have equal parameters, are asked the same tasks and are timed. DIR holds a run folder for each
-pattern and seed, compare.json, compare.md, compare.html and the figures.
-Tasks are those of the configuration's `tasks`; --task=TASK adds another (lm/evals), and
---task=LABEL.OPTION=VALUE sets an option of one.
---table=FILE names the compare.json of an earlier study: what it holds of the same runs is not
-trained again. --recheck=FILE trains nothing: it judges the numbers of that compare.json anew and
-says of each verdict whether it stands; with --config, of the primary comparisons named there. Exit
-status 1: one does not stand.
+All models have the same number of parameters, do the same tasks and are timed. DIR holds a run
+folder for each pattern and seed, compare.json, compare.md, compare.html and the figures. Tasks are
+the configuration's `tasks`; --task=TASK adds another (lm/evals), and --task=LABEL.OPTION=VALUE sets
+an option. Runs in --table=FILE, the compare.json of an earlier study, are not trained again.
+--recheck=FILE trains nothing: it recomputes the verdicts from the numbers of that compare.json and
+prints whether each still holds; with --config, for the primary comparisons of that study. Exit
+status 1 if one does not hold.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from lm.mapping import UNFINISHED, UserError
 _CONFIG = cli.config_flag(is_required=False, study="lm.studies.study:Study")
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of all the runs")
 _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may be repeated")
-_TABLE = flags.DEFINE_string("table", "", "compare.json of runs that are not to be done again")
+_TABLE = flags.DEFINE_string("table", "", "compare.json with runs not to repeat")
 result.flag()
-_RECHECK = flags.DEFINE_string("recheck", "", "compare.json whose verdicts to judge anew")
+_RECHECK = flags.DEFINE_string("recheck", "", "compare.json whose verdicts to recompute")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
 
 
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
     assert study is not None
     workdir = cli.workdir(_WORKDIR.value, "compare")
     before = compared.load(cli.path("table", _TABLE.value)) if _TABLE.value else None
-    # Seeds of a pattern, and a study that is resumed, compile to the same programs.
+    # The seeds of a pattern share their compiled programs, also when a study is resumed.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     head = machine.describe("compare")
     rows = compare.run(
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> int:
     )
     if rows is None or (recalls := compare.recalled(study, workdir, before)) is None:
         result.give({"finished": False})
-        print("stopped and saved; the same command goes on")
+        print("stopped and saved; the same command resumes")
         return UNFINISHED
     compare.write(study, rows, recalls, machine.describe("compare"), workdir)
     result.give({"finished": True} | files.read_json(workdir / "compare.json", "remove it"))

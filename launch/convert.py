@@ -1,14 +1,14 @@
-"""Puts the weights of a checkpoint into another pattern of layers.
+"""Converts a checkpoint to another pattern of layers.
 
     espalier convert --checkpoint=A --pattern=softmax,gated_deltanet --workdir=B
     espalier convert --checkpoint=A --pattern=local,full --workdir=B \\
         --layer=local.mixer=softmax --layer=local.window=128 --layer=full.mixer=softmax
 
-Layer n takes over what has the same name and shape in layer n of A; the rest is initialized, and
-both are listed. A new label has the options of A's layers of its mixer, unless --layer sets them;
-options that change are listed too. A pattern of groups is written as in an experiment,
-'((3, "softmax"), (1, "gla"))', and says how deep B is. B is a run folder as espalier import_hf
-makes, with an experiment.py that goes on from it.
+Layer n of B takes every parameter that has the same name and shape in layer n of A; the others are
+initialized. Both kinds are listed. A new label takes the options of A's layers with its mixer,
+unless --layer sets them; options that change are listed too. A pattern of groups is written as in
+an experiment, '((3, "softmax"), (1, "gla"))', and sets the depth of B. B is a run folder like those
+of espalier import_hf, with an experiment.py that continues from it.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _PATTERN = flags.DEFINE_string("pattern", None, "the new model.pattern", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "of what is initialized", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the initialized parameters", lower_bound=0)
 _LAYER = members.layer_flag()
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         record.write(partial, built, loaded.tokenizer, {"converted_from": str(path)}, None)
     print("\n".join(report.lines()))
     print(
-        "to go on training: "
+        "to continue training: "
         + shell.line("train", [f"--config={workdir}/experiment.py", "--workdir=NEW"])
     )
 

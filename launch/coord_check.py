@@ -4,13 +4,14 @@
     --workdir=DIR`, or --depths=2,4,8,16 in place of widths; --mixer names patterns, one a flag.
 
 Trains a few steps at every size and seed, and fits the slope of log |activation| against log width
-for every probe and step. Under muP (over depth: CompleteP) each must lie within 0.1 of 0, of
-logits in the second half of the steps; under the standard parametrization (over depth: muP) one
-must exceed 0.3, or the check has no power. DIR holds coord_check.json, coord_check.md, slopes.svg
-and curves.svg. Exit status 0 if all holds, 1 if not.
+for every probe and step. Under muP (over depth: CompleteP) every slope must lie within 0.1 of 0;
+the slope of the logits is checked only in the second half of the steps. Under the standard
+parametrization (over depth: muP) some slope must exceed 0.3, otherwise the check could not detect a
+fault. DIR holds coord_check.json, coord_check.md, slopes.svg and curves.svg. Exit status 0 if all
+of this holds, else 1.
 
---table=FILE names the coord_check.json of an earlier check. Trainings that it or DIR already holds
-are not repeated.
+--table=FILE names the coord_check.json of an earlier check. Trainings in it or in DIR are not
+repeated.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from lm.mapping import UserError
 _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of table and figures", required=True)
 _MIXER = flags.DEFINE_multi_string("mixer", [], "a pattern to check; default: the config's")
-_WIDTHS = flags.DEFINE_list("widths", [], "model widths, with heads of one width")
-_DEPTHS = flags.DEFINE_list("depths", [], "numbers of layers, in place of widths")
+_WIDTHS = flags.DEFINE_list("widths", [], "model widths; heads keep their width")
+_DEPTHS = flags.DEFINE_list("depths", [], "numbers of layers, instead of widths")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "seeds of parameters and data")
 _STEPS = flags.DEFINE_integer("steps", 10, "optimizer steps")
 _PARAMETRIZATION = flags.DEFINE_enum(
     "parametrization", "both", ["both", "mup", "standard", "completep"], "which to train"
 )
-_TABLE = flags.DEFINE_string("table", "", "coord_check.json of trainings not to be done again")
+_TABLE = flags.DEFINE_string("table", "", "coord_check.json with trainings not to repeat")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
@@ -38,7 +39,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 def _whole(flag: str, values: list[str]) -> list[int]:
     if bad := [value for value in values if not value.strip().isdecimal()]:
-        raise UserError(f"--{flag}: {bad[0]!r} is not a whole number; write 64,128 say")
+        raise UserError(f"--{flag}: {bad[0]!r} is not a whole number; write for example 64,128")
     return [int(value) for value in values]
 
 
@@ -61,12 +62,12 @@ def main(argv: list[str]) -> int:
     head = machine.describe("coord_check")
     with GridBar(len(check.cells)) as bar:
 
-        def tell(cell: coord_check.Cell, curves: list[page.Curve]) -> None:
+        def save(cell: coord_check.Cell, curves: list[page.Curve]) -> None:
             coord_check.save(curves, head, workdir)
             bar.update(" ".join(map(str, cell)), check.steps, "done")
             bar.update("", 0, "")
 
-        curves = coord_check.run(check, data, earlier, tell)
+        curves = coord_check.run(check, data, earlier, save)
     coord_check.write(curves, head, workdir)
     print(page.table(curves))
     return 0 if all(verdict.holds for verdict in page.verdicts(curves)) else 1

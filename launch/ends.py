@@ -1,8 +1,8 @@
-"""How a command ends early: signals, and readers of its output that are gone.
+"""How a command ends early: by signals, and when its output has no reader.
 
-    SIGTERM, SIGHUP   the work is unwound, one line is printed, status UNFINISHED
+    SIGTERM, SIGHUP   the stack is unwound, one line is printed, status UNFINISHED
     SIGINT            the same by KeyboardInterrupt, status 130
-    output            what a closed terminal or pipe does not take is dropped; the work goes on
+    output            if the terminal or pipe is closed, output is dropped and the work goes on
 
 Training handles these signals itself once it has something to save (lm/parallel/processes.py). A
 signal that is ignored from the start stays ignored, as nohup and launch/slurm.sh require.
@@ -20,7 +20,7 @@ from typing import Any
 
 from lm.mapping import INTERRUPTED, UNFINISHED
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # and SIGINT, which Python makes an exception of
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # Python turns SIGINT into an exception itself
 
 
 class Stopped(SystemExit):
@@ -35,7 +35,7 @@ class Stopped(SystemExit):
 
 
 def at_once() -> None:
-    """While a launcher is being imported there is nothing to unwind: prints a line and exits."""
+    """Makes signals print a line and exit at once, for the time in which a launcher is imported."""
 
     def end(signum: int, frame: object) -> None:
         del frame
@@ -49,7 +49,7 @@ def at_once() -> None:
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """In the body, a signal raises `Stopped`. A second one of its kind acts as it would without."""
+    """A signal in the body raises `Stopped`; a second one of its kind has its usual effect."""
     before = {s: signal.getsignal(s) for s in SIGNALS}
     taken = {s: handler for s, handler in before.items() if handler is not signal.SIG_IGN}
 
@@ -70,7 +70,7 @@ def unwinding() -> Iterator[None]:
 
 
 class _Outlet(io.FileIO):
-    """Accepts all output, and passes on what is still taken."""
+    """Accepts all output, and drops what the file no longer takes."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -80,10 +80,10 @@ class _Outlet(io.FileIO):
 
 
 def outlast_readers() -> None:
-    """Makes standard output and error not raise when nobody reads them."""
+    """Makes writing to stdout and stderr succeed when nobody reads them."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if not isinstance(stream, io.TextIOWrapper):  # closed from the start, or somebody's own
+        if not isinstance(stream, io.TextIOWrapper):  # closed from the start, or replaced
             setattr(sys, name, stream or open(os.devnull, "w"))  # noqa: SIM115 (until the end)
             continue
         with contextlib.suppress(OSError):

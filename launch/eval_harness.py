@@ -2,10 +2,10 @@
 
     espalier eval_harness --checkpoint=WORKDIR --tasks_dir=FOLDER --tasks=NAME,NAME
 
-Needs the extra `eval`. The tasks are the .yaml files of FOLDER (lm/interop/eval_harness.py says how
-to make one local); nothing in them is executed without --trust_tasks. Without FOLDER they are the
-harness's own, which load their data from the Hugging Face hub. `--layer` is as in espalier
-evaluate, which needs no harness and has intervals for everything.
+Needs the extra `eval`. The tasks are the .yaml files of FOLDER; lm/interop/eval_harness.py explains
+how to make one local. No code in them runs without --trust_tasks. Without --tasks_dir the tasks are
+the harness's own, which load their data from the Hugging Face hub. `--layer` works as in espalier
+evaluate, which does not need the harness and reports an interval for every number.
 """
 
 import json
@@ -24,10 +24,10 @@ _LAYER = members.layer_flag()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
-_TASKS = flags.DEFINE_list("tasks", None, "names of tasks, with commas", required=True)
-_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "folder of .yaml files; else the harness's own")
+_TASKS = flags.DEFINE_list("tasks", None, "names of tasks, separated by commas", required=True)
+_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "folder of .yaml files; default: the harness's")
 _TRUST = flags.DEFINE_bool("trust_tasks", False, "run the Python that tasks name (!function)")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens read; 0: the run's", lower_bound=0)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "most tokens read; 0: the run's", lower_bound=0)
 _LIMIT = flags.DEFINE_integer("limit", 0, "documents of each task; 0: all", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
     out = cli.out_file("out", _OUT.value)
     folder = Path(_TASKS_DIR.value).expanduser() if _TASKS_DIR.value else None
     if folder and not folder.is_dir():
-        raise UserError(f"--tasks_dir={folder} is no folder")
+        raise UserError(f"--tasks_dir={folder} is not a folder")
     if folder and not _TRUST.value:
         harness_tasks.check_is_data(folder)
-    # Its bootstrap would fork, which the threads of JAX may not survive.
+    # The harness's bootstrap would fork, which can deadlock the threads of JAX.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         from lm_eval import evaluator, tasks, utils  # pyright: ignore[reportMissingImports]

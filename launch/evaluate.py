@@ -1,12 +1,12 @@
-"""Asks a checkpoint tasks: bits per byte, and any of lm/evals.
+"""Evaluates a checkpoint: bits per byte and any task of lm/evals.
 
     espalier evaluate --checkpoint=WORKDIR [--task=position] [--task=blimp.path=FILE ...]
 
---task=TASK adds a task with its defaults, --task=TASK.OPTION=VALUE sets an option,
---task=LABEL.task=TASK gives a task a second time; tasks of the run are asked too.
---source=NAME:PATH adds a set, of which max_tokens are scored. --layer=softmax.window=512 changes
-options without parameters (LM-Infinite: global_tokens, distance_ceiling). --text=PATH measures that
-text alone, in one line. --mesh=sequence=4 splits rows that one device cannot hold.
+--task=TASK adds a task with its defaults to those of the run, --task=TASK.OPTION=VALUE sets an
+option, and --task=LABEL.task=TASK adds a task once more under another label. --source=NAME:PATH
+adds a set of text, of which --max_tokens are scored. --layer=softmax.window=512 changes an option
+that has no parameters (for LM-Infinite: global_tokens, distance_ceiling). --text=PATH scores only
+that text and prints one line. --mesh=sequence=4 splits rows that one device cannot hold.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
-_SOURCE = flags.DEFINE_multi_string("source", [], "another set, NAME:PATH; may be repeated")
-_TEXT = flags.DEFINE_string("text", "", "a file of text, or a glob, measured alone")
+_SOURCE = flags.DEFINE_multi_string("source", [], "NAME:PATH, a set of text to add; repeatable")
+_TEXT = flags.DEFINE_string("text", "", "a text file or a glob, scored alone")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "of each set; 0: the run's", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 result.flag()
@@ -34,7 +34,7 @@ result.flag()
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     if _TEXT.value and (_SOURCE.value or _TASK.value):
-        raise UserError("--text is measured alone; leave out --source and --task")
+        raise UserError("--text is scored alone; leave out --source and --task")
     path, layers = cli.path("checkpoint", _CHECKPOINT.value), members.layers(_LAYER.value)
     asked, out = members.tasks(_TASK.value), cli.out_file("out", _OUT.value)
     from lm import evals, files  # after the flags: imports jax

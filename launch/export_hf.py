@@ -2,9 +2,9 @@
 
     espalier export_hf --checkpoint=WORKDIR --folder=OUT [--dtype=bfloat16]
 
-Softmax patterns become Llama or Granite, which transformers loads. A model for which transformers
-has no class becomes a folder of our own (lm/interop/README.md), which espalier import_hf reads; the
-reason is printed.
+Patterns of softmax layers become Llama or Granite, which transformers loads. If transformers lacks
+a class for a model, the folder has our own format (lm/interop/README.md), which espalier import_hf
+reads, and the reason is printed.
 """
 
 from absl import flags
@@ -15,8 +15,8 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
 _FOLDER = flags.DEFINE_string("folder", None, "the folder to create", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the stored weights")
-_MAX_SHARD_SIZE = flags.DEFINE_string("max_shard_size", "4GB", "of one file, as 500MB or 4GB")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of stored weights")
+_MAX_SHARD_SIZE = flags.DEFINE_string("max_shard_size", "4GB", "largest file, as 500MB or 4GB")
 _LONGEST = flags.DEFINE_integer(
     "max_position_embeddings",
     0,

@@ -4,9 +4,9 @@
     espalier fit step_law grid.csv --column=learning_rate=lr --column=tokens=D
     espalier fit power table.jsonl --hold=c=1            # one batch: its exponent is held
 
-LAW is a file of lm/laws that has an equation; `espalier catalog` lists them. A table is JSON lines,
-CSV or Parquet with the columns of `espalier sweep`. Intervals are over 1,000 resamples of clusters
-of rows that share no trunk.
+The first argument is a law of lm/laws that has an equation; `espalier catalog` lists them. The
+second is a table of JSON lines, CSV or Parquet with the columns of `espalier sweep`. Intervals come
+from 1,000 bootstrap resamples; rows whose trainings share a trunk are resampled together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lm.mapping import UserError
 _OUT = flags.DEFINE_string("out", "", "HTML page to write: the fit, its residuals, other laws")
 _JSON = flags.DEFINE_string("json", "", "JSON file to write")
 _FIGURE = flags.DEFINE_string("figure", "", "SVG file to write: the target against tokens")
-_SEED = flags.DEFINE_integer("seed", 0, "of the resamples", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the resamples", lower_bound=0)
 _BOOTSTRAPS = flags.DEFINE_integer(
     "bootstraps", 1000, "resamples, at least 100; 0: no intervals", lower_bound=0
 )
-_TARGET = flags.DEFINE_string("target", "", "the one column to predict, of a law with several")
+_TARGET = flags.DEFINE_string("target", "", "column to predict, for a law with several")
 _SELECT = flags.DEFINE_string("select", "", "vertex, near, best or rows; empty: the law's own")
-_DELTA = flags.DEFINE_float("delta", 0.0, "of the Huber loss of log residuals; 0: the law's own")
+_DELTA = flags.DEFINE_float("delta", 0.0, "Huber delta of log residuals; 0: the law's own")
 _COLUMN = flags.DEFINE_multi_string("column", [], "OURS=THEIRS: a column's name in the table")
 _HOLD = flags.DEFINE_multi_string("hold", [], "NAME=VALUE: a constant that is not fitted")
 
@@ -49,11 +49,11 @@ def main(argv: list[str]) -> None:
     )
     equations = laws.equations(law, options)
     if figure is not None and not any(equation.is_over_tokens for equation in equations):
-        raise UserError(f"--figure={figure}: {argv[1]} has no tokens to draw over; leave it out")
+        raise UserError(f"--figure={figure}: {argv[1]} has no curve over tokens; leave it out")
     total = _BOOTSTRAPS.value * len(equations)
     columns = values.pairs("column", _COLUMN.value, "OURS=THEIRS, as tokens=D")
     rows = table.read(cli.path("TABLE", argv[2]), columns)
-    # These import much, so the mistakes above are reported first.
+    # These imports are slow, so the mistakes above are reported first.
     from lm.report import figures, fit
     from lm.run.progress import CountBar
 

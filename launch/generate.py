@@ -3,8 +3,8 @@
     espalier generate --checkpoint=WORKDIR --prompt="def " [--prompt=...]
     espalier generate --checkpoint=WORKDIR/checkpoints/STEP --prompt_file=FILE
 
-`--prompt_file=-` reads standard input. A prompt is taken as it is, a last newline included. What is
-printed is the prompt and its continuation. `--layer` is as in espalier evaluate.
+`--prompt_file=-` reads standard input. A prompt is used as it is, including a final newline. The
+prompt is printed with its continuation. `--layer` works as in espalier evaluate.
 """
 
 import sys
@@ -21,11 +21,13 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue; may be repeated")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", "", "file with one prompt; - is standard input")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "tokens to add at most")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "most tokens to add")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the likeliest token")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens; 0: all")
-_TOP_P = flags.DEFINE_float("top_p", 0.95, "draw from the likeliest tokens of this mass; 1: all")
-_SEED = flags.DEFINE_integer("seed", 0, "of the draws")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 0.95, "draw from the likeliest tokens of this total mass; 1: all"
+)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
 
 
 def main(argv: list[str]) -> None:

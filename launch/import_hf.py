@@ -1,14 +1,14 @@
-"""Reads a Hugging Face folder into a run folder of ours.
+"""Imports a Hugging Face model as a run folder.
 
     espalier import_hf --folder=HF_DIR --workdir=DIR [--config.model.precision=bfloat16]
 
-HF_DIR holds config.json (LlamaForCausalLM, GraniteForCausalLM, or what espalier export_hf wrote),
-tokenizer.json and safetensors. The run folder has one checkpoint, of step 0 and without an
-optimizer's state: for lm.load, espalier generate, espalier evaluate, espalier convert, and to go on
-training from, with --config=DIR/experiment.py and a new workdir.
+HF_DIR holds config.json (of LlamaForCausalLM, GraniteForCausalLM, or from espalier export_hf),
+tokenizer.json and safetensors. The run folder gets one checkpoint, of step 0 and without optimizer
+state. lm.load and espalier generate, evaluate and convert take it; to continue training from it,
+use --config=DIR/experiment.py with a new workdir.
 
---config gives what the folder does not say (data, schedule, precision, ...); experiments/base.py
-unless set.
+--config sets everything that HF_DIR does not (data, schedule, precision, ...); its default is
+experiments/base.py.
 """
 
 import sys
@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder to create", requ
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     source, workdir = cli.path("folder", _FOLDER.value), cli.path("workdir", _WORKDIR.value)
-    cli.load_config(_CONFIG.value)  # reports its mistakes before anything is read
+    cli.load_config(_CONFIG.value)  # report mistakes in it before reading HF_DIR
     from lm import params  # after the flags are known to be right: imports jax
     from lm.interop import folder, importing
     from lm.run import record
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         f"{found.source['stored_as']}"
     )
     print(
-        "to go on training: "
+        "to continue training: "
         + shell.line("train", [f"--config={workdir}/experiment.py", "--workdir=NEW"])
     )
 

@@ -1,11 +1,11 @@
-"""Says whether the best rate of a narrow model suits a wide one.
+"""Tests whether the best rate of a narrow model suits a wide one.
 
-`espalier lr_transfer --config=lr_transfer:cpu --workdir=DIR`; the
-same command resumes, and several of it in one DIR share the trainings. DIR holds sweep.jsonl,
-lr_transfer.json, lr_transfer.md and lr_transfer.svg. Exit status 1: under muP an optimum moved by
-more than a bin, or under the standard parametrization by fewer than two.
+`espalier lr_transfer --config=lr_transfer:cpu --workdir=DIR`; the same command resumes, and several
+processes started with one DIR share the trainings. DIR holds sweep.jsonl, lr_transfer.json,
+lr_transfer.md and lr_transfer.svg. Exit status 1 if under muP an optimum moved by more than one
+bin, or under the standard parametrization by fewer than two.
 
---table=FILE names the sweep.jsonl of an earlier study, whose trainings are not done again.
+--table=FILE names the sweep.jsonl of an earlier study, whose trainings are not repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lm.mapping import UNFINISHED
 
 _CONFIG = cli.config_flag(study="lm.studies.lr_transfer:Study")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
-_TABLE = flags.DEFINE_string("table", "", "sweep.jsonl of cells that are not to be run again")
+_TABLE = flags.DEFINE_string("table", "", "sweep.jsonl with cells not to repeat")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     study = lr_transfer.create(_CONFIG.value.to_dict())
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
     workdir = cli.workdir(_WORKDIR.value, "lr_transfer")
-    # All rates and seeds, and resumed studies, compile to the same programs.
+    # All rates and seeds share their compiled programs, also when a study is resumed.
     jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
     found = sweep.run(
         lr_transfer.sweep(study),
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         report=lambda found: rows.write(found, workdir / "sweep.jsonl"),
     )
     if found is None:
-        print("stopped and saved; the same command goes on")
+        print("stopped and saved; the same command resumes")
         return UNFINISHED
     judged = lr_transfer.judge(study, found)
     values = machine.describe("lr_transfer") | {"transfers": lr_transfer.plain(judged)}

@@ -1,6 +1,6 @@
-"""Options of members of families on a command line: `--layer`, `--task` and `--schedule`.
+"""Flags that set options of layers, tasks, schedules and the mesh: `--layer`, `--task`, ...
 
-Values are read as launch/values.py says, by the type of the option if its member is known.
+Values follow the grammar of launch/values.py, and the type of the option if its member is known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEYS = annotations(MeshConfig)
 def layer_flag() -> flags.FlagHolder[list[str]]:
     """Defines the repeatable `--layer=LABEL.OPTION=VALUE`, read by `layers`."""
     return flags.DEFINE_multi_string(
-        "layer", [], "LABEL.OPTION=VALUE: an option of a layer other than the run's; repeatable"
+        "layer", [], "LABEL.OPTION=VALUE: replaces an option that the run's layers have; repeatable"
     )
 
 
@@ -41,7 +41,9 @@ def layers(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 def mesh_flag() -> flags.FlagHolder[list[str]]:
     """Defines the repeatable `--mesh=KEY=VALUE`, read by `mesh`."""
     return flags.DEFINE_multi_string(
-        "mesh", [], "KEY=VALUE, as sequence=4: all devices share the work so; else one has it all"
+        "mesh",
+        [],
+        "KEY=VALUE, as sequence=4: a mesh of all devices; default: one device; repeatable",
     )
 
 
@@ -50,12 +52,12 @@ def mesh(given: Iterable[str]) -> dict[str, Any]:
     asked = values.pairs("mesh", given, "KEY=VALUE, as sequence=4")
     for key in asked:
         if key not in KEYS:
-            raise UserError(f"--mesh={key}: no such key of a mesh; {nearest(key, KEYS)}")
+            raise UserError(f"--mesh={key}: a mesh has no such key; {nearest(key, KEYS)}")
     return {key: values.read(KEYS[key], text, f"--mesh={key}") for key, text in asked.items()}
 
 
 def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The same for `--task`, where a single word is a task with its defaults: ["position"] ->
+    """Options by label of `--task`. A single word is a task with its defaults: ["position"] ->
     {"position": {}}.
     """
     bare = {text: {} for text in given if re.fullmatch(r"[\w-]+", text)}
@@ -67,11 +69,11 @@ def tasks(given: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def member(flag: str, text: str, family: Family) -> dict[str, Any]:
-    """A member of a family with options, as one word: "wsd:decay_shape=sqrt,decay=10 percent" ->
-    {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}.
+    """A member of a family and its options, from one word: "wsd:decay_shape=sqrt,decay=10 percent"
+    -> {"family": "wsd", "decay_shape": "sqrt", "decay": "10 percent"}.
 
     Raises:
-      UserError: there is no such member, or the text has another form.
+      UserError: the member does not exist, or the text has another form.
     """
     name, colon, rest = text.partition(":")
     family.find(name, f"--{flag}={text}")
@@ -87,7 +89,7 @@ def member(flag: str, text: str, family: Family) -> dict[str, Any]:
 
 
 def _assignments(flag: str, given: Iterable[str], example: str) -> dict[str, dict[str, str]]:
-    """LABEL.OPTION=VALUE by label and option, each value as text."""
+    """The values of LABEL.OPTION=VALUE, as text, by label and option."""
     found: dict[str, dict[str, str]] = {}
     form = f"LABEL.OPTION=VALUE, as {example}"
     for name, value in values.pairs(flag, given, form).items():
@@ -101,8 +103,8 @@ def _assignments(flag: str, given: Iterable[str], example: str) -> dict[str, dic
 def _options(
     family: Family, name: str | None, options: Mapping[str, str], where: str
 ) -> dict[str, Any]:
-    """The values of a member's options, each read by the type of its option. If the member or the
-    option is not known here, the text is kept.
+    """A member's options, each value read by the type of its option. If the member or the option is
+    not known here, by the general grammar.
     """
     kinds = family.kinds(name, where) if name in family.names() else {}
     return {

@@ -1,6 +1,6 @@
-"""What a notebook does before it trains: installs what is missing, and finds a folder for its run.
+"""What a notebook does before training: it installs missing packages and finds a run folder.
 
-Only Python's own library is imported here, since nothing else may be installed yet.
+This file imports only the standard library, since nothing else may be installed yet.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-MOUNT = Path("/content/drive")  # where Colab's own examples mount Google Drive
-# Colab's image brings them. JAX loads every plugin it finds, and these belong to another JAX.
+MOUNT = Path("/content/drive")  # as in Colab's own examples
+# Colab preinstalls these. JAX loads every plugin that it finds, and they belong to another JAX.
 OTHER_CUDA = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
 
 
 def is_on_colab() -> bool:
-    """Whether the kernel is Colab's, which imports `google.colab` when it starts."""
+    """Whether this is a kernel of Colab, which imports `google.colab` when it starts."""
     return "google.colab" in sys.modules
 
 
 def accelerator(devices: Path = Path("/dev")) -> str:
-    """The extra of pyproject.toml that this machine's accelerator needs: "tpu", "gpu", or "" where
-    there is only the CPU. JAX cannot be asked, because it may not be installed yet.
+    """The extra of pyproject.toml for this machine's accelerator: "tpu", "gpu", or "" if there is
+    only a CPU. JAX cannot answer this, because it may not be installed yet.
     """
     if (devices / "accel0").exists() or (devices / "vfio" / "0").exists():
         return "tpu"
@@ -33,10 +33,10 @@ def accelerator(devices: Path = Path("/dev")) -> str:
 
 def install(extra: str) -> None:
     """Installs the checkout in the current folder with an extra, in the versions of
-    constraints.txt: always on Colab, elsewhere only where the packages are missing.
+    constraints.txt: on Colab always, elsewhere only if packages are missing.
 
     Raises:
-      SystemExit: the kernel has already loaded another NumPy than the one that is now installed.
+      SystemExit: the kernel has already imported another version of NumPy than is now installed.
       CalledProcessError: pip failed.
     """
     if not is_on_colab() and importlib.util.find_spec("grain") is not None:
@@ -53,12 +53,12 @@ def install(extra: str) -> None:
 
 
 def workdir(name: str, *, on_drive: bool, mount: Path = MOUNT) -> Path:
-    """The folder of a notebook's run, which is printed. It is $ESPALIER_NOTEBOOK_WORKDIR if that is
-    set, else runs/NAME of the checkout. `on_drive` mounts Google Drive, where the run outlives the
-    session, and takes espalier/NAME of My Drive instead.
+    """Prints and returns the folder of a notebook's run: $ESPALIER_NOTEBOOK_WORKDIR if it is set,
+    else runs/NAME of the checkout. `on_drive` mounts Google Drive, where the run outlives the
+    session, and returns espalier/NAME of My Drive instead.
 
     Raises:
-      SystemExit: `on_drive` where there is no Colab, or beside $ESPALIER_NOTEBOOK_WORKDIR.
+      SystemExit: `on_drive` outside Colab, or together with $ESPALIER_NOTEBOOK_WORKDIR.
     """
     given = os.environ.get("ESPALIER_NOTEBOOK_WORKDIR", "")
     found = Path(given) if given else Path("runs", name)
@@ -72,7 +72,7 @@ def workdir(name: str, *, on_drive: bool, mount: Path = MOUNT) -> Path:
             from google.colab import drive  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise SystemExit(
-                "DRIVE = True needs Colab, which alone mounts Google Drive; set DRIVE = False."
+                "DRIVE = True works only on Colab, which mounts Google Drive; set DRIVE = False."
             ) from None
         drive.mount(str(mount))
         found = mount / "MyDrive" / "espalier" / name

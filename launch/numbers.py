@@ -1,10 +1,10 @@
-"""Writes the tables of READMEs and guides, from committed results.
+"""Writes the tables of READMEs and guides from committed results.
 
-    espalier numbers                              rewrites them, docs/laws.md, docs/reference.md
-    espalier numbers --workdir=runs/quickstart    first takes the quickstart's file anew
+    espalier numbers                              also rewrites docs/laws.md and docs/reference.md
+    espalier numbers --workdir=runs/quickstart    first updates results/quickstart.json from a run
 
-A block stands between `<!-- numbers: FILE -->` and `<!-- end -->`; a test checks it. FILE is
-written by `espalier bench` or `compare`, or is a run's summary; `FILE OP`: only the kernels of OP.
+The text between `<!-- numbers: FILE -->` and `<!-- end -->` is generated from FILE, the result of a
+command such as `espalier bench`; a test checks it. `FILE OP` shows only the kernels of OP.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def main(argv: list[str]) -> None:
 
 
 def summary(workdir: Path) -> dict[str, Any]:
-    """The contents of results/quickstart.json for a run."""
+    """The contents of results/quickstart.json, from a run."""
     from lm.report import folder
 
     run = folder.load([workdir])[0]
     rates = run.series("time/tokens_per_second")[1]
     if len(rates) == 0:
-        raise UserError(f"--workdir={workdir}: no record has a time; take a longer run")
+        raise UserError(f"--workdir={workdir}: no record has a time; name a longer run")
     numbers = {f"validation bits per byte, {k}": f"{v:.3f}" for k, v in run.validation().items()}
     numbers["tokens trained on"] = f"{run.last('tokens'):,.0f}"
     numbers["parameters"] = f"{run.facts['parameters']['total']:,}"

@@ -2,11 +2,11 @@
 
     argv -- split --> other words, {key: text} -- apply --> the values of the file, changed
 
-The dataclasses (lm/config.py, the studies) and the families define which keys exist and what each
-holds. So a flag can set what the file leaves out: an option of a member, a label of `model.layers`,
-a source, a task. Naming another member of a family drops the options of the previous one, wherever
-the flag stands. A key that no dataclass describes must be in the file, and its value is read as the
-type that it has there.
+The dataclasses (lm/config.py, the studies) and the families define which keys exist and the type of
+each. A flag can therefore set a key that the file leaves out: an option of a member, a label of
+`model.layers`, a source, a task. Naming another member of a family drops the options of the
+previous member, wherever that flag stands on the line. A key that no dataclass describes must be in
+the file, and the flag's text is read as the type of the value there.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from lm.config import UserError, flatten, nearest
 from lm.families import Family, Labels
 from lm.mapping import OWN, Holds, annotations, field_marks
 
-Text = str | bool  # of an override; a boolean if the flag has no value
+Text = str | bool  # what an override sets; a boolean if the flag has no value
 ABSENT = object()
 TYPES = (bool, int, float, str)
 NAMING = {family.key for family in families.ALL}
 
 
 def split(argv: list[str], name: str) -> tuple[list[str], dict[str, Text]]:
-    """The words of a command line that are not overrides, and the overrides by dotted key, of which
-    the last counts. `--config.a.b 1` is `--config.a.b=1`; a flag without a value is True, and
-    `--noconfig.a.b` is False.
+    """The words of a command line that are not overrides, and the overrides by dotted key. If a key
+    is given twice, the last one counts. `--config.a.b 1` means `--config.a.b=1`; a flag without a
+    value is True, and `--noconfig.a.b` is False.
     """
     rest: list[str] = []
     found: dict[str, Text] = {}
@@ -85,12 +85,12 @@ def apply(
     flag: str,
     base: Callable[[], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The values `given` with the overrides `asked`. `kind` is their dataclass, None if no
-    dataclass describes them. A new source, or another section that the file lacks, starts with the
-    values it has in `base`.
+    """The values `given`, changed by the overrides `asked`. `kind` is their dataclass, None if no
+    dataclass describes them. A new source, or a section that the file lacks, starts with the values
+    that it has in `base`.
 
     Raises:
-      UserError: a key is unknown, a value cannot be read, or a mapping follows a key inside it.
+      UserError: a key is unknown, a value cannot be read, or a mapping comes after a key inside it.
     """
     changed = copy.deepcopy(dict(given))
     setting = _Setting(changed, flag, base)
@@ -99,7 +99,7 @@ def apply(
         inside = next((x for x in list(asked)[:i] if x.startswith(f"{key}.")), None)
         if inside and isinstance(text, str) and text.strip().startswith("{"):
             raise UserError(
-                f"{flag}.{key} comes after {flag}.{inside}, which it would undo; exchange them"
+                f"{flag}.{key} comes after {flag}.{inside} and would undo it; swap them"
             )
     # A mapping comes before the keys in it, and the name of a member before its options.
     order = lambda key: (key.count("."), key.rpartition(".")[2] not in NAMING)
@@ -109,20 +109,22 @@ def apply(
 
 
 class _Label(NamedTuple):
-    """The type of an entry in a mapping marked with Labels."""
+    """The type of an entry in a mapping that is marked with Labels."""
 
     labels: Labels
 
 
 class _Setting(NamedTuple):
-    """`whole`: all values, for hints. `flag`: what precedes the dotted keys in messages."""
+    """`whole`: all values, for hints. `flag`: the prefix of dotted keys in messages. `base`: reads
+    the values with which a new section starts.
+    """
 
     whole: Mapping[str, Any]
     flag: str
     base: Callable[[], Mapping[str, Any]]
 
     def set(self, node: Any, kind: Any, key: list[str], text: Text, where: str) -> Any:
-        """`node`, which holds a `kind` at `where`, with the `key` inside it set."""
+        """`node`, a value of type `kind` at `where`, after setting the `key` inside it."""
         family = _family(kind)
         is_name = family is not None and key == [family.key]
         if not key or is_name:
@@ -140,7 +142,7 @@ class _Setting(NamedTuple):
         return node
 
     def begun(self, kind: Any, where: str) -> dict[str, Any]:
-        """The values with which a group that the file lacks begins."""
+        """The initial values of a group that the file lacks."""
         plain = _plain(kind)
         if not is_dataclass(plain):
             return {}
@@ -156,7 +158,7 @@ class _Setting(NamedTuple):
         """The type of `node[key]`, an annotated type or _Label.
 
         Raises:
-          UserError: there is no such key.
+          UserError: the key is unknown.
         """
         plain, family = _plain(kind), _family(kind)
         if labels := _mark(kind, Labels):
@@ -166,7 +168,7 @@ class _Setting(NamedTuple):
         elif is_dataclass(plain):
             known = annotations(plain)
         elif typing.get_origin(plain) is not None and len(typing.get_args(plain)) == 2:
-            return typing.get_args(plain)[1]  # of a mapping, whose keys are free
+            return typing.get_args(plain)[1]  # the values of a mapping with free keys
         else:
             known = {name: _type(value) for name, value in node.items()}
         if key not in known:
@@ -185,7 +187,7 @@ class _Setting(NamedTuple):
         name = node.get(family.key, label)
         if family.key not in node and name not in family.names():
             raise UserError(
-                f"{where} names no {family.noun}; set {where}.{family.key} to "
+                f"{where} does not name a {family.noun}; set {where}.{family.key} to "
                 f"{', '.join(family.names())}"
             )
         return {family.key: str, **family.kinds(name, where)}
@@ -198,8 +200,8 @@ class _Setting(NamedTuple):
         family: Family | None,
         where: str,
     ) -> str:
-        """A hint: whose option the key is, or the nearest key of the group, or one of the same name
-        elsewhere, or the keys of the group.
+        """A hint for an unknown key: the members that have it as an option, or a key of that name
+        in another group, or the nearest key of this group, or all keys of this group.
         """
         if family is not None:
             owners = [x for x in family.names() if unknown in family.kinds(x, where)]
@@ -217,8 +219,8 @@ class _Setting(NamedTuple):
 
 
 def _named(node: Any, kind: Any, family: Family | None, text: Text, where: str) -> Any:
-    """A member named by a single word; it keeps the options only if it is the same member. None if
-    `text` is not a single word, or the kind is not a family.
+    """The member that `text` names in a single word. Its options are kept only if `node` names the
+    same member. None if `text` is not a single word, or `kind` is not a family.
     """
     if family is None or isinstance(text, bool):
         return None

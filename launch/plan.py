@@ -1,9 +1,10 @@
-"""Plans a run on a machine that need not be there.
+"""Plans a run for a machine, which may be absent.
 
     espalier plan --config=quickstart --target=v5e-16 [--search] [--output=plan.json]
 
-Prints what the run is, what a device holds, what devices send, modelled times, and its launch line.
---search tries every mesh, remat, accumulation and strategy of long rows, and compiles the best 3.
+Prints a summary of the run, the memory of a device, the bytes devices send, modelled times, and the
+command that starts the run. --search tries every mesh, remat policy, accumulation and strategy for
+long rows, and compiles the best 3.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _TARGET = flags.DEFINE_string(
     "target", None, "machine: v5e-16, v5p-256, v6e-8, v4-32, tpu7x-8, h100-64, cpu-8", required=True
 )
 _SEARCH = flags.DEFINE_bool("search", False, "choose mesh, strategies, remat and accumulation")
-_COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: by formulas alone, in seconds")
+_COMPILE = flags.DEFINE_bool("compile", True, "--nocompile: use formulas only, in seconds")
 _OUTPUT = flags.DEFINE_string("output", "plan.json", "file to write; empty: none")
 result.flag()
-_WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "folder named in the launch line")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/planned", "workdir in the printed command")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Puts plans side by side, as Markdown.
+"""Puts plans side by side in a Markdown table.
 
 espalier plan_table experiments/plans/*.json --output=experiments/plans/plans.md
 """
@@ -17,7 +17,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
-        raise UserError("name files that espalier plan wrote, as experiments/plans/*.json")
+        raise UserError("name files written by espalier plan, as experiments/plans/*.json")
     output = cli.path("output", _OUTPUT.value)
     from lm import files
     from lm.plan import page

@@ -1,12 +1,13 @@
-"""Ranks schedules by the loss they will end at.
+"""Ranks schedules by their predicted final loss.
 
     espalier predict_loss runs/constant runs/cosine --key=eval/stdlib/loss
         --schedule=linear --schedule="wsd:decay=10 percent" --out=predicted.html
 
-The annealing law (arXiv 2408.11029) is fitted to what the runs logged; they differ in schedule,
-length and seed alone. A --schedule is that of the first run, with its length and, unless it says
-others, its peak and warmup. --held_out=RUN is predicted by its own schedule and scored. The law's
-momentum is not fitted, since one curve does not identify it: 1 - 20 / steps of the longest run.
+The annealing law (arXiv 2408.11029) is fitted to the losses that the runs logged; the runs may
+differ only in schedule, length and seed. A --schedule has the length of the first run and, unless
+it sets them, that run's peak and warmup. The loss of --held_out=RUN is predicted from its own
+schedule and compared with the logged one. The law's momentum is not fitted, since one curve does
+not identify it; it is 1 - 20 / (steps of the longest run).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from lm.families import SCHEDULES
 
 _SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; repeatable")
 _KEY = flags.DEFINE_string("key", "train/loss", "logged loss: train/loss or eval/NAME/loss")
-_HELD_OUT = flags.DEFINE_multi_string("held_out", [], "a run to score; repeatable")
-_MOMENTUM = flags.DEFINE_float("momentum", None, "lambda of the law", 0.001, 0.99999)
+_HELD_OUT = flags.DEFINE_multi_string("held_out", [], "run folder to predict and score; repeatable")
+_MOMENTUM = flags.DEFINE_float("momentum", None, "lambda, the law's momentum", 0.001, 0.99999)
 _BOOTSTRAPS = flags.DEFINE_integer("bootstraps", 200, "resamples of the fit", 0, 10_000)
 _OUT = flags.DEFINE_string("out", "predicted.html", "page to write; empty: none")
 _SVG = flags.DEFINE_string("svg", "", "picture to write")

@@ -1,8 +1,8 @@
-"""Prepares the data of a configuration and shows what it holds.
+"""Prepares the data of a configuration and prints its size.
 
     espalier prepare --config=quickstart [--data_dir=DIR] [--verify]
 
-Training does the same on its own; this is for doing it ahead, and for checking files with --verify.
+espalier train does this too; run it to prepare data ahead of time, or to check files with --verify.
 """
 
 from absl import flags
@@ -38,7 +38,7 @@ def _table(prepared: Prepared) -> Table:
         for split, store in splits.items():
             meta = store.meta
             counts = [f"{meta[key]:,}" for key in ("documents", "tokens", "bytes")]
-            # End of text has no bytes and does not count here.
+            # The end-of-text token of each document has no bytes.
             ratio = meta["bytes"] / max(1, meta["tokens"] - meta["documents"])
             folder = store.folder.parent.name
             table.add_row(name, split, *counts, f"{ratio:.2f}", folder)

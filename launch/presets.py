@@ -1,12 +1,12 @@
-"""What --config names: a file with get_config, or a preset, an experiment that Espalier includes.
+"""Reads what --config names: a file with get_config, or a preset (an experiment of Espalier).
 
     --config=quickstart:softmax      experiments/quickstart.py with the argument "softmax"
     --config=compare:smoke           experiments/compare/config.py
     --config=mine.py:argument        a file: its name ends in .py
 
-A preset imports other experiments as `experiments.NAME`. While a preset is executed, that name
-means its own folder, even if the user has a folder of this name. In a user's file, the name finds
-what the user's folder holds, and then the presets.
+A preset imports other experiments as `experiments.NAME`. While a preset is executed, `experiments`
+is Espalier's folder, even if the user has a folder of that name. In a user's file, `experiments`
+is first the user's folder, and then Espalier's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def find(name: str) -> Path:
     """The file of a preset. A word that cannot be a preset's name is taken as a path.
 
     Raises:
-      UserError: it could be a preset's name, but there is no such preset.
+      UserError: the word could be a preset's name, but no preset has it.
     """
     if not re.fullmatch(r"[\w-]+", name):
         return Path(name)
@@ -68,10 +68,10 @@ def find(name: str) -> Path:
 
 
 def read(argument: str) -> tuple[Path, Any]:
-    """The file that "NAME" or "NAME:arg" names, and what its get_config gives.
+    """The file that "NAME" or "NAME:arg" names, and what its get_config returns.
 
     Raises:
-      UserError: there is no such file, or it has a mistake.
+      UserError: the file does not exist, or has a mistake.
     """
     name, _, arg = argument.partition(":")
     path = find(name)
@@ -86,7 +86,7 @@ def _importable(path: Path) -> Iterator[None]:
         yield
         return
     if FOLDER not in path.resolve().parents:
-        with contextlib.suppress(*CONFIG_FILE_ERRORS):  # reported where the file imports it
+        with contextlib.suppress(*CONFIG_FILE_ERRORS):  # reported when the file imports it
             places = importlib.import_module(PACKAGE).__path__
             if isinstance(places, list) and str(FOLDER) not in places:
                 places.append(str(FOLDER))
@@ -105,7 +105,7 @@ def _importable(path: Path) -> Iterator[None]:
 
 
 def _imported_from() -> Path | None:
-    """Where Python finds `experiments` first; None if nowhere."""
+    """The folder where Python finds `experiments` first; None if it does not."""
     spec = importlib.util.find_spec(PACKAGE)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]).resolve() if places else None

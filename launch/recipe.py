@@ -1,12 +1,13 @@
-"""Says what published laws advise for a budget.
+"""Prints what published laws advise for a budget.
 
     espalier recipe --parameters=1e7 --tokens=2e8 --out=recipe.py
     espalier recipe --flops=1e17 --tokens=1e9 --config=quickstart
 
-Any two of --flops, --parameters (without embeddings) and --tokens; C = 6 N D. Prints rate, batch,
-warmup, decay, vocabulary and more by each law with its evidence, how far they lie apart, what lies
-outside a law's domain, and the multipliers of muP. --config gives the shape of the model, the data
-and everything else. --out is an experiment that follows them, --json the same in one file.
+Set two of --flops, --parameters (without embeddings) and --tokens; C = 6 N D gives the third. It
+prints the learning rate, batch, warmup, decay, vocabulary and more by each law, with the law's
+evidence; how far the laws differ; which values lie outside a law's domain; and muP's multipliers.
+--config sets the shape of the model, the data and everything else. --out writes an experiment that
+follows the advice, --json all of the above.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from launch import cli, presets
 from lm.config import to_mapping
 
 _CONFIG = cli.config_flag(is_required=False)
-_FLOPS = flags.DEFINE_float("flops", None, "of the whole training")
-_PARAMETERS = flags.DEFINE_float("parameters", None, "without embeddings")
-_TOKENS = flags.DEFINE_float("tokens", None, "of the whole training")
+_FLOPS = flags.DEFINE_float("flops", None, "FLOPs of the whole training")
+_PARAMETERS = flags.DEFINE_float("parameters", None, "parameters without embeddings")
+_TOKENS = flags.DEFINE_float("tokens", None, "tokens of the whole training")
 _OUT = flags.DEFINE_string("out", "", "experiment to write, FILE.py")
 _JSON = flags.DEFINE_string("json", "", "JSON file to write")
 

@@ -1,11 +1,12 @@
-"""Says how much one untuned setting loses against tuned schedules.
+"""Measures how much an untuned schedule loses against tuned ones.
 
 `espalier regret SWEEP.jsonl --untuned=power --tuned_on=0,1 [--out=regret.json]
     [--figure=regret.svg]`
 
-The table is made by espalier sweep, with the same budgets (width, batch, tokens) under several
-schedules. The rate of every other schedule is tuned at each budget on the seeds of --tuned_on; at
-least four other seeds judge.
+SWEEP.jsonl comes from espalier sweep and has the same budgets (width, batch, tokens) for several
+schedules. --untuned keeps one setting at every budget. The learning rate of every other schedule is
+tuned at each budget on the seeds of --tuned_on; the losses are compared on at least four other
+seeds.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from absl import flags
 from launch import cli
 from lm.mapping import UserError
 
-_UNTUNED = flags.DEFINE_string("untuned", "power", "the schedule that has one setting")
-_TUNED_ON = flags.DEFINE_list("tuned_on", ["0", "1"], "seeds on which the others are tuned")
+_UNTUNED = flags.DEFINE_string("untuned", "power", "the schedule that keeps one setting")
+_TUNED_ON = flags.DEFINE_list("tuned_on", ["0", "1"], "seeds that tune the other schedules")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the regrets")
-_FIGURE = flags.DEFINE_string("figure", "", "SVG file for their picture")
+_FIGURE = flags.DEFINE_string("figure", "", "SVG file for their figure")
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Writes one page about one run or several.
+"""Writes one HTML page about one run or several.
 
 espalier report WORKDIR... [--out=report.html]
 """

@@ -1,8 +1,8 @@
-"""Results that programs read: with `--json` a command prints one JSON object to stdout and nothing
-else there. What it would print for people goes to stderr.
+"""Results for programs: with `--json`, a command prints one JSON object to stdout and nothing else.
+The text that it would print for people goes to stderr.
 
 A command defines the flag by `flag()` and passes its result to `give(values)`; `cli.run` prints it.
-A mistake is still one line on stderr and status 2, and stdout is then empty.
+After a mistake, stderr has one line, the exit status is 2 and stdout is empty.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def flag() -> None:
 
 
 def give(values: Mapping[str, Any]) -> None:
-    """Sets the result of the command; a second call adds to it and replaces equal keys."""
+    """Adds values to the result of the command; a key that is given again is replaced."""
     _given.update(values)
 
 
 @contextlib.contextmanager
 def printed() -> Iterator[None]:
-    """Around a command: with --json, only its result is on stdout."""
-    asked = flags.FLAGS[NAME] if NAME in flags.FLAGS else None  # noqa: SIM401 (it has no get)
-    if asked is None or asked.value is not True:  # --json of another command may name a file
+    """Runs a command in the body; with --json, only its result goes to stdout."""
+    asked = flags.FLAGS[NAME] if NAME in flags.FLAGS else None  # noqa: SIM401 (FlagValues lacks get)
+    if asked is None or asked.value is not True:  # in some commands --json names a file
         yield
         return
     with contextlib.redirect_stdout(sys.stderr):
@@ -46,8 +46,7 @@ def printed() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Plain values in which what is not finite is text, as in metrics.jsonl: JSON has no such
-    numbers."""
+    """Values that JSON can hold. NaN and infinities become text, as in metrics.jsonl."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

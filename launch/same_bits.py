@@ -1,12 +1,13 @@
-"""Says whether tiny runs of two checkouts agree in every bit.
+"""Checks that tiny runs of two checkouts agree in every bit.
 
     git worktree add ../before main
     espalier same_bits ../before
 
-compares the checkout in which it is started with ../before: 20 steps of every mixer, of meshes, of
-accumulation and of other settings; the numbers of every step, and the final parameters and moments.
-Exit status 0: all are equal; 1: the differences are printed. A number or array that only this
-checkout has is a difference, unless --added=NAME says that it is intended (`--added='task/*'`).
+compares the current checkout with ../before. It trains 20 steps of every mixer, and of several
+meshes, accumulations and other settings, and compares the numbers of every step and the final
+parameters and moments. Exit status 0 if all are equal, else 1, with the differences printed. A
+number or array that only this checkout has is a difference, unless --added=PATTERN allows it
+(`--added='task/*'`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from absl import flags
 from launch import cli
 from lm.config import UserError, nearest
 
-_MIXERS = flags.DEFINE_list("mixers", [], "compared ones; default: all that both checkouts have")
+_MIXERS = flags.DEFINE_list("mixers", [], "mixers to compare; default: all in both checkouts")
 _CASES = flags.DEFINE_list("cases", [], "mixers, meshes, accumulation, settings; default: all")
-_STEPS = flags.DEFINE_integer("steps", 20, "of each run", lower_bound=2)
-_ADDED = flags.DEFINE_multi_string("added", [], "pattern of names that only this side may have")
+_STEPS = flags.DEFINE_integer("steps", 20, "steps of each run", lower_bound=2)
+_ADDED = flags.DEFINE_multi_string("added", [], "pattern of names that only this checkout may have")
 _FOLDER = flags.DEFINE_string(
-    "folder", "", "where the runs are kept; those of a commit are not made again; default: nowhere"
+    "folder",
+    "",
+    "where runs are kept, so that those of a commit are not repeated; default: nowhere",
 )
 
 
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> int:
     for name in sorted(sides[0].mixers ^ sides[1].mixers):
         print(f"mixer {name}: only in {sides[name in sides[1].mixers].root}, not compared")
     if not both:
-        raise UserError(f"{sides[0].root} has no mixer that is here too; name another checkout")
+        raise UserError(f"{sides[0].root} shares no mixer with this checkout; name another")
     if unknown := [name for name in _MIXERS.value if name not in both]:
         raise UserError(
             f"--mixers={unknown[0]}: not in both checkouts; {nearest(unknown[0], both)}"

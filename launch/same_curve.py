@@ -1,10 +1,10 @@
-"""Says whether two runs have the same curves.
+"""Checks that two runs have the same curves.
 
     espalier same_curve A B [--tolerance=1e-4] [--metrics=train/loss,eval/] [--out=FILE]
 
 For every metric in the records of both runs, except times and token counts, it prints the largest
-difference at one step, relative to the larger value. Exit status 1 if a metric named by --metrics
-is above the tolerance. --out writes them as JSON, with the commands of both runs.
+difference at one step, relative to the larger value. Exit status 1 if the difference of a metric in
+--metrics exceeds the tolerance. --out writes those metrics as JSON, with the commands of both runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lm.config import UserError
 METRICS = ("train/loss", "eval/")
 
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "relative", lower_bound=0.0)
-_METRICS = flags.DEFINE_list("metrics", list(METRICS), "that must agree, or how their names begin")
+_METRICS = flags.DEFINE_list("metrics", list(METRICS), "metrics that must agree, or prefixes")
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 
 

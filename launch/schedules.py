@@ -4,11 +4,10 @@
         --tokens=1e9 --tokens_per_step=65536 --out=rates.html
     espalier schedules --config=quickstart --schedule=cosine
 
---schedule names a file of lm/schedules with its options, repeatable; --config adds the schedule of
-an experiment, and gives the length of run and step. --out is a page (.html) or a picture (.svg).
-
---refine=RUN adds the schedule derived from the gradient norms that RUN logged (arXiv 2310.07831).
-With --experiment=FILE.py, the experiment --config is written to FILE with it, for espalier train.
+--schedule (repeatable) names a file of lm/schedules with its options. --config adds the schedule of
+an experiment and sets the length of the run and its tokens per step. --out is a page (.html) or a
+figure (.svg). --refine=RUN adds the schedule derived from the gradient norms that RUN logged (arXiv
+2310.07831); --experiment=FILE.py then writes --config with that schedule, for espalier train.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ _CONFIG = cli.config_flag(is_required=False)
 _SCHEDULE = flags.DEFINE_multi_string("schedule", [], "NAME:OPTION=VALUE,...; repeatable")
 _TOKENS = flags.DEFINE_float("tokens", None, "length of the run", lower_bound=1, upper_bound=2**53)
 _PER_STEP = flags.DEFINE_integer("tokens_per_step", None, "batch in tokens", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "schedules.html", "page (.html) or picture (.svg) to write")
+_OUT = flags.DEFINE_string("out", "schedules.html", "page (.html) or figure (.svg) to write")
 _REFINE = flags.DEFINE_string("refine", "", "run folder whose gradient norms give a schedule")
-_WINDOW = flags.DEFINE_float("window", 0.1, "of the running median, a share", 0.0, 1.0)
-_QUANTILE = flags.DEFINE_float("quantile", 0.01, "norms below it count as it", 0.0, 1.0)
+_WINDOW = flags.DEFINE_float("window", 0.1, "running median, share of the run", 0.0, 1.0)
+_QUANTILE = flags.DEFINE_float("quantile", 0.01, "raises smaller norms to it", 0.0, 1.0)
 _POWER = flags.DEFINE_float("power", 2.0, "of the norm: 2 (SGD) or 1 (Adam)", 0.0, 4.0)
-_POINTS = flags.DEFINE_integer("points", 101, "of the refined profile", 2, 10_000)
-_EXPERIMENT = flags.DEFINE_string("experiment", "", "file to write --config to, refined")
+_POINTS = flags.DEFINE_integer("points", 101, "in the refined profile", 2, 10_000)
+_EXPERIMENT = flags.DEFINE_string("experiment", "", "file for --config with the refined schedule")
 
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     out = cli.out_file("out", _OUT.value)
     if out is None or out.suffix not in (".html", ".svg"):
-        raise UserError(f"--out={_OUT.value} names no page or picture; end it in .html or .svg")
+        raise UserError(f"--out={_OUT.value} is not a page or figure; end it in .html or .svg")
     experiment = cli.out_file("experiment", _EXPERIMENT.value)
     if experiment and not (_REFINE.value and _CONFIG.value):
         raise UserError(f"--experiment={experiment} needs --refine=RUN and --config=FILE; set both")
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
     tokens = _TOKENS.value or (config and config.run_tokens)
     if not (tokens and (per_step := _PER_STEP.value or (config and config.tokens_per_step))):
         raise UserError(
-            "no length of run and step; set --tokens and --tokens_per_step, or --config"
+            "length of run or step is missing; set --tokens and --tokens_per_step, or --config"
         )
     from launch import experiments
     from lm import files

@@ -1,4 +1,4 @@
-"""Sets of text named on the command line, on which a checkpoint is measured."""
+"""Sets of text named on the command line, on which a checkpoint is evaluated."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from lm.evaluation.evaluate import Result  # imports jax
 
 TEXT = "text"  # the name of the only set of --text
-WHOLE = 1 << 62  # tokens of a set: all of it
+WHOLE = 1 << 62  # tokens of a set to score: all of them
 
 
 def added(data: DataConfig, values: Iterable[str]) -> DataConfig:
     """The data of a run, with the sets of `--source=NAME:PATH` added to its own.
 
     Raises:
-      UserError: the flag has another form, or a name is given twice or belongs to the run.
+      UserError: the flag is malformed, or a name is given twice or belongs to a source of the run.
     """
     sources = dict(data.sources)
     for value in values:
         name, _, path = value.partition(":")
         if not re.fullmatch(r"[\w-]+", name) or not path:
-            raise UserError(f"--source={value!r} must be NAME:PATH, the name a word")
+            raise UserError(f"--source={value!r} must be NAME:PATH with a word as NAME")
         if name in data.sources:
             raise UserError(f"--source={name}:... is a source of the run; choose another name")
         if name in sources:
@@ -45,7 +45,7 @@ def alone(data: DataConfig, path: str) -> DataConfig:
 
 @contextlib.contextmanager
 def by_flag() -> Iterator[None]:
-    """Makes mistakes in the set of --text name the flag instead of a key of the run's data.
+    """In the body, mistakes in the set of --text name the flag and not a key of the run's data.
 
     Raises:
       UserError: the mistake, with the flag's name.
@@ -59,7 +59,7 @@ def by_flag() -> Iterator[None]:
 
 def line(result: Result, path: str) -> str:
     """The line that --text prints for a result of BitsPerByte. The end of a text counts as a token
-    without bytes; a first token that nothing predicts is not counted.
+    without bytes. The first token counts only if something predicts it.
     """
     numbers = result.numbers
     bits, nats, units = numbers[f"bpb/{TEXT}"], numbers[f"loss/{TEXT}"], numbers["bpb"].units

@@ -3,12 +3,12 @@
 #
 #   run COMMAND...   prints a command, then runs it
 #   become COMMAND   prints a command, then runs it in place of the script, to receive its signals
-#   setup EXTRAS     .venv with the project and the named extras ("" or "data,dev"), pinned by
-#                    constraints.txt; nothing to do when neither the pins nor the place changed
-#   check_training_flags FLAGS   what launch/slurm.sh and launch/tpu_pod.sh hand to launch.train
-#   quieten_tpu      libtpu, where it is installed, looks for no TPU
+#   setup EXTRAS     installs the project with the named extras ("" or "data,dev") in .venv, pinned
+#                    by constraints.txt; does nothing if neither the pins nor the folder changed
+#   check_training_flags FLAGS   checks what slurm.sh and tpu_pod.sh pass to launch.train
+#   quieten_tpu      keeps an installed libtpu from looking for a TPU
 #
-# ESPALIER_PYTHON names the Python that .venv is made with; otherwise .python-version decides.
+# ESPALIER_PYTHON names the Python for a new .venv; otherwise .python-version decides.
 
 NEEDED=3.12
 
@@ -33,7 +33,7 @@ fail() {
   exit 2
 }
 
-# "3.12.1" if $1 runs at all, else nothing: a shim may stand for a version that is not installed.
+# Prints "3.12.1" if $1 runs, else nothing: a shim may name a version that is not installed.
 version_of() {
   "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
 }
@@ -97,7 +97,7 @@ setup() {
   fi
 }
 
-# The aot extra installs compilers of devices that are absent here: JAX need not look for those.
+# The aot extra installs compilers for absent devices, which JAX should not look for.
 quieten_absent_devices() {
   local device
   for device in /dev/accel0 /dev/vfio/0 /dev/nvidia0 /dev/dxg; do
@@ -109,8 +109,8 @@ quieten_absent_devices() {
   quieten_tpu
 }
 
-# Where there is no TPU: libtpu asks no metadata server, and every process of a node may load it.
-# Never on a TPU, where JAX finds the other workers of the pod through that server.
+# For machines without a TPU: libtpu does not query the metadata server, and every process of a node
+# may load it. Never call it on a TPU, where JAX finds the other workers of the pod by that server.
 quieten_tpu() {
   export TPU_SKIP_MDS_QUERY="${TPU_SKIP_MDS_QUERY:-1}"
   export TPU_WORKER_HOSTNAMES="${TPU_WORKER_HOSTNAMES:-localhost}"
@@ -118,7 +118,7 @@ quieten_tpu() {
   export ALLOW_MULTIPLE_LIBTPU_LOAD="${ALLOW_MULTIPLE_LIBTPU_LOAD:-1}"
 }
 
-# What is known to be wrong before anything is queued or copied.
+# Reports mistakes in training flags before anything is queued or copied.
 check_training_flags() {
   local flag config="" workdir=""
   for flag in "$@"; do

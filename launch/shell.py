@@ -1,5 +1,5 @@
-"""Lines that a user can copy as they are printed: the command of this environment, how to enter the
-environment, and what can be done with a run.
+"""Shell lines that a user can copy as printed: a command of this environment, how to enter the
+environment, and what to do next with a run.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from lm import files
 
-# How each shell reads a file of commands, and the file of a virtual environment for it.
+# For each shell: the word that sources a file, and the file of a virtual environment to source.
 _ENTER = {"fish": ("source", "activate.fish"), "csh": ("source", "activate.csh")}
 _ENTER["tcsh"] = _ENTER["csh"]
 
 
 def line(name: str, words: Sequence[str] = ()) -> str:
     """A command line of espalier that works in the current folder, whether or not the environment
-    has been entered.
+    is active.
     """
     found = _script()
     if _is_entered(found):
@@ -33,8 +33,8 @@ def line(name: str, words: Sequence[str] = ()) -> str:
 
 
 def enter() -> str | None:
-    """The line that enters this environment in the user's shell; None if it has been entered, or if
-    there is nothing to enter.
+    """The line that activates this environment in the user's shell; None if it is active or cannot
+    be activated.
     """
     shell = Path(os.environ.get("SHELL", "")).name
     word, file = _ENTER.get(shell, (".", "activate"))
@@ -45,9 +45,9 @@ def enter() -> str | None:
 
 
 def next_lines(workdir: Path, config: Sequence[str]) -> str:
-    """What can be done with a finished run: shell lines, each with what it does. `config`:
-    `--config` of the run and its overrides, each a word; a run of the preset quickstart can be
-    repeated with another mixer.
+    """What to do next with a finished run: shell lines, each with a comment. `config`: `--config`
+    of the run and its overrides, one word each. For a run of the preset quickstart, one line trains
+    another mixer.
     """
     run = files.short(workdir)
     lines = [(text, "enter the environment, once a shell") for text in [enter()] if text]
@@ -68,7 +68,7 @@ def next_lines(workdir: Path, config: Sequence[str]) -> str:
 
 
 def _script() -> Path:
-    """The path at which an installation puts the console command."""
+    """The path where an installation puts the console command."""
     return Path(sys.executable).parent / "espalier"
 
 

@@ -7,19 +7,19 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Trains on a Slurm cluster; a run that meets its time limit is saved, queued again and goes on.
+Trains on a Slurm cluster; a run that reaches its time limit is saved, requeued and resumed.
 
   sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 --time=04:00:00 launch/slurm.sh \
     --config=experiments/NAME.py --workdir=FOLDER [flags of espalier train]
   launch/slurm.sh --dry-run --config=... --workdir=...      prints the commands, runs nothing
 
-Submit from the root of the checkout. It, its .venv and FOLDER are on a file system that all nodes
-share. A job on GPUs asks for one task per GPU; without GPUs one task per node is started.
+Submit from the root of the checkout. The checkout, its .venv and FOLDER must be on a file system
+that all nodes share. On GPUs, ask for one task per GPU; without GPUs, for one task per node.
 
   sbatch --signal=B:TERM@600 --export=ALL,ESPALIER_GRACE=580 ...   more seconds for a large save
 
-Exit status: that of espalier train; 0 also when queued again, which is what happens after a SIGTERM
-to this job unless training ended before: finished (0), or by a mistake (2).
+Exit status: that of espalier train. After a SIGTERM the job is requeued and the status is 0, unless
+training has finished (0) or ended with a mistake (2).
 EOF
 }
 
@@ -63,11 +63,11 @@ if [ "${gpus:-0}" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" != "$gpus" ]; then
     "--ntasks-per-node=$gpus"
 fi
 
-# Where a whole job is preempted, Slurm signals the processes as well as this script, and what srun
-# passes on is a second SIGTERM, which would end them before they have saved. With SIGTERM ignored
-# from the start, only the first one counts: espalier train stops and saves at it.
+# When a whole job is preempted, Slurm signals the processes as well as this script, and srun then
+# passes on a second SIGTERM, which would end them before they have saved. With SIGTERM ignored from
+# the start, only the first one counts: espalier train saves and stops.
 command=(srun --kill-on-bad-exit=1)
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it over from sbatch
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not inherit it from sbatch
   command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
 fi
 # shellcheck disable=SC2016 # for the inner shell
@@ -119,11 +119,11 @@ if kill -0 "$srun" 2>/dev/null; then
 else
   wait "$srun" || status=$?
 fi
-case $status in # UNFINISHED is 75; anything else, such as a save that took too long, goes on, too
+case $status in # anything else is requeued: 75 (UNFINISHED), or a save that took too long
   0) [ $is_late = yes ] || exit 0 ;;
-  2) exit 2 ;; # a mistake, told above: it would be the same next time
+  2) exit 2 ;; # a mistake, reported above; requeueing would repeat it
 esac
-# A cancelled job must stay so, and a preempted one is queued again by Slurm itself.
+# A cancelled job must stay cancelled, and Slurm itself requeues a preempted one.
 if scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
   run scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -3,33 +3,33 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Trains on every worker of a Cloud TPU pod, from a machine with gcloud, and starts again what was
-preempted.
+Trains on every worker of a Cloud TPU pod, from a machine with gcloud, and restarts after a
+preemption.
 
   launch/tpu_pod.sh --name=POD --zone=ZONE [flags below] -- \
     --config=experiments/NAME.py --workdir=FOLDER --data_dir=FOLDER [flags of espalier train]
 
 Copies the checkout to ~/espalier of every worker, sets up its .venv, starts espalier train there and
-shows its output. Both FOLDERs are on a file system that all workers mount at the same place, such
-as NFS; espalier train writes to no gs:// address.
+shows its output. Both FOLDERs must be on a file system that all workers mount at the same path,
+such as NFS; espalier train cannot write to a gs:// address.
 
-  --name=POD --zone=ZONE    the TPU; --project=PROJECT where it is not gcloud's default
-  --repository=URL          workers fetch this instead of being sent the commit that is checked out
-                            here; --ref=REF: a branch, tag or commit of it (default HEAD)
-  --prepare=COMMAND         run first on every worker: mount the file system, install Python 3.12
-  --restart                 start again after a preemption or a failure: at most --retries=N times
-                            (default 10), --pause=SECONDS (default 60) between them
+  --name=POD --zone=ZONE    the TPU; --project=PROJECT if it is not gcloud's default
+  --repository=URL          workers fetch this repository instead of receiving the commit that is
+                            checked out here; --ref=REF: its branch, tag or commit (default HEAD)
+  --prepare=COMMAND         runs first on every worker: mount the file system, install Python 3.12
+  --restart                 restart after a preemption or a failure, at most --retries=N times
+                            (default 10), with --pause=SECONDS (default 60) between tries
   --recreate                with --restart: delete a TPU that is gone and create it again, with each
                             --create_flag=FLAG: --create_flag=--accelerator-type=v5litepod-16
                             --create_flag=--version=v2-alpha-tpuv5-lite --create_flag=--spot
   --dry-run                 print the commands, run nothing
 
-Several workers need the key in the agent: ssh-add ~/.ssh/google_compute_engine
+With several workers, add the key to the agent: ssh-add ~/.ssh/google_compute_engine
 Ctrl-C ends the connection. To save and stop a run: gcloud compute tpus tpu-vm ssh POD --zone=ZONE
 --worker=all --command='pkill -TERM -f launch.train'
 
-Exit status: 0 finished; 75 saved and stopped by hand, the same command goes on; 2 a mistake in a
-command; 1 given up; without --restart, that of gcloud.
+Exit status: 0 finished; 75 saved and stopped by hand, and the same command resumes it; 2 a mistake
+in a command; 1 given up; without --restart, that of gcloud.
 EOF
 }
 
@@ -83,18 +83,18 @@ for flag in "$@"; do
     --workdir=/*) ;;
     --data_dir=/*) data_dir="$flag" ;;
     --workdir=* | --data_dir=*)
-      fail "$flag is a folder of each worker alone; give the path of one that all mount, /..."
+      fail "$flag is a different folder on each worker; give the path of one that all mount, /..."
       ;;
   esac
 done
 if [ -z "$data_dir" ]; then
-  fail "missing flag --data_dir; set --data_dir=FOLDER, of the file system that holds --workdir"
+  fail "missing flag --data_dir; set --data_dir=FOLDER on the file system that holds --workdir"
 fi
 if [ -z "$repository" ] && [ -n "$(git status --porcelain)" ]; then
-  fail "$PWD has changes that are not committed, which workers would not get; commit them"
+  fail "$PWD has uncommitted changes, which workers would not get; commit them"
 fi
 if [ -z "$repository" ] && ! git ls-files --error-unmatch -- "${config%%:*}" >/dev/null 2>&1; then
-  fail "--config=$config is not in the repository, of which workers get a copy; add and commit it"
+  fail "--config=$config is not committed, so workers would not get it; add and commit it"
 fi
 
 tpu=(gcloud compute tpus tpu-vm)
@@ -107,16 +107,16 @@ act() {
   if [ $is_dry = yes ]; then show "$@" 2>&1; else run "$@"; fi
 }
 
-# A script of bash, the workers' shell, on all of them at once; the status is the first that is
-# not 0. The connection ends, instead of waiting forever, once a worker no longer answers.
+# Runs a bash script on all workers at once; the status is the first that is not 0. If a worker no
+# longer answers, the connection ends instead of waiting forever.
 on_workers() {
   act "${tpu[@]}" ssh "$name" "${place[@]}" --worker=all --ssh-flag=-oServerAliveInterval=30 \
     --command="set -euo pipefail; $1"
 }
 
-# Sends the checkout, sets it up, trains. On a TPU no variable quietens libtpu: JAX finds the other
-# workers through the metadata server. Set-up is a command of its own, since workers that are not
-# ready within minutes of each other would not wait for the rest.
+# Sends the checkout, sets it up and trains. libtpu is not quietened on a TPU, since JAX finds the
+# other workers through the metadata server. Set-up is a separate command, since workers that start
+# to train wait only minutes for each other.
 start() {
   local source="$repository"
   if [ -z "$repository" ]; then
@@ -133,7 +133,7 @@ become .venv/bin/python -m launch.train --processes=auto$(printf ' %q' "$@")" 2>
     tee "$work/output"
 }
 
-# One of the tries that --retries bounds.
+# Waits before the next try, or gives up after --retries.
 wait_once() {
   tries=$((tries + 1))
   if [ $tries -gt "$retries" ]; then
@@ -180,8 +180,8 @@ while true; do
   if [ $is_dry = yes ] || [ $restart = no ] || [ $status = 0 ] || [ $status = 2 ]; then
     exit $status
   fi
-  # espalier train ends with 75 where a process was lost, and where a signal stopped it: a preemption's,
-  # or somebody's.
+  # espalier train ends with 75 if a process was lost, or if a signal stopped it, which a preemption
+  # or a person sent.
   stopped="$(grep -o 'stopped at step [0-9]*, saved' "$work/output" | head -n 1)" || true
   wait_once "${stopped:-ended with status $status}"
   if [ $status = 75 ] && [ -n "$stopped" ] && [ "$(state)" = READY ]; then

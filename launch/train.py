@@ -1,10 +1,10 @@
 """Trains a model: `espalier train --config=quickstart --workdir=runs/quickstart`.
 
-Several processes train as one: on a TPU pod or under Slurm start the same command everywhere with
-`--processes=auto`, elsewhere with `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
+Several processes can train one model: start the same command in each, on a TPU pod or under Slurm
+with `--processes=auto`, elsewhere with `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
 
-Exit status: 0 finished; 75 not finished, the same command goes on (a signal, and what was trained
-is saved; or one process of several was lost); 2 a mistake; 130 interrupted before the first step.
+Exit status: 0 finished; 75 not finished, and the same command resumes it (a signal arrived and the
+run was saved, or one of several processes was lost); 2 a mistake; 130 interrupted before step 1.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _WORKDIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
 )
-_PROFILE = flags.DEFINE_integer("profile_steps", 0, "to trace into WORKDIR/profile", lower_bound=0)
-_ACCEPT_LOST = flags.DEFINE_boolean("accept_lost_records", False, "of metrics.jsonl: go on without")
-_SUGGEST = flags.DEFINE_bool("suggest", False, "say at the end which commands go on from here")
-_PROCESSES = flags.DEFINE_enum("processes", "one", ["one", "auto"], "auto: as the pod or job says")
+_PROFILE = flags.DEFINE_integer("profile_steps", 0, "traced into WORKDIR/profile", lower_bound=0)
+_ACCEPT_LOST = flags.DEFINE_bool("accept_lost_records", False, "resume without lost metric records")
+_SUGGEST = flags.DEFINE_bool("suggest", False, "print at the end which commands to try next")
+_PROCESSES = flags.DEFINE_enum("processes", "one", ["one", "auto"], "auto: from the pod or job")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens on")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of this run", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's number, from 0", lower_bound=0)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of the run", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "this process, from 0", lower_bound=0)
 _PATIENCE = flags.DEFINE_float(
-    "patience", 30.0, "seconds without a sign of life after which a process is gone", lower_bound=3
+    "patience", 30.0, "seconds of silence after which a process counts as lost", lower_bound=3
 )
 
 

@@ -1,10 +1,10 @@
-"""Finds a device's fastest tiles, and where its kernels win.
+"""Finds the fastest tiles, and where kernels beat chunked forms.
 
-    espalier tune [--ops=stickbreaking,...] [--pairs=20]    on the device at hand: measured
-    espalier tune --target=v5e-1                            absent: its compiler and a model
+    espalier tune [--ops=stickbreaking,...] [--pairs=20]    measures on the device at hand
+    espalier tune --target=v5e-1                            models an absent one by its compiler
 
-Writes kernels/measured/DEVICE.json, which `auto` and the kernels read; --out names another file.
-What the other ops of that file say is kept.
+Writes kernels/measured/DEVICE.json, which form `auto` and the kernels read; --out names another
+file. Rows of ops that are not tuned stay in the file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rich.console import Console
 from launch import cli
 from lm.config import UserError
 
-_TARGET = flags.DEFINE_string("target", "", "machine that is not here: v5e-1, v5p-8, h100-1")
-_OPS = flags.DEFINE_list("ops", [], "ops to tune; all that have a kernel for the device")
-_PAIRS = flags.DEFINE_integer("pairs", 20, "samples of each side", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+_TARGET = flags.DEFINE_string("target", "", "absent machine to model: v5e-1, v5p-8, h100-1")
+_OPS = flags.DEFINE_list("ops", [], "ops to tune; default: all with a kernel for the device")
+_PAIRS = flags.DEFINE_integer("pairs", 20, "samples of each form", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "", "JSON file to write in place of kernels/measured/DEVICE.json")
 
 
 def main(argv: list[str]) -> None:
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
             rows.append(row)
             files.replace(path, json.dumps(head | {"rows": kept + rows}, indent=1) + "\n")
     if not rows:
-        taken = f"no kernel of {', '.join(names)} takes a problem on {place.device_kind}"
-        raise UserError(f"{taken}; nothing is written: name others in --ops")
+        taken = f"no kernel of {', '.join(names)} takes any problem on {place.device_kind}"
+        raise UserError(f"{taken}, so nothing was written; name other ops in --ops")
     Console(highlight=False, markup=False).print(tuning.table(rows))
     print(f"written: {path}")
 

@@ -1,14 +1,14 @@
-"""The grammar of a value on a command line, the same for every flag that takes one.
+"""The grammar of a value on a command line, shared by every flag that takes one.
 
     3   -1   1e-3   1_000         a number, as Python writes it; also nan and inf
     true   False                  a boolean, as Python or JSON writes it
     (1, 'a')   [a, b]             a list; inside brackets a name needs no quotes
     {'a': 1, b: [true]}           a mapping
     '10'   "a, b"                 text that would otherwise read as something else
-    softmax   10 percent   a/*.md anything else is a word, which is the text itself
+    softmax   10 percent   a/*.md anything else is a word: the text itself
 
-Where the key says what it holds, text, a duration and one of a few words are taken as they stand,
-and a list may stand between commas without brackets.
+Where the type of a key is known, a value for text, a duration or a choice of words is taken
+literally, and the brackets of a list may be left out: a,b.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def literal(text: str) -> Any:
     """The value that `text` writes, lists as tuples; `text` itself if it is a word."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # such as an escape that is unknown
+            warnings.simplefilter("ignore", SyntaxWarning)  # such as an unknown escape
             node = ast.parse(text.strip(), mode="eval").body
-        # "a,b" is a pattern or a list of its own kind, which the key decides.
+        # "a,b" may be a pattern or a list; the type of the key decides, so it stays text here.
         is_bare = isinstance(node, ast.Tuple) and not text.strip().startswith(BRACKETS)
         is_word = isinstance(node, ast.Name) and node.id.lower() not in NAMES
         return text if is_bare or is_word else _value(node)
@@ -47,7 +47,7 @@ def _value(node: ast.expr) -> Any:
     """The value of a syntax tree.
 
     Raises:
-      ValueError: the tree is an expression and not a value.
+      ValueError: the tree is an expression that is not a plain value.
     """
     match node:
         case ast.Constant(bool() | int() | float() | str() | None):
@@ -70,8 +70,8 @@ def _value(node: ast.expr) -> Any:
 
 
 def read(kind: Any, text: str, where: str) -> Any:
-    """The value that `text` writes for a key that holds an annotated type, None where it is not
-    known; `where` names the key.
+    """The value that `text` writes for a key of type `kind`, an annotation, or None if the type is
+    not known. `where` names the key in messages.
 
     Raises:
       UserError: the text is not a value of that type.
@@ -103,15 +103,15 @@ def read(kind: Any, text: str, where: str) -> Any:
 def _listed(kind: Any, text: str, value: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, tuple):
         return value
-    if isinstance(value, str) and value is not text:  # it was quoted, with any comma in it
+    if isinstance(value, str) and value is not text:  # quoted: a comma in it does not separate
         return (value,)
     item = (typing.get_args(kind) or (Any,))[0]
     return tuple(read(item, part, where) for part in text.split(",")) if text else ()
 
 
 def pairs(flag: str, given: Iterable[str], form: str) -> dict[str, str]:
-    """KEY=VALUE of a repeatable flag: ["a=1", "b=2"] -> {"a": "1", "b": "2"}. `form` says in a
-    message how to write it.
+    """The KEY=VALUE pairs of a repeatable flag: ["a=1", "b=2"] -> {"a": "1", "b": "2"}. `form` is
+    what a message says to write.
 
     Raises:
       UserError: a key or the sign = is missing, or a key is given twice.
@@ -128,7 +128,7 @@ def pairs(flag: str, given: Iterable[str], form: str) -> dict[str, str]:
 
 
 def numbers(flag: str, given: Iterable[str]) -> dict[str, float]:
-    """NAME=NUMBER of a repeatable flag, each number finite."""
+    """The NAME=NUMBER pairs of a repeatable flag; each number must be finite."""
     found = {}
     for name, value in pairs(flag, given, f"NAME=VALUE, as --{flag}=c=1").items():
         try:

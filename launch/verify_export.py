@@ -1,10 +1,10 @@
-"""Compares a checkpoint with its Hugging Face folder.
+"""Compares a checkpoint with its Hugging Face export.
 
     export ESPALIER_INTEROP_PYTHON=PYTHON
     espalier verify_export --folder=HF_DIR --checkpoint=WORKDIR
 
-PYTHON is an interpreter that has torch and transformers (CONTRIBUTING.md). Exit status 1 where a
-logit differs by more than --tolerance, or is not finite.
+PYTHON is an interpreter with torch and transformers installed (CONTRIBUTING.md). Exit status 1 if a
+logit differs by more than --tolerance or is not finite.
 """
 
 import math
@@ -20,17 +20,17 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
 _FOLDER = flags.DEFINE_string("folder", None, "the Hugging Face folder", required=True)
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue, in place of four; repeatable")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "transformers computes in")
-_TOLERANCE = flags.DEFINE_float("tolerance", 1e-3, "of the largest difference of logits")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "of each prompt", lower_bound=1)
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text in place of the four defaults; repeatable")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of transformers")
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-3, "largest difference of logits allowed")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "tokens to add", lower_bound=1)
 
 
 def main(argv: list[str]) -> int:
     del argv  # cli.run refuses positional arguments
     path, folder = cli.path("checkpoint", _CHECKPOINT.value), cli.path("folder", _FOLDER.value)
     if not (math.isfinite(_TOLERANCE.value) and _TOLERANCE.value >= 0):
-        raise UserError(f"--tolerance={_TOLERANCE.value} is no finite number >= 0; set it to 1e-3")
+        raise UserError(f"--tolerance={_TOLERANCE.value} is not a finite number >= 0; set 1e-3")
     from lm.interop import verify
     from lm.run import checkpoint  # after the flags are known to be right: imports jax
 

@@ -1,8 +1,9 @@
 """Kills a run at random moments and proves that it resumes.
 
-`espalier verify_resume` uses a small model on the standard library; arguments after `--`
-replace those given to espalier train: `espalier verify_resume --kills=5 --
---config=quickstart`. Of --processes=N that train as one, one is killed at a time.
+`espalier verify_resume` trains a small model on the text of Python's standard library. Arguments
+after `--` replace those given to espalier train: `espalier verify_resume --kills=5 --
+--config=quickstart`. With --processes=N, N processes train one model and one of them is killed at
+a time.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from absl import flags
 
 from launch import cli
 
-_KILLS = flags.DEFINE_integer("kills", 5, "how often the run is killed", lower_bound=1)
-_PROCESSES = flags.DEFINE_integer("processes", 1, "that train as one", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the moments")
-_FOLDER = flags.DEFINE_string("folder", "", "where both runs are kept; default a temporary folder")
+_KILLS = flags.DEFINE_integer("kills", 5, "number of times to kill the run", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "processes that train the model", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments")
+_FOLDER = flags.DEFINE_string("folder", "", "folder for both runs; default: a temporary one")
 
 SMALL = (
     "--config=base",
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_FOLDER.value or temporary).expanduser().absolute()
-        # Long enough that kills on the way find one: about a third of them leave a checkpoint.
+        # Long enough that all kills hit a running process: about one in three leaves a checkpoint.
         small = (*SMALL, f"--config.run.length={max(120, 12 * _KILLS.value)} steps")
         found = resume.verify(
             argv[1:] or small,

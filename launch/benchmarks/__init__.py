@@ -1,4 +1,4 @@
-"""What `espalier bench` measures. A case is a file of this folder with `run(options)`, which gives
+"""The cases of `espalier bench`. A case is a file of this folder with `run(options)`, which returns
 results (timing.py); the first sentence of its docstring says what it measures.
 """
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from launch import command
 
 HERE = Path(__file__).parent
-# The cases without --cases: those that any machine can run in minutes.
+# The cases that run without --cases: any machine can run them in minutes.
 DEFAULT = (
     "train_step",
     "matmul_fraction",
@@ -26,5 +26,5 @@ def names() -> list[str]:
 
 
 def listing() -> str:
-    """A line for each case, with what it measures."""
+    """A line for each case that says what it measures."""
     return "\n".join(f"{name}: {command.summary(HERE / f'{name}.py')}" for name in names())

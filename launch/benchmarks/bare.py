@@ -1,7 +1,7 @@
-"""The same train step by hand: arrays in dicts, functions, no Flax, no guard, no metrics.
+"""The same train step written by hand: dicts of arrays and functions, no Flax, guard or metrics.
 
-It shares with lm what is measured apart from the framework: the op with its form, the loss, and
-the rounding of matmul operands. One scan over stacked layers, AdamW with clipping.
+It shares with lm what does not belong to the framework's overhead: the op in its form, the loss,
+and the rounding of matmul operands. It scans over stacked layers and uses AdamW with clipping.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Params = dict[str, Any]
 
 
 class State(NamedTuple):
-    """Parameters, both moments, and the number of steps taken."""
+    """Parameters, both moments of AdamW, and the number of steps taken."""
 
     params: Params
     first: Params
@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 
 def init(built: Build, params: Any) -> State:
-    """The state before the first step, from parameters of the model in lm."""
+    """The state before the first step, from the parameters of an lm model."""
     block = params["groups_0"]["blocks_0"]
     layers, width = built.config.model.num_layers, built.config.model.width
     square = (layers, width, width)
@@ -47,12 +47,12 @@ def init(built: Build, params: Any) -> State:
         },
     }
     first, second = (jax.tree.map(jnp.zeros_like, values) for _ in range(2))
-    # Copies: the step donates its state, and `params` may be donated elsewhere.
+    # Copies, since the step donates its state and `params` may be donated elsewhere.
     return State(jax.tree.map(jnp.copy, values), first, second, jnp.zeros((), jnp.int32))
 
 
 def create(built: Build) -> Callable[[State, Batch], tuple[State, jax.Array]]:
-    """`step(state, batch) -> state, mean loss`, for a model of one kind of layer."""
+    """`step(state, batch) -> state, mean loss`, for a model whose layers are all of one kind."""
     config = built.config
     numerics = Numerics.create(config.model.precision)
     vocab_size = config.data.tokenizer.vocab_size
@@ -110,7 +110,7 @@ def _hidden(built: Build, numerics: Numerics, params: Params, batch: Batch) -> j
 
 
 def _adamw(built: Build, state: State, grads: Params) -> State:
-    """Loshchilov & Hutter 2019, algorithm 2, after clipping; norms do not decay."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) after clipping; norm scales do not decay."""
     config, rate = built.config.optimizer, built.schedule.peak
     leaves = jax.tree.leaves(grads)
     norm = jnp.sqrt(sum((jnp.sum(g * g) for g in leaves), jnp.float32(0)))

@@ -1,7 +1,7 @@
-"""What a device can multiply and copy, measured: a large product and a large copy, bfloat16.
+"""The ceilings of a device, measured: a large matrix product in bfloat16, and a large copy.
 
-The fractions of a row count what its op is defined to do, every pair of query and key that is seen.
-A kernel that stops where nothing is left does less, and its fraction may exceed one.
+A row's fraction of a ceiling counts the work that defines its op: every visible pair of query and
+key. A kernel that stops early does less work, so its fraction may exceed one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launch.benchmarks.timing import Result
 
 
 class Ceilings(NamedTuple):
-    """FLOP/s of a product and bytes/s, read and written, of a copy."""
+    """FLOP/s of a matrix product, and bytes/s of a copy (bytes read plus bytes written)."""
 
     flops: float
     bytes: float
@@ -30,7 +30,9 @@ class Ceilings(NamedTuple):
         ]
 
     def fractions(self, op: str, case: Case, which: str, samples: list[float]) -> dict[str, float]:
-        """Of these, what an op reaches whose pass ("forward", "both") took so many seconds."""
+        """The fractions of these ceilings that an op reached; `samples` are seconds of its pass
+        `which`, "forward" or "both".
+        """
         seconds, work = float(np.median(samples)), forms.work(op, case, which)
         return {
             "flops": work.flops / seconds / self.flops,

@@ -1,5 +1,7 @@
-"""Compile time of a deep and of a shallow model, which a scan over layers makes nearly equal; and
-of what continues eight prompts and one, which is one program but for its shapes.
+"""Compile time of a deep model over a shallow one, and of generation for eight prompts over one.
+
+Both should be near 1: a scan over layers compiles one layer, and generation compiles the same
+program with other shapes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from launch.benchmarks.problem import Options
 from launch.benchmarks.timing import Goal, Result
 
 GOAL = Goal("<=", 1.3)
-MOST = 5  # of each, however many pairs are asked for
+MOST = 5  # samples of each side, even if more pairs are asked for
 PROMPTS = (1, 8)
 
 
@@ -31,7 +33,7 @@ def _steps(options: Options, mixer: str) -> Result:
 
 
 def _generation(options: Options, mixer: str) -> Result:
-    """A context's length of new tokens after 16 of each prompt."""
+    """Generates as many new tokens as a context has, after prompts of 16 tokens."""
 
     def compiled(rows: int) -> Callable[[Options, Any], Any]:
         return lambda options, built: problem.compiled_generation(options, built, rows)
@@ -44,7 +46,7 @@ def _generation(options: Options, mixer: str) -> Result:
 def _fresh(
     compiled: Callable[[Options, Any], Any], options: Options, mixer: str, depth: int
 ) -> Callable[[], Any]:
-    """Tracing, lowering and compiling; a fresh function each time, so that nothing is cached."""
+    """Traces, lowers and compiles a fresh model on every call, so that nothing is cached."""
     fresh = [problem.built(options, mixer, depth) for _ in range(_repeats(options) + 1)]
     return lambda: compiled(options, fresh.pop())
 

@@ -1,14 +1,14 @@
-"""What the compilers of devices that are not here make of every kernel: v5e, v5p and H100.
+"""The memory and modelled time of every kernel, compiled for absent devices (v5e, v5p, H100).
 
-    python -m launch.benchmarks.compiled OP TARGET        a line of JSON for each program
+    python -m launch.benchmarks.compiled OP TARGET        prints a line of JSON for each program
 
 A program is `dispatch.apply` of an op in the form written for the device, alone or with its
-gradients, 8,192 tokens, bfloat16. Its account is the compiler's: bytes in device memory; of every
-kernel what it takes of the memory on the chip, and on a GPU the registers of a thread and the bytes
-it spills, which ptxas says, and how many products are wgmma. `kept` is what the forward pass keeps
-for the backward pass besides the output and as much as the inputs. Seconds are a model's: the
-larger of FLOPs over peak and bytes over bandwidth, `Op.flops` and `Op.bytes`. Needs the extra
-`aot`; one op and target to a process, since a kernel is made once in each.
+gradients, on 8,192 tokens in bfloat16. The compiler reports its bytes of device memory, and for
+every kernel the on-chip memory. On a GPU, ptxas adds the registers of a thread and the bytes it
+spills, and the PTX shows how many products are wgmma. `kept` is what the forward pass saves for the
+backward pass beyond the output and the size of the inputs. Seconds come from a model: the larger of
+`Op.flops` over peak and `Op.bytes` over bandwidth. Needs the extra `aot`. Each op and target gets a
+process of its own, since a process makes a kernel only once.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from lm.targets import Chip
 
 TARGETS = ("v5e-1", "v5p-8", "h100-1")
 TIME = 8192
-GOAL = Goal("<=", 1.5)  # peak, as a multiple of inputs, outputs and what is kept
+GOAL = Goal("<=", 1.5)  # peak bytes over inputs + outputs + kept
 PASSES = ("forward", "both")
-# Further problems: what skips, adds the rest of a stick and shares key heads.
+# Further problems: skipping, the rest of the stick added to the output, and shared key heads.
 EXTRA = {"stickbreaking": ({"tolerance": 1e-3, "remainder": "value"}, 64, 2)}
 
 
 class Problem(NamedTuple):
-    """A program of an op."""
+    """One program to compile: a case of an op, forward or with gradients."""
 
     op: str
     case: Case
@@ -65,8 +65,8 @@ class Problem(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One kernel. `memory`: bytes on the chip that a program of it takes, VMEM or shared memory. A
-    TPU has no registers, spills and wgmma to tell of.
+    """One kernel. `memory`: bytes of VMEM or shared memory that one of its programs takes. The
+    other fields are None on a TPU.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Kernel(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Bytes that the compiler accounts for, bytes kept for the backward pass, the kernels, and
-    seconds by a model.
+    """A compiled program: its bytes by the compiler, the bytes kept for the backward pass, modelled
+    seconds, and its kernels.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Program(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """Of all bytes at once, as a multiple of inputs, outputs and what is kept."""
+        """The most bytes held at once, as a multiple of inputs + outputs + kept."""
         least = self.argument + self.output
         return (least + self.temp) / (least + self.kept)
 
@@ -120,13 +120,15 @@ def table(results: list[Result]) -> Table:
 
 
 def ops(target: str) -> list[str]:
-    """Those that have a kernel for this target."""
+    """The ops that have a kernel for this target."""
     platform = targets.parse(target).chip.platform
     return [name for name in dispatch.names() if forms.kernel(name, platform)]
 
 
 def problems(op: str) -> Iterator[Problem]:
-    """Every setting at every width, forward and with gradients; the last setting packed; extras."""
+    """Every setting at every width, forward and with gradients; the last setting on packed rows;
+    and the problems of EXTRA.
+    """
     cases = [case for _, case in forms.problems([op], lengths=(TIME,))]
     for case in cases:
         for passes in PASSES:
@@ -142,10 +144,10 @@ def problems(op: str) -> Iterator[Problem]:
 
 
 def programs(op: str, target: str) -> Iterator[Program]:
-    """Of all problems of an op, from a process of its own.
+    """The programs of all problems of an op, compiled in another process.
 
     Raises:
-      UserError: it fails.
+      UserError: that process fails.
     """
     command = [sys.executable, "-m", "launch.benchmarks.compiled", op, target]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
@@ -158,12 +160,12 @@ def programs(op: str, target: str) -> Iterator[Program]:
 
 
 def environment() -> dict[str, str]:
-    """Of a process in which Triton compiles its kernels, whatever this one does."""
+    """The environment of a process in which Triton compiles, even if this one interprets."""
     return {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
 
 
 def prove(problem: Problem, chip: Chip, place: Any) -> Program:
-    """Compiles one program for one device of a target, `place`."""
+    """Compiles one program for `place`, one device of a target."""
     name, case, which = problem
     mesh, form = forms.mesh(place), forms.kernel(name, chip.platform)
     assert form is not None
@@ -191,8 +193,9 @@ def prove(problem: Problem, chip: Chip, place: Any) -> Program:
 
 
 def _kept(forward: Any, inputs: Any, ids: Any) -> int:
-    """Bytes that the backward pass is given, the output and as much as the inputs aside: a kernel
-    may keep them in another layout, or freed of what is not finite, instead of as they came.
+    """Bytes saved for the backward pass beyond the output and the size of the inputs. The size is
+    subtracted and not the arrays themselves, since a kernel may save its inputs in another layout
+    or with non-finite values replaced.
     """
 
     def run(inputs: Any, ids: Any) -> Any:
@@ -214,11 +217,11 @@ def _seconds(name: str, case: Case, which: str, chip: Chip) -> float:
 
 
 def _on_tpu(text: str) -> tuple[Kernel, ...]:
-    """The kernels of a compiled program, with the VMEM that the compiler gave them."""
+    """The kernels of a compiled TPU program, with the VMEM that the compiler gave them."""
     found: list[Kernel] = []
     for line in text.splitlines():
         if 'custom_call_target="tpu_custom_call"' in line:
-            # What a library calls its kernel, or else the instruction's name.
+            # The name that a library gave its kernel, else that of the instruction.
             name = re.search(r'op_name="[^"]*?(\w+)\)*/pallas_call"', line) or re.match(
                 r"\s*(?:ROOT )?%(\S+) =", line
             )
@@ -230,7 +233,7 @@ def _on_tpu(text: str) -> tuple[Kernel, ...]:
 
 @contextlib.contextmanager
 def _triton() -> Iterator[list[Any]]:
-    """PTX and shared memory of every kernel that jax-triton makes in the meantime."""
+    """Collects the PTX and shared memory of every kernel that jax-triton compiles in the body."""
     from jax_triton import triton_lib
 
     made: list[Any] = []
@@ -242,7 +245,7 @@ def _triton() -> Iterator[list[Any]]:
 
     with (
         mock.patch.object(triton_lib, "compile_ttir_inplace", watch),
-        mock.patch.object(triton_lib, "_COMPILED_KERNEL_CACHE", {}),  # all of them anew
+        mock.patch.object(triton_lib, "_COMPILED_KERNEL_CACHE", {}),  # compile all anew
     ):
         yield made
 

@@ -1,6 +1,7 @@
-"""Seconds of a decode step against the tokens the state can hold: every mixer, one row.
+"""Seconds of a decode step against the number of tokens the state can hold, for every mixer.
 
-A state that does not grow must cost the same at every context; one that grows is shown beside it.
+One row is decoded. A mixer whose state does not grow must cost the same at every context; a mixer
+whose state grows is reported without a goal.
 """
 
 from __future__ import annotations

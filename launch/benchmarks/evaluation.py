@@ -1,4 +1,4 @@
-"""What evaluation adds to training at the default cadence: experiments/base.py's, one set."""
+"""The time that evaluation adds to training: one set, as often as experiments/base.py evaluates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _share(options: Options, mixer: str) -> Result:
     config, state = built.config, built.init(0)
     batch = built.put(problem.batch(options.sizes))
     compiled = built.score.lower(state.params, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    params = jax.tree.map(lambda x: x.copy(), state.params)  # the step takes its own away
+    params = jax.tree.map(lambda x: x.copy(), state.params)  # the step donates those of its state
     step = problem.compiled_step(options, built)
     token_bytes = built.put_replicated(problem.token_bytes(options.sizes))
     sides = {

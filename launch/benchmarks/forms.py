@@ -1,18 +1,18 @@
-"""What a form of an op costs on a device: measured where it is here, modelled where it is not.
+"""The cost of a form of an op on a device: measured if the device is here, else modelled.
 
     modelled seconds   max(FLOPs of the op / peak, bytes / HBM bandwidth), bytes = arguments +
                        outputs + twice the temporaries, by the target's compiler
     peak bytes         arguments + outputs + temporaries, by the same compiler
 
-The backward pass counts `Op.backward_flops` times the forward. A model says nothing of how well a
-kernel fills the units; it says what no kernel of these bytes can beat.
+The backward pass counts `Op.backward_flops` times the forward FLOPs. The model does not know how
+well a kernel uses the hardware units: it is a lower bound for kernels that move these bytes.
 
-Kernels are timed on problems of one number of tokens (`timed`). Where an op stops when nothing is
-left to give away, how long it takes depends on q and k, and there are two problems of each size:
+Kernels are timed on problems with the same number of tokens (`timed`). The time of an op that stops
+once a stick is used up depends on q and k, so such an op gets two problems of each size:
 
-    random keys    of a normal distribution: logits too, which use a stick up within 130 keys
-    shy keys       all logits near -8: 32,768 keys take some 26 bits of a stick, and nothing stops
-                   before 150
+    random keys    q and k, and so the logits, are normal: a stick is used up within 130 keys
+    shy keys       all logits are near -8: 32,768 keys take some 26 bits of a stick, and nothing
+                   stops before 150
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ PASSES = ("forward", "both")
 RANDOM, SHY = "random keys", "shy keys"
 SHY_LOGIT = -8.0
 DRAWN = 2048
-# Of compilers: XLA's errors and what cuDNN cannot do are RuntimeErrors, Triton's arrive as
-# ValueErrors. A row says what it was.
+# What compilers raise: RuntimeError for XLA's errors and what cuDNN cannot do, ValueError for
+# Triton's. The row of a result quotes the message.
 REFUSALS = (RuntimeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the problems that kernels are timed on: every width at every length, `tokens` in a batch
-    whatever the length. `square` is the side of the product, `copied` the bytes of the copy, that
-    stand for the ceilings of the device.
+    """Sizes of the problems that kernels are timed on: every width at every length, always with
+    `tokens` in a batch. The ceilings of the device are measured by a product of matrices with
+    `square` rows and columns and by a copy of `copied` bytes.
     """
 
     widths: tuple[int, ...] = (64, 128)
@@ -68,7 +68,7 @@ SIZES = Sizes()
 
 
 class Timed(NamedTuple):
-    """A problem and, of an op whose time depends on them, its kind of keys."""
+    """A problem, and its kind of keys ("" for an op whose time does not depend on them)."""
 
     op: str
     case: Case
@@ -76,28 +76,28 @@ class Timed(NamedTuple):
 
     @property
     def title(self) -> str:
-        """T2048/gated_linear decay=none-K64, T2048/stickbreaking K64 shy keys."""
+        """Such as "T2048/gated_linear decay=none-K64" or "T2048/stickbreaking K64 shy keys"."""
         settings = [f"{k}={v}" for k, v in self.case.options.items()]
         settings = "-".join([*settings, f"K{self.case.dims['K']}"])
         return f"T{self.case.dims['T']}/{' '.join(x for x in (self.op, settings, self.keys) if x)}"
 
 
 class Chosen(NamedTuple):
-    """A form for this device; where that is not its kernel, `refused` says why."""
+    """The form to run on this device. If it is not the device's kernel, `refused` says why."""
 
     form: str
     refused: dict[str, str]
 
 
 class Cost(NamedTuple):
-    """Of one pass."""
+    """Seconds and peak bytes of one pass."""
 
     seconds: float
     peak: int
 
 
 class Costs(NamedTuple):
-    """Of the forward pass, and of forward and backward together."""
+    """The cost of the forward pass, and of forward and backward together."""
 
     forward: Cost
     both: Cost
@@ -119,7 +119,7 @@ def settings(name: str) -> list[Options]:
     """The different options of an op's bench cases."""
     op = dispatch.get(name)
     bench = [case.options for case in op.cases if case.tag == "bench"]
-    # What one of them sets, the others leave at its default: that is said too.
+    # An option that only some of them set is written out for the others, with its default.
     usual = {key: op.options[key] for options in bench for key in options}
     found = [usual | dict(options) for options in bench]
     return list({str(options): options for options in found}.values())
@@ -142,9 +142,10 @@ def kinds(name: str) -> tuple[str, ...]:
 
 
 def drawn(problem: Timed) -> tuple[Any, jax.Array]:
-    """Inputs and a cotangent; shy keys are a channel of q and k that is constant.
+    """Inputs and a cotangent; for shy keys one channel of q and k is constant.
 
-    2,048 tokens of one row, over and over: a host draws slower than a device computes.
+    At most 2,048 tokens of one row are drawn, and repeated: a host draws more slowly than a device
+    computes.
     """
     op, case = dispatch.get(problem.op), problem.case
     options = dispatch.bind_options(op, case.options, case.dims)
@@ -162,10 +163,10 @@ def drawn(problem: Timed) -> tuple[Any, jax.Array]:
 
 
 def timer(problem: Timed, form: str, which: str, inputs: Any) -> timing.Timer:
-    """Of one of `PASSES` on this device; `inputs` are those of `drawn`.
+    """A timer of one of `PASSES` on this device; `inputs` come from `drawn`.
 
     Raises:
-      one of REFUSALS: it cannot be compiled, or does not fit.
+      one of REFUSALS: the form does not compile or does not fit.
     """
     place = mesh(jax.devices()[0])
     run = timing.timer(passes(problem.op, problem.case, form, None, place)[which], *inputs)
@@ -174,13 +175,13 @@ def timer(problem: Timed, form: str, which: str, inputs: Any) -> timing.Timer:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what one of REFUSALS says."""
+    """The first line of the message of one of REFUSALS."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def chosen(name: str, case: Case) -> Chosen:
-    """The kernel of this device, whether or not `auto` takes it; where there is none, or it refuses
-    the problem, what auto takes.
+    """The kernel of this device, even if `auto` would choose another form. If there is none, or it
+    refuses the problem, the form that `auto` chooses.
     """
     target = jax.default_backend()
     form = kernel(name, target)
@@ -191,7 +192,7 @@ def chosen(name: str, case: Case) -> Chosen:
 
 
 def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: Any) -> Costs:
-    """Compiles for one device of a target, `place`.
+    """The modelled costs, from programs compiled for `place`, one device of a target.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses.
@@ -214,8 +215,9 @@ def modelled(name: str, case: Case, form: str, blocks: Any, chip: Chip, place: A
 def measured(
     name: str, case: Case, sides: Mapping[str, tuple[str, Any]], pairs: int
 ) -> dict[str, Costs]:
-    """Each side is a form and its tiles; all are run in turn on the first device, where a stick
-    stops nothing. One that does not compile or does not fit is left out.
+    """The measured costs of each side, a form with its tiles. All sides run in turn on the first
+    device, with keys at which nothing stops early. A side that does not compile or does not fit is
+    left out.
     """
     here = mesh(jax.devices()[0])
     given = drawn(Timed(name, case, kinds(name)[-1]))
@@ -244,14 +246,14 @@ def measured(
 
 
 class Work(NamedTuple):
-    """What one of `PASSES` has to do: FLOPs, and bytes moved at the least."""
+    """What one of `PASSES` has to do: its FLOPs, and the fewest bytes it must move."""
 
     flops: float
     bytes: float
 
 
 def work(name: str, case: Case, which: str) -> Work:
-    """By the op's own counts (`Op.flops`, `Op.bytes`, `Op.backward_flops`)."""
+    """The work by the op's own counts (`Op.flops`, `Op.bytes`, `Op.backward_flops`)."""
     op = dispatch.get(name)
     options = dispatch.bind_options(op, case.options, case.dims)
     times = 1.0 + op.backward_flops if which == "both" else 1.0
@@ -262,7 +264,7 @@ def work(name: str, case: Case, which: str) -> Work:
 def passes(
     name: str, case: Case, form: str, blocks: Any, mesh: Mesh, segment_ids: Any = None
 ) -> dict[str, Callable[..., Any]]:
-    """(inputs, cotangent) -> the output; the same with the gradients."""
+    """The functions of PASSES: (inputs, cotangent) -> output, and -> output and gradients."""
 
     def forward(inputs: Any, cotangent: jax.Array) -> Any:
         del cotangent
@@ -284,7 +286,7 @@ def passes(
 
 
 def mesh(place: Any) -> Mesh:
-    """Of this one device."""
+    """A mesh of this one device."""
     return Mesh(np.array([place]), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -310,9 +312,9 @@ def arrays(name: str, case: Case) -> tuple[Any, jax.Array]:
 
 
 def lower(function: Callable[..., Any], given: Any, mesh: Mesh) -> Any:
-    """For devices that are not there: shapes alone, `given` those of the arguments. As inside a
-    model, arrays come from and go to projections, heads side by side, and their layouts are for the
-    compiler to choose.
+    """Lowers a function for devices that are absent, from `given`, the shapes of its arguments. As
+    inside a model, heads lie side by side in the arrays, which come from and go to projections, and
+    the compiler chooses the layouts.
     """
 
     def flat(x: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""The kernels of this device beside its own softmax kernel, beside the chunked forms, and beside
-what the device can multiply and copy. bfloat16, forward alone and with the backward pass.
+"""The kernels of this device against its softmax kernel, the chunked forms and its ceilings.
 
     espalier bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
 
-The goal of stick-breaking holds for shy keys, where nothing stops early (`forms`). Where a problem
-does not fit or does not compile, its row says so.
+All in bfloat16, forward alone and with the backward pass. The goal of stick-breaking holds for shy
+keys, where nothing stops early (`forms`). The row of a problem that does not fit or does not
+compile says so.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ GOAL = Goal("<=", 2.0)
 
 def check(options: Options) -> None:
     """Raises:
-    UserError: no kernel is written for what JAX finds here.
+    UserError: no op has a kernel for the device that JAX finds here.
     """
     del options
     if not _names():
         raise UserError(
-            f"--cases=kernels needs a GPU or a TPU, this is {jax.default_backend()}; "
+            f"--cases=kernels needs a GPU or a TPU, but JAX's backend is {jax.default_backend()}; "
             "leave it out of --cases"
         )
 
 
 def _names() -> list[str]:
-    """Ops with a kernel for this device, but for the one that the others stand beside."""
+    """Ops with a kernel for this device, without the baseline."""
     target = jax.default_backend()
     return [name for name in dispatch.names() if forms.kernel(name, target) and name != BASELINE]
 
@@ -58,7 +58,7 @@ def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
 
 
 def _beside(problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:
-    """A row for each pass and each side that the kernel stands beside."""
+    """A row for each pass and each side that the kernel is compared with."""
     kernel = forms.chosen(problem.op, problem.case)
     sides = {"kernel": (problem, kernel.form), "chunked": (problem, "chunked")}
     if problem.op == ATTENTION:
@@ -91,7 +91,7 @@ def _beside(problem: Timed, pairs: int, limits: Ceilings) -> Iterator[Result]:
 def _compiled(
     sides: dict[str, tuple[Timed, str]], which: str, inputs: Any
 ) -> tuple[dict[str, timing.Timer], dict[str, str]]:
-    """Timers of the sides that run, and the reasons of the others."""
+    """Timers of the sides that run, and why the others do not."""
     timers: dict[str, timing.Timer] = {}
     refused: dict[str, str] = {}
     for side, (problem, form) in sides.items():

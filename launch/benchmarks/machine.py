@@ -1,4 +1,4 @@
-"""Where and when numbers were taken: enough to take them again."""
+"""Where, when and by which command numbers were measured: enough to measure them again."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def command(words: Sequence[str]) -> str:
-    """Without the folders of this machine, which are of no use to who repeats it: a workdir is DIR,
-    an argument of an experiment DATA, and any other file has its name alone.
+    """A command line without the folders of this machine, which mean nothing elsewhere: a workdir
+    becomes DIR, a path given to an experiment DATA, and any other path its file name.
     """
     words = [
         "DIR" if before == "--workdir" else word

@@ -19,5 +19,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def missed(result: Mapping[str, Any]) -> str:
-    """What follows the value of a result of espalier bench whose goal is not met."""
+    """The text to put after the value of a bench result: " (missed)" if its goal is not met."""
     return "" if result["goal"] is None or result["goal"]["met"] else " (missed)"

@@ -1,7 +1,7 @@
-"""Model FLOPs per second of the train step, as a fraction of the machine's own float32 matmul rate.
+"""Model FLOPs per second of the train step, as a fraction of the machine's float32 matmul rate.
 
-The rate is the best of square products and of one layer's products (forward, and both of backward),
-measured in turn with the step.
+That rate is the best among square products and the products of one layer (one forward and two
+backward for each weight). They are timed in turn with the step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _shapes(sizes: Sizes) -> list[tuple[int, int, int]]:
 
 
 def _products(shapes: list[tuple[int, int, int]]) -> tuple[Callable[[], object], float]:
-    """One compiled function that forms all products, and its FLOPs."""
+    """A compiled function that computes all products, and its FLOPs."""
     rng = np.random.default_rng(0)
     pairs = [
         (

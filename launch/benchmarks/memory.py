@@ -1,5 +1,6 @@
-"""The largest array of compiled code, read from its text: no B T vocab logits in the step, no T T
-weights in an op's backward pass.
+"""The largest array in compiled code, read from its text.
+
+No train step may hold logits of shape B T vocab, and no op's backward pass weights of shape T T.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _result(name: str, compiled: Any, unit: str, limit: int) -> Result:
 
 
 def largest_shape(text: str) -> tuple[int, ...]:
-    """Of all arrays that the text of a compiled module names.
+    """The shape with the most elements in the text of a compiled module.
 
     >>> largest_shape("%a = f32[4,8]{1,0} add(f32[4,8]{1,0} %b, pred[3]{0} %c)")
     (4, 8)

@@ -1,8 +1,9 @@
-"""Formulas of state and of bytes sent beside the account of the TPU compiler, for every way to
-split a step over eight chips that are not there; and how the state falls with the ranks of ZeRO-3.
+"""The formulas of `espalier plan` against the TPU compiler, on eight absent chips.
 
-Values are distances, |formula / compiler - 1|. The width fills the 128 lanes of a TPU even in eight
-parts: a smaller part is padded, and its gradient reduced whole. Needs the extra `aot`.
+For every way to split a step: bytes of state, and bytes sent; and how the state shrinks with the
+ranks of ZeRO-3. A value is a distance, |formula / compiler - 1|. An eighth of the width still fills
+the 128 lanes of a TPU: a smaller part would be padded, and its gradient reduced whole. Needs the
+extra `aot`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def run(options: Options) -> list[Result]:
 
 
 def planned(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Plan:
-    """The plan of the small step; `changes` maps dotted keys to values."""
+    """The plan of the small step of SIZES; `changes` maps dotted keys to values."""
     return plan.plan(config(base, changes), targets.parse(TARGET), Launch("", ""))
 
 

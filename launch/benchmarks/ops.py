@@ -1,4 +1,4 @@
-"""Forward and backward of single ops, of our two attention ops and of jax.nn's XLA attention."""
+"""Forward and backward of our two attention ops against jax.nn's XLA attention."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _compare(case: Case, pairs: int) -> list[Result]:
 
 
 def resolve(name: str, case: Case) -> str:
-    """The form that the op takes on this device."""
+    """The form that `auto` chooses for the op on this device."""
     return dispatch.resolve(
         name,
         "auto",

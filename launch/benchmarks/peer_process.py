@@ -1,11 +1,11 @@
-"""Runs kernels of others for launch/benchmarks/peers.py, in a process of its own: those of
-flash-linear-attention, and stick-breaking attention's by its authors.
+"""Runs a kernel of another project for launch/benchmarks/peers.py, in a process of its own: one of
+flash-linear-attention, or stick-breaking attention by its authors.
 
     python peer_process.py PEER B T H K V DTYPE KEYS
 
-prints "ready" and what is installed; then for every line "forward N" or "both N" that it reads runs
-that N times, one run queued behind the other, and prints the seconds of all. What it runs first it
-compiles. It needs torch and a peer's package; nothing of this project is imported.
+prints "ready" and the installed versions. For every line "forward N" or "both N" that it then
+reads, it queues N runs of that pass and prints the seconds they took together. The first run of a
+pass compiles it. It needs torch and the peer's package, and imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 
 class Peer(NamedTuple):
-    """Module and function, the gates it takes after q, k, v, other keywords. `heads_first`: arrays
-    are [B, H, T, ...].
+    """A function of a module, with the gates that it takes after q, k, v, and its other keyword
+    arguments. `heads_first`: its arrays are [B, H, T, ...].
     """
 
     module: str
@@ -42,14 +42,14 @@ PEERS = {
 SOURCES = {
     "torch": "pip install torch",
     "fla": "pip install flash-linear-attention",
-    "stickbreaking_attention": "it is on no index: put a checkout of "
+    "stickbreaking_attention": "it is not on PyPI: put a checkout of "
     "github.com/shawntan/stickbreaking-attention on PYTHONPATH",
 }
 
 
 def main() -> None:
     name, *sizes, dtype, keys = sys.argv[1:]
-    # Libraries print too; what they say goes where errors go.
+    # Libraries print too: their output goes to stderr, and only answers to stdout.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     try:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def create(peer: Peer, sizes: list[str], dtype: str, keys: str) -> dict[str, Callable[[], Any]]:
-    """The passes by name, on inputs drawn as ours are (kernels/contract.py, forms.drawn)."""
+    """The passes by name, on inputs distributed as ours (contract.sample, forms.drawn)."""
     import torch  # pyright: ignore[reportMissingImports]
 
     call = getattr(importlib.import_module(peer.module), peer.function)
@@ -105,7 +105,7 @@ def create(peer: Peer, sizes: list[str], dtype: str, keys: str) -> dict[str, Cal
 
 
 def versions() -> Iterator[str]:
-    """What is installed, "torch 2.11.0"."""
+    """The packages that are installed, each as "torch 2.11.0"."""
     for package in ("torch", "triton", "flash-linear-attention", "stickbreaking-attention"):
         try:
             yield f"{package} {metadata.version(package)}"

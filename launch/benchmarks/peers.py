@@ -1,17 +1,17 @@
-"""Our ops beside kernels of others on a GPU: two processes that take turns.
+"""Our kernels against those of other projects on a GPU, in two processes that take turns.
 
     espalier bench --cases=kernels,peers --pairs=10 --precision=bfloat16 --out=FILE
 
-The peer's process (peer_process.py, with torch) times what it runs whenever it is asked, between
-two samples of ours, so both see the same machine. bfloat16 on both sides, forward alone and with
-the backward pass; ours is the kernel for this device. Peers are flash-linear-attention
-(`pip install flash-linear-attention`) and the stick-breaking authors' kernel, which is on no index:
-put a checkout of github.com/shawntan/stickbreaking-attention on PYTHONPATH. The goal beside the
-latter holds for shy keys, where ours does not stop early (`forms`).
+The peer's process (peer_process.py, with torch) times its kernel between two samples of ours, so
+that both see the machine in the same state. Both sides run in bfloat16, forward alone and with the
+backward pass; our side is the kernel for this device. Peers are flash-linear-attention
+(`pip install flash-linear-attention`) and the stick-breaking authors' kernel. The latter is not on
+PyPI: put a checkout of github.com/shawntan/stickbreaking-attention on PYTHONPATH. Its goal holds
+for shy keys, where ours does not stop early (`forms`).
 
-A peer's arrays have 32,768 tokens: 128 MiB each at 16 heads of 128, so that it takes some GB. JAX
-takes three quarters of a GPU as it starts and leaves 20 GB of 80, which is enough; where it is not,
-the row says so, and XLA_PYTHON_CLIENT_MEM_FRACTION=.5 leaves more.
+A peer's arrays have 32,768 tokens: 128 MiB each at 16 heads of 128, so that it needs a few GB. JAX
+reserves three quarters of a GPU when it starts. That leaves 20 GB of 80, which is enough. If memory
+runs out, the row says so; XLA_PYTHON_CLIENT_MEM_FRACTION=.5 leaves more to the peer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FLA, AUTHORS = Goal("<=", 1.0), Goal("<=", 0.8)
 
 
 class Ours(NamedTuple):
-    """What stands beside a peer, and how long it may take of the peer's time."""
+    """Our op and its options to compare with a peer; `goal` bounds our time over the peer's."""
 
     op: str
     options: dict[str, Any]
@@ -55,19 +55,19 @@ OURS = {
 
 def check(options: Options) -> None:
     """Raises:
-    UserError: no GPU.
+    UserError: JAX finds no GPU.
     """
     del options
     if jax.default_backend() != "gpu":
         raise UserError(
-            f"--cases=peers needs an NVIDIA GPU, this is {jax.default_backend()}; "
+            f"--cases=peers needs an NVIDIA GPU, but JAX's backend is {jax.default_backend()}; "
             "leave it out of --cases"
         )
 
 
 def run(options: Options, sizes: Sizes = forms.SIZES) -> Iterator[Result]:
     """Raises:
-    UserError: as `check`, or no peer that runs.
+    UserError: as `check`, or no peer runs.
     """
     check(options)
     yield from compare(sizes, options.pairs, options.peer_python or sys.executable)

@@ -1,16 +1,16 @@
-"""Our train step and generation beside torch's on this CPU: two processes that take turns.
+"""Our train step and generation against torch's on this CPU, in two processes that take turns.
 
     espalier bench --cases=peers_cpu --peer_python=TORCH/bin/python --out=FILE
 
 TORCH is an environment with torch and transformers (`pip install torch transformers`; torch's CPU
-wheels). The peer is transformers' Llama of the same sizes (peer_model.py), eager and compiled, in
-float32 on both sides. A step is forward, backward, clipping and AdamW; ours also has what `espalier
-train` adds: document masks, the guard against bad steps, and the metrics of the log. `by hand` is
-the same step in plain JAX (bare.py).
+wheels). The peer is transformers' Llama with the same sizes (peer_model.py), eager and compiled.
+Both sides use float32. A step is forward, backward, clipping and AdamW; ours also does what
+`espalier train` adds: document masks, the guard against bad steps, and the logged metrics. `by
+hand` is the same step in plain JAX (bare.py).
 
     steps/T512     4 rows of 512 tokens
     steps/T8192    1 row of 8,192, where attention weighs most
-    products/T512  the matrix products of a step alone, which say whether XLA's own are the limit
+    products/T512  only the matrix products of a step, to see whether XLA's are the limit
     generate/...   greedy tokens after prompts, with both caches; `first` is the first call, which
                    compiles
 """
@@ -43,7 +43,7 @@ FIRST = Goal("<=", 1.5)
 
 
 class Steps(NamedTuple):
-    """A batch, the mixers that train on it, and the goal of each beside the peer's best form."""
+    """A batch, and the mixers that train on it, each with its goal over the peer's best form."""
 
     rows: int
     length: int
@@ -51,7 +51,7 @@ class Steps(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts to continue, and how long ours may take of the peer's time."""
+    """Prompts to continue, and the goal of our time over the peer's."""
 
     rows: int
     length: int
@@ -72,11 +72,11 @@ PROMPTS = (
 
 def check(options: Options) -> None:
     """Raises:
-    UserError: not a CPU, or the peer does not start.
+    UserError: JAX's backend is not a CPU, or the peer does not start.
     """
     if jax.default_backend() != "cpu":
         raise UserError(
-            f"--cases=peers_cpu times a CPU, this is {jax.default_backend()}; set JAX_PLATFORMS=cpu"
+            f"--cases=peers_cpu times a CPU, not {jax.default_backend()}; set JAX_PLATFORMS=cpu"
         )
     try:
         with _started(options) as process:
@@ -107,7 +107,7 @@ def _python(options: Options) -> str:
 def _started(options: Options) -> Any:
     sizes = options.sizes
     shape = sizes.num_layers, sizes.width, sizes.num_heads, sizes.ffn_dim, sizes.vocab_size
-    # -P: the other files of this folder have names that libraries import.
+    # -P, since other files of this folder have the names of modules that libraries import.
     return peer.started([_python(options), "-P", str(SCRIPT), *map(str, shape)])
 
 

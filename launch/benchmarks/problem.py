@@ -1,7 +1,7 @@
-"""The training problem that the cases share: sizes, configuration, a batch, a compiled step.
+"""The training problem that the cases share: sizes, configuration, a batch and a compiled step.
 
 8.4 M parameters: 6 layers of width 256, SwiGLU of width 1,024, and a tied embedding of 8,192 ids:
-6 (4 256^2 + 3 256 1,024) + 8,192 256 = 8,388,608, and 3,328 scales of norms.
+6 (4 256^2 + 3 256 1,024) + 8,192 256 = 8,388,608 parameters, and 3,328 norm scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ MIXERS = ("stickbreaking", "softmax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the model and its batch; `depths` are compared by compile time, `squares` multiplied."""
+    """Sizes of the model and its batch; `depths`: numbers of layers whose compile times are
+    compared; `squares`: sides of the square matrices that matmul_fraction multiplies.
+    """
 
     num_layers: int = 6
     width: int = 256
@@ -40,10 +42,10 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """`base` is a whole configuration, of which `config` changes sizes. `cases` are problems of
-    single ops; None takes those the ops tag as bench. `compiler_options` are XLA's. `workdir` is a
-    trained run, for the cases that read one. `peer_python` runs the programs of others; "": this
-    Python.
+    """`base` is a whole configuration, in which `config` sets the sizes. `cases` are problems of
+    single ops; None means those that the ops tag as bench. `compiler_options` are passed to XLA.
+    `workdir` is a trained run, for the cases that read one. `peer_python` is the Python that runs
+    peers; "" means this one.
     """
 
     base: Mapping[str, Any]
@@ -57,7 +59,9 @@ class Options:
 
 
 def config(options: Options, mixer: str, num_layers: int | None = None) -> Config:
-    """Everything multiplied by one but Granite's constants, and a constant learning rate."""
+    """A run at its base width, so that muP's multipliers are 1 and only Granite's constants remain,
+    with a constant learning rate.
+    """
     sizes, values = options.sizes, copy.deepcopy(dict(options.base))
     values["model"] |= {
         "width": sizes.width,
@@ -80,7 +84,7 @@ def config(options: Options, mixer: str, num_layers: int | None = None) -> Confi
 
 
 def built(options: Options, mixer: str, num_layers: int | None = None) -> Build:
-    """On the first device alone."""
+    """The build for the first device alone."""
     return build(config(options, mixer, num_layers), jax.devices()[:1])
 
 
@@ -104,7 +108,7 @@ def token_bytes(sizes: Sizes) -> np.ndarray:
 
 
 def compiled_generation(options: Options, built: Build, rows: int) -> Any:
-    """What continues this many prompts of 16 tokens by a context's length, compiled."""
+    """The compiled program that adds a context of new tokens to `rows` prompts of 16 tokens."""
     sizes = options.sizes
     traced = generate.trace(
         built.model,

@@ -1,4 +1,4 @@
-"""What a program is made of before any compiler sees it: the jaxprs within a jaxpr, collectives."""
+"""The structure of a program before any compiler sees it: inner jaxprs, and collectives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jax.interpreters import partial_eval as pe
 
 
 class Collective(NamedTuple):
-    """One array of a collective: JAX's name of it, bytes of the operand, and how often it runs."""
+    """One operand of a collective: JAX's name of the primitive, bytes, and how often it runs."""
 
     kind: str
     bytes: int
     times: int
 
     def sent(self, ranks: int) -> float:
-        """Bytes that one of so many ranks sends, all times together (ring algorithms)."""
+        """Bytes that one of `ranks` sends in all runs together, by ring algorithms."""
         rest = ranks - 1
         share = {
             "all_gather": rest,
@@ -31,7 +31,7 @@ class Collective(NamedTuple):
 
 
 def within(eqn: Any) -> Iterator[Any]:
-    """The jaxprs that an equation holds: bodies of loops and calls, branches."""
+    """The jaxprs inside an equation: bodies of loops and calls, and branches."""
     for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
         inner = getattr(value, "jaxpr", value)
         if hasattr(inner, "eqns"):
@@ -39,7 +39,7 @@ def within(eqn: Any) -> Iterator[Any]:
 
 
 def collectives(call: Callable[..., Any], *args: Any) -> list[Collective]:
-    """Those of floats in what is left of the program when nothing is computed that nobody reads."""
+    """The collectives of floats in a program, after dead code has been removed."""
     closed = jax.make_jaxpr(call)(*args)
     used, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
     return list(_walk(used, 1))

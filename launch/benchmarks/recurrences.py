@@ -1,7 +1,7 @@
-"""Every op beside chunked softmax at one length, and how the recurrent ones grow with T.
+"""Every op against softmax at one length, and how the time of recurrent ones grows with T.
 
-Forward and backward, every setting of an op that its bench cases name. On an accelerator with
-`--precision=bfloat16` the same command measures bfloat16 inputs, and what XLA alone reaches.
+Forward and backward are timed together, for every setting in an op's bench cases, in the form that
+`auto` chooses here (chunked on a CPU). With `--precision=bfloat16` the inputs are bfloat16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ GROWTH = Goal("<=", 2.2)
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Tokens at which ops stand beside softmax, and between which recurrent ones may double."""
+    """`beside`: tokens at which ops are compared with softmax. `growth`: two lengths; the
+    time of a recurrent op should grow in proportion to them.
+    """
 
     beside: int = 2048
     growth: tuple[int, int] = (4096, 8192)
@@ -90,7 +92,7 @@ def at(case: Case, time: int) -> Case:
 
 
 def side(op: str, case: Case) -> Callable[[], object]:
-    """The op's forward and backward in the form it takes here, compiled."""
+    """The op's forward and backward, compiled in the form that `auto` chooses here."""
     inputs = contract.sample(dispatch.get(op), case).inputs
     form = ops.resolve(op, case)
 

@@ -1,8 +1,8 @@
-"""What a schedule and its logging add to a step: the rate alone, compiled, and the records of it in
-metrics.jsonl and TensorBoard, over the time of a whole step.
+"""The share of a step that a schedule and its logging take.
 
-Both are more than a step pays: in it the rate is a few numbers beside all others, without a call of
-its own, and its entries are written with those of the other metrics.
+That is the time to compute the rates in a program of their own and to write their records to
+metrics.jsonl and TensorBoard, over the time of a step. It is an upper bound. Inside a step the rates are a few numbers in the step's own program, and
+their records are written together with the other metrics.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lm.schedules import Run
 from lm.trackers.tensorboard import Tensorboard
 
 SHARE = Goal("<=", 0.005)
-MIXER = "softmax"  # whose step is the shorter one
+MIXER = "softmax"  # the mixer with the shorter step
 
 
 def run(options: Options) -> Iterator[Result]:

@@ -1,15 +1,16 @@
-"""A time axis split over eight devices: what strategies send, and what a layer holds.
+"""A time axis split over eight devices: the bytes that strategies send and that a layer holds.
 
-sent      of every op by every strategy in every layout: distance of the bytes of the collectives in
-          the program from those that the strategy declares, |program / declared - 1|, at
-          least 1 where their kinds or numbers differ
-fixed     of strategies that send states: bytes of rows 8 and 64 times as long over those of rows
-balance   causal pairs of the rank that has most over those of the rank that has fewest, less one
-memory    of one layer (norms, mixer, feed-forward, with all gradients; its parameters and their
-          gradients apart) bytes of a device of eight that share rows over those of a device alone,
-          rows being equally long, by XLA's compiler for the devices at hand
+sent      for every op, strategy and layout: |program / declared - 1|, the distance between the
+          bytes of the program's collectives and those that the strategy declares; at least 1 if
+          kinds or numbers of collectives differ
+fixed     for strategies that send states: bytes sent for rows 8 and 64 times as long, over those
+          for the original rows
+balance   causal pairs of the busiest rank over those of the least busy one, minus 1
+memory    for one layer (norms, mixer, feed-forward and all gradients, without its parameters and
+          their gradients): bytes of one of eight devices that share each row over those of a single
+          device with whole rows of the same length, by XLA's compiler for the devices at hand
 
-Devices are counted and not timed: eight of one CPU do (JAX_NUM_CPU_DEVICES=8).
+Nothing is timed, so eight devices of one CPU are enough (JAX_NUM_CPU_DEVICES=8).
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ BALANCED = Goal("<=", 0.02)
 SIXTH = Goal("<=", 1 / 6)
 SHARING = (2, 4, 8)
 DIMS = {"B": 1, "T": 512, "H": 16, "G": 8, "K": 32, "V": 32, "N": 4, "W": 4}
-# Options of an op that change what travels, each a row of its own.
+# Settings of an op that change what is sent; each gets its own row.
 SETTINGS: dict[str, tuple[Settings, ...]] = {
     "gated_linear": ({}, {"decay": "scalar"}, {"decay": "vector"}),
     "delta_rule": ({}, {"decay": "scalar"}),
     "linear_scan": ({}, {"transition": "gate"}, {"transition": "log_sum"}),
 }
-# A mixer of every op.
+# For every op, a mixer that uses it.
 MIXERS = {
     "softmax": "softmax",
     "stickbreaking": "stickbreaking",
@@ -75,15 +76,13 @@ LAYER: dict[str, Any] = {
 
 
 def check(options: Options) -> None:
-    """What is to be there before anything is counted.
-
-    Raises:
-      UserError: fewer devices than ranks.
+    """Raises:
+    UserError: there are fewer devices than ranks.
     """
     del options
     if (found := len(jax.devices())) < RANKS:
         raise UserError(
-            f"--cases=sequence splits rows over {RANKS} devices, found {found}; on a CPU set "
+            f"--cases=sequence splits rows over {RANKS} devices, JAX found {found}; on a CPU set "
             f"JAX_NUM_CPU_DEVICES={RANKS} in the environment"
         )
 
@@ -139,7 +138,9 @@ def _total(found: list[programs.Collective]) -> float:
 def _collectives(
     op: Op, settings: Settings, strategy: Strategy, layout: Layout, dims: dict[str, int]
 ) -> tuple[list[programs.Collective], list[programs.Collective]]:
-    """In the forward pass of packed rows, and with the gradients of what has a row a token."""
+    """The collectives of a forward pass on packed rows, and of one with its backward pass, which
+    gives gradients for the inputs with a time axis.
+    """
     mesh = jax.make_mesh((RANKS,), ("sequence",), axis_types=(AxisType.Auto,))
     place = Placement(mesh, {"T": ("sequence",)}, strategy.name, layout)
     needed = op.needed({**op.options, **settings})
@@ -164,7 +165,7 @@ def _balance(layout: Layout) -> Result:
     time = 16 * RANKS
     shards = Shards(("sequence",), RANKS, layout)
     places = shards.by_rank(np.arange(time), 0).reshape(RANKS, -1)
-    pairs = np.sum(places + 1, axis=1)  # a token sees itself and all before it
+    pairs = np.sum(places + 1, axis=1)  # a token sees itself and all tokens before it
     goal = BALANCED if layout == "zigzag" else None
     facts = {"pairs": pairs.tolist()}
     return Result(
@@ -181,7 +182,7 @@ def _layer(options: Options, mixer: str, mesh: dict[str, Any]) -> Build:
 
 
 def _layer_bytes(built: Build) -> int:
-    """What one device holds while a layer and its gradients are computed, parameters apart."""
+    """Bytes one device holds while it computes a layer and its gradients, without parameters."""
     period, context = built.model.groups[0], built.model.context
     layer = period.clone(parent=None)
     shape = built.config.data.batch_size, built.config.data.context_length
@@ -201,7 +202,7 @@ def _layer_bytes(built: Build) -> int:
     memory: Any = jax.jit(both).lower(params, x, rows, x).compile().memory_analysis()
     own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return total - 2 * own  # the parameters and their gradients
+    return total - 2 * own  # without the parameters and their gradients
 
 
 def _memory(options: Options, mixer: str, strategy: str, layout: Layout, alone: int) -> Result:
@@ -210,7 +211,7 @@ def _memory(options: Options, mixer: str, strategy: str, layout: Layout, alone: 
         mesh = {"mesh.sequence": ranks, "mesh.sequence_layout": layout}
         mesh |= {"mesh.sequence_strategy": strategy}
         found[ranks] = _layer_bytes(_layer(options, mixer, mesh))
-    goal = None if strategy == "gather" else SIXTH  # which holds keys and values of whole rows
+    goal = None if strategy == "gather" else SIXTH  # gather holds keys and values of whole rows
     facts = {"mixer": mixer, "strategy": strategy, "layout": layout, "layer": LAYER}
     facts |= {"ranks": list(found), "bytes": list(found.values())}
     return Result(

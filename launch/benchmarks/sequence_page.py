@@ -1,6 +1,6 @@
-"""What strategies of a split time axis send, and what a layer holds: tables and a picture.
+"""Tables and a figure of the bytes that strategies for a split time axis send and a layer holds.
 
-Everything here is read from results of `espalier bench --cases=sequence`.
+The input is the result file of `espalier bench --cases=sequence`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STYLES = {"gather": "-", "all_to_all": "--", "ring": ":", "states": "-", "scan":
 
 
 def table(results: Results) -> str:
-    """As Markdown: what is sent by each op, strategy and layout, then what a layer holds."""
+    """Two tables in Markdown: the bytes sent by op, strategy and layout; the bytes of a layer."""
     head = results[0]["facts"]
     dims = ", ".join(f"{letter} {size:,}" for letter, size in head["dims"].items())
     head_line = f"Sent by one of {head['ranks']} ranks at {dims}, float32:\n\n"
@@ -56,7 +56,7 @@ def _of(results: Results, prefix: str) -> Iterator[tuple[Any, Mapping[str, Any]]
 
 
 def figure(results: Results) -> str:
-    """An SVG element: bytes against the length of rows, memory of a layer against ranks."""
+    """An SVG element: bytes sent against the length of rows, memory of a layer against ranks."""
     style: Any = {**STYLE, "svg.hashsalt": "sequence"}
     with mpl.rc_context(style):
         drawn = Figure(figsize=(9.6, 3.8), layout="constrained")
@@ -67,7 +67,7 @@ def figure(results: Results) -> str:
 
 
 def _draw_sent(axes: Axes, results: Results) -> None:
-    """Every strategy once, of the first op that has it."""
+    """Draws every strategy once, for the first op that has it."""
     handles: list[Line2D] = []
     shown: list[str] = []
     for facts, _ in _of(results, "sent/"):

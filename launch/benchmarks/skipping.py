@@ -1,18 +1,17 @@
-"""Stick-breaking with a tolerance on what a trained model computes: speed-up, what it costs, and
-the time of this device's softmax on arrays of the same shape.
+"""Stick-breaking with a tolerance on q, k and v of a trained model: speed-up, error, time over softmax.
 
     espalier bench --cases=skipping --workdir=RUN --precision=bfloat16 --out=FILE
 
-q, k and v are those of every stick-breaking layer of a run, on its own held-out text, packed as in
-training. They are as the run's precision makes them, or with `--precision=bfloat16` rounded to that
-before they reach the op: a run trained in float32 on a CPU shows on a GPU what kernels make of
-bfloat16. The form is the kernel of this device where it takes the problem, else what the layer took
-here; softmax likewise.
+q, k and v are taken from every stick-breaking layer of a run, on its held-out text, packed as in
+training. They have the run's precision, or are rounded to bfloat16 with `--precision=bfloat16`, so
+that a run trained in float32 on a CPU can measure bfloat16 kernels on a GPU. The form is the kernel
+of this device if it takes the problem, else the form that the layer has here; the same holds for
+softmax.
 
-A side is one program of all these layers, forward alone or with the backward pass. Softmax gets
-the same packed rows, and once more whole rows: where its kernel has documents only as a mask it
-reads T x T numbers, and is faster without. The goal holds beside both, for bfloat16 on a GPU or
-TPU. Errors are relative root-mean-square, over all layers, of the output and of the gradients for
+A side is one program of all these layers, forward alone or with the backward pass. Softmax runs on
+the same packed rows, and again on whole rows: a kernel that knows documents only as a mask reads T
+x T numbers, and is faster without it. The goal holds against both, for bfloat16 on a GPU or TPU.
+Errors are relative root-mean-square errors over all layers, of the output and of the gradients for
 one random cotangent.
 """
 
@@ -46,9 +45,9 @@ GOALS = {"tolerance 0.001": Goal("<=", 1.3)}
 
 
 class Layer(NamedTuple):
-    """What one layer gives to its op, with the form and the static options (as sorted pairs).
+    """The inputs of one layer's op, its form, and its static options as sorted pairs.
 
-    `segment_ids` None: whole rows, each one document.
+    `segment_ids` is None for whole rows, where each row is one document.
     """
 
     inputs: dict[str, jax.Array]
@@ -58,26 +57,26 @@ class Layer(NamedTuple):
     op: str = OP
 
     def case(self) -> Case:
-        """Its problem, as benches describe one."""
+        """The layer's problem, as the other benchmarks describe one."""
         (batch, time, heads, key), (_, _, groups, value) = (self.inputs[x].shape for x in "qv")
         dims = {"B": batch, "T": time, "H": heads, "G": groups, "K": key, "V": value}
         return Case(dims, dict(self.options), dtype=self.inputs["q"].dtype.name)
 
 
 class Program(NamedTuple):
-    """Compiled, and what it is called with."""
+    """A compiled program and its arguments."""
 
     run: Callable[..., Any]
     given: tuple[Any, ...]
 
     def outputs(self) -> list[dict[str, jax.Array]]:
-        """Of each layer, waited for."""
+        """The outputs of each layer, once they have been computed."""
         return jax.block_until_ready(self.run(*self.given))
 
 
 def check(options: Options) -> None:
     """Raises:
-    UserError: no run is named.
+    UserError: --workdir names no run.
     """
     if not options.workdir:
         raise UserError("--cases=skipping reads a trained run; set --workdir=WORKDIR")
@@ -85,7 +84,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> list[Result]:
     """Raises:
-    UserError: as `check`, or none of the run's layers breaks sticks.
+    UserError: as `check`, or the run has no stick-breaking layer.
     """
     check(options)
     loaded = lm.load(options.workdir)
@@ -96,7 +95,7 @@ def run(options: Options) -> list[Result]:
     batch = stack(list(rows))
     layers = capture(loaded.model, loaded.params, batch)
     if not layers:
-        raise UserError(f"--workdir={options.workdir}: none of its layers is {OP}")
+        raise UserError(f"--workdir={options.workdir}: the run has no layer of {OP}")
     if options.precision != "float32":
         layers = [rounded(layer) for layer in layers]
     facts = {"step": loaded.step, "source": name, "batch": list(batch.tokens.shape)}
@@ -126,7 +125,7 @@ def capture(model: Model, params: Any, batch: Batch) -> list[Layer]:
                 functools.reduce(lambda x, key: x[key], path, tree)
                 for tree in (found["intermediates"], params)
             )
-            # In this order a norm, where there is one, takes the place of what it normalizes.
+            # In sorted order the output of query_norm replaces that of query; likewise for key.
             stacked = {name[0]: next(iter(x.values()))[0] for name, x in sorted(outputs.items())}
             if "remainder_bias" in weights:
                 stacked["remainder_bias"] = weights["remainder_bias"]
@@ -140,14 +139,14 @@ def capture(model: Model, params: Any, batch: Batch) -> list[Layer]:
 
 
 def rounded(layer: Layer) -> Layer:
-    """With q, k and v in bfloat16."""
+    """The layer with q, k and v rounded to bfloat16."""
     arrays = {name: layer.inputs[name].astype(jnp.bfloat16) for name in "qkv"}
     return layer._replace(inputs=layer.inputs | arrays)
 
 
 def compare(layers: Sequence[Layer], pairs: int, facts: dict[str, Any]) -> list[Result]:
-    """Time at tolerance 0 over the time at each tolerance, the errors there, and times over those
-    of softmax.
+    """The time at tolerance 0 over that at each tolerance, the errors at each tolerance, and all
+    times over those of softmax.
     """
     layers = [_on_this_device(layer) for layer in layers]
     baseline = [_softmax(layer) for layer in layers]
@@ -193,7 +192,7 @@ def _speed_ups(
 
 
 def _beside(which: str, samples: timing.Samples, facts: dict[str, Any]) -> Iterator[Result]:
-    """Rows over softmax."""
+    """The rows of times over those of softmax."""
     has_goals = jax.default_backend() != "cpu" and facts["dtype"] == "bfloat16"
     for name, other in itertools.product((EXACT, *TOLERANCES), (PACKED, WHOLE)):
         title = f"skipping/{name}/{which}/over {other}"
@@ -205,7 +204,7 @@ def _beside(which: str, samples: timing.Samples, facts: dict[str, Any]) -> Itera
 
 
 def _on_this_device(layer: Layer) -> Layer:
-    """In the form of this device's kernel, where it takes the problem."""
+    """The layer in the form of this device's kernel, if the kernel takes the problem."""
     form = forms.kernel(OP, jax.default_backend())
     if form is None or forms.refusal(OP, layer.case(), form, jax.default_backend()):
         return layer
@@ -226,10 +225,11 @@ def _softmax(layer: Layer) -> Layer:
 
 
 def _compiled(layers: Sequence[Layer], which: str) -> Program:
-    """One program of all these layers, run once: each by itself could take less than its start.
+    """One program of all these layers, run once. A single layer could take less time than starting
+    its program.
 
     Raises:
-      one of forms.REFUSALS: it cannot be compiled, or does not fit.
+      one of forms.REFUSALS: the program does not compile or does not fit.
     """
     run = [functools.partial(_both if which == "both" else _forward, layer) for layer in layers]
 
@@ -248,7 +248,7 @@ def _forward(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> di
 
 
 def _both(layer: Layer, inputs: dict[str, jax.Array], segment_ids: Any) -> dict[str, jax.Array]:
-    """The output, and `d_` and the name of each input, the gradients for a random cotangent."""
+    """The output, and the gradients for a random cotangent, named `d_` + the input's name."""
     out, pull = jax.vjp(lambda inputs: _forward(layer, inputs, segment_ids)["out"], inputs)
     cotangent = jax.random.normal(jax.random.key(0), out.shape, out.dtype)
     return {"out": out} | {f"d_{name}": x for name, x in pull(cotangent)[0].items()}

@@ -1,4 +1,4 @@
-"""Result files as Markdown: where and how the numbers were taken, then a table."""
+"""Result files as Markdown: where and how the numbers were measured, then a table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ PROGRAM += ("on chip", "registers", "spilled", "model")
 
 
 def render(values: dict[str, Any], op: str = "") -> str:
-    """A result file as Markdown: where and how first, then one row a number. `op`: of compiled
-    programs those of this op with their gradients, with what the compiler says of them.
+    """A result file as Markdown: where and how the numbers were measured, then a row for each.
+
+    `op`: for a file of `--cases=compiled`, only the programs of this op with gradients.
     """
     where = f"`{values['command']}` at {values['commit'][:10]}, {values['cpu']}"
     where += f" ({values['cores']} cores), {values['date'][:10]}"
-    if "rows" in values:  # before recall: a comparison may hold both
+    if "rows" in values:  # tested before "recall": a comparison may hold both
         from lm.report import compared, comparison
 
         return f"{where}\n\n{comparison.tables(compared.from_mapping(values))}"
@@ -69,7 +70,7 @@ def render(values: dict[str, Any], op: str = "") -> str:
 
 
 def pictures(root: Path) -> dict[str, str]:
-    """Files of docs/ that are drawn from result files, as SVG."""
+    """The figures of docs/ that are drawn from result files, as SVG text by file name."""
     from launch.benchmarks import sequence_page
     from lm.report.figures import standalone
 

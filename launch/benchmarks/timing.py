@@ -1,11 +1,11 @@
-"""Interleaved timing, and what a case reports.
+"""Interleaved timing, and the results that a case reports.
 
-Sides are run in turn, A B, B A, A B, ..., so that a slow minute of the machine hits all of them.
-A side's time is its lower quartile: what disturbs a run only ever makes it longer. Everything is
-compiled and run once before the first sample.
+Sides run in turn, A B, B A, A B, ..., so that a slow minute of the machine affects all of them. A
+side's time is the lower quartile of its samples, since disturbances only ever make a run longer.
+Everything is compiled and run once before the first sample.
 
-A kernel of a GPU can take less than its host to start it. A `Timer` runs a side many times, one
-run queued behind the other, and waits once: `take_turns` asks for as many as make a sample.
+A GPU can run a kernel in less time than its host takes to start it. A `Timer` therefore queues many
+runs of a side and waits once; `take_turns` chooses how many runs make a sample long enough.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from rich.table import Table
 
 Samples = dict[str, list[float]]
-Timer = Callable[[int], float]  # runs -> the seconds that so many take together
-SAMPLE = 5e-3  # seconds: what a host takes to start a run is some 1 % of it
+Timer = Callable[[int], float]  # number of runs -> seconds of all of them
+SAMPLE = 5e-3  # seconds; starting a run takes the host about 1 % of this
 
 
 class Goal(NamedTuple):
@@ -39,11 +39,11 @@ class Goal(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One number: `value` from lower quartiles (or counted), `by_medians` the same from medians.
+    """One number: `value` comes from lower quartiles (or is counted), `by_medians` from medians.
 
-    `samples`: seconds of every run of every side, in order. `facts`: what else belongs to it. Where
-    nothing could be measured `value` is NaN (null in a file, JSON has no NaN), `refused` among the
-    facts says why, side by side, and there is no goal.
+    `samples`: seconds of every run of every side, in order. `facts`: anything else to record. If
+    nothing could be measured, `value` is NaN (null in a file, since JSON lacks NaN), `goal` is None
+    and `facts["refused"]` gives the reason of each side.
     """
 
     name: str
@@ -70,7 +70,7 @@ def quartile(samples: list[float]) -> float:
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], pairs: int) -> Samples:
-    """Seconds of `pairs` runs of every side; a side returns when its work is done."""
+    """The seconds of `pairs` runs of every side; a side returns when its work is done."""
     samples: Samples = {name: [] for name in sides}
     for function in sides.values():
         function()
@@ -82,7 +82,9 @@ def interleave(sides: Mapping[str, Callable[[], object]], pairs: int) -> Samples
 
 
 def take_turns(timers: Mapping[str, Timer], pairs: int) -> Samples:
-    """Seconds of one run, `pairs` samples of every side; all samples are of equally many runs."""
+    """The seconds of one run, in `pairs` samples of every side. Every sample averages the same
+    number of runs.
+    """
     for timer in timers.values():
         timer(1)
     runs = math.ceil(SAMPLE / min(timer(1) for timer in timers.values()))
@@ -98,12 +100,12 @@ def _turns(names: list[str], pairs: int) -> Iterator[str]:
 
 
 def timer(function: Callable[..., Any], *args: Any) -> Timer:
-    """Compiled for `args`; results stay on the device."""
+    """A timer of `function`, compiled for `args`; results stay on the device."""
     return queueing(jax.jit(function).lower(*args).compile(), args)
 
 
 def queueing(compiled: Callable[..., Any], args: Any) -> Timer:
-    """Of a compiled function, run on `args`."""
+    """A timer of a compiled function, run on `args`."""
 
     def run(runs: int) -> float:
         start, out = time.perf_counter(), None
@@ -116,7 +118,7 @@ def queueing(compiled: Callable[..., Any], args: Any) -> Timer:
 
 
 def call(function: Callable[..., Any], *args: Any) -> Callable[[], object]:
-    """A side: compiled for `args` and waited for; results stay on the device."""
+    """A side: `function` compiled for `args`; it returns when the results are on the device."""
     return waiting(jax.jit(function).lower(*args).compile(), args)
 
 
@@ -137,14 +139,14 @@ def thread(compiled: Callable[..., Any], state: Any, *rest: Any) -> Callable[[],
 
 
 def refused(name: str, **facts: Any) -> Result:
-    """What could not be measured; `facts` hold the reasons of every side, `refused`."""
+    """A result that could not be measured; `facts` hold each side's reason under `refused`."""
     return Result(name=f"{name}/refused", value=math.nan, facts=facts)
 
 
 def ratio(
     name: str, samples: Samples, over: tuple[str, str], goal: Goal | None = None, **facts: Any
 ) -> Result:
-    """Time of one side over that of another."""
+    """The time of one side over that of another."""
     first, second = (samples[side] for side in over)
     return Result(
         name=name,
@@ -157,7 +159,7 @@ def ratio(
 
 
 def table(results: list[Result]) -> Table:
-    """A line for each result, and below it the times of its sides, or why it was refused."""
+    """A line for each result, followed by the times of its sides or the reasons of a refusal."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("result", "value", "by medians", "goal", "met"):
         is_name = column == "result"

@@ -1,4 +1,4 @@
-"""Our train step against the same step by hand: what the framework costs."""
+"""Our train step against the same step written by hand: the overhead of the framework."""
 
 from __future__ import annotations
 

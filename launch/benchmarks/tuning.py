@@ -1,9 +1,9 @@
-"""Which tiles of a kernel are fastest on a device, and whether it wins over the chunked form.
+"""Finds the fastest tiles of a kernel on a device, and whether the kernel beats the chunked form.
 
-A kernel wins where neither pass is slower than chunked and, if that was modelled, a step of
-training takes no more memory: what a model says of time is too little to pay for it with memory. It
-sees what a program holds, not what the loops of a chunked form move through memory on the way, so
-it is kind to chunked.
+A measured kernel wins if neither pass is slower than chunked. A modelled one must also take no more
+memory in a training step, since modelled time is too weak a reason to spend memory. The model
+counts the bytes that a program holds and not those that the loops of a chunked form move, so it
+favours chunked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launch.benchmarks.forms import BASELINE, Costs
 from lm.config import UserError, nearest
 from lm.targets import Chip
 
-TRIALS = 3  # runs of each candidate before the best stands beside chunked
+TRIALS = 3  # runs of each candidate, before the best is compared with chunked
 KERNEL = "kernel"
 
 Sides = Mapping[str, tuple[str, Any]]
@@ -32,7 +32,7 @@ Sides = Mapping[str, tuple[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A device that is not here: `place` comes from its compiler."""
+    """A device that is not here: `place` stands for it in its compiler."""
 
     chip: Chip
     place: Any
@@ -79,7 +79,7 @@ class Here:
 
 
 def here(pairs: int) -> Here:
-    """What JAX finds here."""
+    """The first device that JAX finds."""
     return Here(jax.devices()[0].device_kind, jax.default_backend(), pairs)
 
 
@@ -87,7 +87,7 @@ def names(place: Absent | Here, asked: Sequence[str]) -> list[str]:
     """The ops to tune.
 
     Raises:
-      UserError: one that does not exist or has no kernel for the device, or none has.
+      UserError: an op of `asked` does not exist or has no kernel for the device, or no op has one.
     """
     able = [name for name in dispatch.names() if forms.kernel(name, place.platform)]
     if not able:
@@ -100,16 +100,16 @@ def names(place: Absent | Here, asked: Sequence[str]) -> list[str]:
             raise UserError(f"--ops: no op {name!r}; {nearest(name, dispatch.names())}")
         if name not in able:
             raise UserError(
-                f"--ops: {name} has no kernel for {place.platform}; name some of {', '.join(able)}"
+                f"--ops: {name} has no kernel for {place.platform}; choose from {', '.join(able)}"
             )
     return list(asked) or able
 
 
 def kept(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a file about other ops than these.
+    """The rows of a file that are about other ops.
 
     Raises:
-      UserError: a damaged file.
+      UserError: the file is damaged.
     """
     if not path.exists():
         return []
@@ -134,7 +134,7 @@ def rows(
 
 def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, Any]:
     op = dispatch.get(name)
-    # A model of bytes and FLOPs does not tell one tile from another.
+    # A model of bytes and FLOPs gives the same seconds for all tiles.
     is_modelled = place.evidence == "modelled"
     tiles = (op.default_blocks(form),) if is_modelled else op.candidate_blocks(form)
     candidates = {str(blocks): (form, blocks) for blocks in tiles}
@@ -152,12 +152,12 @@ def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, An
         return row | {"blocks": {}, "ratio": {}, "peak": {}, "wins": False}
     best = min(tried, key=lambda side: (tried[side].both.seconds, tried[side].both.peak))
     sides = {BASELINE: (BASELINE, None)}
-    if not is_modelled:  # once more, in turn with the other; a model says the same twice
+    if not is_modelled:  # timed again, in turn with chunked; a model would only repeat itself
         sides[KERNEL] = candidates[best]
     found = {KERNEL: tried[best]} | place.costs(name, case, sides, 0)
     ours = found[KERNEL]
     row |= {"blocks": dataclasses.asdict(candidates[best][1]), KERNEL: _costs(ours)}
-    if BASELINE not in found:  # it does not even compile
+    if BASELINE not in found:  # chunked does not compile or does not fit
         return row | {"ratio": {}, "peak": {}, "wins": True}
     theirs = found[BASELINE]
     ratio = {which: a.seconds / b.seconds for which, a, b in _pairs(ours, theirs)}
@@ -167,7 +167,7 @@ def _row(place: Absent | Here, name: str, case: Case, form: str) -> dict[str, An
 
 
 def wins(ratio: Mapping[str, float], peak: Mapping[str, float], evidence: str) -> bool:
-    """Whether `auto` takes the kernel; both are over those of chunked."""
+    """Whether `auto` takes the kernel. `ratio` and `peak`: its times and bytes over chunked's."""
     return max(ratio.values()) <= 1.0 and (evidence == "measured" or peak["both"] <= 1.0)
 
 

@@ -116,7 +116,7 @@ def test_a_refusal_is_null_in_a_file_and_explained_in_the_table() -> None:
 
 
 def test_kernels_need_a_device() -> None:
-    with pytest.raises(UserError, match="needs a GPU or a TPU, this is cpu"):
+    with pytest.raises(UserError, match="needs a GPU or a TPU, but JAX's backend is cpu"):
         list(kernels.run(OPTIONS))
 
 

@@ -148,5 +148,5 @@ def test_every_peer_can_be_run() -> None:
 
 def test_peers_need_a_gpu() -> None:
     options = Options(base=get_config().to_dict(), pairs=1, precision="bfloat16")
-    with pytest.raises(UserError, match="needs an NVIDIA GPU, this is cpu"):
+    with pytest.raises(UserError, match="needs an NVIDIA GPU, but JAX's backend is cpu"):
         list(peers.run(options))

@@ -59,7 +59,10 @@ def test_a_fit_writes_its_page_json_and_figure(sweep: Path, tmp_path: Path) -> N
         (["power"], "name a law and a table"),
         (["power", "absent.jsonl"], "cannot read absent.jsonl: No such file or directory"),
         (["power", "TABLE", "--hold=c"], "--hold=c: write NAME=VALUE, as --hold=c=1"),
-        (["compute", "TABLE", "--figure=x.svg"], "--figure=x.svg: compute has no tokens to draw"),
+        (
+            ["compute", "TABLE", "--figure=x.svg"],
+            "--figure=x.svg: compute has no curve over tokens",
+        ),
         (["power", "TABLE", "--hold=c=x"], "--hold=c=x is not a finite number"),
         (["power", "TABLE", "--hold=c=nan"], "--hold=c=nan is not a finite number"),
         (

@@ -51,7 +51,7 @@ def test_a_forecast_is_written_with_default_flags(table: Path, tmp_path: Path) -
     assert made["low"] < made["loss"] < made["high"]
     again = forecast(f"--table={table}", "--law=compute", f"--out={out}", *run)
     assert again.returncode == 2
-    assert "is there, and a forecast is not written twice" in again.stderr
+    assert "exists, and a forecast is never overwritten" in again.stderr
 
 
 @pytest.mark.parametrize(

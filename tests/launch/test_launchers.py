@@ -329,16 +329,16 @@ def pod_mistakes() -> list[tuple[list[str], str]]:
     workdir = "--workdir=/shared/x"
     config, data = "--config=x.py", "--data_dir=/shared/d"
     return [
-        ([*POD, "--", config, workdir, data], "--config=x.py is not in the repository"),
+        ([*POD, "--", config, workdir, data], "--config=x.py is not committed"),
         (["--zone=z", "--", config, workdir], "missing flag --name; set --name=POD"),
         (["--name=p", "--", config, workdir], "missing flag --zone; set --zone=ZONE"),
         ([*POD], "missing flags of espalier train; write them after --"),
         ([*POD, "--", workdir], "missing flag --config"),
         ([*POD, config, "--", workdir], "is a flag of espalier train; write it after --"),
         ([*POD, "--", config, "--workdir=gs://b/x"], "--workdir=gs://b/x is an address; name"),
-        ([*POD, "--", config, "--workdir=runs/x"], "a folder of each worker alone; give the path"),
+        ([*POD, "--", config, "--workdir=runs/x"], "a different folder on each worker; give"),
         ([*POD, "--", config, workdir], "missing flag --data_dir; set --data_dir=FOLDER"),
-        ([*POD, "--", config, workdir, "--data_dir=data"], "a folder of each worker alone; give"),
+        ([*POD, "--", config, workdir, "--data_dir=data"], "a different folder on each worker"),
         ([*POD, "--name="], "unknown or empty flag '--name='; --help lists the flags"),
         ([*POD, "--zones=z"], "unknown or empty flag '--zones=z'"),
         ([*POD, "--retries=-1", "--", config, workdir], "give whole numbers"),
@@ -357,7 +357,7 @@ def test_pod_mistakes_are_one_line(bench: Bench, arguments: list[str], message: 
 
 def test_pod_sends_no_uncommitted_changes(bench: Bench) -> None:
     (bench.checkout / "launch" / "train.py").write_text("")
-    assert_one_line(pod(bench), "has changes that are not committed")
+    assert_one_line(pod(bench), "has uncommitted changes")
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])

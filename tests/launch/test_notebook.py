@@ -118,7 +118,7 @@ def test_drive_outside_colab_is_one_line_before_any_work(path: Path, tmp_path: P
     done = execute(asked, tmp_path, ROOT / "notebooks", ESPALIER_NOTEBOOK_WORKDIR="")
     assert done.returncode == 1
     assert done.stderr == (
-        "DRIVE = True needs Colab, which alone mounts Google Drive; set DRIVE = False.\n"
+        "DRIVE = True works only on Colab, which mounts Google Drive; set DRIVE = False.\n"
     )
 
 

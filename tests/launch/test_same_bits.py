@@ -189,7 +189,7 @@ def test_cases_of_every_group() -> None:
     [
         ([], "name one other checkout: espalier same_bits OTHER_CHECKOUT"),
         (["{tmp}"], "{tmp} is not a checkout: it has no launch/train.py; name another folder"),
-        (["{tmp}/old"], "{tmp}/old has no mixer that is here too; name another checkout"),
+        (["{tmp}/old"], "{tmp}/old shares no mixer with this checkout; name another"),
         (["{tmp}/some", "--mixers=b"], "--mixers=b: not in both checkouts; known: gla, softmax"),
         (["{tmp}/bad"], "{tmp}/bad: experiments/base.py cannot be read: NameError: name 'x' is"),
     ],

@@ -73,7 +73,7 @@ def test_a_written_experiment_has_the_same_configuration(tmp_path: Path) -> None
     [
         (["--schedule=wsd"], "set --tokens and --tokens_per_step, or --config"),
         (LENGTHS, "nothing to draw; set --schedule, --refine or --config"),
-        ([*LENGTHS, "--schedule=wsd", "--out=x.png"], "--out=x.png names no page or picture"),
+        ([*LENGTHS, "--schedule=wsd", "--out=x.png"], "--out=x.png is not a page or figure"),
         ([*LENGTHS, "--schedule=wsd:decay"], "--schedule=wsd:decay: write NAME:OPTION=VALUE"),
         ([*LENGTHS, "--schedule=wds"], "--schedule=wds: unknown schedule 'wds'; did you mean"),
         ([*LENGTHS, "--schedule=wsd:warmup=2e6 tokens"], "take 2200000 tokens, run.length has"),

@@ -42,8 +42,8 @@ def test_sources_are_added_and_a_text_is_evaluated_alone(data: DataConfig) -> No
     [
         (["mine:x"], "--source=mine:... is a source of the run; choose another name"),
         (["a:x", "a:y"], "--source gives the name 'a' twice; choose another name"),
-        (["x.txt"], "--source='x.txt' must be NAME:PATH, the name a word"),
-        (["a b:x"], "--source='a b:x' must be NAME:PATH, the name a word"),
+        (["x.txt"], "--source='x.txt' must be NAME:PATH with a word as NAME"),
+        (["a b:x"], "--source='a b:x' must be NAME:PATH with a word as NAME"),
     ],
 )
 def test_mistakes(data: DataConfig, given: list[str], message: str) -> None:

@@ -51,7 +51,7 @@ def refused(module: str, *flags: str) -> tuple[int, str]:
         ("regret", ["x", "--figure=x.png"], "--figure=x.png does not end in .svg, which is what"),
         ("regret", ["EMPTY"], "no row has schedule 'power'; the table has no row"),
         ("regret", ["TEXT"], "TEXT:1 is not a row of a sweep; remove that line, or restore"),
-        ("sweep", ["--draw_only", "--table=EMPTY"], "EMPTY holds no row, so there is nothing to"),
+        ("sweep", ["--draw_only", "--table=EMPTY"], "EMPTY has no rows, so there is nothing to"),
         ("sweep", ["--draw_only", "--table=TEXT"], "TEXT:1 is not a row of a sweep"),
         (
             "autolrs",

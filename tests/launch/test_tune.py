@@ -127,5 +127,5 @@ def test_kernels_that_refuse_every_problem_are_an_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(forms, "refusal", lambda *problem: "not here")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["tune"])
-    with pytest.raises(UserError, match="takes a problem on Made 1; nothing is written"):
+    with pytest.raises(UserError, match="takes any problem on Made 1, so nothing was written"):
         tune.main(["tune"])
