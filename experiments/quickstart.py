@@ -21,8 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.pattern = arg
     # 1.4 / sqrt(num_layers), MiniCPM's rule (arXiv 2404.06395).
     config.mup.residual_multiplier = 0.7
-    # The rate is stated for this width, and logits begin small (docs/first_run.md): the first loss
-    # is 8.7, and after 100 steps it is below that of base.py's constants on two seeds.
+    # The rate is stated for this width, and logits begin small (docs/first_run.md). The first loss
+    # is 8.7. After 100 steps the loss is below that with base.py's constants, on two seeds.
     config.mup.update({"base_width": 192.0, "init_std": 0.0625, "embedding_multiplier": 6.0})
     config.data.batch_size = 4
     config.schedule.warmup = "50000 tokens"

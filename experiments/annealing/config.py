@@ -1,14 +1,14 @@
-"""Is the loss of a schedule known before it is trained? One model under three schedules.
+"""Can the loss of a schedule be predicted before training? One model under three schedules.
 
 Command: espalier train --config=annealing:SCHEDULE[,PEAK]
              --workdir=DIR/SCHEDULE
-         SCHEDULE is constant, cosine or wsd; PEAK is 0.01 unless it is said. Model, data, batch,
-         seed and length are the same.
+         SCHEDULE is constant, cosine or wsd; PEAK is 0.01 by default. Model, data, batch, seed and
+         length stay the same.
 Then:    espalier predict_loss DIR/constant DIR/cosine --key=eval/stdlib/loss
              --held_out=DIR/wsd
-Cost:    2,000 steps of 2,048 tokens, 0.2 M parameters; 23 minutes a run on two cores that five
-         other trainings shared.
-Expected: README.md holds a measured prediction and what came of it.
+Cost:    2,000 steps of 2,048 tokens, 0.2 M parameters; 23 minutes a run on two cores, shared with
+         five other trainings.
+Expected: README.md holds a prediction and the measured loss.
 """
 
 from ml_collections import ConfigDict

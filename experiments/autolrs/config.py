@@ -1,11 +1,11 @@
-"""Does AutoLRS find the learning rate when its interval is centred ten times off?
+"""Does AutoLRS find the learning rate if the middle of its interval is off by a factor of ten?
 
 Command: espalier autolrs --config=autolrs:CENTRE --workdir=DIR
              CENTRE is low or high: the middle of the interval lies ten times below or above the
-             tuned rate, and the interval spans a factor of 100, so that the tuned rate is its end.
+             tuned rate. The interval spans a factor of 100, so the tuned rate is one of its ends.
          espalier sweep --config=autolrs:tuned --workdir=DIR
-             the rate tuned over a grid, with the same warmup, decay and tokens.
-Cost:    of a search more than six trainings of the quickstart's length; of the grid six.
+             tunes the rate over a grid, with the same warmup, decay and tokens.
+Cost:    a search costs more than six trainings of the quickstart's length, the grid six.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from experiments import quickstart
 
-TUNED = 2.0**-8  # of the grid of `tuned`, known before the searches were run
+TUNED = 2.0**-8  # best of the grid `tuned`, known before the searches
 
 
 def run() -> ConfigDict:
-    """The quickstart's model and tokens, base.py's constants, a constant rate before the decay."""
+    """The quickstart's model and tokens, base.py's constants, and a constant rate until the decay."""
     config = quickstart.get_config()
     config.mup.update({"base_width": 256.0, "init_std": 0.1, "embedding_multiplier": 12.0})
     config.schedule = {

@@ -1,13 +1,13 @@
 """Is mixer A better than mixer B, at what length, at what cost? One command, one page.
 
 Command: espalier compare --config=compare:cpu,DATA --workdir=DIR
-         presets smoke, minutes, cpu, gpu; any value can be set, as
-         --config.patterns="('softmax','gla')" or --config.run.run.length="3e7 tokens" for a night
+         presets smoke, minutes, cpu, gpu; flags can set any value, such as
+         --config.patterns="('softmax','gla')", or --config.run.run.length="3e7 tokens" overnight
 Cost:    on two CPU cores: smoke two minutes, minutes about ten (not yet measured), cpu about three
-         hours; gpu about ten minutes on one H100 (not yet measured); the same command resumes.
+         hours; gpu about ten minutes on one H100 (not yet measured). The same command resumes.
 Expected: README.md beside this file holds the page of a measured run.
 
-Without DATA the text is the standard library's own sources, and tasks are those that need no files.
+Without DATA the text is the standard library's sources, and only tasks without files are used.
 DATA is a folder with enwiki/{train_*,valid}.jsonl.gz, novels/valid.jsonl.gz, blimp/blimp.tar.gz,
 lambada/lambada_test.jsonl.gz and requests/*.jsonl.gz.
 """
@@ -115,12 +115,12 @@ def get_config(arg: str = "cpu") -> ConfigDict:
 
 
 def tasks(data: str, context: int, items: int) -> dict[str, dict[str, object]]:
-    """What is asked of every run: `items` of each task that has items, or with 0 none of those."""
+    """The tasks of every run, with `items` of each task that has items; 0: none of those tasks."""
     found: dict[str, dict[str, object]] = {"position": {}}
     if not items:
         return found
     found |= {"forgetting": {"max_items": items // 4, "segment": context // 8}}
-    if context >= 256:  # the prompt alone has more letters
+    if context >= 256:  # a shorter context does not hold the prompt
         found |= {"passkey": {}}
     if not data:
         return found

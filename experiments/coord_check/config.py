@@ -1,4 +1,4 @@
-"""Do activations keep their size when a model is widened under muP, and not without it?
+"""Do activations keep their size under muP when a model gets wider, and not without muP?
 
 Command: espalier coord_check --config=coord_check[:OPTIMIZER]
              --mixer=PATTERN --widths=64,128,256,512 --workdir=DIR
@@ -7,24 +7,25 @@ Cost:    20 to 40 seconds of one core for each mixer, parametrization and width,
          compilation.
 Expected: README.md beside this file holds the tables and figures of measured runs.
 
-The protocol, stated here once: ten steps at a constant rate, no warmup, two seeds (the five mixers
-of mixers.json: five), the standard library's sources as bytes, rows of 32 tokens, batches of 8;
-heads of 16; two layers. It is the guide's (Cerebras and EleutherAI: widths 256 to 4096, heads of
-64, five seeds, rate 1e-2, init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1), made small.
-A rate and an init of 4e-3 and 0.05 at base width 64 stand in for the guide's: an earlier trial of
-this check, whose numbers are lost, had settled on these after its results had been seen. That
-logits count in the second half of the steps only was chosen too after they had been seen to fall at
-first, as a readout that is not zero makes them. Judging the change of the logits since init instead
-(Tensor Programs V, arXiv 2203.03466, fig. 5) was tried and dropped: with 256 tokens a batch it
-falls as well after the first steps, and then flattens as the logits do. Multipliers of embedding
-and branches are 1, so that the two parametrizations differ in nothing but the width.
+The protocol: ten steps at a constant rate without warmup; two seeds (five for the five mixers of
+mixers.json); the standard library's sources as bytes, rows of 32 tokens, batches of 8; heads of 16;
+two layers. It is a small version of the guide by Cerebras and EleutherAI (widths 256 to 4096, heads
+of 64, five seeds, rate 1e-2, init 0.02, AdamW with betas 0.9 and 0.95, decay 0.1, clip 1).
+
+Two choices were made after results had been seen. The rate 4e-3 and the init 0.05 at base width 64
+replace the guide's; they come from an earlier trial of this check, whose numbers are lost. Logits
+count only in the second half of the steps, since they fall at first, as they must if the readout
+does not start at zero. Judging the change of the logits since init instead (Tensor Programs V,
+arXiv 2203.03466, fig. 5) was tried and dropped: with 256 tokens a batch it also falls after the
+first steps, and then flattens as the logits do. Multipliers of embedding and branches are 1, so
+that the two parametrizations differ only through the width.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import base
 
-# Peak rates: of relative steps (lamb, adafactor) the share of a matrix that a step may change.
+# Peak rates. For lamb and adafactor, whose steps are relative, a rate is a share of the matrix.
 RATES = {"adamw": 4e-3, "lion": 1e-3, "muon": 4e-3, "lamb": 1e-2, "adafactor": 1e-2}
 
 

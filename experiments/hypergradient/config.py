@@ -1,4 +1,4 @@
-"""How much of a learning rate that is three times off does a hypergradient make good?
+"""How far does a hypergradient correct a learning rate that is off by a factor of three?
 
 Command: espalier sweep --config=hypergradient --workdir=DIR
              --table=experiments/hypergradient/sweep.jsonl
@@ -14,7 +14,7 @@ PEAK = 2.0**-6  # near the best for this model and batch
 
 
 def run() -> ConfigDict:
-    """The model of power_transfer on bytes of Python, 400 steps, every one of them logged."""
+    """The model of power_transfer on bytes of Python for 400 steps, all of them logged."""
     config = power_transfer.run("")
     config.data.batch_size = 12
     config.schedule.peak_learning_rate = PEAK

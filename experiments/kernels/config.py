@@ -1,9 +1,9 @@
-"""Do the kernels train the model that the chunked forms train, and how much faster?
+"""Do kernels train the same model as the chunked forms, and how much faster?
 
 Command: espalier compare --config=kernels:gpu,DATA --workdir=DIR
-         presets smoke, gpu, tpu; every mixer twice, by the kernel of the device and chunked
+         presets smoke, gpu, tpu; every mixer runs twice, with the device's kernel and chunked
 Cost:    gpu, tpu: 10 runs of 20 million tokens, 110 M parameters (not yet measured); smoke: minutes
-         on two CPU cores, where both runs of a mixer take the same form.
+         on two CPU cores, where both runs of a mixer use the same form.
 Expected: equal loss curves within the noise of bfloat16; tokens per second, MFU and peak memory on
          the page of the comparison.
 
@@ -36,14 +36,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_tokens": 1024,
         "forms": {"softmax": "auto", "others": "auto"},
     },
-    # Kernels by name: auto takes one only where it is known to win, which this is to show.
+    # Kernels by name, since auto takes a kernel only where a measurement shows that it wins.
     "gpu": LARGE | {"forms": {"softmax": "jax_nn", "others": "triton_gpu"}},
     "tpu": LARGE | {"forms": {"softmax": "pallas_tpu", "others": "pallas_tpu"}},
 }
 
 
 def _layers(forms: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Both layers of every mixer, by the name of its pattern."""
+    """The two layers of every mixer, by label: with chunked, and with the kernel."""
     layers: dict[str, dict[str, str]] = {}
     for mixer in MIXERS:
         layers[f"{mixer}-chunked"] = {"mixer": mixer, "form": "chunked"}
@@ -81,7 +81,7 @@ def get_config(arg: str = "smoke") -> ConfigDict:
             "run": run,
             "patterns": tuple(layers),
             "variants": {},
-            "primary": (),  # one seed: a check that curves agree, and a measure of speed
+            "primary": (),  # one seed: enough to compare curves and speed, not for a verdict
             "seeds": (0,),
             "tuned_on": (),
             "tasks": {"position": {}},

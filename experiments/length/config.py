@@ -1,4 +1,4 @@
-"""Trained at 512 tokens, does stick-breaking read on to 8,192 where RoPE, ALiBi, windows do not?
+"""Does stick-breaking, trained at 512 tokens, read up to 8,192 where RoPE, ALiBi, windows do not?
 
 Command: espalier compare --config=length:DATA --workdir=DIR
 Cost:    4 mixers x 5 seeds x 2 million tokens, 0.8 M parameters; about two hours on two CPU
@@ -6,9 +6,9 @@ Cost:    4 mixers x 5 seeds x 2 million tokens, 0.8 M parameters; about two hour
 Expected: README.md beside this file holds the verdict of a measured run.
 
 DATA is a folder with novels/train.jsonl.gz and novels/valid.jsonl.gz: books, each far longer than
-the longest window. RoPE is read as trained, and in two ways that are known to hold it together: a
-window as long as the training rows, and LM-Infinite (arXiv 2308.16137), which adds the first tokens
-and a ceiling of distances.
+the longest window. RoPE is evaluated as trained, and in two ways that are known to keep it stable:
+with a window as long as the training rows, and as LM-Infinite (arXiv 2308.16137), which adds the
+first tokens and a ceiling on distances.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ LAYERS = {
     "stickbreaking": {"mixer": "stickbreaking"},
 }
 INFINITE = {"window": TRAINED, "global_tokens": 8, "distance_ceiling": TRAINED}
-# What the claim says: it reads on, as ALiBi and a window do and RoPE does not, and learns no less.
+# The claim: it reads beyond 512 tokens, as ALiBi does and RoPE does not, and learns as well.
 PRIMARY = (
     {"task": "length", "pattern": "stickbreaking", "against": "rope"},
     {"task": "length", "pattern": "alibi", "against": "rope"},

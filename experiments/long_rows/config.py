@@ -1,15 +1,15 @@
-"""Rows of 16,384 tokens of novels: do eight devices that share them train as one device does?
+"""Do eight devices that share rows of 16,384 tokens train as one device does?
 
 Command: espalier train --config=long_rows:DATA --workdir=DIR/one
          JAX_NUM_CPU_DEVICES=8 espalier train --config=long_rows:DATA
              --config.mesh.sequence=8 --workdir=DIR/eight
          espalier same_curve DIR/one DIR/eight --out=long_rows.json
-Cost:    20 steps of a row, 0.9 M parameters; about 10 minutes each on two CPU cores.
-Expected: the losses of every step agree within rounding; README.md holds a measured pair.
+Cost:    20 steps of one row, 0.9 M parameters; about 10 minutes a run on two CPU cores.
+Expected: the losses of every step agree up to rounding; README.md holds a measured pair.
 
-DATA is a folder with novels/train.jsonl.gz and novels/valid.jsonl.gz, books longer than a row. Four
-layers, one of each kind of strategy: keys and values gathered twice, states gathered twice, and
-the short convolutions' halo.
+DATA is a folder with novels/train.jsonl.gz and novels/valid.jsonl.gz, books longer than a row. The
+four layers use all kinds of strategy: two gather keys and values, two gather states, and the short
+convolutions exchange a halo.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Does the best learning rate stay where it is when a model is widened?
+"""Does the best learning rate stay the same when a model gets wider?
 
 Command: espalier lr_transfer --config=lr_transfer:PRESET[,DATA]
              --workdir=DIR --table=experiments/lr_transfer/sweep.jsonl
-         PRESET is cpu, gpu or smoke; DATA a folder with enwiki/ (else: the standard library).
+         PRESET is cpu, gpu or smoke; DATA is a folder with enwiki/ (default: the standard library).
 Cost:    cpu: 480 trainings of 100 steps of 1,024 tokens, about two hours of two idle CPU cores.
-Expected: the optimum moves by at most a bin (a factor of 2) under muP, by two or more without.
+Expected: under muP the optimum moves by at most one bin (a factor of 2), without it by two or more.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ MIXERS = ("softmax", "stickbreaking", "deltanet", "gla", "mamba2")
 
 
 def run(data: str) -> ConfigDict:
-    """Two layers on bytes of text, a learning rate that falls to zero."""
+    """Two layers on bytes of text, with a learning rate that falls to zero."""
     config = base.get_config()
     config.model.pattern = "softmax"
     config.model.update(

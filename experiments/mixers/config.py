@@ -29,7 +29,7 @@ MIXERS = (
 
 
 def get_config() -> ConfigDict:
-    """`run` is an ordinary configuration; the others are made equal to the first pattern."""
+    """`run` is an ordinary configuration; all patterns get the parameter count of the first."""
     run = base.get_config()
     run.model.update(
         {"width": 64, "num_layers": 3, "num_heads": 2, "num_kv_heads": 2, "head_dim": 32}

@@ -1,9 +1,9 @@
-"""Do runs of 1 to 8 billion parameters fit machines that are not here, with rows of up to a million
-tokens, and what bounds them there?
+"""Do runs of 1 to 8 billion parameters fit on absent machines, with rows of up to a million tokens,
+and what limits their speed?
 
 Command: espalier plan --config=plans:3b --target=v5e-256 --output=...
          presets 3b, 8b, 1b_long, 3b_long, 8b_long; "3b,DATA" names the folder of the text
-Cost:    minutes of a compiler on two CPU cores each; the runs themselves are not made.
+Cost:    each plan takes a compiler minutes on two CPU cores; nothing is trained.
 Expected: README.md beside this file holds the plans.
 
 3b: the sizes of PowerLM-3B (arXiv 2408.13359, section 4: width 2,304, 40 layers, 36 heads, 9,216)
@@ -11,7 +11,7 @@ Expected: README.md beside this file holds the plans.
 8b: three layers of gated DeltaNet to one of softmax attention with eight key-value heads (the
     pattern of arXiv 2412.06464's hybrids, deeper), 512 rows of 8,192 tokens a step.
 3b_long, 8b_long: the same models on 16 and 32 rows of 131,072 tokens a step.
-1b_long: gated linear attention of the larger sizes of arXiv 2312.06635 (section 5.1: width 2,048,
+1b_long: gated linear attention with the larger size of arXiv 2312.06635 (section 5.1: width 2,048,
     24 layers, 4 heads), 4 rows of 1,048,576 tokens a step.
 """
 

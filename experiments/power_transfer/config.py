@@ -1,11 +1,11 @@
-"""Does one Power curve replace the tuning of a learning rate for every budget?
+"""Does one Power curve replace tuning the learning rate for every budget?
 
 Command: espalier sweep --config=power_transfer:PRESET[,DATA]
              --workdir=DIR --table=experiments/power_transfer/TABLE.jsonl
-         PRESET is grid, then (with `espalier fit` between) tune, then judge, whose rates and law
-         are read from the tables beside this file; gpu is the grid for an accelerator. TABLE is
-         sweep for the grid, headline for tune and judge. bigger is a run (espalier forecast). DATA
-         is a folder with enwiki/ (else: the standard library's sources). README.md has all
+         PRESET is grid, then (after `espalier fit`) tune, then judge; judge reads its rates and
+         its law from the tables beside this file. gpu is the grid for an accelerator, and bigger is
+         the run of `espalier forecast`. TABLE is sweep for grid, and headline for tune and judge.
+         DATA is a folder with enwiki/ (default: the standard library's sources). README.md has all
          commands.
 Cost:    grid: 72 trunks of 4.4 M tokens, 320 M in all: about three hours of two idle CPU cores;
          tune and judge: 430 M tokens, one to two hours. gpu: 72 trunks of 0.56 G tokens, not run.
@@ -25,13 +25,13 @@ K = 1024
 HERE = Path(__file__).parent
 FAMILIES = ("wsd", "cosine")  # tuned at every budget
 TUNE_SEEDS, JUDGE_SEEDS = (0, 1), (2, 3, 4, 5)
-# Budgets and a batch that the grid, to which the law is fitted, does not have.
+# Budgets and a batch that are not in the grid to which the law is fitted.
 HEADLINE_ROWS = 16
 HEADLINE_LENGTHS = tuple(f"{tokens * K} tokens" for tokens in (768, 2560, 8192))
 
 
 def schedule(family: str, peak: float, **options: Any) -> dict[str, Any]:
-    """The warmup, and the decay where there is a phase to decay from, are the same for all."""
+    """A schedule with the warmup that all share, and their decay if it has a stable phase."""
     found = {"family": family, "peak_learning_rate": peak, "warmup": f"{64 * K} tokens"}
     if family == "cosine":
         found |= {"horizon": "100 percent"}
@@ -47,17 +47,19 @@ def run(data: str) -> ConfigDict:
     config.model.update(
         {"width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16}
     )
-    # Widths are multiples of 32; multipliers are stated for it.
+    # Widths are multiples of 32, the width for which the multipliers are stated.
     config.model.ffn_dim = 88
     config.model.unroll = True
     config.mup.update({"base_width": 32.0, "residual_multiplier": 1.0})
     config.data.tokenizer = {"kind": "bytes", "path": "", "vocab_size": 257}
-    if data:  # a file has 20 M bytes, of which no run sees more than a quarter
+    if data:  # one file of 20 M bytes, of which no run reads more than a quarter
         config.data.sources = base.enwiki(data)
         config.data.sources.enwiki.path = f"{data}/enwiki/train_00.jsonl.gz"
     config.data.context_length = 128
     config.schedule = schedule("wsd", 0.02)
-    config.optimizer.spike_ratio = 0.0  # a rate that is too high shows in the loss
+    config.optimizer.spike_ratio = (
+        0.0  # no step is skipped, so a rate that is too high shows in the loss
+    )
     config.loss.chunk_size = 4096
     config.evaluate.max_tokens = 128 * K
     config.log.update({"every": "1 percent", "samples": ()})
@@ -66,7 +68,7 @@ def run(data: str) -> ConfigDict:
 
 
 def grid() -> tuple[dict[str, Any], ...]:
-    """Best rates against tokens, batch and width."""
+    """The grid of rates over tokens, batch and width."""
     lengths = tuple(f"{256 * K * 2**i} tokens" for i in range(5))
     return _grids((32, 64), ((32, 2), (12, 3), (4, 4)), lengths)
 
@@ -74,8 +76,8 @@ def grid() -> tuple[dict[str, Any], ...]:
 def _grids(
     widths: tuple[int, ...], batches: tuple[tuple[int, int], ...], lengths: tuple[str, ...]
 ) -> tuple[dict[str, Any], ...]:
-    """`batches`: rows, and i where 2^-i is the largest of six rates a factor 2 apart, around the
-    optimum, which is higher for larger batches.
+    """`batches`: pairs of rows and i. 2^-i is the largest of six rates, a factor of 2 apart, around
+    the optimum, which is higher for larger batches.
     """
     return tuple(
         {
@@ -92,7 +94,7 @@ def _grids(
 
 
 def tune() -> tuple[dict[str, Any], ...]:
-    """WSD and cosine at every budget of the headline under six rates a factor 2 apart."""
+    """WSD and cosine at every budget of the headline, with six rates a factor of 2 apart."""
     rates = {"wsd": range(4, 10), "cosine": range(3, 9)}
     return tuple(
         {
@@ -148,12 +150,12 @@ def law(batch: int) -> Callable[[float], float]:
 
 
 def power() -> dict[str, Any]:
-    """The fitted law at the batch of the headline. It is capped at its rate where the data of the
-    fit begin, at 0.25 M tokens, and is nowhere told how long a run is.
+    """The fitted law at the batch of the headline, capped at its rate at 0.25 M tokens, where the
+    data of the fit begin. It does not depend on the length of a run.
     """
     batch = HEADLINE_ROWS * 128
     rate = law(batch)
-    # The schedule counts batches of 4,096 tokens with c = 1, so the fitted c goes into its a.
+    # The schedule is proportional to the batch (c = 1), so its `a` absorbs the fitted c.
     slope = math.log(rate(2.0) / rate(1.0), 2)
     return schedule("power", rate(256 * K), a=rate(1.0) * 4096 / batch, b=slope)
 

@@ -1,15 +1,15 @@
-"""How much does a mixer remember for the bytes of its state? Multi-query associative recall.
+"""How much does a mixer recall for the bytes of its state? Multi-query associative recall.
 
 Command: espalier recall --config=recall:PRESET --workdir=DIR
-         presets smoke, cpu, figure2, based; cpu where none is named
+         presets smoke, cpu (the default), figure2, based
 Cost:    smoke seconds, cpu about half an hour on one core; figure2 and based are made for a GPU
-         and not measured. The same command resumes, and several of it share the trainings.
+         and not measured. The same command resumes, and several processes share the trainings.
 Expected: README.md beside this file holds the table and the figure of a measured run.
 
-figure2 is the grid of Zoology's figure 2 (arXiv 2312.04927), based the mixture of BASED's (arXiv
-2402.18668, fig. 2), which is tested at lengths beyond those of training, as their published code
-has them. Other than there: our mixers, RoPE in place of learnt positions, no dropout, one cosine
-by step, our AdamW (beta2 0.95, clipping at 1).
+figure2 is the grid of Zoology's figure 2 (arXiv 2312.04927). based is the mixture of BASED (arXiv
+2402.18668, fig. 2), tested at lengths beyond those of training. Both follow the published code, but
+with our mixers, RoPE instead of learned positions, no dropout, one cosine over steps, and our AdamW
+(beta2 0.95, clipping at 1).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
-# A short convolution is the first of two layers, as in BASED: it puts a key beside its value.
+# The first of two layers is a short convolution, as in BASED: it brings each key to its value.
 LAYERS = {
     "conv": {"mixer": "base_conv"},
     "softmax": {"mixer": "softmax"},
@@ -117,7 +117,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     run = base.get_config()
     run.model.update({"num_layers": 2, "num_heads": 1, "num_kv_heads": 1})
     run.model.layers = {label: layer | {"mlp": "none"} for label, layer in LAYERS.items()}
-    # Each width has learning rates of its own, so nothing is gained by muP.
+    # Learning rates are tuned for each width, so muP would gain nothing.
     run.mup.update(
         {
             "parametrization": "standard",

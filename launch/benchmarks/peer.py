@@ -1,5 +1,5 @@
-"""A program of others that takes turns with ours: a process that is asked, line by line, how long
-something takes, so that both see the same minutes of the machine.
+"""Runs a program of another project in a process that takes turns with ours. Line by line it is
+asked how long something takes, so that both sides see the machine in the same state.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from lm import files
 
 
 class PeerError(Exception):
-    """A peer's process has ended; the message is its last."""
+    """A peer's process has ended; the message is the last line of its errors."""
 
 
 class Process(NamedTuple):
-    """A peer's. `told` is what it says of itself; `ask(pass, runs)` are the seconds they took."""
+    """A peer's process. `describe()` returns its versions; `ask(pass, runs)` returns the seconds
+    that so many runs of a pass took.
+    """
 
     describe: Callable[[], str]
     ask: Callable[[str, int], float]
@@ -26,8 +28,8 @@ class Process(NamedTuple):
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[Process]:
-    """A process, which may end at any time: what is asked of it then raises `PeerError`."""
-    # Errors go to a file: a pipe that nobody reads would stop the process when it is full.
+    """Starts a process. It may end at any time; asking it then raises `PeerError`."""
+    # Errors go to a file: a pipe that nobody reads would block the process once it is full.
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, stderr=errors) as process,
@@ -52,7 +54,7 @@ def started(command: Sequence[str]) -> Iterator[Process]:
 
         def ask(which: str, runs: int) -> float:
             describe()
-            with suppress(BrokenPipeError):  # what it said last is read below
+            with suppress(BrokenPipeError):  # its last line is read below
                 to.write(f"{which} {runs}\n".encode())
             return float(read())
 

@@ -1,18 +1,17 @@
-"""A Llama of transformers in torch, which answers how long a step or a generation takes. Run by
-peers_cpu.py as a program:
+"""Times steps and generation of transformers' Llama in torch. peers_cpu.py runs it as a program:
 
     python peer_model.py LAYERS WIDTH HEADS FFN_DIM VOCAB
 
-It prints "ready" and what is installed. Then it reads lines "PASS RUNS", runs that pass so many
-times, and prints the seconds of all together. The first run of a pass compiles, where it is
-compiled. Passes:
+It prints "ready" and the installed versions. For every line "PASS RUNS" that it then reads, it runs
+that pass so many times and prints the seconds of all runs. A compiled pass is compiled in its first
+run. Passes:
 
     eager:B,T       forward, backward, clipping and AdamW on B rows of T random tokens
     compiled:B,T    the same with torch.compile around the model and its loss
     generate:B,P,N  N greedy tokens after prompts of P, with the model's own cache
-    products:B,T    the matmuls of a step alone, forward and backward
+    products:B,T    only the matmuls of a step, forward and backward
 
-It needs torch and transformers; nothing of this project is imported.
+It needs torch and transformers, and imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PACKAGES = ("torch", "transformers")
 
 def main() -> None:
     sizes = [int(text) for text in sys.argv[1:]]
-    # Libraries print too; what they say goes where errors go.
+    # Libraries print too: their output goes to stderr, and only answers to stdout.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     try:

@@ -1,8 +1,9 @@
 """The share of a step that a schedule and its logging take.
 
 That is the time to compute the rates in a program of their own and to write their records to
-metrics.jsonl and TensorBoard, over the time of a step. It is an upper bound. Inside a step the rates are a few numbers in the step's own program, and
-their records are written together with the other metrics.
+metrics.jsonl and TensorBoard, over the time of a step. It is an upper bound: inside a step the
+rates are a few numbers in the step's own program, and their records are written together with the
+other metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stick-breaking with a tolerance on q, k and v of a trained model: speed-up, error, time over softmax.
+"""Stick-breaking with a tolerance, on q, k and v of a trained model: speed-up, error and time.
 
     espalier bench --cases=skipping --workdir=RUN --precision=bfloat16 --out=FILE
 
