@@ -18,7 +18,7 @@ TUNED = 2.0**-8  # best of the grid `tuned`, known before the searches
 
 
 def run() -> ConfigDict:
-    """The quickstart's model and tokens, base.py's constants, and a constant rate until the decay."""
+    """The model and tokens of quickstart, constants of base.py, a constant rate until the decay."""
     config = quickstart.get_config()
     config.mup.update({"base_width": 256.0, "init_std": 0.1, "embedding_multiplier": 12.0})
     config.schedule = {
