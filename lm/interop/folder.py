@@ -1,4 +1,4 @@
-"""Folders that are complete or not there, and the safetensors in them, one tensor at a time.
+"""Writes folders whole or not at all, and reads and writes safetensors one tensor at a time.
 
 A folder of weights holds `model.safetensors`, or `model.safetensors.index.json` with a weight_map
 from the names of tensors to shards beside it. Pickled weights (.bin, .pt, .pth) are refused:
@@ -69,8 +69,8 @@ def created(path: Path) -> Iterator[Path]:
 
 
 def _left(parent: Path, name: str) -> list[Path]:
-    """Folders left for `name` by processes that have ended. With this process's id: an earlier
-    one.
+    """Partial folders for `name` whose processes have ended. A folder with this process's id was
+    left by an earlier process with the same id.
     """
     pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
     named = [(path, pattern.fullmatch(path.name)) for path in parent.iterdir()]
@@ -132,11 +132,14 @@ class Tensors:
         listed = {name: folder / str(shard) for name, shard in weight_map.items()}
         for name in sorted(listed.keys() | self.headers.keys()):
             if name not in listed or name not in self.headers:
-                place = "no shard" if name in listed else f"{self.headers[name].file.name}, not it,"
-                raise UserError(f"{folder / INDEX}: {place} holds {name!r}; get the folder again")
+                where = "no shard" if name in listed else self.headers[name].file.name
+                lacks = "" if name in listed else ", which it does not list"
+                raise UserError(
+                    f"{folder / INDEX}: {where} holds {name!r}{lacks}; get the folder again"
+                )
             if listed[name] != self.headers[name].file:
                 raise UserError(
-                    f"{folder / INDEX} has {name!r} in {listed[name].name}, it is in "
+                    f"{folder / INDEX} has {name!r} in {listed[name].name}, but it is in "
                     f"{self.headers[name].file.name}; get the folder again"
                 )
 
@@ -144,7 +147,7 @@ class Tensors:
         try:
             # With pread: pages of a memory-mapped file would count as memory of this process.
             opened = safetensors.safe_open(path, framework="np", backend="pread")
-            for name in opened.keys():  # noqa: SIM118 (no mapping)
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 part = opened.get_slice(name)
                 kind = part.get_dtype()
                 if kind not in DTYPES:

@@ -50,7 +50,7 @@ KEPT = (
 COMPUTED = ".rotary_emb.inv_freq"
 TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
-EXPERIMENT = '''"""Goes on training the weights beside this file, in a new folder:
+EXPERIMENT = '''"""Continues training the weights beside this file, in a new folder:
 
     espalier train --config={path} --workdir=NEW --config.run.length="1e6 tokens"
 
@@ -129,7 +129,7 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
 
 @contextlib.contextmanager
 def _naming(where: Path) -> Iterator[None]:
-    """Adds the file to an error message, which names our keys."""
+    """Adds the file to error messages, which name only our keys."""
     try:
         yield
     except UserError as error:
@@ -262,7 +262,11 @@ def _stored_as(params: Any) -> str:
 
 def _of_ignored(hf: Mapping[str, Any], where: Path) -> list[str]:
     keys = ", ".join(hf_config.ignored(hf, where))
-    return [f"ignored in config.json, as transformers does to compute: {keys}"] if keys else []
+    return (
+        [f"ignored in config.json, since transformers does not compute with them: {keys}"]
+        if keys
+        else []
+    )
 
 
 def _of_end(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
@@ -292,4 +296,4 @@ def _of_start(source: Path, hf: Mapping[str, Any], tokenizer: Tokenizer) -> list
 def _of_broken(names: list[str]) -> list[str]:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     message = "hold values that are not finite" if more else "holds values that are not finite"
-    return [f"{names[0]}{more} {message}; what the model says may be NaN"] if names else []
+    return [f"{names[0]}{more} {message}; the outputs of the model may be NaN"] if names else []

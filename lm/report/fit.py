@@ -36,8 +36,8 @@ WIDTH = 160  # columns of a table in a terminal; a narrower table breaks every c
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`law`: the published one. `fitted`: the same with fitted constants. `fits`: one per
-    equation.
+    """A law fitted to a table. `law` is the published one, `fitted` the same with the fitted
+    constants, and `fits` has one fit per equation.
     """
 
     name: str

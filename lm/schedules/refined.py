@@ -5,13 +5,15 @@ arXiv 2310.07831).
 
 Constant norms give a linear decay; norms that are large at first give a warmup. `profile` is the
 rate divided by the peak at equally spaced points of a run, from its start to its end, and linear in
-between. The configuration holds it, so a run depends on no other run. `espalier schedules
---refine=RUN` makes a profile from the log of a run, by `refine`. optax has no such schedule.
+between. The configuration holds it, so the run does not need the other one. `espalier schedules
+--refine=RUN` makes a profile from the log of a run, by `refine`. optax does not have such a
+schedule.
 
-The norms are smoothed by a running median over `window` of the run (0.1, UNCONFIRMED width; that it
-is a median with reflected ends is [C]) and clipped from below at a quantile. Norms that are not
-finite are left out. power = 2 squares the norm (SGD) [C]. The paper's variant for Adam has
-w_t = 1 / |g_t|_1 (UNCONFIRMED): here power = 1 with the logged Euclidean norm instead of the L1.
+The norms are smoothed by a running median with reflected ends [C], over the share `window` of the
+run (0.1, UNCONFIRMED). Smaller norms are raised to a quantile, and norms that are not finite are
+left out. power = 2 squares the norm, as for SGD [C]. The paper's variant for Adam has
+w_t = 1 / |g_t|_1 (UNCONFIRMED). Here that is power = 1, with the logged Euclidean norm in place of
+the L1 norm.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ def refine(
     Args:
       window: the width of the running median as a share of the run; 0 means no smoothing.
       quantile: smaller norms are raised to this quantile.
+      power: the weight of a point is its norm to the minus `power`.
       points: the number of points of the profile; None means one per norm.
 
     Raises:

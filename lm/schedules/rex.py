@@ -2,9 +2,9 @@
 
     eta(x) = peak (1 - x) / ((1 - d) + d (1 - x)),   x = (n - Nw) / (horizon - Nw)
 
-d = 1/2 is the paper's value (UNCONFIRMED against its text), 0.9 that of a widely copied code [C],
-and 0 is linear. With `final_ratio` r the rate is peak (r + (1 - r) eta(x) / peak). optax has no
-such schedule.
+d = 1/2 is the paper's value (UNCONFIRMED against its text), 0.9 is that of a widely copied
+implementation [C], and 0 gives a linear fall. With `final_ratio` r the rate is
+peak (r + (1 - r) eta(x) / peak). optax does not have such a schedule.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A recipe from a budget: what the published laws say about rate, batch, warmup, decay, vocabulary
 and growth, side by side, and a configuration that follows them.
 
-Order of steps: `budget` from any two of FLOPs, parameters and tokens (C = 6 N D, N without
-embeddings); `sized` returns a configuration of that size; `rows` has every law's answer, the
-evidence for it, and which parts of the budget lie outside its domain; `configured` is the recipe
-itself: Power's schedule under muP, with the batch in the middle of the laws'.
+Order of steps: `budget` makes the budget from any two of FLOPs, parameters and tokens (C = 6 N D,
+N without embeddings). `sized` returns a configuration of that size. `rows` returns every law's
+answer, the evidence for it, and which parts of the budget lie outside its domain. `configured`
+returns the recipe itself: Power's schedule under muP, with the geometric mean of the laws' batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lm.laws.step_law import StepLaw
 from lm.laws.vocabulary import Vocabulary
 from lm.studies import sizes
 
-STEPS = 100  # a run of fewer steps has hardly a schedule
+STEPS = 100  # in fewer steps a schedule has hardly any effect
 WARMUP_STEPS, WARMUP, DECAY = 2500, 0.01, 0.10  # PowerLM [P], 1 % [S], MiniCPM's decay [P]
 FAR = 0.1  # a size that differs from the requested one by more than this share gets a warning
 
@@ -263,7 +263,7 @@ def configured(base: Config, asked: Budget) -> Config:
     batch = min(2 ** round(math.log2(max(middle["batch"] / context, 1.0))), most)
     values: Any = to_mapping(config)
     values["data"]["batch_size"] = batch
-    values["data"].pop("batch_warmup", None)  # it belongs to another batch
+    values["data"].pop("batch_warmup", None)  # it was for another batch size
     if config.data.tokenizer.kind == "bpe":
         best = Vocabulary().best(asked.parameters)
         values["data"]["tokenizer"]["vocab_size"] = max(320, 64 * round(best / 64))
@@ -285,7 +285,7 @@ def configured(base: Config, asked: Budget) -> Config:
 
 
 def multipliers(config: Config) -> dict[str, float]:
-    """What muP makes of the configuration, by name."""
+    """The multipliers of the configuration, by name."""
     made = mup.create(config)
     groups: Mapping[str, Callable[[str], float]] = {"rate": made.learning_rate}
     found = {
@@ -305,7 +305,7 @@ def multipliers(config: Config) -> dict[str, float]:
 
 
 def warnings(found: Sequence[Row], asked: Budget, config: Config) -> list[str]:
-    """One sentence each: what lies outside a law's domain, and a size other than the requested."""
+    """One sentence for each value outside a law's domain, and for a size far from the requested."""
     notes = list(dict.fromkeys(note for row in found for note in row.notes))
     actual = body_parameters(config)
     if abs(actual / asked.parameters - 1.0) > FAR:

@@ -213,7 +213,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a tensor in another shard": (
         "shards",
         index(lambda m: m.update({GATE: next(f for f in m.values() if f != m[GATE])})),
-        f"has '{GATE}' in model-.*, it is in model-",
+        f"has '{GATE}' in model-.*, but it is in model-",
     ),
 }
 
