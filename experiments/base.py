@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
             "every": "1 steps",
             "samples": ("def ",),
             "sample_tokens": 64,
-            "gradient_noise": False,  # noise scale and norm test; needs at least two parts of a batch
+            "gradient_noise": False,  # noise scale and norm test; needs two parts of a batch
             "tracker": {"family": "tensorboard"},  # a file of lm/trackers; off: none
         },
         "checkpoint": {"every": "25 percent", "keep_last": 3, "keep_every": "0 steps"},
