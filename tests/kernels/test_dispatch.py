@@ -119,7 +119,7 @@ def test_padding_inside_a_document_is_refused_where_places_count(options: dict[s
     assert jax.eval_shape(lambda x: call(x, segment_ids=ids)[0], short).shape == (2, 3, 1, 4)
 
 
-def test_padding_inside_a_document_is_stepped_over_where_no_place_counts():
+def test_padding_inside_a_document_is_skipped_where_places_do_not_count():
     random = np.random.default_rng(0)
     arrays = {name: jnp.asarray(random.standard_normal((2, 8, 1, 4)), "float32") for name in "qkv"}
     for name in ("softmax", "stickbreaking"):

@@ -173,7 +173,7 @@ CACHED = [(n, form) for n, form in TILED if dispatch.get(n).state.growth == "lin
 
 
 @pytest.mark.parametrize(("name", "form"), CACHED)
-def test_what_a_cache_has_no_room_for_is_not_seen(name: str, form: str):
+def test_tokens_that_do_not_fit_into_a_cache_are_not_seen(name: str, form: str):
     """Appends 65 tokens to rows of 80 and 105, in a cache of 105 slots."""
     case, problem = shared(name, {}, carried=True)
     length = np.array([80, 105], np.int32)

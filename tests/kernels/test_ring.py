@@ -110,7 +110,7 @@ def test_every_rank_equals_one_device(
 
 
 @pytest.mark.parametrize(("name", "layout"), WAYS)
-def test_floats_go_to_the_next_rank_alone(name: str, layout: Layout):
+def test_floats_go_only_to_the_next_rank(name: str, layout: Layout):
     """Also with all gradients. No rank holds as many floats as the row has keys or pairs."""
     time = 2048
     inputs, d_out = draw(name, time, {})

@@ -99,7 +99,7 @@ def recurrence(name: str, options: Any, time: int) -> dict[str, jax.Array]:
 
 @pytest.mark.parametrize("strategy", ["states", "scan"])
 @pytest.mark.parametrize("decay", ["none", "scalar"])
-def test_a_map_of_the_memory_that_is_near_the_unit_matrix(decay: str, strategy: str):
+def test_a_map_of_the_memory_that_is_near_the_identity(decay: str, strategy: str):
     """If tokens write little, every later token reads the state that entered its rank, so a wrong
     map changes the output. If the memory has forgotten that state, it would not.
     """

@@ -175,7 +175,7 @@ def test_losses_count_the_same_however_a_batch_is_cut(changes: dict[str, Any]) -
         assert parts[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
-def test_scoring_and_decoding_take_no_loss() -> None:
+def test_scoring_and_decoding_ignore_losses_of_layers() -> None:
     built, batch = create(Routed), tiny.batch()
     params = tiny.params(built)
     nll, _ = built.score(params, built.put(batch))

@@ -139,7 +139,7 @@ OUTSIDE: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), OUTSIDE, ids=range(len(OUTSIDE)))
-def test_what_no_array_or_file_holds(key: str, value: Any, message: str) -> None:
+def test_values_that_no_array_or_file_can_hold(key: str, value: Any, message: str) -> None:
     mapping.convert(Numbers, GOOD, "x")
     with pytest.raises(UserError) as caught:
         mapping.convert(Numbers, GOOD | {key: value}, "x")
@@ -147,7 +147,7 @@ def test_what_no_array_or_file_holds(key: str, value: Any, message: str) -> None
     assert len(str(caught.value)) < 200
 
 
-def test_what_arrays_hold_is_taken() -> None:
+def test_values_that_arrays_can_hold_are_accepted() -> None:
     largest = {"count": (1 << 31) - 1, "size": 3.4e38, "several": [-1.2e-38, 0.0]}
     assert mapping.convert(Numbers, GOOD | largest, "x").size == 3.4e38
 

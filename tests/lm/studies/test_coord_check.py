@@ -121,7 +121,7 @@ def check(**changes: Any) -> coord_check.Check:
     return coord_check.create(tiny.config(), Asked(**asked | {"seeds": [0], "steps": 2} | changes))
 
 
-def test_cells_differ_in_width_and_parametrization_alone() -> None:
+def test_cells_differ_only_in_width_and_parametrization() -> None:
     found = check()
     assert found.cells == [
         Cell("softmax", name, width, 1) for name in ("mup", "standard") for width in (32, 64)
@@ -141,7 +141,7 @@ def test_depths_are_checked_under_completep() -> None:
     assert (deep.model.num_layers, deep.mup.base_depth, deep.model.width) == (4, 1, 32)
 
 
-def test_a_digest_is_of_all_but_the_seed() -> None:
+def test_a_digest_covers_all_but_the_seed() -> None:
     of = lambda **changes: coord_check.digest(check(**changes), check().cells[0])
     assert of(seeds=[3, 4]) == of() != of(steps=3)
 

@@ -237,7 +237,7 @@ def test_equal_differences_give_no_p() -> None:
     assert "equal differences over 3 seeds leave nothing to test" in found.sentence
 
 
-def test_a_run_that_diverged_takes_no_other_with_it() -> None:
+def test_a_run_that_diverged_does_not_affect_others() -> None:
     numbers, nothing = planted(0.05), statistics.mean([math.nan] * 60)
     wanted = judged(numbers)
     found = judged(numbers | {"lost": [numbers["first"][0], nothing, nothing]})
