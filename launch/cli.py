@@ -126,7 +126,7 @@ def path(flag: str, value: str) -> Path:
 
 
 def workdir(value: str, maker: str) -> Path:
-    """The folder given by --workdir, claimed for the command `maker`.
+    """The folder given by --workdir, which is claimed for the command `maker`.
 
     Raises:
       UserError: another command made the folder.

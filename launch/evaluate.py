@@ -26,7 +26,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
 _SOURCE = flags.DEFINE_multi_string("source", [], "NAME:PATH, a set of text to add; repeatable")
 _TEXT = flags.DEFINE_string("text", "", "a text file or a glob, scored alone")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "of each set; 0: the run's", lower_bound=0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "tokens a set; 0: the run's", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
 result.flag()
 

@@ -57,7 +57,7 @@ def _value(node: ast.expr) -> Any:
         case ast.UnaryOp(ast.USub() | ast.UAdd()):
             number = _value(node.operand)
             if isinstance(number, bool) or not isinstance(number, int | float):
-                raise ValueError("a sign before what is not a number")
+                raise ValueError("a sign before a value that is not a number")
             return -number if isinstance(node.op, ast.USub) else number
         case ast.Tuple() | ast.List():
             return tuple(map(_value, node.elts))

@@ -108,7 +108,7 @@ def run(options: Options) -> Iterator[Result]:
 
 
 def table(results: list[Result]) -> Table:
-    """A line for each program."""
+    """A table with a row for each program."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column in ("program", *tables.PROGRAM):
         table.add_column(column, overflow="fold")

@@ -12,7 +12,7 @@ once a stick is used up depends on q and k, so such an op gets two problems of e
 
     random keys    q and k, and so the logits, are normal: a stick is used up within 130 keys
     shy keys       all logits are near -8: 32,768 keys take some 26 bits of a stick, and nothing
-                   stops before 150
+                   stops before 150 bits
 """
 
 from __future__ import annotations

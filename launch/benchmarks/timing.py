@@ -27,7 +27,7 @@ SAMPLE = 5e-3  # seconds; starting a run takes the host about 1 % of this
 
 
 class Goal(NamedTuple):
-    """What `Result.value` should be."""
+    """The bound that `Result.value` should satisfy."""
 
     relation: Literal["<", "<=", ">="]
     bound: float

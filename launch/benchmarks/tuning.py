@@ -180,7 +180,7 @@ def _costs(costs: Costs) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each problem."""
+    """A table with a row for each problem."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("op", "options", "T", "K", "tiles", "time", "memory", "wins"):
         table.add_column(column)
