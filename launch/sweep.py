@@ -71,7 +71,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--table={_TABLE.value} has no rows, so there is nothing to draw")
     page.write(found, workdir / "sweep.html")
     print(page.table(found))
-    print(f"sweep.html and sweep.jsonl are in {workdir}")
+    written = "sweep.html is" if _DRAW_ONLY.value else "sweep.html and sweep.jsonl are"
+    print(f"{written} in {workdir}")
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from lm.report import log_axes
 from lm.report.figures import PALETTE, canvas
 
 HEAD = ("steps", "rate", "forecast of its probe", "probes", "diverged")
@@ -64,7 +65,7 @@ def figure(stages: Sequence[Shown]) -> str:
             axes.plot([middle] * len(lost), lost, "x", color="#b3261e", markersize=5)
             if stage.rate:
                 axes.plot(span, (stage.rate,) * 2, color=PALETTE[0], linewidth=2)
-        axes.set_yscale("log")
+        log_axes.scale(axes, "y", [rate for stage in stages for rate in stage.rates])
         axes.set_xlabel("step")
         axes.set_ylabel("learning rate; points are probes")
         return finish()

@@ -7,7 +7,7 @@ page.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from lm.evaluation.scoring import Cost
-from lm.report import legends, recall, verdicts
+from lm.report import legends, log_axes, recall, verdicts
 from lm.report.compared import Comparison, Row
 from lm.report.figures import PALETTE, canvas
-from lm.report.page import Html, amount, card, document, duration, section, table, text
+from lm.report.page import (
+    Html,
+    amount,
+    card,
+    document,
+    drawing,
+    duration,
+    fact,
+    section,
+    table,
+    text,
+)
 
 FEWEST = 64  # smallest position drawn: those below hold too few tokens for a curve
 MOST_COLUMNS = 12  # in the table of a curve; longer curves are only drawn
@@ -31,10 +42,9 @@ def page(found: Comparison) -> str:
         f'<header><h1>{text(found.question)}</h1><div class="soft">'
         f"{text(_subtitle(found))}</div></header>\n"
     )
-    drawn = figures(found)
+    drawn, narrow = figures(found), figures(found, wide=())
     pictures = "".join(
-        f"<figure{' class="wide"' if name in WIDE else ''}><figcaption><h3>{text(title)}</h3>"
-        f'<span class="soft small">{text(note)}</span></figcaption>{drawn[name]}</figure>\n'
+        drawing(drawn[name], narrow[name] if name in WIDE else "", title=title, note=note)
         for name, (title, note) in TITLES.items()
         if name in drawn
     )
@@ -45,10 +55,10 @@ def page(found: Comparison) -> str:
         section("Speed-up", verdicts.speed_up(found)),
         section("Curves", f'<div class="figures">{pictures}</div>'),
         section("Cost", table(*_speed(rows))),
-        section("Recall against state", _recall(drawn)),
+        section("Recall against state", _recall(drawn, narrow)),
         section("Tasks", "".join(_task(rows, label) for label in rows[0].tasks)),
         section("Other differences", verdicts.differences(found)),
-        section("Made with", table(list(_facts(found).items()))),
+        section("Made with", table([[key, Html(fact(x))] for key, x in _facts(found).items()])),
     ]
     return document(found.question, "".join(sections), "Espalier comparison")
 
@@ -95,10 +105,15 @@ TITLES = {
 }
 
 
-def figures(found: Comparison) -> dict[str, str]:
-    """Name -> SVG, for the figures that have data."""
+WIDE = ("loss", "reading")
+
+
+def figures(found: Comparison, wide: Collection[str] = WIDE) -> dict[str, str]:
+    """Name -> SVG, for the figures that have data. `wide`: names of those that span the
+    page; if there are none, the panels of recall lie below each other.
+    """
     rows = found.rows
-    drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide=True)}
+    drawn: dict[str, str] = {"loss": _draw("loss", rows, _loss, is_wide="loss" in wide)}
     for name, label, word in (
         ("length", "length", "context"),
         ("reading", "length", "position"),
@@ -108,13 +123,13 @@ def figures(found: Comparison) -> dict[str, str]:
             put = lambda axes, row, ink, label=label, word=word: _points(
                 axes, row, ink, label, word
             )
-            drawn[name] = _draw(name, rows, put, is_wide=name in WIDE, log_x=True)
+            drawn[name] = _draw(name, rows, put, is_wide=name in wide, log_x=True)
     if "forgetting" in rows[0].tasks:
         drawn["copy"] = _draw("copy", rows, _state, log_x=True)
     if rows[0].decode_seconds:
         drawn["decode"] = _draw("decode", rows, _decode, log_x=True)
     if found.recall:
-        drawn["recall"] = recall.figure(found.recall)
+        drawn["recall"] = recall.figure(found.recall, recall.PER_LINE if wide else 1)
     return drawn
 
 
@@ -140,7 +155,6 @@ def _draw(
         return finish()
 
 
-WIDE = ("loss", "reading")
 AXES = {
     "loss": "tokens",
     "length": "tokens of context",
@@ -194,8 +208,7 @@ def _decode(axes: Axes, row: Row, ink: str) -> None:
     at = list(row.decode_seconds)
     values = [1e3 * x for x in row.decode_seconds.values()]
     axes.plot(at, values, color=ink, marker="o", markersize=3, label=row.pattern)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    log_axes.scale(axes, "y", log_axes.heights(axes))
 
 
 def curve(row: Row, label: str, word: str) -> tuple[np.ndarray, np.ndarray]:
@@ -219,11 +232,11 @@ def _curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _recall(drawn: Mapping[str, str]) -> str:
+def _recall(drawn: Mapping[str, str], narrow: Mapping[str, str]) -> str:
     if "recall" not in drawn:
         return ""
     note = "multi-query associative recall, learnt by small models of each mixer; answers right"
-    return f'<p class="soft small">{text(note)}</p><figure>{drawn["recall"]}</figure>'
+    return f'<p class="soft small">{text(note)}</p>' + drawing(drawn["recall"], narrow["recall"])
 
 
 def _subtitle(found: Comparison) -> str:

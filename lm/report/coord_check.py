@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lm.config import convert
-from lm.report import legends
+from lm.report import legends, log_axes
 from lm.report.figures import PALETTE, STYLE, element, svg
 
 FLAT, POWER = 0.1, 0.3  # the guide's largest slope that passes; the slope that shows power
@@ -208,6 +208,8 @@ def curves_figure(curves: Sequence[Curve]) -> str:
                 axes.set_title(probe, fontsize=9)
                 axes.set_xlabel(own[0].over)
             axes_row[0].set_ylabel(f"{own[0].pattern}, {parametrization}\nmean |activation|")
+        for column in grid.T:
+            log_axes.scale(column[0], "y", log_axes.heights(*column))
         legends.below(drawn, handles)
         return element(svg(drawn), "Activations")
 
@@ -220,7 +222,6 @@ def _curves(axes: Axes, sizes: np.ndarray, logs: np.ndarray, colors: Any) -> dic
         (line,) = axes.plot(sizes, np.exp(logs[:, step]), marker="o", markersize=3, color=color)
         lines[f"step {step}"] = line
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.set_xticks(sizes)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -3,7 +3,8 @@
 Training curves show each record faintly, with a running mean over a fiftieth of the records on top.
 With several runs it is over a twenty-fifth, because close lines are legible only if they are
 smooth. With several runs, color tells runs apart and dashes tell curves apart; with one run, color
-tells the curves apart. A bar at the upper edge spans records of a curve that are not finite.
+tells the curves apart, and dashes let an equal curve below show through. A bar at the upper edge
+spans records of a curve that are not finite; every such curve has its own height.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from matplotlib.ticker import (
 from lm import files
 from lm.laws import critical_batch
 from lm.laws.critical_batch import THETA
-from lm.report import legends
+from lm.report import legends, log_axes
 from lm.report.folder import Run
 
 # Colors visible on white and on black (after Okabe and Ito).
@@ -40,6 +41,8 @@ PALETTE = ("#2f7ed8", "#e07b27", "#2a9d76", "#b05cc6", "#d1495b", "#8a8f98", "#b
 INK, GRID = "#010203", "#010204"
 MAX_POINTS = 1000  # per curve; fewer if there are several runs
 DASHES = ("-", "--", ":", "-.")
+# On top of a curve that is equal to the first, second, ... all of them stay visible.
+SHARED = ("-", (0, (12, 6)), (0, (6, 12)))
 # Figures whose axis starts at zero, with the number format of the axis.
 FROM_ZERO = {
     "Learning rate": None,
@@ -199,22 +202,22 @@ def _draw(
     with canvas(curve.title, is_wide) as (axes, finish):
         labels = list(dict.fromkeys(label for run in runs for label in curve.keys(run).values()))
         inks = colors(len(runs))
-        gaps: list[tuple[float, float, str]] = []
+        drawn: list[tuple[tuple[np.ndarray, np.ndarray], str]] = []
         for i, run in enumerate(runs):
             for key, label in curve.keys(run).items():
                 j = labels.index(label)
-                dashes = DASHES[j % len(DASHES)] if len(runs) > 1 else "-"
-                color = inks[i] if len(runs) > 1 else PALETTE[j % len(PALETTE)]
                 series = curve.series(run, key)
+                equal = sum(np.array_equal(series[1], other[1]) for other, _ in drawn)
+                dashes = DASHES[j % len(DASHES)] if len(runs) > 1 else SHARED[equal % len(SHARED)]
+                color = inks[i] if len(runs) > 1 else PALETTE[j % len(PALETTE)]
                 ink = {"color": color, "linestyle": dashes}
                 _line(axes, series, curve.smooth, ink, len(runs))
-                gaps += [(*gap, color) for gap in _gaps(*series)]
+                drawn.append((series, color))
             if curve.title == "Gradient norm":
                 _skipped(axes, run, inks[i] if len(runs) > 1 else PALETTE[4])
         _axes(axes, curve, max((run.last("tokens") or 0.0 for run in runs), default=0.0))
-        for first, last, color in gaps if curve.title != "Gradient norm" else ():
-            edge = axes.get_xaxis_transform()
-            axes.plot([first, last], [0.98] * 2, color=color, linewidth=4, transform=edge)
+        if curve.title != "Gradient norm":
+            _bars(axes, [(gaps, color) for s, color in drawn if (gaps := _gaps(*s))])
         legends.below(finish.figure, _legend(runs, labels, names_runs))
         return finish()
 
@@ -303,6 +306,16 @@ def _gaps(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
     return [(float(x[i]), float(x[j - 1])) for i, j in zip(starts, ends, strict=True)]
 
 
+def _bars(axes: Axes, lost: Sequence[tuple[list[tuple[float, float]], str]]) -> None:
+    """Bars at the upper edge, one height for each curve; many curves share a quarter of it."""
+    step = min(0.03, 0.25 / max(1, len(lost)))
+    for i, (gaps, color) in enumerate(lost):
+        ink: Any = {"color": color, "linewidth": 4 * step / 0.03}
+        for gap in gaps:
+            at = [0.98 - i * step] * 2
+            axes.plot(gap, at, transform=axes.get_xaxis_transform(), **ink)
+
+
 def _skipped(axes: Axes, run: Run, color: str) -> None:
     at = {record["step"]: record for record in run.records}
     records = [at[step] for step, _ in run.skipped()]
@@ -320,8 +333,7 @@ def _axes(axes: Axes, curve: Curve, last: float) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if last > 0:
         axes.set_xlim(-0.01 * last, 1.01 * last)
-    shown = [v for line in axes.lines for v in np.asarray(line.get_ydata(), dtype=float)]
-    finite = [v for v in shown if np.isfinite(v)]
+    finite = [v for v in log_axes.heights(axes) if np.isfinite(v)]
     positive = [v for v in finite if v > 0]  # a first step of learning rate 0 updates nothing
     if curve.log and positive and min(positive) < 0.99 * max(positive):
         axes.set_yscale("log", nonpositive="mask")

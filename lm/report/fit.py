@@ -5,7 +5,7 @@ rates against tokens with other published exponents, and what was left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from lm.fits.fit import Fitted
 from lm.laws import Law
 from lm.laws.power import Power
 from lm.laws.step_law import StepLaw
-from lm.report import figures, legends
+from lm.report import figures, legends, log_axes
 from lm.report.figures import INK, PALETTE, canvas
-from lm.report.page import document, section, table, text
+from lm.report.page import document, drawing, section, table, text
 
 # Exponents of tokens in published best rates, drawn through the middle of our points.
 EXPONENTS = (
@@ -193,11 +193,11 @@ def write(found: Found, path: Path) -> None:
     pictures = _pictures(found)
     files.replace(path, _page(found, pictures))
     name = lambda title: title.replace(":", "").replace(" ", "_")
-    figures.save(path, {name(title): svg for title, (svg, _) in pictures.items()})
+    figures.save(path, {name(title): svg for title, (svg, *_) in pictures.items()})
 
 
-def _page(found: Found, pictures: Mapping[str, tuple[str, bool]]) -> str:
-    drawn = [_figure(title, svg, is_wide=wide) for title, (svg, wide) in pictures.items()]
+def _page(found: Found, pictures: Mapping[str, tuple[str, ...]]) -> str:
+    drawn = [drawing(*svgs, title=title) for title, svgs in pictures.items()]
     title = f"{found.name} fitted to {found.table.rsplit('/', 1)[-1]}"
     cards = table(rows(found), HEAD)
     lines = "".join(f"<li>{text(line)}</li>" for line in sentences(found))
@@ -217,29 +217,29 @@ def _page(found: Found, pictures: Mapping[str, tuple[str, bool]]) -> str:
 def over_tokens(found: Found) -> str:
     """An SVG element: best rates or losses against tokens, from the first equation over tokens."""
     one = next(one for one in found.fits if one.equation.is_over_tokens)
-    with canvas(f"best {one.equation.target} against tokens", is_wide=True) as (axes, finish):
-        _tokens(axes, one)
-        return finish()
+    return _picture(f"best {one.equation.target} against tokens", _tokens, one, is_wide=True)
 
 
-def _pictures(found: Found) -> dict[str, tuple[str, bool]]:
-    """Title -> (SVG element, whether it is wide)."""
-    drawn: dict[str, tuple[str, bool]] = {}
+def _pictures(found: Found) -> dict[str, tuple[str, ...]]:
+    """Title -> SVG element. One over tokens is wide, and is followed by the same for a phone."""
+    drawn: dict[str, tuple[str, ...]] = {}
     for one in found.fits:
         target = one.equation.target.replace("_", " ")
         titles = {f"{target}: measured over predicted": _fit, f"{target}: residuals": _residuals}
         if one.equation.is_over_tokens:
             titles[f"best {target} against tokens"] = _tokens
         for title, draw in titles.items():
-            with canvas(title, draw is _tokens) as (axes, finish):
-                draw(axes, one)
-                drawn[title] = finish(), draw is _tokens
+            widths = (True, False) if draw is _tokens else (False,)
+            drawn[title] = tuple(_picture(title, draw, one, is_wide=x) for x in widths)
     return drawn
 
 
-def _figure(title: str, svg: str, *, is_wide: bool) -> str:
-    wide = ' class="wide"' if is_wide else ""
-    return f"<figure{wide}><figcaption><h3>{text(title)}</h3></figcaption>{svg}</figure>\n"
+def _picture(
+    title: str, draw: Callable[[Axes, Fitted], None], one: Fitted, *, is_wide: bool
+) -> str:
+    with canvas(title, is_wide) as (axes, finish):
+        draw(axes, one)
+        return finish()
 
 
 def _groups(one: Fitted) -> tuple[str, list[tuple[str, np.ndarray]]]:
@@ -259,7 +259,9 @@ def _fit(axes: Axes, one: Fitted) -> None:
         axes.plot(predicted[rows], measured[rows], "o", ms=3.5, color=PALETTE[i], label=name)
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color=INK, linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured")
+    log_axes.scale(axes, "x", predicted)
+    log_axes.scale(axes, "y", measured)
+    axes.set(xlabel="predicted", ylabel="measured")
     _legend(axes)
 
 
@@ -268,7 +270,8 @@ def _residuals(axes: Axes, one: Fitted) -> None:
     for i, (name, rows) in enumerate(_groups(one)[1]):
         axes.plot(predicted[rows], one.residuals[rows], "o", ms=3.5, color=PALETTE[i], label=name)
     axes.axhline(0.0, color=INK, linewidth=0.8)
-    axes.set(xscale="log", xlabel="predicted", ylabel="log of measured / predicted")
+    log_axes.scale(axes, "x", predicted)
+    axes.set(xlabel="predicted", ylabel="log of measured / predicted")
     _legend(axes)
 
 
@@ -293,7 +296,9 @@ def _tokens(axes: Axes, one: Fitted) -> None:
         axes.plot(tokens, np.exp(predicted[0]), color=PALETTE[i])
     if target == "learning_rate":
         _exponents(axes, columns, tokens)
-    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=target.replace("_", " "))
+    log_axes.scale(axes, "x", columns["tokens"])
+    log_axes.scale(axes, "y", columns[target])
+    axes.set(xlabel="tokens", ylabel=target.replace("_", " "))
     _legend(axes)
 
 

@@ -89,7 +89,8 @@ def table(
     one block per row, in which every cell repeats the heading of its column.
     """
     shown = lambda cell: cell if isinstance(cell, Html) else text(cell)
-    cells = "".join(f"<th>{shown(cell)}</th>" for cell in head)
+    # A long name may break after an underscore, so that many columns fit the page.
+    cells = "".join(f"<th>{text(cell).replace('_', '_<wbr>')}</th>" for cell in head)
     lines = [f"<thead><tr>{cells}</tr></thead>" if head else "", "<tbody>"]
     is_stacked = len(head) > STACKED
     columns = [f' data-head="{text(cell)}"' for cell in head[1:]] if is_stacked else []
@@ -100,6 +101,18 @@ def table(
         lines.append(f"<tr{mark}><th>{shown(first)}</th>{data}</tr>")
     kind = f"{kind} stacked".strip() if is_stacked else kind
     return f'<div class="box"><table class="{kind}">{"".join(lines)}</tbody></table></div>'
+
+
+def drawing(broad: str, narrow: str = "", *, title: str = "", note: str = "") -> str:
+    """A figure of the page from SVG elements. With `narrow` it spans the page, and a phone shows
+    `narrow` in place of `broad`.
+    """
+    words = f'<h3>{text(title)}</h3><span class="soft small">{text(note)}</span>'
+    caption = f"<figcaption>{words}</figcaption>" if title else ""
+    if not narrow:
+        return f"<figure>{caption}{broad}</figure>\n"
+    both = f'<div class="broad">{broad}</div><div class="narrow">{narrow}</div>'
+    return f'<figure class="wide">{caption}{both}</figure>\n'
 
 
 def _head(runs: Sequence[Run], title: str) -> str:
@@ -155,7 +168,9 @@ def _cards(run: Run) -> str:
         ]
         total = sum(sum(counts.values()) for counts in left_out.values())
         note = f"of {', '.join(left_out)}: {', '.join(reasons)}"
-        cards.append(card("Left out of the data", f"{total:,}", note, "warn"))
+        # Empty documents hold nothing, so leaving them out is no reason to worry.
+        is_loss = any(counts.keys() - {"empty"} for counts in left_out.values())
+        cards.append(card("Left out of the data", f"{total:,}", note, "warn" if is_loss else ""))
     if skipped := run.skipped():
         total = sum(count for _, count in skipped)
         places = ", ".join(str(step) for step, _ in skipped[:6]) + ("…" if len(skipped) > 6 else "")
@@ -176,7 +191,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     lowest = {n: np.fmin.reduce([r.validation().get(n, np.inf) for r in runs]) for n in sets}
     rows = []
     for run, ink in zip(runs, figures.colors(len(runs)), strict=True):
-        row: list[str] = [Html(f"{swatch(ink)}{text(run.name)}")]
+        row: list[str] = [Html(_named(ink, run.name))]
         for name in sets:
             bits = run.validation().get(name)
             best = ' class="best"' if bits == lowest[name] else ""
@@ -198,16 +213,7 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _figures(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
-    parts = []
-    for picture in pictures:
-        note = f'<span class="soft small">{text(picture.note)}</span>'
-        caption = f"<figcaption><h3>{text(picture.title)}</h3>{note}</figcaption>"
-        drawing, wide = picture.svg, ""
-        if picture.narrow:
-            wide = ' class="wide"'
-            drawing = f'<div class="broad">{picture.svg}</div>'
-            drawing += f'<div class="narrow">{picture.narrow}</div>'
-        parts.append(f"<figure{wide}>{caption}{drawing}</figure>\n")
+    parts = [drawing(x.svg, x.narrow, title=x.title, note=x.note) for x in pictures]
     return f'{_key(runs)}<div class="figures">{"".join(parts)}</div>' if parts else ""
 
 
@@ -217,12 +223,13 @@ def _key(runs: Sequence[Run]) -> str:
         return ""
     inks = figures.colors(len(runs))
     pairs = zip(runs, inks, strict=True)
-    names = (f"<span>{swatch(ink)}{text(run.name)}</span>" for run, ink in pairs)
-    return f'<div class="key">{"".join(names)}</div>'
+    return f'<div class="key">{"".join(_named(ink, run.name) for run, ink in pairs)}</div>'
 
 
-def swatch(color: str) -> str:
-    return f'<span class="swatch" style="background:{color}"></span>'
+def _named(color: str, name: str) -> str:
+    """A name after a square of its color, which stay on one line."""
+    square = f'<span class="swatch" style="background:{color}"></span>'
+    return f'<div class="named">{square}<span>{text(name)}</span></div>'
 
 
 def _samples(run: Run, named: bool) -> str:
@@ -292,7 +299,7 @@ def _record(run: Run, named: bool) -> str:
         parameters = section(f"Parameters{of}", _parameters(facts["parameters"]))
     skipped_keys = ("layers", "parameters")
     rows = [
-        [key.replace("_", " "), Html(f"<code>{_fact(value)}</code>")]
+        [key.replace("_", " "), Html(f"<code>{fact(value)}</code>")]
         for key, value in facts.items()
         if key not in skipped_keys
     ]
@@ -310,7 +317,7 @@ def _layers(layers: list[dict[str, Any]]) -> str:
     for values, group in itertools.groupby(layers, key=values_of):
         numbers = [layer["layer"] for layer in group]
         span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} – {numbers[-1]}"
-        rows.append([span, *values])
+        rows.append([span, *(Html(fact(value)) for value in values)])
     return table(rows, ["layer", *keys])
 
 
@@ -326,9 +333,12 @@ def _parameters(counts: dict[str, int]) -> str:
     return table(rows)
 
 
-def _fact(value: Any) -> str:
+def fact(value: Any) -> str:
+    """A plain value as markup: a line for each key, a dash for what is absent or empty."""
+    if value is None or value in ("", [], {}):
+        return "–"
     if isinstance(value, dict):
-        return "<br>".join(f"{text(key)} {_fact(item)}" for key, item in value.items())
+        return "<br>".join(f"{text(key)} {fact(item)}" for key, item in value.items())
     if isinstance(value, list):
         return text(" ".join(map(str, value)))
     return text(value)

@@ -49,9 +49,9 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(lines: Sequence[Line]) -> str:
+def figure(lines: Sequence[Line], *, is_wide: bool = True) -> str:
     """An SVG element: measured losses as points, predicted ones as lines with their bands."""
-    with figures.canvas("Predicted loss", is_wide=True) as (axes, finish):
+    with figures.canvas("Predicted loss", is_wide) as (axes, finish):
         seen = []
         for i, line in enumerate(lines):
             ink: Any = {"color": figures.PALETTE[i % len(figures.PALETTE)]}
@@ -75,7 +75,7 @@ def figure(lines: Sequence[Line]) -> str:
 
 def document(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """A page: the figure, the schedules from the lowest loss up, and the law."""
-    drawing = f'<div class="figures"><figure class="wide">{figure(lines)}</figure></div>'
+    drawn = page.drawing(figure(lines), figure(lines, is_wide=False))
     head = ("schedule", "steps", "predicted", "low", "high", "measured")
     rows = [
         [row["schedule"], f"{row['steps']:,}"]
@@ -88,7 +88,7 @@ def document(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         "resampled fits and their residuals give; what the law itself gets wrong is not in it."
     )
     body = f'<header><h1>Predicted loss</h1><div class="soft">{page.text(message)}</div></header>\n'
-    body += page.section("Along the run", drawing)
+    body += page.section("Along the run", f'<div class="figures">{drawn}</div>')
     body += page.section("Schedules, nats a token", page.table(rows, head))
     law = [[name, f"{value:.4g}"] for name, value in found["law"].items()]
     body += page.section("The law", page.table(law, ("constant", "value")))

@@ -67,16 +67,16 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def figure(rows: Sequence[Row]) -> str:
+def figure(rows: Sequence[Row], across: int = PER_LINE) -> str:
     """An SVG element: accuracy over bytes of state, one panel per problem and test setting, one
-    line per pattern.
+    line per pattern, `across` panels in a row.
     """
     panels = []
     for problem in dict.fromkeys(row.problem for row in rows):
         chosen = [row for row in rows if row.problem == problem]
         panels += [(problem, name, chosen) for name in chosen[0].accuracy]
     patterns = list(dict.fromkeys(row.pattern for row in rows))
-    across = min(PER_LINE, len(panels))
+    across = min(across, len(panels))
     down = -(-len(panels) // across)
     style: Any = {**STYLE, "svg.hashsalt": "recall"}
     with mpl.rc_context(style):

@@ -96,9 +96,9 @@ def profile(workdir: Path, options: Refining) -> tuple[float, ...]:
     return tuple(round(float(x), DIGITS) for x in found)
 
 
-def figure(drawn: Sequence[Drawn]) -> str:
+def figure(drawn: Sequence[Drawn], *, is_wide: bool = True) -> str:
     """An SVG element with one line per schedule."""
-    with figures.canvas("Learning rate against tokens", is_wide=True) as (axes, finish):
+    with figures.canvas("Learning rate against tokens", is_wide) as (axes, finish):
         for i, one in enumerate(drawn):
             rounds = i // len(figures.PALETTE) % len(figures.DASHES)
             ink: Any = {"color": figures.PALETTE[i % len(figures.PALETTE)]}
@@ -122,7 +122,7 @@ def document(drawn: Sequence[Drawn], run: str) -> str:
         mean = np.trapezoid(one.rates, one.tokens) / one.tokens[-1]
         rows.append([one.label, *(f"{x:.4g}" for x in (one.peak, mean, *at))])
     body = f'<header><h1>Learning rates</h1><div class="soft">{page.text(run)}</div></header>\n'
-    drawing = f'<figure class="wide">{figure(drawn)}</figure>'
+    drawing = page.drawing(figure(drawn), figure(drawn, is_wide=False))
     body += page.section("Against tokens", f'<div class="figures">{drawing}</div>')
     body += page.section("Along the run", page.table(rows, head))
     return page.document("Learning rates", body, "Espalier learning rates")

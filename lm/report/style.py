@@ -20,6 +20,7 @@ body {
   -webkit-font-smoothing: antialiased;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 36px 24px 64px; }
+h1, h2, summary { overflow-wrap: anywhere; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.015em; }
 h2 { font-size: 18px; margin: 44px 0 14px; letter-spacing: -0.01em; }
 h3 { font-size: 14px; margin: 0; white-space: nowrap; }
@@ -46,7 +47,8 @@ figcaption { display: flex; flex-wrap: wrap; gap: 0 8px; align-items: baseline;
 .narrow { display: none; }
 .key { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 2px 18px;
   padding: 8px 0; background: var(--page); font-size: 13.5px; }
-.key span { overflow-wrap: anywhere; }
+.named { display: flex; align-items: baseline; }
+.named span { overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: var(--sans) !important; }
 .box { padding: 6px 16px; overflow-x: auto; }
@@ -78,8 +80,7 @@ pre b { color: var(--accent); font-weight: 600; }
 .bar { background: var(--line); border-radius: 3px; height: 8px; min-width: 120px;
   margin-top: 6px; }
 .bar i { display: block; height: 100%; border-radius: 3px; background: var(--accent); }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
-  margin-right: 7px; }
+.swatch { flex: none; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--soft); font-size: 13.5px; padding: 4px 0; }
 footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
@@ -92,9 +93,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
   .key { position: static; }
   .card .value { font-size: 19px; white-space: normal; overflow-wrap: anywhere; }
   .bar { min-width: 40px; }
-  figure.wide { overflow-x: auto; }
-  figure.wide > svg { min-width: 640px; }
-  th, td { overflow-wrap: anywhere; }
+  td, .stacked th, .config th { overflow-wrap: anywhere; }
   .stacked, .stacked tbody, .stacked tr, .stacked th { display: block; }
   .stacked thead { display: none; }
   .stacked tr { padding: 8px 0; border-top: 1px solid var(--line); }
@@ -103,7 +102,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 12.5px; }
   .stacked td { display: flex; justify-content: space-between; gap: 12px; padding: 1px 0;
     border-top: 0; text-align: right; }
   .stacked td::before { content: attr(data-head); color: var(--soft); text-align: left;
-    font-family: var(--sans); }
+    font-family: var(--sans); flex: none; max-width: 45%; }
 }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #ccc; --page: #fff; --card: #fff; --mark: #f3ead2;

@@ -7,6 +7,7 @@ rows (lm/studies/rows.py) -> panels: rows that differ only in learning rate, tok
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from lm.report.figures import STYLE, element, svg
 from lm.report.page import amount
 
 Row = Mapping[str, Any]
-PER_LINE = 3  # panels in a row
+PER_LINE = 3  # panels in a row; on a phone, one
+LETTERS = 40  # of a line of a panel's title
 # Columns that vary within a panel; columns that were measured; and columns that follow from others.
 WITHIN = ("learning_rate", "tokens", "seed", "steps", "schedule.peak_learning_rate", "run.length")
 FOUND = (
@@ -62,7 +64,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     differing = [x for x in outer if len({str(row.get(x)) for row in rows}) > 1]
     found: dict[str, Panel] = {}
     for row in rows:
-        title = ", ".join(f"{name} {row.get(name)}" for name in differing)
+        own = {name: row.get(name) for name in differing}
+        title = ", ".join(f"{name} {x}" for name, x in own.items() if x is not None)
         panel = found.setdefault(title, Panel(title, {}))
         loss = math.inf if row["loss"] is None else row["loss"]
         by_rate = panel.losses.setdefault(row["tokens"], {})
@@ -73,12 +76,15 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 def write(rows: Sequence[Row], path: Path) -> None:
     """Writes the page, and its figures beside it as SVG files."""
     found = panels(rows)
-    pictures = {"loss": _drawn(found, _curves, "loss"), "map": _drawn(found, _map, "map")}
-    files.replace(path, _render(rows, found, pictures))
+    shapes = {"loss": _curves, "map": _map}
+    pictures = {name: _drawn(found, draw, name) for name, draw in shapes.items()}
+    narrow = {name: _drawn(found, draw, name, across=1) for name, draw in shapes.items()}
+    drawn = {name: page.drawing(svg, narrow[name]) for name, svg in pictures.items()}
+    files.replace(path, _render(rows, found, drawn))
     figures.save(path, pictures)
 
 
-def _render(rows: Sequence[Row], found: Sequence[Panel], pictures: Mapping[str, str]) -> str:
+def _render(rows: Sequence[Row], found: Sequence[Panel], drawn: Mapping[str, str]) -> str:
     seeds = {row["seed"] for row in rows}
     diverged = sum(row["status"] == "diverged" for row in rows)
     cards = [
@@ -92,15 +98,15 @@ def _render(rows: Sequence[Row], found: Sequence[Panel], pictures: Mapping[str, 
     body = [
         "<header><h1>Sweep</h1></header>\n",
         f'<div class="cards">{"".join(cards)}</div>',
-        page.section("Loss against learning rate", notes + _figure(pictures["loss"])),
-        page.section("Heat maps", maps + _figure(pictures["map"])),
+        page.section("Loss against learning rate", notes + _figure(drawn["loss"])),
+        page.section("Heat maps", maps + _figure(drawn["map"])),
         page.section("Best learning rate", page.table(_best(found), HEAD)),
     ]
     return page.document("Sweep", "".join(body), "Espalier sweep")
 
 
-def _figure(svg: str) -> str:
-    return f'<div class="figures"><figure class="wide">{svg}</figure></div>'
+def _figure(drawn: str) -> str:
+    return f'<div class="figures">{drawn}</div>'
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -128,20 +134,24 @@ def _best(found: Sequence[Panel]) -> list[tuple[object, ...]]:
     return lines
 
 
-def _drawn(found: Sequence[Panel], draw: Any, title: str) -> str:
-    """An SVG element. Each number of tokens has the same color in all panels."""
+def _drawn(found: Sequence[Panel], draw: Any, title: str, across: int = PER_LINE) -> str:
+    """An SVG element, `across` panels in a row. Each number of tokens has the same color in all
+    panels.
+    """
     lengths = sorted({tokens for panel in found for tokens in panel.losses})
     inks = dict(zip(lengths, figures.colors(len(lengths)), strict=True))
-    across = min(PER_LINE, len(found))
+    across = min(across, len(found))
     down = -(-len(found) // across)
+    titles = [textwrap.fill(panel.title, LETTERS) for panel in found]
+    height = 2.7 + 0.13 * max(title.count("\n") for title in titles)
     style: Any = {**STYLE, "svg.hashsalt": "sweep"}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(3.2 * across, 2.7 * down + 0.2), layout="constrained")
+        figure = Figure(figsize=(3.2 * across, height * down + 0.2), layout="constrained")
         figure.patch.set_alpha(0.0)
         grid = figure.subplots(down, across, squeeze=False)
-        for axes, panel in zip(grid.flat, found, strict=False):
+        for axes, panel, name in zip(grid.flat, found, titles, strict=False):
             axes.patch.set_alpha(0.0)
-            axes.set_title(panel.title, fontsize=8)
+            axes.set_title(name, fontsize=8)
             draw(axes, panel, inks)
         for axes in grid.flat[len(found) :]:
             axes.remove()

@@ -33,7 +33,7 @@ def test_a_page_shows_every_schedule(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "written: rates.html\n"), done.stderr
     page = (tmp_path / "rates.html").read_text()
     assert all(f"<th>{name}</th>" in page for name in SCHEDULES.names())
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2, "and one for a phone"
 
 
 def test_an_experiment_is_written_with_a_refined_schedule(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from lm import metrics, report
 from lm.config import UserError
 from lm.report import figures as figures_lib
-from lm.report import folder, legends, page
+from lm.report import folder, page
 from lm.run import formats
 
 CONFIG = {
@@ -207,6 +207,15 @@ def test_what_was_left_out_is_shown(run_page: Path) -> None:
     assert "of stdlib, b: 3 undecodable, 1 broken link, 1,200 empty" in text
 
 
+@pytest.mark.parametrize(("reason", "kind"), [("empty", ""), ("undecodable", "warn")])
+def test_only_lost_text_is_a_warning(reason: str, kind: str, tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text()) | {"data": {"left_out": {"a": {reason: 3}}}}
+    (run / "run.json").write_text(json.dumps(facts))
+    text, _ = read(report.write([run], tmp_path / "report.html"))
+    assert f'<div class="card {kind}"><div class="name">Left out of the data' in text
+
+
 @pytest.mark.parametrize("norm", [math.nan, math.inf, 7.5, None])
 @pytest.mark.parametrize("steps", [12, 40, 1500])
 def test_every_skipped_step_has_a_mark(norm: float | None, steps: int, tmp_path: Path) -> None:
@@ -259,40 +268,13 @@ def test_several_runs(tmp_path: Path) -> None:
     assert f'<span class="best">{best:.4f}</span>' in text
     assert f"<span>{worst:.4f}</span>" in text
     assert len(figures(text)) == 7
-    colors = re.findall(r'style="background:(#\w+)"></span>(a|b)</', text)
+    colors = re.findall(r'style="background:(#\w+)"></span><span>(a|b)</', text)
     assert colors[:2] == colors[2:] == list(zip(figures_lib.PALETTE, "ab", strict=False))
     assert ">a</text>" not in text, "the page names its runs once, above the figures"
     for path in (tmp_path / "report_figures").iterdir():
         assert re.findall(r">(a|b)</text>", path.read_text()) == ["a", "b"]
     loss = (tmp_path / "report_figures" / "loss.svg").read_text()
     assert re.findall(r">(training|validation stdlib)</text>", loss)
-
-
-@pytest.mark.parametrize("count", [2, 8, 9, 20])
-def test_every_run_has_its_color(count: int) -> None:
-    assert len(set(figures_lib.colors(count))) == count
-
-
-@pytest.mark.parametrize("is_wide", [True, False])
-@pytest.mark.parametrize("letters", [3, 20, 200])
-def test_a_legend_covers_nothing(letters: int, is_wide: bool) -> None:
-    """It lies below the axes and within the figure, and the axes keep their height."""
-    heights = []
-    for count in (0, 11):
-        with figures_lib.canvas("title", is_wide) as (axes, finish):
-            axes.plot([0, 1], [0, 1])
-            axes.set_xlabel("tokens")
-            labels = [f"{i}" * letters for i in range(count)]
-            legends.below(finish.figure, dict(zip(labels, [axes.lines[0]] * count, strict=True)))
-            finish.figure.draw_without_rendering()
-            heights.append(axes.get_window_extent().height)
-            for legend in finish.figure.legends:
-                box, whole = legend.get_window_extent(), finish.figure.bbox
-                assert box.y1 < axes.get_tightbbox().y0
-                assert whole.x0 <= box.x0
-                assert box.x1 <= whole.x1
-                assert whole.y0 <= box.y0
-    assert heights[1] == pytest.approx(heights[0], rel=0.12)
 
 
 def test_a_table_of_many_columns_names_them_in_every_cell() -> None:

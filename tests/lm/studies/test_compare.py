@@ -247,7 +247,7 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     assert compared.to_plain(kept) == saved, "a committed file gives its page again"
     assert comparison.page(kept) == (workdir / "compare.html").read_text()
     page = (workdir / "compare.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 3 + 1, "and one for a phone"
     assert not re.search(r"(?:src|href)=\"http", page)
     assert {path.stem for path in workdir.glob("*.svg")} == {"loss", "position", "decode"}
 

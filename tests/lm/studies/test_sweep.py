@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -304,12 +305,28 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     assert page.panels([row()])[0].is_edge(1000), "of one rate nothing is known beyond it"
     page.write(table, tmp_path / "sweep.html")
     html = (tmp_path / "sweep.html").read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 2 * 2, "each once more for a phone"
     drawn = {path.name for path in (tmp_path / "sweep_figures").iterdir()}
     assert drawn == {"loss.svg", "map.svg"}
-    assert html.count(">tokens</text>") == 1 + 2, "one legend, and an axis of either map"
+    assert html.count(">tokens</text>") == 2 * (1 + 2), "one legend, and an axis of either map"
     assert "1 diverged" in html
     assert "| width 32 | 1.00 k | 0.02 | 1.4000 | 2 |  |" in page.table(table)
+
+
+def test_titles_of_panels_lie_within_their_panels(tmp_path: Path) -> None:
+    """A column that a row lacks is not named, and a long title has several lines."""
+    keys = {f"model.option_number_{i}": (None, 1) for i in range(4)}
+    table = [
+        row(learning_rate=rate, **{key: values[i] for key, values in keys.items()})
+        for rate in (0.01, 0.02)
+        for i in (0, 1)
+    ]
+    assert [panel.title for panel in page.panels(table)] == ["", ", ".join(f"{k} 1" for k in keys)]
+    page.write(table, tmp_path / "sweep.html")
+    drawn = (tmp_path / "sweep_figures" / "loss.svg").read_text()
+    titles = re.findall(r">([^<>]*option_number[^<>]*)</t", drawn)
+    assert len(titles) > 1
+    assert all(len(title) <= page.LETTERS for title in titles)
 
 
 def test_settings_of_one_value_are_not_named() -> None:
