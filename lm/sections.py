@@ -45,7 +45,8 @@ class ModelConfig:
         but the tensors in `kept`
       kept: tensor (a name in lm/modules/remat.py) -> where it is kept for the backward pass, under
         remat "named"
-      unroll: whether the layers of a group are compiled one after another instead of as one scan
+      unroll: whether the layers of a group are compiled one after another instead of as one scan;
+        auto: on a CPU, where the model has at most 8 layers (lm/model.py)
     """
 
     width: Count
@@ -64,7 +65,7 @@ class ModelConfig:
     precision: Literal["float32", "bfloat16", "bfloat16_operands"]
     remat: Annotated[Literal["none", "full", "dots", "named"], FREE]
     kept: Annotated[Mapping[str, Literal["device", "host"]], FREE]
-    unroll: bool
+    unroll: Annotated[Literal["auto", True, False], FREE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -245,6 +245,7 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         "processes": processes.count(),
         "mesh": dict(built.mesh.shape),
         "layers": [_layer(record) for record in built.layers],
+        "unrolled": built.model.config.unroll,
         "parameters": params_lib.count(built.infos),
         "flops_per_token": build_lib.flops_per_token(built),
         "tokens_per_step": built.config.tokens_per_step,
