@@ -42,8 +42,9 @@ FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of
 
 
 class ModelState(NamedTuple):
-    """Decode state. `groups`: for each group a tuple over labels of mixer states, stacked along a
-    leading L. `positions` int32 [B]: the next position of each row.
+    """Decode state. `groups`: for each group a tuple over its repeats, each a tuple over labels of
+    mixer states. Layers are not stacked, so that a step can update each state in place. `positions`
+    int32 [B]: the next position of each row.
     """
 
     groups: tuple[Any, ...]
@@ -140,25 +141,28 @@ class Model(nn.Module):
             x, after, losses = period(x, segment_ids, positions, group_state)
             return x, (after, losses)
 
-        states = [None] * len(self.groups) if state is None else state.groups
+        states: Any = [None] * len(self.groups)
+        if state is not None:
+            states = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in state.groups]
         x, found = self._through(layer, self.embed(tokens), states)
         hidden = self.final_norm(x) * self.context.multipliers.logits
         # Each group's losses are stacked over its repeats.
         over_layers = lambda losses: {k: jnp.sum(loss, axis=0) for k, loss in losses.items()}
         losses = together(over_layers(losses) for _, losses in found)
-        return hidden, tuple(after for after, _ in found), losses
+        after = tuple(_unstacked(states) for states, _ in found)
+        return hidden, after, losses
 
     def step(self, tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
         """tokens int32 [B], one per row -> hidden [B, D] and the new state."""
-        x = self.embed(tokens)
-
-        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
-            return period.step(x, state.positions, group_state)
-
-        x, states = self._through(layer, x, state.groups)
-        return self.final_norm(x) * self.context.multipliers.logits, ModelState(
-            states, state.positions + 1
-        )
+        x, groups = self.embed(tokens), []
+        for group, states in zip(self.groups, state.groups, strict=True):
+            after = []
+            for i, before in enumerate(states):
+                x, now = _layer(group, i, x, state.positions, before)
+                after.append(now)
+            groups.append(tuple(after))
+        hidden = self.final_norm(x) * self.context.multipliers.logits
+        return hidden, ModelState(tuple(groups), state.positions + 1)
 
     @property
     def is_causal(self) -> bool:
@@ -169,6 +173,17 @@ class Model(nn.Module):
         """The output matrix [vocab, D]."""
         return self.embed.table if self.config.tied_embeddings else self.output()
 
+    def unstacked(self, params: Any) -> Any:
+        """The parameters with those of every layer apart, which `step` takes too. A loop of steps
+        then reads them where they are; from a stack it would copy them out in every step.
+        """
+        found = dict(params)
+        for i, repeat in enumerate(self.repeats):
+            stacked = params[f"groups_{i}"]
+            part = lambda n, stacked=stacked: jax.tree.map(lambda leaf: leaf[n], stacked)
+            found[f"groups_{i}"] = {_layer_name(n): part(n) for n in range(repeat)}
+        return found
+
     def init_all(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> None:
         """Touches every parameter; `init` traces this."""
         self(tokens, segment_ids, positions)
@@ -178,9 +193,8 @@ class Model(nn.Module):
         """Empty decode state for `batch` rows of at most `max_len` tokens; needs no parameters."""
         groups = []
         for repeat, period in zip(self.repeats, self.groups, strict=True):
-            states = tuple(block.mixer.init_state(batch, max_len) for block in period.blocks)
-            stack = lambda leaf, n=repeat: jnp.broadcast_to(leaf, (n, *leaf.shape))
-            groups.append(jax.tree.map(stack, states))
+            states = [block.mixer.init_state(batch, max_len) for block in period.blocks]
+            groups.append((tuple(states),) * repeat)
         return ModelState(tuple(groups), jnp.zeros((batch,), jnp.int32))
 
     def _through(self, layer: Any, x: jax.Array, states: Any) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -222,6 +236,32 @@ def create(
     repeats = tuple(group.repeat for group in groups)
     size = padded_vocab_size(vocab_size)
     return Model(context, config, size, repeats, tuple(periods)), records
+
+
+def _layer(
+    group: Period, index: int, x: jax.Array, positions: jax.Array, state: Any
+) -> tuple[jax.Array, Any]:
+    """One repeat of a group on one token per row, with its own part of the parameters."""
+
+    def own(variables: Any) -> Any:
+        name = _layer_name(index)
+        take = lambda tree: tree[name] if name in tree else jax.tree.map(lambda x: x[index], tree)
+        return {kind: take(tree) for kind, tree in variables.items()}
+
+    step = nn.map_variables(Period.step, ["params", FROZEN], trans_in_fn=own)
+    return step(group, x, positions, state)
+
+
+def _layer_name(index: int) -> str:
+    return f"layer_{index}"
+
+
+def _unstacked(states: Any) -> tuple[Any, ...] | None:
+    """States stacked along a leading L -> one for each layer."""
+    if states is None:
+        return None
+    count = jax.tree.leaves(states)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf: leaf[i], states) for i in range(count))
 
 
 def padded_vocab_size(vocab_size: int) -> int:
