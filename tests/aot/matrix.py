@@ -107,7 +107,7 @@ def _decode(built: Build) -> Any:
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, rows: Any) -> jax.ShapeDtypeStruct:
-    """Places rows on devices: states are [L, B, ...], the next positions [B]."""
+    """Places rows on devices: states are [B, ...], the next positions [B]."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
 
 
