@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
         "objective": {"family": "next_token"},  # a file of lm/objectives
         "loss": {"z_loss": 0.0, "chunk_size": 1024},
         "mesh": MESH,
-        "run": {"length": "1000000 tokens", "accumulation": 1},
+        "run": {"length": "1000000 tokens", "accumulation": 1, "keep_compiled": True},
         # tasks: label -> {"task": name, **options}, fields of lm/evals/<name>.py
         # share: the most FLOPs that `every` in percent may spend, over those of training (0: no
         # limit); the last evaluation of a run is always done

@@ -30,9 +30,7 @@ _LONGEST = flags.DEFINE_integer("longest_stage", None, "most steps of a stage; d
 _PROBES = flags.DEFINE_integer("probes", None, "probes of a stage; default 10")
 _VALIDATION = flags.DEFINE_integer("validation", None, "held-out tokens a probe; default 0: none")
 _ANNEAL = flags.DEFINE_integer("anneal", None, "steps of decay to zero of each probe; default 0")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = cli.data_dir_flag()
 
 
 def _values() -> dict[str, Any]:

@@ -82,6 +82,12 @@ def config_flag(
     return holder
 
 
+def data_dir_flag() -> flags.FlagHolder[str]:
+    """Defines `--data_dir`, read by lm.data.prepare.resolve_data_dir."""
+    text = "folder of prepared data; default $ESPALIER_DATA, else the user's cache"
+    return flags.DEFINE_string("data_dir", "", text)
+
+
 def config_words(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, ...]:
     """`--config` and its overrides as given on the command line, each as one word."""
     flag = flag_values[NAME]

@@ -24,7 +24,7 @@ _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may b
 _TABLE = flags.DEFINE_string("table", "", "compare.json with runs not to repeat")
 result.flag()
 _RECHECK = flags.DEFINE_string("recheck", "", "compare.json whose verdicts to recompute")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
+_DATA_DIR = cli.data_dir_flag()
 
 
 def main(argv: list[str]) -> int:

@@ -32,9 +32,7 @@ _PARAMETRIZATION = flags.DEFINE_enum(
     "parametrization", "both", ["both", "mup", "standard", "completep"], "which to train"
 )
 _TABLE = flags.DEFINE_string("table", "", "coord_check.json with trainings not to repeat")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = cli.data_dir_flag()
 
 
 def _whole(flag: str, values: list[str]) -> list[int]:

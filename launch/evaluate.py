@@ -23,7 +23,7 @@ _TASK = flags.DEFINE_multi_string("task", [], "TASK or LABEL.OPTION=VALUE; may b
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "WORKDIR (its newest checkpoint) or WORKDIR/checkpoints/STEP", required=True
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
+_DATA_DIR = cli.data_dir_flag()
 _SOURCE = flags.DEFINE_multi_string("source", [], "NAME:PATH, a set of text to add; repeatable")
 _TEXT = flags.DEFINE_string("text", "", "a text file or a glob, scored alone")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 0, "tokens a set; 0: the run's", lower_bound=0)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     from lm.evals import bits_per_byte
     from lm.evaluation import evaluate
     from lm.evaluation.scoring import Scorer
-    from lm.run import checkpoint
+    from lm.run import checkpoint, compiled
     from lm.run.progress import ScoringBar
 
     tasks = evals.create(asked, "--task")
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
         data, most = sets.added(config.data, _SOURCE.value), config.evaluate.max_tokens
         tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | tasks
     data_dir = prepare.resolve_data_dir(_DATA_DIR.value)
+    compiled.keep(data_dir, is_wanted=config.run.keep_compiled)
     if bits_per_byte.has_sets(data) or not tasks:
         tasks = evals.create({"bits_per_byte": {}}, "--task") | tasks
     with sets.by_flag() if _TEXT.value else contextlib.nullcontext():
@@ -72,8 +73,7 @@ def main(argv: list[str]) -> None:
     found = {"step": loaded.step, "layers": layers, "tasks": evaluate.to_mapping(results)}
     result.give({"checkpoint": str(path)} | found)
     if out:
-        with files.one_line(f"--out={_OUT.value}"):
-            files.replace(out, json.dumps(found, indent=1) + "\n")
+        files.replace(out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

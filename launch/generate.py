@@ -28,14 +28,16 @@ _TOP_P = flags.DEFINE_float(
     "top_p", 0.95, "draw from the likeliest tokens of this total mass; 1: all"
 )
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the draws")
+_DATA_DIR = cli.data_dir_flag()
 
 
 def main(argv: list[str]) -> None:
     del argv  # cli.run refuses positional arguments
     prompts, path = _prompts(), cli.path("checkpoint", _CHECKPOINT.value)
     layers, mesh = members.layers(_LAYER.value), members.mesh(_MESH.value)
-    from lm.evaluation import generate  # after the flags are known to be right: imports jax
-    from lm.run import checkpoint
+    from lm.data import prepare  # after the flags are known to be right: imports jax
+    from lm.evaluation import generate
+    from lm.run import checkpoint, compiled
 
     options = generate.GenerateOptions(
         max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> None:
         seed=_SEED.value,
     )
     loaded = checkpoint.load(path, layers, mesh)
+    is_wanted = loaded.config.run.keep_compiled
+    compiled.keep(prepare.resolve_data_dir(_DATA_DIR.value), is_wanted=is_wanted)
     for i, (prompt, text) in enumerate(
         zip(prompts, generate.complete(loaded, prompts, options), strict=True)
     ):

@@ -20,9 +20,7 @@ from lm.mapping import UNFINISHED
 _CONFIG = cli.config_flag(study="lm.studies.lr_transfer:Study")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the study", required=True)
 _TABLE = flags.DEFINE_string("table", "", "sweep.jsonl with cells not to repeat")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = cli.data_dir_flag()
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from launch import cli
 from lm.data.prepare import Prepared, prepare, resolve_data_dir
 
 _CONFIG = cli.config_flag()
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of prepared data, else ESPALIER_DATA")
+_DATA_DIR = cli.data_dir_flag()
 _VERIFY = flags.DEFINE_bool("verify", False, "read all token files and compare their hashes")
 
 

@@ -33,9 +33,7 @@ _HALVING = flags.DEFINE_integer(
     "halving", None, "keep one in this many learning rates for the next length; 0: all"
 )
 _DRAW_ONLY = flags.DEFINE_bool("draw_only", False, "draw --table, train nothing")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = cli.data_dir_flag()
 
 
 def main(argv: list[str]) -> int:

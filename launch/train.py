@@ -25,9 +25,7 @@ _CONFIG = cli.config_flag()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; the same folder resumes it", required=True
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "prepared data; default $ESPALIER_DATA, else the user's cache"
-)
+_DATA_DIR = cli.data_dir_flag()
 _PROFILE = flags.DEFINE_integer("profile_steps", 0, "traced into WORKDIR/profile", lower_bound=0)
 _ACCEPT_LOST = flags.DEFINE_bool("accept_lost_records", False, "resume without lost metric records")
 _SUGGEST = flags.DEFINE_bool("suggest", False, "print at the end which commands to try next")
@@ -45,6 +43,7 @@ def main(argv: list[str]) -> int:
     from lm import train  # after the config is known to be right: this imports jax
     from lm.data import prepare
     from lm.parallel import processes
+    from lm.run import compiled
 
     options = train.Options(
         workdir=cli.path("workdir", _WORKDIR.value),
@@ -52,6 +51,7 @@ def main(argv: list[str]) -> int:
         profile_steps=_PROFILE.value,
         accept_lost_records=_ACCEPT_LOST.value,
     )
+    compiled.keep(options.data_dir, is_wanted=config.run.keep_compiled)
     start = processes.choose(
         _PROCESSES.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )

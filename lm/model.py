@@ -180,8 +180,7 @@ class Model(nn.Module):
         found = dict(params)
         for i, repeat in enumerate(self.repeats):
             stacked = params[f"groups_{i}"]
-            part = lambda n, stacked=stacked: jax.tree.map(lambda leaf: leaf[n], stacked)
-            found[f"groups_{i}"] = {_layer_name(n): part(n) for n in range(repeat)}
+            found[f"groups_{i}"] = {_layer_name(n): _at(stacked, n) for n in range(repeat)}
         return found
 
     def init_all(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> None:
@@ -245,7 +244,7 @@ def _layer(
 
     def own(variables: Any) -> Any:
         name = _layer_name(index)
-        take = lambda tree: tree[name] if name in tree else jax.tree.map(lambda x: x[index], tree)
+        take = lambda tree: tree[name] if name in tree else _at(tree, index)
         return {kind: take(tree) for kind, tree in variables.items()}
 
     step = nn.map_variables(Period.step, ["params", FROZEN], trans_in_fn=own)
@@ -261,7 +260,11 @@ def _unstacked(states: Any) -> tuple[Any, ...] | None:
     if states is None:
         return None
     count = jax.tree.leaves(states)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf: leaf[i], states) for i in range(count))
+    return tuple(_at(states, i) for i in range(count))
+
+
+def _at(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
 def padded_vocab_size(vocab_size: int) -> int:

@@ -142,10 +142,13 @@ class RunConfig:
     Attributes:
       length: length of the run
       accumulation: microbatches per step, processed one after another
+      keep_compiled: whether compiled programs are kept in the data folder, where a later launch
+        finds them (lm/run/compiled.py)
     """
 
     length: Annotated[Duration, FREE]
     accumulation: Annotated[int, POSITIVE, FREE]
+    keep_compiled: Annotated[bool, FREE, Later(True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

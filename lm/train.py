@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from lm import build as build_lib
-from lm import evals, files, layers, metrics, report, trackers
+from lm import evals, files, layers, metrics, trackers
 from lm.build import Build
 from lm.config import Config, Duration, UserError, nearest, to_mapping
 from lm.data import growth
@@ -45,6 +45,7 @@ from lm.run.clock import Clock, Profiler
 from lm.run.items import Meta
 from lm.run.progress import TrainingBar
 from lm.run.saver import Checkpointer
+from lm.run.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def run(config: Config, options: Options) -> Outcome:
       UserError: a mistake in the configuration, the data, the workdir or a checkpoint.
       DivergedError: too many skipped steps.
     """
-    workdir = options.workdir
+    workdir, start = options.workdir, Start()
     build_lib.check(config)
     tasks = evals.create(config.evaluate.tasks, "evaluate.tasks") | evaluate.always(config.data)
     _check_options(config, options)
@@ -114,12 +115,15 @@ def run(config: Config, options: Options) -> Outcome:
             stack.enter_context(record.locked(workdir))
             origin = origin_lib.find(config, workdir, options.data_dir)
         prepared, decay_start = origin.data, origin.decay_start
+        start.done("data")
         built = build_lib.build(config, jax.devices(), decay_start, like=options.like)
+        start.done("model")
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
         saver = stack.enter_context(Checkpointer(workdir, config, built.keeps))
         state, records = origin_lib.begin(origin, built, saver, loader)
         step, end = int(state.step), round(config.steps_of(built.run_tokens))
+        start.done("state")
         _check_not_past(step, end, workdir)
         if is_first:
             is_accepted = options.accept_lost_records
@@ -153,6 +157,7 @@ def run(config: Config, options: Options) -> Outcome:
                 return
             at, arrays = pending
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            start.end()
             in_row = values.pop("optim/skipped_in_row")
             bar.update(at, values | extra)
             if at == end or built.due(at, config.log.every) or built.due(at, every):
@@ -175,11 +180,13 @@ def run(config: Config, options: Options) -> Outcome:
         pending: tuple[int, Any] | None = None
         is_enough = functools.partial(evaluate.is_enough, options.until, tasks)
         is_over = processes.agree(step == end or is_enough(_last(workdir, step)))
+        start.done("tasks")
         while not is_over and not stop():
             batch = built.put(next(loader))
             profiler.at(step)
             saver.check()
             state, arrays = built.step(state, batch, token_bytes, numbers)
+            start.done("compile")
             before, step, pending = pending, step + 1, (step + 1, arrays)
             is_evaluated = due(every)
             is_saved = due(config.checkpoint.every) or step == built.last_before_decay
@@ -313,7 +320,11 @@ def _sample(workdir: Path, loaded: checkpoint.Loaded) -> list[dict[str, Any]]:
 
 def _report(workdir: Path) -> Path:
     page = workdir / "report.html"
-    return report.write([workdir], page) if processes.is_first() else page
+    if processes.is_first():
+        from lm import report  # here, since matplotlib would delay the first step by a second
+
+        report.write([workdir], page)
+    return page
 
 
 def _evaluate(
