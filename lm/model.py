@@ -42,12 +42,18 @@ FROZEN, DROPOUT = "frozen", "dropout"  # a collection of arrays, and a stream of
 
 
 class ModelState(NamedTuple):
-    """Decode state. `groups`: for each group a tuple over its repeats, each a tuple over labels of
-    mixer states. Layers are not stacked, so that a step can update each state in place. `positions`
-    int32 [B]: the next position of each row.
+    """Decode state. `groups`: for each group a tuple over labels of mixer states, stacked along a
+    leading L. `positions` int32 [B]: the next position of each row.
     """
 
     groups: tuple[Any, ...]
+    positions: jax.Array
+
+
+class Apart(NamedTuple):
+    """The same, not stacked: for each group a tuple over its repeats, each a tuple over labels."""
+
+    groups: tuple[tuple[Any, ...], ...]
     positions: jax.Array
 
 
@@ -85,7 +91,7 @@ class Period(nn.Module):
             return kind.__call__
         # For one block, scan itself keeps forward and backward apart. Several blocks in its body
         # need the barrier, or a compiler may recompute all of them before the last one's backward.
-        prevent_cse = self.config.unroll or len(self.blocks) > 1
+        prevent_cse = self.config.unroll is True or len(self.blocks) > 1
         policy = remat_policy(self.config)
         return nn.remat(kind.__call__, policy=policy, prevent_cse=prevent_cse)
 
@@ -141,28 +147,49 @@ class Model(nn.Module):
             x, after, losses = period(x, segment_ids, positions, group_state)
             return x, (after, losses)
 
-        states: Any = [None] * len(self.groups)
-        if state is not None:
-            states = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in state.groups]
+        states = [None] * len(self.groups) if state is None else state.groups
         x, found = self._through(layer, self.embed(tokens), states)
         hidden = self.final_norm(x) * self.context.multipliers.logits
         # Each group's losses are stacked over its repeats.
         over_layers = lambda losses: {k: jnp.sum(loss, axis=0) for k, loss in losses.items()}
         losses = together(over_layers(losses) for _, losses in found)
-        after = tuple(_unstacked(states) for states, _ in found)
-        return hidden, after, losses
+        return hidden, tuple(after for after, _ in found), losses
 
-    def step(self, tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
-        """tokens int32 [B], one per row -> hidden [B, D] and the new state."""
+    def step[S: (ModelState, Apart)](self, tokens: jax.Array, state: S) -> tuple[jax.Array, S]:
+        """tokens int32 [B], one per row -> hidden [B, D] and the new state. If the state is apart,
+        the parameters are too.
+        """
         x, groups = self.embed(tokens), []
-        for group, states in zip(self.groups, state.groups, strict=True):
-            after = []
-            for i, before in enumerate(states):
-                x, now = _layer(group, i, x, state.positions, before)
-                after.append(now)
-            groups.append(tuple(after))
+
+        def layer(period: Period, x: jax.Array, group_state: Any) -> tuple[jax.Array, Any]:
+            return period.step(x, state.positions, group_state)
+
+        if isinstance(state, ModelState):
+            x, groups = self._through(layer, x, state.groups)
+        else:
+            for group, before in zip(self.groups, state.groups, strict=True):
+                after = []
+                for i, own in enumerate(before):
+                    x, now = _own_parameters(layer, i)(group, x, own)
+                    after.append(now)
+                groups.append(tuple(after))
         hidden = self.final_norm(x) * self.context.multipliers.logits
-        return hidden, ModelState(tuple(groups), state.positions + 1)
+        return hidden, state._replace(groups=tuple(groups), positions=state.positions + 1)
+
+    def apart(self, params: Any, state: ModelState) -> tuple[Any, ModelState | Apart]:
+        """Parameters and state as a loop of steps takes them on this mesh. On a CPU the layers are
+        apart: a step then updates the state of each where it is, and reads its parameters where
+        they are. A scan over stacks would copy both in every step. On other devices nothing
+        changes: there a scan gathers the split weights of one layer at a time.
+        """
+        if mesh_lib.target(self.context.mesh) != "cpu":
+            return params, state
+        found, groups = dict(params), []
+        for i, (repeat, group) in enumerate(zip(self.repeats, state.groups, strict=True)):
+            name = f"groups_{i}"
+            found[name] = {_layer_name(n): _at(params[name], n) for n in range(repeat)}
+            groups.append(tuple(_at(group, n) for n in range(repeat)))
+        return found, Apart(tuple(groups), state.positions)
 
     @property
     def is_causal(self) -> bool:
@@ -173,16 +200,6 @@ class Model(nn.Module):
         """The output matrix [vocab, D]."""
         return self.embed.table if self.config.tied_embeddings else self.output()
 
-    def unstacked(self, params: Any) -> Any:
-        """The parameters with those of every layer apart, which `step` takes too. A loop of steps
-        then reads them where they are; from a stack it would copy them out in every step.
-        """
-        found = dict(params)
-        for i, repeat in enumerate(self.repeats):
-            stacked = params[f"groups_{i}"]
-            found[f"groups_{i}"] = {_layer_name(n): _at(stacked, n) for n in range(repeat)}
-        return found
-
     def init_all(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> None:
         """Touches every parameter; `init` traces this."""
         self(tokens, segment_ids, positions)
@@ -192,8 +209,9 @@ class Model(nn.Module):
         """Empty decode state for `batch` rows of at most `max_len` tokens; needs no parameters."""
         groups = []
         for repeat, period in zip(self.repeats, self.groups, strict=True):
-            states = [block.mixer.init_state(batch, max_len) for block in period.blocks]
-            groups.append((tuple(states),) * repeat)
+            states = tuple(block.mixer.init_state(batch, max_len) for block in period.blocks)
+            stack = lambda leaf, n=repeat: jnp.broadcast_to(leaf, (n, *leaf.shape))
+            groups.append(jax.tree.map(stack, states))
         return ModelState(tuple(groups), jnp.zeros((batch,), jnp.int32))
 
     def _through(self, layer: Any, x: jax.Array, states: Any) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -237,30 +255,14 @@ def create(
     return Model(context, config, size, repeats, tuple(periods)), records
 
 
-def _layer(
-    group: Period, index: int, x: jax.Array, positions: jax.Array, state: Any
-) -> tuple[jax.Array, Any]:
-    """One repeat of a group on one token per row, with its own part of the parameters."""
-
-    def own(variables: Any) -> Any:
-        name = _layer_name(index)
-        take = lambda tree: tree[name] if name in tree else _at(tree, index)
-        return {kind: take(tree) for kind, tree in variables.items()}
-
-    step = nn.map_variables(Period.step, ["params", FROZEN], trans_in_fn=own)
-    return step(group, x, positions, state)
+def _own_parameters(layer: Any, index: int) -> Any:
+    """`layer` for one repeat of a group whose parameters are apart."""
+    own = lambda variables: {kind: tree[_layer_name(index)] for kind, tree in variables.items()}
+    return nn.map_variables(layer, ["params"], trans_in_fn=own)
 
 
 def _layer_name(index: int) -> str:
     return f"layer_{index}"
-
-
-def _unstacked(states: Any) -> tuple[Any, ...] | None:
-    """States stacked along a leading L -> one for each layer."""
-    if states is None:
-        return None
-    count = jax.tree.leaves(states)[0].shape[0]
-    return tuple(_at(states, i) for i in range(count))
 
 
 def _at(stacked: Any, index: int) -> Any:

@@ -117,13 +117,12 @@ def run(config: Config, options: Options) -> Outcome:
         prepared, decay_start = origin.data, origin.decay_start
         start.done("data")
         built = build_lib.build(config, jax.devices(), decay_start, like=options.like)
-        start.done("model")
         stack.enter_context(_out_of_memory(built))
         loader = stack.enter_context(_loader(built, prepared, options.rows))
         saver = stack.enter_context(Checkpointer(workdir, config, built.keeps))
         state, records = origin_lib.begin(origin, built, saver, loader)
         step, end = int(state.step), round(config.steps_of(built.run_tokens))
-        start.done("state")
+        start.done("model")
         _check_not_past(step, end, workdir)
         if is_first:
             is_accepted = options.accept_lost_records

@@ -191,8 +191,8 @@ def _run(
     pick = functools.partial(_pick, program, head, picking)
     first = pick(last, jnp.int32(0))
     new = jnp.full((batch, count), end, jnp.int32).at[:, 0].set(first)
-    # The barrier keeps XLA from moving the split of the parameters into the loop.
-    layers = jax.lax.optimization_barrier({"params": model.unstacked(params)})
+    # The barrier keeps XLA from moving what takes layers apart into the loop.
+    params, state = jax.lax.optimization_barrier(model.apart(params, state))
 
     def proceed(carry: tuple[Any, ...]) -> jax.Array:
         n, token, _, _ = carry
@@ -200,7 +200,7 @@ def _run(
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         n, token, new, state = carry
-        hidden, state = model.apply(layers, token, state, method="step")
+        hidden, state = model.apply({"params": params}, token, state, method="step")
         token = jnp.where(token == end, end, pick(hidden, n))
         return n + 1, token, new.at[:, n].set(token), state
 

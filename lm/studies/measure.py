@@ -151,6 +151,8 @@ def _step(built: Build) -> tuple[Callable[[], object], int]:
 def decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
     """Decodes DECODE_STEPS greedy tokens of one row, in one compiled call."""
 
+    params, state = model.apart(params, model.init_state(1, context))
+
     def step(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
         token, state = carry
         hidden, state = model.apply({"params": params}, token, state, method="step")
@@ -161,5 +163,5 @@ def decoder(model: Model, params: Any, context: int) -> Callable[[], object]:
     def run(token: jax.Array, state: Any) -> jax.Array:
         return jax.lax.scan(step, (token, state), None, DECODE_STEPS)[0][0]
 
-    token, state = jnp.zeros((1,), jnp.int32), model.init_state(1, context)
+    token = jnp.zeros((1,), jnp.int32)
     return lambda: jax.block_until_ready(run(token, state))

@@ -107,8 +107,10 @@ def _decode(built: Build) -> Any:
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, rows: Any) -> jax.ShapeDtypeStruct:
-    """Places rows on devices: states are [B, ...], the next positions [B]."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+    """Places rows on devices: states are [L, B, ...], the next positions [B]."""
+    spec = rows.spec if leaf.ndim == 1 else jax.sharding.PartitionSpec(None, *rows.spec)
+    where = jax.sharding.NamedSharding(rows.mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def measured(mesh: str, family: str, program: str) -> dict[str, int]:

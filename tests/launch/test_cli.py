@@ -103,7 +103,6 @@ OVERRIDES = [
     (["optimizer.beta1=word"], "--config.optimizer.beta1=word is not a number"),
     (["model.tied_embeddings=maybe"], "tied_embeddings=maybe is not true or false"),
     (["model.unroll=maybe"], "model.unroll='maybe' is not one of auto, True, False"),
-    (["model.remat"], "--config.model.remat has no value; write --config.model.remat=VALUE"),
     (["data.sources=[]"], "is not a dict"),
     ([f"data.sources={{'a/b': {SOURCE}}}"], "data.sources.a/b: a name takes letters"),
     (["model={}"], "missing key config.model.width"),

@@ -221,6 +221,29 @@ def test_prefill_and_steps_equal_one_forward() -> None:
     )
 
 
+def test_steps_with_layers_apart_equal_steps_over_stacks() -> None:
+    """Groups of two patterns, and a label that occurs twice in a period."""
+    pattern = [[2, "softmax,gla,softmax"], [2, "s4d"]]
+    built = tiny.create({"model.pattern": pattern, "model.num_layers": 8})
+    params, model = tiny.params(built), built.model
+    stacked = model.init_state(3, 5)
+    own, apart = model.apart(params, stacked)
+    assert isinstance(apart, model_lib.Apart)
+    assert [len(group) for group in apart.groups] == [2, 2]
+
+    @tiny.jit
+    def step(params: Any, token: Any, state: Any) -> Any:
+        return model.apply({"params": params}, token, state, method="step")
+
+    for token in np.random.default_rng(2).integers(0, tiny.VOCAB, (4, 3)).astype(np.int32):
+        hidden, stacked = step(params, token, stacked)
+        found, apart = step(own, token, apart)
+        np.testing.assert_allclose(found, hidden, rtol=1e-5, atol=1e-6)
+    _, want = model.apart(params, stacked)
+    for x, y in zip(jax.tree.leaves(apart), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("prefill", [1, 2500])
