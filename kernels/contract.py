@@ -221,6 +221,8 @@ class Op:
     # Whether a token's output depends only on itself and the tokens before it. An op that is not
     # causal takes whole rows: it has no steps, and its state cannot be continued.
     causal: bool | Callable[[Options], bool] = True
+    # The state as a loop of steps reads it fastest. `step` takes and returns this one too.
+    for_steps: Callable[[Any], Any] = lambda state: state
 
     def is_causal(self, options: Options) -> bool:
         """Whether the op is causal with these options; all options must be given."""

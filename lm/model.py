@@ -51,7 +51,9 @@ class ModelState(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """The same, not stacked: for each group a tuple over its repeats, each a tuple over labels."""
+    """The same for a loop of steps, not stacked: for each group a tuple over its repeats, each a
+    tuple over labels of mixer states as `Mixer.for_steps` gives them.
+    """
 
     groups: tuple[tuple[Any, ...], ...]
     positions: jax.Array
@@ -82,6 +84,11 @@ class Period(nn.Module):
             x, state = block.step(x, positions, state)
             out.append(state)
         return x, tuple(out)
+
+    def for_steps(self, states: Any) -> Any:
+        """The states of the blocks as a loop of `step` reads them fastest."""
+        pairs = zip(self.blocks, states, strict=True)
+        return tuple(block.mixer.for_steps(state) for block, state in pairs)
 
     def _rematted(self, kind: type[Block]) -> Any:
         """A block's forward pass under the configured remat policy. Each block is recomputed on its
@@ -185,10 +192,11 @@ class Model(nn.Module):
         if mesh_lib.target(self.context.mesh) != "cpu":
             return params, state
         found, groups = dict(params), []
-        for i, (repeat, group) in enumerate(zip(self.repeats, state.groups, strict=True)):
+        for i, (repeat, period) in enumerate(zip(self.repeats, self.groups, strict=True)):
             name = f"groups_{i}"
             found[name] = {_layer_name(n): _at(params[name], n) for n in range(repeat)}
-            groups.append(tuple(_at(group, n) for n in range(repeat)))
+            layers = [_at(state.groups[i], n) for n in range(repeat)]
+            groups.append(tuple(period.for_steps(states) for states in layers))
         return found, Apart(tuple(groups), state.positions)
 
     @property

@@ -24,6 +24,17 @@ class CacheState(NamedTuple):
     length: Int[Array, " B"]
 
 
+class ByHead(NamedTuple):
+    """The same cache with the slots of a head beside each other, as a loop of steps takes it: a
+    product with one head then reads its keys without copying them.
+    """
+
+    k: Float[Array, "B G S K"]
+    v: Float[Array, "B G S V"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, " B"]
+
+
 FIELDS = (("k", "B S G K"), ("v", "B S G V"), ("segment_ids", "B S"), ("length", "B"))
 
 
@@ -37,46 +48,55 @@ def create(dims: Mapping[str, int], dtype: DTypeLike, batch: int, max_len: int) 
     )
 
 
-def current_segment(state: CacheState) -> Int[Array, " B"]:
+def by_head(state: CacheState | ByHead) -> ByHead:
+    """The cache by heads: a copy, unless it is one already."""
+    if isinstance(state, ByHead):
+        return state
+    k, v = (x.swapaxes(1, 2) for x in (state.k, state.v))
+    return ByHead(k, v, state.segment_ids, state.length)
+
+
+def current_segment(state: CacheState | ByHead) -> Int[Array, " B"]:
     """The document that the next token of each row continues; 1 in an empty row."""
     last = jnp.maximum(state.length - 1, 0)[:, None]
     return jnp.maximum(jnp.take_along_axis(state.segment_ids, last, axis=1)[:, 0], 1)
 
 
-def append(
-    state: CacheState,
+def append[C: (CacheState, ByHead)](
+    state: C,
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G V"],
     segment_ids: Int[Array, "B T"],
-) -> tuple[CacheState, Int[Array, "B T"]]:
+) -> tuple[C, Int[Array, "B T"]]:
     """Writes the tokens that are not padding; returns the new cache and the slot of every token."""
     slot = segments.slots(segment_ids, state.length)
     capacity = state.segment_ids.shape[1]
     row = jnp.arange(slot.shape[0], dtype=jnp.int32)[:, None]
     # Padding is sent past the end, where mode="drop" discards it.
     target = jnp.where(segment_ids != 0, slot, capacity)
-    written = CacheState(
-        state.k.at[row, target].set(k.astype(state.k.dtype), mode="drop"),
-        state.v.at[row, target].set(v.astype(state.v.dtype), mode="drop"),
-        state.segment_ids.at[row, target].set(segment_ids, mode="drop"),
-        state.length + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
+    where = (row, slice(None), target) if isinstance(state, ByHead) else (row, target)
+    written = state._replace(
+        k=state.k.at[where].set(k.astype(state.k.dtype), mode="drop"),
+        v=state.v.at[where].set(v.astype(state.v.dtype), mode="drop"),
+        segment_ids=state.segment_ids.at[row, target].set(segment_ids, mode="drop"),
+        length=state.length + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
     )
     return written, slot
 
 
-def extend(
-    state: CacheState,
+def extend[C: (CacheState, ByHead)](
+    state: C,
     k: Float[Array, "B G K"],
     v: Float[Array, "B G V"],
     *,
     strict: bool = False,
     window: int = 0,
-) -> tuple[CacheState, Int[Array, "B S"], Bool[Array, "B S"]]:
+) -> tuple[C, Int[Array, "B S"], Bool[Array, "B S"]]:
     """Appends one token per row: the new cache, the token's distance to every slot, and which
     slots it sees."""
     segment = current_segment(state)[:, None]
     state, slot = append(state, k[:, None], v[:, None], segment)
-    source = jnp.arange(state.k.shape[1], dtype=jnp.int32)
+    source = jnp.arange(state.segment_ids.shape[1], dtype=jnp.int32)
     seen = segments.visible(slot, source, segment, state.segment_ids, strict=strict, window=window)
     return state, slot - source, seen
 

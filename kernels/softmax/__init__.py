@@ -129,6 +129,7 @@ OP = Op(
     state=StateSpec(kv_cache.FIELDS, "linear"),
     init_state=kv_cache.create,
     step=decode.step,
+    for_steps=kv_cache.by_head,
     sequence=strategies(__name__),
     flops=_flops,
     bytes=attention.count_bytes,

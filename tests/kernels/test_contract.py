@@ -138,11 +138,18 @@ def test_steps_equal_one_call(name: str, options: Any):
         token = {k: x[:, t] if k in along else x for k, x in problem.inputs.items()}
         return dispatch.step(name, token, state, options=options)
 
-    end, out = jax.jit(
-        lambda state: jax.lax.scan(one, state, jnp.arange(65)), compiler_options=QUICK
-    )(problem.state)
+    run = jax.jit(lambda state: jax.lax.scan(one, state, jnp.arange(65)), compiler_options=QUICK)
+    end, out = run(problem.state)
     assert error(jnp.moveaxis(out, 0, 1), want) <= tolerance(name, "reference")
     assert jax.tree.structure(end) == jax.tree.structure(problem.state)
+    loop = dispatch.for_steps(name, problem.state)
+    if loop is problem.state:
+        return
+    after, again = run(loop)
+    assert error(again, out) <= tolerance(name, "reference")
+    for x, y in zip(after, dispatch.for_steps(name, end), strict=True):
+        assert x.shape == y.shape
+        assert error(x, y) <= tolerance(name, "reference")
 
 
 PROPERTIES = [
