@@ -62,7 +62,7 @@ def summary(workdir: Path) -> dict[str, Any]:
     numbers["tokens per second, median"] = f"{sorted(rates)[len(rates) // 2]:,.0f}"
     numbers["minutes in training steps"] = f"{(run.training_seconds() or 0) / 60:.1f}"
     kept = {key: run.facts[key] for key in ("commit", "cpu", "cores", "device_kind", "versions")}
-    head = {"command": " ".join(["espalier train", *run.facts["command"][1:]])}
+    head = {"command": " ".join(["espalier train", *run.flags()])}
     return head | {"date": run.facts["started"]} | kept | {"numbers": numbers}
 
 

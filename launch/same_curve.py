@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     print(f"largest of {', '.join(_METRICS.value)}: {worst:.2e}, tolerance {_TOLERANCE.value:g}")
     if out is not None:
         values = machine.describe("same_curve") | curves.summary(one, other, judged)
-        commands = [machine.command(run.facts["command"][1:]) for run in (one, other)]
+        commands = [machine.command(run.flags()) for run in (one, other)]
         values |= {"runs": [f"espalier train {words}" for words in commands]}
         files.replace(out, json.dumps(values, indent=2) + "\n")
     return 0 if worst <= _TOLERANCE.value else 1

@@ -32,7 +32,7 @@ from matplotlib.ticker import (
 from lm import files
 from lm.laws import critical_batch
 from lm.laws.critical_batch import THETA
-from lm.report import legends, log_axes
+from lm.report import groups, legends, log_axes
 from lm.report.folder import Run
 
 # Colors visible on white and on black (after Okabe and Ito).
@@ -92,7 +92,9 @@ class Picture(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What one figure shows of a run: keys of records, and their labels."""
+    """What one figure shows of a run: keys of records, and their labels. `caption`: the note where
+    it depends on the runs.
+    """
 
     title: str
     note: str
@@ -101,6 +103,7 @@ class Curve(NamedTuple):
     is_wide: bool = False
     smooth: bool = True
     series: Callable[[Run, str], tuple[np.ndarray, np.ndarray]] = Run.series
+    caption: Callable[[Sequence[Run]], str] | None = None
 
 
 def _only(key: str) -> Callable[[Run], dict[str, str]]:
@@ -137,7 +140,7 @@ def _ratio(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 CURVES = (
     Curve("Bits per byte", "", _losses("bpb", "train/bpb"), log=True, is_wide=True),
     Curve("Loss", "nats per token", _losses("loss", "train/loss"), log=True),
-    Curve("Learning rate", "per parameter group", _by_role("lr"), smooth=False),
+    Curve("Learning rate", "", _by_role("lr"), smooth=False, caption=groups.caption),
     Curve(
         "Gradient norm",
         "before clipping; × marks skipped steps, at the upper edge where the norm is not finite",
@@ -189,7 +192,7 @@ def _picture(curve: Curve, runs: Sequence[Run]) -> Picture:
     narrow = _draw(curve, runs, is_wide=False) if curve.is_wide else ""
     is_named = len(runs) == 1  # with several runs, the page names them once above all figures
     file = drawn if is_named else _draw(curve, runs, is_wide=curve.is_wide, names_runs=True)
-    note = curve.note
+    note = curve.caption(runs) if curve.caption else curve.note
     lines = [curve.series(run, key) for run in runs for key in curve.keys(run)]
     if curve.title != "Gradient norm" and any(_gaps(x, y) for x, y in lines):
         note += ("; " if note else "") + "bars at the upper edge: not finite"

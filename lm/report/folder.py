@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +63,14 @@ class Run:
         rises = np.diff(totals, prepend=0.0)
         return [(int(s), int(n)) for s, n in zip(steps, rises, strict=True) if n > 0]
 
+    def flags(self) -> list[str]:
+        """The command line from its first flag on, without the name of the program."""
+        words = [str(word) for word in self.facts.get("command", [])]
+        return list(itertools.dropwhile(lambda word: not word.startswith("-"), words))
+
     def overrides(self) -> set[str]:
         """Keys of the configuration that the command line set."""
-        flags = [str(word) for word in self.facts.get("command", [])]
+        flags = self.flags()
         return {f.split("=")[0].removeprefix("--config.") for f in flags if f[:9] == "--config."}
 
 

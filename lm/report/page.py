@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 import math
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -162,15 +163,15 @@ def _cards(run: Run) -> str:
         cards.append(card("Training time", duration(seconds), "compilation, evaluation left out"))
     if (mfu := _median(run, "time/mfu")) is not None:
         cards.append(card("MFU", f"{mfu:.1%}", "of the devices' peak, median"))
-    if left_out := run.facts.get("data", {}).get("left_out"):
+    left_out = run.facts.get("data", {}).get("left_out", {})
+    # Empty documents hold nothing: where only such were left out, the record says it, not a card.
+    if any(counts.keys() - {"empty"} for counts in left_out.values()):
         reasons = [
             f"{n:,} {reason}" for counts in left_out.values() for reason, n in counts.items()
         ]
         total = sum(sum(counts.values()) for counts in left_out.values())
         note = f"of {', '.join(left_out)}: {', '.join(reasons)}"
-        # Empty documents hold nothing, so leaving them out is no reason to worry.
-        is_loss = any(counts.keys() - {"empty"} for counts in left_out.values())
-        cards.append(card("Left out of the data", f"{total:,}", note, "warn" if is_loss else ""))
+        cards.append(card("Left out of the data", f"{total:,}", note, "warn"))
     if skipped := run.skipped():
         total = sum(count for _, count in skipped)
         places = ", ".join(str(step) for step, _ in skipped[:6]) + ("…" if len(skipped) > 6 else "")
@@ -185,7 +186,11 @@ def _median(run: Run, key: str) -> float | None:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """One row per run; the lowest value of each validation set is highlighted."""
+    """One row per run. The lowest value of each validation set is highlighted if all runs saw
+    equally many tokens: a longer run has a lower loss for that reason alone.
+    """
+    lengths = [run.last("tokens") or 0.0 for run in runs]
+    is_fair = max(lengths) <= 1.01 * min(lengths)  # whole steps of two batch sizes differ a little
     sets = list(dict.fromkeys(name for run in runs for name in run.validation()))
     # A run whose loss is not finite cannot be the best.
     lowest = {n: np.fmin.reduce([r.validation().get(n, np.inf) for r in runs]) for n in sets}
@@ -194,7 +199,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         row: list[str] = [Html(_named(ink, run.name))]
         for name in sets:
             bits = run.validation().get(name)
-            best = ' class="best"' if bits == lowest[name] else ""
+            best = ' class="best"' if is_fair and bits == lowest[name] else ""
             row.append("–" if bits is None else Html(f"<span{best}>{bits:.4f}</span>"))
         tokens = run.last("tokens")
         total = run.facts.get("parameters", {}).get("total")
@@ -298,9 +303,11 @@ def _record(run: Run, named: bool) -> str:
     if facts.get("parameters"):
         parameters = section(f"Parameters{of}", _parameters(facts["parameters"]))
     skipped_keys = ("layers", "parameters")
+    # Quoted as a shell needs it, so that the command can be pasted.
+    shown = facts | ({"command": shlex.join(map(str, facts["command"]))} if run.flags() else {})
     rows = [
         [key.replace("_", " "), Html(f"<code>{fact(value)}</code>")]
-        for key, value in facts.items()
+        for key, value in shown.items()
         if key not in skipped_keys
     ]
     body = layers + parameters + section(f"Record{of}", table(rows))

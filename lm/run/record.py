@@ -26,7 +26,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -258,8 +258,21 @@ def describe(built: Build, tokenizer: Tokenizer, data: dict[str, Any]) -> dict[s
         },
         "data": data,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(sys.argv),
     }
+
+
+def _command(argv: Sequence[str]) -> list[str]:
+    """The words that start this program again: a file of launch is a command of `espalier`.
+
+    >>> _command(["/a/launch/train.py", "--workdir=runs/a"])
+    ['espalier', 'train', '--workdir=runs/a']
+    >>> _command(["/a/mine.py"])
+    ['mine.py']
+    """
+    program = Path(argv[0])
+    is_ours = program.parent.name == "launch" and program.suffix == ".py"
+    return [*(["espalier", program.stem] if is_ours else [program.name]), *argv[1:]]
 
 
 def _layer(record: LayerRecord) -> dict[str, Any]:

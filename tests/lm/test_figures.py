@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -28,6 +29,21 @@ def test_equal_curves_are_all_visible() -> None:
     """Learning rates of groups are often equal; the last one does not hide the others."""
     rates = [{"lr/a": 1.0 / i, "lr/b": 1.0 / i, "lr/c": 2.0 / i} for i in range(1, 41)]
     assert drawn("Learning rate", run(*rates)).count("stroke-dasharray") == 1
+
+
+def test_the_caption_of_learning_rates_explains_the_groups_and_the_largest_rate() -> None:
+    records = [{"lr/hidden": 0.008 / i, "lr/input": 0.004 / i} for i in range(1, 5)]
+    shown = run(*records)
+    note = lambda shown: next(x.note for x in figures.draw(shown) if x.title == "Learning rate")
+    groups = "per parameter group; hidden: matrices between activations; input: embeddings"
+    assert note([shown]) == f"{groups}; largest rate so far: 0.008"
+    reached, below = (
+        dataclasses.replace(shown, config={"schedule": {"peak_learning_rate": peak}})
+        for peak in (0.008, 0.02)
+    )
+    assert note([reached]) == note([shown])
+    assert note([below]) == f"{note([shown])}, below schedule.peak_learning_rate=0.02"
+    assert note([shown, below]) == groups
 
 
 def test_what_is_lost_of_each_curve_has_its_own_bar() -> None:

@@ -38,7 +38,7 @@ FACTS = {
     "started": "2026-01-01T10:00:00+00:00",
     "tokenizer": {"kind": "bpe", "vocab_size": 4096},
     "data": {"left_out": {"stdlib": {"undecodable": 3, "broken link": 1}, "b": {"empty": 1200}}},
-    "command": ["train.py", "--config=x.py", "--config.model.width=128", "--workdir=a"],
+    "command": ["espalier", "train", "--config=x.py", "--config.model.width=128", "--workdir=a b"],
 }
 
 
@@ -142,6 +142,7 @@ def test_a_run(run_page: Path) -> None:
         assert (workdir / "report_figures" / name).read_text().startswith("<svg xmlns")
     assert "return x &lt; 1 &lt;/pre&gt;" in text
     assert "&lt;stdlib&gt;" in text
+    assert "espalier train --config=x.py --config.model.width=128 &#x27;--workdir=a b&#x27;" in text
     assert list(workdir.glob(".*")) == []
 
 
@@ -207,13 +208,13 @@ def test_what_was_left_out_is_shown(run_page: Path) -> None:
     assert "of stdlib, b: 3 undecodable, 1 broken link, 1,200 empty" in text
 
 
-@pytest.mark.parametrize(("reason", "kind"), [("empty", ""), ("undecodable", "warn")])
-def test_only_lost_text_is_a_warning(reason: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reason", "is_shown"), [("empty", False), ("undecodable", True)])
+def test_only_lost_text_has_a_card(reason: str, is_shown: bool, tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text()) | {"data": {"left_out": {"a": {reason: 3}}}}
     (run / "run.json").write_text(json.dumps(facts))
     text, _ = read(report.write([run], tmp_path / "report.html"))
-    assert f'<div class="card {kind}"><div class="name">Left out of the data' in text
+    assert ('<div class="card warn"><div class="name">Left out of the data' in text) == is_shown
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf, 7.5, None])
@@ -264,6 +265,10 @@ def test_several_runs(tmp_path: Path) -> None:
     (b / "config.json").write_text(json.dumps({**CONFIG, "seed": 3}))
     text, _ = read(report.write([a, b], tmp_path / "report.html"))
     assert marked(text) == {"seed"}
+    assert 'class="best"' not in text, "one saw twice the tokens"
+    with metrics.Writer(b) as writer:
+        writer.write(record(40))
+    text, _ = read(report.write([a, b], tmp_path / "report.html"))
     best, worst = 5.0 / 40**0.2, 5.0 / 20**0.2
     assert f'<span class="best">{best:.4f}</span>' in text
     assert f"<span>{worst:.4f}</span>" in text
@@ -314,7 +319,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
             nan = dict.fromkeys(("train/loss", "train/bpb", "optim/grad_norm"), math.nan)
             writer.write(record(step) | nan)
     (workdir / "config.json").unlink()
-    other = make(tmp_path / "other")
+    other = make(tmp_path / "other", steps=50)
     text, _ = read(report.write([workdir], tmp_path / "report.html"))
     assert len(figures(text)) == 7
     assert text.count("not finite</span>") == 3  # both losses, and the note on skipped steps
@@ -324,7 +329,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     with metrics.Writer(workdir) as writer:
         writer.write(record(50) | {"eval/stdlib/bpb": math.nan, "eval/stdlib/loss": math.nan})
     text, _ = read(report.write([workdir, other], tmp_path / "report.html"))
-    assert re.findall('class="best">(.*?)<', text) == [f"{5.0 / 40**0.2:.4f}"]
+    assert re.findall('class="best">(.*?)<', text) == [f"{5.0 / 50**0.2:.4f}"]
 
 
 def test_training_time_counts_unlogged_steps(tmp_path: Path) -> None:

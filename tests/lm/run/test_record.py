@@ -46,6 +46,12 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def test_the_recorded_command_can_be_pasted() -> None:
+    started = [str(Path(cli.__file__).parent / "train.py"), "--workdir=a"]
+    assert record._command(started) == ["espalier", "train", "--workdir=a"]
+    assert record._command(["/b/mine.py", "--x=1"]) == ["mine.py", "--x=1"]
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     """The error names the process. The folder is free as soon as that process ends, however it
     ends.
