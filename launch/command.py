@@ -72,7 +72,6 @@ def run(words: list[str]) -> NoReturn:
             close = near(name.replace("-", "_"), known)
             hint = f"did you mean {close!r}?" if close else "espalier alone lists them"
             raise UserError(f"{name!r} is not a command of espalier; {hint}")
-    ends.at_once()  # until the command has been imported
     sys.argv[:] = [str(HERE / f"{name}.py"), *flags]
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
     raise AssertionError("a command ends by SystemExit")

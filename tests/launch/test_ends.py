@@ -102,6 +102,55 @@ def test_a_signal_during_the_start_is_one_line(signum: int, at: str) -> None:
     assert len(err.splitlines()) == 1
 
 
+DROPPING = """
+import os, signal, sys, time
+from launch import cli
+
+class Dropping:
+    def __del__(self):  # Python drops what a destructor raises
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(0.01)
+
+def main(argv):
+    if argv[1] == "destructor":
+        Dropping()
+    else:
+        import importing
+    time.sleep(20)
+
+def work(argv):
+    if argv[1] == "work":
+        exec("import importing", {"__name__": "lm.anything"})
+        time.sleep(20)
+    main(argv)
+
+cli.run(work, positional=True)
+"""
+
+IMPORTED = """
+import os, sys, time
+try:  # an extension makes an ImportError of what is raised while it is imported
+    os.kill(os.getpid(), int(sys.argv[2]))
+    time.sleep(0.01)
+except BaseException as error:
+    raise ImportError("while initializing the extension") from error
+"""
+
+
+@pytest.mark.parametrize("signum", STATUS)
+@pytest.mark.parametrize("at", ["destructor", "import", "work"])
+def test_a_signal_is_not_lost(signum: signal.Signals, at: str, tmp_path: Path) -> None:
+    """In a destructor, in an import of the launcher, and in one in the middle of the work."""
+    (tmp_path / "importing.py").write_text(IMPORTED)
+    env = os.environ | {"PYTHONPATH": f"{launched.ROOT}:{tmp_path}"}
+    command = [sys.executable, "-c", DROPPING, at, str(int(signum))]
+    started = time.monotonic()
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert time.monotonic() - started < 15
+    assert done.returncode == STATUS[signum], done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_a_signal_at_any_moment_of_a_start_leaves_nothing_partial(tmp_path: Path) -> None:
     """The command prints one line and ends with the right status. It leaves no partial run folder
