@@ -107,8 +107,34 @@ def read_config_file(argument: str) -> ConfigDict:
 
 
 def load_config(config: ConfigDict) -> Config:
-    """The validated configuration of a run, from the value of the config flag."""
+    """The validated configuration of a run, from the value of the config flag.
+
+    Raises:
+      UserError: the values are not a run, or have a mistake.
+    """
+    if "run" in config and "model" not in config:
+        from launch import reference  # here, since it imports jax
+
+        takers = " or ".join(f"espalier {name}" for name in reference.takers(config))
+        raise UserError(f"{_given()} is a study, not a run; use {takers or 'another file'}")
     return from_mapping(_todays(config.to_dict(), "the configuration"))
+
+
+def study_values(config: ConfigDict) -> dict[str, Any]:
+    """The values of a study, from the value of the config flag.
+
+    Raises:
+      UserError: they are those of a run.
+    """
+    if "model" in config:
+        raise UserError(f"{_given()} is a run, not a study; use espalier train, or name a study")
+    return dict(config.to_dict())
+
+
+def _given() -> str:
+    """The config flag as it was given, without its overrides."""
+    words = config_words() if NAME in flags.FLAGS else ()
+    return words[0] if words else f"--{NAME}"
 
 
 def _todays(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -179,6 +205,7 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # without the INFO lines of libraries
             std_logging.getLogger("lm").setLevel(std_logging.INFO)  # but with our few
+        logging.get_absl_handler().setFormatter(_Plain())
         return rest
 
     def command(argv: list[str]) -> int | None:
@@ -189,6 +216,15 @@ def run(main: Callable[[list[str]], int | None], *, positional: bool = False) ->
     with mistakes_in_one_line(), ends.unwinding():
         app.run(command, flags_parser=parser)
     raise AssertionError("app.run returns only by SystemExit")
+
+
+class _Plain(std_logging.Formatter):
+    """The message alone, after a word if it is more than information."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        error, warning = std_logging.ERROR, std_logging.WARNING
+        word = "error: " if record.levelno >= error else "warning: "
+        return (word if record.levelno >= warning else "") + super().format(record)
 
 
 @contextlib.contextmanager

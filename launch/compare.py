@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from lm.studies import compare, verdict
     from lm.studies import study as study_lib
 
-    values = _CONFIG.value.to_dict() if _CONFIG.value is not None else {}
+    values = cli.study_values(_CONFIG.value) if _CONFIG.value is not None else {}
     tasks = values.get("tasks", {})
     values |= {"tasks": tasks | {x: tasks.get(x, {}) | asked[x] for x in asked}} if asked else {}
     study = study_lib.create(values) if values else None

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from lm.report.figures import standalone
     from lm.studies import lr_transfer, rows, sweep
 
-    study = lr_transfer.create(_CONFIG.value.to_dict())
+    study = lr_transfer.create(cli.study_values(_CONFIG.value))
     table = rows.read(cli.path("table", _TABLE.value)) if _TABLE.value else []
     workdir = cli.workdir(_WORKDIR.value, "lr_transfer")
     # All rates and seeds share their compiled programs, also when a study is resumed.

@@ -76,7 +76,7 @@ def read(argument: str) -> tuple[Path, Any]:
     name, _, arg = argument.partition(":")
     path = find(name)
     with _importable(path):
-        return path, _get_config(path, arg)
+        return path, _get_config(path, arg, argument)
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def _is_within(name: str) -> bool:
     return name == PACKAGE or name.startswith(f"{PACKAGE}.")
 
 
-def _get_config(path: Path, arg: str) -> Any:
+def _get_config(path: Path, arg: str, argument: str) -> Any:
     try:
         module = _execute(path)
         if not callable(getattr(module, "get_config", None)):
@@ -128,6 +128,9 @@ def _get_config(path: Path, arg: str) -> Any:
             raise UserError(f"{path} takes no argument: drop {f':{arg}'!r}") from None
         return module.get_config(arg)
     except CONFIG_FILE_ERRORS as error:
+        if arg and isinstance(error, ValueError) and FOLDER in path.resolve().parents:
+            # A preset refuses its argument, and says why.
+            raise UserError(f"--config={argument}: {error}") from error
         raise UserError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from launch.benchmarks import machine
     from lm.studies import grid, recall
 
-    study = recall.create(_CONFIG.value.to_dict())
+    study = recall.create(cli.study_values(_CONFIG.value))
     workdir = cli.workdir(_WORKDIR.value, "recall")
     table = _TABLE.value and grid.read_table(cli.path("table", _TABLE.value), recall.Outcome)
     # The seeds of a pattern and width share their compiled programs, also in a resumed study.

@@ -5,10 +5,12 @@ The page holds the keys of a run and those of every study that a command takes b
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,17 @@ def study_class(study: str) -> Any:
     """The dataclass of a study, "module:Class"."""
     module, _, name = study.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def takers(values: Iterable[str]) -> list[str]:
+    """The commands that take a study with these keys."""
+    keys = set(values)
+    return [
+        command
+        for study, commands in studies().items()
+        if keys <= {field.name for field in dataclasses.fields(study_class(study))}
+        for command in commands
+    ]
 
 
 def studies() -> dict[str, list[str]]:

@@ -11,6 +11,7 @@
 # ESPALIER_PYTHON names the Python for a new .venv; otherwise .python-version decides.
 
 NEEDED=3.12
+export PIP_DISABLE_PIP_VERSION_CHECK=1 # the pins decide, and pip's notice would look like a fault
 
 show() {
   printf '+' >&2

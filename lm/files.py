@@ -92,6 +92,8 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     Raises:
       UserError: the file cannot be read, is not JSON in UTF-8, or does not hold an object.
     """
+    if not path.exists() and not path.is_symlink():
+        raise UserError(f"{path}: no such file; {advice}")
     with one_line(f"{path} is damaged or cannot be read", advice):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):

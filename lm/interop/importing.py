@@ -100,6 +100,9 @@ def run(source: Path, base: Mapping[str, Any], *, workdir: Path, partial: Path) 
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     where = source / "config.json"
+    if not where.exists():
+        what = "so it is not a Hugging Face folder; name one"
+        raise UserError(f"{source} has no config.json, {what}")
     hf = files.read_json(where, folder.AGAIN)
     is_own = exporting.KEY in hf
     values = (exporting.from_own if is_own else hf_config.from_transformers)(hf, base, where)

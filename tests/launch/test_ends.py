@@ -46,6 +46,20 @@ def test_lines_of_a_message_become_one(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == "error: first second\n"
 
 
+def test_a_log_line_is_plain() -> None:
+    text = (
+        "import logging\nfrom launch import cli\n"
+        "def main(argv):\n"
+        "    for name in ('info', 'warning', 'error'):\n"
+        "        getattr(logging.getLogger('lm.x'), name)('a %s', 'line')\n"
+        "cli.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=launched.ROOT, capture_output=True, text=True
+    )
+    assert done.stderr == "a line\nwarning: a line\nerror: a line\n"
+
+
 @pytest.mark.parametrize("signum", ends.SIGNALS)
 def test_a_signal_runs_the_cleanup(
     tmp_path: Path, signum: int, capsys: pytest.CaptureFixture[str]

@@ -183,7 +183,6 @@ def test_other_errors_keep_their_traceback(error: Exception) -> None:
     [
         (lambda p: p.mkdir(), "Is a directory"),
         (lambda p: p.symlink_to(p.name), "Too many levels of symbolic links"),
-        (lambda p: None, "No such file or directory"),
         (lambda p: p.write_bytes(b'{"a": "\xe9"}'), "'utf-8' codec can't decode"),
         (lambda p: p.write_text('{"a":'), "Expecting value"),
         (lambda p: p.write_text("[" * 200_000), "maximum recursion depth"),
@@ -199,3 +198,8 @@ def test_a_json_file_that_cannot_be_read(
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'a.json'} is damaged or cannot be read: {reason}")
     assert message.endswith("; restore it")
+
+
+def test_a_json_file_that_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: no such file; restore it$"):
+        files.read_json(tmp_path / "a.json", "restore it")

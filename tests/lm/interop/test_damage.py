@@ -98,7 +98,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no config": (
         "tied",
         lambda p: (p / "config.json").unlink(),
-        "config.json is damaged or cannot",
+        "source has no config.json, so it is not a Hugging Face folder; name one",
     ),
     "no JSON": ("tied", lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
     "no class": ("tied", config(architectures=None), "architectures=None; it must list one"),

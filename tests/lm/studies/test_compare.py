@@ -295,7 +295,7 @@ def test_a_file_that_is_not_a_comparison(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json is damaged.*; name the compare\.json"):
         compared.load(tmp_path / "a.json")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match=r"b\.json: no such file; name the compare\.json"):
         compared.load(tmp_path / "b.json")
 
 
