@@ -48,7 +48,7 @@ def listing() -> str:
             "",
             *lines,
             "",
-            *textwrap.wrap(f"--config takes a file or a name: {', '.join(presets.names())}", 80),
+            *textwrap.wrap(f"--config takes a file or a name: {', '.join(presets.forms())}", 80),
         ]
     )
 

@@ -11,6 +11,7 @@ is first the user's folder, and then Espalier's.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -51,6 +52,20 @@ def names() -> list[str]:
     """The presets, in alphabetical order."""
     studies = (path.parent for path in FOLDER.glob(f"*/{STUDY}"))
     return sorted(path.stem for path in (*FOLDER.glob("*.py"), *studies))
+
+
+def forms() -> list[str]:
+    """The presets as --config takes them: NAME, NAME:ARG with an argument, NAME[:ARG] if it may be
+    left out. The files are read and not executed.
+    """
+    return [name + _argument(find(name)) for name in names()]
+
+
+def _argument(path: Path) -> str:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config" and node.args.args:
+            return "[:ARG]" if node.args.defaults else ":ARG"
+    return ""
 
 
 def find(name: str) -> Path:

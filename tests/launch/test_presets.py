@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch import presets
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,3 +33,9 @@ def test_a_configuration_of_another_command_is_one_line(
     assert done.returncode == 2
     assert done.stderr.startswith(start + message)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_list_says_which_presets_take_an_argument() -> None:
+    forms = presets.forms()
+    assert {"base", "quickstart[:ARG]", "compare[:ARG]", "annealing:ARG"} <= set(forms)
+    assert [form.split(":")[0].rstrip("[") for form in forms] == presets.names()

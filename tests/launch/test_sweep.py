@@ -61,7 +61,7 @@ def refused(module: str, *flags: str) -> tuple[int, str]:
         (
             "lr_transfer",
             ["--config=lr_transfer:none"],
-            "ValueError: preset 'none' is not cpu, gpu or smoke",
+            ": preset 'none' is not cpu, gpu or smoke",
         ),
     ],
 )
