@@ -95,7 +95,8 @@ def tables(found: Comparison) -> str:
 TITLES = {
     "loss": (
         "Training",
-        "bits per byte of training text; mean over seeds, the band from least to most",
+        "bits per byte of training text; mean over seeds, the band from least to most; the top is "
+        "cut off: the first eighth of the training may lie above it",
     ),
     "length": ("Length", "loss of the same targets with growing context, nats per token"),
     "reading": ("Reading on", "loss by position in a long window, nats per token"),
@@ -249,14 +250,14 @@ def _subtitle(found: Comparison) -> str:
 
 def _cards(found: Comparison) -> str:
     ranked = _ranked(found.rows)
-    best = ranked[0].tasks["bits_per_byte"].headlines.mean()
     fast = max(found.rows, key=lambda row: row.tokens_per_second)
     small = min(found.rows, key=lambda row: next(iter(row.state_bytes.values())))
-    cards = card(
-        "least bits per byte",
-        ranked[0].pattern,
-        f"{best:.4f}; {verdicts.of_bits(found, ranked[0].pattern)}",
-    )
+    bits = [f"{row.tasks['bits_per_byte'].headlines.mean():.4f}" for row in ranked]
+    if said := verdicts.of_bits(found, ranked[0].pattern):
+        cards = card("least bits per byte", ranked[0].pattern, f"{bits[0]}; {said}")
+    else:  # the lowest mean is not a winner
+        every = [f"{row.pattern} {value}" for row, value in zip(ranked, bits, strict=True)]
+        cards = card("bits per byte", "no verdict", ", ".join(every))
     cards += card("fastest training", fast.pattern, f"{amount(fast.tokens_per_second)} tokens/s")
     state = next(iter(small.state_bytes.values()))
     cards += card("smallest state", small.pattern, amount(state, "B"))
@@ -270,7 +271,7 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def _results(rows: Sequence[Row]) -> tuple[list[list[str]], list[str]]:
-    """The headline of every task: mean over seeds (each seed). One row per pattern, best bits
+    """The headline of every task: mean over seeds (seeds: each). One row per pattern, best bits
     first; or one row per task if there are more tasks than patterns.
     """
     ranked, tasks = _ranked(rows), rows[0].tasks
@@ -287,7 +288,8 @@ def _headline(row: Row, label: str) -> str:
     task = row.tasks[label]
     values = task.headlines
     chance = all(seed.numbers[task.headline].is_at_chance for seed in task.seeds)
-    shown = f"{values.mean():.4f} ({', '.join(f'{x:.4f}' for x in values)})"
+    # Labeled, for two values in parentheses look like an interval.
+    shown = f"{values.mean():.4f} (seeds: {', '.join(f'{x:.4f}' for x in values)})"
     return shown + (" at chance" if chance else "")
 
 

@@ -7,6 +7,7 @@ from lm.report.page import table, text
 
 NO_PRIMARY = "The study names no primary comparison, and has no verdict."
 SPEED_UP = "how many times the cost {} has for the same loss"
+WIDE = 10.0  # an interval of a factor that reaches further than this from the mean says nothing
 DIFFERENCES = "no verdict, for they were not named beforehand"
 
 
@@ -29,9 +30,13 @@ def speed_up(found: Comparison) -> str:
 
 
 def speed_ups(found: Comparison) -> tuple[list[list[str]], list[str]]:
-    """One row per pattern: mean over seeds and its interval."""
+    """One row per pattern: mean over seeds and its interval. A factor is "undetermined" if its
+    interval reaches below a tenth of the mean and above ten times the mean.
+    """
 
     def cell(mean: float, low: float | None, high: float | None) -> str:
+        if low is not None and high is not None and low < mean / WIDE and high > mean * WIDE:
+            return "undetermined"
         return f"{mean:.2f} ({low:.2f} to {high:.2f})" if low is not None else f"{mean:.2f}"
 
     body = [[x.pattern, cell(*x.tokens), cell(*x.flops), cell(*x.seconds)] for x in found.speed_ups]
@@ -68,7 +73,7 @@ def difference_table(found: Comparison) -> tuple[list[list[str]], list[str]]:
 
 def of_bits(found: Comparison, pattern: str) -> str:
     """What the verdicts say about a pattern's bits per byte; the lowest mean alone proves
-    nothing.
+    nothing. "" if they say nothing.
     """
     words = {"better": "better than", "worse": "worse than", "same": "not clearly different from"}
     message = [
@@ -77,4 +82,4 @@ def of_bits(found: Comparison, pattern: str) -> str:
         if v.task.startswith("bits_per_byte") and v.outcome in words
         if v.pattern == pattern or (v.against == pattern and v.outcome == "same")
     ]
-    return ", ".join(message) if message else "no verdict"
+    return ", ".join(message)

@@ -258,7 +258,7 @@ def write(
         tokens=configuration(study, study.patterns[0], study.seeds[0]).run_tokens,
         rows=tuple(rows),
         primary=tuple(to_mapping(study.primary)),
-        verdicts=tuple(verdict.judge(rows, study.primary)),
+        verdicts=tuple(verdict.judge(rows, study.primary, study.seeds)),
         differences=tuple(verdict.rest(rows, study.primary)),
         speed_ups=tuple(speedup.speed_ups(rows)),
         recall=tuple(recalls),

@@ -91,6 +91,9 @@ def create(mapping: Mapping[str, Any]) -> Study:
         raise UserError(f"config.timing_rounds={study.timing_rounds} must be at least 1")
     if any(context < 1 for context in study.decode_contexts):
         raise UserError(f"config.decode_contexts={study.decode_contexts} must be positive")
+    # Before the comparisons: an unknown mixer is in neither list of names.
+    for pattern in study.patterns:
+        layer_lib.check(configuration(study, pattern, study.seeds[0]).model)
     labels = evals.create(study.tasks, "config.tasks").keys() | {"bits_per_byte"}
     verdict.check(study.primary, (*study.patterns, *study.variants), labels)
     if study.primary and (tuned := set(study.seeds) & set(study.tuned_on)):
@@ -101,8 +104,6 @@ def create(mapping: Mapping[str, Any]) -> Study:
     _check_names(study)
     if study.recall:
         recall.create(study.recall)
-    for pattern in study.patterns:
-        layer_lib.check(configuration(study, pattern, study.seeds[0]).model)
     for name, variant in study.variants.items():
         if name in study.patterns or variant.of not in study.patterns:
             raise UserError(

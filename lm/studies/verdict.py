@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -68,9 +69,10 @@ def check(primary: Sequence[Primary], patterns: Collection[str], tasks: Collecti
     for i, one in enumerate(primary):
         for key, known in (("task", tasks), ("pattern", patterns), ("against", patterns)):
             if (value := getattr(one, key)) not in known:
+                advice = "" if key == "task" else "set config.primary too; "
                 raise UserError(
                     f"config.primary[{i}].{key}={value!r} is not in the study; "
-                    f"{nearest(value, known)}"
+                    f"{advice}{nearest(value, known)}"
                 )
         if one.pattern == one.against:
             raise UserError(f"config.primary[{i}] compares {one.pattern!r} with itself; name two")
@@ -82,12 +84,16 @@ def check(primary: Sequence[Primary], patterns: Collection[str], tasks: Collecti
             )
 
 
-def judge(rows: Sequence[Row], primary: Sequence[Primary]) -> list[Difference]:
-    """The verdicts on all primary comparisons, in their order."""
+def judge(
+    rows: Sequence[Row], primary: Sequence[Primary], seeds: Sequence[int]
+) -> list[Difference]:
+    """The verdicts on all primary comparisons, in their order. `seeds`: all those of the study, of
+    which the rows may have only the first few.
+    """
     found = [_measured(rows, one) for one in primary]
     tests = [_test(rows, one) for one in primary]
     return [
-        _verdict(rows, one, difference, p, len(primary))
+        _verdict(rows, one, difference, _Evidence(p, len(primary), seeds))
         for one, difference, p in zip(primary, found, corrected(tests), strict=True)
     ]
 
@@ -122,7 +128,7 @@ def recheck(found: Comparison, primary: Sequence[Primary] = ()) -> tuple[list[st
     check(asked, [row.pattern for row in found.rows], found.rows[0].tasks)
     before = {(x.task, x.pattern, x.against): x for x in found.verdicts}
     lines, all_stand = [], True
-    for new in judge(found.rows, asked):
+    for new in judge(found.rows, asked, found.seeds):
         old = before.get((new.task, new.pattern, new.against))
         if old is None:
             lines.append(f"new: {new.sentence}")
@@ -246,11 +252,21 @@ def _over_items(ours: Asked, base: Asked) -> tuple[float, float] | None:
     return found.low, found.high
 
 
+class _Evidence(NamedTuple):
+    """The corrected p over seeds, how many comparisons it is corrected for, and the seeds of the
+    study.
+    """
+
+    p: float | None
+    num_primary: int
+    seeds: Sequence[int]
+
+
 def _verdict(
-    rows: Sequence[Row], one: Primary, found: Difference, p: float | None, num_primary: int
+    rows: Sequence[Row], one: Primary, found: Difference, evidence: _Evidence
 ) -> Difference:
     ours, base = _sides(rows, one)
-    num_seeds, names = len(base.seeds), f"{one.pattern} and {one.against}"
+    p, names = evidence.p, f"{one.pattern} and {one.against}"
     if found.outcome == "diverged":
         sides = (one.pattern, ours), (one.against, base)
         lost = [n for n, x in sides if _is_lost(x)] or [n for n, _ in sides]  # or their difference
@@ -272,7 +288,7 @@ def _verdict(
     }
     sentence = (
         f"{found.task}: {one.pattern} ({means[0]} {ours.unit}) {words[outcome]} {one.against} "
-        f"({means[1]} {base.unit}); {_evidence(p, num_seeds, num_primary)}; difference "
+        f"({means[1]} {base.unit}); {_evidence(evidence, len(base.seeds))}; difference "
         f"{found.difference:+.3g}{_intervals(found, base)}."
     )
     return found._replace(p=p, outcome=outcome, sentence=sentence)
@@ -300,15 +316,27 @@ def _num_items(side: Asked) -> int:
     return side.seeds[0].numbers[side.headline].num
 
 
-def _evidence(p: float | None, num_seeds: int, num_primary: int) -> str:
+def _evidence(evidence: _Evidence, num_seeds: int) -> str:
+    p, num_primary, _ = evidence
     seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
     if num_seeds < FEWEST_SEEDS:
         be = "are" if num_seeds > 1 else "is"
-        return f"{seeds} {be} too few, train {FEWEST_SEEDS} or more"
+        return f"{seeds} {be} too few, train {FEWEST_SEEDS} or more{_more_seeds(evidence.seeds)}"
     if p is None:
         return f"equal differences over {seeds} leave nothing to test"
     among = f", corrected for {num_primary} comparisons" if num_primary > 1 else ""
     return f"p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'} over {seeds}{among}"
+
+
+def _more_seeds(seeds: Sequence[int]) -> str:
+    """The flag that adds what is missing; "" if the study has enough and is still being trained.
+
+    >>> _more_seeds((0, 1))
+    ': --config.seeds="(0,1,2)"'
+    """
+    missing = FEWEST_SEEDS - len(seeds)
+    more = [*seeds, *(max(seeds) + 1 + i for i in range(missing))]
+    return f': --config.seeds="({",".join(map(str, more))})"' if missing > 0 else ""
 
 
 def _intervals(found: Difference, side: Asked) -> str:

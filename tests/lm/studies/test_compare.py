@@ -4,6 +4,7 @@ any training.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from lm.config import UserError
 from lm.evaluation import evaluate, statistics
 from lm.evaluation.scoring import Cost
 from lm.parallel import mesh
-from lm.report import compared, comparison
+from lm.report import compared, comparison, verdicts
 from lm.report.compared import Answer, Asked, Curve, Row
 from lm.studies import answers, compare, measure, sizes
 from lm.studies import study as study_lib
@@ -95,11 +96,15 @@ def test_a_mixer_too_large_is_refused_before_training(tmp_path: Path) -> None:
         ({"seeds": ()}, r"config\.seeds is empty"),
         ({"seed": (1,)}, "seed"),
         ({"patterns": ("softmax", "retnett"), "primary": ()}, "did you mean 'retnet'"),
+        ({"patterns": ("softmax", "glaa")}, "glaa.*did you mean 'gla'"),
         ({"timing_rounds": 0}, "timing_rounds=0"),
         ({"seeds": (1, 1)}, "names one twice"),
         ({"decode_contexts": (0,)}, "must be positive"),
         ({"tuned_on": (3, 1)}, r"has 1, under which settings were chosen .*take it out of seeds"),
-        ({"patterns": ("softmax",)}, r"primary\[0\]\.pattern='retnet' is not in the study"),
+        (
+            {"patterns": ("softmax",)},
+            r"primary\[0\]\.pattern='retnet' is not in the study; set config\.primary too",
+        ),
         ({"variants": {"a": {"of": "gla", "layers": {}}}}, r"variants\.a\.of='gla'"),
         (
             {"variants": {"a": {"of": "softmax", "layers": {"softmax": {"windo": 1}}}}},
@@ -266,6 +271,26 @@ def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
     assert answers.digest(str(tmp_path)) != answers.digest(str(tmp_path / "none"))
     more = answers.questions({}, 128).asked
     assert more["bits_per_byte"] != before["bits_per_byte"]
+
+
+def test_the_page_names_no_winner_without_a_verdict() -> None:
+    """The committed study has two seeds, so each of its primary comparisons lacks a verdict."""
+    found = compared.load(Path(__file__).parents[3] / "experiments/compare/compare.json")
+    assert {x.outcome for x in found.verdicts} == {"none"}
+    page = comparison.page(found)
+    assert "least bits per byte" not in page
+    assert '<div class="name">bits per byte</div><div class="value">no verdict</div>' in page
+    assert "the top is cut off" in page
+    assert re.search(r"\| \d\.\d{4} \(seeds: \d\.\d{4}, \d\.\d{4}\) \|", comparison.tables(found))
+    won = found.verdicts[-1]._replace(pattern="stickbreaking", outcome="better")
+    page = comparison.page(dataclasses.replace(found, verdicts=(won,)))
+    assert (
+        '<div class="name">least bits per byte</div><div class="value">stickbreaking</div>' in page
+    )
+    far, near = (1.26, 0.02, 100.15), (1.26, 0.9, 1.8)
+    wide = compared.SpeedUp("gla", far, near, (1.26, None, None))
+    body, _ = verdicts.speed_ups(dataclasses.replace(found, speed_ups=(wide,)))
+    assert body == [["gla", "undetermined", "1.26 (0.90 to 1.80)", "1.26"]]
 
 
 def test_a_run_that_diverged_is_written(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def judged(numbers: dict[str, list[Number]], is_better: str = "lower") -> list[D
     """Compares every pattern with the first, as primary comparisons."""
     first, *others = numbers
     asked = [Primary(task="bits", pattern=name, against=first) for name in others]
-    return verdict.judge(rows_of(numbers, is_better), asked)
+    return verdict.judge(rows_of(numbers, is_better), asked, range(len(numbers[first])))
 
 
 def p_values(values: np.ndarray) -> dict[str, float | None]:
@@ -96,7 +96,7 @@ def test_too_few_seeds_give_no_verdict(seeds: int) -> None:
     assert [v.outcome for v in found] == ["none", "none"]
     assert found[1].p is None
     assert found[1].low is not None
-    assert "too few, train 3 or more" in found[1].sentence
+    assert 'too few, train 3 or more: --config.seeds="(0,1,2)";' in found[1].sentence
     assert (found[1].seeds_low is None) == (seeds == 1)
 
 
@@ -300,7 +300,7 @@ def test_recheck_says_what_stands() -> None:
         tokens=1,
         rows=tuple(rows),
         primary=tuple(dataclasses.asdict(x) for x in primary),
-        verdicts=tuple(verdict.judge(rows, primary)),
+        verdicts=tuple(verdict.judge(rows, primary, (0, 1, 2))),
         differences=(),
         speed_ups=(),
         recall=(),
