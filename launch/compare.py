@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     from launch.benchmarks import machine
     from lm import files
     from lm.data import prepare
-    from lm.report import compared
+    from lm.report import compared, verdicts
     from lm.studies import compare, verdict
     from lm.studies import study as study_lib
 
@@ -70,8 +70,9 @@ def main(argv: list[str]) -> int:
         return UNFINISHED
     compare.write(study, rows, recalls, machine.describe("compare"), workdir)
     result.give({"finished": True} | files.read_json(workdir / "compare.json", "remove it"))
-    print((workdir / "compare.md").read_text(encoding="utf-8"))
-    print(f"compare.html, compare.json and the figures are in {workdir}")
+    page = compared.load(workdir / "compare.json")
+    print("\n".join(x.sentence for x in page.verdicts) or verdicts.NO_PRIMARY)
+    print(f"tables: {workdir / 'compare.md'}\npage: {workdir / 'compare.html'}")
     return 0
 
 

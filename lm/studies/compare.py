@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +84,11 @@ def run(
     times = measure.timed(builds, study.timing_rounds, study.decode_contexts, workdir)
     costs = {name: _cost(built, times, name) for name, built in builds.items()}
     rows: list[Row] = []
+    work = functools.partial(_work, plan, new_only=_new_only())
     for num in range(1, len(study.seeds) + 1):
         cells = [cell for cell in plan.trainings.asked if cell.seed in study.seeds[:num]]
         left = lambda found, cells=cells: [cell for cell in cells if cell not in found]
-        found = grid.run(plan.trainings, functools.partial(_work, plan), left)
+        found = grid.run(plan.trainings, work, left)
         if found is None:
             return None
         rows = [_row(plan, name, costs[name], found, study.seeds[:num]) for name in builds]
@@ -164,13 +166,34 @@ def _check(plan: _Plan) -> dict[Cell, Trained]:
     return found
 
 
-def _work(plan: _Plan, cell: Cell, place: Path) -> Trained | None:
-    """Trains a run and evaluates everything; None if a signal stopped it."""
+def _new_only() -> Callable[[logging.LogRecord], bool]:
+    """A filter of a logger that lets every message through once."""
+    seen = set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_known = message in seen
+        seen.add(message)
+        return not is_known
+
+    return is_new
+
+
+def _work(
+    plan: _Plan, cell: Cell, place: Path, *, new_only: Callable[[logging.LogRecord], bool]
+) -> Trained | None:
+    """Trains a run and evaluates everything; None if a signal stopped it. How often a run is
+    evaluated is the same in all runs, so a warning about it passes `new_only`.
+    """
     config = plan.config(cell)
     if not is_finished(place, config):
         options = train.Options(workdir=place, data_dir=plan.data_dir)
-        if not train.run(config, options).finished:
-            return None
+        evaluate.log.addFilter(new_only)
+        try:
+            if not train.run(config, options).finished:
+                return None
+        finally:
+            evaluate.log.removeFilter(new_only)
     found, tasks = {}, plan.questions.tasks
     for reading in plan.of(cell):
         answered = answers.ask(reading, plan.questions, plan.data_dir)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,12 @@ def timed(
     timing = Grid(folder=workdir, outcome=Times, asked={cell: asked}, if_changed="again")
 
     def work(cell: tuple[str], place: Path) -> Times:
+        print(
+            f"timing decode steps and then train steps of {', '.join(builds)}: each is compiled, "
+            f"then run in {rounds} rounds",
+            file=sys.stderr,
+            flush=True,
+        )
         by_name = {
             name: {str(context): seconds for context, seconds in found.items()}
             for name, found in decode_steps(builds, contexts, rounds).items()

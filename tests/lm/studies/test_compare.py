@@ -259,6 +259,17 @@ def test_the_whole_study(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     _nothing_again(study, changes, rows, workdir, data, monkeypatch)
 
 
+def test_a_warning_about_every_run_is_given_once(caplog: pytest.LogCaptureFixture) -> None:
+    new_only = compare._new_only()
+    evaluate.log.addFilter(new_only)
+    try:
+        for word in ("end", "end", "half"):
+            evaluate.log.warning("evaluated at the %s", word)
+    finally:
+        evaluate.log.removeFilter(new_only)
+    assert caplog.messages == ["evaluated at the end", "evaluated at the half"]
+
+
 def test_answers_know_the_files_of_their_tasks(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     ask = lambda name: answers.questions({"lambada": {"path": str(tmp_path / name)}}, 64).asked
