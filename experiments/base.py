@@ -24,7 +24,8 @@ MODEL = {
     "remat": "none",  # none | full | dots | named
     # for remat "named": {"mixer": "device", "mlp_up": "host"}, names of lm/modules/remat.py
     "kept": {},
-    "unroll": "auto",
+    "unroll": False,
+    "cpu_unroll": 8,
 }
 
 # Granite's multipliers (arXiv 2408.13359, table 4); the width they are stated for is 256.

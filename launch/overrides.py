@@ -240,7 +240,7 @@ def _read(kind: Any, text: Text, where: str) -> Any:
     kind = Mapping if isinstance(kind, _Label) or _family(kind) else kind
     if isinstance(text, str):
         return values.read(kind, text, where)
-    if not (_plain(kind) is bool or text in typing.get_args(_plain(kind))):
+    if _plain(kind) is not bool:
         raise UserError(f"{where} has no value; write {where}=VALUE")
     return text
 

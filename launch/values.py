@@ -79,8 +79,6 @@ def read(kind: Any, text: str, where: str) -> Any:
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     origin, value = typing.get_origin(kind), literal(text)
-    if origin is Literal and isinstance(value, bool) and value in typing.get_args(kind):
-        return value
     if kind in (str, Duration) or origin is Literal:
         return value if isinstance(value, str) else text
     if kind in SCALARS:

@@ -295,7 +295,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         )
     if origin is Literal:
         choices = typing.get_args(kind)
-        if not any(value == x and isinstance(value, type(x)) for x in choices):  # 1 is not True
+        if value not in choices:
             raise UserError(f"{where}={shown(value)} is not one of {', '.join(map(str, choices))}")
         return value
     if origin is not None and issubclass(origin, Mapping):

@@ -45,8 +45,8 @@ class ModelConfig:
         but the tensors in `kept`
       kept: tensor (a name in lm/modules/remat.py) -> where it is kept for the backward pass, under
         remat "named"
-      unroll: whether the layers of a group are compiled one after another instead of as one scan;
-        auto: on a CPU, where the model has at most 8 layers (lm/model.py)
+      unroll: whether the layers of a group are compiled one after another instead of as one scan
+      cpu_unroll: on a CPU they are also where the model has at most so many layers (lm/model.py)
     """
 
     width: Count
@@ -65,7 +65,8 @@ class ModelConfig:
     precision: Literal["float32", "bfloat16", "bfloat16_operands"]
     remat: Annotated[Literal["none", "full", "dots", "named"], FREE]
     kept: Annotated[Mapping[str, Literal["device", "host"]], FREE]
-    unroll: Annotated[Literal["auto", True, False], FREE]
+    unroll: Annotated[bool, FREE]
+    cpu_unroll: Annotated[int, NOT_NEGATIVE, FREE, Later(0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ OVERRIDES = [
     (["modle.width=3"], "unknown key --config.modle; did you mean 'model'?"),
     (["width=3"], "did you mean 'model.width'?"),
     (["model.batch_size=3"], "did you mean 'data.batch_size'?"),
-    (["model.zzz=3"], "known: ffn_dim, head_dim"),
+    (["model.zzz=3"], "known: cpu_unroll, ffn_dim"),
     (["seed.x=3"], "--config.seed is a value, not a group of keys"),
     (["data.sources.books.weight=1"], "missing key config.data.sources.books.path"),
     (
@@ -101,8 +101,7 @@ OVERRIDES = [
     (["seed=word"], "--config.seed=word is not an integer"),
     (["model.width=3.5"], "--config.model.width=3.5 is not an integer"),
     (["optimizer.beta1=word"], "--config.optimizer.beta1=word is not a number"),
-    (["model.tied_embeddings=maybe"], "tied_embeddings=maybe is not true or false"),
-    (["model.unroll=maybe"], "model.unroll='maybe' is not one of auto, True, False"),
+    (["model.unroll=maybe"], "--config.model.unroll=maybe is not true or false"),
     (["data.sources=[]"], "is not a dict"),
     ([f"data.sources={{'a/b': {SOURCE}}}"], "data.sources.a/b: a name takes letters"),
     (["model={}"], "missing key config.model.width"),
