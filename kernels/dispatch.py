@@ -252,11 +252,6 @@ def step(
     return op.step(state, complete_inputs(op, inputs, bound, dims), options=bound)
 
 
-def for_steps(name: str, state: Any) -> Any:
-    """The state as a loop of steps reads it fastest; `step` takes it, and no form does."""
-    return get(name).for_steps(state)
-
-
 def is_causal(name: str, options: Options | None = None) -> bool:
     """Whether a token's output depends only on itself and the tokens before it."""
     op = get(name)

@@ -34,6 +34,7 @@ def describe(name: str) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "versions": versions | {"python": platform.python_version()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 

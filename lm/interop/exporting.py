@@ -171,9 +171,8 @@ def from_own(hf: Mapping[str, Any], base: Mapping[str, Any], where: Path) -> dic
     paths = {"bytes": "", "bpe": "", "json": "tokenizer.json", "tiktoken": RANKS}
     if not isinstance(kind, str) or kind not in paths:
         raise UserError(f"{where}: unknown tokenizer {kind!r}; {nearest(str(kind), paths)}")
-    kept = {
-        key: base["model"][key] for key in ("precision", "remat", "kept", "unroll", "cpu_unroll")
-    }
+    keys = ("precision", "remat", "kept", "unroll", "cpu_unroll")
+    kept = {key: base["model"][key] for key in keys if key in base["model"]}
     values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     earlier = formats.MODEL_OF_1 if own["format"] == 1 else {}
     values |= {"model": {**earlier, **own["model"], **kept}, "mup": own["mup"]}

@@ -128,7 +128,7 @@ class Mixer(nn.Module):
     def for_steps(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state as a loop of `step` reads it fastest; only `step` takes it."""
         calls = self.calls()
-        return {name: dispatch.for_steps(calls[name].op, x) for name, x in state.items()}
+        return {name: dispatch.get(calls[name].op).for_steps(x) for name, x in state.items()}
 
     def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
         """The empty states of the ops; a state that grows has room for `max_len` tokens per row."""

@@ -142,12 +142,13 @@ def test_steps_equal_one_call(name: str, options: Any):
     end, out = run(problem.state)
     assert error(jnp.moveaxis(out, 0, 1), want) <= tolerance(name, "reference")
     assert jax.tree.structure(end) == jax.tree.structure(problem.state)
-    loop = dispatch.for_steps(name, problem.state)
+    for_steps = dispatch.get(name).for_steps
+    loop = for_steps(problem.state)
     if loop is problem.state:
         return
     after, again = run(loop)
     assert error(again, out) <= tolerance(name, "reference")
-    for x, y in zip(after, dispatch.for_steps(name, end), strict=True):
+    for x, y in zip(after, for_steps(end), strict=True):
         assert x.shape == y.shape
         assert error(x, y) <= tolerance(name, "reference")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,24 @@ def test_every_command_has_a_line_of_its_own() -> None:
         assert len(line) <= 80, line
         assert command.summary(command.HERE / f"{name}.py")[0].isupper()
         assert "`" not in command.summary(command.HERE / f"{name}.py")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's variable")
+@pytest.mark.parametrize("chosen", ["", "glibc.malloc.check=0"])
+def test_it_asks_for_huge_pages_unless_the_user_chose_otherwise(
+    chosen: str, tmp_path: Path
+) -> None:
+    """The command that runs prints its own environment; it is started with a file of the user's."""
+    show = "import os, sys; print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], sys.flags.no_site)"
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "__init__.py").write_text("")
+    (tmp_path / "launch" / "ends.py").write_text("def at_once(): pass\n")
+    (tmp_path / "launch" / "command.py").write_text(f"def run(words): exec({show!r})\n")
+    shutil.copy(ROOT / "espalier.py", tmp_path)
+    env = {"PATH": "/usr/bin:/bin"} | ({"GLIBC_TUNABLES": chosen} if chosen else {})
+    line = [sys.executable, "-S", "espalier.py", "a b", "--c=d"]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == f"{chosen or 'glibc.malloc.hugetlb=1'} ['a b', '--c=d'] 1\n", done.stderr
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("help",)])
