@@ -47,7 +47,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     (workdir / "run.json").write_text(json.dumps(facts))
     values = numbers.summary(workdir)
     assert values["command"] == "espalier train --config=x.py --config.model.width=128 " + (
-        "--workdir=a"
+        "--workdir=a b"
     )
     assert values["numbers"]["tokens per second, median"] == "8,192"
     assert values["numbers"]["validation bits per byte, stdlib"] == f"{5.0 / 40**0.2:.3f}"
