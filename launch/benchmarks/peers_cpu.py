@@ -43,15 +43,18 @@ FIRST = Goal("<=", 1.5)
 
 
 class Steps(NamedTuple):
-    """A batch, and the mixers that train on it, each with its goal over the peer's best form."""
+    """A batch, the mixers that train on it with the goal of each beside the peer's best form, and
+    the largest number of samples, since a long row takes seconds.
+    """
 
     rows: int
     length: int
     goals: dict[str, Goal | None]
+    most: int
 
 
 class Prompts(NamedTuple):
-    """Prompts to continue, and the goal of our time over the peer's."""
+    """Prompts to continue, and how long ours may take of the peer's time."""
 
     rows: int
     length: int
@@ -60,14 +63,15 @@ class Prompts(NamedTuple):
 
 
 STEPS = (
-    Steps(4, 512, {"softmax": STEP, "stickbreaking": None}),
-    Steps(1, 8192, {"softmax": LONG, "stickbreaking": STICK, "gla": None}),
+    Steps(4, 512, {"softmax": STEP, "stickbreaking": None}, 1000),
+    Steps(1, 8192, {"softmax": LONG, "stickbreaking": STICK, "gla": None}, 12),
 )
 PROMPTS = (
     Prompts(1, 256, 256, Goal("<=", 1 / 2)),
     Prompts(8, 256, 256, Goal("<=", 1 / 1.2)),
     Prompts(1, 7936, 256, None),
 )
+MOST_GENERATIONS = 10
 
 
 def check(options: Options) -> None:
@@ -121,7 +125,7 @@ def _steps(options: Options, asked: Steps) -> Iterator[Result]:
     with _started(options) as process:
         for form in ("eager", "compiled"):
             sides[f"torch {form}"] = _asking(process, f"{form}:{asked.rows},{asked.length}")
-        samples = timing.interleave(sides, options.pairs)
+        samples = timing.interleave(sides, min(options.pairs, asked.most))
         facts = {"peer": process.describe(), "rows": asked.rows, "length": asked.length}
     tokens = asked.rows * asked.length
     facts["tokens_per_second"] = {n: tokens / float(np.median(x)) for n, x in samples.items()}
@@ -213,7 +217,7 @@ def _generation(options: Options, asked: Prompts) -> Iterator[Result]:
         process.describe()
         sides = {"ours": ours, "torch": theirs}
         first = {side: [_seconds(function)] for side, function in sides.items()}
-        samples = timing.interleave(sides, options.pairs)
+        samples = timing.interleave(sides, min(options.pairs, MOST_GENERATIONS))
         facts: dict[str, Any] = {"peer": process.describe()}
     tokens = asked.rows * asked.new
     facts["tokens_per_second"] = {n: tokens / float(np.median(x)) for n, x in samples.items()}

@@ -38,7 +38,7 @@ def test_each_side_is_timed_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script.write_text(ACTOR)
     monkeypatch.setattr(peers_cpu, "SCRIPT", script)
     goals = {"softmax": Goal("<=", 1.0), "gla": None}
-    asked = (Steps(2, 16, goals),), (Prompts(2, 4, 3, Goal("<=", 0.5)),)
+    asked = (Steps(2, 16, goals, 2),), (Prompts(2, 4, 3, Goal("<=", 0.5)),)
     rows = {row.name: row for row in peers_cpu.run(options(), *asked)}
     assert {name.rpartition(" over ")[0] for name in rows} == {
         "steps/T16/softmax",
