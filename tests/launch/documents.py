@@ -1,4 +1,7 @@
-"""Reads the commands of README.md, CONTRIBUTING.md and docs/*.md: each line of a bash block."""
+"""Reads the commands of README.md, CONTRIBUTING.md and docs/*.md: each line of a bash block.
+
+Lines of a block `sh` are not read: they need a file or a folder that the reader makes first.
+"""
 
 from __future__ import annotations
 
