@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ from lm.data.sources import Corpus, LeftOut
 from lm.data.store import SPLITS, Store, open_store
 from lm.data.tokenizers import Tokenizer
 
+log = logging.getLogger(__name__)
 FORMAT = 3  # raise it when the meaning of the files changes; older folders are then not used
 
 
@@ -213,7 +215,22 @@ def _tokenizer(
     with files.one_line(f"cannot read {folder / 'sha256'}", f"delete {folder} and prepare again"):
         known = (folder / "sha256").read_text(encoding="utf-8").strip()
     _check_tokenizer(folder, known)
-    return tokenizers.load(folder / "tokenizer.json")
+    tokenizer = tokenizers.load(folder / "tokenizer.json")
+    if place.is_writer and tokenizer.vocab_size < config.tokenizer.vocab_size:
+        num_bytes = sum(corpus.num_bytes for corpus in weighted)
+        _warn_of_small_text(tokenizer.vocab_size, config.tokenizer.vocab_size, num_bytes)
+    return tokenizer
+
+
+@functools.cache
+def _warn_of_small_text(found: int, vocab_size: int, num_bytes: int) -> None:
+    """Logs it once per process: a study reads the same data for each of its runs."""
+    log.warning(
+        "data.tokenizer.kind='bpe' finds %s tokens in %s bytes of text, which is too little for "
+        "data.tokenizer.vocab_size=%d; add text, or set data.tokenizer.kind=bytes and "
+        "data.tokenizer.vocab_size=257",
+        *(f"{found:,}", f"{num_bytes:,}", vocab_size),
+    )
 
 
 def _training_texts(corpora: list[Corpus], bar: Progress) -> Iterator[str]:

@@ -16,6 +16,7 @@ import pytest
 
 from lm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from lm.data import documents, sources, splits
+from lm.data import prepare as prepare_lib
 from lm.data.prepare import Prepared, prepare, resolve_data_dir
 from lm.data.store import Writer
 from lm.data.tokenizers import Tokenizer
@@ -369,3 +370,29 @@ def test_data_dir_is_the_flag_or_the_environment_or_the_cache(
     assert resolve_data_dir("/flag") == Path("/flag")
     with pytest.raises(UserError, match="s3://bucket, an address; name a folder of a mounted file"):
         resolve_data_dir("s3://bucket")
+
+
+def test_a_text_that_is_too_small_for_the_vocabulary_is_warned_of(
+    corpus: Path,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether its tokenizer is trained now or was trained earlier. Text that gives all tokens is
+    large enough.
+    """
+    few = dataclasses.replace(BPE, vocab_size=260)
+    enough = make_config({"text": make_source(corpus / "*.txt")}, tokenizer=few)
+    prepare(enough, tmp_path / "data", progress=False)
+    assert not caplog.messages
+    (tmp_path / "six.txt").write_text("word\n\n")
+    small = make_config({"text": make_source(tmp_path / "six.txt")}, tokenizer=BPE)
+    for _ in range(2):
+        caplog.clear()
+        prepare_lib._warn_of_small_text.cache_clear()
+        prepare(small, tmp_path / "data", progress=False)
+        (line,) = caplog.messages
+        assert "tokens in 6 bytes of text" in line
+        assert "too little for data.tokenizer.vocab_size=300" in line
+        assert "set data.tokenizer.kind=bytes and data.tokenizer.vocab_size=257" in line
