@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -27,12 +27,14 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def started(command: Sequence[str]) -> Iterator[Process]:
+def started(command: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[Process]:
     """Starts a process. It may end at any time; asking it then raises `PeerError`."""
     # Errors go to a file: a pipe that nobody reads would block the process once it is full.
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, stderr=errors) as process,
+        subprocess.Popen(
+            command, bufsize=0, stdin=-1, stdout=-1, stderr=errors, env=env
+        ) as process,
     ):
         to, back = process.stdin, process.stdout
         assert to is not None

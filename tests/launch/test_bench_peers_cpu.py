@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.base import get_config
-from launch.benchmarks import peer_model, peers_cpu
+from launch.benchmarks import huge_pages, peer_model, peers_cpu
 from launch.benchmarks.peers_cpu import Prompts, Steps
 from launch.benchmarks.problem import Options, Sizes
 from launch.benchmarks.timing import Goal
@@ -79,3 +79,17 @@ def test_without_a_peer_nothing_is_measured() -> None:
 
 def test_every_pass_that_is_asked_for_exists() -> None:
     assert set(peer_model.KINDS) == {"eager", "compiled", "generate", "products"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's variable")
+def test_huge_pages_are_compared_in_two_processes() -> None:
+    """The processes are real; a step of 16 tokens says nothing about pages."""
+    sizes = Sizes(num_layers=1, width=64, batch_size=1, context_length=16)
+    given = Options(base=get_config().to_dict(), pairs=2, precision="float32", sizes=sizes)
+    result = huge_pages._compare(given, "softmax")
+    assert result.name == "huge_pages/softmax"
+    assert {side: len(x) for side, x in result.samples.items()} == {
+        "huge pages": 2,
+        "as glibc does": 2,
+    }
+    assert math.isfinite(result.value)
