@@ -51,8 +51,8 @@ def _compare(options: Options, mixer: str) -> Result:
     }
     first, second = started.values()
     with first as one, second as other:
-        ask: Callable[[peer.Process], Callable[[], object]] = lambda x: lambda: x.ask("step", 1)
-        sides = dict(zip(started, map(ask, (one, other)), strict=True))
-        samples = timing.interleave(sides, options.pairs)
-    a, b = sides
+        ask: Callable[[peer.Process], timing.Timer] = lambda x: lambda runs: x.ask("step", runs)
+        timers = dict(zip(started, map(ask, (one, other)), strict=True))
+        samples = timing.take_turns(timers, options.pairs)
+    a, b = started
     return timing.ratio(f"huge_pages/{mixer}", samples, (a, b), GOAL)
