@@ -6,8 +6,8 @@ an installation.
 
 On Linux the process starts itself once more, with glibc told to ask for huge pages; glibc reads
 this variable only when a process starts. XLA:CPU takes the temporary arrays of every step from the
-system anew: at 8 million parameters 140,000 pages of 4 KiB a step, which cost up to a quarter of
-its time (docs/speed.md). A variable that the user has set stays.
+system anew: at 8 million parameters 140,000 pages of 4 KiB a step, an eighth of its time
+(docs/speed.md). A variable that the user has set stays.
 """
 
 import os

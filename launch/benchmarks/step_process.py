@@ -2,8 +2,9 @@
 
     python -m launch.benchmarks.step_process MIXER WIDTH LAYERS ROWS LENGTH
 
-It prints "ready", then reads lines "step RUNS", runs so many steps, and prints their seconds. A step
-before them is not counted: a process that has waited finds its memory cold, and training never waits.
+It prints "ready", then reads lines "step RUNS", runs so many steps, and prints their seconds. A
+step before them is not counted: a process that has waited finds its memory cold, and training never
+waits.
 """
 
 from __future__ import annotations
