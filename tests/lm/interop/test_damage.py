@@ -336,7 +336,7 @@ def test_folders_that_cannot_be_compared_are_refused(
     verify.check(llama["tied"], 257, ["a"])
     for path, size, prompt, message in (
         (tmp_path / "none", 257, "a", "none: no such folder"),
-        (tmp_path, 257, "a", "config.json is damaged or"),
+        (tmp_path, 257, "a", "config.json: no such file; get the whole folder"),
         (llama["own"], 257, "a", "own holds EspalierForCausalLM, which transformers does not have"),
         (llama["tied"], 300, "a", "config.json: vocab_size=257, the checkpoint's is 300; give"),
         (llama["tied"], 257, "", "a prompt is empty"),
